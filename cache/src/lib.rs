@@ -1,0 +1,1 @@
+//! A machine's cache of blobs, shared by many processes.

@@ -1,0 +1,3 @@
+//! The command `blobferry`.
+
+fn main() {}

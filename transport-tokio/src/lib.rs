@@ -1,0 +1,1 @@
+//! Server and async client on tokio.
