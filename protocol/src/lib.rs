@@ -5,12 +5,20 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod buffered;
+mod call;
+pub mod client;
+pub mod connection;
+mod error;
 mod limits;
 mod message;
+pub mod server;
 mod time;
 pub mod wire;
 mod words;
 
+pub use connection::{Config, Expect, Slice, TransferEvent, Transmit};
+pub use error::{PeerError, UsageError};
 pub use limits::Limits;
 pub use message::*;
 pub use time::Time;

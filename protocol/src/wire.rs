@@ -71,6 +71,12 @@ pub fn decode(body: &[u8]) -> Result<Message, DecodeError> {
     }
 }
 
+/// Does this first byte of a body, the number of a message's kind, belong to one of the kinds that may be long?
+/// Those that carry records, lists or texts: `Request`, `Reply`, `Invalidate` and `BlobAbort`.
+pub(crate) fn may_be_long(kind: u8) -> bool {
+    matches!(kind, 3 | 4 | 5 | 9)
+}
+
 /// Lists that check their count before they allocate.
 pub(crate) mod bounded {
     use alloc::vec::Vec;

@@ -1,0 +1,77 @@
+//! The inner loops of a transport that reads and writes through buffers, written once.
+//!
+//! Nothing here does I/O: bytes come in as slices and go out into a `Vec`. A transport that moves payload past user
+//! space (`splice`, owned buffers of an io_uring) drives the [`Connection`] itself; it sees the same events.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::connection::{Connection, Expect, Half, Slice};
+use crate::error::{PeerError, UsageError};
+use crate::message::RequestError;
+use crate::time::Time;
+
+/// Appends what is to be sent to `out` until that holds at least `enough` bytes or there is nothing more to send.
+///
+/// `read` fills a buffer with the bytes of a slice. If it fails, the peer gets zeros in their place, and the transfer
+/// is aborted with the reason.
+pub fn transmit<H: Half>(
+    connection: &mut Connection<H>,
+    now: Time,
+    out: &mut Vec<u8>,
+    enough: usize,
+    mut read: impl FnMut(Slice, &mut [u8]) -> Result<(), RequestError>,
+) {
+    while out.len() < enough {
+        let Some(transmit) = connection.poll_transmit(now, out) else { break };
+        let Some(slice) = transmit.body else { continue };
+        let start = out.len();
+        // A slice is never longer than the chunk that its length in a `u32` was sent for.
+        out.resize(start + slice.len as usize, 0);
+        let Some(body) = out.get_mut(start..) else { break };
+        if let Err(reason) = read(slice, body) {
+            body.fill(0);
+            // It is under way: its end is said at the next poll at the earliest.
+            let aborted = connection.abort_blob(slice.transfer, reason);
+            debug_assert!(aborted.is_ok());
+        }
+    }
+}
+
+/// Feeds `bytes` from the peer to the connection: control to the machine, payload to `payload` (the slice, and where
+/// its bytes lie in `bytes`), and every event to `event` before the payload that follows it.
+///
+/// # Errors
+/// The rule that the peer broke. The connection is dead; events before that were handed out.
+pub fn receive<H: Half, S>(
+    connection: &mut Connection<H>,
+    now: Time,
+    bytes: &[u8],
+    state: &mut S,
+    mut event: impl FnMut(&mut S, &mut Connection<H>, H::Event),
+    mut payload: impl FnMut(&mut S, Slice, Range<usize>),
+) -> Result<(), PeerError> {
+    let mut at = 0;
+    while at < bytes.len() {
+        match connection.expect() {
+            Expect::Control { .. } => {
+                let used = connection.handle_control(now, bytes.get(at..).unwrap_or_default());
+                while let Some(happened) = connection.poll_event() {
+                    event(state, connection, happened);
+                }
+                at += used?;
+            }
+            Expect::Payload(slice) => {
+                let n = slice.len.min((bytes.len() - at) as u64);
+                let end = at + n as usize;
+                payload(state, Slice { len: n, ..slice }, at..end);
+                // What is moved is at most what is expected: the only error is a connection that has died meanwhile.
+                if let Err(UsageError::Dead(error)) = connection.payload_moved(now, n) {
+                    return Err(error);
+                }
+                at = end;
+            }
+        }
+    }
+    Ok(())
+}

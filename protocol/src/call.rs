@@ -1,0 +1,69 @@
+//! Requests in flight, as both halves remember them: what kind of answer fits.
+
+use crate::message::{Reply, Request};
+use crate::words::TxnId;
+
+/// What is remembered of a request until it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Anything that puts something into a transaction: `Begin`, `Store`, `StoreBlob`, `StoreShared`, `Delete`.
+    Put(TxnId),
+    Vote(TxnId),
+    Finish(TxnId),
+    Commit(TxnId),
+    Abort(TxnId),
+    Outcome,
+    Load,
+    LoadBefore,
+    History,
+    NewOids,
+    /// The range asked for.
+    SendBlob {
+        from: u64,
+        upto: u64,
+    },
+    Status,
+    Pack,
+}
+
+impl Call {
+    pub(crate) fn of(request: &Request) -> Call {
+        match *request {
+            Request::Begin { txn, .. }
+            | Request::Store { txn, .. }
+            | Request::StoreBlob { txn, .. }
+            | Request::StoreShared { txn, .. }
+            | Request::Delete { txn, .. } => Call::Put(txn),
+            Request::Vote { txn } => Call::Vote(txn),
+            Request::Finish { txn } => Call::Finish(txn),
+            Request::Commit { txn } => Call::Commit(txn),
+            Request::Abort { txn } => Call::Abort(txn),
+            Request::Outcome { .. } => Call::Outcome,
+            Request::Load { .. } | Request::LoadSerial { .. } => Call::Load,
+            Request::LoadBefore { .. } => Call::LoadBefore,
+            Request::History { .. } => Call::History,
+            Request::NewOids { .. } => Call::NewOids,
+            Request::SendBlob { from, upto, .. } => Call::SendBlob { from, upto },
+            Request::Status => Call::Status,
+            Request::Pack { .. } => Call::Pack,
+        }
+    }
+
+    /// Is this an answer to it? An error always is.
+    pub(crate) fn fits(self, reply: &Reply) -> bool {
+        match self {
+            Call::Put(_) | Call::Abort(_) => matches!(reply, Reply::Done),
+            Call::Vote(_) => matches!(reply, Reply::Voted | Reply::Conflicts(_)),
+            Call::Finish(_) => matches!(reply, Reply::Finished { .. }),
+            Call::Commit(_) => matches!(reply, Reply::Finished { .. } | Reply::Conflicts(_)),
+            Call::Outcome => matches!(reply, Reply::Outcome(_)),
+            Call::Load => matches!(reply, Reply::Revision(_)),
+            Call::LoadBefore => matches!(reply, Reply::RevisionBefore(_)),
+            Call::History => matches!(reply, Reply::History(_)),
+            Call::NewOids => matches!(reply, Reply::Oids { .. }),
+            Call::SendBlob { .. } => false,
+            Call::Status => matches!(reply, Reply::Status(_)),
+            Call::Pack => matches!(reply, Reply::Packed(_)),
+        }
+    }
+}

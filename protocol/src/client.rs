@@ -1,0 +1,364 @@
+//! The client's half of a connection: it asks, and stores.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use crate::call::Call;
+use crate::connection::sealed::{Events, Sealed};
+use crate::connection::{self, Accept, Config, Half, Link, TransferEvent, name_of};
+use crate::error::{PeerError, UsageError};
+use crate::message::{
+    Hello, MAGIC, Message, Phase, Refusal, Reply, Request, RequestError, VERSIONS, Welcome,
+};
+use crate::time::Time;
+use crate::words::{Digest, Oid, RequestId, Tid, TransferId, TxnId};
+
+/// A client's connection. Beside what [`connection::Connection`] offers: [`request`](Connection::request) and
+/// [`upload`](Connection::upload).
+pub type Connection = connection::Connection<Client>;
+
+/// What a client has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The handshake is done.
+    Connected(Welcome),
+    /// The server wants no conversation; the connection is dead.
+    Refused(Refusal),
+    /// The one answer to a request. A [`Request::SendBlob`] gets this only when no transfer begins.
+    Reply {
+        /// The request.
+        id: RequestId,
+        /// The answer.
+        result: Result<Reply, RequestError>,
+    },
+    /// A transaction was committed; comes before any answer that exposes it.
+    Invalidate {
+        /// The transaction.
+        tid: Tid,
+        /// What it changed.
+        oids: Vec<Oid>,
+    },
+    /// A blob that was asked for arrives. [`TransferEvent::Stopped`] and [`TransferEvent::Aborted`] are the one
+    /// answer to their request.
+    Transfer(TransferEvent),
+    /// The server is about to stop: nothing new begins, what is under way goes on.
+    Goodbye,
+}
+
+/// The state of the client's half.
+#[derive(Debug)]
+pub struct Client {
+    last_request: u64,
+    requests: BTreeMap<RequestId, Pending>,
+    transactions: BTreeMap<TxnId, Phase>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    call: Call,
+    /// Nobody waits for the answer any more.
+    cancelled: bool,
+}
+
+impl Half for Client {}
+
+impl From<TransferEvent> for Event {
+    fn from(event: TransferEvent) -> Event {
+        Event::Transfer(event)
+    }
+}
+
+impl connection::Connection<Client> {
+    /// A connection that says hello at once. `credentials` prove who this is, to a server that wants to know; at
+    /// most 2,048 bytes, the rest is cut off.
+    #[must_use]
+    pub fn new(now: Time, config: Config, credentials: &[u8]) -> Connection {
+        let half = Client { last_request: 0, requests: BTreeMap::new(), transactions: BTreeMap::new() };
+        let mut connection = Connection::with_half(now, config, half);
+        connection.link.queue_small(&Message::Hello(Hello {
+            magic: MAGIC,
+            version_min: VERSIONS.0,
+            version_max: VERSIONS.1,
+            limits: config.limits,
+            credentials: credentials.iter().copied().take(2048).collect(),
+        }));
+        connection
+    }
+
+    /// Asks for something. Exactly one answer will come, under the id that this returns.
+    ///
+    /// # Errors
+    /// What can not be asked now: see [`UsageError`]. Nothing was sent.
+    pub fn request(&mut self, request: Request) -> Result<RequestId, UsageError> {
+        if matches!(request, Request::StoreBlob { .. }) {
+            return Err(UsageError::UseUpload);
+        }
+        self.send_request(request)
+    }
+
+    /// Stores an object's record with a blob of exactly `size` bytes, whose transfer begins at once. Where the digest
+    /// is not known yet, [`finish_blob`](Self::finish_blob) has to tell it when all bytes have been read. The answer
+    /// comes under the transfer's number when the server has all of it on disk.
+    ///
+    /// # Errors
+    /// What can not be done now: see [`UsageError`]. Nothing was sent.
+    pub fn upload(
+        &mut self,
+        txn: TxnId,
+        oid: Oid,
+        base: Tid,
+        data: Vec<u8>,
+        size: u64,
+        digest: Option<Digest>,
+    ) -> Result<TransferId, UsageError> {
+        let limit = self.link.peer.transfers;
+        let uploads = self.link.outgoing.len();
+        if uploads >= limit as usize {
+            return Err(UsageError::Limit { what: "transfers", limit: u64::from(limit) });
+        }
+        let transfer = TransferId::from(self.send_request(Request::StoreBlob { txn, oid, base, data })?);
+        self.link.queue(&Message::BlobStart { transfer, from: 0, end: size, size, digest })?;
+        self.link.outgoing.start(transfer, 0, size, digest);
+        Ok(transfer)
+    }
+
+    fn send_request(&mut self, request: Request) -> Result<RequestId, UsageError> {
+        self.link.usable()?;
+        let call = Call::of(&request);
+        let limits = self.link.peer;
+        if self.half.requests.len() >= limits.requests as usize {
+            return Err(UsageError::Limit { what: "requests", limit: u64::from(limits.requests) });
+        }
+        if let Call::SendBlob { .. } = call {
+            let limit = self.link.config.limits.transfers;
+            let downloads = |pending: &&Pending| matches!(pending.call, Call::SendBlob { .. });
+            if self.half.requests.values().filter(downloads).count() >= limit as usize {
+                return Err(UsageError::Limit { what: "transfers", limit: u64::from(limit) });
+            }
+        }
+        // What ends a transaction is asked even of a server that is about to stop.
+        let ends = matches!(call, Call::Finish(_) | Call::Abort(_) | Call::Outcome);
+        if self.link.closing && !ends {
+            return Err(UsageError::Closing);
+        }
+        let phase = self.half.next_phase(&request, limits.transactions)?;
+        let id = RequestId(self.half.last_request + 1);
+        self.link.queue(&Message::Request { id, request })?;
+        self.half.last_request = id.0;
+        self.half.requests.insert(id, Pending { call, cancelled: false });
+        match phase {
+            Some((txn, Some(phase))) => drop(self.half.transactions.insert(txn, phase)),
+            Some((txn, None)) => drop(self.half.transactions.remove(&txn)),
+            None => {}
+        }
+        if let Call::Abort(txn) = call {
+            self.abort_uploads(txn);
+        }
+        Ok(id)
+    }
+
+    /// A transaction that is given up takes its uploads with it.
+    fn abort_uploads(&mut self, txn: TxnId) {
+        let puts = self.half.requests.iter().filter(|(_, pending)| pending.call == Call::Put(txn));
+        let uploads: Vec<TransferId> =
+            puts.map(|(id, _)| TransferId::from(*id)).filter(|id| self.link.outgoing.contains(*id)).collect();
+        for transfer in uploads {
+            // It is under way, as was just seen; and its reason is short.
+            let aborted = self.link.abort_blob(transfer, RequestError::Cancelled);
+            debug_assert!(aborted.is_ok());
+        }
+    }
+
+    /// Does not want the answer any more. It comes all the same, perhaps early; a blob's bytes are dropped.
+    ///
+    /// # Errors
+    /// A request that does not wait for an answer.
+    pub fn cancel(&mut self, id: RequestId) -> Result<(), UsageError> {
+        self.link.usable()?;
+        let pending = self.half.requests.get_mut(&id).ok_or(UsageError::NoSuchRequest(id))?;
+        if !pending.cancelled {
+            pending.cancelled = true;
+            if self.link.outgoing.contains(id.into()) {
+                return self.link.abort_blob(id.into(), RequestError::Cancelled);
+            }
+            self.link.incoming.drop_rest(id.into());
+            self.link.queue_small(&Message::Cancel { id });
+            self.link.grant();
+        }
+        Ok(())
+    }
+
+    /// The phase of a transaction that is open here.
+    #[must_use]
+    pub fn phase(&self, txn: TxnId) -> Option<Phase> {
+        self.half.transactions.get(&txn).copied()
+    }
+
+    /// Requests that wait for their answer.
+    #[must_use]
+    pub fn requests_in_flight(&self) -> usize {
+        self.half.requests.len()
+    }
+
+    /// After a goodbye from either side: is everything that was under way at its end, so that the socket can be
+    /// closed?
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.link.closing
+            && self.half.requests.is_empty()
+            && self.backlog() == 0
+            && self.link.outgoing.len() == 0
+    }
+}
+
+impl Client {
+    /// The phase that a request brings its transaction to; `Some((txn, None))` where that is its end.
+    fn next_phase(
+        &self,
+        request: &Request,
+        limit: u32,
+    ) -> Result<Option<(TxnId, Option<Phase>)>, UsageError> {
+        let Some(txn) = request.txn() else { return Ok(None) };
+        let current = self.transactions.get(&txn).copied();
+        if let Request::Begin { .. } = request {
+            if current.is_some() {
+                return Err(UsageError::TransactionExists(txn));
+            }
+            if self.transactions.len() >= limit as usize {
+                return Err(UsageError::Limit { what: "transactions", limit: u64::from(limit) });
+            }
+            return Ok(Some((txn, Some(Phase::Open))));
+        }
+        let phase = current.ok_or(UsageError::NoSuchTransaction(txn))?;
+        let next = match (request, phase) {
+            (Request::Vote { .. }, Phase::Open) => Some(Phase::Voting),
+            (Request::Finish { .. }, Phase::Voted) => Some(Phase::Finishing),
+            (Request::Commit { .. }, Phase::Open) => Some(Phase::Finishing),
+            (Request::Abort { .. }, Phase::Open | Phase::Voting | Phase::Voted | Phase::Doomed) => None,
+            (
+                Request::Store { .. }
+                | Request::StoreBlob { .. }
+                | Request::StoreShared { .. }
+                | Request::Delete { .. },
+                Phase::Open,
+            ) => Some(Phase::Open),
+            _ => return Err(UsageError::WrongPhase { txn, phase }),
+        };
+        Ok(Some((txn, next)))
+    }
+
+    /// What an answer means for its transaction.
+    fn answered(&mut self, call: Call, result: &Result<Reply, RequestError>) {
+        let (Call::Put(txn) | Call::Vote(txn) | Call::Finish(txn) | Call::Commit(txn)) = call else { return };
+        // Given up meanwhile: nothing is known of it any more.
+        let Some(phase) = self.transactions.get_mut(&txn) else { return };
+        match (call, result) {
+            (Call::Put(_), Ok(_)) => {}
+            (Call::Put(_), Err(_)) => *phase = if *phase == Phase::Open { Phase::Doomed } else { *phase },
+            (_, Ok(Reply::Voted)) => *phase = Phase::Voted,
+            (_, Ok(Reply::Conflicts(_))) => *phase = Phase::Open,
+            // Finished, or an error: either ends it.
+            _ => drop(self.transactions.remove(&txn)),
+        }
+    }
+}
+
+impl Sealed for Client {
+    type Event = Event;
+
+    fn message(
+        &mut self,
+        link: &mut Link,
+        events: &mut Events<Client>,
+        message: Message,
+    ) -> Result<(), PeerError> {
+        match message {
+            Message::Welcome(welcome) if !link.connected => {
+                if welcome.version < VERSIONS.0 || welcome.version > VERSIONS.1 {
+                    return Err(PeerError::BadVersion(welcome.version));
+                }
+                link.connect(welcome.limits)?;
+                events.push_back(Event::Connected(welcome));
+                Ok(())
+            }
+            Message::Refuse(refusal) if !link.connected => {
+                events.push_back(Event::Refused(refusal.clone()));
+                Err(PeerError::Refused(refusal))
+            }
+            Message::Reply { id, result } => self.reply(link, events, id, result),
+            Message::Invalidate { tid, oids } => {
+                events.push_back(Event::Invalidate { tid, oids });
+                Ok(())
+            }
+            Message::Goodbye => {
+                link.closing = true;
+                events.push_back(Event::Goodbye);
+                Ok(())
+            }
+            message => Err(PeerError::Unexpected { message: name_of(&message) }),
+        }
+    }
+
+    fn transfer_starts(
+        &mut self,
+        transfer: TransferId,
+        from: u64,
+        end: u64,
+        size: u64,
+    ) -> Result<Accept, PeerError> {
+        match self.requests.get(&transfer.into()) {
+            Some(&Pending { call: Call::SendBlob { from: asked, upto }, cancelled }) => {
+                if from != asked || end != upto.min(size) {
+                    return Err(PeerError::BadTransfer { transfer, what: "it is not the range asked for" });
+                }
+                Ok(if cancelled { Accept::Drop } else { Accept::Take })
+            }
+            _ => Err(PeerError::BadTransfer { transfer, what: "nobody asked for it" }),
+        }
+    }
+
+    fn transfer_ends(
+        &mut self,
+        _: &mut Link,
+        events: &mut Events<Client>,
+        event: TransferEvent,
+        wanted: bool,
+    ) {
+        let transfer = event.transfer();
+        self.requests.remove(&transfer.into());
+        let event =
+            if wanted { event } else { TransferEvent::Aborted { transfer, reason: RequestError::Cancelled } };
+        events.push_back(Event::Transfer(event));
+    }
+}
+
+impl Client {
+    fn reply(
+        &mut self,
+        link: &mut Link,
+        events: &mut Events<Client>,
+        id: RequestId,
+        result: Result<Reply, RequestError>,
+    ) -> Result<(), PeerError> {
+        let wrong = |what| PeerError::WrongReply { id, what };
+        let call = self.requests.get(&id).ok_or_else(|| wrong("it is not in flight"))?.call;
+        if result.as_ref().is_ok_and(|reply| !call.fits(reply)) {
+            return Err(wrong("the answer is of another kind"));
+        }
+        if link.incoming.contains(id.into()) {
+            return Err(wrong("its transfer is under way"));
+        }
+        if link.outgoing.contains(id.into()) {
+            if result.is_ok() {
+                return Err(wrong("its blob is not complete"));
+            }
+            // The server wants no more of this blob.
+            let aborted = link.abort_blob(id.into(), RequestError::Cancelled);
+            debug_assert!(aborted.is_ok());
+        }
+        self.requests.remove(&id);
+        self.answered(call, &result);
+        events.push_back(Event::Reply { id, result });
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! Transfers towards this side, and the credit that it gives for them.
+//!
+//! A worked scenario, with a window of 100 bytes for each transfer and 150 for the connection:
+//!
+//! 1. Two transfers begin. Each sender may send below offset 100 of its transfer, and 150 bytes together.
+//! 2. 100 bytes of the first and 50 of the second arrive. Neither may send more: the connection's 150 are used up.
+//! 3. The first sink has taken its 100 bytes: `stored(first, 100)`. Less than half of both windows is left, so both
+//!    are opened again: `Credit {first, 200}`, `ConnectionCredit {250}`.
+//! 4. The second is aborted by its sender. What it sent counts as taken: `ConnectionCredit {300}`.
+//!
+//! Credit is absolute: a message that says "up to 200" can be repeated or merged, and says the same.
+
+use alloc::collections::BTreeMap;
+use alloc::collections::BTreeSet;
+
+use super::Slice;
+use crate::error::{PeerError, UsageError};
+use crate::limits::Limits;
+use crate::message::Message;
+use crate::words::TransferId;
+
+/// Does anybody want the bytes of a transfer?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accept {
+    /// They go to a sink.
+    Take,
+    /// They are dropped as they come: the request was answered or cancelled meanwhile.
+    Drop,
+}
+
+#[derive(Debug)]
+struct Transfer {
+    end: u64,
+    /// Offset behind the last chunk that was announced.
+    announced: u64,
+    /// Offset behind the last byte that the transport has moved.
+    moved: u64,
+    /// Offset behind the last byte that the sink has taken.
+    stored: u64,
+    granted: u64,
+    accept: Accept,
+    /// Its sender is done; what is missing is only the sink.
+    stopped: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    transfers: BTreeMap<TransferId, Transfer>,
+    /// Transfers whose window may have to be opened.
+    to_grant: BTreeSet<TransferId>,
+    /// Payload bytes since the connection began: announced, taken and allowed.
+    announced: u64,
+    stored: u64,
+    granted: u64,
+}
+
+impl Incoming {
+    pub(crate) fn new(connection_window: u64) -> Incoming {
+        Incoming {
+            transfers: BTreeMap::new(),
+            to_grant: BTreeSet::new(),
+            announced: 0,
+            stored: 0,
+            granted: connection_window,
+        }
+    }
+
+    /// Is its sender still at it?
+    pub(crate) fn contains(&self, id: TransferId) -> bool {
+        self.transfers.get(&id).is_some_and(|transfer| !transfer.stopped)
+    }
+
+    pub(crate) fn start(
+        &mut self,
+        id: TransferId,
+        from: u64,
+        end: u64,
+        accept: Accept,
+        limits: Limits,
+    ) -> Result<(), PeerError> {
+        if self.transfers.len() >= limits.transfers as usize {
+            return Err(PeerError::TooManyTransfers { limit: limits.transfers });
+        }
+        let transfer = Transfer {
+            end,
+            announced: from,
+            moved: from,
+            stored: from,
+            granted: from.saturating_add(limits.transfer_window),
+            accept,
+            stopped: false,
+        };
+        if self.transfers.insert(id, transfer).is_some() {
+            return Err(PeerError::BadTransfer { transfer: id, what: "it has begun already" });
+        }
+        Ok(())
+    }
+
+    fn running(&mut self, id: TransferId) -> Result<&mut Transfer, PeerError> {
+        match self.transfers.get_mut(&id) {
+            Some(transfer) if !transfer.stopped => Ok(transfer),
+            _ => Err(PeerError::BadTransfer { transfer: id, what: "it is not under way" }),
+        }
+    }
+
+    pub(crate) fn chunk(
+        &mut self,
+        id: TransferId,
+        offset: u64,
+        len: u32,
+        limits: Limits,
+    ) -> Result<Slice, PeerError> {
+        let bad = |what| PeerError::BadTransfer { transfer: id, what };
+        let (total, granted) = (self.announced.saturating_add(u64::from(len)), self.granted);
+        let transfer = self.running(id)?;
+        if len == 0 || len > limits.chunk {
+            return Err(bad("a chunk is empty or too long"));
+        }
+        if offset != transfer.announced {
+            return Err(bad("a chunk is not where the last one ended"));
+        }
+        let upto = offset.checked_add(u64::from(len)).filter(|upto| *upto <= transfer.end);
+        let upto = upto.ok_or_else(|| bad("a chunk goes beyond its end"))?;
+        if upto > transfer.granted || total > granted {
+            return Err(PeerError::CreditExceeded { transfer: id });
+        }
+        transfer.announced = upto;
+        self.announced = total;
+        Ok(Slice { transfer: id, offset, len: u64::from(len) })
+    }
+
+    /// The transport has moved `n` bytes of this transfer.
+    pub(crate) fn moved(&mut self, id: TransferId, n: u64) {
+        if let Some(transfer) = self.transfers.get_mut(&id) {
+            transfer.moved += n;
+            if transfer.accept == Accept::Drop {
+                transfer.stored = transfer.moved;
+                self.stored += n;
+                self.to_grant.insert(id);
+            }
+        }
+    }
+
+    pub(crate) fn stored(&mut self, id: TransferId, upto: u64) -> Result<(), UsageError> {
+        let transfer = self.transfers.get_mut(&id).ok_or(UsageError::NoSuchTransfer(id))?;
+        if transfer.accept == Accept::Drop {
+            return Ok(()); // Counted when it was moved; the sink did not know yet.
+        }
+        if upto > transfer.moved || upto < transfer.stored {
+            return Err(UsageError::BadRange(id));
+        }
+        self.stored += upto - transfer.stored;
+        transfer.stored = upto;
+        self.to_grant.insert(id);
+        if transfer.stopped && transfer.stored == transfer.moved {
+            self.transfers.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// The sender has sent everything. Says whether anybody wanted it.
+    pub(crate) fn stop(&mut self, id: TransferId) -> Result<bool, PeerError> {
+        let transfer = self.running(id)?;
+        if transfer.moved != transfer.end {
+            return Err(PeerError::BadTransfer { transfer: id, what: "it stops before its end" });
+        }
+        transfer.stopped = true;
+        let wanted = transfer.accept == Accept::Take;
+        if transfer.stored == transfer.moved {
+            self.transfers.remove(&id);
+        }
+        Ok(wanted)
+    }
+
+    /// The sender has given up. Says whether anybody wanted it.
+    pub(crate) fn abort(&mut self, id: TransferId) -> Result<bool, PeerError> {
+        let wanted = self.running(id)?.accept == Accept::Take;
+        if let Some(transfer) = self.transfers.remove(&id) {
+            self.stored += transfer.moved - transfer.stored;
+        }
+        Ok(wanted)
+    }
+
+    /// Nobody wants the rest of this transfer; says whether it is still under way.
+    pub(crate) fn drop_rest(&mut self, id: TransferId) -> bool {
+        let Some(transfer) = self.transfers.get_mut(&id) else { return false };
+        if transfer.accept == Accept::Take {
+            transfer.accept = Accept::Drop;
+            self.stored += transfer.moved - transfer.stored;
+            transfer.stored = transfer.moved;
+            self.to_grant.insert(id);
+        }
+        let running = !transfer.stopped;
+        if !running {
+            self.transfers.remove(&id);
+        }
+        running
+    }
+
+    /// The next credit to announce: when less than half of a window is open.
+    pub(crate) fn next_grant(&mut self, limits: Limits) -> Option<Message> {
+        while let Some(id) = self.to_grant.pop_first() {
+            let Some(transfer) = self.transfers.get_mut(&id) else { continue };
+            let open = transfer.granted.saturating_sub(transfer.stored);
+            if transfer.granted < transfer.end && open <= limits.transfer_window / 2 {
+                transfer.granted = transfer.stored.saturating_add(limits.transfer_window).min(transfer.end);
+                return Some(Message::Credit { transfer: id, upto: transfer.granted });
+            }
+        }
+        if self.granted.saturating_sub(self.stored) <= limits.connection_window / 2 {
+            self.granted = self.stored.saturating_add(limits.connection_window);
+            return Some(Message::ConnectionCredit { upto: self.granted });
+        }
+        None
+    }
+}

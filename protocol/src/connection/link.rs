@@ -1,0 +1,173 @@
+//! The core under both halves: one queue of control bytes, transfers in both directions, liveness, and death.
+
+use alloc::vec::Vec;
+
+use super::incoming::Incoming;
+use super::liveness::{Due, Liveness};
+use super::outgoing::Outgoing;
+use super::receive::Receive;
+use super::{Config, Transmit};
+use crate::error::{PeerError, UsageError};
+use crate::limits::Limits;
+use crate::message::{Message, RequestError};
+use crate::time::Time;
+use crate::words::{Digest, TransferId};
+
+/// Pongs that may wait for one write. A peer that pings faster than it reads is not asking, it is flooding.
+const PONGS: u32 = 64;
+
+#[derive(Debug)]
+pub struct Link {
+    pub(crate) config: Config,
+    /// The peer's limits; the least there is until it has announced them.
+    pub(crate) peer: Limits,
+    pub(crate) connected: bool,
+    /// One of the sides has said goodbye.
+    pub(crate) closing: bool,
+    pub(crate) dead: Option<PeerError>,
+    pub(crate) receive: Receive,
+    pub(crate) incoming: Incoming,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) liveness: Liveness,
+    pongs: u32,
+}
+
+impl Link {
+    pub(crate) fn new(now: Time, config: Config) -> Link {
+        Link {
+            config,
+            peer: Limits::MIN,
+            connected: false,
+            closing: false,
+            dead: None,
+            receive: Receive::default(),
+            incoming: Incoming::new(config.limits.connection_window),
+            outgoing: Outgoing::default(),
+            liveness: Liveness::new(now, &config),
+            pongs: 0,
+        }
+    }
+
+    /// Can one work with these limits?
+    pub(crate) fn check(peer: Limits) -> Result<(), PeerError> {
+        let min = Limits::MIN;
+        let works = peer.frame >= min.frame
+            && peer.chunk >= min.chunk
+            && peer.transfer_window >= min.transfer_window
+            && peer.connection_window >= min.connection_window
+            && peer.transfers >= min.transfers
+            && peer.requests >= min.requests
+            && peer.transactions >= min.transactions
+            && peer.control_queue >= min.control_queue;
+        if works { Ok(()) } else { Err(PeerError::BadLimits(peer)) }
+    }
+
+    /// The handshake is done, and these are the peer's limits.
+    pub(crate) fn connect(&mut self, peer: Limits) -> Result<(), PeerError> {
+        Link::check(peer)?;
+        self.peer = peer;
+        self.outgoing.connect(peer);
+        self.connected = true;
+        self.liveness.connected();
+        Ok(())
+    }
+
+    /// The longest frame that the peer may send now.
+    pub(crate) fn max_frame(&self) -> u32 {
+        if self.connected { self.config.limits.frame } else { Limits::HANDSHAKE_FRAME }
+    }
+
+    pub(crate) fn alive(&self) -> Result<(), PeerError> {
+        self.dead.clone().map_or(Ok(()), Err)
+    }
+
+    /// Alive, and the handshake done.
+    pub(crate) fn usable(&self) -> Result<(), UsageError> {
+        match &self.dead {
+            Some(error) => Err(UsageError::Dead(error.clone())),
+            None if self.connected => Ok(()),
+            None => Err(UsageError::NotConnected),
+        }
+    }
+
+    /// Notes the first error that killed the connection, and gives it back.
+    pub(crate) fn die(&mut self, error: PeerError) -> PeerError {
+        self.dead.get_or_insert(error).clone()
+    }
+
+    /// Puts a message behind those that wait.
+    ///
+    /// # Errors
+    /// It is longer than the peer takes. A peer that has let too much pile up is dead from now on, which is not an
+    /// error of this call.
+    pub(crate) fn queue(&mut self, message: &Message) -> Result<(), UsageError> {
+        let max = if self.connected { self.peer.frame } else { Limits::HANDSHAKE_FRAME };
+        let waiting = self.outgoing.queue(message, max).map_err(|len| UsageError::TooLong { len, max })?;
+        if waiting > self.config.limits.control_queue as usize {
+            self.die(PeerError::NotReading { waiting: waiting as u64 });
+        }
+        Ok(())
+    }
+
+    /// Queues a message whose size is bounded far below any limit.
+    pub(crate) fn queue_small(&mut self, message: &Message) {
+        // Limits::MIN makes sure that a small message fits.
+        let fits = self.queue(message);
+        debug_assert!(fits.is_ok(), "{message:?}");
+    }
+
+    pub(crate) fn pong(&mut self, nonce: u64) -> Result<(), PeerError> {
+        if self.pongs == PONGS {
+            return Err(PeerError::Flood { message: "Ping" });
+        }
+        self.pongs += 1;
+        self.queue_small(&Message::Pong { nonce });
+        Ok(())
+    }
+
+    /// Announces the credit that has become due.
+    pub(crate) fn grant(&mut self) {
+        while let Some(message) = self.incoming.next_grant(self.config.limits) {
+            self.queue_small(&message);
+        }
+    }
+
+    pub(crate) fn finish_blob(&mut self, transfer: TransferId, digest: Digest) -> Result<(), UsageError> {
+        self.outgoing.finish(transfer, digest)
+    }
+
+    pub(crate) fn abort_blob(
+        &mut self,
+        transfer: TransferId,
+        reason: RequestError,
+    ) -> Result<(), UsageError> {
+        self.outgoing.remove(transfer)?;
+        self.queue(&Message::BlobAbort { transfer, reason })
+    }
+
+    pub(crate) fn poll_transmit(&mut self, now: Time, head: &mut Vec<u8>) -> Option<Transmit> {
+        if self.dead.is_some() {
+            return None;
+        }
+        self.liveness.tick(now);
+        self.pongs = 0;
+        self.outgoing.poll(self.peer.chunk, head)
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Time> {
+        if self.dead.is_some() { None } else { Some(self.liveness.next(&self.config)) }
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
+        self.alive()?;
+        match self.liveness.due(now, &self.config) {
+            Due::Nothing => Ok(()),
+            Due::Ping { nonce } => {
+                self.queue_small(&Message::Ping { nonce });
+                Ok(())
+            }
+            Due::HandshakeTimeout => Err(self.die(PeerError::HandshakeTimeout)),
+            Due::Silent => Err(self.die(PeerError::Silent)),
+        }
+    }
+}

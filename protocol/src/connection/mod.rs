@@ -1,0 +1,394 @@
+//! One connection: what both halves share.
+//!
+//! [`Connection`] is generic over its [`Half`]: [`client::Connection`](crate::client::Connection) and
+//! [`server::Connection`](crate::server::Connection) are the two there are. Everything on this page is the same for
+//! both; what only one of them can do stands in its own module.
+
+mod incoming;
+mod link;
+mod liveness;
+mod outgoing;
+mod receive;
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::error::{PeerError, UsageError};
+use crate::limits::Limits;
+use crate::message::{Message, RequestError};
+use crate::time::Time;
+use crate::words::{Digest, TransferId};
+
+pub(crate) use incoming::Accept;
+pub(crate) use link::Link;
+pub(crate) use outgoing::name_of;
+
+/// How a connection behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What this side can take; announced to the peer.
+    pub limits: Limits,
+    /// How long the handshake may take from the first call on.
+    pub handshake_timeout: Duration,
+    /// After so long without hearing anything a ping is sent.
+    pub ping_after: Duration,
+    /// After so long without hearing anything the connection is dead. More than `ping_after`.
+    pub silence_limit: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            limits: Limits::default(),
+            handshake_timeout: Duration::from_secs(10),
+            ping_after: Duration::from_secs(20),
+            silence_limit: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A run of a blob's bytes on their way: which transfer, where in the blob, how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// The transfer.
+    pub transfer: TransferId,
+    /// The offset of the first byte in the blob.
+    pub offset: u64,
+    /// How many bytes, at least 1.
+    pub len: u64,
+}
+
+/// What to send now: `head` bytes that were appended to the caller's buffer, then `body`.
+///
+/// Once the head is on the wire the peer counts on the body. If its source fails in the middle, send zeros for the
+/// rest of it and call [`Connection::abort_blob`]: the receiver drops them.
+#[must_use = "the bytes are lost if nobody sends them"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// How many bytes were appended to the buffer.
+    pub head: usize,
+    /// What the transport moves itself behind them, all of it, before it asks for more.
+    pub body: Option<Slice>,
+}
+
+/// What the next bytes from the peer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Bytes for [`Connection::handle_control`]. No more than `max` of them are sure to be before the next payload:
+    /// a transport that moves payload past user space reads at most so many.
+    Control {
+        /// At least 1.
+        max: usize,
+    },
+    /// Payload for the sink of this transfer; report it with [`Connection::payload_moved`]. A transfer that nobody
+    /// has a sink for was cancelled: drop the bytes, and report them all the same.
+    Payload(Slice),
+}
+
+/// What becomes of a transfer towards this side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TransferEvent {
+    /// It begins. Have a sink ready before the next payload is moved.
+    Started {
+        /// The transfer.
+        transfer: TransferId,
+        /// The offset of its first byte in the blob.
+        from: u64,
+        /// The offset behind its last byte.
+        end: u64,
+        /// The size of the whole blob.
+        size: u64,
+        /// The digest of the whole blob, where the sender knew it.
+        digest: Option<Digest>,
+    },
+    /// All its bytes have been moved. They are worth something only if they have this digest.
+    Stopped {
+        /// The transfer.
+        transfer: TransferId,
+        /// The digest of the whole blob.
+        digest: Digest,
+    },
+    /// It has failed: drop its bytes.
+    Aborted {
+        /// The transfer.
+        transfer: TransferId,
+        /// Why.
+        reason: RequestError,
+    },
+}
+
+impl TransferEvent {
+    /// The transfer that this is about.
+    #[must_use]
+    pub fn transfer(&self) -> TransferId {
+        match self {
+            TransferEvent::Started { transfer, .. }
+            | TransferEvent::Stopped { transfer, .. }
+            | TransferEvent::Aborted { transfer, .. } => *transfer,
+        }
+    }
+}
+
+/// The half of the conversation that a connection holds. There are two; nobody else can add one.
+pub trait Half: sealed::Sealed {}
+
+pub(crate) mod sealed {
+    use super::{Accept, Link, Message, PeerError, TransferEvent, TransferId};
+
+    /// What a half adds to the core. All decisions about who may say what, and when, are behind these.
+    pub trait Sealed: Sized {
+        /// What this half tells its caller.
+        type Event: From<TransferEvent> + core::fmt::Debug;
+
+        /// A message that is not the core's own.
+        fn message(
+            &mut self,
+            link: &mut Link,
+            events: &mut Events<Self>,
+            message: Message,
+        ) -> Result<(), PeerError>;
+
+        /// May this transfer begin, and does anybody want it?
+        fn transfer_starts(
+            &mut self,
+            transfer: TransferId,
+            from: u64,
+            end: u64,
+            size: u64,
+        ) -> Result<Accept, PeerError>;
+
+        /// A transfer towards this side has ended. `wanted`: somebody has a sink for it.
+        fn transfer_ends(
+            &mut self,
+            link: &mut Link,
+            events: &mut Events<Self>,
+            event: TransferEvent,
+            wanted: bool,
+        );
+    }
+
+    /// Events that wait for the caller.
+    pub(crate) type Events<H> = alloc::collections::VecDeque<<H as Sealed>::Event>;
+}
+
+/// A connection's machine: bytes and calls in, bytes and events out. It knows no socket, no file and no clock.
+///
+/// The run loop of a transport, in any order and as often as it likes:
+///
+/// 1. [`poll_transmit`](Self::poll_transmit) until `None`, sending what it says;
+/// 2. bytes that arrive go where [`expect`](Self::expect) says: [`handle_control`](Self::handle_control), or the sink
+///    of a transfer, then [`payload_moved`](Self::payload_moved);
+/// 3. [`poll_event`](Self::poll_event) until `None` after every call of `handle_control`, before payload is moved;
+/// 4. when [`poll_timeout`](Self::poll_timeout) has passed, [`handle_timeout`](Self::handle_timeout). The timeout
+///    changes only with calls that take `&mut self`.
+///
+/// After a [`PeerError`] the connection is dead: every call says so, and nothing is sent any more.
+#[derive(Debug)]
+pub struct Connection<H: Half> {
+    pub(crate) link: Link,
+    pub(crate) half: H,
+    pub(crate) events: sealed::Events<H>,
+}
+
+impl<H: Half> Connection<H> {
+    pub(crate) fn with_half(now: Time, config: Config, half: H) -> Connection<H> {
+        Connection { link: Link::new(now, config), half, events: alloc::collections::VecDeque::new() }
+    }
+
+    /// Appends what is to be sent next to `head`: all control messages that wait, then the head of one chunk whose
+    /// payload the transport sends behind it. `None`: nothing to send now.
+    pub fn poll_transmit(&mut self, now: Time, head: &mut Vec<u8>) -> Option<Transmit> {
+        self.link.poll_transmit(now, head)
+    }
+
+    /// What the next bytes from the peer are.
+    #[must_use]
+    pub fn expect(&self) -> Expect {
+        self.link.receive.expect()
+    }
+
+    /// Takes bytes from the peer: as many as are not payload, and says how many those were. The rest belongs where
+    /// [`expect`](Self::expect) says. However the stream is cut into calls, the events are the same.
+    ///
+    /// # Errors
+    /// The rule that the peer broke. The connection is dead.
+    pub fn handle_control(&mut self, now: Time, bytes: &[u8]) -> Result<usize, PeerError> {
+        self.link.alive()?;
+        self.link.liveness.heard(now);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let max = self.link.max_frame();
+            let step = self.link.receive.take(rest, max).and_then(|(used, message)| {
+                rest = rest.get(used..).unwrap_or_default();
+                match message {
+                    Some(message) => self.dispatch(message),
+                    None => Ok(()),
+                }
+            });
+            step.map_err(|error| self.link.die(error))?;
+            self.link.alive()?;
+            if matches!(self.link.receive.expect(), Expect::Payload(_)) {
+                break;
+            }
+        }
+        Ok(bytes.len() - rest.len())
+    }
+
+    fn dispatch(&mut self, message: Message) -> Result<(), PeerError> {
+        let link = &mut self.link;
+        if !link.connected && !matches!(message, Message::Hello(_) | Message::Welcome(_) | Message::Refuse(_))
+        {
+            return Err(PeerError::Unexpected { message: name_of(&message) });
+        }
+        match message {
+            Message::Ping { nonce } => link.pong(nonce),
+            Message::Pong { .. } => Ok(()),
+            Message::Credit { transfer, upto } => link.outgoing.credit(transfer, upto),
+            Message::ConnectionCredit { upto } => link.outgoing.connection_credit(upto),
+            Message::BlobStart { transfer, from, end, size, digest } => {
+                if from > end || end > size {
+                    return Err(PeerError::BadTransfer { transfer, what: "its range is not in the blob" });
+                }
+                let accept = self.half.transfer_starts(transfer, from, end, size)?;
+                link.incoming.start(transfer, from, end, accept, link.config.limits)?;
+                if accept == Accept::Take {
+                    let event = TransferEvent::Started { transfer, from, end, size, digest };
+                    self.events.push_back(event.into());
+                }
+                Ok(())
+            }
+            Message::BlobChunk { transfer, offset, len } => {
+                let slice = link.incoming.chunk(transfer, offset, len, link.config.limits)?;
+                link.receive.payload_follows(slice);
+                Ok(())
+            }
+            Message::BlobStop { transfer, digest } => {
+                let wanted = link.incoming.stop(transfer)?;
+                let event = TransferEvent::Stopped { transfer, digest };
+                self.half.transfer_ends(link, &mut self.events, event, wanted);
+                link.grant();
+                Ok(())
+            }
+            Message::BlobAbort { transfer, reason } => {
+                let wanted = link.incoming.abort(transfer)?;
+                let event = TransferEvent::Aborted { transfer, reason };
+                self.half.transfer_ends(link, &mut self.events, event, wanted);
+                link.grant();
+                Ok(())
+            }
+            message => self.half.message(link, &mut self.events, message),
+        }
+    }
+
+    /// The transport has moved `n` bytes of the payload that is expected.
+    ///
+    /// # Errors
+    /// More than was expected. Nothing has changed.
+    pub fn payload_moved(&mut self, now: Time, n: u64) -> Result<(), UsageError> {
+        self.link.usable()?;
+        let slice = self.link.receive.payload_moved(n)?;
+        self.link.liveness.heard(now);
+        if let Some(slice) = slice {
+            self.link.incoming.moved(slice.transfer, n);
+            self.link.grant();
+        }
+        Ok(())
+    }
+
+    /// The sink of a transfer towards this side has taken all bytes below the offset `upto` of the blob. This, and
+    /// nothing else, opens the window for more.
+    ///
+    /// # Errors
+    /// A transfer that is not under way, or bytes that never arrived. Nothing has changed.
+    pub fn stored(&mut self, transfer: TransferId, upto: u64) -> Result<(), UsageError> {
+        self.link.usable()?;
+        self.link.incoming.stored(transfer, upto)?;
+        self.link.grant();
+        Ok(())
+    }
+
+    /// The sink of a transfer towards this side takes no more: what is left of it is dropped as it comes. Does nothing
+    /// where the transfer is over.
+    pub fn discard(&mut self, transfer: TransferId) {
+        self.link.incoming.drop_rest(transfer);
+        if self.link.usable().is_ok() {
+            self.link.grant();
+        }
+    }
+
+    /// The next thing that the caller has to know.
+    pub fn poll_event(&mut self) -> Option<H::Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called; `None` on a dead connection.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.link.poll_timeout()
+    }
+
+    /// Does what is due: a ping, or giving the connection up. Calling it too early does nothing.
+    ///
+    /// # Errors
+    /// The peer has been silent for too long. The connection is dead.
+    pub fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
+        self.link.handle_timeout(now)
+    }
+
+    /// All bytes of an outgoing blob have been read, and this is their digest. Needed where it was not known when
+    /// the transfer began.
+    ///
+    /// # Errors
+    /// A transfer that is not under way.
+    pub fn finish_blob(&mut self, transfer: TransferId, digest: Digest) -> Result<(), UsageError> {
+        self.link.usable()?;
+        self.link.finish_blob(transfer, digest)
+    }
+
+    /// Gives up an outgoing blob: its source failed, or nobody wants it any more.
+    ///
+    /// # Errors
+    /// A transfer that is not under way.
+    pub fn abort_blob(&mut self, transfer: TransferId, reason: RequestError) -> Result<(), UsageError> {
+        self.link.usable()?;
+        self.link.abort_blob(transfer, reason)
+    }
+
+    /// Says that nothing new begins from here on. What is under way goes on to its end; then
+    /// [`is_finished`](Self::is_finished).
+    ///
+    /// # Errors
+    /// A dead connection, or one whose handshake is not done: just close it.
+    pub fn goodbye(&mut self) -> Result<(), UsageError> {
+        self.link.usable()?;
+        if !self.link.closing {
+            self.link.closing = true;
+            self.link.queue(&Message::Goodbye)?;
+        }
+        Ok(())
+    }
+
+    /// Is the handshake done?
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.link.connected
+    }
+
+    /// Why the connection is dead, where it is.
+    #[must_use]
+    pub fn error(&self) -> Option<&PeerError> {
+        self.link.dead.as_ref()
+    }
+
+    /// What the peer can take; the least there is before the handshake is done.
+    #[must_use]
+    pub fn peer_limits(&self) -> Limits {
+        self.link.peer
+    }
+
+    /// Control bytes that wait to be sent. A caller that has much to say waits while this is large.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.link.outgoing.backlog()
+    }
+}

@@ -1,0 +1,197 @@
+//! What goes to the peer: control messages first, then one chunk of each blob in turn.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+
+use super::{Slice, Transmit};
+use crate::error::{PeerError, UsageError};
+use crate::limits::Limits;
+use crate::message::Message;
+use crate::wire;
+use crate::words::{Digest, TransferId};
+
+#[derive(Debug)]
+struct Transfer {
+    /// Offset of the next byte to send.
+    next: u64,
+    end: u64,
+    /// Offset that the peer has opened the window to.
+    credit: u64,
+    digest: Option<Digest>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    /// Frames that wait, one behind the other.
+    control: Vec<u8>,
+    transfers: BTreeMap<TransferId, Transfer>,
+    /// Transfers that have bytes left, in the order of their turns.
+    turns: VecDeque<TransferId>,
+    /// The last transfer that began.
+    last: Option<TransferId>,
+    /// The transfer of the chunk that was just given out. If it was the last one, the end is said in the next turn:
+    /// until then its source may fail.
+    given: Option<TransferId>,
+    /// Payload bytes since the connection began: sent and allowed.
+    sent: u64,
+    credit: u64,
+    transfer_window: u64,
+}
+
+impl Outgoing {
+    pub(crate) fn connect(&mut self, peer: Limits) {
+        self.credit = peer.connection_window;
+        self.transfer_window = peer.transfer_window;
+    }
+
+    pub(crate) fn backlog(&self) -> usize {
+        self.control.len()
+    }
+
+    /// Transfers that are not at their end.
+    pub(crate) fn len(&self) -> usize {
+        self.transfers.len()
+    }
+
+    /// Appends a frame; how many bytes wait then. The error is the length that did not fit.
+    pub(crate) fn queue(&mut self, message: &Message, max: u32) -> Result<usize, u64> {
+        wire::encode(message, max, &mut self.control)?;
+        Ok(self.control.len())
+    }
+
+    /// A transfer whose `BlobStart` was just queued.
+    pub(crate) fn start(&mut self, id: TransferId, from: u64, end: u64, digest: Option<Digest>) {
+        let credit = from.saturating_add(self.transfer_window);
+        self.transfers.insert(id, Transfer { next: from, end, credit, digest });
+        self.last = self.last.max(Some(id));
+        if from < end {
+            self.turns.push_back(id);
+        } else {
+            self.stop_if_done(id);
+        }
+    }
+
+    pub(crate) fn contains(&self, id: TransferId) -> bool {
+        self.transfers.contains_key(&id)
+    }
+
+    pub(crate) fn remove(&mut self, id: TransferId) -> Result<(), UsageError> {
+        self.transfers.remove(&id).ok_or(UsageError::NoSuchTransfer(id))?;
+        self.turns.retain(|turn| *turn != id);
+        Ok(())
+    }
+
+    pub(crate) fn finish(&mut self, id: TransferId, digest: Digest) -> Result<(), UsageError> {
+        let transfer = self.transfers.get_mut(&id).ok_or(UsageError::NoSuchTransfer(id))?;
+        if transfer.next < transfer.end {
+            return Err(UsageError::BadRange(id));
+        }
+        transfer.digest = Some(digest);
+        self.stop_if_done(id);
+        Ok(())
+    }
+
+    /// Queues the `BlobStop` of a transfer that has nothing left to say.
+    fn stop_if_done(&mut self, id: TransferId) {
+        let Some(&Transfer { next, end, digest: Some(digest), .. }) = self.transfers.get(&id) else { return };
+        if next == end {
+            self.transfers.remove(&id);
+            let fits = self.queue(&Message::BlobStop { transfer: id, digest }, Limits::SMALL_FRAME);
+            debug_assert!(fits.is_ok());
+        }
+    }
+
+    pub(crate) fn credit(&mut self, id: TransferId, upto: u64) -> Result<(), PeerError> {
+        match self.transfers.get_mut(&id) {
+            Some(transfer) if upto < transfer.credit => {
+                Err(PeerError::BadCredit { upto, before: transfer.credit })
+            }
+            Some(transfer) => {
+                transfer.credit = upto;
+                Ok(())
+            }
+            // It has just ended: the credit was on its way.
+            None if Some(id) <= self.last => Ok(()),
+            None => Err(PeerError::BadTransfer { transfer: id, what: "credit for what was never sent" }),
+        }
+    }
+
+    pub(crate) fn connection_credit(&mut self, upto: u64) -> Result<(), PeerError> {
+        if upto < self.credit {
+            return Err(PeerError::BadCredit { upto, before: self.credit });
+        }
+        self.credit = upto;
+        Ok(())
+    }
+
+    pub(crate) fn poll(&mut self, max_chunk: u32, head: &mut Vec<u8>) -> Option<Transmit> {
+        if let Some(given) = self.given.take() {
+            self.stop_if_done(given);
+        }
+        let before = head.len();
+        if head.is_empty() && head.capacity() <= self.control.capacity() {
+            core::mem::swap(head, &mut self.control);
+        } else {
+            head.append(&mut self.control);
+        }
+        // A burst's memory is not kept by a connection that falls silent.
+        if self.control.capacity() > Limits::SMALL_FRAME as usize {
+            self.control = Vec::new();
+        }
+        let body = self.next_chunk(max_chunk);
+        if let Some(Slice { transfer, offset, len }) = body {
+            // A chunk is never longer than the `u32` that limits it.
+            let len = u32::try_from(len).unwrap_or(max_chunk);
+            let fits = wire::encode(&Message::BlobChunk { transfer, offset, len }, Limits::SMALL_FRAME, head);
+            debug_assert!(fits.is_ok());
+            self.given = Some(transfer);
+        }
+        let head = head.len() - before;
+        (head > 0).then_some(Transmit { head, body })
+    }
+
+    /// The next transfer in turn that has bytes and credit: at most one chunk of it.
+    fn next_chunk(&mut self, max_chunk: u32) -> Option<Slice> {
+        let room = (self.credit.saturating_sub(self.sent)).min(u64::from(max_chunk));
+        if room == 0 {
+            return None;
+        }
+        for _ in 0..self.turns.len() {
+            let id = self.turns.pop_front()?;
+            let Some(transfer) = self.transfers.get_mut(&id) else { continue };
+            let offset = transfer.next;
+            let len = room.min(transfer.end.min(transfer.credit).saturating_sub(offset));
+            transfer.next += len;
+            if transfer.next < transfer.end {
+                self.turns.push_back(id);
+            }
+            if len > 0 {
+                self.sent += len;
+                return Some(Slice { transfer: id, offset, len });
+            }
+        }
+        None
+    }
+}
+
+/// The kind of a message, for errors.
+pub(crate) fn name_of(message: &Message) -> &'static str {
+    match message {
+        Message::Hello(_) => "Hello",
+        Message::Welcome(_) => "Welcome",
+        Message::Refuse(_) => "Refuse",
+        Message::Request { .. } => "Request",
+        Message::Reply { .. } => "Reply",
+        Message::Invalidate { .. } => "Invalidate",
+        Message::BlobStart { .. } => "BlobStart",
+        Message::BlobChunk { .. } => "BlobChunk",
+        Message::BlobStop { .. } => "BlobStop",
+        Message::BlobAbort { .. } => "BlobAbort",
+        Message::Credit { .. } => "Credit",
+        Message::ConnectionCredit { .. } => "ConnectionCredit",
+        Message::Cancel { .. } => "Cancel",
+        Message::Ping { .. } => "Ping",
+        Message::Pong { .. } => "Pong",
+        Message::Goodbye => "Goodbye",
+    }
+}
