@@ -1,0 +1,99 @@
+//! Files that were in the cache before the machine was last started are proven before they are believed.
+//!
+//! That is to read all of one, so it is done when the blob is claimed, by whoever has the bucket's lock, on a thread of
+//! its own: one for the cache, since the disk is what it waits for. A file that is proven gets a new stamp; one that is
+//! not is removed, and downloaded again.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fs::{self, File};
+use std::io::ErrorKind;
+
+use blobferry_protocol::{BlobId, Digest};
+
+use crate::cache::{Cache, Found};
+use crate::claim::{Done, copy_of, spawn};
+use crate::error::CacheError;
+use crate::stamp;
+use crate::writer::digest_of;
+
+/// Claims in charge of a blob whose file must be proven first.
+#[derive(Default)]
+pub(crate) struct Checks {
+    queue: VecDeque<(BlobId, Done)>,
+    /// Whether a thread works on the queue.
+    running: bool,
+    /// Files that were proven, and could not be stamped anew.
+    proven: BTreeSet<BlobId>,
+}
+
+impl Checks {
+    pub(crate) fn is_proven(&self, blob: BlobId) -> bool {
+        self.proven.contains(&blob)
+    }
+
+    /// The next one; `None` ends the thread that asks.
+    fn next(&mut self) -> Option<(BlobId, Done)> {
+        let next = self.queue.pop_front();
+        self.running = next.is_some();
+        next
+    }
+}
+
+impl Cache {
+    /// Proves or removes the blob's file on another thread, and then answers the claim, which is in charge of it.
+    pub(crate) fn check_later(&self, blob: BlobId, done: Done) {
+        let mut checks = self.checks();
+        checks.queue.push_back((blob, done));
+        let running = std::mem::replace(&mut checks.running, true);
+        drop(checks);
+        if running {
+            return;
+        }
+        let cache = self.clone();
+        if let Err(error) = spawn("blobferry-check", move || cache.run_checks()) {
+            while let Some((blob, done)) = self.next_check() {
+                let path = self.layout().blob_path(blob);
+                self.fail(blob, done, CacheError::io("start a thread to check", &path)(copy_of(&error)));
+            }
+        }
+    }
+
+    fn run_checks(&self) {
+        while let Some((blob, done)) = self.next_check() {
+            match self.prove_or_remove(blob) {
+                Ok(()) => self.in_charge(blob, done),
+                Err(error) => self.fail(blob, done, error),
+            }
+        }
+    }
+
+    fn next_check(&self) -> Option<(BlobId, Done)> {
+        self.checks().next()
+    }
+
+    fn prove_or_remove(&self, blob: BlobId) -> Result<(), CacheError> {
+        let Found::Unproven(file, expected) = self.look(blob)? else { return Ok(()) };
+        let path = self.layout().blob_path(blob);
+        let (found, _) = digest_of(&file).map_err(CacheError::io("read", &path))?;
+        match expected {
+            Some(digest) if digest == found => self.proven(blob, &file, digest),
+            _ => {
+                tracing::warn!(%blob, path = %path.display(), "removed a file that was damaged by a power cut");
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(CacheError::io("remove the damaged file", &path)(error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn proven(&self, blob: BlobId, file: &File, digest: Digest) {
+        let stamped = self.boot().is_some_and(|boot| stamp::write(file, digest, boot).is_ok());
+        if !stamped {
+            self.checks().proven.insert(blob);
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! One download a machine: who wants a blob claims it, and is given it, or the duty to download it.
+//!
+//! Between processes the file lock of the blob's bucket decides, between threads of one process the
+//! [`Registry`](crate::registry::Registry). A claim goes this way:
+//!
+//! 1. The file is there: that is the answer.
+//! 2. Else the claim enters the registry. If another claim of this process is in charge of the blob, it waits. If the
+//!    bucket's file lock is held by another process, it waits, and one thread blocks in the lock for all claims of
+//!    the bucket. Else it is in charge.
+//! 3. Who is in charge looks again, since the file may have come meanwhile; else it gets the [`Download`].
+//! 4. A download that ends well answers all who wait; one that ends badly hands its charge to the next of them.
+//!
+//! Nothing here polls, and no mutex is held while a callback runs.
+
+use std::io;
+use std::sync::mpsc;
+use std::thread;
+
+use blobferry_protocol::BlobId;
+
+use crate::blob::CachedBlob;
+use crate::cache::{Cache, Found};
+use crate::download::Download;
+use crate::error::CacheError;
+use crate::lock::FileLock;
+use crate::registry::Entered;
+use crate::turns;
+
+/// The answer to a claim.
+#[derive(Debug)]
+pub enum Claim {
+    /// The blob is there.
+    Hit(CachedBlob),
+    /// The blob is not there, and whoever has this is to download it. All others wait for that.
+    Download(Download),
+}
+
+/// What is called with the answer to a claim.
+pub(crate) type Done = Box<dyn FnOnce(Result<Claim, CacheError>) + Send>;
+
+impl Cache {
+    /// Claims a blob, and waits while another thread or process downloads it.
+    ///
+    /// Who has a [`Download`] keeps others waiting, also for other blobs of its bucket. So it should not wait for
+    /// anything but its bytes: not for another claim, for instance.
+    ///
+    /// # Errors
+    /// [`CacheError::NotShared`] in shared mode, where the blob is not there; [`CacheError::Io`].
+    pub fn claim(&self, blob: BlobId) -> Result<Claim, CacheError> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.claim_with(blob, move |claim| _ = answer.send(claim));
+        answered.recv().unwrap_or(Err(CacheError::Abandoned { blob }))
+    }
+
+    /// Claims a blob, and never blocks: `done` is called with the answer. At once, where it can be had at once; else
+    /// later, from another thread.
+    ///
+    /// `done` should be quick, and not wait for anything (least of all for another claim): send the answer to
+    /// where it is wanted. An answer that nobody wants any more can just be dropped.
+    pub fn claim_with(&self, blob: BlobId, done: impl FnOnce(Result<Claim, CacheError>) + Send + 'static) {
+        match self.look(blob) {
+            Ok(Found::Ready(cached)) => done(Ok(Claim::Hit(cached))),
+            Ok(_) if self.is_shared() => done(Err(CacheError::NotShared { blob })),
+            Ok(_) => self.enter(blob, Box::new(done)),
+            Err(error) => done(Err(error)),
+        }
+    }
+
+    fn enter(&self, blob: BlobId, done: Done) {
+        let bucket = blob.bucket();
+        let try_lock = || FileLock::try_exclusive(&self.lock_path(bucket)?);
+        let entered = self.registry().enter(blob, done, try_lock);
+        match entered {
+            Entered::InCharge(done) => self.in_charge(blob, done),
+            Entered::Waits => {}
+            Entered::WaitsForLock => self.wait_for_lock(bucket),
+            Entered::Refused(done, error) => done(Err(self.no_lock(bucket, error))),
+        }
+    }
+
+    /// Answers a claim that is in charge of its blob.
+    pub(crate) fn in_charge(&self, blob: BlobId, done: Done) {
+        match self.look(blob) {
+            Ok(Found::Ready(cached)) => {
+                self.settle(blob);
+                done(Ok(Claim::Hit(cached)));
+            }
+            Ok(Found::Missing) => done(Ok(Claim::Download(Download::new(self.clone(), blob)))),
+            Ok(Found::Unproven(..)) => self.check_later(blob, done),
+            Err(error) => self.fail(blob, done, error),
+        }
+    }
+
+    /// The blob of which one was in charge is there: answers all who wait for it.
+    pub(crate) fn settle(&self, blob: BlobId) {
+        let waiting = self.registry().settle(blob);
+        for done in waiting {
+            // Each opens the file for itself. Should somebody have removed it already, they begin again.
+            self.claim_with(blob, done);
+        }
+    }
+
+    /// Who was in charge of the blob leaves without it: the next one is in charge.
+    pub(crate) fn give_up(&self, blob: BlobId) {
+        let next = self.registry().give_up(blob);
+        if let Some(done) = next {
+            let cache = self.clone();
+            turns::run(move || cache.in_charge(blob, done));
+        }
+    }
+
+    /// Who was in charge of the blob leaves with an error.
+    pub(crate) fn fail(&self, blob: BlobId, done: Done, error: CacheError) {
+        done(Err(error));
+        self.give_up(blob);
+    }
+
+    /// Blocks one thread in the bucket's file lock, which another process holds.
+    fn wait_for_lock(&self, bucket: u64) {
+        let cache = self.clone();
+        let waiting = spawn("blobferry-lock", move || {
+            match cache.lock_path(bucket).and_then(|path| FileLock::exclusive(&path)) {
+                Ok(lock) => {
+                    // Nobody may want anything any more: then the lock is dropped right here.
+                    let in_charge = cache.registry().locked(bucket, lock);
+                    in_charge.into_iter().for_each(|(blob, done)| cache.in_charge(blob, done));
+                }
+                Err(error) => cache.lock_failed(bucket, &error),
+            }
+        });
+        if let Err(error) = waiting {
+            self.lock_failed(bucket, &error);
+        }
+    }
+
+    fn lock_failed(&self, bucket: u64, error: &io::Error) {
+        let failed = self.registry().lock_failed(bucket);
+        for (_, done) in failed {
+            done(Err(self.no_lock(bucket, copy_of(error))));
+        }
+    }
+
+    fn no_lock(&self, bucket: u64, error: io::Error) -> CacheError {
+        CacheError::io("lock", &self.layout().lock_path(bucket))(error)
+    }
+}
+
+/// Starts a thread that nobody joins.
+pub(crate) fn spawn(name: &str, task: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.to_owned()).spawn(task).map(drop)
+}
+
+/// One error, for several who are told.
+pub(crate) fn copy_of(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}

@@ -1,0 +1,46 @@
+//! What a call can come to.
+
+use std::io;
+use std::path::PathBuf;
+
+use blobferry_protocol::{RequestError, UsageError};
+
+use crate::CacheError;
+
+/// Why a call was not answered with what it asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The server said no, and why.
+    #[error(transparent)]
+    Refused(#[from] RequestError),
+    /// The connection ended before the answer came. What was asked may have been done or not; a transaction that
+    /// was being committed can be asked for by its name.
+    #[error("the connection to the server was lost before it answered: {reason}")]
+    Disconnected {
+        /// Why it ended.
+        reason: String,
+    },
+    /// The cache could not do its part.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A file that was to be stored can not be read.
+    #[error("can not read {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// A stream that was to be stored failed.
+    #[error("the stream to be stored failed: {0}")]
+    Stream(io::Error),
+    /// The call makes no sense now; nothing was sent.
+    #[error(transparent)]
+    Usage(#[from] UsageError),
+    /// The operating system has no random numbers to name a transaction with.
+    #[error("no random numbers for a transaction's name: {0}")]
+    NoName(String),
+}
+
+/// Takes the one result of a call, on any thread; it must not block for long.
+pub type Completion<T> = Box<dyn FnOnce(Result<T, CallError>) + Send>;

@@ -1,0 +1,16 @@
+//! The client above one connection, without a socket: calls go in from any thread, answers come out through
+//! callbacks, blobs go from and to the cache. A transport adds bytes, and turns callbacks into what its users await.
+//!
+//! [`Session`] makes calls; [`Transaction`] is one transaction with the files that it stores; [`Endpoint`] is what
+//! the transport drives.
+//!
+//! [`Endpoint`]: crate::carry::Endpoint
+
+mod call;
+mod download;
+mod session;
+mod transaction;
+
+pub use call::{CallError, Completion};
+pub use session::{Invalidation, Notice, Session, SessionEndpoint};
+pub use transaction::{BlobSource, Transaction, VoteError};

@@ -1,0 +1,356 @@
+//! One transaction of a client, with the files that it stores.
+
+use std::fmt;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use blobferry_protocol::{
+    BlobInfo, Conflict, Digest, Oid, Reply, Request, RequestError, Tid, TxnId, TxnMeta,
+};
+
+use super::call::{CallError, Completion};
+use super::session::Session;
+use crate::carry::{OnProgress, Source, Stamp};
+use crate::workers::Lane;
+use crate::{BlobFile, BlobWriter, CacheError, Take, TransactionBuffer, WriteError};
+
+/// Where the bytes of a blob come from that is to be stored.
+#[derive(Debug)]
+pub enum BlobSource {
+    /// A file that is moved into the cache, and is the cached blob when the transaction is finished. When it is
+    /// aborted the file is gone.
+    Moved(PathBuf),
+    /// A file that stays; the cache keeps a copy, which shares its blocks where the file system can do that.
+    Copied(PathBuf),
+    /// A file that is sent from where it is; nothing is cached. Must not change while it is read.
+    Streamed(PathBuf),
+    /// What was written with the writer of [`Transaction::spool`]; is the cached blob when the transaction is
+    /// finished.
+    Spooled(BlobFile),
+}
+
+/// Why a transaction was not voted for, or not committed.
+#[derive(Debug, thiserror::Error)]
+pub enum VoteError {
+    /// Other transactions have changed objects of this one meanwhile. It is still open: store what is resolved with
+    /// `base` set to `committed`, and vote again.
+    #[error("{} object(s) were changed by another transaction meanwhile; the first is object {}: it is at {}, and this \
+             transaction was made from {}", .0.len(), first(.0).oid, first(.0).committed, first(.0).base)]
+    Conflict(Vec<Conflict>),
+    /// It failed; the transaction is over.
+    #[error(transparent)]
+    Call(#[from] CallError),
+}
+
+fn first(conflicts: &[Conflict]) -> Conflict {
+    conflicts.first().copied().unwrap_or(Conflict { oid: Oid::ROOT, committed: Tid::ZERO, base: Tid::ZERO })
+}
+
+/// A transaction that is open. Dropped before it was finished, it is aborted.
+pub struct Transaction {
+    session: Session,
+    txn: TxnId,
+    shared: Arc<Shared>,
+    /// What touches files, in the order of the calls.
+    lane: Lane,
+    over: bool,
+}
+
+struct Shared {
+    /// The files; `None` when they are the cache's, or gone.
+    buffer: Mutex<Option<TransactionBuffer>>,
+    /// Why it could not even begin: the cause of every error that follows from it.
+    begin: OnceLock<RequestError>,
+}
+
+impl Shared {
+    fn buffer(&self) -> MutexGuard<'_, Option<TransactionBuffer>> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The cause, where an error is only the consequence of one.
+    fn explain(&self, error: CallError) -> CallError {
+        match (&error, self.begin.get()) {
+            (
+                CallError::Refused(RequestError::NoSuchTransaction { .. } | RequestError::Doomed { .. }),
+                Some(cause),
+            ) => CallError::Refused(cause.clone()),
+            _ => error,
+        }
+    }
+}
+
+impl fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Transaction({})", self.txn)
+    }
+}
+
+impl Session {
+    /// Begins a transaction, without waiting for the server: should it refuse, the first call that follows says so.
+    ///
+    /// # Errors
+    /// [`CallError::NoName`].
+    pub fn begin(&self, meta: TxnMeta) -> Result<Transaction, CallError> {
+        let mut name = [0; 16];
+        getrandom::fill(&mut name).map_err(|error| CallError::NoName(error.to_string()))?;
+        let txn = TxnId(name);
+        let buffer = Mutex::new(Some(self.cache().buffer()));
+        let shared = Arc::new(Shared { buffer, begin: OnceLock::new() });
+        let begun = shared.clone();
+        self.call(
+            Request::Begin { txn, meta },
+            Box::new(move |result| {
+                if let Err(CallError::Refused(error)) = result {
+                    let _ = begun.begin.set(error);
+                }
+            }),
+        );
+        let lane = Lane::new(self.workers());
+        Ok(Transaction { session: self.clone(), txn, shared, lane, over: false })
+    }
+}
+
+impl Transaction {
+    /// The transaction's name, under which its outcome can be asked for ever after.
+    #[must_use]
+    pub fn id(&self) -> TxnId {
+        self.txn
+    }
+
+    /// Asks for something that is answered by [`Reply::Done`].
+    fn put(&self, request: Request, done: Completion<()>) {
+        let shared = self.shared.clone();
+        self.session.call(
+            request,
+            Box::new(move |result| done(result.map(drop).map_err(|error| shared.explain(error)))),
+        );
+    }
+
+    /// Stores an object's record, without a blob.
+    pub fn store(&self, oid: Oid, base: Tid, data: Vec<u8>, done: Completion<()>) {
+        if let Some(buffer) = self.shared.buffer().as_mut() {
+            buffer.remove(oid);
+        }
+        self.put(Request::Store { txn: self.txn, oid, base, data }, done);
+    }
+
+    /// Deletes an object; with [`Tid::ZERO`] as its base, takes back that it was stored in this transaction.
+    pub fn delete(&self, oid: Oid, base: Tid, done: Completion<()>) {
+        if let Some(buffer) = self.shared.buffer().as_mut() {
+            buffer.remove(oid);
+        }
+        self.put(Request::Delete { txn: self.txn, oid, base }, done);
+    }
+
+    /// A file to write a blob into that comes as a stream, for [`BlobSource::Spooled`]. Blocks.
+    ///
+    /// # Errors
+    /// The cache's.
+    pub fn spool(&self) -> Result<BlobWriter, CallError> {
+        let buffer = self.shared.buffer();
+        let buffer = buffer.as_ref().ok_or(CallError::Refused(self.ended()))?;
+        BlobWriter::create_unsized(buffer.tmp()).map_err(|source| not_taken(Oid::ROOT, source))
+    }
+
+    fn ended(&self) -> RequestError {
+        RequestError::NoSuchTransaction { txn: self.txn }
+    }
+
+    /// Stores an object's record with a blob. Done when the server has it on disk.
+    pub fn store_blob(
+        &self,
+        oid: Oid,
+        base: Tid,
+        data: Vec<u8>,
+        source: BlobSource,
+        progress: Option<OnProgress>,
+        done: Completion<BlobInfo>,
+    ) {
+        let (session, shared, txn, ended) =
+            (self.session.clone(), self.shared.clone(), self.txn, self.ended());
+        self.lane.run(move || {
+            let taken = match shared.buffer().as_mut() {
+                Some(buffer) => take(buffer, oid, source, session.cache().is_shared()),
+                None => Err(ended.into()),
+            };
+            match taken {
+                Err(error) => done(Err(error)),
+                Ok(Taken::Shared { name, info }) => {
+                    let request = Request::StoreShared {
+                        txn,
+                        oid,
+                        base,
+                        data,
+                        name,
+                        size: info.size,
+                        digest: info.digest,
+                    };
+                    let done: Completion<Reply> = Box::new(move |result| {
+                        done(result.map(|_| info).map_err(|error| shared.explain(error)));
+                    });
+                    session.call(request, done);
+                }
+                Ok(Taken::Send { source, size }) => {
+                    let done: Completion<Digest> = Box::new(move |result| {
+                        if let (Ok(digest), Some(buffer)) = (&result, shared.buffer().as_mut()) {
+                            buffer.set_digest(oid, *digest);
+                        }
+                        let info = result.map(|digest| BlobInfo { size, digest });
+                        done(info.map_err(|error| shared.explain(error)));
+                    });
+                    session.upload(txn, oid, base, data, size, source.on_progress(progress), done);
+                }
+            }
+        });
+    }
+
+    /// Asks whether everything can be committed, and makes sure that it then can. No conflicts: it is.
+    pub fn vote(&mut self, done: Completion<Vec<Conflict>>) {
+        self.decide(
+            Request::Vote { txn: self.txn },
+            Box::new(move |result| {
+                done(result.map(|reply| match reply {
+                    Reply::Conflicts(conflicts) => conflicts,
+                    _ => Vec::new(),
+                }));
+            }),
+        );
+    }
+
+    /// Commits what was voted for.
+    pub fn finish(mut self, done: Completion<Tid>) {
+        self.over = true;
+        self.decide(
+            Request::Finish { txn: self.txn },
+            Box::new(move |result| {
+                // The machine lets no other answer to a finish through.
+                done(result.map(|reply| if let Reply::Finished { tid } = reply { tid } else { Tid::ZERO }));
+            }),
+        );
+    }
+
+    /// Votes and finishes in one round trip.
+    pub fn commit(&mut self, done: Completion<Result<Tid, Vec<Conflict>>>) {
+        self.decide(
+            Request::Commit { txn: self.txn },
+            Box::new(move |result| {
+                done(result.map(|reply| match reply {
+                    Reply::Finished { tid } => Ok(tid),
+                    Reply::Conflicts(conflicts) => Err(conflicts),
+                    _ => Err(Vec::new()),
+                }));
+            }),
+        );
+    }
+
+    /// Sends a vote, finish or commit; when it was committed, its files become the cache's before that is told.
+    fn decide(&self, request: Request, done: Completion<Reply>) {
+        let (shared, lane) = (self.shared.clone(), self.lane.clone());
+        self.session.call(
+            request,
+            Box::new(move |result| match result {
+                Ok(Reply::Finished { tid }) => lane.run(move || {
+                    if let Some(Err(error)) = shared.buffer().take().map(|buffer| buffer.finish(tid)) {
+                        // It is committed all the same, and can be loaded from the server.
+                        tracing::warn!(%tid, %error, "a stored file did not get into the cache");
+                    }
+                    done(Ok(Reply::Finished { tid }));
+                }),
+                Ok(reply) => done(Ok(reply)),
+                Err(error) => done(Err(shared.explain(error))),
+            }),
+        );
+    }
+
+    /// Gives it up.
+    pub fn abort(mut self, done: Completion<()>) {
+        self.over = true;
+        self.give_up(done);
+    }
+
+    fn give_up(&self, done: Completion<()>) {
+        let shared = self.shared.clone();
+        // Files that are still being taken come first; then all of them go.
+        self.lane.run(move || drop(shared.buffer().take()));
+        self.session.call(
+            Request::Abort { txn: self.txn },
+            Box::new(move |result| match result {
+                // Over already: there is nothing to abort.
+                Err(CallError::Usage(_)) => done(Ok(())),
+                result => done(result.map(drop)),
+            }),
+        );
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if !self.over {
+            self.give_up(Box::new(|_| {}));
+        }
+    }
+}
+
+/// What is to be done with a blob's bytes.
+enum Taken {
+    Send { source: Source, size: u64 },
+    Shared { name: String, info: BlobInfo },
+}
+
+fn not_taken(oid: Oid, source: WriteError) -> CallError {
+    CallError::Cache(CacheError::Take { oid, source })
+}
+
+fn take(
+    buffer: &mut TransactionBuffer,
+    oid: Oid,
+    source: BlobSource,
+    shared: bool,
+) -> Result<Taken, CallError> {
+    let buffered = match source {
+        BlobSource::Moved(path) => buffer.take(oid, &path, Take::Move)?,
+        BlobSource::Copied(path) => buffer.take(oid, &path, Take::Copy)?,
+        BlobSource::Streamed(path) if shared => buffer.take(oid, &path, Take::Copy)?,
+        BlobSource::Spooled(file) => buffer.adopt(oid, file)?,
+        BlobSource::Streamed(path) => {
+            buffer.remove(oid);
+            return stream(path);
+        }
+    };
+    let file = buffered.file().try_clone();
+    let path = buffered.path().to_owned();
+    let failed = |source| CallError::File { path: path.clone(), source };
+    let (file, size) = (file.map_err(failed)?, buffered.size());
+    if !shared {
+        return Ok(Taken::Send { source: Source::file(file, size).hashed(), size });
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(&path).map_err(failed)?).map_err(failed)?;
+    let digest = Digest(*hasher.finalize().as_bytes());
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(Taken::Shared { name, info: BlobInfo { size, digest } })
+}
+
+/// A file that is sent from where it is.
+fn stream(path: PathBuf) -> Result<Taken, CallError> {
+    let opened = || {
+        // Asked before it is opened: to open a pipe would be to wait for its other end.
+        let regular = std::fs::metadata(&path)?.is_file();
+        if !regular {
+            return Ok(None);
+        }
+        let file = File::open(&path)?;
+        let stamp = Stamp::of(&file)?;
+        Ok(Some((file, stamp)))
+    };
+    match opened() {
+        Ok(Some((file, stamp))) => {
+            let size = stamp.size();
+            Ok(Taken::Send { source: Source::file(file, size).hashed().unchanged(stamp), size })
+        }
+        Ok(None) => Err(CacheError::NotAFile { path }.into()),
+        Err(source) => Err(CallError::File { path, source }),
+    }
+}

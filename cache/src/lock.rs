@@ -1,0 +1,78 @@
+//! Lock files: `flock`, through fs2. The only place that knows how.
+//!
+//! The kernel releases such a lock when its holder dies, however it dies. A lock file is never deleted: who deletes
+//! one lets two processes hold "the" lock, one on the file that was there and one on the file that is there now.
+//!
+//! A lock belongs to the open file, not to the process: two openings exclude each other in one process, too.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+/// A lock that is held, by this value alone. Dropped, it is released.
+#[derive(Debug)]
+pub(crate) struct FileLock(File);
+
+impl FileLock {
+    /// Takes the lock if nobody has it. The file is created where there is none.
+    pub(crate) fn try_exclusive(path: &Path) -> io::Result<Option<FileLock>> {
+        FileLock::try_file(FileLock::open(path, true)?)
+    }
+
+    /// The same, but where there is no file, that is an error.
+    pub(crate) fn try_existing(path: &Path) -> io::Result<Option<FileLock>> {
+        FileLock::try_file(FileLock::open(path, false)?)
+    }
+
+    /// Takes the lock, and blocks until nobody else has it. The file is created where there is none.
+    pub(crate) fn exclusive(path: &Path) -> io::Result<FileLock> {
+        let file = FileLock::open(path, true)?;
+        loop {
+            match fs2::FileExt::lock_exclusive(&file) {
+                Ok(()) => return Ok(FileLock(file)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn try_file(file: File) -> io::Result<Option<FileLock>> {
+        match fs2::FileExt::try_lock_exclusive(&file) {
+            Ok(()) => Ok(Some(FileLock(file))),
+            Err(error) if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open(path: &Path, create: bool) -> io::Result<File> {
+        OpenOptions::new().write(true).create(create).truncate(false).open(path)
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // To close the file is not enough while another thread is starting a child process: between fork and exec
+        // the child has the same open file, and would keep the lock. Closing is what is left if this fails.
+        _ = fs2::FileExt::unlock(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_has_one_holder_and_its_file_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".lock");
+        assert_eq!(FileLock::try_existing(&path).unwrap_err().kind(), ErrorKind::NotFound);
+        let held = FileLock::try_exclusive(&path).unwrap().unwrap();
+        assert!(FileLock::try_exclusive(&path).unwrap().is_none());
+        drop(held);
+        assert!(path.exists());
+        let held = FileLock::exclusive(&path).unwrap();
+        assert!(FileLock::try_existing(&path).unwrap().is_none());
+        drop(held);
+        assert!(FileLock::try_existing(&path).unwrap().is_some());
+    }
+}

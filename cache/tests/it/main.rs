@@ -1,0 +1,68 @@
+//! The cache as its users see it: threads, processes that die, files of former boots, transactions.
+
+#[cfg(test)]
+mod boots;
+#[cfg(test)]
+mod buffer;
+#[cfg(test)]
+mod processes;
+#[cfg(test)]
+mod shared;
+#[cfg(test)]
+mod threads;
+
+#[cfg(test)]
+mod util {
+    //! What all of these tests need.
+
+    use blobferry_cache::{Cache, CacheConfig, CachedBlob, Claim, Download};
+    use blobferry_protocol::{BlobId, Digest, Oid, Tid};
+    use std::io::Read;
+    use std::path::Path;
+
+    /// A blob of bucket 3.
+    pub(crate) fn blob(n: u64) -> BlobId {
+        BlobId { oid: Oid(3), tid: Tid(n) }
+    }
+
+    /// The bytes of every blob: larger than a buffer, and no two parts alike.
+    pub(crate) fn bytes() -> Vec<u8> {
+        let mut bytes = vec![0; 300_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    pub(crate) fn digest(bytes: &[u8]) -> Digest {
+        Digest(*blake3::hash(bytes).as_bytes())
+    }
+
+    pub(crate) fn open(dir: &Path) -> Cache {
+        Cache::open(dir, CacheConfig::default()).unwrap()
+    }
+
+    pub(crate) fn read(cached: &CachedBlob) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        cached.file().read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    pub(crate) fn download(cache: &Cache, blob: BlobId) -> Download {
+        match cache.claim(blob).unwrap() {
+            Claim::Download(download) => download,
+            Claim::Hit(hit) => panic!("{hit:?}"),
+        }
+    }
+
+    pub(crate) fn finish(mut download: Download) -> CachedBlob {
+        let bytes = bytes();
+        download.start(bytes.len() as u64).unwrap();
+        bytes.chunks(100_000).for_each(|chunk| download.write(chunk).unwrap());
+        download.finish(digest(&bytes)).unwrap()
+    }
+
+    /// How many unfinished files there are.
+    pub(crate) fn unfinished(cache: &Cache) -> usize {
+        let own = std::fs::read_dir(cache.buffer().tmp()).unwrap();
+        own.filter(|entry| entry.as_ref().unwrap().file_name() != ".lock").count()
+    }
+}
