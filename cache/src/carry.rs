@@ -370,3 +370,130 @@ impl Outlets {
         std::mem::take(&mut self.drained)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::mpsc::{self, Sender};
+
+    use super::*;
+
+    const T: TransferId = TransferId(1);
+
+    fn slice(offset: u64, len: u64) -> Slice {
+        Slice { transfer: T, offset, len }
+    }
+
+    fn outlets(source: Source) -> Outlets {
+        let mut outlets = Outlets::default();
+        outlets.insert(T, source);
+        outlets
+    }
+
+    fn file(bytes: &[u8]) -> (tempfile::NamedTempFile, File) {
+        let mut named = tempfile::NamedTempFile::new().unwrap();
+        named.write_all(bytes).unwrap();
+        let file = named.reopen().unwrap();
+        (named, file)
+    }
+
+    #[test]
+    fn a_source_is_read_in_pieces_and_hashed_on_the_way() {
+        let (_named, file) = file(b"hello world");
+        let mut outlets = outlets(Source::file(file, 11).hashed());
+        let mut piece = [0; 6];
+        outlets.read(slice(0, 6), &mut piece).unwrap();
+        assert_eq!(&piece, b"hello ");
+        assert_eq!(outlets.take_drained(), []);
+        outlets.read(slice(6, 5), &mut piece[..5]).unwrap();
+        let digest = Some(Digest(*blake3::hash(b"hello world").as_bytes()));
+        assert_eq!(outlets.take_drained(), [Drained { transfer: T, digest }]);
+        assert_eq!(outlets.count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_has_become_shorter_fails() {
+        let (named, file) = file(b"hello world");
+        named.as_file().set_len(5).unwrap();
+        let mut outlets = outlets(Source::file(file, 11));
+        let error = outlets.read(slice(0, 11), &mut [0; 11]).unwrap_err();
+        assert!(error.to_string().contains("shorter"), "{error}");
+        assert_eq!((outlets.count(), outlets.take_drained()), (0, Vec::new()));
+    }
+
+    #[test]
+    fn a_file_that_was_written_to_fails_at_its_end() {
+        let (mut named, file) = file(b"hello world");
+        let stamp = Stamp::of(&file).unwrap();
+        let mut outlets = outlets(Source::file(file, 11).unchanged(stamp));
+        outlets.read(slice(0, 5), &mut [0; 5]).unwrap();
+        named.write_all(b" and more").unwrap();
+        let error = outlets.read(slice(5, 6), &mut [0; 6]).unwrap_err();
+        assert!(error.to_string().contains("changed"), "{error}");
+    }
+
+    #[test]
+    fn bytes_in_memory_are_never_read_beyond_their_end() {
+        let mut outlets = outlets(Source::memory(Bytes::from_static(b"hello"), 5));
+        assert!(outlets.read(slice(3, 4), &mut [0; 4]).is_err());
+    }
+
+    /// Says what happens to it; fails at the byte `!`.
+    struct Teller(Sender<String>);
+
+    impl Sink for Teller {
+        fn start(&mut self, from: u64, end: u64, size: u64) -> bool {
+            self.0.send(format!("start {from}..{end} of {size}")).is_ok()
+        }
+        fn write(&mut self, bytes: &[u8]) -> bool {
+            self.0.send(format!("write {}", String::from_utf8_lossy(bytes))).is_ok() && bytes != b"!"
+        }
+        fn stop(self: Box<Self>, _: Digest) {
+            self.0.send("stop".into()).unwrap();
+        }
+        fn abort(self: Box<Self>, reason: Option<RequestError>) {
+            self.0.send(format!("abort {reason:?}")).unwrap();
+        }
+    }
+
+    fn inlets() -> (Inlets, mpsc::Receiver<String>, mpsc::Receiver<Report>) {
+        let (report, reports) = mpsc::channel();
+        let (tell, told) = mpsc::channel();
+        let mut inlets = Inlets::new(&Workers::new(2), Arc::new(move |what| report.send(what).unwrap()));
+        inlets.expect(T, Box::new(Teller(tell)));
+        inlets.event(TransferEvent::Started { transfer: T, from: 0, end: 3, size: 3, digest: None });
+        (inlets, told, reports)
+    }
+
+    #[test]
+    fn a_sink_is_told_everything_in_order_and_what_it_took_is_reported() {
+        let (mut inlets, told, reports) = inlets();
+        inlets.payload(slice(0, 2), Bytes::from_static(b"ab"));
+        inlets.payload(slice(2, 1), Bytes::from_static(b"c"));
+        inlets.event(TransferEvent::Stopped { transfer: T, digest: Digest([0; 32]) });
+        drop(inlets);
+        let told: Vec<String> = told.iter().collect();
+        assert_eq!(told, ["start 0..3 of 3", "write ab", "write c", "stop"]);
+        let stored = |upto| Report::Stored { transfer: T, upto };
+        assert_eq!(reports.iter().collect::<Vec<_>>(), [stored(2), stored(3)]);
+    }
+
+    #[test]
+    fn a_sink_that_fails_is_told_nothing_more() {
+        let (mut inlets, told, reports) = inlets();
+        inlets.payload(slice(0, 1), Bytes::from_static(b"!"));
+        inlets.payload(slice(1, 1), Bytes::from_static(b"x"));
+        inlets.abort_all();
+        drop(inlets);
+        assert_eq!(told.iter().collect::<Vec<_>>(), ["start 0..3 of 3", "write !"]);
+        assert!(reports.iter().any(|report| report == Report::Failed { transfer: T }));
+    }
+
+    #[test]
+    fn a_connection_that_breaks_aborts_its_sinks() {
+        let (mut inlets, told, _reports) = inlets();
+        inlets.abort_all();
+        drop(inlets);
+        assert_eq!(told.iter().collect::<Vec<_>>(), ["start 0..3 of 3", "abort None"]);
+    }
+}
