@@ -1,1 +1,90 @@
 //! A server's durable revisions.
+//!
+//! A [`Store`] keeps every revision of every object: a record, and perhaps a blob of any size. Transactions change
+//! objects: *begin*, *store* (with blobs that were *staged*), *vote*, *finish*. Either everything in one is visible
+//! at one transaction id, for ever, or nothing is.
+//!
+//! * [`EmbeddedStore`] is the store of a server: SQLite and files in one directory.
+//! * [`ModelStore`] is the same in memory.
+//!
+//! ```
+//! use std::sync::{Arc, mpsc};
+//! use blobferry_protocol::{BlobId, Digest, RequestError, Tid, TxnId, TxnMeta};
+//! use blobferry_store::{Done, EmbeddedStore, OpenBlob, Store, StoreConfig, Vote};
+//!
+//! /// Answers come through callbacks, from whatever thread has them: here they are waited for.
+//! fn wait<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
+//!     let (answer, answers) = mpsc::channel();
+//!     ask(Box::new(move |result| _ = answer.send(result)));
+//!     answers.recv().map_err(|_| RequestError::Stopping)?
+//! }
+//!
+//! let dir = tempfile::tempdir()?;
+//! let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(dir.path(), StoreConfig::default())?);
+//!
+//! // A transaction's name is chosen by its client. A server keeps it: see `outcome`.
+//! let txn = TxnId([7; 16]);
+//! store.begin(txn, TxnMeta { user: b"ada".to_vec(), description: b"first".to_vec() })?;
+//!
+//! // The blob's bytes, as they arrive. They belong to no transaction yet.
+//! let mut stage = store.stage(11)?;
+//! stage.write(b"hello ")?;
+//! stage.write(b"world")?;
+//! let staged = stage.complete(Digest(*blake3::hash(b"hello world").as_bytes()))?;
+//!
+//! // A new object: it was made from no revision.
+//! let (oid, _) = store.new_oids(1)?;
+//! store.store_blob(txn, oid, Tid::ZERO, b"a record".to_vec(), staged)?;
+//!
+//! // Locks and checks, then the commit.
+//! assert_eq!(wait(|done| store.vote(txn, done))?, Vote::Ready);
+//! let tid = wait(|done| store.finish(txn, done))?;
+//!
+//! assert_eq!(store.load(oid)?.data, b"a record");
+//! match store.open_blob(BlobId { oid, tid })? {
+//!     OpenBlob::Small { bytes, .. } => assert_eq!(bytes, b"hello world"),
+//!     OpenBlob::File { .. } => unreachable!("so small a blob is kept in the database"),
+//! }
+//! store.close();
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Inside
+//!
+//! What is true of transactions in every store is written once. `desk` knows where each open transaction stands, with
+//! its `locks`; `changes` has what it has stored; `coordinator` runs votes and commits; `publish` announces them. A
+//! `backend` keeps the revisions: `model` in memory, `embedded` on the disk.
+
+mod backend;
+mod changes;
+mod config;
+mod coordinator;
+mod desk;
+mod embedded;
+mod errors;
+mod given_up;
+mod locks;
+mod model;
+mod operations;
+mod publish;
+pub mod session;
+mod staged;
+mod store;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use config::StoreConfig;
+pub use coordinator::Coordinator;
+pub use embedded::{Disk, EmbeddedStore};
+pub use errors::OpenError;
+pub use model::{Memory, ModelStore};
+pub use staged::{Stage, Staged};
+pub use store::{
+    Counts, Done, MAX_LISTED, MAX_NEW_OIDS, OpenBlob, Store, StoredRevision, Subscriber, Subscription, Vote,
+};
+
+/// Locks a mutex. What a thread that panicked has left is used as it is: every change under a lock of this crate is
+/// complete in itself.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

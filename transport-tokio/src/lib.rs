@@ -1,1 +1,52 @@
-//! Server and async client on tokio.
+//! blobferry on tokio: a [`Server`] over a [`Store`](blobferry_store::Store), and an async [`Client`] over a
+//! [`Cache`](blobferry_cache::Cache).
+//!
+//! This crate is sockets, readiness and timers. What is said on a connection stands in `blobferry-protocol`, what a
+//! server does about it in `blobferry-store`, what a client does in `blobferry-cache`.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use blobferry_cache::{Cache, CacheConfig};
+//! use blobferry_protocol::{BlobId, Tid, TxnMeta};
+//! use blobferry_store::{ModelStore, StoreConfig};
+//! use blobferry_transport_tokio::{BlobSource, Client, ClientConfig, Server, ServerConfig};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let home = tempfile::tempdir()?;
+//! let store = Arc::new(ModelStore::new(StoreConfig::default())?);
+//! let server = Server::bind("127.0.0.1:0", store, ServerConfig::default()).await?;
+//! let cache = Cache::open(home.path().join("cache"), CacheConfig::default())?;
+//! let client = Client::connect(server.local_addr(), cache, ClientConfig::default()).await?;
+//!
+//! // Two files that appear at once, or not at all.
+//! let mut transaction = client.begin(TxnMeta::default())?;
+//! let oids = client.new_oids(2).await?;
+//! for oid in &oids {
+//!     let bytes: &[u8] = b"any number of bytes";
+//!     transaction.store_blob(*oid, Tid::ZERO, b"a record".to_vec(), BlobSource::reader(bytes)).await?;
+//! }
+//! let tid = transaction.commit().await?;
+//!
+//! // Loading gives an open file in the cache of this machine. It is there already: who stores has it.
+//! let cached = client.load_blob(BlobId { oid: oids[0], tid }).await?;
+//! assert_eq!(std::fs::read(cached.path())?, b"any number of bytes");
+//!
+//! client.close().await;
+//! server.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+
+mod client;
+mod drive;
+mod invalidations;
+mod server;
+mod transaction;
+
+pub use blobferry_cache::carry::Progress;
+pub use blobferry_cache::client::{CallError, Invalidation, VoteError};
+pub use client::{Client, ClientConfig, ConnectError};
+pub use invalidations::Invalidations;
+pub use server::{Server, ServerConfig};
+pub use transaction::{BlobSource, Transaction};

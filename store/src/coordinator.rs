@@ -1,0 +1,309 @@
+//! The life of transactions, the same for every store: from begin to a vote, and from finish to the announcement.
+//!
+//! Two threads belong to a store. The *committer* takes all transactions that are to be finished as one batch, has
+//! the back end make it durable, and announces each. The *steward* checks votes whose turn has come, and gives up
+//! what is not finished in time. Whoever releases locks only notes whose turn it is now: nobody's call takes the
+//! time of another's vote.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
+
+use crate::backend::Backend;
+use crate::changes::Changes;
+use crate::config::StoreConfig;
+use crate::desk::{Answer, Ballot, Desk, Ended, Errand};
+use crate::errors::OpenError;
+use crate::lock;
+use crate::publish::Bulletin;
+use crate::staged::Quota;
+use crate::store::{Done, Vote};
+
+/// Runs transactions over a back end, and is a [`Store`](crate::Store).
+///
+/// Dropped, it closes.
+#[derive(Debug)]
+pub struct Coordinator<B> {
+    pub(crate) core: Arc<Core<B>>,
+    pub(crate) threads: Threads,
+}
+
+/// What the store's threads and its callers share.
+pub(crate) struct Core<B> {
+    pub(crate) backend: B,
+    pub(crate) config: StoreConfig,
+    pub(crate) office: Arc<Office>,
+    pub(crate) bulletin: Arc<Bulletin>,
+    pub(crate) quota: Quota,
+    pub(crate) batches: AtomicU64,
+}
+
+/// The desk, and the bells of the two who work at it.
+pub(crate) struct Office {
+    desk: Mutex<Desk>,
+    committer: Condvar,
+    steward: Condvar,
+}
+
+impl Office {
+    pub(crate) fn desk(&self) -> MutexGuard<'_, Desk> {
+        lock(&self.desk)
+    }
+
+    /// Puts away what has ended, and has the steward look for what follows from that.
+    pub(crate) fn put_away(&self, ended: Option<Ended>) {
+        self.steward.notify_one();
+        if let Some(ended) = ended {
+            ended.tell();
+        }
+    }
+}
+
+/// Starts the threads of a store over a back end. `last` is the last transaction that is committed.
+pub(crate) fn start<B: Backend>(
+    backend: B,
+    config: StoreConfig,
+    last: Tid,
+) -> Result<Coordinator<B>, OpenError> {
+    let desk = Mutex::new(Desk::new(config.max_transactions));
+    let office = Arc::new(Office { desk, committer: Condvar::new(), steward: Condvar::new() });
+    let (bulletin, quota) = (Arc::new(Bulletin::new(last)), Quota::new(config.max_staged));
+    let core = Arc::new(Core { backend, config, office, bulletin, quota, batches: AtomicU64::new(0) });
+    let threads = Threads { office: core.office.clone(), handles: Mutex::default() };
+    threads.spawn("store-committer", &core, Core::run_committer)?;
+    threads.spawn("store-steward", &core, Core::run_steward)?;
+    Ok(Coordinator { core, threads })
+}
+
+impl<B: Backend> Core<B> {
+    /// Refuses whatever would write when nothing can be written any more.
+    pub(crate) fn check_writable(&self) -> Result<(), RequestError> {
+        self.office.desk().check_running()?;
+        self.backend.check_writable()
+    }
+
+    pub(crate) fn begin(&self, txn: TxnId, meta: TxnMeta) -> Result<(), RequestError> {
+        self.check_writable()?;
+        let (limit, actual) = (self.config.max_meta, (meta.user.len() + meta.description.len()) as u64);
+        if actual > limit {
+            let what = "bytes of a transaction's user and description".to_owned();
+            return Err(RequestError::Limit { what, limit, actual });
+        }
+        let changes = Changes::new(self.backend.spool(), self.config.max_objects, &self.quota)?;
+        self.office.desk().begin(txn, meta, changes)
+    }
+
+    /// Whether a transaction takes stores at this moment.
+    pub(crate) fn check_open(&self, txn: TxnId) -> Result<(), RequestError> {
+        self.change(txn, |_| Ok(()))
+    }
+
+    /// Makes a change in a transaction. Where that fails the transaction is not whole any more, and doomed.
+    pub(crate) fn change(
+        &self,
+        txn: TxnId,
+        change: impl FnOnce(&mut Changes) -> Result<(), RequestError>,
+    ) -> Result<(), RequestError> {
+        self.backend.check_writable()?;
+        let changes = self.office.desk().changes(txn)?;
+        let mut locked = lock(&changes);
+        self.office.desk().check_open(txn, &changes)?;
+        change(&mut locked).inspect_err(|_| self.office.desk().doom(txn, &changes))
+    }
+
+    pub(crate) fn vote(&self, txn: TxnId, done: Done<Vote>) {
+        let changes = self.backend.check_writable().and_then(|()| self.office.desk().changes(txn));
+        let changes = match changes {
+            Ok(changes) => changes,
+            Err(error) => return done(Err(error)),
+        };
+        let lined_up = {
+            let locked = lock(&changes);
+            let oids: Arc<[Oid]> = locked.bases().map(|(oid, _)| oid).collect();
+            self.office.desk().line_up(Ballot { txn, changes: changes.clone(), done }, oids)
+        };
+        match lined_up {
+            Ok(Some(ballot)) => self.check(ballot),
+            Ok(None) => {}
+            Err((ballot, error)) => (ballot.done)(Err(error)),
+        }
+    }
+
+    /// Compares the bases of a transaction that has its locks.
+    fn check(&self, ballot: Ballot) {
+        let Ballot { txn, changes, done } = ballot;
+        let checked = self.backend.check(txn, &lock(&changes));
+        let deadline = Instant::now() + self.config.vote_timeout;
+        let vote = self.office.desk().decide(txn, &changes, checked, deadline);
+        self.office.steward.notify_one();
+        done(vote);
+    }
+
+    pub(crate) fn finish(&self, txn: TxnId, done: Done<Tid>) {
+        let queued = self.office.desk().finish(txn, done);
+        match queued {
+            Ok(()) => self.office.committer.notify_one(),
+            Err((done, error)) => done(Err(error)),
+        }
+    }
+
+    pub(crate) fn abort(&self, txn: TxnId) {
+        let ended = self.office.desk().end(txn, None);
+        self.office.put_away(ended);
+    }
+
+    pub(crate) fn outcome(&self, txn: TxnId, done: Done<Outcome>) {
+        let queued = self.office.desk().outcome(txn, done);
+        match queued {
+            Ok(ended) => {
+                self.office.committer.notify_one();
+                self.office.put_away(ended);
+            }
+            Err((done, error)) => done(Err(error)),
+        }
+    }
+
+    /// Reads at the last visible transaction; again where nothing was found and a newer one has become visible
+    /// meanwhile, as a pack may have removed what the newer one has replaced.
+    pub(crate) fn read<T>(
+        &self,
+        read: impl Fn(Tid) -> Result<Option<T>, RequestError>,
+    ) -> Result<Option<T>, RequestError> {
+        loop {
+            let visible = self.bulletin.last();
+            let found = read(visible)?;
+            if found.is_some() || visible == self.bulletin.last() {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn run_committer(&self) {
+        loop {
+            let mut desk = self.office.desk();
+            let jobs = loop {
+                match desk.take_jobs() {
+                    None => return,
+                    Some(jobs) if !jobs.is_empty() => break jobs,
+                    Some(_) => {
+                        desk = self.office.committer.wait(desk).unwrap_or_else(PoisonError::into_inner);
+                    }
+                }
+            };
+            drop(desk);
+            let (batch, answers): (Vec<_>, Vec<_>) =
+                jobs.into_iter().map(|job| (job.work, job.answer)).unzip();
+            let results = self.backend.commit(self.bulletin.last(), &batch);
+            drop(batch);
+            if results.iter().any(Result::is_ok) {
+                self.batches.fetch_add(1, Ordering::Relaxed);
+            }
+            answers.into_iter().zip(results).for_each(|(answer, result)| self.announce(answer, result));
+            self.backend.tidy();
+        }
+    }
+
+    /// Tells of a commit that is durable: subscribers, then readers, then those who wait for its locks, then its
+    /// client.
+    fn announce(&self, answer: Answer, result: Result<Outcome, RequestError>) {
+        match (answer, result) {
+            (Answer::Finish { txn, oids, done }, Ok(Outcome::Committed { tid })) => {
+                self.bulletin.publish(tid, &oids);
+                let ended = self.office.desk().committed(txn);
+                self.office.put_away(ended);
+                done(Ok(tid));
+            }
+            (Answer::Finish { txn, done, .. }, failed) => {
+                let error = failed.err().unwrap_or(RequestError::TransactionExists { txn });
+                let reason = error.to_string();
+                tracing::error!(%txn, reason, "a transaction that was voted for could not be committed");
+                let ended = self.office.desk().failed(txn, &reason);
+                self.office.put_away(ended);
+                done(Err(error));
+            }
+            (Answer::Outcome { txn, done }, outcome) => {
+                self.office.desk().fenced(txn);
+                done(outcome);
+            }
+        }
+    }
+
+    fn run_steward(&self) {
+        let mut desk = self.office.desk();
+        loop {
+            match desk.errand(Instant::now()) {
+                Errand::Stop => return,
+                Errand::Wait(None) => {
+                    desk = self.office.steward.wait(desk).unwrap_or_else(PoisonError::into_inner);
+                }
+                Errand::Wait(Some(time)) => {
+                    let woken = self.office.steward.wait_timeout(desk, time);
+                    desk = woken.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                Errand::Check(ballot) => {
+                    drop(desk);
+                    self.check(ballot);
+                    desk = self.office.desk();
+                }
+                Errand::GiveUp(txn, ended) => {
+                    drop(desk);
+                    tracing::warn!(%txn, "gave up a transaction: it was voted for, but not finished in time");
+                    self.office.put_away(Some(ended));
+                    desk = self.office.desk();
+                }
+            }
+        }
+    }
+}
+
+impl<B> std::fmt::Debug for Core<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("last_tid", &self.bulletin.last()).finish_non_exhaustive()
+    }
+}
+
+/// The threads of a store. Dropped, they are stopped.
+pub(crate) struct Threads {
+    office: Arc<Office>,
+    handles: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Threads {
+    fn spawn<B: Backend>(&self, name: &str, core: &Arc<Core<B>>, run: fn(&Core<B>)) -> Result<(), OpenError> {
+        let core = core.clone();
+        let handle = thread::Builder::new().name(name.to_owned()).spawn(move || run(&core));
+        lock(&self.handles).push(handle.map_err(OpenError::Thread)?);
+        Ok(())
+    }
+
+    /// Commits what is being finished, ends everything else, and waits for the threads.
+    pub(crate) fn stop(&self) {
+        let ended = self.office.desk().stop();
+        self.office.committer.notify_all();
+        self.office.steward.notify_all();
+        ended.into_iter().for_each(Ended::tell);
+        let handles = std::mem::take(&mut *lock(&self.handles));
+        for handle in handles {
+            // The last owner may let go of the store in an answer that one of its threads gives.
+            if handle.thread().id() != thread::current().id() {
+                // A thread that has panicked has been reported, and has nothing more to say.
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl std::fmt::Debug for Threads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Threads")
+    }
+}

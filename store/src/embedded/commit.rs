@@ -1,0 +1,269 @@
+//! Making transactions durable: all that are to be finished at a moment, with one commit of the database.
+//!
+//! The order is what matters. The bytes of blobs were synced when they were staged; here their files get their final
+//! names, and those names are synced with their directories; then the database commits, and *that* is when the
+//! transactions have happened. A crash before it leaves files that no row speaks of, and the next open removes them.
+
+use std::sync::Mutex;
+
+use blobferry_protocol::{BlobId, BlobInfo, Conflict, Outcome, RequestError, Tid, TxnId, TxnMeta};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::Disk;
+use super::database::Writer;
+use super::files::Files;
+use super::schema::{key, tid};
+use crate::backend::{Totals, now};
+use crate::changes::{Body, Bytes, Changes, Entry};
+use crate::desk::Work;
+use crate::lock;
+use crate::staged::StagedFile;
+
+/// The current revision of an object, and whether it is a deletion.
+pub(super) const CURRENT: &str =
+    "SELECT tid, size IS NULL FROM revisions WHERE oid = ?1 ORDER BY tid DESC LIMIT 1";
+
+const NEW_TRANSACTION: &str = "INSERT INTO transactions(tid, txn, user, description) VALUES (?1, ?2, ?3, ?4)";
+
+const NEW_REVISION: &str = "
+    INSERT INTO revisions(oid, tid, size, blob_size, blob_digest, in_file, data)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+
+const NEW_SMALL_BLOB: &str = "INSERT INTO small_blobs(id, bytes) VALUES (last_insert_rowid(), ?1)";
+
+const NEW_STATE: &str =
+    "UPDATE state SET last_oid = ?1, objects = ?2, revisions = ?3, blobs = ?4, blob_bytes = ?5";
+
+/// What was there when the store was closed, or crashed.
+pub(super) fn read_totals(connection: &Connection) -> rusqlite::Result<Totals> {
+    connection.query_row("SELECT objects, revisions, blobs, blob_bytes FROM state", [], |row| {
+        let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+        let (objects, revisions, blobs, blob_bytes) = (number(0)?, number(1)?, number(2)?, number(3)?);
+        Ok(Totals { objects, revisions, blobs, blob_bytes, damaged: 0 })
+    })
+}
+
+/// What has become of a name: committed, fenced off, or neither.
+fn known_outcome(connection: &Connection, txn: TxnId) -> rusqlite::Result<Option<Outcome>> {
+    let committed = connection
+        .prepare_cached("SELECT tid FROM transactions WHERE txn = ?1")?
+        .query_row([&txn.0], |row| row.get(0))
+        .optional()?;
+    if let Some(committed) = committed {
+        return Ok(Some(Outcome::Committed { tid: tid(committed) }));
+    }
+    let fenced = connection.prepare_cached("SELECT 1 FROM fences WHERE txn = ?1")?.exists([&txn.0])?;
+    Ok(fenced.then_some(Outcome::NotCommitted))
+}
+
+/// A number of bytes or things, as SQLite keeps it. No disk holds 2^63.
+fn number(n: u64) -> i64 {
+    n.cast_signed()
+}
+
+impl Disk {
+    /// The conflicts of a transaction whose objects are locked.
+    pub(super) fn find_conflicts(
+        &self,
+        txn: TxnId,
+        changes: &Changes,
+    ) -> Result<Vec<Conflict>, RequestError> {
+        let conflicts = self.database.read("check a vote", |connection| {
+            if known_outcome(connection, txn)?.is_some() {
+                return Ok(None);
+            }
+            let mut current = connection.prepare_cached(CURRENT)?;
+            let mut conflicts = Vec::new();
+            for (oid, base) in changes.bases() {
+                let found = current
+                    .query_row([key(oid.0)], |row| Ok((tid(row.get(0)?), row.get::<_, bool>(1)?)))
+                    .optional()?;
+                let committed = found.filter(|(_, deleted)| !deleted).map_or(Tid::ZERO, |(tid, _)| tid);
+                if committed != base {
+                    conflicts.push(Conflict { oid, committed, base });
+                }
+            }
+            Ok(Some(conflicts))
+        })?;
+        conflicts.ok_or(RequestError::TransactionExists { txn })
+    }
+
+    pub(super) fn commit_batch(&self, after: Tid, batch: &[Work]) -> Vec<Result<Outcome, RequestError>> {
+        let last_oid = self.use_oids(batch);
+        let written = self.database.with_writer(|writer| self.write_batch(writer, after, last_oid, batch));
+        written.unwrap_or_else(|error| batch.iter().map(|work| self.not_written(work, &error)).collect())
+    }
+
+    /// What is answered when a batch could not be written: what is committed already is still known.
+    fn not_written(&self, work: &Work, error: &RequestError) -> Result<Outcome, RequestError> {
+        if let Work::Fence(txn) = work
+            && let Ok(Some(outcome)) =
+                self.database.read("look for a transaction", |connection| known_outcome(connection, *txn))
+        {
+            return Ok(outcome);
+        }
+        Err(error.clone())
+    }
+
+    fn write_batch(
+        &self,
+        writer: &mut Writer,
+        after: Tid,
+        last_oid: u64,
+        batch: &[Work],
+    ) -> Result<Vec<Result<Outcome, RequestError>>, RequestError> {
+        let last_oid = writer.last_oid.max(last_oid);
+        let mut transaction = self.database.begin(&mut writer.connection)?;
+        let mut step = Step { files: Files::new(&self.layout), totals: *lock(&self.totals), written: 0 };
+        let mut last = after;
+        let mut results = Vec::with_capacity(batch.len());
+        for work in batch {
+            let result = match work {
+                Work::Fence(txn) => self.fence(&transaction, *txn),
+                Work::Commit { txn, meta, changes } => {
+                    let tid = last.next(now());
+                    let done = self.write_alone(&mut transaction, &mut step, tid, (*txn, meta, changes));
+                    done.inspect(|()| last = tid).map(|()| Outcome::Committed { tid })
+                }
+            };
+            if transaction.is_autocommit() {
+                // SQLite had to undo everything, also what was written for others.
+                return Err(result
+                    .err()
+                    .unwrap_or(RequestError::Failed { detail: "the database gave up".to_owned() }));
+            }
+            results.push(result);
+        }
+        // A disk that has failed may have done so in a way that concerns everybody.
+        self.database.poison.check()?;
+        step.files.sync().map_err(|error| self.database.poison.set(&error))?;
+        let Step { files, totals, written } = step;
+        self.write_state(&transaction, last_oid, totals)
+            .map_err(|error| self.database.error("commit", &error))?;
+        let committed = self.database.commit(transaction);
+        if committed.is_ok() || self.database.poison.check().is_err() {
+            files.keep(); // if nobody knows whether it is committed, the next open will
+        }
+        committed?;
+        *lock(&self.totals) = totals;
+        writer.last_oid = last_oid;
+        writer.written += written;
+        Ok(results)
+    }
+
+    /// Writes one transaction, or nothing of it.
+    fn write_alone(
+        &self,
+        transaction: &mut Transaction<'_>,
+        step: &mut Step<'_>,
+        tid: Tid,
+        (txn, meta, changes): (TxnId, &TxnMeta, &Mutex<Changes>),
+    ) -> Result<(), RequestError> {
+        let failed = |error: rusqlite::Error| self.database.error("write a transaction", &error);
+        let savepoint = transaction.savepoint().map_err(failed)?;
+        let (before, files) = ((step.totals, step.written), step.files.count());
+        let mut write = || {
+            let parameters = params![key(tid.0), txn.0, meta.user, meta.description];
+            savepoint
+                .prepare_cached(NEW_TRANSACTION)
+                .and_then(|mut new| new.execute(parameters))
+                .map_err(failed)?;
+            let (mut changes, mut after) = (lock(changes), None);
+            while let Some(entry) = changes.entry_after(after)? {
+                after = Some(entry.oid);
+                let file = changes.take_file(entry.oid);
+                self.write_revision(&savepoint, step, tid, entry, file)?;
+            }
+            Ok(())
+        };
+        match write() {
+            Ok(()) => savepoint.commit().map_err(failed),
+            Err(error) => {
+                (step.totals, step.written) = before;
+                step.files.remove_from(files);
+                Err(error)
+            }
+        }
+    }
+
+    fn write_revision(
+        &self,
+        connection: &Connection,
+        step: &mut Step<'_>,
+        tid: Tid,
+        entry: Entry,
+        file: Option<StagedFile>,
+    ) -> Result<(), RequestError> {
+        let Entry { oid, base, body } = entry;
+        let (size, Body { data, blob }) = match body {
+            Some(body) => (Some(number(body.data.len() as u64)), body),
+            None => (None, Body { data: Vec::new(), blob: None }),
+        };
+        let (info, small) = match blob {
+            Some((info, Bytes::Small(bytes))) => (Some(info), Some(bytes)),
+            Some((info, Bytes::InFile)) => (Some(info), None),
+            None => (None, None),
+        };
+        if let Some(file) = file {
+            step.files.name(file, BlobId { oid, tid })?;
+        }
+        let in_file = info.is_some() && small.is_none();
+        let insert = || {
+            let (blob_size, digest) = (info.map(|info| number(info.size)), info.map(|info| info.digest.0));
+            let row = params![key(oid.0), key(tid.0), size, blob_size, digest, in_file, data];
+            connection.prepare_cached(NEW_REVISION)?.execute(row)?;
+            if let Some(bytes) = &small {
+                connection.prepare_cached(NEW_SMALL_BLOB)?.execute([bytes])?;
+            }
+            Ok(())
+        };
+        insert().map_err(|error| self.database.error("write a revision", &error))?;
+        step.count(base, size.is_none(), info, data.len() + small.map_or(0, |bytes| bytes.len()));
+        Ok(())
+    }
+
+    fn fence(&self, transaction: &Transaction<'_>, txn: TxnId) -> Result<Outcome, RequestError> {
+        let fence = || {
+            if let Some(outcome) = known_outcome(transaction, txn)? {
+                return Ok(outcome);
+            }
+            transaction.prepare_cached("INSERT INTO fences(txn) VALUES (?1)")?.execute([&txn.0])?;
+            Ok(Outcome::NotCommitted)
+        };
+        fence().map_err(|error| self.database.error("answer for a transaction", &error))
+    }
+
+    pub(super) fn write_state(
+        &self,
+        connection: &Connection,
+        last_oid: u64,
+        totals: Totals,
+    ) -> rusqlite::Result<()> {
+        let Totals { objects, revisions, blobs, blob_bytes, .. } = totals;
+        let numbers = [objects, revisions, blobs, blob_bytes].map(number);
+        connection.prepare_cached(NEW_STATE)?.execute(params![
+            key(last_oid),
+            numbers[0],
+            numbers[1],
+            numbers[2],
+            numbers[3]
+        ])?;
+        Ok(())
+    }
+}
+
+/// What a batch adds up to.
+struct Step<'a> {
+    files: Files<'a>,
+    totals: Totals,
+    /// About so many bytes of the log.
+    written: u64,
+}
+
+impl Step<'_> {
+    fn count(&mut self, base: Tid, is_deletion: bool, blob: Option<BlobInfo>, bytes: usize) {
+        const ROW: u64 = 512; // with its places in the indexes
+        self.totals.add(base == Tid::ZERO, is_deletion, blob);
+        self.written += ROW + bytes as u64;
+    }
+}

@@ -1,0 +1,141 @@
+//! The connections to the database: one that writes, a few that read.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use blobferry_protocol::RequestError;
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+
+use super::poison::Poison;
+use super::schema;
+use crate::errors::{OpenError, database_error};
+use crate::lock;
+
+/// How many reads go on at once; more wait for each other.
+const READERS: usize = 4;
+/// So many bytes may be in the log before they are moved to the database.
+const CHECKPOINT: u64 = 4 << 20;
+
+pub(crate) struct Database {
+    pub(super) path: PathBuf,
+    pub(super) poison: Poison,
+    writer: Mutex<Writer>,
+    readers: Mutex<Vec<Connection>>,
+    returned: Condvar,
+}
+
+/// The one connection that writes.
+pub(super) struct Writer {
+    pub(super) connection: Connection,
+    /// No oid up to this one is given again, also after a crash.
+    pub(super) last_oid: u64,
+    /// About so many bytes were written since the last checkpoint.
+    pub(super) written: u64,
+}
+
+impl Database {
+    pub(super) fn open(path: &Path) -> Result<Database, OpenError> {
+        let connection = schema::open_writer(path)?;
+        let last_oid = connection
+            .query_row("SELECT last_oid FROM state", [], |row| row.get(0).map(schema::id))
+            .map_err(schema::opening("read", path))?;
+        let readers = (0..READERS).map(|_| schema::open_reader(path)).collect::<Result<_, _>>()?;
+        Ok(Database {
+            path: path.to_owned(),
+            poison: Poison::default(),
+            writer: Mutex::new(Writer { connection, last_oid, written: 0 }),
+            readers: Mutex::new(readers),
+            returned: Condvar::new(),
+        })
+    }
+
+    /// Reads, without waiting for the writer.
+    pub(super) fn read<T>(
+        &self,
+        operation: &str,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, RequestError> {
+        let mut readers = lock(&self.readers);
+        let reader = loop {
+            match readers.pop() {
+                Some(reader) => break reader,
+                None => readers = self.returned.wait(readers).unwrap_or_else(PoisonError::into_inner),
+            }
+        };
+        drop(readers);
+        let result = read(&reader);
+        lock(&self.readers).push(reader);
+        self.returned.notify_one();
+        result.map_err(|error| database_error(operation, &self.path, &error))
+    }
+
+    /// No oid up to this one is given again.
+    pub(super) fn last_oid(&self) -> u64 {
+        lock(&self.writer).last_oid
+    }
+
+    /// Lends the writer out, unless nothing may be written any more.
+    pub(super) fn with_writer<T>(
+        &self,
+        write: impl FnOnce(&mut Writer) -> Result<T, RequestError>,
+    ) -> Result<T, RequestError> {
+        let mut writer = lock(&self.writer);
+        self.poison.check()?;
+        write(&mut writer)
+    }
+
+    pub(super) fn begin<'a>(&self, connection: &'a mut Connection) -> Result<Transaction<'a>, RequestError> {
+        connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|error| self.error("begin to write", &error))
+    }
+
+    /// Makes a transaction durable. If that fails for anything but a full disk (where SQLite has written no end
+    /// mark to the log), nobody knows whether it is: that is for the next open to find out.
+    pub(super) fn commit(&self, transaction: Transaction<'_>) -> Result<(), RequestError> {
+        transaction.commit().map_err(|error| match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => self.error("commit", &error),
+            _ => self.poison.set(&format!("could not commit in {}: {error}", self.path.display())),
+        })
+    }
+
+    /// What a client sees of a failed statement. A disk that fails ends all writing.
+    pub(super) fn error(&self, operation: &str, error: &rusqlite::Error) -> RequestError {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt) => {
+                self.poison.set(&format!("could not {operation} in {}: {error}", self.path.display()))
+            }
+            _ => database_error(operation, &self.path, error),
+        }
+    }
+
+    /// Moves what is in the log to the database, if it is much.
+    pub(super) fn tidy(&self) {
+        let mut writer = lock(&self.writer);
+        if writer.written > CHECKPOINT && self.poison.check().is_ok() {
+            writer.written = 0;
+            self.checkpoint(&writer.connection, "PRAGMA wal_checkpoint(PASSIVE)");
+        }
+    }
+
+    /// Moves all that is in the log to the database, and empties it.
+    pub(super) fn close(&self) {
+        let writer = lock(&self.writer);
+        if self.poison.check().is_ok() {
+            self.checkpoint(&writer.connection, "PRAGMA wal_checkpoint(TRUNCATE)");
+        }
+    }
+
+    fn checkpoint(&self, connection: &Connection, pragma: &str) {
+        match connection.query_row(pragma, [], |_| Ok(())) {
+            Ok(()) => {}
+            // Nothing is lost by it: the log just stays as it is.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+                tracing::warn!(%error, "no room to move the log into the database");
+            }
+            Err(error) => {
+                _ = self.poison.set(&format!("could not checkpoint {}: {error}", self.path.display()))
+            }
+        }
+    }
+}

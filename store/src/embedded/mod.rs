@@ -1,0 +1,186 @@
+//! The embedded store: SQLite for records, transactions and small blobs, files for large ones.
+//!
+//! ```text
+//! DIR/lock             locked while a server has the directory open
+//! DIR/store.sqlite     the database (and its log, store.sqlite-wal)
+//! DIR/blobs/           the blob files, in the layout that caches have; its tmp/ is where blobs are staged
+//! ```
+
+mod commit;
+mod database;
+mod files;
+mod oids;
+mod pack;
+mod poison;
+mod read;
+mod recover;
+mod schema;
+mod stage;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use blobferry_cache::Layout;
+use blobferry_protocol::{
+    BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId,
+};
+use tempfile::SpooledTempFile;
+
+use self::database::Database;
+use self::oids::Oids;
+use crate::backend::{Backend, Found, Totals};
+use crate::changes::{Changes, SPOOL_IN_MEMORY};
+use crate::config::StoreConfig;
+use crate::coordinator::{self, Coordinator};
+use crate::desk::Work;
+use crate::errors::{OpenError, opening};
+use crate::lock;
+use crate::staged::{Room, SmallStage, Stage, Staged, Staging};
+use crate::store::{OpenBlob, StoredRevision};
+
+/// The durable store in one directory, for one server process.
+///
+/// Committed is what survives a power cut: the bytes of blobs and their names are synced before the database
+/// commits, and that commit is the only moment at which a transaction happens.
+pub type EmbeddedStore = Coordinator<Disk>;
+
+impl EmbeddedStore {
+    /// Opens the store in a directory, and creates it (with mode 0700) if there is none.
+    ///
+    /// What a crash has left is put right first: staged files go, and so do blob files that no transaction has
+    /// committed. Blobs whose file is damaged are reported, and counted in
+    /// [`Counts::damaged`](crate::Counts::damaged).
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] when another server has it open, and all others for what they say.
+    pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<EmbeddedStore, OpenError> {
+        let dir = dir.as_ref();
+        let claim = recover::claim(dir)?;
+        let layout = Layout::open(dir.join("blobs"))?;
+        let staged = recover::empty_tmp(layout.tmp())?;
+        let database = Database::open(&dir.join("store.sqlite"))?;
+        let orphans = recover::remove_orphans(&layout, &database)?;
+        let damaged = recover::count_damaged(&layout, &database)?;
+        for made in [layout.root(), dir] {
+            files::sync_dir(made).map_err(opening("sync", made))?;
+        }
+        let totals =
+            database.read("read the totals", commit::read_totals).map_err(recover::failed(&database))?;
+        let last_oid = database.last_oid();
+        let tmp = stage::open_dir(layout.tmp()).map_err(opening("open", layout.tmp()))?;
+        let disk = Disk {
+            staging: Arc::new(Staging::new(layout.tmp())),
+            inline_max: config.inline_max.min(StoreConfig::INLINE_LIMIT),
+            oids: Mutex::new(Oids { last: last_oid, reserved: last_oid }),
+            totals: Mutex::new(Totals { damaged, ..totals }),
+            database,
+            layout,
+            tmp,
+            _claim: claim,
+        };
+        let last = disk.last_tid().map_err(recover::failed(&disk.database))?;
+        tracing::info!(dir = %dir.display(), %last, staged, orphans, damaged, "opened the store");
+        coordinator::start(disk, config, last)
+    }
+}
+
+/// Revisions on the disk.
+pub struct Disk {
+    database: Database,
+    layout: Layout,
+    /// Where clients who share the directory leave files.
+    tmp: File,
+    staging: Arc<Staging>,
+    inline_max: u64,
+    /// Locked before the writer where both are needed.
+    oids: Mutex<Oids>,
+    /// Changed while the writer is locked only.
+    totals: Mutex<Totals>,
+    /// Dropped last: until then the directory is ours.
+    _claim: File,
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk").field("layout", &self.layout).finish_non_exhaustive()
+    }
+}
+
+impl Backend for Disk {
+    fn last_tid(&self) -> Result<Tid, RequestError> {
+        self.database.read("read the last transaction", |connection| {
+            let last: Option<i64> =
+                connection.query_row("SELECT max(tid) FROM transactions", [], |row| row.get(0))?;
+            Ok(last.map_or(Tid::ZERO, schema::tid))
+        })
+    }
+
+    fn check_writable(&self) -> Result<(), RequestError> {
+        self.database.poison.check()
+    }
+
+    fn newest(&self, oid: Oid, upto: Tid, visible: Tid) -> Result<Option<Found>, RequestError> {
+        self.read_newest(oid, upto, visible)
+    }
+
+    fn history(&self, oid: Oid, limit: u32, visible: Tid) -> Result<Vec<HistoryEntry>, RequestError> {
+        self.read_history(oid, limit, visible)
+    }
+
+    fn revisions(
+        &self,
+        after: (Tid, Oid),
+        limit: u32,
+        visible: Tid,
+    ) -> Result<Vec<StoredRevision>, RequestError> {
+        self.read_revisions(after, limit, visible)
+    }
+
+    fn open_blob(&self, blob: BlobId) -> Result<OpenBlob, RequestError> {
+        self.read_blob(blob)
+    }
+
+    fn new_oids(&self, count: u32) -> Result<Oid, RequestError> {
+        self.give_oids(count)
+    }
+
+    fn spool(&self) -> SpooledTempFile {
+        tempfile::spooled_tempfile_in(SPOOL_IN_MEMORY, self.layout.tmp())
+    }
+
+    fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {
+        if size <= self.inline_max {
+            return Ok(Box::new(SmallStage::new(size, room)));
+        }
+        Ok(Box::new(self.stage_file(size, room)?))
+    }
+
+    fn adopt(&self, name: &str, info: BlobInfo, room: Room) -> Result<Staged, RequestError> {
+        self.adopt_file(name, info, room)
+    }
+
+    fn check(&self, txn: TxnId, changes: &Changes) -> Result<Vec<Conflict>, RequestError> {
+        self.find_conflicts(txn, changes)
+    }
+
+    fn commit(&self, after: Tid, batch: &[Work]) -> Vec<Result<Outcome, RequestError>> {
+        self.commit_batch(after, batch)
+    }
+
+    fn tidy(&self) {
+        self.database.tidy();
+    }
+
+    fn pack(&self, before: Tid) -> Result<Packed, RequestError> {
+        self.pack_before(before)
+    }
+
+    fn totals(&self) -> Totals {
+        *lock(&self.totals)
+    }
+
+    fn close(&self) {
+        self.database.close();
+    }
+}

@@ -1,0 +1,124 @@
+//! What is done at open, before anybody is served: the directory becomes ours, and what a crash left is put right.
+//!
+//! The database says what happened. A file that no row speaks of belongs to a transaction that did not happen (or
+//! to a revision that was packed away), and is removed. A row whose file is missing or cut is damage that no crash
+//! explains: it is reported, and everything else is served.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use blobferry_cache::Layout;
+use blobferry_protocol::{BlobId, RequestError};
+use rusqlite::{Connection, params};
+
+use super::database::Database;
+use super::files::sync_dir;
+use super::schema::{key, oid, tid};
+use crate::errors::{OpenError, opening};
+
+/// A lock file's name. In `tmp` and in directories there, clients who share the directory have lock files, too.
+const LOCK: &str = ".lock";
+
+/// Makes the directory, if it is not there, and makes it ours for as long as the file that is returned is open.
+pub(super) fn claim(dir: &Path) -> Result<File, OpenError> {
+    let created = DirBuilder::new().mode(0o700).recursive(true).create(dir);
+    created.map_err(opening("create the directory", dir))?;
+    if let Some(parent) = dir.canonicalize().map_err(opening("find", dir))?.parent() {
+        sync_dir(parent).map_err(opening("sync", parent))?;
+    }
+    let path = dir.join("lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.map_err(opening("open", &path))?;
+    if try_lock(&file).map_err(opening("lock", &path))? {
+        Ok(file)
+    } else {
+        Err(OpenError::InUse { dir: dir.to_owned() })
+    }
+}
+
+/// Tries to lock a file; `false` if another open file has it locked.
+fn try_lock(file: &File) -> io::Result<bool> {
+    match fs2::FileExt::try_lock_exclusive(file) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what was staged. Lock files stay, as lock files must, and so do directories of clients who live.
+pub(super) fn empty_tmp(tmp: &Path) -> Result<u64, OpenError> {
+    let mut removed = 0;
+    for entry in fs::read_dir(tmp).map_err(opening("list", tmp))? {
+        let entry = entry.map_err(opening("list", tmp))?;
+        let path = entry.path();
+        let is_dir = entry.file_type().map_err(opening("look at", &path))?.is_dir();
+        if entry.file_name() == LOCK || is_dir && is_in_use(&path) {
+            continue;
+        }
+        let done = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match done {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(opening("remove", &path)(error)),
+            _ => removed += 1,
+        }
+    }
+    Ok(removed)
+}
+
+/// Whether a directory has a lock file that somebody holds.
+fn is_in_use(dir: &Path) -> bool {
+    File::open(dir.join(LOCK)).is_ok_and(|lock| try_lock(&lock).is_ok_and(|free| !free))
+}
+
+/// Removes blob files that no row speaks of. Returns how many.
+pub(super) fn remove_orphans(layout: &Layout, database: &Database) -> Result<u64, OpenError> {
+    let mut removed = 0;
+    for blob in layout.blobs() {
+        let (blob, path) = blob.map_err(opening("list", layout.root()))?;
+        if !database
+            .read("look for a blob", |connection| has_file(connection, blob))
+            .map_err(failed(database))?
+        {
+            fs::remove_file(&path).map_err(opening("remove", &path))?;
+            tracing::info!(%blob, "removed a blob file that no transaction has committed");
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+fn has_file(connection: &Connection, blob: BlobId) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT 1 FROM revisions WHERE oid = ?1 AND tid = ?2 AND in_file")?
+        .exists(params![key(blob.oid.0), key(blob.tid.0)])
+}
+
+/// Reports blobs whose file is missing, or has another length than it should. Returns how many.
+pub(super) fn count_damaged(layout: &Layout, database: &Database) -> Result<u64, OpenError> {
+    let count = |connection: &Connection| {
+        let mut damaged = 0;
+        let mut statement = connection.prepare("SELECT oid, tid, blob_size FROM revisions WHERE in_file")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let blob = BlobId { oid: oid(row.get(0)?), tid: tid(row.get(1)?) };
+            let size = row.get::<_, i64>(2)?.cast_unsigned();
+            let path = layout.blob_path(blob);
+            let found = match fs::metadata(&path) {
+                Ok(metadata) if metadata.is_file() && metadata.len() == size => continue,
+                Ok(metadata) => format!("it has {} bytes", metadata.len()),
+                Err(error) => error.to_string(),
+            };
+            damaged += 1;
+            tracing::error!(%blob, path = %path.display(), size, found, "a blob is damaged; restore its file from a backup");
+        }
+        Ok(damaged)
+    };
+    database.read("look at the blobs", count).map_err(failed(database))
+}
+
+/// Makes an [`OpenError`] of a failed read.
+pub(super) fn failed(database: &Database) -> impl FnOnce(RequestError) -> OpenError {
+    let path = database.path.clone();
+    move |error| OpenError::Io { operation: "read", path, source: io::Error::other(error) }
+}

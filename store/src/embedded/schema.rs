@@ -1,0 +1,203 @@
+//! The database: its tables, its settings, and how ids are kept in it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use blobferry_protocol::{Oid, Tid};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use crate::errors::OpenError;
+
+/// Says that a database is one of ours: "bfry".
+const APPLICATION_ID: i64 = 0x6266_7279;
+/// The format that this program writes, and the last one that it can read.
+const FORMAT: i64 = 1;
+
+/// Finding an object's current revision is one seek in `revisions_by_object`. A record comes last in its row, and
+/// small blobs are in a table of their own, so that histories, votes and lists read neither.
+const TABLES: &str = "
+    CREATE TABLE state(
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        last_oid INTEGER NOT NULL,      -- no oid up to this one is ever given again
+        objects INTEGER NOT NULL,
+        revisions INTEGER NOT NULL,
+        blobs INTEGER NOT NULL,
+        blob_bytes INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE transactions(
+        tid INTEGER PRIMARY KEY,
+        txn BLOB NOT NULL UNIQUE,
+        user BLOB NOT NULL,
+        description BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE fences(
+        txn BLOB PRIMARY KEY            -- never to be committed under
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE revisions(
+        id INTEGER PRIMARY KEY,
+        oid INTEGER NOT NULL,
+        tid INTEGER NOT NULL,
+        size INTEGER,                   -- of the record; NULL: the object was deleted
+        blob_size INTEGER,              -- NULL: no blob
+        blob_digest BLOB,
+        in_file INTEGER NOT NULL,       -- whether the blob is in a file; if not, it is in small_blobs
+        data BLOB NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX revisions_by_object ON revisions(oid, tid);
+    CREATE UNIQUE INDEX revisions_by_transaction ON revisions(tid, oid);
+    CREATE INDEX blob_files ON revisions(oid, tid, blob_size) WHERE in_file;
+    CREATE TABLE small_blobs(
+        id INTEGER PRIMARY KEY,         -- of the revision
+        bytes BLOB NOT NULL
+    ) STRICT;
+";
+
+/// An unsigned 64-bit id as SQLite can keep it: in the same order, from the most negative number on.
+pub(crate) fn key(id: u64) -> i64 {
+    (id ^ (1 << 63)).cast_signed()
+}
+
+/// The inverse of [`key`].
+pub(crate) fn id(key: i64) -> u64 {
+    key.cast_unsigned() ^ (1 << 63)
+}
+
+/// [`id`], as an oid.
+pub(crate) fn oid(key: i64) -> Oid {
+    Oid(id(key))
+}
+
+/// [`id`], as a tid.
+pub(crate) fn tid(key: i64) -> Tid {
+    Tid(id(key))
+}
+
+/// Makes an [`OpenError`] of SQLite's.
+pub(crate) fn opening(operation: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> OpenError {
+    move |source| match source.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => OpenError::Foreign { path: path.to_owned() },
+        _ => OpenError::Database { operation, path: path.to_owned(), source },
+    }
+}
+
+/// Opens the one connection that writes, and creates the database if there is none.
+pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
+    let mut connection =
+        open(path, OpenFlags::SQLITE_OPEN_CREATE).map_err(opening("open the database", path))?;
+    check_format(&connection, path)?;
+    settle(&connection).map_err(opening("set up the database", path))?;
+    create_tables(&mut connection).map_err(opening("create the tables", path))?;
+    Ok(connection)
+}
+
+/// Opens a connection that only reads.
+pub(crate) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
+    open(path, OpenFlags::empty())
+        .and_then(|connection| {
+            connection.pragma_update(None, "query_only", true)?;
+            connection.pragma_update(None, "cache_size", -1000)?;
+            Ok(connection)
+        })
+        .map_err(opening("open the database", path))
+}
+
+fn open(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection> {
+    // Readers, too, must be able to write: into the index of the log that they share with the writer.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(Duration::from_secs(5))?; // for a person who looks into the file with another tool
+    // Checkpoints are made where a failed sync is noticed, and not at all after that.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "mmap_size", 0)?;
+    Ok(connection)
+}
+
+/// Refuses a database that is not ours, or of a later format. Changes nothing.
+fn check_format(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let ask = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(opening("read", path));
+    if ask("SELECT count(*) FROM sqlite_schema")? == 0 {
+        return Ok(());
+    }
+    if ask("PRAGMA application_id")? != APPLICATION_ID {
+        return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    match ask("PRAGMA user_version")? {
+        FORMAT => Ok(()),
+        found => Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT }),
+    }
+}
+
+/// The writer's settings.
+fn settle(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| {
+        match row.get::<_, String>(0)?.as_str() {
+            "wal" => Ok(()),
+            _ => Err(rusqlite::Error::InvalidQuery),
+        }
+    })?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    connection.pragma_update(None, "cache_size", -2000)
+}
+
+fn create_tables(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if tables == 0 {
+        transaction.execute_batch(TABLES)?;
+        transaction.execute("INSERT INTO state VALUES (1, ?1, 0, 0, 0, 0)", [key(0)])?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", FORMAT)?;
+    }
+    transaction.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_keep_the_order_of_ids() {
+        let ids = [0, 1, (1 << 63) - 1, 1 << 63, u64::MAX];
+        assert!(ids.map(key).is_sorted());
+        assert_eq!(ids.map(key).map(id), ids);
+    }
+
+    #[test]
+    fn databases_of_others_and_of_later_versions_are_refused_and_left_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = dir.path().join("text");
+        std::fs::write(&text, "not a database, but long enough to be looked at ".repeat(100)).unwrap();
+        assert!(matches!(open_writer(&text), Err(OpenError::Foreign { .. })));
+
+        let other = dir.path().join("other");
+        Connection::open(&other).unwrap().execute_batch("CREATE TABLE diary(day TEXT)").unwrap();
+        let before = std::fs::read(&other).unwrap();
+        assert!(matches!(open_writer(&other), Err(OpenError::Foreign { .. })));
+        assert_eq!(std::fs::read(&other).unwrap(), before);
+
+        let newer = dir.path().join("newer");
+        open_writer(&newer).unwrap().pragma_update(None, "user_version", FORMAT + 1).unwrap();
+        assert!(matches!(open_writer(&newer), Err(OpenError::Newer { found: 2, known: 1, .. })));
+    }
+
+    #[test]
+    fn the_current_revision_is_found_by_one_index_search() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = open_writer(&dir.path().join("db")).unwrap();
+        for sql in [super::super::read::NEWEST, super::super::commit::CURRENT] {
+            let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let parameters = vec![1_i64; plan.parameter_count()];
+            let rows = plan
+                .query_map(rusqlite::params_from_iter(parameters), |row| row.get::<_, String>(3))
+                .unwrap();
+            for row in rows.map(Result::unwrap) {
+                let search = row.starts_with("SEARCH") && row.contains("revisions_by_object (oid=? AND tid");
+                let first = row.starts_with("SEARCH") && row.contains("revisions_by_object (oid=?)");
+                assert!(search || first || row.starts_with("CORRELATED"), "{sql}: {row}");
+            }
+        }
+    }
+}

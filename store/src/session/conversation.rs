@@ -1,0 +1,362 @@
+//! One connection's conversation: what the machine hears goes to the store, what the store says goes to the machine.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use blobferry_cache::carry::{Endpoint, Inlets, Outlets, Report};
+use blobferry_cache::workers::Lane;
+use blobferry_protocol::{
+    PeerError, Phase, Reply, Request, RequestError, RequestId, Slice, Time, TransferId, TxnId, buffered,
+    server,
+};
+use bytes::Bytes;
+
+use super::mailbox::{Mailbox, News};
+use super::reads::{self, Opened};
+use super::service::{Membership, Service};
+use super::upload::Upload;
+use crate::Vote;
+
+/// Reads of the store that run at once for one connection.
+const READS: usize = 32;
+/// Bytes of answers that may wait for the peer before no more of its requests are read.
+const BACKLOG: usize = 4 << 20;
+/// Bytes of records on their way into the store before no more are read.
+const HELD: u64 = 8 << 20;
+
+/// One connection of a server, without its socket. Dropped, it aborts the transactions that are open on it.
+pub struct Session {
+    connection: server::Connection,
+    state: State,
+}
+
+struct State {
+    service: Service,
+    mailbox: Arc<Mailbox>,
+    membership: Option<Membership>,
+    inlets: Inlets,
+    outlets: Outlets,
+    /// The blobs among what leaves that are sent as a whole.
+    whole: BTreeSet<TransferId>,
+    /// What changes a transaction, in the order of its requests.
+    lanes: BTreeMap<TxnId, Lane>,
+    /// Reads that wait for their turn.
+    reads: VecDeque<(RequestId, Request)>,
+    /// Reads that run.
+    reading: BTreeSet<RequestId>,
+    /// Those of them whose answer is not wanted any more.
+    cancelled: BTreeSet<RequestId>,
+    /// Records on their way into the store: how long they are.
+    held: BTreeMap<RequestId, u64>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({:?})", self.connection)
+    }
+}
+
+impl Session {
+    /// A conversation that waits for a client's hello. `wake` is called from any thread when there is something to
+    /// send or the end has come nearer: drive the endpoint then.
+    #[must_use]
+    pub fn new(service: &Service, now: Time, wake: impl Fn() + Send + Sync + 'static) -> Session {
+        let mailbox = Mailbox::new(Box::new(wake));
+        let post = mailbox.clone();
+        let report = Arc::new(move |report| post.post(News::Inlet(report)));
+        let state = State {
+            inlets: Inlets::new(service.workers(), report),
+            service: service.clone(),
+            mailbox,
+            membership: None,
+            outlets: Outlets::default(),
+            whole: BTreeSet::new(),
+            lanes: BTreeMap::new(),
+            reads: VecDeque::new(),
+            reading: BTreeSet::new(),
+            cancelled: BTreeSet::new(),
+            held: BTreeMap::new(),
+        };
+        Session { connection: server::Connection::new(now, service.connection()), state }
+    }
+
+    /// Takes the news in.
+    fn catch_up(&mut self) {
+        for news in self.state.mailbox.take() {
+            self.state.news(&mut self.connection, news);
+        }
+        self.state.read_on(&self.connection);
+        if self.state.service.is_stopping() {
+            // One that is not connected yet is refused when it says hello.
+            let _ = self.connection.goodbye();
+        }
+    }
+}
+
+impl Endpoint for Session {
+    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize) {
+        self.catch_up();
+        let State { outlets, service, whole, .. } = &mut self.state;
+        buffered::transmit(&mut self.connection, now, out, enough, |slice, into| {
+            let read = outlets.read(slice, into);
+            match &read {
+                Ok(()) => drop(service.counters().bytes_sent.add(slice.len)),
+                Err(error) => {
+                    tracing::error!(%error, "a blob could not be read while it was sent");
+                    whole.remove(&slice.transfer);
+                }
+            }
+            read
+        });
+        for drained in outlets.take_drained() {
+            let whole = self.state.whole.remove(&drained.transfer);
+            self.state.count_sent(whole);
+        }
+    }
+
+    fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError> {
+        let Session { connection, state } = self;
+        let on_payload = |state: &mut State, slice: Slice, at| state.inlets.payload(slice, bytes.slice(at));
+        let received = buffered::receive(connection, now, &bytes, state, State::event, on_payload);
+        state.read_on(connection);
+        received
+    }
+
+    fn wants_input(&self) -> bool {
+        self.connection.backlog() < BACKLOG && self.state.held.values().sum::<u64>() < HELD
+    }
+
+    fn poll_timeout(&self) -> Option<Time> {
+        self.connection.poll_timeout()
+    }
+
+    fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
+        self.connection.handle_timeout(now)
+    }
+
+    fn is_finished(&self) -> bool {
+        self.connection.is_finished()
+    }
+}
+
+impl State {
+    fn event(&mut self, connection: &mut server::Connection, event: server::Event) {
+        match event {
+            server::Event::Hello { .. } => self.greet(connection),
+            server::Event::Request { id, request } => {
+                self.service.counters().requests.add(1);
+                self.request(connection, id, request);
+            }
+            server::Event::Cancelled { id } => {
+                // What only reads need not be answered in full. Everything else is done when it is done.
+                if self.reading.contains(&id) {
+                    self.cancelled.insert(id);
+                } else if let Some(at) = self.reads.iter().position(|(waits, _)| *waits == id) {
+                    self.reads.remove(at);
+                    let _ = connection.reply(id, Err(RequestError::Cancelled));
+                }
+            }
+            server::Event::Abandoned { txn } => {
+                let store = self.service.store().clone();
+                self.last_lane(txn).run(move || store.abort(txn));
+            }
+            server::Event::Transfer(event) => self.inlets.event(event),
+            server::Event::SendingAborted { transfer } => {
+                self.outlets.remove(transfer);
+                self.whole.remove(&transfer);
+            }
+            server::Event::Goodbye => {}
+        }
+    }
+
+    /// First the client is made to hear of every commit, then it is told up to where it knows: none is missed.
+    fn greet(&mut self, connection: &mut server::Connection) {
+        // The machine has just said that it waits for this.
+        let _ = match self.service.admit(&self.mailbox) {
+            Ok(membership) => {
+                self.membership = Some(membership);
+                connection.welcome(self.service.store().last_tid())
+            }
+            Err(refusal) => connection.refuse(refusal),
+        };
+    }
+
+    fn news(&mut self, connection: &mut server::Connection, news: News) {
+        match news {
+            News::Reply { id, result } => {
+                self.held.remove(&id);
+                self.reading.remove(&id);
+                self.cancelled.remove(&id);
+                // A request that was answered by the machine itself meanwhile needs no other answer.
+                let _ = connection.reply(id, result);
+            }
+            News::Opened { id, opened } => self.opened(connection, id, opened),
+            News::Inlet(Report::Stored { transfer, upto }) => {
+                // The transfer may be over meanwhile.
+                let _ = connection.stored(transfer, upto);
+            }
+            News::Inlet(Report::Failed { transfer }) => {
+                self.inlets.remove(transfer);
+                connection.discard(transfer);
+            }
+            News::Committed { tid, oids } => {
+                // A connection that is dead needs not know.
+                let _ = connection.invalidate(tid, &oids);
+            }
+        }
+    }
+
+    /// The lane of a transaction.
+    fn lane(&mut self, txn: TxnId) -> Lane {
+        self.lanes.entry(txn).or_insert_with(|| Lane::new(&self.service.workers())).clone()
+    }
+
+    /// The lane of a transaction that needs it for the last time.
+    fn last_lane(&mut self, txn: TxnId) -> Lane {
+        self.lanes.remove(&txn).unwrap_or_else(|| Lane::new(&self.service.workers()))
+    }
+
+    fn request(&mut self, connection: &mut server::Connection, id: RequestId, request: Request) {
+        let (store, mailbox) = (self.service.store().clone(), self.mailbox.clone());
+        let done = |result: Result<(), RequestError>| result.map(|()| Reply::Done);
+        match request {
+            Request::Begin { txn, meta } => {
+                let _ = connection.reply(id, done(store.begin(txn, meta)));
+            }
+            Request::Store { txn, oid, base, data } => {
+                self.held.insert(id, data.len() as u64);
+                self.lane(txn).run(move || mailbox.reply(id, done(store.store(txn, oid, base, data))));
+            }
+            Request::Delete { txn, oid, base } => {
+                self.lane(txn).run(move || mailbox.reply(id, done(store.delete(txn, oid, base))));
+            }
+            Request::StoreShared { txn, oid, base, data, name, size, digest } => {
+                self.held.insert(id, data.len() as u64);
+                self.lane(txn).run(move || {
+                    let stored = store.store_shared(txn, oid, base, data, &name, size, digest);
+                    mailbox.reply(id, done(stored));
+                });
+            }
+            Request::StoreBlob { txn, oid, base, data } => {
+                self.held.insert(id, data.len() as u64);
+                let service = self.service.clone();
+                let upload = Upload { service, mailbox, id, txn, oid, base, data, stage: None };
+                self.inlets.expect(id.into(), Box::new(upload));
+            }
+            Request::Vote { txn } => self.lane(txn).run(move || {
+                let voted = move |result: Result<Vote, RequestError>| {
+                    mailbox.reply(
+                        id,
+                        result.map(|vote| match vote {
+                            Vote::Ready => Reply::Voted,
+                            Vote::Conflicts(conflicts) => Reply::Conflicts(conflicts),
+                        }),
+                    );
+                };
+                store.vote(txn, Box::new(voted));
+            }),
+            Request::Finish { txn } => self.last_lane(txn).run(move || {
+                store.finish(
+                    txn,
+                    Box::new(move |tid| mailbox.reply(id, tid.map(|tid| Reply::Finished { tid }))),
+                );
+            }),
+            Request::Commit { txn } => self.last_lane(txn).run(move || {
+                let finisher = store.clone();
+                let voted = move |vote| match vote {
+                    Ok(Vote::Ready) => {
+                        let finished = move |tid: Result<_, _>| {
+                            mailbox.reply(id, tid.map(|tid| Reply::Finished { tid }));
+                        };
+                        finisher.finish(txn, Box::new(finished));
+                    }
+                    Ok(Vote::Conflicts(conflicts)) => mailbox.reply(id, Ok(Reply::Conflicts(conflicts))),
+                    Err(error) => mailbox.reply(id, Err(error)),
+                };
+                store.vote(txn, Box::new(voted));
+            }),
+            Request::Abort { txn } => self.last_lane(txn).run(move || {
+                store.abort(txn);
+                mailbox.reply(id, Ok(Reply::Done));
+            }),
+            read => self.reads.push_back((id, read)),
+        }
+    }
+
+    /// Starts the reads that wait, as many as may run at once, and none while the peer does not read its answers.
+    fn read_on(&mut self, connection: &server::Connection) {
+        while self.reading.len() < READS && connection.backlog() < BACKLOG {
+            let Some((id, request)) = self.reads.pop_front() else { return };
+            self.reading.insert(id);
+            let (service, mailbox) = (self.service.clone(), self.mailbox.clone());
+            self.service.workers().run(move || reads::answer(&service, mailbox, id, request));
+        }
+    }
+
+    /// A blob was opened: now it is sent.
+    fn opened(
+        &mut self,
+        connection: &mut server::Connection,
+        id: RequestId,
+        opened: Result<Opened, RequestError>,
+    ) {
+        self.reading.remove(&id);
+        let opened = match opened {
+            Ok(_) if self.cancelled.remove(&id) => Err(RequestError::Cancelled),
+            opened => opened,
+        };
+        let sent = opened.and_then(|opened| self.send(connection, id.into(), opened));
+        if let Err(error) = sent {
+            self.cancelled.remove(&id);
+            // It waits for this: nothing else answers a read.
+            let _ = connection.reply(id, Err(error));
+        }
+    }
+
+    fn send(
+        &mut self,
+        connection: &mut server::Connection,
+        transfer: TransferId,
+        opened: Opened,
+    ) -> Result<(), RequestError> {
+        let Opened { info, source, whole } = opened;
+        let started = connection.start_blob(transfer, info.size, info.digest);
+        started.map_err(|error| RequestError::Failed { detail: error.to_string() })?;
+        match source {
+            Some(source) => {
+                self.outlets.insert(transfer, source);
+                if whole {
+                    self.whole.insert(transfer);
+                }
+            }
+            None => self.count_sent(whole),
+        }
+        Ok(())
+    }
+
+    fn count_sent(&self, whole: bool) {
+        let counters = self.service.counters();
+        if whole {
+            counters.blobs_sent.add(1)
+        } else {
+            counters.ranges_sent.add(1)
+        };
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.state.inlets.abort_all();
+        let left: Vec<TxnId> = self
+            .connection
+            .transactions()
+            // What is being finished is finished: its client will ask for the outcome.
+            .filter(|(_, phase)| *phase != Phase::Finishing)
+            .map(|(txn, _)| txn)
+            .collect();
+        for txn in left {
+            let store = self.state.service.store().clone();
+            self.state.last_lane(txn).run(move || store.abort(txn));
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What all sessions of a server share: the store, the threads, the counters, and who is told of commits.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use blobferry_cache::workers::Workers;
+use blobferry_protocol::{Config, Oid, Refusal, Tid};
+
+use super::counters::{Counters, rss_bytes};
+use super::mailbox::{Mailbox, News};
+use crate::{Store, Subscription};
+
+/// How a server behaves, whatever its transport.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// How its connections behave.
+    pub connection: Config,
+    /// Connections at once; further ones are refused.
+    pub connections: u64,
+    /// Threads for what blocks, at most.
+    pub workers: usize,
+}
+
+impl Default for ServiceConfig {
+    fn default() -> ServiceConfig {
+        ServiceConfig { connection: Config::default(), connections: 16_384, workers: 16 }
+    }
+}
+
+/// What all sessions of a server share. Clones are the same service.
+#[derive(Clone)]
+pub struct Service(Arc<Shared>);
+
+struct Shared {
+    store: Arc<dyn Store>,
+    config: ServiceConfig,
+    workers: Workers,
+    counters: Counters,
+    sessions: Mutex<Sessions>,
+    stopping: AtomicBool,
+    _subscription: Subscription,
+}
+
+#[derive(Default)]
+struct Sessions {
+    last: u64,
+    mailboxes: BTreeMap<u64, Arc<Mailbox>>,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Service({:?})", self.0.counters)
+    }
+}
+
+impl Service {
+    /// A service on a store.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, config: ServiceConfig) -> Service {
+        Service(Arc::new_cyclic(|weak: &Weak<Shared>| {
+            let weak = weak.clone();
+            let subscription = store.subscribe(Arc::new(move |tid, oids| {
+                if let Some(shared) = weak.upgrade() {
+                    shared.committed(tid, oids);
+                }
+            }));
+            Shared {
+                store,
+                workers: Workers::new(config.workers),
+                config,
+                counters: Counters::default(),
+                sessions: Mutex::default(),
+                stopping: AtomicBool::new(false),
+                _subscription: subscription,
+            }
+        }))
+    }
+
+    /// The store that it answers from.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.0.store
+    }
+
+    pub(super) fn workers(&self) -> &Workers {
+        &self.0.workers
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    /// How a connection behaves.
+    pub(super) fn connection(&self) -> Config {
+        self.0.config.connection
+    }
+
+    /// From here on new clients are refused, and every session says goodbye as soon as it is driven again: all are
+    /// woken for that.
+    pub fn stop(&self) {
+        self.0.stopping.store(true, Ordering::SeqCst);
+        let mailboxes: Vec<Arc<Mailbox>> = self.0.sessions().mailboxes.values().cloned().collect();
+        mailboxes.iter().for_each(|mailbox| mailbox.wake());
+    }
+
+    /// Has [`stop`](Self::stop) been called?
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Everything that is counted, by name.
+    pub(super) fn status(&self) -> Vec<(String, u64)> {
+        let counters = self.0.counters.named();
+        let own = [("last_tid", self.0.store.last_tid().0), ("rss_bytes", rss_bytes())];
+        let all = own.into_iter().chain(counters).chain(self.0.store.counts().named());
+        all.map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Takes a session in, so that it hears of every commit from here on.
+    pub(super) fn admit(&self, mailbox: &Arc<Mailbox>) -> Result<Membership, Refusal> {
+        let mut sessions = self.0.sessions();
+        if self.is_stopping() {
+            return Err(Refusal::Stopping);
+        }
+        if sessions.mailboxes.len() as u64 >= self.0.config.connections {
+            return Err(Refusal::Full);
+        }
+        sessions.last += 1;
+        let number = sessions.last;
+        sessions.mailboxes.insert(number, mailbox.clone());
+        self.0.counters.connections.add(1);
+        self.0.counters.accepted.add(1);
+        Ok(Membership { service: self.clone(), number })
+    }
+}
+
+impl Shared {
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn committed(&self, tid: Tid, oids: &[Oid]) {
+        let oids: Arc<[Oid]> = oids.into();
+        let mailboxes: Vec<Arc<Mailbox>> = self.sessions().mailboxes.values().cloned().collect();
+        for mailbox in mailboxes {
+            mailbox.post(News::Committed { tid, oids: oids.clone() });
+        }
+    }
+}
+
+/// A session's place among the others, until it is dropped.
+pub(super) struct Membership {
+    service: Service,
+    number: u64,
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.service.0.sessions().mailboxes.remove(&self.number);
+        self.service.0.counters.connections.sub(1);
+    }
+}

@@ -1,0 +1,127 @@
+//! The server: accepts connections, and drives a session on each.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blobferry_store::Store;
+use blobferry_store::session::{Service, ServiceConfig, Session};
+use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
+use tokio::sync::{Notify, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::drive::{Clock, Ended, drive, prepare};
+
+/// How a server behaves.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// What does not depend on the transport.
+    pub service: ServiceConfig,
+    /// How long [`Server::stop`] waits for what is under way: voted transactions to be finished or aborted, answers to
+    /// be sent. After that connections are closed as they are, and their transactions aborted.
+    pub grace: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> ServerConfig {
+        ServerConfig { service: ServiceConfig::default(), grace: Duration::from_secs(5) }
+    }
+}
+
+/// A server that runs until it is stopped or dropped.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    service: Service,
+    stop: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+}
+
+impl Server {
+    /// Listens, and answers from the store. Runs in tasks of its own on the runtime that this is called in.
+    ///
+    /// # Errors
+    /// The address can not be listened on.
+    pub async fn bind(
+        addr: impl ToSocketAddrs,
+        store: Arc<dyn Store>,
+        config: ServerConfig,
+    ) -> io::Result<Server> {
+        let listener = TcpListener::bind(addr).await?;
+        let address = listener.local_addr()?;
+        let service = Service::new(store, config.service);
+        let (stop, stopped) = watch::channel(false);
+        let accepting = tokio::spawn(accept(listener, service.clone(), config.grace, stopped));
+        Ok(Server { address, service, stop, accepting })
+    }
+
+    /// The address that it listens on, with the port that it was given.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops gracefully: accepts nobody any more, begins nothing new, finishes what is under way (for at most the
+    /// configured time), and closes the store.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        // A task that has panicked has stopped, too.
+        let _ = (&mut self.accepting).await;
+        let store = self.service.store().clone();
+        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Accepts until it is told to stop, then waits for the connections to end.
+async fn accept(listener: TcpListener, service: Service, grace: Duration, mut stop: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => drop(connections.spawn(serve(stream, peer, service.clone()))),
+                Err(error) => {
+                    // Out of descriptors, or a peer that was gone at once: neither is a reason to stop.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            () = stopped(&mut stop) => break,
+        }
+    }
+    drop(listener);
+    service.stop();
+    let ended = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(grace, ended).await.is_err() {
+        tracing::warn!(connections = connections.len(), "not everything came to its end in time: closing");
+    }
+    connections.shutdown().await;
+}
+
+/// Waits until it is said, or nobody is left who could.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn serve(stream: TcpStream, peer: SocketAddr, service: Service) {
+    let clock = Clock::start();
+    let woken = Arc::new(Notify::new());
+    let wake = woken.clone();
+    let mut session = Session::new(&service, clock.now(), move || wake.notify_one());
+    let ended = match prepare(&stream) {
+        Ok(()) => drive(&stream, clock, &mut session, &woken).await,
+        Err(error) => Ended::Socket(error),
+    };
+    match ended {
+        Ended::Finished | Ended::Closed => tracing::debug!(%peer, %ended, "connection ended"),
+        Ended::Socket(_) => tracing::info!(%peer, %ended, "connection lost"),
+        Ended::Peer(_) => tracing::warn!(%peer, %ended, "connection closed"),
+    }
+}
