@@ -7,6 +7,7 @@ use std::sync::Arc;
 use blobferry_cache::carry::OnProgress;
 use blobferry_cache::client::{self, CallError, VoteError};
 use blobferry_protocol::{BlobInfo, Oid, Tid, TxnId};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::Progress;
@@ -52,6 +53,12 @@ impl BlobSource {
     #[must_use]
     pub fn streamed(path: impl Into<PathBuf>) -> BlobSource {
         BlobSource(From::Given(client::BlobSource::Streamed(path.into())))
+    }
+
+    /// Bytes in memory; nothing is cached.
+    #[must_use]
+    pub fn bytes(bytes: impl Into<Bytes>) -> BlobSource {
+        BlobSource(From::Given(client::BlobSource::Bytes(bytes.into())))
     }
 
     /// Anything that can be read to its end. It is written into the cache first, and is the cached blob when the

@@ -9,6 +9,8 @@ use blobferry_protocol::{
     BlobInfo, Conflict, Digest, Oid, Reply, Request, RequestError, Tid, TxnId, TxnMeta,
 };
 
+use bytes::Bytes;
+
 use super::call::{CallError, Completion};
 use super::session::Session;
 use crate::carry::{OnProgress, Source, Stamp};
@@ -25,6 +27,8 @@ pub enum BlobSource {
     Copied(PathBuf),
     /// A file that is sent from where it is; nothing is cached. Must not change while it is read.
     Streamed(PathBuf),
+    /// Bytes in memory; nothing is cached.
+    Bytes(Bytes),
     /// What was written with the writer of [`Transaction::spool`]; is the cached blob when the transaction is
     /// finished.
     Spooled(BlobFile),
@@ -317,6 +321,17 @@ fn take(
         BlobSource::Streamed(path) => {
             buffer.remove(oid);
             return stream(path);
+        }
+        BlobSource::Bytes(bytes) if shared => {
+            let mut writer = BlobWriter::create(buffer.tmp(), bytes.len() as u64)
+                .map_err(|source| not_taken(oid, source))?;
+            writer.write(&bytes).map_err(|source| not_taken(oid, source))?;
+            buffer.adopt(oid, writer.complete().map_err(|source| not_taken(oid, source))?)?
+        }
+        BlobSource::Bytes(bytes) => {
+            buffer.remove(oid);
+            let size = bytes.len() as u64;
+            return Ok(Taken::Send { source: Source::memory(bytes, size).hashed(), size });
         }
     };
     let file = buffered.file().try_clone();

@@ -1,0 +1,162 @@
+//! Objects in memory, for the tests of everything that is written against [`Objects`].
+//!
+//! Simple and obviously right: a transaction is checked as a whole when it commits.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use blobferry_protocol::{BlobInfo, Conflict, Digest, Oid, RequestError, Revision, Tid};
+
+use super::objects::{Attempt, Objects, Writes};
+use crate::remote::RemoteError;
+
+/// What others do.
+pub(crate) type Others = Box<dyn FnOnce(&Memory)>;
+
+/// A server of one process.
+#[derive(Default)]
+pub(crate) struct Memory {
+    revisions: RefCell<BTreeMap<Oid, Vec<Stored>>>,
+    last_tid: Cell<u64>,
+    last_oid: Cell<u64>,
+    /// How many commits were tried.
+    pub(crate) attempts: Cell<u32>,
+    /// What happens just before the next commits are looked at, the last first: others that are faster. Their own
+    /// commits are left alone.
+    pub(crate) before_commit: RefCell<Vec<Others>>,
+}
+
+struct Stored {
+    tid: Tid,
+    written: Written,
+}
+
+#[derive(Clone)]
+struct Written {
+    /// `None`: deleted.
+    data: Option<Vec<u8>>,
+    blob: Option<BlobInfo>,
+}
+
+/// A transaction on [`Memory`].
+pub(crate) struct MemoryTxn<'a> {
+    memory: &'a Memory,
+    /// With the revisions that they are made from.
+    writes: RefCell<BTreeMap<Oid, (Tid, Written)>>,
+}
+
+impl Memory {
+    pub(crate) fn begin(&self) -> MemoryTxn<'_> {
+        MemoryTxn { memory: self, writes: RefCell::default() }
+    }
+
+    /// Every object that exists.
+    pub(crate) fn live(&self) -> Vec<Oid> {
+        let revisions = self.revisions.borrow();
+        revisions
+            .iter()
+            .filter(|(_, all)| all.last().is_some_and(|last| last.written.data.is_some()))
+            .map(|(oid, _)| *oid)
+            .collect()
+    }
+
+    /// Puts bytes in the place of an object's record.
+    pub(crate) fn damage(&self, oid: Oid, data: &[u8]) {
+        let mut revisions = self.revisions.borrow_mut();
+        revisions.get_mut(&oid).unwrap().last_mut().unwrap().written.data = Some(data.to_vec());
+    }
+
+    /// Forgets every revision that was replaced, and every object that was deleted.
+    pub(crate) fn pack(&self) {
+        for all in self.revisions.borrow_mut().values_mut() {
+            all.drain(..all.len() - 1);
+            all.retain(|last| last.written.data.is_some());
+        }
+    }
+
+    fn current(&self, oid: Oid) -> Tid {
+        let revisions = self.revisions.borrow();
+        let last = revisions.get(&oid).and_then(|all| all.last());
+        last.filter(|last| last.written.data.is_some()).map_or(Tid::ZERO, |last| last.tid)
+    }
+}
+
+impl Objects for Memory {
+    fn last_tid(&self) -> Tid {
+        Tid(self.last_tid.get())
+    }
+
+    async fn load_before(&self, oid: Oid, before: Tid) -> Result<Option<Revision>, RemoteError> {
+        let revisions = self.revisions.borrow();
+        let all = revisions.get(&oid).map(Vec::as_slice).unwrap_or_default();
+        let found = all.iter().rfind(|stored| stored.tid < before);
+        Ok(found.and_then(|Stored { tid, written }| {
+            Some(Revision { tid: *tid, next: None, data: written.data.clone()?, blob: written.blob })
+        }))
+    }
+
+    async fn new_oids(&self, count: u32) -> Result<Vec<Oid>, RemoteError> {
+        let first = self.last_oid.get() + 1;
+        self.last_oid.set(self.last_oid.get() + u64::from(count));
+        Ok((first..first + u64::from(count)).map(Oid).collect())
+    }
+}
+
+impl Writes for MemoryTxn<'_> {
+    async fn store(&self, oid: Oid, base: Tid, data: Vec<u8>) -> Result<(), RemoteError> {
+        self.writes.borrow_mut().insert(oid, (base, Written { data: Some(data), blob: None }));
+        Ok(())
+    }
+
+    async fn store_file(
+        &self,
+        oid: Oid,
+        base: Tid,
+        data: Vec<u8>,
+        source: &Path,
+        progress: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<BlobInfo, RemoteError> {
+        let bytes =
+            std::fs::read(source).map_err(|error| RequestError::Source { detail: error.to_string() })?;
+        progress(bytes.len() as u64);
+        let blob = BlobInfo { size: bytes.len() as u64, digest: Digest(*blake3::hash(&bytes).as_bytes()) };
+        self.writes.borrow_mut().insert(oid, (base, Written { data: Some(data), blob: Some(blob) }));
+        Ok(blob)
+    }
+
+    async fn delete(&self, oid: Oid, base: Tid) -> Result<(), RemoteError> {
+        if base == Tid::ZERO {
+            assert!(self.writes.borrow_mut().remove(&oid).is_some(), "nothing to take back of {oid}");
+        } else {
+            self.writes.borrow_mut().insert(oid, (base, Written { data: None, blob: None }));
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<Attempt, RemoteError> {
+        let memory = self.memory;
+        memory.attempts.set(memory.attempts.get() + 1);
+        let mut waiting = memory.before_commit.take();
+        if let Some(others) = waiting.pop() {
+            others(memory);
+        }
+        memory.before_commit.replace(waiting);
+        let writes = self.writes.borrow();
+        let conflicts: Vec<Conflict> = writes
+            .iter()
+            .map(|(oid, (base, ..))| Conflict { oid: *oid, committed: memory.current(*oid), base: *base })
+            .filter(|conflict| conflict.base != conflict.committed)
+            .collect();
+        if !conflicts.is_empty() {
+            return Ok(Attempt::Conflicts(conflicts));
+        }
+        let tid = Tid(memory.last_tid.get() + 1);
+        memory.last_tid.set(tid.0);
+        for (oid, (_, written)) in writes.iter() {
+            let stored = Stored { tid, written: written.clone() };
+            memory.revisions.borrow_mut().entry(*oid).or_default().push(stored);
+        }
+        Ok(Attempt::Committed(tid))
+    }
+}

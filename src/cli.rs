@@ -1,0 +1,223 @@
+//! The command line: every subcommand and option, and what `--help` says about them.
+
+use std::path::PathBuf;
+
+use blobferry_protocol::Tid;
+use clap::{Args, Parser, Subcommand};
+
+use crate::catalog::{NameAt, NamePath};
+
+/// Where a server listens, and is looked for, unless somebody says otherwise.
+pub(crate) const DEFAULT_SERVER: &str = "127.0.0.1:7420";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed
+  2  the command line can not be meant
+  3  no such name or blob
+  4  conflict: somebody else changed the same file meanwhile
+  5  no server
+  6  damaged data";
+
+/// Publish large files atomically, and read them everywhere at local-disk speed.
+#[derive(Debug, Parser)]
+#[command(name = "blobferry", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every subcommand takes, before or after its name.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// The server to talk to.
+    #[arg(long, global = true, env = "BLOBFERRY_SERVER", value_name = "HOST:PORT", default_value = DEFAULT_SERVER)]
+    pub(crate) server: String,
+    /// The directory of blobs that all processes of this machine share [default: the user's cache directory].
+    #[arg(long, global = true, env = "BLOBFERRY_CACHE", value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// Print one JSON object a line.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve the blobs of a directory, until SIGTERM or SIGINT.
+    Serve(ServeArgs),
+    /// Publish files: all of them at once, or nothing.
+    ///
+    /// Prints a line for every file: oid, tid, size, digest, name.
+    Put(PutArgs),
+    /// Fetch files into the cache, and print where they are.
+    Get(GetArgs),
+    /// Write the bytes of files to standard output.
+    Cat(CatArgs),
+    /// List a directory: one name a line.
+    Ls(LsArgs),
+    /// Tell the revisions of a file, newest first: tid, time, size, user, message.
+    Log(LogArgs),
+    /// Remove names: all of them at once, or nothing. What was there can still be read as of earlier transactions.
+    Rm(RmArgs),
+    /// Tell the server's counters.
+    Status,
+    /// Forget the revisions that were replaced before a moment. What is current then stays.
+    Pack(PackArgs),
+    /// Watch it work: a server and 8 processes that all want the same files at once.
+    Demo(DemoArgs),
+    /// One of the processes that `demo` starts.
+    #[command(hide = true)]
+    DemoWorker(DemoWorkerArgs),
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// The server's directory. Made where there is none.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// Where to listen; port 0 is any free one.
+    #[arg(long, value_name = "HOST:PORT", default_value = DEFAULT_SERVER)]
+    pub(crate) listen: String,
+}
+
+/// Arguments of `put`.
+#[derive(Debug, Args)]
+pub(crate) struct PutArgs {
+    /// Files, put under their base names.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// The directory to put them into. Made where there is none.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub(crate) to: NamePath,
+    /// Put directories with all that is in them.
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
+    /// What for: `log` tells it.
+    #[arg(short, long, default_value = "")]
+    pub(crate) message: String,
+    /// Keep a copy of every file in this machine's cache, too.
+    #[arg(long)]
+    pub(crate) cached: bool,
+}
+
+/// Arguments of `get`.
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    /// Files, now or as of a transaction (16 hexadecimal digits).
+    #[arg(required = true, value_name = "NAME[@TID]")]
+    pub(crate) names: Vec<NameAt>,
+    /// Write a copy there instead; a directory for several names.
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// Arguments of `cat`.
+#[derive(Debug, Args)]
+pub(crate) struct CatArgs {
+    /// Files, now or as of a transaction (16 hexadecimal digits).
+    #[arg(required = true, value_name = "NAME[@TID]")]
+    pub(crate) names: Vec<NameAt>,
+}
+
+/// Arguments of `ls`.
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    /// The directory, now or as of a transaction.
+    #[arg(value_name = "DIR[@TID]", default_value = "/")]
+    pub(crate) name: NameAt,
+    /// Tell more: tid, time, size, digest, name.
+    #[arg(short, long)]
+    pub(crate) long: bool,
+}
+
+/// Arguments of `log`.
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    /// The file. NAME@TID finds one that has been removed since.
+    #[arg(value_name = "NAME[@TID]")]
+    pub(crate) name: NameAt,
+    /// At most so many revisions.
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1000)]
+    pub(crate) limit: u32,
+}
+
+/// Arguments of `rm`.
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// What to remove.
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<NamePath>,
+    /// Remove directories with all that is in them.
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
+    /// What for.
+    #[arg(short, long, default_value = "")]
+    pub(crate) message: String,
+}
+
+/// Arguments of `pack`.
+#[derive(Debug, Args)]
+pub(crate) struct PackArgs {
+    /// Keep what was current just before this transaction, and all since [default: now].
+    #[arg(long, value_name = "TID", conflicts_with = "keep_days")]
+    pub(crate) before: Option<Tid>,
+    /// Keep what was current so many days ago, and all since.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_days: Option<u32>,
+}
+
+/// Arguments of `demo`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Files to show it with; without any, some are made.
+    #[arg(value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// Arguments of the processes that `demo` starts.
+#[derive(Debug, Args)]
+pub(crate) struct DemoWorkerArgs {
+    /// The files that all of them want.
+    #[arg(required = true)]
+    pub(crate) names: Vec<NameAt>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_go_before_and_after_the_subcommand() {
+        for line in ["blobferry --server a:1 --json ls", "blobferry ls --server a:1 --json"] {
+            let cli = parse(line).unwrap();
+            assert_eq!((cli.global.server.as_str(), cli.global.json), ("a:1", true), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_meant_is_a_usage_error() {
+        for line in
+            ["blobferry", "blobferry put", "blobferry get a//b", "blobferry pack --before 12", "blobferry rm"]
+        {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+        let both = parse("blobferry pack --keep-days 3 --before 0000000000000001");
+        assert_eq!(both.unwrap_err().exit_code(), 2);
+        assert_eq!(parse("blobferry --help").unwrap_err().exit_code(), 0);
+    }
+}

@@ -1,0 +1,168 @@
+//! `demo`: a server, and eight processes that want the same files at the same moment.
+//!
+//! Everything is real: files, sockets, processes, one cache directory. It lives in a temporary directory and is gone
+//! afterwards.
+
+mod crew;
+pub(super) mod worker;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::put::{Published, publish};
+use super::serve::Stop;
+use crate::catalog::NamePath;
+use crate::cli::DemoArgs;
+use crate::failure::Failure;
+use crate::human::table;
+use crate::local::collect;
+use crate::output::{Line, Output};
+use crate::remote::Remote;
+use crate::server::Serving;
+use worker::Report;
+
+/// How many processes want the files.
+const WORKERS: usize = 8;
+
+/// The size of the one large file that is made, in pieces of 1 MiB.
+const LARGE_MIB: u64 = 64;
+
+/// How many small files are made.
+const SMALL: u64 = 10;
+
+/// What came of it.
+#[derive(Serialize)]
+struct Demo {
+    workers: Vec<Report>,
+    blobs: u64,
+    blobs_sent: u64,
+    agree: bool,
+}
+
+impl Demo {
+    /// Did every process get the right bytes, and did the server send them once?
+    fn holds(&self) -> bool {
+        self.agree && self.blobs_sent == self.blobs
+    }
+}
+
+impl Line for Demo {
+    fn plain(&self) -> String {
+        let head = ["process", "downloaded", "waited", "milliseconds", "bytes"].map(String::from).to_vec();
+        let row = |(number, report): (usize, &Report)| {
+            let numbers =
+                [number as u64 + 1, report.downloaded, report.waited, report.milliseconds, report.bytes];
+            numbers.map(|number| number.to_string()).to_vec()
+        };
+        let rows: Vec<Vec<String>> =
+            std::iter::once(head).chain(self.workers.iter().enumerate().map(row)).collect();
+        let agree = if self.agree { "All bytes agree" } else { "The bytes do NOT agree" };
+        let (blobs, sent, workers) = (self.blobs, self.blobs_sent, self.workers.len());
+        let said = format!("{agree}. {workers} processes wanted {blobs} blobs; the server sent {sent}.");
+        format!("{}\n{said}", table(&rows))
+    }
+}
+
+/// Runs `demo`.
+pub(super) async fn run<W: Write>(args: DemoArgs, output: &mut Output<W>) -> Result<(), Failure> {
+    // The processes get an interrupt, too, and end; this one goes on to clean up.
+    let _interrupts = Stop::new()?;
+    let doing = |doing: &'static str| move |source| Failure::System { doing: doing.into(), source };
+    let dir = tempfile::tempdir().map_err(doing("making a temporary directory"))?;
+    let files = match args.files.is_empty() {
+        true => samples(&dir.path().join("files")).map_err(doing("making files to publish"))?,
+        false => args.files,
+    };
+    let serving = Serving::start(&dir.path().join("server"), "127.0.0.1:0").await?;
+    let demo = show(dir.path(), serving.address(), &files).await;
+    serving.stop().await;
+    let demo = demo?;
+    output.line(&demo)?;
+    if demo.holds() { Ok(()) } else { Err(Failure::Demo) }
+}
+
+async fn show(dir: &Path, server: &str, files: &[PathBuf]) -> Result<Demo, Failure> {
+    let sources = collect(files, &NamePath::ROOT, false)?;
+    let remote = Remote::connect(server, &dir.join("publisher")).await?;
+    let published = publish(&remote, sources, "demo", false).await?;
+    let before = sent(&remote).await?;
+    let names: Vec<String> = published.iter().map(|file| file.name.to_string()).collect();
+    let (server, cache) = (server.to_owned(), dir.join("cache"));
+    // This thread has the server to run: others wait for the processes.
+    let crew = tokio::task::spawn_blocking(move || crew::run(WORKERS, &server, &cache, &names)).await;
+    let workers = crew.unwrap_or_else(|error| Err(error.into()));
+    let workers =
+        workers.map_err(|source| Failure::System { doing: "running the processes".into(), source })?;
+    let agree = workers.iter().all(|report| agrees(report, &published));
+    let blobs_sent = sent(&remote).await?.saturating_sub(before);
+    Ok(Demo { workers, blobs: published.len() as u64, blobs_sent, agree })
+}
+
+fn agrees(report: &Report, published: &[Published]) -> bool {
+    report.digests.iter().eq(published.iter().map(|file| file.digest.to_string()).collect::<Vec<_>>().iter())
+}
+
+async fn sent(remote: &Remote) -> Result<u64, Failure> {
+    let counters = remote.status().await?;
+    Ok(counters.into_iter().find(|(name, _)| name == "blobs_sent").map_or(0, |(_, count)| count))
+}
+
+/// Files to show it with: a large one, some small ones, an empty one.
+fn samples(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    std::fs::create_dir(dir)?;
+    let mut files = vec![sample(dir, "large", LARGE_MIB << 20)?, sample(dir, "empty", 0)?];
+    for number in 1..=SMALL {
+        files.push(sample(dir, &format!("small-{number}"), number * 1000)?);
+    }
+    Ok(files)
+}
+
+/// A file of bytes that look random, and are others in every file.
+fn sample(dir: &Path, name: &str, size: u64) -> io::Result<PathBuf> {
+    let path = dir.join(name);
+    let mut file = File::create_new(&path)?;
+    let mut bytes = blake3::Hasher::new().update(name.as_bytes()).finalize_xof();
+    let mut piece = vec![0; 1 << 20];
+    let mut left = size;
+    while left > 0 {
+        let length = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let (piece, _) = piece.split_at_mut(length);
+        bytes.fill(piece);
+        file.write_all(piece)?;
+        left -= length as u64;
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_have_their_sizes_and_differ() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |name, size| std::fs::read(sample(dir.path(), name, size).unwrap()).unwrap();
+        let (a, b, empty) = (read("a", (1 << 20) + 1), read("b", 1000), read("c", 0));
+        assert_eq!((a.len(), b.len(), empty.len()), ((1 << 20) + 1, 1000, 0));
+        assert_ne!(a[..1000], b[..]);
+    }
+
+    #[test]
+    fn the_table_tells_who_downloaded_and_what_the_server_sent() {
+        let report =
+            |downloaded, waited| Report { downloaded, waited, milliseconds: 7, bytes: 1000, digests: vec![] };
+        let demo = Demo { workers: vec![report(2, 0), report(0, 2)], blobs: 2, blobs_sent: 2, agree: true };
+        let expected = "\
+process  downloaded  waited  milliseconds  bytes
+      1           2       0             7   1000
+      2           0       2             7   1000
+
+All bytes agree. 2 processes wanted 2 blobs; the server sent 2.";
+        assert_eq!(demo.plain(), expected);
+        assert!(demo.holds());
+        assert!(!Demo { blobs_sent: 3, ..demo }.holds());
+    }
+}

@@ -1,0 +1,150 @@
+//! `ls`: the names of a directory, one a line.
+
+use std::io::Write;
+
+use blobferry_protocol::{Digest, Tid};
+use serde::Serialize;
+
+use crate::catalog::{CatalogError, Entry, Name, Objects, View};
+use crate::cli::LsArgs;
+use crate::concurrent::{REQUESTS, each};
+use crate::failure::Failure;
+use crate::human::moment;
+use crate::output::{Line, Output, tabbed};
+
+/// How many names of a large directory are looked at before they are put out.
+const AT_ONCE: usize = 1024;
+
+/// A name, and with `-l` what is known of its file.
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+    kind: &'static str,
+    oid: u64,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    details: Option<Details>,
+    #[serde(skip)]
+    long: bool,
+}
+
+#[derive(Serialize)]
+struct Details {
+    #[serde(serialize_with = "crate::output::text")]
+    tid: Tid,
+    time: String,
+    size: u64,
+    #[serde(serialize_with = "crate::output::text")]
+    digest: Digest,
+    executable: bool,
+}
+
+impl Line for Listed {
+    fn plain(&self) -> String {
+        match &self.details {
+            None if self.long => tabbed([&"-", &"-", &"-", &"-", &format!("{}/", self.name)]),
+            None => self.name.clone(),
+            Some(Details { tid, time, size, digest, .. }) => tabbed([tid, time, size, digest, &self.name]),
+        }
+    }
+}
+
+/// Runs `ls`.
+pub(super) async fn run<O: Objects, W: Write>(
+    args: &LsArgs,
+    objects: &O,
+    output: &mut Output<W>,
+) -> Result<(), Failure> {
+    let at = args.name.at;
+    let view = at.map_or_else(|| Ok(View::now(objects)), |at| View::at(objects, at))?;
+    let entries: Vec<(Name, Entry)> = match (view.get(&args.name).await?, args.name.path.split_last()) {
+        (Entry::Directory { oid }, _) => view.list(oid).await?.into_iter().collect(),
+        (entry, Some((_, name))) => vec![(name.clone(), entry)],
+        (_, None) => Vec::new(),
+    };
+    for some in entries.chunks(AT_ONCE) {
+        for listed in each(REQUESTS, some, |(name, entry)| look(&view, name, *entry, args.long)).await? {
+            output.line(&listed)?;
+        }
+    }
+    Ok(())
+}
+
+async fn look<O: Objects>(
+    view: &View<'_, O>,
+    name: &Name,
+    entry: Entry,
+    long: bool,
+) -> Result<Listed, CatalogError> {
+    let name = name.to_string();
+    let (kind, oid) = match entry {
+        Entry::File { oid } => ("file", oid),
+        Entry::Directory { oid } => ("directory", oid),
+    };
+    let details = match entry {
+        Entry::File { oid } if long => {
+            let file = view.file(oid).await?;
+            Some(Details {
+                tid: file.tid,
+                time: moment(file.tid),
+                size: file.blob.size,
+                digest: file.blob.digest,
+                executable: file.record.executable,
+            })
+        }
+        _ => None,
+    };
+    Ok(Listed { name, kind, oid: oid.0, details, long })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::memory::Memory;
+    use crate::commands::put::tests::put;
+
+    async fn ls(memory: &Memory, name: &str, long: bool, json: bool) -> Result<String, Failure> {
+        let args = LsArgs { name: name.parse().unwrap(), long };
+        let mut bytes = Vec::new();
+        let mut output = Output::new(&mut bytes, json);
+        run(&args, memory, &mut output).await?;
+        output.flush()?;
+        drop(output);
+        Ok(String::from_utf8(bytes).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_directory_is_listed_one_name_a_line_in_order() {
+        let memory = Memory::default();
+        assert_eq!(ls(&memory, "/", false, false).await.unwrap(), "", "nothing was put yet");
+        put(&memory, "/", &["b", "a"]).await.unwrap();
+        put(&memory, "d", &["x"]).await.unwrap();
+        assert_eq!(ls(&memory, "/", false, false).await.unwrap(), "a\nb\nd\n");
+        assert_eq!(ls(&memory, "/@0000000000000001", false, false).await.unwrap(), "a\nb\n");
+        assert_eq!(ls(&memory, "d/x", false, false).await.unwrap(), "x\n");
+        assert!(ls(&memory, "nothing", false, false).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_long_list_tells_tid_time_size_digest_and_name() {
+        let memory = Memory::default();
+        put(&memory, "/", &["abc"]).await.unwrap();
+        put(&memory, "d", &["x"]).await.unwrap();
+        let digest = blake3::hash(b"abc").to_hex();
+        let expected = format!("0000000000000001\t-\t3\t{digest}\tabc\n-\t-\t-\t-\td/\n");
+        assert_eq!(ls(&memory, "/", true, false).await.unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn json_is_one_object_a_line() {
+        let memory = Memory::default();
+        put(&memory, "d", &["abc"]).await.unwrap();
+        assert_eq!(
+            ls(&memory, "/", false, true).await.unwrap(),
+            "{\"name\":\"d\",\"kind\":\"directory\",\"oid\":2}\n"
+        );
+        let line: serde_json::Value =
+            serde_json::from_str(&ls(&memory, "d", true, true).await.unwrap()).unwrap();
+        assert_eq!((&line["size"], &line["tid"]), (&3.into(), &"0000000000000001".into()));
+        assert_eq!(line["executable"], false);
+    }
+}

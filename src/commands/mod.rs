@@ -1,0 +1,83 @@
+//! The subcommands: one file each. Here is what they share, and which of them runs.
+
+mod cat;
+mod demo;
+mod get;
+mod log;
+mod ls;
+mod pack;
+mod put;
+mod rm;
+mod serve;
+mod status;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::io::Write;
+use std::path::PathBuf;
+
+use blobferry_protocol::{Tid, TxnMeta};
+
+use crate::catalog::{CatalogError, File, NameAt, Objects, View};
+use crate::cli::{Cli, Command, Global};
+use crate::concurrent::{REQUESTS, each};
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::remote::Remote;
+
+/// Does what the command line says.
+///
+/// # Errors
+/// [`Failure`]: it has the exit code.
+pub(crate) async fn run(cli: Cli, stdout: impl Write) -> Result<(), Failure> {
+    let output = &mut Output::new(stdout, cli.global.json);
+    let global = &cli.global;
+    match cli.command {
+        Command::Serve(args) => serve::run(&args, output).await,
+        Command::Demo(args) => demo::run(args, output).await,
+        Command::DemoWorker(args) => demo::worker::run(&args, &connect(global).await?, output).await,
+        Command::Put(args) => put::run(&args, global, output).await,
+        Command::Get(args) => get::run(&args, &connect(global).await?, output).await,
+        Command::Cat(args) => cat::run(&args, &connect(global).await?, output).await,
+        Command::Ls(args) => ls::run(&args, &connect(global).await?, output).await,
+        Command::Log(args) => log::run(&args, &connect(global).await?, output).await,
+        Command::Rm(args) => rm::run(&args, &connect(global).await?, output).await,
+        Command::Status => status::run(&connect(global).await?, output).await,
+        Command::Pack(args) => pack::run(&args, &connect(global).await?, output).await,
+    }?;
+    output.flush()
+}
+
+async fn connect(global: &Global) -> Result<Remote, Failure> {
+    Ok(Remote::connect(&global.server, &cache_directory(global)?).await?)
+}
+
+/// The cache directory: the one that was named, or `blobferry` in the user's own.
+fn cache_directory(global: &Global) -> Result<PathBuf, Failure> {
+    let absolute = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let named = global.cache.clone();
+    let by_user = || absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    named.or_else(|| Some(by_user()?.join("blobferry"))).ok_or_else(|| {
+        Failure::Usage(
+            "there is no home directory for a cache: name one with --cache or BLOBFERRY_CACHE".into(),
+        )
+    })
+}
+
+/// Who commits, and what for.
+fn meta(message: &str) -> TxnMeta {
+    let user = ["USER", "LOGNAME"].into_iter().find_map(|variable| std::env::var(variable).ok());
+    TxnMeta { user: user.unwrap_or_default().into_bytes(), description: message.as_bytes().to_vec() }
+}
+
+/// The files of these names, in the same order. All that have no transaction of their own are read as of one moment.
+async fn find_files<O: Objects>(objects: &O, names: &[NameAt]) -> Result<Vec<File>, CatalogError> {
+    let mut views: BTreeMap<Option<Tid>, View<'_, O>> = BTreeMap::new();
+    for at in names.iter().map(|name| name.at) {
+        if let Entry::Vacant(view) = views.entry(at) {
+            view.insert(at.map_or_else(|| Ok(View::now(objects)), |at| View::at(objects, at))?);
+        }
+    }
+    let wanted = names.iter().filter_map(|name| Some((views.get(&name.at)?, name)));
+    each(REQUESTS, wanted, |(view, name)| view.get_file(name)).await
+}

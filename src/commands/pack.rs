@@ -1,0 +1,66 @@
+//! `pack`: forget the revisions that were replaced before a moment.
+
+use std::io::Write;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use blobferry_protocol::{Packed, Tid};
+use serde::Serialize;
+
+use crate::catalog::Objects;
+use crate::cli::PackArgs;
+use crate::failure::Failure;
+use crate::human::size;
+use crate::output::{Line, Output};
+use crate::remote::Remote;
+
+/// What was forgotten.
+#[derive(Serialize)]
+struct Forgotten {
+    #[serde(serialize_with = "crate::output::text")]
+    before: Tid,
+    revisions: u64,
+    blobs: u64,
+    bytes: u64,
+}
+
+impl Line for Forgotten {
+    fn plain(&self) -> String {
+        let Forgotten { before, revisions, blobs, bytes } = self;
+        format!("forgot {revisions} revisions and {blobs} blobs ({}) from before {before}", size(*bytes))
+    }
+}
+
+/// Runs `pack`.
+pub(super) async fn run<W: Write>(
+    args: &PackArgs,
+    remote: &Remote,
+    output: &mut Output<W>,
+) -> Result<(), Failure> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let before = before(args, remote.last_tid(), now);
+    let Packed { revisions, blobs, bytes } = remote.pack(before).await?;
+    output.line(&Forgotten { before, revisions, blobs, bytes })
+}
+
+/// The first transaction whose predecessors' revisions are all kept. "Now" is the server's, not that of a clock that
+/// may differ from it: just after its last transaction.
+fn before(args: &PackArgs, last: Tid, now: Duration) -> Tid {
+    let days = |days: u32| Tid::from_unix(now.saturating_sub(Duration::from_secs(u64::from(days) * 86_400)));
+    args.before.or_else(|| args.keep_days.map(days)).unwrap_or(Tid(last.0.saturating_add(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pack_is_up_to_now_unless_somebody_says_otherwise() {
+        let now = Duration::from_secs(1_000_000_000);
+        let args = |before, keep_days| PackArgs { before, keep_days };
+        assert_eq!(before(&args(None, None), Tid(7), now), Tid(8));
+        assert_eq!(before(&args(Some(Tid(3)), None), Tid(7), now), Tid(3));
+        let day_before = Tid::from_unix(Duration::from_secs(1_000_000_000 - 86_400));
+        assert_eq!(before(&args(None, Some(1)), Tid(7), now), day_before);
+        assert_eq!(before(&args(None, Some(u32::MAX)), Tid(7), now), Tid::from_unix(Duration::ZERO));
+    }
+}

@@ -1,0 +1,153 @@
+//! How the command ends: the one place where errors become exit codes.
+
+use std::io;
+use std::process::ExitCode;
+
+use blobferry_protocol::RequestError;
+use thiserror::Error;
+
+use crate::catalog::CatalogError;
+use crate::local::LocalError;
+use crate::remote::RemoteError;
+
+/// Everything that a subcommand can end with, other than being done.
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    /// What was asked for can not be meant.
+    #[error("{0}")]
+    Usage(String),
+    /// Names.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The user's files.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// Standard output can not be written. A reader that has gone away is not worth a word: see [`Failure::quiet`].
+    #[error("standard output: {0}")]
+    Output(io::Error),
+    /// The demonstration did not show what it should.
+    #[error("the demonstration failed: a blob was sent more than once, or the bytes do not agree")]
+    Demo,
+    /// The system does not do something that the command needs.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was tried.
+        doing: String,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl From<RemoteError> for Failure {
+    fn from(error: RemoteError) -> Failure {
+        Failure::Catalog(CatalogError::Remote(error))
+    }
+}
+
+/// What the command's exit code says. The numbers are part of its interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    /// It is done.
+    Done = 0,
+    /// It failed.
+    Failed = 1,
+    /// It was asked for something that can not be meant (clap exits with this code, too).
+    Usage = 2,
+    /// There is no such name, revision or blob.
+    NoSuchName = 3,
+    /// Somebody else has changed the same files meanwhile.
+    Conflict = 4,
+    /// There is no server there, or it went away.
+    NoServer = 5,
+    /// Data is damaged, at the server or on the way.
+    Damaged = 6,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+impl Failure {
+    /// The exit code of this failure.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Failure::Usage(_) => Exit::Usage,
+            Failure::Catalog(error) => catalog(error),
+            Failure::Local(error) if error.is_usage() => Exit::Usage,
+            Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
+            Failure::Local(_) | Failure::Output(_) | Failure::Demo | Failure::System { .. } => Exit::Failed,
+        }
+    }
+
+    /// Is there nothing to say? Whoever read the output has seen enough (`blobferry ls | head`).
+    pub(crate) fn quiet(&self) -> bool {
+        matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+fn catalog(error: &CatalogError) -> Exit {
+    match error {
+        CatalogError::NoSuchName { .. } | CatalogError::NotYet { .. } | CatalogError::PackedAway { .. } => {
+            Exit::NoSuchName
+        }
+        CatalogError::NotADirectory { .. } | CatalogError::IsADirectory { .. } => Exit::Failed,
+        CatalogError::Conflict(_) | CatalogError::Contention { .. } => Exit::Conflict,
+        CatalogError::Damaged { .. } | CatalogError::Missing { .. } => Exit::Damaged,
+        CatalogError::Remote(error) => remote(error),
+    }
+}
+
+fn remote(error: &RemoteError) -> Exit {
+    match error {
+        RemoteError::NoServer { .. } => Exit::NoServer,
+        RemoteError::Refused(refused) => match refused {
+            RequestError::NoSuchObject { .. }
+            | RequestError::NoSuchRevision { .. }
+            | RequestError::NoSuchBlob { .. } => Exit::NoSuchName,
+            RequestError::Damaged { .. } | RequestError::Mismatch { .. } => Exit::Damaged,
+            RequestError::Stopping => Exit::NoServer,
+            _ => Exit::Failed,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::NameConflict;
+    use blobferry_protocol::{BlobId, Oid, Tid};
+
+    #[test]
+    fn every_kind_of_failure_has_the_exit_code_that_the_manual_says() {
+        let broken = |kind: io::ErrorKind| Failure::Output(kind.into());
+        let refused = |error: RequestError| Failure::from(RemoteError::from(error));
+        let blob = BlobId { oid: Oid(1), tid: Tid(2) };
+        let conflict = NameConflict { path: "a".parse().unwrap(), base: Tid(1), committed: Tid(2) };
+        let cases = [
+            (broken(io::ErrorKind::BrokenPipe), 0),
+            (broken(io::ErrorKind::StorageFull), 1),
+            (refused(RequestError::NoSpace { detail: String::new() }), 1),
+            (CatalogError::IsADirectory { path: "a".parse().unwrap() }.into(), 1),
+            (Failure::Usage(String::new()), 2),
+            (CatalogError::NoSuchName { name: "a".parse().unwrap() }.into(), 3),
+            (refused(RequestError::NoSuchBlob { blob }), 3),
+            (CatalogError::Conflict(vec![conflict]).into(), 4),
+            (CatalogError::Contention { attempts: 3 }.into(), 4),
+            (RemoteError::NoServer { server: String::new(), reason: String::new() }.into(), 5),
+            (CatalogError::Missing { oid: Oid(1) }.into(), 6),
+            (refused(RequestError::Damaged { blob, detail: String::new() }), 6),
+        ];
+        for (failure, code) in cases {
+            assert_eq!(failure.exit() as u8, code, "{failure}");
+        }
+    }
+
+    #[test]
+    fn only_a_reader_that_went_away_is_not_worth_a_word() {
+        assert!(Failure::Output(io::ErrorKind::BrokenPipe.into()).quiet());
+        assert!(!Failure::Output(io::ErrorKind::StorageFull.into()).quiet());
+    }
+}

@@ -1,0 +1,118 @@
+//! Standard output: lines for people and scripts, or JSON with `--json`.
+//!
+//! Plain lines have their fields separated by tabs. With `--json` every one of these lines is one JSON object on a
+//! line of its own, so that a list can be read as it comes. Nothing else ever goes to standard output: progress and
+//! errors go to standard error.
+
+use std::io::{BufWriter, Write};
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// A line of output, in both of its forms. The JSON form is its [`Serialize`].
+pub(crate) trait Line: Serialize {
+    /// The plain form, without the line break.
+    fn plain(&self) -> String;
+}
+
+/// Where the output goes: buffered, so it is written by [`Output::flush`] at the end.
+pub(crate) struct Output<W: Write> {
+    json: bool,
+    to: BufWriter<W>,
+}
+
+impl<W: Write> Output<W> {
+    /// Output as JSON or plain.
+    pub(crate) fn new(to: W, json: bool) -> Output<W> {
+        Output { json, to: BufWriter::with_capacity(64 << 10, to) }
+    }
+
+    /// Puts one line out.
+    ///
+    /// # Errors
+    /// [`Failure::Output`].
+    pub(crate) fn line(&mut self, line: &impl Line) -> Result<(), Failure> {
+        let written = if self.json {
+            serde_json::to_writer(&mut self.to, line).map_err(std::io::Error::from)
+        } else {
+            self.to.write_all(line.plain().as_bytes())
+        };
+        written.and_then(|()| self.to.write_all(b"\n")).map_err(Failure::Output)
+    }
+
+    /// Are lines JSON?
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// For bytes that are not lines.
+    pub(crate) fn bytes(&mut self) -> &mut impl Write {
+        &mut self.to
+    }
+
+    /// Writes what is buffered.
+    ///
+    /// # Errors
+    /// [`Failure::Output`].
+    pub(crate) fn flush(&mut self) -> Result<(), Failure> {
+        self.to.flush().map_err(Failure::Output)
+    }
+}
+
+/// Fields with tabs between them.
+pub(crate) fn tabbed<const N: usize>(fields: [&dyn std::fmt::Display; N]) -> String {
+    fields.map(ToString::to_string).join("\t")
+}
+
+/// Serializes a word as the text that it is everywhere else.
+pub(crate) fn text<S: serde::Serializer>(word: &impl std::fmt::Display, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn captured(json: bool, run: impl FnOnce(&mut Output<&mut Vec<u8>>)) -> String {
+        let mut bytes = Vec::new();
+        let mut output = Output::new(&mut bytes, json);
+        run(&mut output);
+        output.flush().unwrap();
+        drop(output);
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[derive(Serialize)]
+    struct Pair {
+        name: &'static str,
+        size: u64,
+    }
+
+    impl Line for Pair {
+        fn plain(&self) -> String {
+            tabbed([&self.size, &self.name])
+        }
+    }
+
+    #[test]
+    fn lines_are_tabbed_or_json() {
+        let pair = Pair { name: "a \"b\"", size: 3 };
+        assert_eq!(captured(false, |output| output.line(&pair).unwrap()), "3\ta \"b\"\n");
+        assert_eq!(
+            captured(true, |output| output.line(&pair).unwrap()),
+            "{\"name\":\"a \\\"b\\\"\",\"size\":3}\n"
+        );
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_a_quiet_failure() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        for json in [false, true] {
+            let mut output = Output::new(writer.try_clone().unwrap(), json);
+            output.line(&Pair { name: "a", size: 3 }).unwrap();
+            assert!(output.flush().unwrap_err().quiet());
+        }
+    }
+}
