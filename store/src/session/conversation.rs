@@ -11,11 +11,11 @@ use blobferry_protocol::{
 };
 use bytes::Bytes;
 
+use super::decide;
 use super::mailbox::{Mailbox, News};
 use super::reads::{self, Opened};
 use super::service::{Membership, Service};
 use super::upload::Upload;
-use crate::Vote;
 
 /// Reads of the store that run at once for one connection.
 const READS: usize = 32;
@@ -243,38 +243,13 @@ impl State {
                 let upload = Upload { service, mailbox, id, txn, oid, base, data, stage: None };
                 self.inlets.expect(id.into(), Box::new(upload));
             }
-            Request::Vote { txn } => self.lane(txn).run(move || {
-                let voted = move |result: Result<Vote, RequestError>| {
-                    mailbox.reply(
-                        id,
-                        result.map(|vote| match vote {
-                            Vote::Ready => Reply::Voted,
-                            Vote::Conflicts(conflicts) => Reply::Conflicts(conflicts),
-                        }),
-                    );
-                };
-                store.vote(txn, Box::new(voted));
-            }),
-            Request::Finish { txn } => self.last_lane(txn).run(move || {
-                store.finish(
-                    txn,
-                    Box::new(move |tid| mailbox.reply(id, tid.map(|tid| Reply::Finished { tid }))),
-                );
-            }),
-            Request::Commit { txn } => self.last_lane(txn).run(move || {
-                let finisher = store.clone();
-                let voted = move |vote| match vote {
-                    Ok(Vote::Ready) => {
-                        let finished = move |tid: Result<_, _>| {
-                            mailbox.reply(id, tid.map(|tid| Reply::Finished { tid }));
-                        };
-                        finisher.finish(txn, Box::new(finished));
-                    }
-                    Ok(Vote::Conflicts(conflicts)) => mailbox.reply(id, Ok(Reply::Conflicts(conflicts))),
-                    Err(error) => mailbox.reply(id, Err(error)),
-                };
-                store.vote(txn, Box::new(voted));
-            }),
+            Request::Vote { txn } => self.lane(txn).run(move || decide::vote(&store, mailbox, id, txn)),
+            Request::Finish { txn } => {
+                self.last_lane(txn).run(move || decide::finish(&store, mailbox, id, txn));
+            }
+            Request::Commit { txn } => {
+                self.last_lane(txn).run(move || decide::commit(&store, mailbox, id, txn));
+            }
             Request::Abort { txn } => self.last_lane(txn).run(move || {
                 store.abort(txn);
                 mailbox.reply(id, Ok(Reply::Done));

@@ -7,6 +7,7 @@
 
 mod conversation;
 mod counters;
+mod decide;
 mod mailbox;
 mod reads;
 mod service;
