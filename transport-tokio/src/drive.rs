@@ -5,17 +5,14 @@ use std::time::{Duration, Instant};
 
 use blobferry_cache::carry::Endpoint;
 use blobferry_protocol::{PeerError, Time};
-use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+
+use crate::input::Input;
 
 /// Bytes that are taken from the endpoint before they are written: one chunk of payload, and small messages
 /// between two of them.
 const ENOUGH: usize = 64 << 10;
-/// Bytes that are read at once from a socket that has much to say.
-const MOST: usize = 256 << 10;
-/// The same while it has little to say.
-const LEAST: usize = 8 << 10;
 /// Bytes that the kernel may hold unsent: more would only make small messages wait behind them.
 const NOT_SENT: u32 = 256 << 10;
 
@@ -90,9 +87,15 @@ pub(crate) async fn drive(
             () = until(timeout) => Ok(Turn::Timeout),
         };
         let result = match turn {
-            Ok(Turn::Read) => input.read(stream, clock, endpoint),
+            Ok(Turn::Read) => input.read(stream).and_then(|bytes| match bytes {
+                Some(bytes) => endpoint.receive(clock.now(), bytes).map_err(Ended::from),
+                None => Ok(()),
+            }),
             Ok(Turn::Write) => Ok(()),
-            Ok(Turn::Timeout) => endpoint.handle_timeout(clock.now()).map_err(Ended::from),
+            Ok(Turn::Timeout) => {
+                input.release();
+                endpoint.handle_timeout(clock.now()).map_err(Ended::from)
+            }
             Err(error) => Err(error.into()),
         };
         if let Err(ended) = result {
@@ -152,40 +155,5 @@ impl Output {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-}
-
-/// How much is read at once: as much as the socket has been found to have.
-struct Input {
-    size: usize,
-    spare: BytesMut,
-}
-
-impl Default for Input {
-    fn default() -> Input {
-        Input { size: LEAST, spare: BytesMut::new() }
-    }
-}
-
-impl Input {
-    /// Reads once.
-    fn read(&mut self, stream: &TcpStream, clock: Clock, endpoint: &mut dyn Drivable) -> Result<(), Ended> {
-        self.spare.reserve(self.size);
-        match stream.try_read_buf(&mut self.spare) {
-            Ok(0) => return Err(Ended::Closed),
-            Ok(n) => {
-                self.size = if n >= self.size { (self.size * 4).min(MOST) } else { self.size };
-                let bytes = self.spare.split().freeze();
-                endpoint.receive(clock.now(), bytes)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Nothing there: an idle connection holds no buffer.
-                self.spare = BytesMut::new();
-                self.size = LEAST;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
     }
 }

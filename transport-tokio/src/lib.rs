@@ -40,6 +40,7 @@
 
 mod client;
 mod drive;
+mod input;
 mod invalidations;
 mod server;
 mod transaction;

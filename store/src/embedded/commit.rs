@@ -176,14 +176,18 @@ impl Disk {
             }
             Ok(())
         };
-        match write() {
+        let written = match write() {
             Ok(()) => savepoint.commit().map_err(failed),
             Err(error) => {
-                (step.totals, step.written) = before;
-                step.files.remove_from(files);
+                drop(savepoint); // rolls back
                 Err(error)
             }
+        };
+        if written.is_err() {
+            (step.totals, step.written) = before;
+            step.files.remove_from(files);
         }
+        written
     }
 
     fn write_revision(

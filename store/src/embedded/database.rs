@@ -119,7 +119,7 @@ impl Database {
     }
 
     /// Moves all that is in the log to the database, and empties it.
-    pub(super) fn close(&self) {
+    pub(super) fn empty_log(&self) {
         let writer = lock(&self.writer);
         if self.poison.check().is_ok() {
             self.checkpoint(&writer.connection, "PRAGMA wal_checkpoint(TRUNCATE)");

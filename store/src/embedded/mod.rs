@@ -60,6 +60,7 @@ impl EmbeddedStore {
         let layout = Layout::open(dir.join("blobs"))?;
         let staged = recover::empty_tmp(layout.tmp())?;
         let database = Database::open(&dir.join("store.sqlite"))?;
+        database.empty_log(); // what a large transaction before a crash has left there may be large
         let orphans = recover::remove_orphans(&layout, &database)?;
         let damaged = recover::count_damaged(&layout, &database)?;
         for made in [layout.root(), dir] {
@@ -181,6 +182,59 @@ impl Backend for Disk {
     }
 
     fn close(&self) {
-        self.database.close();
+        self.database.empty_log();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blobferry_protocol::TxnMeta;
+
+    use super::*;
+    use crate::store::{Done, Store, Vote};
+
+    fn wait<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
+        let (answer, answers) = std::sync::mpsc::channel();
+        ask(Box::new(move |result| _ = answer.send(result)));
+        answers.recv().unwrap()
+    }
+
+    #[test]
+    fn after_a_failed_sync_reads_go_on_and_every_write_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(dir.path(), StoreConfig::default()).unwrap();
+        let [committed, voted, open] = [1, 2, 3].map(|n| TxnId([n; 16]));
+        for (txn, oid) in [(committed, 1), (voted, 2), (open, 3)] {
+            store.begin(txn, TxnMeta::default()).unwrap();
+            store.store(txn, Oid(oid), Tid::ZERO, b"data".to_vec()).unwrap();
+        }
+        assert_eq!(wait(|done| store.vote(committed, done)), Ok(Vote::Ready));
+        let tid = wait(|done| store.finish(committed, done)).unwrap();
+        assert_eq!(wait(|done| store.vote(voted, done)), Ok(Vote::Ready));
+        let staged = store.stage(0).unwrap();
+
+        let error = store.core.backend.database.poison.set(&"could not sync blobs/17: disk on fire");
+        assert!(matches!(&error, RequestError::ReadOnly { reason } if reason.contains("disk on fire")));
+        assert_eq!(store.begin(TxnId([4; 16]), TxnMeta::default()), Err(error.clone()));
+        assert_eq!(store.store(open, Oid(4), Tid::ZERO, vec![]), Err(error.clone()));
+        assert_eq!(store.delete(open, Oid(4), Tid::ZERO), Err(error.clone()));
+        assert_eq!(store.stage(1).map(drop), Err(error.clone()));
+        drop(staged);
+        assert_eq!(wait(|done| store.vote(open, done)), Err(error.clone()));
+        assert_eq!(wait(|done| store.finish(voted, done)), Err(error.clone()));
+        assert_eq!(store.new_oids(1), Err(error.clone()));
+        assert_eq!(store.pack(Tid::MAX), Err(error.clone()));
+        assert_eq!(
+            wait(|done| store.outcome(voted, done)),
+            Err(error),
+            "nobody can be sure before the next start"
+        );
+        assert_eq!(wait(|done| store.outcome(committed, done)), Ok(Outcome::Committed { tid }));
+        assert_eq!(store.load(Oid(1)).unwrap().data, b"data");
+
+        drop(store);
+        let store = EmbeddedStore::open(dir.path(), StoreConfig::default()).unwrap();
+        assert_eq!(store.last_tid(), tid);
+        assert_eq!(wait(|done| store.outcome(voted, done)), Ok(Outcome::NotCommitted));
     }
 }

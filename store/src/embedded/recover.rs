@@ -23,10 +23,12 @@ const LOCK: &str = ".lock";
 
 /// Makes the directory, if it is not there, and makes it ours for as long as the file that is returned is open.
 pub(super) fn claim(dir: &Path) -> Result<File, OpenError> {
-    let created = DirBuilder::new().mode(0o700).recursive(true).create(dir);
-    created.map_err(opening("create the directory", dir))?;
-    if let Some(parent) = dir.canonicalize().map_err(opening("find", dir))?.parent() {
-        sync_dir(parent).map_err(opening("sync", parent))?;
+    if !dir.exists() {
+        let created = DirBuilder::new().mode(0o700).recursive(true).create(dir);
+        created.map_err(opening("create the directory", dir))?;
+        if let Some(parent) = dir.canonicalize().map_err(opening("find", dir))?.parent() {
+            sync_dir(parent).map_err(opening("sync", parent))?;
+        }
     }
     let path = dir.join("lock");
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);

@@ -208,12 +208,12 @@ impl State {
 
     /// The lane of a transaction.
     fn lane(&mut self, txn: TxnId) -> Lane {
-        self.lanes.entry(txn).or_insert_with(|| Lane::new(&self.service.workers())).clone()
+        self.lanes.entry(txn).or_insert_with(|| Lane::new(self.service.workers())).clone()
     }
 
     /// The lane of a transaction that needs it for the last time.
     fn last_lane(&mut self, txn: TxnId) -> Lane {
-        self.lanes.remove(&txn).unwrap_or_else(|| Lane::new(&self.service.workers()))
+        self.lanes.remove(&txn).unwrap_or_else(|| Lane::new(self.service.workers()))
     }
 
     fn request(&mut self, connection: &mut server::Connection, id: RequestId, request: Request) {
