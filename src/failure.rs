@@ -3,7 +3,10 @@
 use std::io;
 use std::process::ExitCode;
 
+use blobferry_cache::{CacheError, WriteError};
 use blobferry_protocol::RequestError;
+use blobferry_store::OpenError;
+use blobferry_transport_tokio::CallError;
 use thiserror::Error;
 
 use crate::catalog::CatalogError;
@@ -22,6 +25,9 @@ pub(crate) enum Failure {
     /// The user's files.
     #[error(transparent)]
     Local(#[from] LocalError),
+    /// The server's directory can not be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
     /// Standard output can not be written. A reader that has gone away is not worth a word: see [`Failure::quiet`].
     #[error("standard output: {0}")]
     Output(io::Error),
@@ -78,7 +84,11 @@ impl Failure {
             Failure::Catalog(error) => catalog(error),
             Failure::Local(error) if error.is_usage() => Exit::Usage,
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
-            Failure::Local(_) | Failure::Output(_) | Failure::Demo | Failure::System { .. } => Exit::Failed,
+            Failure::Local(_)
+            | Failure::Store(_)
+            | Failure::Output(_)
+            | Failure::Demo
+            | Failure::System { .. } => Exit::Failed,
         }
     }
 
@@ -102,16 +112,39 @@ fn catalog(error: &CatalogError) -> Exit {
 
 fn remote(error: &RemoteError) -> Exit {
     match error {
-        RemoteError::NoServer { .. } => Exit::NoServer,
-        RemoteError::Refused(refused) => match refused {
-            RequestError::NoSuchObject { .. }
-            | RequestError::NoSuchRevision { .. }
-            | RequestError::NoSuchBlob { .. } => Exit::NoSuchName,
-            RequestError::Damaged { .. } | RequestError::Mismatch { .. } => Exit::Damaged,
-            RequestError::Stopping => Exit::NoServer,
-            _ => Exit::Failed,
-        },
+        RemoteError::NoAddress { .. } => Exit::Usage,
+        RemoteError::NoServer { .. }
+        | RemoteError::Handshake { .. }
+        | RemoteError::NotCommitted { .. }
+        | RemoteError::OutcomeUnknown { .. } => Exit::NoServer,
+        RemoteError::Cache(_) => Exit::Failed,
+        RemoteError::Call(error) => call(error),
     }
+}
+
+fn call(error: &CallError) -> Exit {
+    match error {
+        CallError::Refused(error) => refused(error),
+        CallError::Disconnected { .. } => Exit::NoServer,
+        CallError::Cache(CacheError::Write { source, .. }) if is_damage(source) => Exit::Damaged,
+        _ => Exit::Failed,
+    }
+}
+
+fn refused(error: &RequestError) -> Exit {
+    match error {
+        RequestError::NoSuchObject { .. }
+        | RequestError::NoSuchRevision { .. }
+        | RequestError::NoSuchBlob { .. } => Exit::NoSuchName,
+        RequestError::Damaged { .. } | RequestError::Mismatch { .. } => Exit::Damaged,
+        RequestError::Stopping => Exit::NoServer,
+        _ => Exit::Failed,
+    }
+}
+
+/// What arrived was not the blob; everything else is the disk's fault.
+fn is_damage(error: &WriteError) -> bool {
+    matches!(error, WriteError::TooLong { .. } | WriteError::TooShort { .. } | WriteError::Digest { .. })
 }
 
 #[cfg(test)]
@@ -125,6 +158,10 @@ mod tests {
         let broken = |kind: io::ErrorKind| Failure::Output(kind.into());
         let refused = |error: RequestError| Failure::from(RemoteError::from(error));
         let blob = BlobId { oid: Oid(1), tid: Tid(2) };
+        let called = |error: CallError| Failure::from(RemoteError::from(error));
+        let lost = |reason: &str| called(CallError::Disconnected { reason: reason.into() });
+        let write = |source| called(CacheError::Write { blob, source }.into());
+        let full = || io::ErrorKind::StorageFull.into();
         let conflict = NameConflict { path: "a".parse().unwrap(), base: Tid(1), committed: Tid(2) };
         let cases = [
             (broken(io::ErrorKind::BrokenPipe), 0),
@@ -138,7 +175,12 @@ mod tests {
             (CatalogError::Contention { attempts: 3 }.into(), 4),
             (RemoteError::NoServer { server: String::new(), reason: String::new() }.into(), 5),
             (CatalogError::Missing { oid: Oid(1) }.into(), 6),
+            (RemoteError::NoAddress { server: String::new() }.into(), 2),
+            (lost("closed"), 5),
+            (RemoteError::NotCommitted { reason: String::new() }.into(), 5),
             (refused(RequestError::Damaged { blob, detail: String::new() }), 6),
+            (write(WriteError::TooLong { size: 1, found: 2 }), 6),
+            (write(WriteError::Io { operation: "write", path: "f".into(), source: full() }), 1),
         ];
         for (failure, code) in cases {
             assert_eq!(failure.exit() as u8, code, "{failure}");

@@ -15,15 +15,20 @@ mod progress;
 mod remote;
 mod server;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
+use std::num::NonZero;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
+use cli::{Cli, Command};
 use failure::{Exit, Failure};
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = Cli::parse();
+    log_to_stderr();
     match run(cli) {
         Ok(()) => Exit::Done.into(),
         Err(failure) => {
@@ -36,9 +41,26 @@ fn main() -> ExitCode {
     }
 }
 
-/// One thread is enough: what takes time is done by the disk and the network, and waited for.
-fn run(cli: cli::Cli) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+/// Warnings, unless RUST_LOG asks for more or less. Standard output is for what was asked for.
+fn log_to_stderr() {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let threads = threads(&cli.command);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let runtime = runtime.map_err(|source| Failure::System { doing: "starting".into(), source })?;
     runtime.block_on(commands::run(cli, std::io::stdout().lock()))
+}
+
+/// Threads for connections: one for a client, so that it answers its server also while whoever reads its standard
+/// output takes a rest. Disks have threads of their own.
+fn threads(command: &Command) -> usize {
+    const MOST: usize = 4;
+    match command {
+        Command::Serve(_) => std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST),
+        _ => 1,
+    }
 }

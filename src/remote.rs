@@ -1,21 +1,37 @@
 //! The server, as the subcommands see it: the one place that knows the client of the transport.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use blobferry_cache::{Cache, CacheConfig, CacheError};
 use blobferry_protocol::{
-    BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Packed, RequestError, Revision, Tid, TxnMeta,
+    BlobId, BlobInfo, HistoryEntry, Oid, Outcome, Packed, RequestError, Revision, Tid, TxnMeta,
+};
+use blobferry_transport_tokio::{
+    BlobSource, CallError, Client, ClientConfig, ConnectError, Transaction, VoteError,
 };
 use thiserror::Error;
 
 use crate::catalog::{Attempt, Objects, Writes};
 
+/// How long to wait before each attempt to ask what became of a commit whose connection was lost: a server that is
+/// started again at once is found.
+const ASK_AGAIN: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_millis(600),
+    Duration::from_millis(1000),
+];
+
 /// Why the server could not be asked, or what it answered instead.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Debug, Error)]
 pub(crate) enum RemoteError {
     /// Nobody listens there.
     #[error(
-        "no server at {server} ({reason}): start one with `blobferry serve --dir DIR`, or name another with --server"
+        "no server at {server}: {reason}; start one with `blobferry serve --dir DIR`, or name another with --server"
     )]
     NoServer {
         /// Where it was looked for.
@@ -23,102 +39,182 @@ pub(crate) enum RemoteError {
         /// What the system says.
         reason: String,
     },
-    /// The server does not do it.
+    /// What was given as an address is none.
+    #[error("`{server}` is not an address of a server: it has the form HOST:PORT")]
+    NoAddress {
+        /// What was given.
+        server: String,
+    },
+    /// Somebody listens there, but no conversation came about.
+    #[error("no conversation with {server}: {reason}")]
+    Handshake {
+        /// Who was called.
+        server: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The cache directory can not be used.
+    #[error("the cache can not be used: {0}; name another with --cache")]
+    Cache(CacheError),
+    /// What was asked for did not come.
     #[error(transparent)]
-    Refused(#[from] RequestError),
+    Call(#[from] CallError),
+    /// The connection was lost in a commit, and the server says that nothing came of it.
+    #[error("the connection to the server was lost ({reason}), and nothing was changed: try again")]
+    NotCommitted {
+        /// Why it was lost.
+        reason: String,
+    },
+    /// The connection was lost in a commit, and nobody can be asked what became of it.
+    #[error(
+        "the connection to {server} was lost in the commit ({reason}), and does not come back: everything was changed \
+         or nothing, and `blobferry log NAME` will tell which"
+    )]
+    OutcomeUnknown {
+        /// Who would know.
+        server: String,
+        /// Why it was lost.
+        reason: String,
+    },
 }
 
-/// A connection to the server.
+impl From<RequestError> for RemoteError {
+    fn from(error: RequestError) -> RemoteError {
+        RemoteError::Call(CallError::Refused(error))
+    }
+}
+
+/// A connection to the server. Dropped without [`Remote::close`], what is under way is given up.
 pub(crate) struct Remote {
     server: String,
+    client: Client,
 }
 
 /// An open transaction of a [`Remote`]. Dropped, it is aborted.
-pub(crate) struct RemoteTxn {
-    server: String,
+pub(crate) struct RemoteTxn<'a> {
+    remote: &'a Remote,
+    transaction: Transaction,
+    cached: bool,
 }
 
-/// Every call of this build ends here: it has no transport.
-fn unavailable<T>(server: &str) -> Result<T, RemoteError> {
-    Err(RemoteError::NoServer { server: server.into(), reason: "this build has no transport".into() })
+async fn connect(server: &str, cache: Cache) -> Result<Client, RemoteError> {
+    let server = server.to_owned();
+    Client::connect(&server, cache, ClientConfig::default()).await.map_err(|error| match error {
+        ConnectError::Connect(error) if error.kind() == ErrorKind::InvalidInput => {
+            RemoteError::NoAddress { server }
+        }
+        ConnectError::Connect(error) => RemoteError::NoServer { server, reason: error.to_string() },
+        ConnectError::Handshake(reason) => RemoteError::Handshake { server, reason },
+    })
 }
 
 impl Remote {
     /// Connects to a server, with a cache directory on this side.
-    pub(crate) async fn connect(server: &str, _cache: &Path) -> Result<Remote, RemoteError> {
-        match tokio::net::TcpStream::connect(server).await {
-            Ok(_) => Ok(Remote { server: server.into() }),
-            Err(error) => Err(RemoteError::NoServer { server: server.into(), reason: error.to_string() }),
-        }
+    pub(crate) async fn connect(server: &str, cache: &Path) -> Result<Remote, RemoteError> {
+        let cache = Cache::open(cache, CacheConfig::default()).map_err(RemoteError::Cache)?;
+        Ok(Remote { server: server.to_owned(), client: connect(server, cache).await? })
+    }
+
+    /// Ends the conversation when what is under way has come to its end.
+    pub(crate) async fn close(self) {
+        self.client.close().await;
     }
 
     /// Opens a transaction. With `cached`, the files that it stores are copied into the cache.
-    pub(crate) fn begin(&self, _meta: TxnMeta, _cached: bool) -> Result<RemoteTxn, RemoteError> {
-        Ok(RemoteTxn { server: self.server.clone() })
+    pub(crate) fn begin(&self, meta: TxnMeta, cached: bool) -> Result<RemoteTxn<'_>, RemoteError> {
+        Ok(RemoteTxn { remote: self, transaction: self.client.begin(meta)?, cached })
     }
 
     /// The revisions of an object, newest first.
-    pub(crate) async fn history(&self, _oid: Oid, _limit: u32) -> Result<Vec<HistoryEntry>, RemoteError> {
-        unavailable(&self.server)
+    pub(crate) async fn history(&self, oid: Oid, limit: u32) -> Result<Vec<HistoryEntry>, RemoteError> {
+        Ok(self.client.history(oid, limit).await?)
     }
 
     /// The server's counters.
     pub(crate) async fn status(&self) -> Result<Vec<(String, u64)>, RemoteError> {
-        unavailable(&self.server)
+        Ok(self.client.status().await?)
     }
 
     /// Forgets what was replaced before a transaction.
-    pub(crate) async fn pack(&self, _before: Tid) -> Result<Packed, RemoteError> {
-        unavailable(&self.server)
+    pub(crate) async fn pack(&self, before: Tid) -> Result<Packed, RemoteError> {
+        Ok(self.client.pack(before).await?)
     }
 
     /// A blob in the cache: where it is, and the open file. `progress` is told how many bytes have come, where it has
     /// to be downloaded.
     pub(crate) async fn fetch(
         &self,
-        _blob: BlobId,
-        _progress: impl Fn(u64) + Send + Sync + 'static,
+        blob: BlobId,
+        progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<(PathBuf, File), RemoteError> {
-        unavailable(&self.server)
+        let cached = self.client.load_blob_with(blob, move |at| progress(at.done)).await?;
+        Ok((cached.path().to_owned(), cached.into_file()))
     }
 }
 
 impl Objects for Remote {
     fn last_tid(&self) -> Tid {
-        Tid::ZERO
+        self.client.last_tid()
     }
 
-    async fn load_before(&self, _oid: Oid, _before: Tid) -> Result<Option<Revision>, RemoteError> {
-        unavailable(&self.server)
+    async fn load_before(&self, oid: Oid, before: Tid) -> Result<Option<Revision>, RemoteError> {
+        match self.client.load_before(oid, before).await {
+            Err(CallError::Refused(RequestError::NoSuchObject { .. })) => Ok(None),
+            loaded => Ok(loaded?),
+        }
     }
 
-    async fn new_oids(&self, _count: u32) -> Result<Vec<Oid>, RemoteError> {
-        unavailable(&self.server)
+    async fn new_oids(&self, count: u32) -> Result<Vec<Oid>, RemoteError> {
+        Ok(self.client.new_oids(count).await?)
     }
 }
 
-impl Writes for RemoteTxn {
-    async fn store(&self, _oid: Oid, _base: Tid, _data: Vec<u8>) -> Result<(), RemoteError> {
-        unavailable(&self.server)
+impl Writes for RemoteTxn<'_> {
+    async fn store(&self, oid: Oid, base: Tid, data: Vec<u8>) -> Result<(), RemoteError> {
+        Ok(self.transaction.store(oid, base, data).await?)
     }
 
     async fn store_file(
         &self,
-        _oid: Oid,
-        _base: Tid,
-        _data: Vec<u8>,
-        _source: &Path,
-        _progress: impl Fn(u64) + Send + Sync + 'static,
+        oid: Oid,
+        base: Tid,
+        data: Vec<u8>,
+        source: &Path,
+        progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<BlobInfo, RemoteError> {
-        unavailable(&self.server)
+        let from = if self.cached { BlobSource::copied(source) } else { BlobSource::streamed(source) };
+        let progress = move |at: blobferry_transport_tokio::Progress| progress(at.done);
+        Ok(self.transaction.store_blob_with(oid, base, data, from, progress).await?)
     }
 
-    async fn delete(&self, _oid: Oid, _base: Tid) -> Result<(), RemoteError> {
-        unavailable(&self.server)
+    async fn delete(&self, oid: Oid, base: Tid) -> Result<(), RemoteError> {
+        Ok(self.transaction.delete(oid, base).await?)
     }
 
     async fn commit(&mut self) -> Result<Attempt, RemoteError> {
-        let answer: Result<Tid, Vec<Conflict>> = unavailable(&self.server)?;
-        Ok(answer.map_or_else(Attempt::Conflicts, Attempt::Committed))
+        match self.transaction.commit().await {
+            Ok(tid) => Ok(Attempt::Committed(tid)),
+            Err(VoteError::Conflict(conflicts)) => Ok(Attempt::Conflicts(conflicts)),
+            Err(VoteError::Call(CallError::Disconnected { reason })) => self.outcome(reason).await,
+            Err(VoteError::Call(error)) => Err(error.into()),
+        }
+    }
+}
+
+impl RemoteTxn<'_> {
+    /// What became of the commit whose connection was lost. A commit is never just tried again: it may have happened.
+    async fn outcome(&self, reason: String) -> Result<Attempt, RemoteError> {
+        let Remote { server, client } = self.remote;
+        for pause in ASK_AGAIN {
+            tokio::time::sleep(pause).await;
+            let Ok(again) = connect(server, client.cache().clone()).await else { continue };
+            let Ok(outcome) = again.outcome(self.transaction.id()).await else { continue };
+            again.close().await;
+            return match outcome {
+                Outcome::Committed { tid } => Ok(Attempt::Committed(tid)),
+                Outcome::NotCommitted => Err(RemoteError::NotCommitted { reason }),
+            };
+        }
+        Err(RemoteError::OutcomeUnknown { server: server.clone(), reason })
     }
 }

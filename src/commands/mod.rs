@@ -32,24 +32,33 @@ use crate::remote::Remote;
 pub(crate) async fn run(cli: Cli, stdout: impl Write) -> Result<(), Failure> {
     let output = &mut Output::new(stdout, cli.global.json);
     let global = &cli.global;
-    match cli.command {
-        Command::Serve(args) => serve::run(&args, output).await,
+    match &cli.command {
+        Command::Serve(args) => serve::run(args, output).await,
         Command::Demo(args) => demo::run(args, output).await,
-        Command::DemoWorker(args) => demo::worker::run(&args, &connect(global).await?, output).await,
-        Command::Put(args) => put::run(&args, global, output).await,
-        Command::Get(args) => get::run(&args, &connect(global).await?, output).await,
-        Command::Cat(args) => cat::run(&args, &connect(global).await?, output).await,
-        Command::Ls(args) => ls::run(&args, &connect(global).await?, output).await,
-        Command::Log(args) => log::run(&args, &connect(global).await?, output).await,
-        Command::Rm(args) => rm::run(&args, &connect(global).await?, output).await,
-        Command::Status => status::run(&connect(global).await?, output).await,
-        Command::Pack(args) => pack::run(&args, &connect(global).await?, output).await,
+        Command::DemoWorker(args) => {
+            connected(global, async |remote| demo::worker::run(args, remote, output).await).await
+        }
+        Command::Put(args) => put::run(args, global, output).await,
+        Command::Get(args) => connected(global, async |remote| get::run(args, remote, output).await).await,
+        Command::Cat(args) => connected(global, async |remote| cat::run(args, remote, output).await).await,
+        Command::Ls(args) => connected(global, async |remote| ls::run(args, remote, output).await).await,
+        Command::Log(args) => connected(global, async |remote| log::run(args, remote, output).await).await,
+        Command::Rm(args) => connected(global, async |remote| rm::run(args, remote, output).await).await,
+        Command::Status => connected(global, async |remote| status::run(remote, output).await).await,
+        Command::Pack(args) => connected(global, async |remote| pack::run(args, remote, output).await).await,
     }?;
     output.flush()
 }
 
-async fn connect(global: &Global) -> Result<Remote, Failure> {
-    Ok(Remote::connect(&global.server, &cache_directory(global)?).await?)
+/// Works with the server, and takes leave of it. What fails does not wait for what is still under way.
+async fn connected(
+    global: &Global,
+    work: impl AsyncFnOnce(&Remote) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let remote = Remote::connect(&global.server, &cache_directory(global)?).await?;
+    work(&remote).await?;
+    remote.close().await;
+    Ok(())
 }
 
 /// The cache directory: the one that was named, or `blobferry` in the user's own.

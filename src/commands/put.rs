@@ -5,7 +5,7 @@ use std::io::Write;
 use blobferry_protocol::{BlobInfo, Digest, Oid, Tid};
 use serde::Serialize;
 
-use super::{connect, meta};
+use super::{connected, meta};
 use crate::catalog::{CatalogError, Edit, Entry, NamePath, Objects, Record, View, Writes, commit};
 use crate::cli::{Global, PutArgs};
 use crate::concurrent::{REQUESTS, TRANSFERS, each};
@@ -21,7 +21,7 @@ pub(super) struct Published {
     oid: u64,
     #[serde(serialize_with = "crate::output::text")]
     tid: Tid,
-    size: u64,
+    pub(super) size: u64,
     #[serde(serialize_with = "crate::output::text")]
     pub(super) digest: Digest,
     pub(super) name: NamePath,
@@ -40,11 +40,13 @@ pub(super) async fn run<W: Write>(
     output: &mut Output<W>,
 ) -> Result<(), Failure> {
     let sources = collect(&args.files, &args.to, args.recursive)?;
-    let remote = connect(global).await?;
-    for published in publish(&remote, sources, &args.message, args.cached).await? {
-        output.line(&published)?;
-    }
-    Ok(())
+    connected(global, async |remote| {
+        for published in publish(remote, sources, &args.message, args.cached).await? {
+            output.line(&published)?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Publishes files in one transaction.

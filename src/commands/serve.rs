@@ -26,12 +26,16 @@ impl Line for Listening<'_> {
 pub(super) async fn run<W: Write>(args: &ServeArgs, output: &mut Output<W>) -> Result<(), Failure> {
     let mut stop = Stop::new()?;
     let serving = Serving::start(&args.dir, &args.listen).await?;
-    let said = output.line(&Listening { listening: serving.address() }).and_then(|()| output.flush());
+    let said = output.line(&Listening { listening: &serving.address() }).and_then(|()| output.flush());
     if said.as_ref().map_or_else(Failure::quiet, |()| true) {
         // A server whose output nobody reads serves all the same.
         stop.asked().await;
     }
-    serving.stop().await;
+    tokio::select! {
+        () = serving.stop() => (),
+        // Who asks twice is in a hurry. What is durable stays so.
+        () = stop.asked() => (),
+    }
     said
 }
 

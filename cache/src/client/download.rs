@@ -40,6 +40,9 @@ impl ToCache {
 impl Sink for ToCache {
     fn start(&mut self, _: u64, _: u64, size: u64) -> bool {
         self.moved.total = size;
+        if let Some(progress) = &self.progress {
+            progress(self.moved);
+        }
         let started = self.download.start(size);
         self.checked(started)
     }

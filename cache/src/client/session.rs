@@ -319,6 +319,15 @@ impl Waiter {
 }
 
 impl Ask {
+    /// About how many bytes it queues.
+    fn len(&self) -> usize {
+        match self {
+            Ask::Call { request: Request::Store { data, .. } | Request::StoreShared { data, .. }, .. }
+            | Ask::Upload { data, .. } => data.len(),
+            Ask::Call { .. } | Ask::Download { .. } => 0,
+        }
+    }
+
     fn fail(self, error: CallError) {
         match (self, error) {
             (Ask::Call { done, .. }, error) => done(Err(error)),
@@ -332,10 +341,11 @@ impl Ask {
 impl Inner {
     /// Sends the calls that wait, as far as the server's limits allow.
     fn pump(&mut self) {
-        while self.connection.is_connected() && self.connection.backlog() < BACKLOG {
-            let limits = self.connection.peer_limits();
+        while self.connection.is_connected() {
+            let (limits, backlog) = (self.connection.peer_limits(), self.connection.backlog());
             let Some(ask) = self.state.waiting.front() else { return };
-            let room = self.connection.requests_in_flight() < limits.requests as usize
+            let room = (backlog == 0 || backlog + ask.len() < BACKLOG)
+                && self.connection.requests_in_flight() < limits.requests as usize
                 && match ask {
                     Ask::Call { .. } => true,
                     Ask::Download { .. } => self.state.inlets.count() < self.state.downloads,

@@ -6,10 +6,12 @@ mod model;
 use std::collections::BTreeSet;
 
 use blobferry_protocol::{Oid, RequestError, Tid};
+use blobferry_transport_tokio::CallError;
 
 use super::memory::Memory;
 use super::record::{Directory, LEAF_NAMES};
 use super::*;
+use crate::remote::RemoteError;
 
 fn path(text: &str) -> NamePath {
     text.parse().unwrap()
@@ -230,6 +232,6 @@ fn a_source_that_can_not_be_read_is_an_error_of_the_source() {
         let missing = std::path::Path::new("/nonexistent");
         let error =
             memory.begin().store_file(Oid(1), Tid::ZERO, Vec::new(), missing, |_| ()).await.unwrap_err();
-        assert!(matches!(error, crate::remote::RemoteError::Refused(RequestError::Source { .. })));
+        assert!(matches!(error, RemoteError::Call(CallError::Refused(RequestError::Source { .. }))));
     });
 }

@@ -9,6 +9,7 @@ pub(super) mod worker;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -17,7 +18,7 @@ use super::serve::Stop;
 use crate::catalog::NamePath;
 use crate::cli::DemoArgs;
 use crate::failure::Failure;
-use crate::human::table;
+use crate::human::{size, table};
 use crate::local::collect;
 use crate::output::{Line, Output};
 use crate::remote::Remote;
@@ -36,6 +37,10 @@ const SMALL: u64 = 10;
 /// What came of it.
 #[derive(Serialize)]
 struct Demo {
+    /// How long it took to publish the files, in milliseconds.
+    publishing: u64,
+    /// Their sizes together.
+    bytes: u64,
     workers: Vec<Report>,
     blobs: u64,
     blobs_sent: u64,
@@ -51,33 +56,40 @@ impl Demo {
 
 impl Line for Demo {
     fn plain(&self) -> String {
-        let head = ["process", "downloaded", "waited", "milliseconds", "bytes"].map(String::from).to_vec();
+        let head =
+            ["process", "downloaded", "found or waited for", "milliseconds"].map(String::from).to_vec();
         let row = |(number, report): (usize, &Report)| {
-            let numbers =
-                [number as u64 + 1, report.downloaded, report.waited, report.milliseconds, report.bytes];
+            let numbers = [number as u64 + 1, report.downloaded, report.waited, report.milliseconds];
             numbers.map(|number| number.to_string()).to_vec()
         };
         let rows: Vec<Vec<String>> =
             std::iter::once(head).chain(self.workers.iter().enumerate().map(row)).collect();
-        let agree = if self.agree { "All bytes agree" } else { "The bytes do NOT agree" };
         let (blobs, sent, workers) = (self.blobs, self.blobs_sent, self.workers.len());
-        let said = format!("{agree}. {workers} processes wanted {blobs} blobs; the server sent {sent}.");
-        format!("{}\n{said}", table(&rows))
+        let agree = if self.agree { "All bytes agree" } else { "The bytes do NOT agree" };
+        format!(
+            "Published {blobs} files ({}) in one transaction, in {} milliseconds.\n\
+             Then {workers} processes, with one cache, wanted all of them at the same moment:\n\n{}\n\
+             {agree}. The server sent {sent} blobs for {} that were asked for.",
+            size(self.bytes),
+            self.publishing,
+            table(&rows),
+            blobs * workers as u64,
+        )
     }
 }
 
 /// Runs `demo`.
-pub(super) async fn run<W: Write>(args: DemoArgs, output: &mut Output<W>) -> Result<(), Failure> {
+pub(super) async fn run<W: Write>(args: &DemoArgs, output: &mut Output<W>) -> Result<(), Failure> {
     // The processes get an interrupt, too, and end; this one goes on to clean up.
     let _interrupts = Stop::new()?;
     let doing = |doing: &'static str| move |source| Failure::System { doing: doing.into(), source };
     let dir = tempfile::tempdir().map_err(doing("making a temporary directory"))?;
     let files = match args.files.is_empty() {
         true => samples(&dir.path().join("files")).map_err(doing("making files to publish"))?,
-        false => args.files,
+        false => args.files.clone(),
     };
     let serving = Serving::start(&dir.path().join("server"), "127.0.0.1:0").await?;
-    let demo = show(dir.path(), serving.address(), &files).await;
+    let demo = show(dir.path(), &serving.address(), &files).await;
     serving.stop().await;
     let demo = demo?;
     output.line(&demo)?;
@@ -87,7 +99,9 @@ pub(super) async fn run<W: Write>(args: DemoArgs, output: &mut Output<W>) -> Res
 async fn show(dir: &Path, server: &str, files: &[PathBuf]) -> Result<Demo, Failure> {
     let sources = collect(files, &NamePath::ROOT, false)?;
     let remote = Remote::connect(server, &dir.join("publisher")).await?;
+    let begun = Instant::now();
     let published = publish(&remote, sources, "demo", false).await?;
+    let publishing = milliseconds_since(begun);
     let before = sent(&remote).await?;
     let names: Vec<String> = published.iter().map(|file| file.name.to_string()).collect();
     let (server, cache) = (server.to_owned(), dir.join("cache"));
@@ -98,7 +112,13 @@ async fn show(dir: &Path, server: &str, files: &[PathBuf]) -> Result<Demo, Failu
         workers.map_err(|source| Failure::System { doing: "running the processes".into(), source })?;
     let agree = workers.iter().all(|report| agrees(report, &published));
     let blobs_sent = sent(&remote).await?.saturating_sub(before);
-    Ok(Demo { workers, blobs: published.len() as u64, blobs_sent, agree })
+    remote.close().await;
+    let bytes = published.iter().map(|file| file.size).sum();
+    Ok(Demo { publishing, bytes, workers, blobs: published.len() as u64, blobs_sent, agree })
+}
+
+fn milliseconds_since(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn agrees(report: &Report, published: &[Published]) -> bool {
@@ -154,13 +174,17 @@ mod tests {
     fn the_table_tells_who_downloaded_and_what_the_server_sent() {
         let report =
             |downloaded, waited| Report { downloaded, waited, milliseconds: 7, bytes: 1000, digests: vec![] };
-        let demo = Demo { workers: vec![report(2, 0), report(0, 2)], blobs: 2, blobs_sent: 2, agree: true };
+        let workers = vec![report(2, 0), report(0, 2)];
+        let demo = Demo { publishing: 5, bytes: 1000, workers, blobs: 2, blobs_sent: 2, agree: true };
         let expected = "\
-process  downloaded  waited  milliseconds  bytes
-      1           2       0             7   1000
-      2           0       2             7   1000
+Published 2 files (1000 B) in one transaction, in 5 milliseconds.
+Then 2 processes, with one cache, wanted all of them at the same moment:
 
-All bytes agree. 2 processes wanted 2 blobs; the server sent 2.";
+process  downloaded  found or waited for  milliseconds
+      1           2                    0             7
+      2           0                    2             7
+
+All bytes agree. The server sent 2 blobs for 4 that were asked for.";
         assert_eq!(demo.plain(), expected);
         assert!(demo.holds());
         assert!(!Demo { blobs_sent: 3, ..demo }.holds());

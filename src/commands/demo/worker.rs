@@ -9,6 +9,7 @@ use std::time::Instant;
 use blobferry_protocol::BlobId;
 use serde::{Deserialize, Serialize};
 
+use super::milliseconds_since;
 use crate::cli::DemoWorkerArgs;
 use crate::commands::find_files;
 use crate::concurrent::{TRANSFERS, each};
@@ -64,7 +65,7 @@ pub(in crate::commands) async fn run<W: Write>(
     }
     let begun = Instant::now();
     let got = each(TRANSFERS, &files, |file| fetch(remote, BlobId { oid: file.oid, tid: file.tid })).await?;
-    let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let milliseconds = milliseconds_since(begun);
     let downloaded = got.iter().filter(|(_, downloaded)| *downloaded).count() as u64;
     let digests = got.into_iter().map(|(file, _)| digest(&file)).collect::<io::Result<Vec<String>>>();
     let digests = digests.map_err(|source| Failure::System { doing: "reading the files".into(), source })?;
