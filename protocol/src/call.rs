@@ -1,4 +1,4 @@
-//! Requests in flight, as both halves remember them: what kind of answer fits.
+//! Requests in flight, as both halves remember them: which transaction they belong to, and what answer fits.
 
 use crate::message::{Reply, Request};
 use crate::words::TxnId;
@@ -26,6 +26,20 @@ pub(crate) enum Call {
     Pack,
 }
 
+/// A request that is not answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pending {
+    pub(crate) call: Call,
+    /// Nobody waits for the answer any more.
+    pub(crate) cancelled: bool,
+}
+
+impl From<Call> for Pending {
+    fn from(call: Call) -> Pending {
+        Pending { call, cancelled: false }
+    }
+}
+
 impl Call {
     pub(crate) fn of(request: &Request) -> Call {
         match *request {
@@ -47,6 +61,11 @@ impl Call {
             Request::Status => Call::Status,
             Request::Pack { .. } => Call::Pack,
         }
+    }
+
+    /// Does it bring a transaction nearer to its end? Those are asked and answered even after a goodbye.
+    pub(crate) fn ends(self) -> bool {
+        matches!(self, Call::Vote(_) | Call::Finish(_) | Call::Commit(_) | Call::Abort(_) | Call::Outcome)
     }
 
     /// Is this an answer to it? An error always is.

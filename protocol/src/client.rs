@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use crate::call::Call;
+use crate::call::{Call, Pending};
 use crate::connection::sealed::{Events, Sealed};
 use crate::connection::{self, Accept, Config, Half, Link, TransferEvent, name_of};
 use crate::error::{PeerError, UsageError};
@@ -50,14 +50,14 @@ pub enum Event {
 pub struct Client {
     last_request: u64,
     requests: BTreeMap<RequestId, Pending>,
-    transactions: BTreeMap<TxnId, Phase>,
+    transactions: BTreeMap<TxnId, Txn>,
 }
 
 #[derive(Debug)]
-struct Pending {
-    call: Call,
-    /// Nobody waits for the answer any more.
-    cancelled: bool,
+struct Txn {
+    /// Its `Begin`: answers to requests before that belong to another transaction of the same name.
+    begun: RequestId,
+    phase: Phase,
 }
 
 impl Half for Client {}
@@ -112,12 +112,11 @@ impl connection::Connection<Client> {
         digest: Option<Digest>,
     ) -> Result<TransferId, UsageError> {
         let limit = self.link.peer.transfers;
-        let uploads = self.link.outgoing.len();
-        if uploads >= limit as usize {
+        if self.link.outgoing.len() >= limit as usize {
             return Err(UsageError::Limit { what: "transfers", limit: u64::from(limit) });
         }
         let transfer = TransferId::from(self.send_request(Request::StoreBlob { txn, oid, base, data })?);
-        self.link.queue(&Message::BlobStart { transfer, from: 0, end: size, size, digest })?;
+        self.link.queue_small(&Message::BlobStart { transfer, from: 0, end: size, size, digest });
         self.link.outgoing.start(transfer, 0, size, digest);
         Ok(transfer)
     }
@@ -136,20 +135,22 @@ impl connection::Connection<Client> {
                 return Err(UsageError::Limit { what: "transfers", limit: u64::from(limit) });
             }
         }
-        // What ends a transaction is asked even of a server that is about to stop.
-        let ends = matches!(call, Call::Finish(_) | Call::Abort(_) | Call::Outcome);
-        if self.link.closing && !ends {
+        if self.link.closing && !call.ends() {
             return Err(UsageError::Closing);
         }
-        let phase = self.half.next_phase(&request, limits.transactions)?;
+        let step = self.half.next_phase(&request, limits.transactions)?;
         let id = RequestId(self.half.last_request + 1);
-        self.link.queue(&Message::Request { id, request })?;
+        // What ends a transaction is short, and must not wait for those that go on with theirs.
+        let message = Message::Request { id, request };
+        if call.ends() {
+            self.link.queue(&message)?
+        } else {
+            self.link.queue_if_room(&message)?
+        }
         self.half.last_request = id.0;
-        self.half.requests.insert(id, Pending { call, cancelled: false });
-        match phase {
-            Some((txn, Some(phase))) => drop(self.half.transactions.insert(txn, phase)),
-            Some((txn, None)) => drop(self.half.transactions.remove(&txn)),
-            None => {}
+        self.half.requests.insert(id, call.into());
+        if let Some((txn, phase)) = step {
+            self.half.enter(txn, id, phase);
         }
         if let Call::Abort(txn) = call {
             self.abort_uploads(txn);
@@ -159,13 +160,8 @@ impl connection::Connection<Client> {
 
     /// A transaction that is given up takes its uploads with it.
     fn abort_uploads(&mut self, txn: TxnId) {
-        let puts = self.half.requests.iter().filter(|(_, pending)| pending.call == Call::Put(txn));
-        let uploads: Vec<TransferId> =
-            puts.map(|(id, _)| TransferId::from(*id)).filter(|id| self.link.outgoing.contains(*id)).collect();
-        for transfer in uploads {
-            // It is under way, as was just seen; and its reason is short.
-            let aborted = self.link.abort_blob(transfer, RequestError::Cancelled);
-            debug_assert!(aborted.is_ok());
+        for (id, _) in self.half.requests.iter().filter(|(_, pending)| pending.call == Call::Put(txn)) {
+            self.link.abort_blob((*id).into(), RequestError::Cancelled);
         }
     }
 
@@ -178,12 +174,12 @@ impl connection::Connection<Client> {
         let pending = self.half.requests.get_mut(&id).ok_or(UsageError::NoSuchRequest(id))?;
         if !pending.cancelled {
             pending.cancelled = true;
-            if self.link.outgoing.contains(id.into()) {
-                return self.link.abort_blob(id.into(), RequestError::Cancelled);
+            // To give up an upload says it all.
+            if !self.link.abort_blob(id.into(), RequestError::Cancelled) {
+                self.link.incoming.drop_rest(id.into());
+                self.link.queue_small(&Message::Cancel { id });
+                self.link.grant();
             }
-            self.link.incoming.drop_rest(id.into());
-            self.link.queue_small(&Message::Cancel { id });
-            self.link.grant();
         }
         Ok(())
     }
@@ -191,7 +187,7 @@ impl connection::Connection<Client> {
     /// The phase of a transaction that is open here.
     #[must_use]
     pub fn phase(&self, txn: TxnId) -> Option<Phase> {
-        self.half.transactions.get(&txn).copied()
+        self.half.transactions.get(&txn).map(|txn| txn.phase)
     }
 
     /// Requests that wait for their answer.
@@ -201,10 +197,12 @@ impl connection::Connection<Client> {
     }
 
     /// After a goodbye from either side: is everything that was under way at its end, so that the socket can be
-    /// closed?
+    /// closed? A transaction that was voted for is under way; one that is only open is not.
     #[must_use]
     pub fn is_finished(&self) -> bool {
+        let voted = self.half.transactions.values().any(|txn| txn.phase == Phase::Voted);
         self.link.closing
+            && !voted
             && self.half.requests.is_empty()
             && self.backlog() == 0
             && self.link.outgoing.len() == 0
@@ -219,7 +217,7 @@ impl Client {
         limit: u32,
     ) -> Result<Option<(TxnId, Option<Phase>)>, UsageError> {
         let Some(txn) = request.txn() else { return Ok(None) };
-        let current = self.transactions.get(&txn).copied();
+        let current = self.transactions.get(&txn).map(|txn| txn.phase);
         if let Request::Begin { .. } = request {
             if current.is_some() {
                 return Err(UsageError::TransactionExists(txn));
@@ -247,16 +245,25 @@ impl Client {
         Ok(Some((txn, next)))
     }
 
+    /// A request that was sent brings its transaction to a phase, or to its end.
+    fn enter(&mut self, txn: TxnId, id: RequestId, phase: Option<Phase>) {
+        match phase {
+            Some(phase) => self.transactions.entry(txn).or_insert(Txn { begun: id, phase }).phase = phase,
+            None => drop(self.transactions.remove(&txn)),
+        }
+    }
+
     /// What an answer means for its transaction.
-    fn answered(&mut self, call: Call, result: &Result<Reply, RequestError>) {
+    fn answered(&mut self, id: RequestId, call: Call, result: &Result<Reply, RequestError>) {
         let (Call::Put(txn) | Call::Vote(txn) | Call::Finish(txn) | Call::Commit(txn)) = call else { return };
         // Given up meanwhile: nothing is known of it any more.
-        let Some(phase) = self.transactions.get_mut(&txn) else { return };
+        let Some(state) = self.transactions.get_mut(&txn).filter(|state| state.begun <= id) else { return };
         match (call, result) {
-            (Call::Put(_), Ok(_)) => {}
-            (Call::Put(_), Err(_)) => *phase = if *phase == Phase::Open { Phase::Doomed } else { *phase },
-            (_, Ok(Reply::Voted)) => *phase = Phase::Voted,
-            (_, Ok(Reply::Conflicts(_))) => *phase = Phase::Open,
+            (Call::Put(_), Err(_)) if state.phase == Phase::Open => state.phase = Phase::Doomed,
+            // The vote that is under way will say so.
+            (Call::Put(_), _) => {}
+            (_, Ok(Reply::Voted)) => state.phase = Phase::Voted,
+            (_, Ok(Reply::Conflicts(_))) => state.phase = Phase::Open,
             // Finished, or an error: either ends it.
             _ => drop(self.transactions.remove(&txn)),
         }
@@ -277,7 +284,8 @@ impl Sealed for Client {
                 if welcome.version < VERSIONS.0 || welcome.version > VERSIONS.1 {
                     return Err(PeerError::BadVersion(welcome.version));
                 }
-                link.connect(welcome.limits)?;
+                Link::check(welcome.limits)?;
+                link.connect(welcome.limits);
                 events.push_back(Event::Connected(welcome));
                 Ok(())
             }
@@ -348,16 +356,13 @@ impl Client {
         if link.incoming.contains(id.into()) {
             return Err(wrong("its transfer is under way"));
         }
-        if link.outgoing.contains(id.into()) {
-            if result.is_ok() {
-                return Err(wrong("its blob is not complete"));
-            }
-            // The server wants no more of this blob.
-            let aborted = link.abort_blob(id.into(), RequestError::Cancelled);
-            debug_assert!(aborted.is_ok());
+        if result.is_ok() && link.outgoing.contains(id.into()) {
+            return Err(wrong("its blob is not complete"));
         }
+        // The server wants no more of this blob.
+        link.abort_blob(id.into(), RequestError::Cancelled);
         self.requests.remove(&id);
-        self.answered(call, &result);
+        self.answered(id, call, &result);
         events.push_back(Event::Reply { id, result });
         Ok(())
     }

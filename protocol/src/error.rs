@@ -122,16 +122,18 @@ pub enum UsageError {
     /// One of the sides has said goodbye: nothing new begins.
     #[error("the connection is closing: nothing new begins on it")]
     Closing,
-    /// A limit that the peer announced would be passed: wait for an answer first.
-    #[error("{what}: the peer allows {limit} at once")]
+    /// A limit of the peer's, or of this side's own, would be passed. Wait for an answer first; where it is about
+    /// bytes that wait to be sent, send those.
+    #[error("{what}: {limit} at once are allowed on this connection")]
     Limit {
         /// What the limit is for.
         what: &'static str,
         /// The limit.
         limit: u64,
     },
-    /// A message longer than the peer takes.
-    #[error("a message of {len} bytes: the peer takes at most {max}")]
+    /// A message longer than the peer takes, or than half of this side's own
+    /// [`control_queue`](crate::Limits::control_queue).
+    #[error("a message of {len} bytes: at most {max} can be sent on this connection")]
     TooLong {
         /// Its length.
         len: u64,

@@ -23,7 +23,8 @@ pub struct Limits {
     pub requests: u32,
     /// Transactions open at once.
     pub transactions: u32,
-    /// Control bytes that may wait to be sent before the connection is given up as one that does not read.
+    /// Control bytes that may wait to be sent before the connection is given up as one that does not read. Requests
+    /// other than those that end a transaction fill at most half of it, and none is longer than that.
     pub control_queue: u32,
 }
 

@@ -3,9 +3,10 @@
 use core::ops::Add;
 use core::time::Duration;
 
-/// A moment: the time since an epoch that the caller chose once for a connection, in any unit finer than a second.
+/// A moment: the time since an epoch that the caller chose once for a connection. `Instant::elapsed` of an instant of
+/// its own is all that it takes.
 ///
-/// Never goes backwards in the calls to one connection; where it does, the machine takes the later of the two.
+/// It should never go backwards in the calls to one connection; where it does, the machine takes the later moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub Duration);
 

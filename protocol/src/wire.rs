@@ -1,7 +1,9 @@
 //! Framing: a `u32` little-endian length, then one message in postcard.
 //!
 //! What arrives is not trusted: nothing is allocated because a length or a count says so, and no byte may be left
-//! over behind a message.
+//! over behind a message. What [`encode`] lets through, [`decode`] takes.
+
+#![warn(clippy::arithmetic_side_effects)]
 
 use alloc::vec::Vec;
 
@@ -24,29 +26,25 @@ pub enum DecodeError {
 /// Appends a message to `out` as a frame: length and body.
 ///
 /// # Errors
-/// The body's length, where it does not fit `max`; `out` is as before then.
+/// The body's length, where it does not fit `max` ([`u64::MAX`] where a list is longer than [`Limits::LIST`]); `out`
+/// is as before then.
+///
+/// [`Limits::LIST`]: crate::Limits::LIST
 pub fn encode(message: &Message, max: u32, out: &mut Vec<u8>) -> Result<(), u64> {
     let start = out.len();
     out.extend_from_slice(&[0; LENGTH_BYTES]);
-    let body = start + LENGTH_BYTES;
-    match postcard::to_extend(message, Appender(out)) {
-        Ok(Appender(out)) => {
-            let len = out.len() - body;
-            match u32::try_from(len) {
-                Ok(short) if short <= max => {
-                    if let Some(prefix) = out.get_mut(start..body) {
-                        prefix.copy_from_slice(&short.to_le_bytes());
-                    }
-                    Ok(())
-                }
-                _ => {
-                    out.truncate(start);
-                    Err(len as u64)
-                }
-            }
+    let written = postcard::to_extend(message, Appender(out)).is_ok();
+    let frame = out.get_mut(start..).unwrap_or_default();
+    let len = if written { frame.len().saturating_sub(LENGTH_BYTES) as u64 } else { u64::MAX };
+    match (u32::try_from(len), frame.first_chunk_mut()) {
+        (Ok(len), Some(prefix)) if len <= max => {
+            *prefix = len.to_le_bytes();
+            Ok(())
         }
-        // No message type fails to serialize, and a Vec takes all bytes.
-        Err(_) => Err(u64::MAX),
+        _ => {
+            out.truncate(start);
+            Err(len)
+        }
     }
 }
 
@@ -77,19 +75,28 @@ pub(crate) fn may_be_long(kind: u8) -> bool {
     matches!(kind, 3 | 4 | 5 | 9)
 }
 
-/// Lists that check their count before they allocate.
+/// For `#[serde(with = "bounded")]`: a list of at most [`Limits::LIST`](crate::Limits::LIST) elements, which grows only
+/// as its elements really arrive.
 pub(crate) mod bounded {
     use alloc::vec::Vec;
     use core::fmt;
     use core::marker::PhantomData;
 
-    use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+    use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Visitor};
+    use serde::ser::{Error as _, Serialize, Serializer};
 
     use crate::limits::Limits;
 
-    /// For `#[serde(deserialize_with = ...)]`: a list of at most [`Limits::LIST`] elements, which grows only as its
-    /// elements really arrive.
-    pub(crate) fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    pub(crate) fn serialize<T: Serialize, S: Serializer>(list: &[T], to: S) -> Result<S::Ok, S::Error> {
+        if list.len() > Limits::LIST {
+            return Err(S::Error::custom("the list is too long"));
+        }
+        list.serialize(to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+        from: D,
+    ) -> Result<Vec<T>, D::Error> {
         from.deserialize_seq(List(PhantomData))
     }
 
@@ -103,14 +110,10 @@ pub(crate) mod bounded {
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
-            let count = seq.size_hint().unwrap_or(0);
-            if count > Limits::LIST {
-                return Err(A::Error::invalid_length(count, &self));
-            }
-            let mut list = Vec::with_capacity(count.min(64));
+            let mut list = Vec::new();
             while let Some(element) = seq.next_element()? {
                 if list.len() == Limits::LIST {
-                    return Err(A::Error::invalid_length(list.len() + 1, &self));
+                    return Err(A::Error::custom("the list is too long"));
                 }
                 list.push(element);
             }

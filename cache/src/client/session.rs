@@ -322,7 +322,9 @@ impl Ask {
     /// About how many bytes it queues.
     fn len(&self) -> usize {
         match self {
-            Ask::Call { request: Request::Store { data, .. } | Request::StoreShared { data, .. }, .. }
+            Ask::Call {
+                request: Request::Store { data, .. } | Request::StoreShared { data, .. }, ..
+            }
             | Ask::Upload { data, .. } => data.len(),
             Ask::Call { .. } | Ask::Download { .. } => 0,
         }

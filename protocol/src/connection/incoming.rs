@@ -9,6 +9,13 @@
 //! 4. The second is aborted by its sender. What it sent counts as taken: `ConnectionCredit {300}`.
 //!
 //! Credit is absolute: a message that says "up to 200" can be repeated or merged, and says the same.
+//!
+//! How many transfers there are is the halves' business: each transfer needs a request, and those are counted.
+//!
+//! Invariants: `stored <= moved <= announced <= min(end, granted)` for each transfer. The connection's `stored` is its
+//! `announced` less what has not been moved yet, and less what a sink still holds.
+
+#![warn(clippy::arithmetic_side_effects)]
 
 use alloc::collections::BTreeMap;
 use alloc::collections::BTreeSet;
@@ -41,6 +48,15 @@ struct Transfer {
     accept: Accept,
     /// Its sender is done; what is missing is only the sink.
     stopped: bool,
+}
+
+impl Transfer {
+    /// Bytes below `upto` are taken, by the sink or by nobody: how many those were that were not taken before.
+    fn take(&mut self, upto: u64) -> u64 {
+        let taken = upto.saturating_sub(self.stored);
+        self.stored = upto;
+        taken
+    }
 }
 
 #[derive(Debug)]
@@ -78,9 +94,6 @@ impl Incoming {
         accept: Accept,
         limits: Limits,
     ) -> Result<(), PeerError> {
-        if self.transfers.len() >= limits.transfers as usize {
-            return Err(PeerError::TooManyTransfers { limit: limits.transfers });
-        }
         let transfer = Transfer {
             end,
             announced: from,
@@ -132,10 +145,9 @@ impl Incoming {
     /// The transport has moved `n` bytes of this transfer.
     pub(crate) fn moved(&mut self, id: TransferId, n: u64) {
         if let Some(transfer) = self.transfers.get_mut(&id) {
-            transfer.moved += n;
+            transfer.moved = transfer.moved.saturating_add(n);
             if transfer.accept == Accept::Drop {
-                transfer.stored = transfer.moved;
-                self.stored += n;
+                self.stored = self.stored.saturating_add(transfer.take(transfer.moved));
                 self.to_grant.insert(id);
             }
         }
@@ -149,8 +161,7 @@ impl Incoming {
         if upto > transfer.moved || upto < transfer.stored {
             return Err(UsageError::BadRange(id));
         }
-        self.stored += upto - transfer.stored;
-        transfer.stored = upto;
+        self.stored = self.stored.saturating_add(transfer.take(upto));
         self.to_grant.insert(id);
         if transfer.stopped && transfer.stored == transfer.moved {
             self.transfers.remove(&id);
@@ -175,26 +186,23 @@ impl Incoming {
     /// The sender has given up. Says whether anybody wanted it.
     pub(crate) fn abort(&mut self, id: TransferId) -> Result<bool, PeerError> {
         let wanted = self.running(id)?.accept == Accept::Take;
-        if let Some(transfer) = self.transfers.remove(&id) {
-            self.stored += transfer.moved - transfer.stored;
+        if let Some(mut transfer) = self.transfers.remove(&id) {
+            self.stored = self.stored.saturating_add(transfer.take(transfer.moved));
         }
         Ok(wanted)
     }
 
-    /// Nobody wants the rest of this transfer; says whether it is still under way.
-    pub(crate) fn drop_rest(&mut self, id: TransferId) -> bool {
-        let Some(transfer) = self.transfers.get_mut(&id) else { return false };
+    /// Nobody wants the rest of this transfer.
+    pub(crate) fn drop_rest(&mut self, id: TransferId) {
+        let Some(transfer) = self.transfers.get_mut(&id) else { return };
         if transfer.accept == Accept::Take {
             transfer.accept = Accept::Drop;
-            self.stored += transfer.moved - transfer.stored;
-            transfer.stored = transfer.moved;
+            self.stored = self.stored.saturating_add(transfer.take(transfer.moved));
             self.to_grant.insert(id);
         }
-        let running = !transfer.stopped;
-        if !running {
+        if transfer.stopped {
             self.transfers.remove(&id);
         }
-        running
     }
 
     /// The next credit to announce: when less than half of a window is open.

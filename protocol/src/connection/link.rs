@@ -11,10 +11,30 @@ use crate::error::{PeerError, UsageError};
 use crate::limits::Limits;
 use crate::message::{Message, RequestError};
 use crate::time::Time;
-use crate::words::{Digest, TransferId};
+use crate::words::TransferId;
 
 /// Pongs that may wait for one write. A peer that pings faster than it reads is not asking, it is flooding.
 const PONGS: u32 = 64;
+
+/// A message that is longer than the peer takes. Nothing was queued.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TooLong {
+    len: u64,
+    max: u32,
+}
+
+impl From<TooLong> for UsageError {
+    fn from(TooLong { len, max }: TooLong) -> UsageError {
+        UsageError::TooLong { len, max }
+    }
+}
+
+impl TooLong {
+    /// What the peer is told in place of the message.
+    pub(crate) fn of(self, what: &str) -> RequestError {
+        RequestError::Limit { what: what.into(), limit: u64::from(self.max), actual: self.len }
+    }
+}
 
 #[derive(Debug)]
 pub struct Link {
@@ -62,14 +82,12 @@ impl Link {
         if works { Ok(()) } else { Err(PeerError::BadLimits(peer)) }
     }
 
-    /// The handshake is done, and these are the peer's limits.
-    pub(crate) fn connect(&mut self, peer: Limits) -> Result<(), PeerError> {
-        Link::check(peer)?;
+    /// The handshake is done, and these are the peer's limits, which were checked.
+    pub(crate) fn connect(&mut self, peer: Limits) {
         self.peer = peer;
         self.outgoing.connect(peer);
         self.connected = true;
         self.liveness.connected();
-        Ok(())
     }
 
     /// The longest frame that the peer may send now.
@@ -100,11 +118,24 @@ impl Link {
     /// # Errors
     /// It is longer than the peer takes. A peer that has let too much pile up is dead from now on, which is not an
     /// error of this call.
-    pub(crate) fn queue(&mut self, message: &Message) -> Result<(), UsageError> {
+    pub(crate) fn queue(&mut self, message: &Message) -> Result<(), TooLong> {
         let max = if self.connected { self.peer.frame } else { Limits::HANDSHAKE_FRAME };
-        let waiting = self.outgoing.queue(message, max).map_err(|len| UsageError::TooLong { len, max })?;
+        let waiting = self.outgoing.queue(message, max).map_err(|len| TooLong { len, max })?;
         if waiting > self.config.limits.control_queue as usize {
             self.die(PeerError::NotReading { waiting: waiting as u64 });
+        }
+        Ok(())
+    }
+
+    /// Puts a message behind those that wait, unless much waits already: for what can as well be said later. Half of
+    /// the queue is left to messages that can not.
+    pub(crate) fn queue_if_room(&mut self, message: &Message) -> Result<(), UsageError> {
+        let room = self.config.limits.control_queue / 2;
+        let (before, max) = (self.outgoing.backlog(), self.peer.frame.min(room));
+        let waiting = self.outgoing.queue(message, max).map_err(|len| TooLong { len, max })?;
+        if before > 0 && waiting > room as usize {
+            self.outgoing.unqueue(before);
+            return Err(UsageError::Limit { what: "bytes that wait to be sent", limit: room.into() });
         }
         Ok(())
     }
@@ -132,17 +163,13 @@ impl Link {
         }
     }
 
-    pub(crate) fn finish_blob(&mut self, transfer: TransferId, digest: Digest) -> Result<(), UsageError> {
-        self.outgoing.finish(transfer, digest)
-    }
-
-    pub(crate) fn abort_blob(
-        &mut self,
-        transfer: TransferId,
-        reason: RequestError,
-    ) -> Result<(), UsageError> {
-        self.outgoing.remove(transfer)?;
-        self.queue(&Message::BlobAbort { transfer, reason })
+    /// Ends an outgoing transfer before its time; says whether it was under way.
+    pub(crate) fn abort_blob(&mut self, transfer: TransferId, reason: RequestError) -> bool {
+        let running = self.outgoing.remove(transfer);
+        if running && let Err(error) = self.queue(&Message::BlobAbort { transfer, reason }) {
+            self.queue_small(&Message::BlobAbort { transfer, reason: error.of("the length of the reason") });
+        }
+        running
     }
 
     pub(crate) fn poll_transmit(&mut self, now: Time, head: &mut Vec<u8>) -> Option<Transmit> {

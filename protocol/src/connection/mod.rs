@@ -9,9 +9,9 @@ mod link;
 mod liveness;
 mod outgoing;
 mod receive;
+mod terms;
 
 use alloc::vec::Vec;
-use core::time::Duration;
 
 use crate::error::{PeerError, UsageError};
 use crate::limits::Limits;
@@ -22,112 +22,7 @@ use crate::words::{Digest, TransferId};
 pub(crate) use incoming::Accept;
 pub(crate) use link::Link;
 pub(crate) use outgoing::name_of;
-
-/// How a connection behaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// What this side can take; announced to the peer.
-    pub limits: Limits,
-    /// How long the handshake may take from the first call on.
-    pub handshake_timeout: Duration,
-    /// After so long without hearing anything a ping is sent.
-    pub ping_after: Duration,
-    /// After so long without hearing anything the connection is dead. More than `ping_after`.
-    pub silence_limit: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config {
-            limits: Limits::default(),
-            handshake_timeout: Duration::from_secs(10),
-            ping_after: Duration::from_secs(20),
-            silence_limit: Duration::from_secs(60),
-        }
-    }
-}
-
-/// A run of a blob's bytes on their way: which transfer, where in the blob, how many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slice {
-    /// The transfer.
-    pub transfer: TransferId,
-    /// The offset of the first byte in the blob.
-    pub offset: u64,
-    /// How many bytes, at least 1.
-    pub len: u64,
-}
-
-/// What to send now: `head` bytes that were appended to the caller's buffer, then `body`.
-///
-/// Once the head is on the wire the peer counts on the body. If its source fails in the middle, send zeros for the
-/// rest of it and call [`Connection::abort_blob`]: the receiver drops them.
-#[must_use = "the bytes are lost if nobody sends them"]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transmit {
-    /// How many bytes were appended to the buffer.
-    pub head: usize,
-    /// What the transport moves itself behind them, all of it, before it asks for more.
-    pub body: Option<Slice>,
-}
-
-/// What the next bytes from the peer are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expect {
-    /// Bytes for [`Connection::handle_control`]. No more than `max` of them are sure to be before the next payload:
-    /// a transport that moves payload past user space reads at most so many.
-    Control {
-        /// At least 1.
-        max: usize,
-    },
-    /// Payload for the sink of this transfer; report it with [`Connection::payload_moved`]. A transfer that nobody
-    /// has a sink for was cancelled: drop the bytes, and report them all the same.
-    Payload(Slice),
-}
-
-/// What becomes of a transfer towards this side.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TransferEvent {
-    /// It begins. Have a sink ready before the next payload is moved.
-    Started {
-        /// The transfer.
-        transfer: TransferId,
-        /// The offset of its first byte in the blob.
-        from: u64,
-        /// The offset behind its last byte.
-        end: u64,
-        /// The size of the whole blob.
-        size: u64,
-        /// The digest of the whole blob, where the sender knew it.
-        digest: Option<Digest>,
-    },
-    /// All its bytes have been moved. They are worth something only if they have this digest.
-    Stopped {
-        /// The transfer.
-        transfer: TransferId,
-        /// The digest of the whole blob.
-        digest: Digest,
-    },
-    /// It has failed: drop its bytes.
-    Aborted {
-        /// The transfer.
-        transfer: TransferId,
-        /// Why.
-        reason: RequestError,
-    },
-}
-
-impl TransferEvent {
-    /// The transfer that this is about.
-    #[must_use]
-    pub fn transfer(&self) -> TransferId {
-        match self {
-            TransferEvent::Started { transfer, .. }
-            | TransferEvent::Stopped { transfer, .. }
-            | TransferEvent::Aborted { transfer, .. } => *transfer,
-        }
-    }
-}
+pub use terms::{Config, Expect, Slice, TransferEvent, Transmit};
 
 /// The half of the conversation that a connection holds. There are two; nobody else can add one.
 pub trait Half: sealed::Sealed {}
@@ -178,9 +73,13 @@ pub(crate) mod sealed {
 /// 1. [`poll_transmit`](Self::poll_transmit) until `None`, sending what it says;
 /// 2. bytes that arrive go where [`expect`](Self::expect) says: [`handle_control`](Self::handle_control), or the sink
 ///    of a transfer, then [`payload_moved`](Self::payload_moved);
-/// 3. [`poll_event`](Self::poll_event) until `None` after every call of `handle_control`, before payload is moved;
+/// 3. [`poll_event`](Self::poll_event) until `None` after every call of `handle_control`, before payload is moved; and
+///    on a server after every `reply` and `start_blob`, too: the last answer to a store may let a vote go that waited
+///    for it;
 /// 4. when [`poll_timeout`](Self::poll_timeout) has passed, [`handle_timeout`](Self::handle_timeout). The timeout
-///    changes only with calls that take `&mut self`.
+///    changes only with calls that take `&mut self`;
+/// 5. when [`error`](Self::error) says something, or the half's `is_finished` does and all was sent, close the socket.
+///    Any call that has something to say may find that the peer does not read, which is an error too.
 ///
 /// After a [`PeerError`] the connection is dead: every call says so, and nothing is sent any more.
 #[derive(Debug)]
@@ -214,7 +113,9 @@ impl<H: Half> Connection<H> {
     /// The rule that the peer broke. The connection is dead.
     pub fn handle_control(&mut self, now: Time, bytes: &[u8]) -> Result<usize, PeerError> {
         self.link.alive()?;
-        self.link.liveness.heard(now);
+        if !bytes.is_empty() {
+            self.link.liveness.heard(now);
+        }
         let mut rest = bytes;
         while !rest.is_empty() {
             let max = self.link.max_frame();
@@ -287,8 +188,8 @@ impl<H: Half> Connection<H> {
     pub fn payload_moved(&mut self, now: Time, n: u64) -> Result<(), UsageError> {
         self.link.usable()?;
         let slice = self.link.receive.payload_moved(n)?;
-        self.link.liveness.heard(now);
-        if let Some(slice) = slice {
+        if let Some(slice) = slice.filter(|_| n > 0) {
+            self.link.liveness.heard(now);
             self.link.incoming.moved(slice.transfer, n);
             self.link.grant();
         }
@@ -298,8 +199,12 @@ impl<H: Half> Connection<H> {
     /// The sink of a transfer towards this side has taken all bytes below the offset `upto` of the blob. This, and
     /// nothing else, opens the window for more.
     ///
+    /// Every transfer wants this for all its bytes, after its end too, or a [`discard`](Self::discard): else the
+    /// connection's window stays that much smaller.
+    ///
     /// # Errors
-    /// A transfer that is not under way, or bytes that never arrived. Nothing has changed.
+    /// A transfer that is over and stored or aborted (a sink that is behind may ignore this), or bytes that never
+    /// arrived, or fewer than before. Nothing has changed.
     pub fn stored(&mut self, transfer: TransferId, upto: u64) -> Result<(), UsageError> {
         self.link.usable()?;
         self.link.incoming.stored(transfer, upto)?;
@@ -309,6 +214,9 @@ impl<H: Half> Connection<H> {
 
     /// The sink of a transfer towards this side takes no more: what is left of it is dropped as it comes. Does nothing
     /// where the transfer is over.
+    ///
+    /// A client should [`cancel`](crate::client::Connection::cancel) the request too, so that the rest is not sent. A
+    /// server hears no more of the transfer, and answers its request with the reason.
     pub fn discard(&mut self, transfer: TransferId) {
         self.link.incoming.drop_rest(transfer);
         if self.link.usable().is_ok() {
@@ -318,7 +226,12 @@ impl<H: Half> Connection<H> {
 
     /// The next thing that the caller has to know.
     pub fn poll_event(&mut self) -> Option<H::Event> {
-        self.events.pop_front()
+        let event = self.events.pop_front();
+        if event.is_none() {
+            // A burst's memory is not kept by a connection that falls silent.
+            self.events = sealed::Events::<H>::new();
+        }
+        event
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called; `None` on a dead connection.
@@ -342,7 +255,7 @@ impl<H: Half> Connection<H> {
     /// A transfer that is not under way.
     pub fn finish_blob(&mut self, transfer: TransferId, digest: Digest) -> Result<(), UsageError> {
         self.link.usable()?;
-        self.link.finish_blob(transfer, digest)
+        self.link.outgoing.finish(transfer, digest)
     }
 
     /// Gives up an outgoing blob: its source failed, or nobody wants it any more.
@@ -351,7 +264,11 @@ impl<H: Half> Connection<H> {
     /// A transfer that is not under way.
     pub fn abort_blob(&mut self, transfer: TransferId, reason: RequestError) -> Result<(), UsageError> {
         self.link.usable()?;
-        self.link.abort_blob(transfer, reason)
+        if self.link.abort_blob(transfer, reason) {
+            Ok(())
+        } else {
+            Err(UsageError::NoSuchTransfer(transfer))
+        }
     }
 
     /// Says that nothing new begins from here on. What is under way goes on to its end; then
@@ -363,7 +280,7 @@ impl<H: Half> Connection<H> {
         self.link.usable()?;
         if !self.link.closing {
             self.link.closing = true;
-            self.link.queue(&Message::Goodbye)?;
+            self.link.queue_small(&Message::Goodbye);
         }
         Ok(())
     }
@@ -386,7 +303,8 @@ impl<H: Half> Connection<H> {
         self.link.peer
     }
 
-    /// Control bytes that wait to be sent. A caller that has much to say waits while this is large.
+    /// Control bytes that wait to be sent. A caller that has much to say waits while this is large: a server takes no
+    /// more requests and reads nothing then, for beyond [`Limits::control_queue`] the connection is given up.
     #[must_use]
     pub fn backlog(&self) -> usize {
         self.link.outgoing.backlog()

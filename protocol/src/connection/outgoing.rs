@@ -59,6 +59,11 @@ impl Outgoing {
         Ok(self.control.len())
     }
 
+    /// Takes back what was queued since `len` bytes waited.
+    pub(crate) fn unqueue(&mut self, len: usize) {
+        self.control.truncate(len);
+    }
+
     /// A transfer whose `BlobStart` was just queued.
     pub(crate) fn start(&mut self, id: TransferId, from: u64, end: u64, digest: Option<Digest>) {
         let credit = from.saturating_add(self.transfer_window);
@@ -75,10 +80,10 @@ impl Outgoing {
         self.transfers.contains_key(&id)
     }
 
-    pub(crate) fn remove(&mut self, id: TransferId) -> Result<(), UsageError> {
-        self.transfers.remove(&id).ok_or(UsageError::NoSuchTransfer(id))?;
+    /// Forgets a transfer; says whether it was under way.
+    pub(crate) fn remove(&mut self, id: TransferId) -> bool {
         self.turns.retain(|turn| *turn != id);
-        Ok(())
+        self.transfers.remove(&id).is_some()
     }
 
     pub(crate) fn finish(&mut self, id: TransferId, digest: Digest) -> Result<(), UsageError> {

@@ -1,12 +1,14 @@
 //! Bytes to messages: finds frames in a stream that is cut anywhere, and stops at payload.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use alloc::vec::Vec;
 
 use super::{Expect, Slice};
 use crate::error::{PeerError, UsageError};
 use crate::limits::Limits;
 use crate::message::Message;
-use crate::wire::{self, LENGTH_BYTES};
+use crate::wire::{self, DecodeError, LENGTH_BYTES};
 
 /// Where in the stream the next byte belongs.
 #[derive(Debug, Default)]
@@ -27,10 +29,7 @@ impl Receive {
 
     /// How many bytes are sure to belong to the frame that is arriving.
     fn missing(&self) -> usize {
-        match frame_length(&self.frame) {
-            None => LENGTH_BYTES - self.frame.len(),
-            Some(len) => (LENGTH_BYTES + len as usize).saturating_sub(self.frame.len()).max(1),
-        }
+        frame_end(&self.frame).unwrap_or(LENGTH_BYTES).saturating_sub(self.frame.len())
     }
 
     pub(crate) fn payload_follows(&mut self, slice: Slice) {
@@ -45,8 +44,9 @@ impl Receive {
         }
         let before = self.payload;
         self.payload = self.payload.and_then(|slice| {
-            let rest = Slice { offset: slice.offset + n, len: slice.len - n, ..slice };
-            (rest.len > 0).then_some(rest)
+            // Not beyond the end, as was just checked.
+            let (offset, len) = (slice.offset.saturating_add(n), slice.len.saturating_sub(n));
+            (len > 0).then_some(Slice { offset, len, ..slice })
         });
         Ok(before)
     }
@@ -58,35 +58,31 @@ impl Receive {
         }
         if self.frame.is_empty() {
             // The usual case: the whole frame is here, and is read where it lies.
-            if let Some(len) = frame_length(bytes) {
-                let end = LENGTH_BYTES + len as usize;
-                let body = bytes.get(LENGTH_BYTES..end.min(bytes.len())).unwrap_or_default();
-                check_length(len, body.first().copied(), max)?;
-                if end <= bytes.len() {
-                    return Ok((end, Some(wire::decode(body)?)));
-                }
+            check(bytes, max)?;
+            if let Some(frame) = frame_end(bytes).and_then(|end| bytes.get(..end)) {
+                return Ok((frame.len(), Some(decode(frame)?)));
             }
         }
-        let mut used = 0;
+        let mut used: usize = 0;
         // Two steps: the length, then the body.
         for _ in 0..2 {
-            let n = self.missing().min(bytes.len() - used);
-            self.frame.extend_from_slice(bytes.get(used..used + n).unwrap_or_default());
-            used += n;
-            let Some(len) = frame_length(&self.frame) else { return Ok((used, None)) };
-            check_length(len, self.frame.get(LENGTH_BYTES).copied(), max)?;
-            if self.frame.len() == LENGTH_BYTES + len as usize {
-                let message = wire::decode(self.frame.get(LENGTH_BYTES..).unwrap_or_default())?;
-                // A long frame's memory is not kept for the short ones that follow.
-                if len > Limits::SMALL_FRAME {
-                    self.frame = Vec::new();
-                } else {
-                    self.frame.clear();
-                }
-                return Ok((used, Some(message)));
-            }
+            let rest = bytes.get(used..).unwrap_or_default();
+            let more = rest.get(..self.missing()).unwrap_or(rest);
+            self.frame.extend_from_slice(more);
+            used = used.saturating_add(more.len());
+            check(&self.frame, max)?;
         }
-        Ok((used, None))
+        if frame_end(&self.frame) != Some(self.frame.len()) {
+            return Ok((used, None));
+        }
+        let message = decode(&self.frame)?;
+        // A long frame's memory is not kept for the short ones that follow.
+        if self.frame.capacity() > Limits::SMALL_FRAME as usize {
+            self.frame = Vec::new();
+        } else {
+            self.frame.clear();
+        }
+        Ok((used, Some(message)))
     }
 }
 
@@ -95,13 +91,23 @@ fn frame_length(frame: &[u8]) -> Option<u32> {
     frame.first_chunk::<LENGTH_BYTES>().map(|length| u32::from_le_bytes(*length))
 }
 
+/// Where a frame ends, counted from its first length byte.
+fn frame_end(frame: &[u8]) -> Option<usize> {
+    frame_length(frame).map(|len| (len as usize).saturating_add(LENGTH_BYTES))
+}
+
+fn decode(frame: &[u8]) -> Result<Message, DecodeError> {
+    wire::decode(frame.get(LENGTH_BYTES..).unwrap_or_default())
+}
+
 /// Only the kinds of message that carry records, lists or texts may be long: told by the first byte of the body,
-/// which is the number of the kind.
-fn check_length(len: u32, kind: Option<u8>, max: u32) -> Result<(), PeerError> {
-    let max = match kind {
-        None => max,
-        Some(kind) if wire::may_be_long(kind) => max,
-        Some(_) => max.min(Limits::SMALL_FRAME),
-    };
-    if len > max { Err(PeerError::FrameTooLong { len, max }) } else { Ok(()) }
+/// which is the number of the kind. What is not there yet is not judged yet.
+fn check(frame: &[u8], max: u32) -> Result<(), PeerError> {
+    let Some(len) = frame_length(frame) else { return Ok(()) };
+    let too_long = |max| Err(PeerError::FrameTooLong { len, max });
+    match frame.get(LENGTH_BYTES) {
+        _ if len > max => too_long(max),
+        Some(kind) if len > Limits::SMALL_FRAME && !wire::may_be_long(*kind) => too_long(Limits::SMALL_FRAME),
+        _ => Ok(()),
+    }
 }

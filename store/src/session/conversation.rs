@@ -84,6 +84,10 @@ impl Session {
     fn catch_up(&mut self) {
         for news in self.state.mailbox.take() {
             self.state.news(&mut self.connection, news);
+            // An answer may let a vote go that has waited for it.
+            while let Some(event) = self.connection.poll_event() {
+                self.state.event(&mut self.connection, event);
+            }
         }
         self.state.read_on(&self.connection);
         if self.state.service.is_stopping() {

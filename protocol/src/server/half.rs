@@ -1,0 +1,239 @@
+//! What the server's half does with each message, and what follows from each answer.
+
+use alloc::vec::Vec;
+
+use super::transactions::{Admit, Decision};
+use super::{Event, Greeting, Server, Upload};
+use crate::call::Call;
+use crate::connection::sealed::{self, Sealed};
+use crate::connection::{Accept, Link, TransferEvent, name_of};
+use crate::error::PeerError;
+use crate::message::{Hello, MAGIC, Message, Phase, Refusal, Reply, Request, RequestError, VERSIONS};
+use crate::words::{RequestId, TransferId, TxnId};
+
+type Events = sealed::Events<Server>;
+
+impl Sealed for Server {
+    type Event = Event;
+
+    fn message(&mut self, link: &mut Link, events: &mut Events, message: Message) -> Result<(), PeerError> {
+        match message {
+            Message::Hello(hello) if !link.connected && self.greeting.is_none() && !link.closing => {
+                self.hello(link, events, hello)
+            }
+            Message::Request { id, request } => self.request(link, events, id, request),
+            Message::Cancel { id } => {
+                self.cancel(link, events, id);
+                Ok(())
+            }
+            Message::Goodbye => {
+                link.closing = true;
+                events.push_back(Event::Goodbye);
+                Ok(())
+            }
+            message => Err(PeerError::Unexpected { message: name_of(&message) }),
+        }
+    }
+
+    fn transfer_starts(
+        &mut self,
+        transfer: TransferId,
+        from: u64,
+        end: u64,
+        size: u64,
+    ) -> Result<Accept, PeerError> {
+        let bad = |what| PeerError::BadTransfer { transfer, what };
+        let upload = self.uploads.get_mut(&transfer).ok_or_else(|| bad("no request for it was made"))?;
+        if upload.begun {
+            return Err(bad("it has begun already"));
+        }
+        if from != 0 || end != size {
+            return Err(bad("a blob is stored as a whole"));
+        }
+        upload.begun = true;
+        Ok(if upload.answered { Accept::Drop } else { Accept::Take })
+    }
+
+    fn transfer_ends(&mut self, link: &mut Link, events: &mut Events, event: TransferEvent, wanted: bool) {
+        let transfer = event.transfer();
+        self.uploads.remove(&transfer);
+        // Where it is not wanted, the caller has answered its request, or discarded it and will.
+        if wanted {
+            if let TransferEvent::Aborted { reason, .. } = &event {
+                self.answer(link, events, transfer.into(), Err(reason.clone()));
+            }
+            events.push_back(Event::Transfer(event));
+        }
+    }
+}
+
+impl Server {
+    /// Somebody has called.
+    fn hello(&mut self, link: &mut Link, events: &mut Events, hello: Hello) -> Result<(), PeerError> {
+        if hello.magic != MAGIC {
+            return Err(PeerError::BadMagic);
+        }
+        Link::check(hello.limits)?;
+        let (min, max) = VERSIONS;
+        if hello.version_min > max || hello.version_max < min {
+            link.closing = true;
+            link.queue_small(&Message::Refuse(Refusal::Version { min, max }));
+            return Ok(());
+        }
+        self.greeting = Some(Greeting { limits: hello.limits, version: max.min(hello.version_max) });
+        events.push_back(Event::Hello { credentials: hello.credentials });
+        Ok(())
+    }
+
+    /// A request has arrived.
+    fn request(
+        &mut self,
+        link: &mut Link,
+        events: &mut Events,
+        id: RequestId,
+        request: Request,
+    ) -> Result<(), PeerError> {
+        if id.0 <= self.last_request {
+            return Err(PeerError::RequestOrder { id, last: RequestId(self.last_request) });
+        }
+        self.last_request = id.0;
+        let limits = link.config.limits;
+        if self.requests.len() >= limits.requests as usize {
+            return Err(PeerError::TooManyRequests { limit: limits.requests });
+        }
+        if let Request::StoreBlob { txn, .. } = request {
+            if self.uploads.len() >= limits.transfers as usize {
+                return Err(PeerError::TooManyTransfers { limit: limits.transfers });
+            }
+            self.uploads.insert(id.into(), Upload { txn, begun: false, answered: false });
+        }
+        let call = Call::of(&request);
+        let admit = if link.closing && !call.ends() {
+            Err(RequestError::Stopping)
+        } else {
+            self.transactions.admit(id, &request, limits.transactions)
+        };
+        match admit {
+            Ok(admit) => {
+                self.requests.insert(id, call.into());
+                self.admitted(link, events, id, request, admit);
+            }
+            // It never becomes a part of its transaction: its answer does not count as one of those. But what should
+            // have been stored and is not must not be missing from a commit.
+            Err(error) => {
+                self.transactions.refused(&request);
+                self.answer(link, events, id, Err(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// A request makes sense: it is for the caller, now or later or not at all.
+    fn admitted(
+        &mut self,
+        link: &mut Link,
+        events: &mut Events,
+        id: RequestId,
+        request: Request,
+        admit: Admit,
+    ) {
+        match admit {
+            Admit::Pass => events.push_back(Event::Request { id, request }),
+            Admit::Hold => {}
+            Admit::Doomed(txn) => self.doomed(link, events, id, txn),
+            Admit::Abort { txn, held } => {
+                self.give_up(link, events, txn, held);
+                events.push_back(Event::Request { id, request });
+            }
+        }
+    }
+
+    /// A vote or commit of a transaction from which something is missing.
+    fn doomed(&mut self, link: &mut Link, events: &mut Events, vote: RequestId, txn: TxnId) {
+        events.push_back(Event::Abandoned { txn });
+        self.answer(link, events, vote, Err(RequestError::Doomed { txn }));
+    }
+
+    /// A transaction ends on request: its uploads and its held vote are answered, the rest is the caller's.
+    fn give_up(&mut self, link: &mut Link, events: &mut Events, txn: TxnId, held: Option<RequestId>) {
+        let reason = || RequestError::Aborted { txn, reason: "the client gave it up".into() };
+        let of_txn =
+            |(id, upload): (&TransferId, &Upload)| (upload.txn == txn && !upload.answered).then_some(*id);
+        let uploads: Vec<TransferId> = self.uploads.iter().filter_map(of_txn).collect();
+        for transfer in uploads {
+            self.answer(link, events, transfer.into(), Err(reason()));
+            events.push_back(Event::Transfer(TransferEvent::Aborted { transfer, reason: reason() }));
+        }
+        if let Some(vote) = held {
+            self.answer(link, events, vote, Err(reason()));
+        }
+    }
+
+    /// The client does not want an answer any more.
+    fn cancel(&mut self, link: &mut Link, events: &mut Events, id: RequestId) {
+        let held = self.transactions.holds(id);
+        match self.requests.get_mut(&id) {
+            Some(pending) if !pending.cancelled && !held => {
+                pending.cancelled = true;
+                events.push_back(Event::Cancelled { id });
+            }
+            Some(_) => {}
+            // If it is not being sent, either, the answer and the cancel have crossed on the way.
+            None => self.stop_sending(link, events, id.into()),
+        }
+    }
+
+    /// Ends the sending of a blob that nobody wants any more, where it is not at its end.
+    pub(super) fn stop_sending(&mut self, link: &mut Link, events: &mut Events, transfer: TransferId) {
+        if link.abort_blob(transfer, RequestError::Cancelled) {
+            events.push_back(Event::SendingAborted { transfer });
+        }
+    }
+
+    /// Sends the one answer to a request, and moves its transaction on.
+    pub(super) fn answer(
+        &mut self,
+        link: &mut Link,
+        events: &mut Events,
+        id: RequestId,
+        result: Result<Reply, RequestError>,
+    ) {
+        let (mut ok, mut phase) = (result.is_ok(), phase_after(&result));
+        let conflicts = phase == Some(Phase::Open);
+        if let Err(too_long) = link.queue(&Message::Reply { id, result }) {
+            (ok, phase) = (false, None);
+            let result = Err(too_long.of("the length of the answer"));
+            link.queue_small(&Message::Reply { id, result });
+        }
+        if let Some(upload) = self.uploads.get_mut(&id.into()) {
+            upload.answered = true;
+        }
+        // Where its sink is not done with it, nobody waits for that any more.
+        link.incoming.drop_rest(id.into());
+        link.grant();
+        match self.requests.remove(&id).map(|pending| pending.call) {
+            Some(Call::Put(txn)) => match self.transactions.put_answered(txn, id, ok) {
+                Some(Decision::Ask(id, request)) => events.push_back(Event::Request { id, request }),
+                Some(Decision::Doomed(vote)) => self.doomed(link, events, vote, txn),
+                None => {}
+            },
+            Some(Call::Vote(txn) | Call::Finish(txn) | Call::Commit(txn)) => {
+                self.transactions.decided(txn, id, phase);
+                if conflicts && !ok {
+                    // They did not fit. The caller has left open what the client takes for ended.
+                    events.push_back(Event::Abandoned { txn });
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The phase that an answer to a vote, finish or commit leaves the transaction in; `None` where it is over.
+fn phase_after(result: &Result<Reply, RequestError>) -> Option<Phase> {
+    match result {
+        Ok(Reply::Voted) => Some(Phase::Voted),
+        Ok(Reply::Conflicts(_)) => Some(Phase::Open),
+        _ => None,
+    }
+}

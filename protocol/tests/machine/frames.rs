@@ -1,0 +1,262 @@
+//! Frames: what is too long, what is no message, and what was announced but is a lie.
+
+use blobferry_protocol::wire::{self, DecodeError, LENGTH_BYTES};
+use blobferry_protocol::{
+    Expect, HistoryEntry, Limits, Message, Oid, PeerError, Reply, Request, RequestError, RequestId, Tid,
+    Time, TransferId, client, server,
+};
+use proptest::prelude::*;
+
+use crate::support::{self, client, frame, hear, messages, refuses, request, server, store};
+
+proptest! {
+    #[test]
+    fn every_message_survives(message: Message) {
+        let frame = frame(&message);
+        prop_assert_eq!(messages(&frame), [message.clone()]);
+        let len = frame.len() as u32 - 4;
+        let mut out = b"before".to_vec();
+        prop_assert_eq!(wire::encode(&message, len - 1, &mut out), Err(u64::from(len)));
+        prop_assert_eq!(out, b"before");
+    }
+
+    #[test]
+    fn no_prefix_of_a_message_and_nothing_longer_is_a_message(message: Message, more in 1usize..9) {
+        let frame = frame(&message);
+        let body = &frame[LENGTH_BYTES..];
+        for end in 0..body.len() {
+            prop_assert_eq!(wire::decode(&body[..end]), Err(DecodeError::Malformed));
+        }
+        let longer = [body, &vec![0; more]].concat();
+        prop_assert_eq!(wire::decode(&longer), Err(DecodeError::Trailing(more)));
+    }
+
+    #[test]
+    fn any_bytes_are_a_message_or_an_error(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+        if let Ok(message) = wire::decode(&body) {
+            // Numbers may be written longer than need be, but nothing is made up.
+            prop_assert!(frame(&message).len() - LENGTH_BYTES <= body.len());
+        }
+    }
+}
+
+#[test]
+fn what_decode_refuses_is_not_encoded() {
+    let oids = vec![Oid(1); Limits::LIST + 1];
+    let mut out = vec![9];
+    assert_eq!(wire::encode(&Message::Invalidate { tid: Tid(1), oids }, u32::MAX, &mut out), Err(u64::MAX));
+    assert_eq!(out, [9], "nothing is left of it");
+    let oids = vec![Oid(1); Limits::LIST];
+    let message = Message::Invalidate { tid: Tid(1), oids };
+    assert_eq!(messages(&frame(&message)), [message]);
+}
+
+#[test]
+fn a_count_that_lies_costs_nothing() {
+    for count in [[0xff, 0xff, 0xff, 0xff, 0x0f], [0x80, 0x80, 0x80, 0x80, 0x08]] {
+        // Invalidate, Reply(Ok(Conflicts)), Store's data, an error's text.
+        let store = [&[3, 1, 1][..], &[0; 18]].concat();
+        for head in [&[5, 1][..], &[4, 1, 0, 3], &store, &[4, 1, 1, 10]] {
+            let body = [head, &count, &[0; 64]].concat();
+            assert_eq!(wire::decode(&body), Err(DecodeError::Malformed));
+        }
+    }
+}
+
+fn length(len: u32) -> Vec<u8> {
+    len.to_le_bytes().to_vec()
+}
+
+#[test]
+fn before_the_handshake_frames_are_short() {
+    let mut server = server::Connection::new(Time::ZERO, support::wide());
+    let error = server.handle_control(Time::ZERO, &length(Limits::HANDSHAKE_FRAME + 1));
+    assert_eq!(error, Err(PeerError::FrameTooLong { len: 4097, max: 4096 }));
+    let mut client = client::Connection::new(Time::ZERO, support::wide(), &[0; 10_000]);
+    assert!(
+        support::said(&mut client).len() == 1,
+        "credentials that are too long are cut, so that the hello fits"
+    );
+    let error = client.handle_control(Time::ZERO, &length(u32::MAX));
+    assert_eq!(error, Err(PeerError::FrameTooLong { len: u32::MAX, max: 4096 }));
+}
+
+#[test]
+fn what_is_not_blobferry_is_told_at_once() {
+    let mut server = server::Connection::new(Time::ZERO, support::wide());
+    let error = server.handle_control(Time::ZERO, b"GET / HTTP/1.1\r\n").unwrap_err();
+    assert!(matches!(error, PeerError::FrameTooLong { .. }));
+    let mut server = server::Connection::new(Time::ZERO, support::wide());
+    let Message::Hello(mut hello) = support::hello(Limits::default()) else { unreachable!() };
+    hello.magic = *b"ferryblo";
+    assert_eq!(refuses(&mut server, &Message::Hello(hello)), PeerError::BadMagic);
+}
+
+#[test]
+fn a_length_prefix_of_4_gib_is_refused_when_it_is_read() {
+    let max = Limits::default().frame;
+    let error = server().handle_control(Time::ZERO, &length(u32::MAX));
+    assert_eq!(error, Err(PeerError::FrameTooLong { len: u32::MAX, max }));
+    let mut server = server();
+    for byte in length(max) {
+        assert_eq!(server.handle_control(Time::ZERO, &[byte]), Ok(1));
+    }
+    assert_eq!(
+        server.expect(),
+        Expect::Control { max: max as usize },
+        "the longest there may be is waited for"
+    );
+}
+
+#[test]
+fn kinds_that_carry_nothing_long_are_short() {
+    for kind in 0..=16u8 {
+        let may_be_long = matches!(kind, 3 | 4 | 5 | 9);
+        let mut server = server();
+        assert_eq!(server.handle_control(Time::ZERO, &length(Limits::SMALL_FRAME + 1)), Ok(4));
+        let heard = server.handle_control(Time::ZERO, &[kind]);
+        assert_eq!(heard.is_ok(), may_be_long, "{kind}");
+    }
+}
+
+#[test]
+fn an_empty_frame_is_no_message() {
+    let error = PeerError::Malformed(DecodeError::Malformed);
+    assert_eq!(server().handle_control(Time::ZERO, &[0; 4]), Err(error.clone()));
+    let mut server = server();
+    assert_eq!(server.handle_control(Time::ZERO, &[0; 2]), Ok(2));
+    assert_eq!(server.handle_control(Time::ZERO, &[0; 2]), Err(error));
+}
+
+#[test]
+fn bytes_left_over_behind_a_message_kill_the_connection() {
+    let mut bytes = frame(&Message::Ping { nonce: 1 });
+    bytes[0] += 2;
+    bytes.extend([0, 0]);
+    let error = server().handle_control(Time::ZERO, &bytes);
+    assert_eq!(error, Err(PeerError::Malformed(DecodeError::Trailing(2))));
+}
+
+#[test]
+fn an_answer_too_long_for_the_client_becomes_an_error_that_fits() {
+    let mut server = support::server_for(support::wide(), Limits { frame: 4096, ..Limits::default() });
+    hear(&mut server, &request(1, Request::History { oid: Oid(1), limit: 1000 }));
+    let entry = HistoryEntry { tid: Tid::MAX, meta: Default::default(), size: None, blob: None };
+    server.reply(RequestId(1), Ok(Reply::History(vec![entry; 1000]))).unwrap();
+    let said = support::said(&mut server);
+    assert!(matches!(
+        &said[..],
+        [Message::Reply { id: RequestId(1), result: Err(RequestError::Limit { limit: 4096, .. }) }]
+    ));
+}
+
+#[test]
+fn a_reason_too_long_for_the_peer_does_not_keep_an_abort_from_it() {
+    let mut client = support::client_of(support::wide(), Limits { frame: 4096, ..Limits::default() });
+    client.request(support::begin(1)).unwrap();
+    let transfer = client.upload(support::txn(1), Oid(1), Tid::ZERO, Vec::new(), 10, None).unwrap();
+    client.abort_blob(transfer, RequestError::Source { detail: "x".repeat(5000) }).unwrap();
+    let said = support::said(&mut client);
+    assert!(
+        matches!(said.last(), Some(Message::BlobAbort { reason: RequestError::Limit { .. }, .. })),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn a_request_longer_than_the_server_takes_is_not_sent() {
+    let mut client = support::client_of(support::wide(), Limits { frame: 4096, ..Limits::default() });
+    client.request(support::begin(1)).unwrap();
+    support::said(&mut client);
+    let data = vec![0; 4096];
+    let error = client.request(Request::Store { txn: support::txn(1), oid: Oid(1), base: Tid(0), data });
+    assert!(matches!(error, Err(blobferry_protocol::UsageError::TooLong { max: 4096, .. })));
+    assert_eq!((support::said(&mut client), client.requests_in_flight()), (vec![], 1));
+}
+
+#[test]
+fn requests_wait_while_the_socket_does_and_kill_nothing() {
+    let limits = Limits { control_queue: 8192, ..Limits::default() };
+    let mut client = support::client_of(support::with(limits), Limits::default());
+    client.request(support::begin(1)).unwrap();
+    let mut sent = 1;
+    let error = loop {
+        match client.request(Request::Status) {
+            Ok(_) => sent += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, blobferry_protocol::UsageError::Limit { limit: 4096, .. }), "{error}");
+    assert!(
+        client.request(Request::Abort { txn: support::txn(1) }).is_ok(),
+        "what ends a transaction does not wait"
+    );
+    assert_eq!(support::said(&mut client).len(), sent + 1);
+    let data = vec![0; 4096 - 24];
+    let longest = Request::Store { txn: support::txn(2), oid: Oid(1), base: Tid(0), data };
+    client.request(support::begin(2)).unwrap();
+    assert!(client.request(longest.clone()).is_err());
+    support::said(&mut client);
+    assert_eq!(frame(&request(1000, longest.clone())).len(), 4096 + 4);
+    assert!(client.request(longest).is_ok(), "there is room again, for the longest that there may be");
+}
+
+#[test]
+fn a_long_invalidation_is_split_into_frames_that_fit() {
+    let mut server = support::server_for(support::wide(), Limits { frame: 4096, ..Limits::default() });
+    let oids: Vec<Oid> = (0..10_000).map(|n| Oid(u64::MAX - n)).collect();
+    server.invalidate(Tid::MAX, &oids).unwrap();
+    let mut told = Vec::new();
+    for message in support::said(&mut server) {
+        let Message::Invalidate { tid: Tid::MAX, oids } = message else { panic!("{message:?}") };
+        told.extend(oids);
+    }
+    assert_eq!(told, oids);
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_given_up() {
+    let limits = Limits { control_queue: 4096, ..Limits::default() };
+    let mut server = support::server_for(support::with(limits), Limits::default());
+    let refused = frame(&request(1, store(1)));
+    let mut id = 1;
+    let error = loop {
+        id += 1;
+        if let Err(error) = server.handle_control(Time::ZERO, &frame(&request(id, store(1)))) {
+            break error;
+        }
+        assert!(id < 4096, "it must not grow for ever");
+    };
+    assert!(matches!(error, PeerError::NotReading { waiting } if waiting < 4096 + refused.len() as u64 * 2));
+}
+
+#[test]
+fn pings_without_end_are_a_flood_unless_somebody_reads_the_answers() {
+    let mut server = server();
+    for round in 0..3 {
+        for nonce in 0..64 {
+            hear(&mut server, &Message::Ping { nonce });
+        }
+        assert_eq!(support::said(&mut server).len(), 64, "round {round}");
+    }
+    let flood = frame(&Message::Ping { nonce: 1 }).repeat(65);
+    assert_eq!(server.handle_control(Time::ZERO, &flood), Err(PeerError::Flood { message: "Ping" }));
+}
+
+#[test]
+fn a_side_hears_nothing_that_only_itself_may_say() {
+    let for_servers = [Message::Cancel { id: RequestId(1) }, request(1, Request::Status)];
+    for message in for_servers {
+        assert!(matches!(refuses(&mut client(), &message), PeerError::Unexpected { .. }));
+    }
+    let reply = Message::Reply { id: RequestId(1), result: Ok(Reply::Done) };
+    let invalidate = Message::Invalidate { tid: Tid(1), oids: vec![] };
+    for message in [reply.clone(), invalidate, support::hello(Limits::default())] {
+        assert!(matches!(refuses(&mut server(), &message), PeerError::Unexpected { .. }));
+    }
+    assert!(matches!(refuses(&mut client(), &reply), PeerError::WrongReply { .. }));
+    let mut early = server::Connection::new(Time::ZERO, support::wide());
+    assert_eq!(refuses(&mut early, &Message::Ping { nonce: 1 }), PeerError::Unexpected { message: "Ping" });
+    let credit = Message::Credit { transfer: TransferId(1), upto: 1 };
+    assert!(matches!(refuses(&mut server(), &credit), PeerError::BadTransfer { .. }));
+}

@@ -1,0 +1,16 @@
+//! The machines as a whole: the wire format, and conversations between a client and a server.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
+
+mod client_phases;
+mod conversation;
+mod frames;
+mod golden;
+mod golden_table;
+mod hostile;
+mod liveness;
+mod receiving;
+mod sending;
+mod stream;
+mod support;
+mod transactions;
