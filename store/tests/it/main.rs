@@ -7,6 +7,7 @@ mod crash;
 mod differential;
 mod embedded;
 mod memory;
+mod sessions;
 mod shared_files;
 mod suite;
 mod support;

@@ -1,0 +1,192 @@
+//! A server's conversation without a socket: a client's machine and a session, with two buffers between them.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+
+use blobferry_cache::carry::Endpoint;
+use blobferry_protocol::{
+    BlobId, Config, Digest, Oid, Reply, Request, RequestError, RequestId, Slice, Tid, Time, TransferEvent,
+    TransferId, TxnId, TxnMeta, buffered, client,
+};
+use blobferry_store::session::{Service, ServiceConfig, Session};
+use blobferry_store::{ModelStore, Store, StoreConfig};
+use bytes::Bytes;
+
+/// A client with one blob to store, and what it was told.
+struct Pair {
+    client: client::Connection,
+    session: Session,
+    woken: Receiver<()>,
+    blob: Vec<u8>,
+    told: Vec<client::Event>,
+    received: Vec<u8>,
+}
+
+fn pair(service: &Service) -> Pair {
+    let (wake, woken) = mpsc::channel();
+    let session = Session::new(service, Time::ZERO, move || {
+        // Nobody listens any more when the test is over.
+        let _ = wake.send(());
+    });
+    let client = client::Connection::new(Time::ZERO, Config::default(), b"");
+    let mut pair = Pair { client, session, woken, blob: Vec::new(), told: Vec::new(), received: Vec::new() };
+    pair.until(|event| matches!(event, client::Event::Connected(_)));
+    pair
+}
+
+fn service() -> (Arc<dyn Store>, Service) {
+    let store: Arc<dyn Store> = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
+    (store.clone(), Service::new(store, ServiceConfig::default()))
+}
+
+impl Pair {
+    /// Moves what there is to move, both ways; whether anything was.
+    fn exchange(&mut self) -> bool {
+        let (mut up, mut down) = (Vec::new(), Vec::new());
+        let blob = &self.blob;
+        buffered::transmit(&mut self.client, Time::ZERO, &mut up, usize::MAX, |slice, into| {
+            into.copy_from_slice(&blob[slice.offset as usize..][..into.len()]);
+            Ok(())
+        });
+        self.session.transmit(Time::ZERO, &mut down, 1 << 20);
+        let moved = !up.is_empty() || !down.is_empty();
+        self.session.receive(Time::ZERO, Bytes::from(up)).unwrap();
+        let mut told = (&mut self.told, &mut self.received);
+        let event = |told: &mut (&mut Vec<_>, &mut Vec<u8>), _: &mut _, event| told.0.push(event);
+        let payload = |told: &mut (&mut Vec<_>, &mut Vec<u8>), _: Slice, at| told.1.extend(&down[at]);
+        buffered::receive(&mut self.client, Time::ZERO, &down, &mut told, event, payload).unwrap();
+        moved
+    }
+
+    /// Goes on until the client is told what is waited for; blocks while only the store has something to do.
+    fn until(&mut self, wanted: impl Fn(&client::Event) -> bool) -> client::Event {
+        loop {
+            if let Some(at) = self.told.iter().position(&wanted) {
+                return self.told.remove(at);
+            }
+            if !self.exchange() {
+                self.woken.recv().unwrap();
+            }
+        }
+    }
+
+    fn answer(&mut self, id: RequestId) -> Result<Reply, RequestError> {
+        match self
+            .until(|event| matches!(event, client::Event::Reply { id: answered, .. } if *answered == id))
+        {
+            client::Event::Reply { result, .. } => result,
+            _ => unreachable!("that was waited for"),
+        }
+    }
+
+    fn begin(&mut self, name: u8) -> TxnId {
+        let txn = TxnId([name; 16]);
+        self.client.request(Request::Begin { txn, meta: TxnMeta::default() }).unwrap();
+        txn
+    }
+}
+
+#[test]
+fn a_transaction_with_a_blob_is_committed_in_one_round_trip() {
+    let (store, service) = service();
+    let mut pair = pair(&service);
+    pair.blob = vec![7; 200_000];
+    let digest = Digest(*blake3::hash(&pair.blob).as_bytes());
+    let txn = pair.begin(1);
+    let size = pair.blob.len() as u64;
+    // Nothing is waited for before the commit is on its way.
+    pair.client.upload(txn, Oid(9), Tid::ZERO, b"record".to_vec(), size, Some(digest)).unwrap();
+    let commit = pair.client.request(Request::Commit { txn }).unwrap();
+    let Ok(Reply::Finished { tid }) = pair.answer(commit) else { panic!("not committed") };
+    assert_eq!(store.load(Oid(9)).unwrap().tid, tid);
+
+    let blob = BlobId { oid: Oid(9), tid };
+    pair.client.request(Request::SendBlob { blob, from: 0, upto: u64::MAX }).unwrap();
+    pair.until(|event| matches!(event, client::Event::Transfer(TransferEvent::Stopped { .. })));
+    assert_eq!(pair.received, pair.blob);
+}
+
+#[test]
+fn a_store_that_fails_keeps_a_commit_behind_it_from_happening() {
+    let (store, service) = service();
+    let mut pair = pair(&service);
+    pair.blob = vec![7; 1000];
+    let txn = pair.begin(1);
+    let good =
+        pair.client.request(Request::Store { txn, oid: Oid(1), base: Tid::ZERO, data: vec![1] }).unwrap();
+    let wrong = Some(Digest([0; 32]));
+    let bad: TransferId = pair.client.upload(txn, Oid(2), Tid::ZERO, vec![2], 1000, wrong).unwrap();
+    let commit = pair.client.request(Request::Commit { txn }).unwrap();
+    assert_eq!(pair.answer(good), Ok(Reply::Done));
+    assert!(matches!(pair.answer(bad.into()), Err(RequestError::Mismatch { .. })));
+    assert_eq!(pair.answer(commit), Err(RequestError::Doomed { txn }));
+    assert_eq!(store.load(Oid(1)), Err(RequestError::NoSuchObject { oid: Oid(1) }));
+    // And it leaves no lock behind.
+    let txn = pair.begin(2);
+    pair.client.request(Request::Store { txn, oid: Oid(1), base: Tid::ZERO, data: vec![3] }).unwrap();
+    let commit = pair.client.request(Request::Commit { txn }).unwrap();
+    assert!(matches!(pair.answer(commit), Ok(Reply::Finished { .. })));
+}
+
+#[test]
+fn a_connection_that_breaks_gives_its_votes_up() {
+    let (_store, service) = service();
+    let mut first = pair(&service);
+    let txn = first.begin(1);
+    first.client.request(Request::Store { txn, oid: Oid(1), base: Tid::ZERO, data: vec![1] }).unwrap();
+    let vote = first.client.request(Request::Vote { txn }).unwrap();
+    assert_eq!(first.answer(vote), Ok(Reply::Voted));
+
+    let mut second = pair(&service);
+    let txn = second.begin(2);
+    second.client.request(Request::Store { txn, oid: Oid(1), base: Tid::ZERO, data: vec![2] }).unwrap();
+    let vote = second.client.request(Request::Vote { txn }).unwrap();
+    drop(first);
+    assert_eq!(second.answer(vote), Ok(Reply::Voted));
+}
+
+#[test]
+fn everybody_hears_of_a_commit_before_an_answer_exposes_it() {
+    let (_store, service) = service();
+    let (mut writer, mut reader) = (pair(&service), pair(&service));
+    let txn = writer.begin(1);
+    writer.client.request(Request::Store { txn, oid: Oid(1), base: Tid::ZERO, data: vec![1] }).unwrap();
+    let commit = writer.client.request(Request::Commit { txn }).unwrap();
+    let Ok(Reply::Finished { tid }) = writer.answer(commit) else { panic!("not committed") };
+    let told = client::Event::Invalidate { tid, oids: vec![Oid(1)] };
+    assert_eq!(writer.told.last(), Some(&told), "the writer, too, before its own answer");
+
+    let load = reader.client.request(Request::Load { oid: Oid(1) }).unwrap();
+    assert!(matches!(reader.answer(load), Ok(Reply::Revision(revision)) if revision.tid == tid));
+    assert_eq!(reader.told, [told]);
+}
+
+#[test]
+fn a_service_that_stops_finishes_what_was_voted_for_and_begins_nothing() {
+    let (store, service) = service();
+    let mut pair = pair(&service);
+    let txn = pair.begin(1);
+    pair.client.request(Request::Store { txn, oid: Oid(1), base: Tid::ZERO, data: vec![1] }).unwrap();
+    let vote = pair.client.request(Request::Vote { txn }).unwrap();
+    assert_eq!(pair.answer(vote), Ok(Reply::Voted));
+
+    service.stop();
+    pair.until(|event| *event == client::Event::Goodbye);
+    assert!(!pair.session.is_finished(), "a transaction waits to be finished");
+    let finish = pair.client.request(Request::Finish { txn }).unwrap();
+    assert!(matches!(pair.answer(finish), Ok(Reply::Finished { .. })));
+    assert!(pair.session.is_finished());
+    assert_eq!(store.load(Oid(1)).unwrap().data, [1]);
+
+    let late = Session::new(&service, Time::ZERO, || {});
+    let client = client::Connection::new(Time::ZERO, Config::default(), b"");
+    let (_, woken) = mpsc::channel();
+    let (blob, told, received) = (Vec::new(), Vec::new(), Vec::new());
+    let mut late = Pair { client, session: late, woken, blob, told, received };
+    let mut hello = Vec::new();
+    buffered::transmit(&mut late.client, Time::ZERO, &mut hello, usize::MAX, |_, _| Ok(()));
+    late.session.receive(Time::ZERO, Bytes::from(hello)).unwrap();
+    let mut refusal = Vec::new();
+    late.session.transmit(Time::ZERO, &mut refusal, 1 << 20);
+    assert!(late.session.is_finished() && late.client.handle_control(Time::ZERO, &refusal).is_err());
+}
