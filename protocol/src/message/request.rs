@@ -63,13 +63,14 @@ pub enum Request {
         /// The digest of its bytes.
         digest: Digest,
     },
-    /// Deletes an object: from this transaction on it does not exist. Reply: [`Reply::Done`].
+    /// Deletes an object: from this transaction on it does not exist. With the base [`Tid::ZERO`], takes back whatever
+    /// this transaction has stored for the object, or deleted. Reply: [`Reply::Done`].
     Delete {
         /// The transaction.
         txn: TxnId,
         /// The object.
         oid: Oid,
-        /// The revision that the decision was based on.
+        /// The revision that the decision was based on; [`Tid::ZERO`] to take back.
         base: Tid,
     },
     /// Asks whether the transaction can be committed, and makes sure that it then can. Reply: [`Reply::Voted`], or
