@@ -39,14 +39,14 @@ fn main() -> Result<()> {
         let dir = home.path().join(format!("run{run}"));
         std::fs::create_dir(&dir)?;
         bare.push(bare_copy(&source, &dir.join("bare"), mib << 20, false)?);
-        rest();
+        rest(mib);
         bare_synced.push(bare_copy(&source, &dir.join("bare-synced"), mib << 20, true)?);
-        rest();
-        let (stored, loaded) = large(&source, &dir)?;
+        rest(mib);
+        let (stored, loaded) = large(&source, &dir, mib)?;
         put.push(stored);
         get.push(loaded);
         std::fs::remove_dir_all(&dir)?;
-        rest();
+        rest(mib);
     }
     let rate = |times: Vec<f64>| mib as f64 * 1.048_576 / median(times);
     let (bare, bare_synced, put, get) = (rate(bare), rate(bare_synced), rate(put), rate(get));
@@ -70,14 +70,21 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Disks have bursts: a pause lets this one recover.
-fn rest() {
-    rustix_sync();
-    std::thread::sleep(Duration::from_secs(3));
+/// Disks have bursts: what was written is let sink in, and a pause as long as that is large lets the disk recover.
+fn rest(mib: u64) {
+    rustix::fs::sync();
+    std::thread::sleep(Duration::from_millis(1000 + 12 * mib));
 }
 
-fn rustix_sync() {
-    let _ = std::process::Command::new("sync").status();
+/// Reads the files of a directory, so that what is measured is not the disk that they would be read from.
+fn warm(dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::io::copy(&mut File::open(entry.path())?, &mut std::io::sink())?;
+        }
+    }
+    Ok(())
 }
 
 fn fill(path: &Path, mib: u64) -> Result<()> {
@@ -96,6 +103,7 @@ fn fill(path: &Path, mib: u64) -> Result<()> {
 }
 
 fn bare_copy(source: &Path, target: &Path, size: u64, sync: bool) -> Result<f64> {
+    warm(source.parent().ok_or("no home")?)?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let mut from = File::open(source)?;
@@ -145,16 +153,18 @@ async fn open(dir: &Path) -> Result<(Server, Client)> {
 }
 
 #[tokio::main]
-async fn large(source: &Path, dir: &Path) -> Result<(f64, f64)> {
+async fn large(source: &Path, dir: &Path, mib: u64) -> Result<(f64, f64)> {
     let (server, client) = open(dir).await?;
     let oid = client.new_oids(1).await?[0];
+    warm(source.parent().ok_or("no home")?)?;
     let start = Instant::now();
     let mut transaction = client.begin(TxnMeta::default())?;
     transaction.store_blob(oid, Tid::ZERO, Vec::new(), BlobSource::streamed(source)).await?;
     let tid = transaction.commit().await?;
     let stored = start.elapsed().as_secs_f64();
     drop(transaction);
-    tokio::task::spawn_blocking(rest).await?;
+    tokio::task::spawn_blocking(move || rest(mib)).await?;
+    warm(&dir.join("server/blobs").join(BlobId { oid, tid }.bucket().to_string()))?;
     let start = Instant::now();
     client.load_blob(BlobId { oid, tid }).await?;
     let loaded = start.elapsed().as_secs_f64();
