@@ -18,7 +18,9 @@ Exit codes:
   3  no such name or blob
   4  conflict: somebody else changed the same file meanwhile
   5  no server
-  6  damaged data";
+  6  damaged data
+
+RUST_LOG=info or RUST_LOG=debug tells more, on standard error.";
 
 /// Publish large files atomically, and read them everywhere at local-disk speed.
 #[derive(Debug, Parser)]

@@ -117,7 +117,7 @@ fn remote(error: &RemoteError) -> Exit {
         | RemoteError::Handshake { .. }
         | RemoteError::NotCommitted { .. }
         | RemoteError::OutcomeUnknown { .. } => Exit::NoServer,
-        RemoteError::Cache(_) => Exit::Failed,
+        RemoteError::Cache(_) | RemoteError::Source { .. } => Exit::Failed,
         RemoteError::Call(error) => call(error),
     }
 }

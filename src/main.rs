@@ -10,6 +10,7 @@ mod concurrent;
 mod failure;
 mod human;
 mod local;
+mod memory;
 mod output;
 mod progress;
 mod remote;
@@ -29,7 +30,9 @@ use failure::{Exit, Failure};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr();
-    match run(cli) {
+    let done = run(cli);
+    tracing::debug!(peak_memory_bytes = memory::peak(), "at the end");
+    match done {
         Ok(()) => Exit::Done.into(),
         Err(failure) => {
             if !failure.quiet() {

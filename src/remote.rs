@@ -59,6 +59,14 @@ pub(crate) enum RemoteError {
     /// What was asked for did not come.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// One of the user's files can not be sent as it is.
+    #[error("{}: {detail}; nothing was published: put it again when nobody writes to it", path.display())]
+    Source {
+        /// The file.
+        path: PathBuf,
+        /// What happened to it.
+        detail: String,
+    },
     /// The connection was lost in a commit, and the server says that nothing came of it.
     #[error("the connection to the server was lost ({reason}), and nothing was changed: try again")]
     NotCommitted {
@@ -76,6 +84,13 @@ pub(crate) enum RemoteError {
         /// Why it was lost.
         reason: String,
     },
+}
+
+impl RemoteError {
+    /// Is this only the consequence of another error in the same transaction?
+    pub(crate) fn is_consequence(&self) -> bool {
+        matches!(self, RemoteError::Call(CallError::Refused(RequestError::Doomed { .. })))
+    }
 }
 
 impl From<RequestError> for RemoteError {
@@ -104,7 +119,7 @@ async fn connect(server: &str, cache: Cache) -> Result<Client, RemoteError> {
             RemoteError::NoAddress { server }
         }
         ConnectError::Connect(error) => RemoteError::NoServer { server, reason: error.to_string() },
-        ConnectError::Handshake(reason) => RemoteError::Handshake { server, reason },
+        ConnectError::Handshake(reason) => RemoteError::Handshake { server, reason: reason.to_string() },
     })
 }
 
@@ -184,7 +199,13 @@ impl Writes for RemoteTxn<'_> {
     ) -> Result<BlobInfo, RemoteError> {
         let from = if self.cached { BlobSource::copied(source) } else { BlobSource::streamed(source) };
         let progress = move |at: blobferry_transport_tokio::Progress| progress(at.done);
-        Ok(self.transaction.store_blob_with(oid, base, data, from, progress).await?)
+        let stored = self.transaction.store_blob_with(oid, base, data, from, progress).await;
+        stored.map_err(|error| match error {
+            CallError::Refused(RequestError::Source { detail }) => {
+                RemoteError::Source { path: source.to_owned(), detail }
+            }
+            error => error.into(),
+        })
     }
 
     async fn delete(&self, oid: Oid, base: Tid) -> Result<(), RemoteError> {

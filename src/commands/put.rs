@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::local::{Source, Sources, collect};
 use crate::output::{Line, Output, tabbed};
 use crate::progress::Bar;
-use crate::remote::Remote;
+use crate::remote::{Remote, RemoteError};
 
 /// A file that was published.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -108,14 +108,20 @@ impl<'a, O: Objects> Upload<'a, O> {
     async fn commit<W: Writes>(self, txn: &mut W) -> Result<Vec<Published>, CatalogError> {
         let bar = Bar::new("putting", self.files.iter().map(|file| file.source.size).sum());
         let writes = &*txn;
-        let blobs: Vec<BlobInfo> = each(TRANSFERS, &self.files, |Target { source, oid, base }| {
+        let stored = each(TRANSFERS, &self.files, |Target { source, oid, base }| {
             let part = bar.part(source.size);
             async move {
                 let data = Record::File(source.record).encode();
-                writes.store_file(*oid, *base, data, &source.file, move |done| part.reached(done)).await
+                let progress = move |done| part.reached(done);
+                match writes.store_file(*oid, *base, data, &source.file, progress).await {
+                    // The file that is to blame will say so: it may be heard after the others.
+                    Err(error) if error.is_consequence() => Ok(Err(error)),
+                    stored => stored.map(Ok),
+                }
             }
         })
         .await?;
+        let blobs = stored.into_iter().collect::<Result<Vec<BlobInfo>, RemoteError>>()?;
         let tid = commit(self.view, txn, &self.edit).await?;
         let published = self.files.into_iter().zip(blobs).map(|(Target { source, oid, .. }, blob)| {
             Published { oid: oid.0, tid, size: blob.size, digest: blob.digest, name: source.path }

@@ -1,17 +1,215 @@
-//! Running the command.
+//! Running the command: servers, clients, files, and where they live.
 
-use std::process::{Command, Output};
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The most memory that any process may have resident, in bytes, whatever the size of the files.
+pub(crate) const MEMORY: u64 = 32 << 20;
 
 /// The command, without the settings of whoever runs the tests.
-pub(crate) fn blobferry(arguments: &[&str]) -> Command {
+pub(crate) fn blobferry<A: AsRef<OsStr>>(arguments: &[A]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blobferry"));
-    command.args(arguments).env_remove("BLOBFERRY_SERVER").env_remove("BLOBFERRY_CACHE");
+    command
+        .args(arguments)
+        .env_remove("BLOBFERRY_SERVER")
+        .env_remove("BLOBFERRY_CACHE")
+        .env_remove("RUST_LOG");
     command
 }
 
 /// Runs the command to its end; its exit code, standard output, and standard error.
 pub(crate) fn run(arguments: &[&str]) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = blobferry(arguments).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (status.code().unwrap(), text(stdout), text(stderr))
+    let Ran { code, stdout, stderr } = Ran::from(blobferry(arguments).output().unwrap());
+    (code, stdout, stderr)
+}
+
+/// How a process has ended, and what it said.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Ran {
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let code = output.status.code().unwrap_or(-1);
+        Ran { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+}
+
+impl Ran {
+    /// What it put out; it must have succeeded.
+    #[track_caller]
+    pub(crate) fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{self:?}");
+        self.stdout
+    }
+
+    /// What it said on standard error; it must have ended like this, and put out nothing.
+    #[track_caller]
+    pub(crate) fn fails(self, code: i32) -> String {
+        assert_eq!((self.code, self.stdout.as_str()), (code, ""), "{self:?}");
+        assert!(self.stderr.starts_with("blobferry: "), "{self:?}");
+        self.stderr
+    }
+
+    /// The most memory that it had resident, in bytes: it says so where RUST_LOG asks for it.
+    #[track_caller]
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let (_, peak) = self.stderr.split_once("peak_memory_bytes=").unwrap();
+        peak.split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+/// `blobferry serve`, in a process of its own. Dropped, it is killed.
+pub(crate) struct Serve {
+    child: Child,
+    _stdout: BufReader<ChildStdout>,
+    pub(crate) address: String,
+}
+
+impl Serve {
+    /// Starts it, and returns when it is ready.
+    pub(crate) fn start(dir: &Path) -> Serve {
+        let mut command = blobferry(&[OsStr::new("serve"), "--dir".as_ref(), dir.as_ref()]);
+        let mut child = command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let address = line.strip_prefix("listening on ").unwrap().trim_end().to_owned();
+        Serve { child, _stdout: stdout, address }
+    }
+
+    /// Sends it a signal and waits for its end; its exit code, or `None` where the signal has ended it.
+    pub(crate) fn end(&mut self, signal: Signal) -> Option<i32> {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        self.child.wait().unwrap().code()
+    }
+
+    /// The most memory that it had resident so far, in bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        // Both fail for a process that has ended already, which is as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A server, a cache, and room for files; all gone when it is dropped.
+pub(crate) struct Home {
+    pub(crate) server: Serve,
+    dir: TempDir,
+}
+
+impl Home {
+    pub(crate) fn new() -> Home {
+        let dir = tempfile::tempdir().unwrap();
+        Home { server: Serve::start(&dir.path().join("server")), dir }
+    }
+
+    /// A path in it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes one of the user's files.
+    pub(crate) fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// The command, with this server and this cache.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        self.command_to(&self.server.address, arguments)
+    }
+
+    /// The command, with another way to the server.
+    pub(crate) fn command_to(&self, server: &str, arguments: &[&str]) -> Command {
+        let mut command = blobferry(arguments);
+        command.env("BLOBFERRY_SERVER", server).env("BLOBFERRY_CACHE", self.path("cache"));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs the command to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
+        self.command(arguments).output().unwrap().into()
+    }
+
+    /// Runs the command, which succeeds, with `--json`; all objects that it puts out.
+    #[track_caller]
+    pub(crate) fn json(&self, arguments: &[&str]) -> Vec<Value> {
+        let stdout = Ran::from(self.command(arguments).arg("--json").output().unwrap()).ok();
+        stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Puts files; the tid.
+    #[track_caller]
+    pub(crate) fn put(&self, files: &[&str]) -> String {
+        let put = self.json(&[&["put"], files].concat());
+        put[0]["tid"].as_str().unwrap().to_owned()
+    }
+
+    /// The names in the root directory, or another.
+    #[track_caller]
+    pub(crate) fn ls(&self, dir: &str) -> Vec<String> {
+        self.run(&["ls", dir]).ok().lines().map(str::to_owned).collect()
+    }
+
+    /// One of the server's counters.
+    #[track_caller]
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        self.json(&["status"])[0][name].as_u64().unwrap()
+    }
+}
+
+/// Waits for the end of a process that was started with [`Home::command`].
+pub(crate) fn end(child: Child) -> Ran {
+    child.wait_with_output().unwrap().into()
+}
+
+/// Bytes that look random; the same for the same name.
+pub(crate) fn bytes(name: &str, size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// The digest of a file, as the command writes it.
+pub(crate) fn digest(path: impl AsRef<Path>) -> String {
+    let file = std::fs::File::open(path).unwrap();
+    blake3::Hasher::new().update_reader(file).unwrap().finalize().to_hex().to_string()
+}
+
+/// Every file below a directory that is called `*.blob`.
+pub(crate) fn blob_files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo = vec![dir.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            match entry.file_type().unwrap().is_dir() {
+                true => todo.push(entry.path()),
+                false if entry.path().extension() == Some("blob".as_ref()) => found.push(entry.path()),
+                false => {}
+            }
+        }
+    }
+    found
 }

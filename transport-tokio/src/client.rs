@@ -1,43 +1,21 @@
 //! The client: one connection, shared by any number of tasks.
 
-use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use blobferry_cache::client::{CallError, Completion, Invalidation, Notice, Session};
+use blobferry_cache::carry::{Clock, Progress, tune};
+use blobferry_cache::client::{CallError, ClientConfig, Completion, ConnectError, Session};
 use blobferry_cache::{Cache, CachedBlob};
-use blobferry_protocol::{
-    BlobId, Config, HistoryEntry, Oid, Outcome, Packed, Reply, Request, RequestError, Revision, Tid, TxnId,
-    TxnMeta,
-};
+#[cfg(doc)]
+use blobferry_protocol::RequestError;
+use blobferry_protocol::{BlobId, HistoryEntry, Oid, Outcome, Packed, Revision, Tid, TxnId, TxnMeta};
 use tokio::net::{TcpStream, ToSocketAddrs};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::Progress;
-use crate::drive::{Clock, Ended, drive, prepare};
+use crate::drive::drive;
 use crate::invalidations::Invalidations;
 use crate::transaction::Transaction;
-
-/// How a client behaves.
-#[derive(Clone, Debug, Default)]
-pub struct ClientConfig {
-    /// How its connection behaves.
-    pub connection: Config,
-    /// What proves to the server who this is. Servers ask for nothing today.
-    pub credentials: Vec<u8>,
-}
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// Nobody listens there, or the address is none.
-    #[error("can not connect: {0}")]
-    Connect(#[from] io::Error),
-    /// Somebody listens, but no conversation came about.
-    #[error("the server ended the connection before it began: {0}")]
-    Handshake(String),
-}
 
 /// A connection to a server, and a cache. Clones share both, and may be used by any number of tasks at once.
 #[derive(Clone, Debug)]
@@ -46,27 +24,8 @@ pub struct Client(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     session: Session,
-    listeners: Arc<Listeners>,
     driver: Mutex<Option<JoinHandle<()>>>,
     woken: Arc<Notify>,
-}
-
-/// Who wants to hear of commits.
-#[derive(Debug, Default)]
-struct Listeners(Mutex<Vec<mpsc::UnboundedSender<Invalidation>>>);
-
-impl Listeners {
-    fn with<T>(&self, act: impl FnOnce(&mut Vec<mpsc::UnboundedSender<Invalidation>>) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// How far the handshake is.
-#[derive(Clone, Debug)]
-enum Handshake {
-    Waiting,
-    Connected,
-    Ended(String),
 }
 
 impl Client {
@@ -80,34 +39,15 @@ impl Client {
         config: ClientConfig,
     ) -> Result<Client, ConnectError> {
         let stream = TcpStream::connect(addr).await?;
-        prepare(&stream)?;
+        tune(&stream)?;
         let clock = Clock::start();
         let woken = Arc::new(Notify::new());
-        let listeners = Arc::new(Listeners::default());
-        let (handshake, mut shaken) = watch::channel(Handshake::Waiting);
-        let handshake = Arc::new(handshake);
-        let session = {
-            let (woken, listeners, handshake) = (woken.clone(), listeners.clone(), handshake.clone());
-            Session::new(cache, clock.now(), config.connection, &config.credentials, move |notice| {
-                match notice {
-                    Notice::Wake => woken.notify_one(),
-                    Notice::Connected => drop(handshake.send_replace(Handshake::Connected)),
-                    Notice::Invalidated(invalidation) => listeners.with(|listeners| {
-                        listeners.retain(|listener| listener.send(invalidation.clone()).is_ok());
-                    }),
-                    Notice::Goodbye => tracing::info!("the server is stopping"),
-                }
-            })
-        };
-        let driver =
-            tokio::spawn(run(stream, clock, session.clone(), woken.clone(), listeners.clone(), handshake));
-        let client = Client(Arc::new(Inner { session, listeners, driver: Mutex::new(Some(driver)), woken }));
-        let shaken = shaken.wait_for(|handshake| !matches!(handshake, Handshake::Waiting)).await;
-        match shaken.as_deref() {
-            Ok(Handshake::Ended(reason)) => Err(ConnectError::Handshake(reason.clone())),
-            Ok(_) => Ok(client.clone()),
-            Err(_) => Err(ConnectError::Handshake("its task was ended".into())),
-        }
+        let wake = woken.clone();
+        let session = Session::new(cache, clock.now(), &config, move || wake.notify_one());
+        let driver = Mutex::new(Some(tokio::spawn(run(stream, clock, session.clone(), woken.clone()))));
+        let client = Client(Arc::new(Inner { session, driver, woken }));
+        wait(|done| client.0.session.connected(done)).await.map_err(ConnectError::Handshake)?;
+        Ok(client)
     }
 
     /// The cache that blobs are loaded into.
@@ -123,37 +63,12 @@ impl Client {
         self.0.session.last_tid()
     }
 
-    async fn call<T>(
-        &self,
-        request: Request,
-        answer: impl FnOnce(Reply) -> Option<T>,
-    ) -> Result<T, CallError> {
-        let reply = wait(|done| self.0.session.call(request, done)).await?;
-        // The machine lets no answer of another kind through.
-        answer(reply)
-            .ok_or_else(|| CallError::Disconnected { reason: "the answer was of another kind".into() })
-    }
-
     /// Exactly `count` unused oids.
     ///
     /// # Errors
     /// See [`CallError`].
     pub async fn new_oids(&self, count: u32) -> Result<Vec<Oid>, CallError> {
-        let mut oids = Vec::new();
-        while (oids.len() as u64) < u64::from(count) {
-            let missing = count - oids.len() as u32;
-            let (first, given) = self
-                .call(Request::NewOids { count: missing }, |reply| match reply {
-                    Reply::Oids { first, count } => Some((first, count)),
-                    _ => None,
-                })
-                .await?;
-            if given == 0 {
-                return Err(RequestError::Failed { detail: "it has no oids left".into() }.into());
-            }
-            oids.extend((0..u64::from(given.min(missing))).map(|n| Oid(first.0.saturating_add(n))));
-        }
-        Ok(oids)
+        wait(|done| self.0.session.new_oids(count, done)).await
     }
 
     /// The current revision of an object.
@@ -161,7 +76,7 @@ impl Client {
     /// # Errors
     /// [`RequestError::NoSuchObject`]; see [`CallError`].
     pub async fn load(&self, oid: Oid) -> Result<Revision, CallError> {
-        self.revision(Request::Load { oid }).await
+        wait(|done| self.0.session.load(oid, done)).await
     }
 
     /// One exact revision of an object.
@@ -169,12 +84,7 @@ impl Client {
     /// # Errors
     /// [`RequestError::NoSuchRevision`]; see [`CallError`].
     pub async fn load_serial(&self, oid: Oid, tid: Tid) -> Result<Revision, CallError> {
-        self.revision(Request::LoadSerial { oid, tid }).await
-    }
-
-    async fn revision(&self, request: Request) -> Result<Revision, CallError> {
-        let answer = |reply| if let Reply::Revision(revision) = reply { Some(revision) } else { None };
-        self.call(request, answer).await
+        wait(|done| self.0.session.load_serial(oid, tid, done)).await
     }
 
     /// The last revision of an object before a transaction; `None` if it is younger than that.
@@ -182,8 +92,7 @@ impl Client {
     /// # Errors
     /// [`RequestError::NoSuchObject`]; see [`CallError`].
     pub async fn load_before(&self, oid: Oid, before: Tid) -> Result<Option<Revision>, CallError> {
-        let answer = |reply| if let Reply::RevisionBefore(revision) = reply { Some(revision) } else { None };
-        self.call(Request::LoadBefore { oid, before }, answer).await
+        wait(|done| self.0.session.load_before(oid, before, done)).await
     }
 
     /// The revisions of an object, newest first, at most `limit` (the server may give fewer).
@@ -191,8 +100,7 @@ impl Client {
     /// # Errors
     /// [`RequestError::NoSuchObject`]; see [`CallError`].
     pub async fn history(&self, oid: Oid, limit: u32) -> Result<Vec<HistoryEntry>, CallError> {
-        let answer = |reply| if let Reply::History(history) = reply { Some(history) } else { None };
-        self.call(Request::History { oid, limit }, answer).await
+        wait(|done| self.0.session.history(oid, limit, done)).await
     }
 
     /// The server's counters, by name.
@@ -200,8 +108,7 @@ impl Client {
     /// # Errors
     /// See [`CallError`].
     pub async fn status(&self) -> Result<Vec<(String, u64)>, CallError> {
-        let answer = |reply| if let Reply::Status(status) = reply { Some(status) } else { None };
-        self.call(Request::Status, answer).await
+        wait(|done| self.0.session.status(done)).await
     }
 
     /// Forgets the revisions that were replaced before a transaction.
@@ -209,8 +116,7 @@ impl Client {
     /// # Errors
     /// See [`CallError`].
     pub async fn pack(&self, before: Tid) -> Result<Packed, CallError> {
-        let answer = |reply| if let Reply::Packed(packed) = reply { Some(packed) } else { None };
-        self.call(Request::Pack { before }, answer).await
+        wait(|done| self.0.session.pack(before, done)).await
     }
 
     /// What has become of a transaction; if it is not committed, it never will be.
@@ -218,8 +124,7 @@ impl Client {
     /// # Errors
     /// See [`CallError`].
     pub async fn outcome(&self, txn: TxnId) -> Result<Outcome, CallError> {
-        let answer = |reply| if let Reply::Outcome(outcome) = reply { Some(outcome) } else { None };
-        self.call(Request::Outcome { txn }, answer).await
+        wait(|done| self.0.session.outcome(txn, done)).await
     }
 
     /// A blob, as an open file in the cache: it is there, or somebody on this machine is downloading it, or it is
@@ -264,7 +169,7 @@ impl Client {
     #[must_use]
     pub fn invalidations(&self) -> Invalidations {
         let (sender, receiver) = mpsc::unbounded_channel();
-        self.0.listeners.with(|listeners| listeners.push(sender));
+        self.0.session.listen(Box::new(move |invalidation| sender.send(invalidation.clone()).is_ok()));
         Invalidations(receiver)
     }
 
@@ -292,29 +197,18 @@ impl Drop for Inner {
 }
 
 /// The task of a connection.
-async fn run(
-    stream: TcpStream,
-    clock: Clock,
-    session: Session,
-    woken: Arc<Notify>,
-    listeners: Arc<Listeners>,
-    handshake: Arc<watch::Sender<Handshake>>,
-) {
-    let mut endpoint = session.endpoint();
-    let reason = match drive(&stream, clock, &mut endpoint, &woken).await {
-        Ended::Finished => "it was closed".to_owned(),
-        ended => ended.to_string(),
-    };
+async fn run(stream: TcpStream, clock: Clock, session: Session, woken: Arc<Notify>) {
+    let ended = drive(&stream, clock, &mut session.endpoint(), &woken).await;
     drop(stream);
-    session.close(&reason);
-    handshake.send_replace(Handshake::Ended(reason));
-    listeners.with(Vec::clear);
+    session.close(&ended.to_string());
 }
 
 /// Turns a callback into a future.
-pub(crate) async fn wait<T: Send + 'static>(start: impl FnOnce(Completion<T>)) -> Result<T, CallError> {
+pub(crate) async fn wait<T: Send + 'static, E: From<CallError> + Send + 'static>(
+    start: impl FnOnce(Completion<T, E>),
+) -> Result<T, E> {
     let (sender, receiver) = oneshot::channel();
     start(Box::new(move |result| drop(sender.send(result))));
-    let lost = |_| Err(CallError::Disconnected { reason: "nobody is left to answer".into() });
+    let lost = |_| Err(CallError::Disconnected { reason: "nobody is left to answer".into() }.into());
     receiver.await.unwrap_or_else(lost)
 }

@@ -24,11 +24,11 @@
 //! let oids = client.new_oids(2).await?;
 //! for oid in &oids {
 //!     let bytes: &[u8] = b"any number of bytes";
-//!     transaction.store_blob(*oid, Tid::ZERO, b"a record".to_vec(), BlobSource::reader(bytes)).await?;
+//!     transaction.store_blob(*oid, Tid::ZERO, b"a record".to_vec(), BlobSource::bytes(bytes)).await?;
 //! }
 //! let tid = transaction.commit().await?;
 //!
-//! // Loading gives an open file in the cache of this machine. It is there already: who stores has it.
+//! // Loading gives an open file in the cache of this machine.
 //! let cached = client.load_blob(BlobId { oid: oids[0], tid }).await?;
 //! assert_eq!(std::fs::read(cached.path())?, b"any number of bytes");
 //!
@@ -40,14 +40,16 @@
 
 mod client;
 mod drive;
-mod input;
 mod invalidations;
 mod server;
 mod transaction;
 
 pub use blobferry_cache::carry::Progress;
-pub use blobferry_cache::client::{CallError, Invalidation, VoteError};
-pub use client::{Client, ClientConfig, ConnectError};
+pub use blobferry_cache::client::{
+    BlobSource, CallError, ClientConfig, ConnectError, Invalidation, VoteError,
+};
+pub use blobferry_store::session::ServerConfig;
+pub use client::Client;
 pub use invalidations::Invalidations;
-pub use server::{Server, ServerConfig};
-pub use transaction::{BlobSource, Transaction};
+pub use server::Server;
+pub use transaction::Transaction;

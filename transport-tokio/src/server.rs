@@ -5,29 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blobferry_cache::carry::{Clock, Ended, tune};
 use blobferry_store::Store;
-use blobferry_store::session::{Service, ServiceConfig, Session};
+use blobferry_store::session::{ServerConfig, Service, Session};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::drive::{Clock, Ended, drive, prepare};
-
-/// How a server behaves.
-#[derive(Clone, Debug)]
-pub struct ServerConfig {
-    /// What does not depend on the transport.
-    pub service: ServiceConfig,
-    /// How long [`Server::stop`] waits for what is under way: voted transactions to be finished or aborted, answers to
-    /// be sent. After that connections are closed as they are, and their transactions aborted.
-    pub grace: Duration,
-}
-
-impl Default for ServerConfig {
-    fn default() -> ServerConfig {
-        ServerConfig { service: ServiceConfig::default(), grace: Duration::from_secs(5) }
-    }
-}
+use crate::drive::drive;
 
 /// A server that runs until it is stopped or dropped.
 #[derive(Debug)]
@@ -50,9 +35,9 @@ impl Server {
     ) -> io::Result<Server> {
         let listener = TcpListener::bind(addr).await?;
         let address = listener.local_addr()?;
-        let service = Service::new(store, config.service);
+        let service = Service::new(store, config);
         let (stop, stopped) = watch::channel(false);
-        let accepting = tokio::spawn(accept(listener, service.clone(), config.grace, stopped));
+        let accepting = tokio::spawn(accept(listener, service.clone(), stopped));
         Ok(Server { address, service, stop, accepting })
     }
 
@@ -80,7 +65,7 @@ impl Drop for Server {
 }
 
 /// Accepts until it is told to stop, then waits for the connections to end.
-async fn accept(listener: TcpListener, service: Service, grace: Duration, mut stop: watch::Receiver<bool>) {
+async fn accept(listener: TcpListener, service: Service, mut stop: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -99,7 +84,7 @@ async fn accept(listener: TcpListener, service: Service, grace: Duration, mut st
     drop(listener);
     service.stop();
     let ended = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(grace, ended).await.is_err() {
+    if tokio::time::timeout(service.config().grace, ended).await.is_err() {
         tracing::warn!(connections = connections.len(), "not everything came to its end in time: closing");
     }
     connections.shutdown().await;
@@ -115,13 +100,9 @@ async fn serve(stream: TcpStream, peer: SocketAddr, service: Service) {
     let woken = Arc::new(Notify::new());
     let wake = woken.clone();
     let mut session = Session::new(&service, clock.now(), move || wake.notify_one());
-    let ended = match prepare(&stream) {
+    let ended = match tune(&stream) {
         Ok(()) => drive(&stream, clock, &mut session, &woken).await,
-        Err(error) => Ended::Socket(error),
+        Err(error) => Ended::Stream(error),
     };
-    match ended {
-        Ended::Finished | Ended::Closed => tracing::debug!(%peer, %ended, "connection ended"),
-        Ended::Socket(_) => tracing::info!(%peer, %ended, "connection lost"),
-        Ended::Peer(_) => tracing::warn!(%peer, %ended, "connection closed"),
-    }
+    ended.log(peer);
 }

@@ -42,5 +42,16 @@ pub enum CallError {
     NoName(String),
 }
 
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody listens there, or the address is none.
+    #[error("can not connect: {0}")]
+    Connect(#[from] io::Error),
+    /// Somebody listens, but no conversation came about.
+    #[error("no conversation came about: {0}")]
+    Handshake(CallError),
+}
+
 /// Takes the one result of a call, on any thread; it must not block for long.
-pub type Completion<T> = Box<dyn FnOnce(Result<T, CallError>) + Send>;
+pub type Completion<T, E = CallError> = Box<dyn FnOnce(Result<T, E>) + Send>;

@@ -7,10 +7,11 @@
 //! [`Endpoint`]: crate::carry::Endpoint
 
 mod call;
+mod calls;
 mod download;
 mod session;
 mod transaction;
 
-pub use call::{CallError, Completion};
-pub use session::{Invalidation, Notice, Session, SessionEndpoint};
+pub use call::{CallError, Completion, ConnectError};
+pub use session::{ClientConfig, Invalidation, Listener, Session, SessionEndpoint};
 pub use transaction::{BlobSource, Transaction, VoteError};

@@ -27,17 +27,13 @@ pub struct Invalidation {
     pub oids: Arc<[Oid]>,
 }
 
-/// What a session tells its transport.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// There is something to send, or room for more input: drive the endpoint.
-    Wake,
-    /// The handshake is done: calls can be made.
-    Connected,
-    /// A transaction was committed.
-    Invalidated(Invalidation),
-    /// The server begins nothing new.
-    Goodbye,
+/// How a client behaves, whatever its transport.
+#[derive(Clone, Debug, Default)]
+pub struct ClientConfig {
+    /// How its connection behaves.
+    pub connection: Config,
+    /// What proves to the server who this is; at most 2,048 bytes. Servers ask for nothing today.
+    pub credentials: Vec<u8>,
 }
 
 /// Control bytes that may wait before calls have to.
@@ -50,7 +46,7 @@ pub struct Session(Arc<Shared>);
 struct Shared {
     cache: Cache,
     workers: Workers,
-    notify: Box<dyn Fn(Notice) + Send + Sync>,
+    wake: Box<dyn Fn() + Send + Sync>,
     inner: Mutex<Inner>,
 }
 
@@ -68,12 +64,19 @@ struct State {
     inlets: Inlets,
     outlets: Outlets,
     last_tid: Tid,
+    /// Who waits for the handshake.
+    greeters: Vec<Completion<()>>,
+    /// Who wants to hear of commits.
+    listeners: Vec<Listener>,
     closed: Option<String>,
     /// What to do as soon as the lock is free, in order.
     after: Vec<After>,
 }
 
-type After = Box<dyn FnOnce(&Shared) + Send>;
+type After = Box<dyn FnOnce() + Send>;
+
+/// Takes every commit; `false` when it wants no more.
+pub type Listener = Box<dyn FnMut(&Invalidation) -> bool + Send>;
 
 /// A call that is not sent yet.
 enum Ask {
@@ -110,15 +113,14 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    /// A session that says hello as soon as its endpoint is driven. `notify` is called from any thread, never while
-    /// the session is locked.
+    /// A session that says hello as soon as its endpoint is driven. `wake` is called from any thread, never while the
+    /// session is locked, when there is something to send: drive the endpoint then.
     #[must_use]
     pub fn new(
         cache: Cache,
         now: Time,
-        config: Config,
-        credentials: &[u8],
-        notify: impl Fn(Notice) + Send + Sync + 'static,
+        config: &ClientConfig,
+        wake: impl Fn() + Send + Sync + 'static,
     ) -> Session {
         let workers = Workers::new(8);
         Session(Arc::new_cyclic(|weak: &std::sync::Weak<Shared>| {
@@ -129,18 +131,20 @@ impl Session {
                 }
             };
             let state = State {
-                downloads: config.limits.transfers as usize,
+                downloads: config.connection.limits.transfers as usize,
                 waiting: VecDeque::new(),
                 waiters: BTreeMap::new(),
                 inlets: Inlets::new(&workers, Arc::new(report)),
                 outlets: Outlets::default(),
                 last_tid: Tid::ZERO,
+                greeters: Vec::new(),
+                listeners: Vec::new(),
                 closed: None,
                 after: Vec::new(),
             };
-            let connection = client::Connection::new(now, config, credentials);
+            let connection = client::Connection::new(now, config.connection, &config.credentials);
             let inner = Mutex::new(Inner { connection, state });
-            Shared { cache, workers, notify: Box::new(notify), inner }
+            Shared { cache, workers, wake: Box::new(wake), inner }
         }))
     }
 
@@ -166,6 +170,28 @@ impl Session {
     #[must_use]
     pub fn endpoint(&self) -> SessionEndpoint {
         SessionEndpoint(self.clone())
+    }
+
+    /// Done when the handshake is: calls can be made before, and wait for it.
+    pub fn connected(&self, done: Completion<()>) {
+        let mut inner = self.lock();
+        if let Some(reason) = inner.state.closed.clone() {
+            inner.state.after.push(Box::new(move || done(Err(CallError::Disconnected { reason }))));
+        } else if inner.connection.is_connected() {
+            inner.state.after.push(Box::new(move || done(Ok(()))));
+        } else {
+            inner.state.greeters.push(done);
+        }
+        self.unlock(inner, false);
+    }
+
+    /// Has every commit from now on told to a listener, in order, this client's own among them, and each before any
+    /// answer that exposes it. The listener must not call back into the session; it is dropped with the connection.
+    pub fn listen(&self, listener: Listener) {
+        let mut inner = self.lock();
+        if inner.state.closed.is_none() {
+            inner.state.listeners.push(listener);
+        }
     }
 
     /// Asks for something that is answered by a [`Reply`].
@@ -236,13 +262,18 @@ impl Session {
         let mut inner = self.lock();
         let state = &mut inner.state;
         state.closed.get_or_insert_with(|| reason.to_owned());
+        state.listeners.clear();
+        for greeter in std::mem::take(&mut state.greeters) {
+            let reason = reason.to_owned();
+            state.after.push(Box::new(move || greeter(Err(CallError::Disconnected { reason }))));
+        }
         for (_, waiter) in std::mem::take(&mut state.waiters) {
             let reason = reason.to_owned();
-            state.after.push(Box::new(move |_| waiter.fail(CallError::Disconnected { reason })));
+            state.after.push(Box::new(move || waiter.fail(CallError::Disconnected { reason })));
         }
         for ask in std::mem::take(&mut state.waiting) {
             let reason = reason.to_owned();
-            state.after.push(Box::new(move |_| ask.fail(CallError::Disconnected { reason })));
+            state.after.push(Box::new(move || ask.fail(CallError::Disconnected { reason })));
         }
         state.inlets.abort_all();
         self.unlock(inner, false);
@@ -258,10 +289,10 @@ impl Session {
         let after = std::mem::take(&mut inner.state.after);
         drop(inner);
         for act in after {
-            act(&self.0);
+            act();
         }
         if wake {
-            (self.0.notify)(Notice::Wake);
+            (self.0.wake)();
         }
     }
 
@@ -366,7 +397,7 @@ impl Inner {
         match ask {
             Ask::Call { request, done } => match connection.request(request) {
                 Ok(id) => drop(state.waiters.insert(id, Waiter::Reply(done))),
-                Err(error) => state.after.push(Box::new(move |_| done(Err(error.into())))),
+                Err(error) => state.after.push(Box::new(move || done(Err(error.into())))),
             },
             Ask::Download { blob, range, sink } => {
                 let request = Request::SendBlob { blob, from: range.start, upto: range.end };
@@ -375,7 +406,7 @@ impl Inner {
                     Err(error) => {
                         let detail = error.to_string();
                         let reason = RequestError::Failed { detail };
-                        state.after.push(Box::new(move |_| sink.abort(Some(reason))));
+                        state.after.push(Box::new(move || sink.abort(Some(reason))));
                     }
                 }
             }
@@ -388,7 +419,7 @@ impl Inner {
                         }
                         state.waiters.insert(transfer.into(), Waiter::Upload { digest, done });
                     }
-                    Err(error) => state.after.push(Box::new(move |_| done(Err(error.into())))),
+                    Err(error) => state.after.push(Box::new(move || done(Err(error.into())))),
                 }
             }
         }
@@ -400,22 +431,20 @@ impl State {
         match event {
             client::Event::Connected(welcome) => {
                 self.last_tid = self.last_tid.max(welcome.last_tid);
-                self.notice(Notice::Connected);
+                let greeters = std::mem::take(&mut self.greeters);
+                self.after.push(Box::new(|| greeters.into_iter().for_each(|greeter| greeter(Ok(())))));
             }
             // The connection is dead, and says why to who drives it.
             client::Event::Refused(_) => {}
             client::Event::Reply { id, result } => self.reply(id, result),
             client::Event::Invalidate { tid, oids } => {
                 self.last_tid = self.last_tid.max(tid);
-                self.notice(Notice::Invalidated(Invalidation { tid, oids: oids.into() }));
+                let invalidation = Invalidation { tid, oids: oids.into() };
+                self.listeners.retain_mut(|listener| listener(&invalidation));
             }
             client::Event::Transfer(event) => self.inlets.event(event),
-            client::Event::Goodbye => self.notice(Notice::Goodbye),
+            client::Event::Goodbye => tracing::info!("the server is stopping"),
         }
-    }
-
-    fn notice(&mut self, notice: Notice) {
-        self.after.push(Box::new(move |shared| (shared.notify)(notice)));
     }
 
     fn reply(&mut self, id: RequestId, result: Result<Reply, RequestError>) {
@@ -424,16 +453,16 @@ impl State {
         }
         match (self.waiters.remove(&id), result) {
             (Some(Waiter::Reply(done)), result) => {
-                self.after.push(Box::new(move |_| done(result.map_err(CallError::from))));
+                self.after.push(Box::new(move || done(result.map_err(CallError::from))));
             }
             (Some(Waiter::Upload { digest: Some(digest), done }), Ok(_)) => {
-                self.after.push(Box::new(move |_| done(Ok(digest))));
+                self.after.push(Box::new(move || done(Ok(digest))));
             }
             (Some(Waiter::Upload { done, .. }), result) => {
                 self.outlets.remove(id.into());
                 // Done without having had the digest can not be: the machine refuses such an answer.
                 let error = result.err().unwrap_or(RequestError::Cancelled);
-                self.after.push(Box::new(move |_| done(Err(error.into()))));
+                self.after.push(Box::new(move || done(Err(error.into()))));
             }
             (None, Err(reason)) => self.inlets.abort(id.into(), Some(reason)),
             (None, Ok(_)) => {}

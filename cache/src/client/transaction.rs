@@ -34,6 +34,33 @@ pub enum BlobSource {
     Spooled(BlobFile),
 }
 
+impl BlobSource {
+    /// A file that is moved into the cache, and is the cached blob when the transaction is finished. When it is
+    /// aborted the file is gone.
+    #[must_use]
+    pub fn moved(path: impl Into<PathBuf>) -> BlobSource {
+        BlobSource::Moved(path.into())
+    }
+
+    /// A file that stays; the cache keeps a copy, which shares its blocks where the file system can do that.
+    #[must_use]
+    pub fn copied(path: impl Into<PathBuf>) -> BlobSource {
+        BlobSource::Copied(path.into())
+    }
+
+    /// A file that is sent from where it is; nothing is cached. Storing it fails if it changes meanwhile.
+    #[must_use]
+    pub fn streamed(path: impl Into<PathBuf>) -> BlobSource {
+        BlobSource::Streamed(path.into())
+    }
+
+    /// Bytes in memory; nothing is cached.
+    #[must_use]
+    pub fn bytes(bytes: impl Into<Bytes>) -> BlobSource {
+        BlobSource::Bytes(bytes.into())
+    }
+}
+
 /// Why a transaction was not voted for, or not committed.
 #[derive(Debug, thiserror::Error)]
 pub enum VoteError {
@@ -210,15 +237,15 @@ impl Transaction {
         });
     }
 
-    /// Asks whether everything can be committed, and makes sure that it then can. No conflicts: it is.
-    pub fn vote(&mut self, done: Completion<Vec<Conflict>>) {
+    /// Asks whether everything can be committed, and makes sure that it then can.
+    pub fn vote(&mut self, done: Completion<(), VoteError>) {
         self.decide(
             Request::Vote { txn: self.txn },
             Box::new(move |result| {
-                done(result.map(|reply| match reply {
-                    Reply::Conflicts(conflicts) => conflicts,
-                    _ => Vec::new(),
-                }));
+                done(match result {
+                    Ok(Reply::Conflicts(conflicts)) => Err(VoteError::Conflict(conflicts)),
+                    result => result.map(drop).map_err(VoteError::Call),
+                });
             }),
         );
     }
@@ -226,25 +253,18 @@ impl Transaction {
     /// Commits what was voted for.
     pub fn finish(mut self, done: Completion<Tid>) {
         self.over = true;
-        self.decide(
-            Request::Finish { txn: self.txn },
-            Box::new(move |result| {
-                // The machine lets no other answer to a finish through.
-                done(result.map(|reply| if let Reply::Finished { tid } = reply { tid } else { Tid::ZERO }));
-            }),
-        );
+        self.decide(Request::Finish { txn: self.txn }, Box::new(move |result| done(result.map(finished))));
     }
 
     /// Votes and finishes in one round trip.
-    pub fn commit(&mut self, done: Completion<Result<Tid, Vec<Conflict>>>) {
+    pub fn commit(&mut self, done: Completion<Tid, VoteError>) {
         self.decide(
             Request::Commit { txn: self.txn },
             Box::new(move |result| {
-                done(result.map(|reply| match reply {
-                    Reply::Finished { tid } => Ok(tid),
-                    Reply::Conflicts(conflicts) => Err(conflicts),
-                    _ => Err(Vec::new()),
-                }));
+                done(match result {
+                    Ok(Reply::Conflicts(conflicts)) => Err(VoteError::Conflict(conflicts)),
+                    result => result.map(finished).map_err(VoteError::Call),
+                });
             }),
         );
     }
@@ -295,6 +315,11 @@ impl Drop for Transaction {
             self.give_up(Box::new(|_| {}));
         }
     }
+}
+
+/// The machine lets no other answer to a finish through.
+fn finished(reply: Reply) -> Tid {
+    if let Reply::Finished { tid } = reply { tid } else { Tid::ZERO }
 }
 
 /// What is to be done with a blob's bytes.

@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn a_process_waits_for_the_word_and_reports() {
-        let json = r#"{"downloaded":1,"waited":2,"milliseconds":3,"bytes":4,"digests":["d"]}"#;
+        let json =
+            r#"{"downloaded":1,"waited":2,"milliseconds":3,"bytes":4,"peak_memory":5,"digests":["d"]}"#;
         let mut worker = shell(&format!("echo ready; read word; test $word = go && echo '{json}'"));
         worker.expect_ready().unwrap();
         worker.stdin.write_all(b"go\n").unwrap();

@@ -56,11 +56,12 @@ impl Demo {
 
 impl Line for Demo {
     fn plain(&self) -> String {
-        let head =
-            ["process", "downloaded", "found or waited for", "milliseconds"].map(String::from).to_vec();
+        let head = ["process", "downloaded", "found or waited for", "milliseconds", "peak memory"];
+        let head = head.map(String::from).to_vec();
         let row = |(number, report): (usize, &Report)| {
             let numbers = [number as u64 + 1, report.downloaded, report.waited, report.milliseconds];
-            numbers.map(|number| number.to_string()).to_vec()
+            let memory = report.peak_memory.map_or_else(|| "-".into(), size);
+            numbers.iter().map(u64::to_string).chain([memory]).collect()
         };
         let rows: Vec<Vec<String>> =
             std::iter::once(head).chain(self.workers.iter().enumerate().map(row)).collect();
@@ -172,17 +173,23 @@ mod tests {
 
     #[test]
     fn the_table_tells_who_downloaded_and_what_the_server_sent() {
-        let report =
-            |downloaded, waited| Report { downloaded, waited, milliseconds: 7, bytes: 1000, digests: vec![] };
+        let report = |downloaded, waited| Report {
+            downloaded,
+            waited,
+            milliseconds: 7,
+            bytes: 1000,
+            peak_memory: Some(9 << 20),
+            digests: vec![],
+        };
         let workers = vec![report(2, 0), report(0, 2)];
         let demo = Demo { publishing: 5, bytes: 1000, workers, blobs: 2, blobs_sent: 2, agree: true };
         let expected = "\
 Published 2 files (1000 B) in one transaction, in 5 milliseconds.
 Then 2 processes, with one cache, wanted all of them at the same moment:
 
-process  downloaded  found or waited for  milliseconds
-      1           2                    0             7
-      2           0                    2             7
+process  downloaded  found or waited for  milliseconds  peak memory
+      1           2                    0             7      9.0 MiB
+      2           0                    2             7      9.0 MiB
 
 All bytes agree. The server sent 2 blobs for 4 that were asked for.";
         assert_eq!(demo.plain(), expected);

@@ -14,6 +14,7 @@ use crate::cli::DemoWorkerArgs;
 use crate::commands::find_files;
 use crate::concurrent::{TRANSFERS, each};
 use crate::failure::Failure;
+use crate::memory::peak;
 use crate::output::{Line, Output};
 use crate::remote::Remote;
 
@@ -31,6 +32,8 @@ pub(super) struct Report {
     pub(super) milliseconds: u64,
     /// Of all files together.
     pub(super) bytes: u64,
+    /// The most memory that the process had resident, in bytes, where the system tells.
+    pub(super) peak_memory: Option<u64>,
     /// Of each file, as it found it.
     pub(super) digests: Vec<String>,
 }
@@ -71,7 +74,7 @@ pub(in crate::commands) async fn run<W: Write>(
     let digests = digests.map_err(|source| Failure::System { doing: "reading the files".into(), source })?;
     let waited = files.len() as u64 - downloaded;
     let bytes = files.iter().map(|file| file.blob.size).sum();
-    output.line(&Report { downloaded, waited, milliseconds, bytes, digests })
+    output.line(&Report { downloaded, waited, milliseconds, bytes, peak_memory: peak(), digests })
 }
 
 /// Waits for a line; none comes where the process that started this one is gone.

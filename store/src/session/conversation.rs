@@ -77,7 +77,7 @@ impl Session {
             cancelled: BTreeSet::new(),
             held: BTreeMap::new(),
         };
-        Session { connection: server::Connection::new(now, service.connection()), state }
+        Session { connection: server::Connection::new(now, service.config().connection), state }
     }
 
     /// Takes the news in.

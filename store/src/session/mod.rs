@@ -14,4 +14,4 @@ mod service;
 mod upload;
 
 pub use conversation::Session;
-pub use service::{Service, ServiceConfig};
+pub use service::{ServerConfig, Service};

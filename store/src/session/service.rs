@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use blobferry_cache::workers::Workers;
 use blobferry_protocol::{Config, Oid, Refusal, Tid};
@@ -13,18 +14,26 @@ use crate::{Store, Subscription};
 
 /// How a server behaves, whatever its transport.
 #[derive(Clone, Debug)]
-pub struct ServiceConfig {
+pub struct ServerConfig {
     /// How its connections behave.
     pub connection: Config,
     /// Connections at once; further ones are refused.
     pub connections: u64,
     /// Threads for what blocks, at most.
     pub workers: usize,
+    /// How long a graceful stop waits for what is under way: voted transactions to be finished or aborted, answers to
+    /// be sent. After that connections are closed as they are, and their transactions aborted.
+    pub grace: Duration,
 }
 
-impl Default for ServiceConfig {
-    fn default() -> ServiceConfig {
-        ServiceConfig { connection: Config::default(), connections: 16_384, workers: 16 }
+impl Default for ServerConfig {
+    fn default() -> ServerConfig {
+        ServerConfig {
+            connection: Config::default(),
+            connections: 16_384,
+            workers: 16,
+            grace: Duration::from_secs(5),
+        }
     }
 }
 
@@ -34,7 +43,7 @@ pub struct Service(Arc<Shared>);
 
 struct Shared {
     store: Arc<dyn Store>,
-    config: ServiceConfig,
+    config: ServerConfig,
     workers: Workers,
     counters: Counters,
     sessions: Mutex<Sessions>,
@@ -57,7 +66,7 @@ impl std::fmt::Debug for Service {
 impl Service {
     /// A service on a store.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, config: ServiceConfig) -> Service {
+    pub fn new(store: Arc<dyn Store>, config: ServerConfig) -> Service {
         Service(Arc::new_cyclic(|weak: &Weak<Shared>| {
             let weak = weak.clone();
             let subscription = store.subscribe(Arc::new(move |tid, oids| {
@@ -83,17 +92,18 @@ impl Service {
         &self.0.store
     }
 
+    /// How it was configured.
+    #[must_use]
+    pub fn config(&self) -> &ServerConfig {
+        &self.0.config
+    }
+
     pub(super) fn workers(&self) -> &Workers {
         &self.0.workers
     }
 
     pub(super) fn counters(&self) -> &Counters {
         &self.0.counters
-    }
-
-    /// How a connection behaves.
-    pub(super) fn connection(&self) -> Config {
-        self.0.config.connection
     }
 
     /// From here on new clients are refused, and every session says goodbye as soon as it is driven again: all are

@@ -8,7 +8,7 @@ use blobferry_protocol::{
     BlobId, Config, Digest, Oid, Reply, Request, RequestError, RequestId, Slice, Tid, Time, TransferEvent,
     TransferId, TxnId, TxnMeta, buffered, client,
 };
-use blobferry_store::session::{Service, ServiceConfig, Session};
+use blobferry_store::session::{ServerConfig, Service, Session};
 use blobferry_store::{ModelStore, Store, StoreConfig};
 use bytes::Bytes;
 
@@ -36,7 +36,7 @@ fn pair(service: &Service) -> Pair {
 
 fn service() -> (Arc<dyn Store>, Service) {
     let store: Arc<dyn Store> = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
-    (store.clone(), Service::new(store, ServiceConfig::default()))
+    (store.clone(), Service::new(store, ServerConfig::default()))
 }
 
 impl Pair {

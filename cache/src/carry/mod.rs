@@ -1,0 +1,60 @@
+//! Payload between connections and files: sinks for transfers that arrive, sources for those that leave, and the buffers
+//! between both and a stream.
+//!
+//! Both halves of the conversation use it, and every transport: a client's downloads and a server's uploads are sinks
+//! alike. Bytes that arrive are handed to a [lane](crate::workers::Lane) at once, so the thread with the sockets never
+//! waits for a disk; what the sink has taken is reported back, and that, through credit, is what keeps memory flat.
+
+mod sinks;
+mod sources;
+mod stream;
+
+use std::sync::Arc;
+
+use blobferry_protocol::{PeerError, Time};
+use bytes::Bytes;
+
+pub use sinks::{Inlets, Report, Sink};
+pub use sources::{Drained, Outlets, Source, Stamp};
+pub use stream::{Clock, Ended, Input, Output, tune};
+
+/// What a transport drives: one end of a connection, with everything behind it. The transport adds a socket, its
+/// readiness, and a timer.
+pub trait Endpoint {
+    /// Appends what is to be sent to `out` until that holds at least `enough` bytes or there is nothing to send now.
+    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize);
+
+    /// Takes bytes that have arrived.
+    ///
+    /// # Errors
+    /// The rule that the peer broke: close the socket.
+    fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError>;
+
+    /// May more bytes be read from the socket now? While not, what has arrived is being worked off, and the end of
+    /// that is reported like any other news: by the wake-up that the endpoint was made with.
+    fn wants_input(&self) -> bool;
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    fn poll_timeout(&self) -> Option<Time>;
+
+    /// Does what is due.
+    ///
+    /// # Errors
+    /// The peer is gone: close the socket.
+    fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError>;
+
+    /// Has the conversation come to its end, so that the socket can be closed?
+    fn is_finished(&self) -> bool;
+}
+
+/// How far a transfer is, in bytes of the blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes that have been moved.
+    pub done: u64,
+    /// Bytes there are.
+    pub total: u64,
+}
+
+/// Told of the progress of a transfer, from any thread, often: it must not block.
+pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;

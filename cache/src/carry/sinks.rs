@@ -1,0 +1,226 @@
+//! Sinks: where transfers that arrive go, in order, on threads that may block.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use blobferry_protocol::{Digest, RequestError, Slice, TransferEvent, TransferId};
+use bytes::Bytes;
+
+use crate::workers::{Lane, Workers};
+
+/// Where the bytes of one transfer go. Called on threads that may block, one call at a time, in order.
+///
+/// A sink that fails says so itself to whoever waits for it, and answers `false`: the rest is dropped.
+pub trait Sink: Send {
+    /// The transfer begins: bytes `from..end` of a blob of `size` bytes will come.
+    fn start(&mut self, from: u64, end: u64, size: u64) -> bool;
+    /// The next bytes.
+    fn write(&mut self, bytes: &[u8]) -> bool;
+    /// All bytes have come; they are worth something only if the blob has this digest.
+    fn stop(self: Box<Self>, digest: Digest);
+    /// The transfer failed, or with `None` the connection did.
+    fn abort(self: Box<Self>, reason: Option<RequestError>);
+}
+
+/// What an inlet reports, from any thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The sink has taken all bytes below this offset.
+    Stored {
+        /// The transfer.
+        transfer: TransferId,
+        /// The offset.
+        upto: u64,
+    },
+    /// The sink takes no more.
+    Failed {
+        /// The transfer.
+        transfer: TransferId,
+    },
+}
+
+/// The sinks of one connection.
+pub struct Inlets {
+    workers: Workers,
+    report: Arc<dyn Fn(Report) + Send + Sync>,
+    inlets: BTreeMap<TransferId, Inlet>,
+}
+
+struct Inlet {
+    lane: Lane,
+    /// `None` when the sink has failed or is done.
+    sink: Arc<Mutex<Option<Box<dyn Sink>>>>,
+}
+
+impl std::fmt::Debug for Inlets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.inlets.keys()).finish()
+    }
+}
+
+impl Inlets {
+    /// No sinks yet. `report` is called from the workers.
+    #[must_use]
+    pub fn new(workers: &Workers, report: Arc<dyn Fn(Report) + Send + Sync>) -> Inlets {
+        Inlets { workers: workers.clone(), report, inlets: BTreeMap::new() }
+    }
+
+    /// Has a sink ready for a transfer that may begin.
+    pub fn expect(&mut self, transfer: TransferId, sink: Box<dyn Sink>) {
+        let sink = Arc::new(Mutex::new(Some(sink)));
+        self.inlets.insert(transfer, Inlet { lane: Lane::new(&self.workers), sink });
+    }
+
+    /// Passes on what the connection says about a transfer.
+    pub fn event(&mut self, event: TransferEvent) {
+        match event {
+            TransferEvent::Started { transfer, from, end, size, .. } => {
+                let Some(inlet) = self.inlets.get(&transfer) else { return };
+                let (sink, report) = (inlet.sink.clone(), self.report.clone());
+                inlet.lane.run(move || attempt(&sink, &report, transfer, |sink| sink.start(from, end, size)));
+            }
+            TransferEvent::Stopped { transfer, digest } => {
+                let Some(inlet) = self.inlets.remove(&transfer) else { return };
+                inlet.lane.run(move || {
+                    if let Some(sink) = take(&inlet.sink) {
+                        sink.stop(digest);
+                    }
+                });
+            }
+            TransferEvent::Aborted { transfer, reason } => self.abort(transfer, Some(reason)),
+        }
+    }
+
+    /// Gives up a transfer, whether it has begun or not; with `None` because the connection is gone.
+    pub fn abort(&mut self, transfer: TransferId, reason: Option<RequestError>) {
+        let Some(inlet) = self.inlets.remove(&transfer) else { return };
+        inlet.lane.run(move || {
+            if let Some(sink) = take(&inlet.sink) {
+                sink.abort(reason);
+            }
+        });
+    }
+
+    /// Gives up every transfer: the connection is gone.
+    pub fn abort_all(&mut self) {
+        while let Some(transfer) = self.inlets.keys().next().copied() {
+            self.abort(transfer, None);
+        }
+    }
+
+    /// Drops the sink of a transfer that has failed by itself.
+    pub fn remove(&mut self, transfer: TransferId) {
+        self.inlets.remove(&transfer);
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.inlets.len()
+    }
+
+    /// Passes on payload. Bytes that nobody has a sink for are dropped.
+    pub fn payload(&mut self, slice: Slice, bytes: Bytes) {
+        let Some(inlet) = self.inlets.get(&slice.transfer) else { return };
+        let (sink, report) = (inlet.sink.clone(), self.report.clone());
+        inlet.lane.run(move || {
+            attempt(&sink, &report, slice.transfer, |sink| sink.write(&bytes));
+            drop(bytes);
+            report(Report::Stored { transfer: slice.transfer, upto: slice.offset + slice.len });
+        });
+    }
+}
+
+type Slot = Mutex<Option<Box<dyn Sink>>>;
+
+fn take(slot: &Slot) -> Option<Box<dyn Sink>> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Lets a sink do something; where it fails, drops it and says so.
+fn attempt(
+    slot: &Slot,
+    report: &Arc<dyn Fn(Report) + Send + Sync>,
+    transfer: TransferId,
+    act: impl FnOnce(&mut dyn Sink) -> bool,
+) {
+    // Only this lane uses the sink: taking it out keeps a panic in it from being met twice.
+    let Some(mut sink) = take(slot) else { return };
+    if act(sink.as_mut()) {
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(sink);
+    } else {
+        report(Report::Failed { transfer });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{self, Sender};
+
+    use super::*;
+
+    const T: TransferId = TransferId(1);
+
+    fn slice(offset: u64, len: u64) -> Slice {
+        Slice { transfer: T, offset, len }
+    }
+
+    /// Says what happens to it; fails at the byte `!`.
+    struct Teller(Sender<String>);
+
+    impl Sink for Teller {
+        fn start(&mut self, from: u64, end: u64, size: u64) -> bool {
+            self.0.send(format!("start {from}..{end} of {size}")).is_ok()
+        }
+        fn write(&mut self, bytes: &[u8]) -> bool {
+            self.0.send(format!("write {}", String::from_utf8_lossy(bytes))).is_ok() && bytes != b"!"
+        }
+        fn stop(self: Box<Self>, _: Digest) {
+            self.0.send("stop".into()).unwrap();
+        }
+        fn abort(self: Box<Self>, reason: Option<RequestError>) {
+            self.0.send(format!("abort {reason:?}")).unwrap();
+        }
+    }
+
+    fn inlets() -> (Inlets, mpsc::Receiver<String>, mpsc::Receiver<Report>) {
+        let (report, reports) = mpsc::channel();
+        let (tell, told) = mpsc::channel();
+        let mut inlets = Inlets::new(&Workers::new(2), Arc::new(move |what| report.send(what).unwrap()));
+        inlets.expect(T, Box::new(Teller(tell)));
+        inlets.event(TransferEvent::Started { transfer: T, from: 0, end: 3, size: 3, digest: None });
+        (inlets, told, reports)
+    }
+
+    #[test]
+    fn a_sink_is_told_everything_in_order_and_what_it_took_is_reported() {
+        let (mut inlets, told, reports) = inlets();
+        inlets.payload(slice(0, 2), Bytes::from_static(b"ab"));
+        inlets.payload(slice(2, 1), Bytes::from_static(b"c"));
+        inlets.event(TransferEvent::Stopped { transfer: T, digest: Digest([0; 32]) });
+        drop(inlets);
+        let told: Vec<String> = told.iter().collect();
+        assert_eq!(told, ["start 0..3 of 3", "write ab", "write c", "stop"]);
+        let stored = |upto| Report::Stored { transfer: T, upto };
+        assert_eq!(reports.iter().collect::<Vec<_>>(), [stored(2), stored(3)]);
+    }
+
+    #[test]
+    fn a_sink_that_fails_is_told_nothing_more() {
+        let (mut inlets, told, reports) = inlets();
+        inlets.payload(slice(0, 1), Bytes::from_static(b"!"));
+        inlets.payload(slice(1, 1), Bytes::from_static(b"x"));
+        inlets.abort_all();
+        drop(inlets);
+        assert_eq!(told.iter().collect::<Vec<_>>(), ["start 0..3 of 3", "write !"]);
+        assert!(reports.iter().any(|report| report == Report::Failed { transfer: T }));
+    }
+
+    #[test]
+    fn a_connection_that_breaks_aborts_its_sinks() {
+        let (mut inlets, told, _reports) = inlets();
+        inlets.abort_all();
+        drop(inlets);
+        assert_eq!(told.iter().collect::<Vec<_>>(), ["start 0..3 of 3", "abort None"]);
+    }
+}

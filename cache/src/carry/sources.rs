@@ -1,0 +1,248 @@
+//! Sources: where transfers that leave come from, read when the socket takes them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::SystemTime;
+
+use blobferry_protocol::{Digest, RequestError, Slice, TransferId};
+use bytes::Bytes;
+
+use super::{OnProgress, Progress};
+
+/// Where the bytes of one transfer come from.
+pub struct Source {
+    bytes: SourceBytes,
+    end: u64,
+    hasher: Option<Box<blake3::Hasher>>,
+    /// The file must be like this when the last byte was read.
+    unchanged: Option<Stamp>,
+    progress: Option<OnProgress>,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Source({:?} up to {})", self.bytes, self.end)
+    }
+}
+
+#[derive(Debug)]
+enum SourceBytes {
+    Memory(Bytes),
+    File(File),
+}
+
+/// What a file looks like that nobody writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    size: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Stamp {
+    /// What the file looks like now.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn of(file: &File) -> std::io::Result<Stamp> {
+        let meta = file.metadata()?;
+        Ok(Stamp { size: meta.len(), modified: meta.modified().ok() })
+    }
+
+    /// The file's size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl Source {
+    /// A file that is read up to the offset `end`.
+    #[must_use]
+    pub fn file(file: File, end: u64) -> Source {
+        Source { bytes: SourceBytes::File(file), end, hasher: None, unchanged: None, progress: None }
+    }
+
+    /// Bytes in memory; offsets are those of the whole blob, `end` is where reading stops.
+    #[must_use]
+    pub fn memory(bytes: Bytes, end: u64) -> Source {
+        Source { bytes: SourceBytes::Memory(bytes), end, hasher: None, unchanged: None, progress: None }
+    }
+
+    /// Hashes the bytes as they are read, all of them from 0 on.
+    #[must_use]
+    pub fn hashed(mut self) -> Source {
+        self.hasher = Some(Box::default());
+        self
+    }
+
+    /// Fails if the file does not look like this any more when its last byte was read.
+    #[must_use]
+    pub fn unchanged(mut self, stamp: Stamp) -> Source {
+        self.unchanged = Some(stamp);
+        self
+    }
+
+    /// Tells how far it is after every read.
+    #[must_use]
+    pub fn on_progress(mut self, progress: Option<OnProgress>) -> Source {
+        self.progress = progress;
+        self
+    }
+
+    fn read(&mut self, slice: Slice, into: &mut [u8]) -> Result<(), RequestError> {
+        let failed = |detail: String| RequestError::Source { detail };
+        match &self.bytes {
+            SourceBytes::Memory(bytes) => {
+                let start = usize::try_from(slice.offset).unwrap_or(usize::MAX);
+                let part = bytes.get(start..start.saturating_add(into.len()));
+                into.copy_from_slice(part.ok_or_else(|| failed("it is shorter than announced".into()))?);
+            }
+            SourceBytes::File(file) => file.read_exact_at(into, slice.offset).map_err(|error| {
+                failed(match error.kind() {
+                    std::io::ErrorKind::UnexpectedEof => "the file became shorter while it was read".into(),
+                    _ => format!("the file can not be read: {error}"),
+                })
+            })?,
+        }
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(into);
+        }
+        if let Some(progress) = &self.progress {
+            progress(Progress { done: slice.offset + slice.len, total: self.end });
+        }
+        if let (SourceBytes::File(file), Some(before)) = (&self.bytes, self.unchanged) {
+            let last = slice.offset + slice.len == self.end;
+            if last && Stamp::of(file).ok() != Some(before) {
+                return Err(failed("the file was changed while it was read".into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A source that was read to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// The transfer.
+    pub transfer: TransferId,
+    /// The digest of its bytes, where they were hashed.
+    pub digest: Option<Digest>,
+}
+
+/// The sources of one connection.
+#[derive(Debug, Default)]
+pub struct Outlets {
+    outlets: BTreeMap<TransferId, Source>,
+    drained: Vec<Drained>,
+}
+
+impl Outlets {
+    /// Has the source of a transfer that has begun. One without bytes must not be inserted.
+    pub fn insert(&mut self, transfer: TransferId, source: Source) {
+        self.outlets.insert(transfer, source);
+    }
+
+    /// Drops the source of a transfer that is over.
+    pub fn remove(&mut self, transfer: TransferId) {
+        self.outlets.remove(&transfer);
+    }
+
+    /// Reads what is to be sent.
+    ///
+    /// # Errors
+    /// Why the source fails: abort the transfer with it. The source is dropped.
+    pub fn read(&mut self, slice: Slice, into: &mut [u8]) -> Result<(), RequestError> {
+        let transfer = slice.transfer;
+        let source = self.outlets.get_mut(&transfer);
+        let source = source.ok_or_else(|| RequestError::Source { detail: "it is gone".into() })?;
+        let read = source.read(slice, into);
+        let done = slice.offset + slice.len == source.end;
+        if done || read.is_err() {
+            let hasher = self.outlets.remove(&transfer).and_then(|source| source.hasher);
+            if read.is_ok() {
+                let digest = hasher.map(|hasher| Digest(*hasher.finalize().as_bytes()));
+                self.drained.push(Drained { transfer, digest });
+            }
+        }
+        read
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.outlets.len()
+    }
+
+    /// The sources that were read to their ends since the last call.
+    pub fn take_drained(&mut self) -> Vec<Drained> {
+        std::mem::take(&mut self.drained)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    const T: TransferId = TransferId(1);
+
+    fn slice(offset: u64, len: u64) -> Slice {
+        Slice { transfer: T, offset, len }
+    }
+
+    fn outlets(source: Source) -> Outlets {
+        let mut outlets = Outlets::default();
+        outlets.insert(T, source);
+        outlets
+    }
+
+    fn file(bytes: &[u8]) -> (tempfile::NamedTempFile, File) {
+        let mut named = tempfile::NamedTempFile::new().unwrap();
+        named.write_all(bytes).unwrap();
+        let file = named.reopen().unwrap();
+        (named, file)
+    }
+
+    #[test]
+    fn a_source_is_read_in_pieces_and_hashed_on_the_way() {
+        let (_named, file) = file(b"hello world");
+        let mut outlets = outlets(Source::file(file, 11).hashed());
+        let mut piece = [0; 6];
+        outlets.read(slice(0, 6), &mut piece).unwrap();
+        assert_eq!(&piece, b"hello ");
+        assert_eq!(outlets.take_drained(), []);
+        outlets.read(slice(6, 5), &mut piece[..5]).unwrap();
+        let digest = Some(Digest(*blake3::hash(b"hello world").as_bytes()));
+        assert_eq!(outlets.take_drained(), [Drained { transfer: T, digest }]);
+        assert_eq!(outlets.count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_has_become_shorter_fails() {
+        let (named, file) = file(b"hello world");
+        named.as_file().set_len(5).unwrap();
+        let mut outlets = outlets(Source::file(file, 11));
+        let error = outlets.read(slice(0, 11), &mut [0; 11]).unwrap_err();
+        assert!(error.to_string().contains("shorter"), "{error}");
+        assert_eq!((outlets.count(), outlets.take_drained()), (0, Vec::new()));
+    }
+
+    #[test]
+    fn a_file_that_was_written_to_fails_at_its_end() {
+        let (mut named, file) = file(b"hello world");
+        let stamp = Stamp::of(&file).unwrap();
+        let mut outlets = outlets(Source::file(file, 11).unchanged(stamp));
+        outlets.read(slice(0, 5), &mut [0; 5]).unwrap();
+        named.write_all(b" and more").unwrap();
+        let error = outlets.read(slice(5, 6), &mut [0; 6]).unwrap_err();
+        assert!(error.to_string().contains("changed"), "{error}");
+    }
+
+    #[test]
+    fn bytes_in_memory_are_never_read_beyond_their_end() {
+        let mut outlets = outlets(Source::memory(Bytes::from_static(b"hello"), 5));
+        assert!(outlets.read(slice(3, 4), &mut [0; 4]).is_err());
+    }
+}

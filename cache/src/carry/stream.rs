@@ -1,0 +1,237 @@
+//! The buffers between an [`Endpoint`] and a stream that is read and written without waiting.
+//!
+//! What is read is handed on as [`Bytes`], and may be held for a while by whoever writes it to a disk. Large buffers
+//! come back when they are let go, because new memory for each would cost more than the reading. A connection that is
+//! idle holds no buffer at all.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use blobferry_protocol::{PeerError, Time};
+use bytes::Bytes;
+
+use super::Endpoint;
+
+/// Bytes that are taken from the endpoint before they are written: one chunk of payload, and small messages
+/// between two of them.
+const ENOUGH: usize = 64 << 10;
+/// Bytes that are read at once from a stream that has much to say.
+const LARGE: usize = 256 << 10;
+/// The same while it has little to say.
+const SMALL: usize = 8 << 10;
+/// Large buffers that are kept while nobody uses them.
+const SPARE: usize = 8;
+/// Bytes that the kernel may hold unsent: more would only make small messages wait behind them.
+const NOT_SENT: u32 = 256 << 10;
+
+/// Makes a TCP socket fit for small messages between large ones.
+///
+/// # Errors
+/// The system's.
+pub fn tune(socket: &impl AsFd) -> io::Result<()> {
+    let socket = socket2::SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    socket.set_tcp_notsent_lowat(NOT_SENT)?;
+    Ok(())
+}
+
+/// Moments as the machines count them: since the connection began.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// A clock that starts now.
+    #[must_use]
+    pub fn start() -> Clock {
+        Clock(Instant::now())
+    }
+
+    /// This moment.
+    #[must_use]
+    pub fn now(self) -> Time {
+        Time(self.0.elapsed())
+    }
+
+    /// The system's name for a moment.
+    #[must_use]
+    pub fn instant(self, time: Time) -> Instant {
+        // A moment that the system can not name is as good as never.
+        const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+        self.0.checked_add(time.0).unwrap_or(self.0 + NEVER)
+    }
+}
+
+/// Why a connection has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    /// Everything that was to be said was said.
+    #[error("the conversation was over")]
+    Finished,
+    /// The peer closed the stream.
+    #[error("the peer closed the connection")]
+    Closed,
+    /// The stream failed.
+    #[error("{0}")]
+    Stream(#[from] io::Error),
+    /// The peer broke a rule, or is gone.
+    #[error("{0}")]
+    Peer(#[from] PeerError),
+}
+
+impl Ended {
+    /// Tells the operator, as loudly as it deserves.
+    pub fn log(&self, peer: impl std::fmt::Display) {
+        match self {
+            Ended::Finished | Ended::Closed => tracing::debug!(%peer, ended = %self, "connection ended"),
+            Ended::Stream(_) => tracing::info!(%peer, ended = %self, "connection lost"),
+            Ended::Peer(_) => tracing::warn!(%peer, ended = %self, "connection closed"),
+        }
+    }
+}
+
+/// What is on its way from an endpoint to a stream.
+#[derive(Debug, Default)]
+pub struct Output {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Output {
+    /// Is nothing left to be written?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.written == self.bytes.len()
+    }
+
+    /// Writes until the stream takes no more ([`ErrorKind::WouldBlock`]) or the endpoint has no more to say.
+    ///
+    /// # Errors
+    /// The stream's.
+    pub fn write(
+        &mut self,
+        endpoint: &mut (impl Endpoint + ?Sized),
+        now: Time,
+        mut write: impl FnMut(&[u8]) -> io::Result<usize>,
+    ) -> Result<(), Ended> {
+        loop {
+            if self.is_empty() {
+                self.bytes.clear();
+                self.written = 0;
+                endpoint.transmit(now, &mut self.bytes, ENOUGH);
+                if self.bytes.is_empty() {
+                    self.bytes = Vec::new();
+                    return Ok(());
+                }
+            }
+            match write(self.bytes.get(self.written..).unwrap_or_default()) {
+                Ok(n) => self.written += n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// What is on its way from a stream to an endpoint.
+#[derive(Debug, Default)]
+pub struct Input {
+    /// The last read was a large one: there is much to say.
+    busy: bool,
+    spare: Arc<Spare>,
+}
+
+#[derive(Debug, Default)]
+struct Spare(Mutex<Vec<Vec<u8>>>);
+
+impl Input {
+    /// Reads once; `false` if there was nothing to read ([`ErrorKind::WouldBlock`]).
+    ///
+    /// # Errors
+    /// The stream's end or failure, or the rule that the peer broke.
+    pub fn read(
+        &mut self,
+        endpoint: &mut (impl Endpoint + ?Sized),
+        now: Time,
+        mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
+    ) -> Result<bool, Ended> {
+        let mut buffer = if self.busy { self.spare.take() } else { vec![0; SMALL] };
+        let result = loop {
+            match read(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => break result,
+            }
+        };
+        match result {
+            Ok(0) => Err(Ended::Closed),
+            Ok(n) => {
+                let full = n == buffer.len();
+                let bytes = if self.busy {
+                    let spare = self.spare.clone();
+                    Bytes::from_owner(Lent { buffer, spare }).slice(..n)
+                } else {
+                    buffer.truncate(n);
+                    Bytes::from(buffer)
+                };
+                self.busy = full || self.busy && n > SMALL;
+                endpoint.receive(now, bytes)?;
+                Ok(true)
+            }
+            Err(error) => {
+                if self.busy {
+                    self.spare.put(buffer);
+                }
+                if error.kind() == ErrorKind::WouldBlock { Ok(false) } else { Err(error.into()) }
+            }
+        }
+    }
+
+    /// The connection has been idle for a while: it keeps nothing.
+    pub fn release(&mut self) {
+        self.busy = false;
+        self.spare.clear();
+    }
+}
+
+impl Spare {
+    fn with<T>(&self, act: impl FnOnce(&mut Vec<Vec<u8>>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn take(&self) -> Vec<u8> {
+        self.with(Vec::pop).unwrap_or_else(|| vec![0; LARGE])
+    }
+
+    fn put(&self, buffer: Vec<u8>) {
+        self.with(|spare| {
+            if spare.len() < SPARE {
+                spare.push(buffer);
+            }
+        });
+    }
+
+    fn clear(&self) {
+        self.with(|spare| *spare = Vec::new());
+    }
+}
+
+/// A large buffer that is read from; dropped, it is spare again.
+struct Lent {
+    buffer: Vec<u8>,
+    spare: Arc<Spare>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.spare.put(std::mem::take(&mut self.buffer));
+    }
+}

@@ -1,0 +1,113 @@
+//! The README's tour, run as it stands: every command in it works, and prints what it says there.
+//!
+//! What differs from run to run (transaction ids, moments, the cache's place, the port) is replaced by a word on both
+//! sides before they are compared.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::support::Home;
+
+/// A command of the tour, and what it prints.
+struct Step {
+    command: String,
+    output: Vec<String>,
+}
+
+/// The commands in all blocks that are marked as a console's.
+fn steps(readme: &str) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    let mut inside = false;
+    for line in readme.lines() {
+        match (line, inside) {
+            ("```console", _) => inside = true,
+            ("```", _) => inside = false,
+            (_, false) => {}
+            (line, true) => match line.strip_prefix("$ ") {
+                Some(command) => steps.push(Step { command: command.into(), output: Vec::new() }),
+                None => steps.last_mut().unwrap().output.push(line.into()),
+            },
+        }
+    }
+    steps
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// A word without what differs from run to run.
+fn settled(word: &str) -> &str {
+    match word {
+        tid if tid.len() == 16 && is_hex(tid) => "TID",
+        time if time.len() == 20 && time.ends_with('Z') && time.as_bytes()[10] == b'T' => "TIME",
+        path if path.starts_with('/') && path.ends_with(".blob") => "CACHED",
+        word => word,
+    }
+}
+
+fn settled_line(line: &str) -> String {
+    line.split(['\t', ' ']).map(settled).collect::<Vec<_>>().join(" ")
+}
+
+/// Runs a command line as a shell would, in `dir`; both outputs, in one.
+fn shell(home: &Home, dir: &Path, command: &str) -> String {
+    let bin = Path::new(env!("CARGO_BIN_EXE_blobferry")).parent().unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let output = Command::new("sh")
+        .args(["-c", &format!("exec 2>&1; {command}")])
+        .current_dir(dir)
+        .env("PATH", path)
+        .env("USER", "ada")
+        .env("BLOBFERRY_SERVER", &home.server.address)
+        .env("BLOBFERRY_CACHE", home.path("cache"))
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn file(name: &str) -> String {
+    fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+#[test]
+fn every_command_of_the_tour_prints_what_the_readme_says() {
+    let steps = steps(&file("README.md"));
+    assert!(steps.len() > 15, "the tour is missing");
+    let home = Home::new();
+    let dir = home.path("tour");
+    fs::create_dir(&dir).unwrap();
+    // The tids that the README speaks of, and those of this run in their place.
+    let mut tids: Vec<(String, String)> = Vec::new();
+    for Step { command, output: expected } in steps {
+        if command.starts_with("blobferry serve") {
+            assert_eq!(expected, ["listening on 127.0.0.1:7420"]);
+            continue;
+        }
+        let command = tids.iter().fold(command, |command, (theirs, ours)| command.replace(theirs, ours));
+        let printed = shell(&home, &dir, &command);
+        let settled: Vec<String> = printed.lines().map(settled_line).collect();
+        let wanted: Vec<String> = expected.iter().map(|line| settled_line(line)).collect();
+        assert_eq!(settled, wanted, "{command}");
+        for (theirs, ours) in expected.iter().zip(printed.lines()) {
+            let pairs = theirs.split('\t').zip(ours.split('\t'));
+            let new = pairs.filter(|(theirs, _)| self::settled(theirs) == "TID");
+            tids.extend(new.map(|(theirs, ours)| (theirs.to_owned(), ours.to_owned())));
+        }
+    }
+}
+
+#[test]
+fn the_library_in_the_readme_is_the_example_that_runs() {
+    let readme = file("README.md");
+    let (_, block) = readme.split_once("```rust\n").unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    let example: Vec<String> =
+        file("examples/publish.rs").lines().map(|line| line.trim().to_owned()).collect();
+    let shown: Vec<&str> = block.lines().map(str::trim).collect();
+    assert!(shown.len() > 15, "the example is missing");
+    assert!(example.windows(shown.len()).any(|lines| lines == shown), "the README shows another example");
+}
