@@ -37,7 +37,7 @@ pub(crate) async fn commit<'a, O: Objects, W: Writes>(
     let mut stored = Stored::default();
     for _ in 0..ATTEMPTS {
         let plan = plan(&view, edit, &mut oids).await?;
-        stored.become_plan(plan, txn, &view).await?;
+        stored.become_plan(plan, txn).await?;
         let conflicts = match txn.commit().await? {
             Attempt::Committed(tid) => return Ok(tid),
             Attempt::Conflicts(conflicts) => conflicts,
@@ -67,14 +67,10 @@ fn mark(write: &Write) -> Mark {
 
 impl Stored {
     /// Makes the transaction hold exactly what the plan says.
-    async fn become_plan<O: Objects, W: Writes>(
-        &mut self,
-        plan: Plan,
-        txn: &W,
-        view: &View<'_, O>,
-    ) -> Result<(), CatalogError> {
-        let dropped: Vec<Oid> = self.0.keys().filter(|oid| !plan.contains_key(oid)).copied().collect();
-        let mut writes = each(REQUESTS, dropped, |oid| unwrite(oid, view)).await?;
+    async fn become_plan<W: Writes>(&mut self, plan: Plan, txn: &W) -> Result<(), CatalogError> {
+        let dropped = self.0.keys().filter(|oid| !plan.contains_key(oid)).copied();
+        let taken_back = Write { base: Tid::ZERO, data: None };
+        let mut writes: Vec<(Oid, Write)> = dropped.map(|oid| (oid, taken_back.clone())).collect();
         writes.extend(plan);
         writes.retain(|(oid, write)| self.0.get(oid) != Some(&mark(write)));
         for (oid, write) in &writes {
@@ -93,14 +89,4 @@ impl Stored {
         .await?;
         Ok(())
     }
-}
-
-/// How to undo what was stored of an object in an earlier attempt. The protocol can not take back the store of an
-/// object that exists, so that one is stored as it is now.
-async fn unwrite<O: Objects>(oid: Oid, view: &View<'_, O>) -> Result<(Oid, Write), CatalogError> {
-    let write = match view.revision(oid).await? {
-        Some(revision) => Write { base: revision.tid, data: Some(revision.data) },
-        None => Write { base: Tid::ZERO, data: None },
-    };
-    Ok((oid, write))
 }

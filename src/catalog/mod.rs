@@ -5,7 +5,7 @@
 //! * A file is an object with a small record and a blob. A new revision of the file is a new revision of the same
 //!   object, and its directory does not change.
 //! * Everything is read as of one moment: a [`View`].
-//! * An [`Edit`] says what a transaction does to names; [`commit`] applies it, and merges it with what others commit
+//! * An [`Edit`] says what a transaction does to names; [`commit()`] applies it, and merges it with what others commit
 //!   at the same time. Two writers of one directory both succeed. Two writers of one *file* are a conflict.
 //!
 //! Why nothing is lost when two transactions meet, although a transaction only locks what it writes: whoever adds

@@ -36,8 +36,7 @@ pub(crate) trait Writes {
         progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<BlobInfo, RemoteError>;
 
-    /// Deletes an object. With `base` [`Tid::ZERO`]: takes back what this transaction has stored of an object that
-    /// does not exist.
+    /// Deletes an object. With `base` [`Tid::ZERO`]: takes back what this transaction has stored of it, or deleted.
     async fn delete(&self, oid: Oid, base: Tid) -> Result<(), RemoteError>;
 
     /// Commits, or tells the objects that others have changed; then it is still open.
