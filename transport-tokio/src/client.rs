@@ -56,6 +56,12 @@ impl Client {
         self.0.session.cache()
     }
 
+    /// The client without its transport: the same calls with callbacks, for who wants to be free of the runtime.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.0.session
+    }
+
     /// The last transaction that this client has heard of. Everything up to it can be read: a good moment to read
     /// many objects as of.
     #[must_use]
@@ -203,8 +209,11 @@ async fn run(stream: TcpStream, clock: Clock, session: Session, woken: Arc<Notif
     session.close(&ended.to_string());
 }
 
-/// Turns a callback into a future.
-pub(crate) async fn wait<T: Send + 'static, E: From<CallError> + Send + 'static>(
+/// Turns a callback into a future: for calls to a [`Session`], whoever drives it.
+///
+/// # Errors
+/// The call's; [`CallError::Disconnected`] where nobody is left to answer.
+pub async fn wait<T: Send + 'static, E: From<CallError> + Send + 'static>(
     start: impl FnOnce(Completion<T, E>),
 ) -> Result<T, E> {
     let (sender, receiver) = oneshot::channel();

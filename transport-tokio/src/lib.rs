@@ -49,7 +49,7 @@ pub use blobferry_cache::client::{
     BlobSource, CallError, ClientConfig, ConnectError, Invalidation, VoteError,
 };
 pub use blobferry_store::session::ServerConfig;
-pub use client::Client;
+pub use client::{Client, wait};
 pub use invalidations::Invalidations;
 pub use server::Server;
 pub use transaction::Transaction;
