@@ -6,8 +6,8 @@ use std::sync::Arc;
 use blobferry_cache::carry::{Endpoint, Inlets, Outlets, Report};
 use blobferry_cache::workers::Lane;
 use blobferry_protocol::{
-    PeerError, Phase, Reply, Request, RequestError, RequestId, Slice, Time, TransferId, TxnId, buffered,
-    server,
+    PeerError, Phase, Reply, Request, RequestError, RequestId, Slice, Time, TransferEvent, TransferId, TxnId,
+    buffered, server,
 };
 use bytes::Bytes;
 
@@ -23,6 +23,8 @@ const READS: usize = 32;
 const BACKLOG: usize = 4 << 20;
 /// Bytes of records on their way into the store before no more are read.
 const HELD: u64 = 8 << 20;
+/// Bytes of records that wait for their blobs. To stop reading would not help: the blobs have to be read.
+const HELD_FOR_BLOBS: u64 = 64 << 20;
 
 /// One connection of a server, without its socket. Dropped, it aborts the transactions that are open on it.
 pub struct Session {
@@ -48,6 +50,8 @@ struct State {
     cancelled: BTreeSet<RequestId>,
     /// Records on their way into the store: how long they are.
     held: BTreeMap<RequestId, u64>,
+    /// The same of those that wait for their blobs.
+    held_for_blobs: BTreeMap<RequestId, u64>,
 }
 
 impl std::fmt::Debug for Session {
@@ -76,6 +80,7 @@ impl Session {
             reading: BTreeSet::new(),
             cancelled: BTreeSet::new(),
             held: BTreeMap::new(),
+            held_for_blobs: BTreeMap::new(),
         };
         Session { connection: server::Connection::new(now, service.config().connection), state }
     }
@@ -164,7 +169,12 @@ impl State {
                 let store = self.service.store().clone();
                 self.last_lane(txn).run(move || store.abort(txn));
             }
-            server::Event::Transfer(event) => self.inlets.event(event),
+            server::Event::Transfer(event) => {
+                if let TransferEvent::Aborted { transfer, .. } = &event {
+                    self.held_for_blobs.remove(&(*transfer).into());
+                }
+                self.inlets.event(event);
+            }
             server::Event::SendingAborted { transfer } => {
                 self.outlets.remove(transfer);
                 self.whole.remove(&transfer);
@@ -189,6 +199,7 @@ impl State {
         match news {
             News::Reply { id, result } => {
                 self.held.remove(&id);
+                self.held_for_blobs.remove(&id);
                 self.reading.remove(&id);
                 self.cancelled.remove(&id);
                 // A request that was answered by the machine itself meanwhile needs no other answer.
@@ -242,7 +253,14 @@ impl State {
                 });
             }
             Request::StoreBlob { txn, oid, base, data } => {
-                self.held.insert(id, data.len() as u64);
+                let actual = data.len() as u64 + self.held_for_blobs.values().sum::<u64>();
+                if actual > HELD_FOR_BLOBS {
+                    let what = "bytes of records that wait for their blobs".to_owned();
+                    let _ = connection
+                        .reply(id, Err(RequestError::Limit { what, limit: HELD_FOR_BLOBS, actual }));
+                    return;
+                }
+                self.held_for_blobs.insert(id, data.len() as u64);
                 let service = self.service.clone();
                 let upload = Upload { service, mailbox, id, txn, oid, base, data, stage: None };
                 self.inlets.expect(id.into(), Box::new(upload));

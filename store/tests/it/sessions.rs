@@ -20,6 +20,8 @@ struct Pair {
     blob: Vec<u8>,
     told: Vec<client::Event>,
     received: Vec<u8>,
+    /// What the session has no room for yet.
+    up: Vec<u8>,
 }
 
 fn pair(service: &Service) -> Pair {
@@ -29,7 +31,15 @@ fn pair(service: &Service) -> Pair {
         let _ = wake.send(());
     });
     let client = client::Connection::new(Time::ZERO, Config::default(), b"");
-    let mut pair = Pair { client, session, woken, blob: Vec::new(), told: Vec::new(), received: Vec::new() };
+    let mut pair = Pair {
+        client,
+        session,
+        woken,
+        blob: Vec::new(),
+        told: Vec::new(),
+        received: Vec::new(),
+        up: Vec::new(),
+    };
     pair.until(|event| matches!(event, client::Event::Connected(_)));
     pair
 }
@@ -42,15 +52,20 @@ fn service() -> (Arc<dyn Store>, Service) {
 impl Pair {
     /// Moves what there is to move, both ways; whether anything was.
     fn exchange(&mut self) -> bool {
-        let (mut up, mut down) = (Vec::new(), Vec::new());
+        let (mut down, waiting) = (Vec::new(), self.up.len());
         let blob = &self.blob;
-        buffered::transmit(&mut self.client, Time::ZERO, &mut up, usize::MAX, |slice, into| {
+        buffered::transmit(&mut self.client, Time::ZERO, &mut self.up, usize::MAX, |slice, into| {
             into.copy_from_slice(&blob[slice.offset as usize..][..into.len()]);
             Ok(())
         });
         self.session.transmit(Time::ZERO, &mut down, 1 << 20);
-        let moved = !up.is_empty() || !down.is_empty();
-        self.session.receive(Time::ZERO, Bytes::from(up)).unwrap();
+        let mut moved = self.up.len() > waiting || !down.is_empty();
+        while self.session.wants_input() && !self.up.is_empty() {
+            moved = true;
+            let rest = self.up.split_off(self.up.len().min(64 << 10));
+            let piece = std::mem::replace(&mut self.up, rest);
+            self.session.receive(Time::ZERO, Bytes::from(piece)).unwrap();
+        }
         let mut told = (&mut self.told, &mut self.received);
         let event = |told: &mut (&mut Vec<_>, &mut Vec<u8>), _: &mut _, event| told.0.push(event);
         let payload = |told: &mut (&mut Vec<_>, &mut Vec<u8>), _: Slice, at| told.1.extend(&down[at]);
@@ -104,6 +119,37 @@ fn a_transaction_with_a_blob_is_committed_in_one_round_trip() {
     pair.client.request(Request::SendBlob { blob, from: 0, upto: u64::MAX }).unwrap();
     pair.until(|event| matches!(event, client::Event::Transfer(TransferEvent::Stopped { .. })));
     assert_eq!(pair.received, pair.blob);
+}
+
+#[test]
+fn large_records_do_not_keep_the_blobs_behind_them_from_arriving() {
+    let (_store, service) = service();
+    let mut pair = pair(&service);
+    pair.blob = vec![7; 300_000];
+    let digest = Digest(*blake3::hash(&pair.blob).as_bytes());
+    let txn = pair.begin(1);
+    for oid in 1..=12 {
+        pair.client.upload(txn, Oid(oid), Tid::ZERO, vec![1; 1 << 20], 300_000, Some(digest)).unwrap();
+    }
+    let commit = pair.client.request(Request::Commit { txn }).unwrap();
+    assert!(matches!(pair.answer(commit), Ok(Reply::Finished { .. })));
+}
+
+#[test]
+fn more_records_than_can_wait_for_their_blobs_are_refused() {
+    let (_store, service) = service();
+    let mut pair = pair(&service);
+    let txn = pair.begin(1);
+    let uploads: Vec<TransferId> = (1..=6)
+        .map(|oid| {
+            // Nobody finishes these blobs: their records wait.
+            let id = pair.client.upload(txn, Oid(oid), Tid::ZERO, vec![1; 12 << 20], 0, None).unwrap();
+            pair.exchange();
+            id
+        })
+        .collect();
+    let refused = pair.answer(uploads[5].into());
+    assert!(matches!(refused, Err(RequestError::Limit { actual, .. }) if actual == 72 << 20), "{refused:?}");
 }
 
 #[test]
@@ -181,8 +227,8 @@ fn a_service_that_stops_finishes_what_was_voted_for_and_begins_nothing() {
     let late = Session::new(&service, Time::ZERO, || {});
     let client = client::Connection::new(Time::ZERO, Config::default(), b"");
     let (_, woken) = mpsc::channel();
-    let (blob, told, received) = (Vec::new(), Vec::new(), Vec::new());
-    let mut late = Pair { client, session: late, woken, blob, told, received };
+    let (blob, told, received, up) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut late = Pair { client, session: late, woken, blob, told, received, up };
     let mut hello = Vec::new();
     buffered::transmit(&mut late.client, Time::ZERO, &mut hello, usize::MAX, |_, _| Ok(()));
     late.session.receive(Time::ZERO, Bytes::from(hello)).unwrap();
