@@ -6,6 +6,7 @@ use blobferry_protocol::Tid;
 use clap::{Args, Parser, Subcommand};
 
 use crate::catalog::{NameAt, NamePath};
+use crate::transport::Transport;
 
 /// Where a server listens, and is looked for, unless somebody says otherwise.
 pub(crate) const DEFAULT_SERVER: &str = "127.0.0.1:7420";
@@ -41,6 +42,10 @@ pub(crate) struct Global {
     /// The directory of blobs that all processes of this machine share [default: the user's cache directory].
     #[arg(long, global = true, env = "BLOBFERRY_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// What carries the connections, of a server or a client. `tokio` uses all processors for them without being told how
+    /// many; `mio` has one thread for them, and does without a runtime. They do the same.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub(crate) transport: Transport,
     /// Print one JSON object a line.
     #[arg(long, global = true)]
     pub(crate) json: bool,

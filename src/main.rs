@@ -15,6 +15,7 @@ mod output;
 mod progress;
 mod remote;
 mod server;
+mod transport;
 
 use std::io::{IsTerminal, Write};
 use std::num::NonZero;

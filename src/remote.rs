@@ -1,20 +1,22 @@
-//! The server, as the subcommands see it: the one place that knows the client of the transport.
+//! The server, as the subcommands see it.
 
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use blobferry_cache::carry::Progress;
+use blobferry_cache::client::{BlobSource, CallError, ConnectError, Session, Transaction, VoteError};
 use blobferry_cache::{Cache, CacheConfig, CacheError};
 use blobferry_protocol::{
     BlobId, BlobInfo, HistoryEntry, Oid, Outcome, Packed, RequestError, Revision, Tid, TxnMeta,
 };
-use blobferry_transport_tokio::{
-    BlobSource, CallError, Client, ClientConfig, ConnectError, Transaction, VoteError,
-};
+use blobferry_transport_tokio::wait;
 use thiserror::Error;
 
 use crate::catalog::{Attempt, Objects, Writes};
+use crate::transport::{Link, Transport};
 
 /// How long to wait before each attempt to ask what became of a commit whose connection was lost: a server that is
 /// started again at once is found.
@@ -102,7 +104,8 @@ impl From<RequestError> for RemoteError {
 /// A connection to the server. Dropped without [`Remote::close`], what is under way is given up.
 pub(crate) struct Remote {
     server: String,
-    client: Client,
+    transport: Transport,
+    link: Link,
 }
 
 /// An open transaction of a [`Remote`]. Dropped, it is aborted.
@@ -112,9 +115,9 @@ pub(crate) struct RemoteTxn<'a> {
     cached: bool,
 }
 
-async fn connect(server: &str, cache: Cache) -> Result<Client, RemoteError> {
+async fn connect(transport: Transport, server: &str, cache: Cache) -> Result<Link, RemoteError> {
     let server = server.to_owned();
-    Client::connect(&server, cache, ClientConfig::default()).await.map_err(|error| match error {
+    Link::connect(transport, &server, cache).await.map_err(|error| match error {
         ConnectError::Connect(error) if error.kind() == ErrorKind::InvalidInput => {
             RemoteError::NoAddress { server }
         }
@@ -125,34 +128,42 @@ async fn connect(server: &str, cache: Cache) -> Result<Client, RemoteError> {
 
 impl Remote {
     /// Connects to a server, with a cache directory on this side.
-    pub(crate) async fn connect(server: &str, cache: &Path) -> Result<Remote, RemoteError> {
+    pub(crate) async fn connect(
+        transport: Transport,
+        server: &str,
+        cache: &Path,
+    ) -> Result<Remote, RemoteError> {
         let cache = Cache::open(cache, CacheConfig::default()).map_err(RemoteError::Cache)?;
-        Ok(Remote { server: server.to_owned(), client: connect(server, cache).await? })
+        Ok(Remote { server: server.to_owned(), transport, link: connect(transport, server, cache).await? })
     }
 
     /// Ends the conversation when what is under way has come to its end.
     pub(crate) async fn close(self) {
-        self.client.close().await;
+        self.link.close().await;
+    }
+
+    fn session(&self) -> &Session {
+        self.link.session()
     }
 
     /// Opens a transaction. With `cached`, the files that it stores are copied into the cache.
     pub(crate) fn begin(&self, meta: TxnMeta, cached: bool) -> Result<RemoteTxn<'_>, RemoteError> {
-        Ok(RemoteTxn { remote: self, transaction: self.client.begin(meta)?, cached })
+        Ok(RemoteTxn { remote: self, transaction: self.session().begin(meta)?, cached })
     }
 
     /// The revisions of an object, newest first.
     pub(crate) async fn history(&self, oid: Oid, limit: u32) -> Result<Vec<HistoryEntry>, RemoteError> {
-        Ok(self.client.history(oid, limit).await?)
+        Ok(wait(|done| self.session().history(oid, limit, done)).await?)
     }
 
     /// The server's counters.
     pub(crate) async fn status(&self) -> Result<Vec<(String, u64)>, RemoteError> {
-        Ok(self.client.status().await?)
+        Ok(wait(|done| self.session().status(done)).await?)
     }
 
     /// Forgets what was replaced before a transaction.
     pub(crate) async fn pack(&self, before: Tid) -> Result<Packed, RemoteError> {
-        Ok(self.client.pack(before).await?)
+        Ok(wait(|done| self.session().pack(before, done)).await?)
     }
 
     /// A blob in the cache: where it is, and the open file. `progress` is told how many bytes have come, where it has
@@ -162,31 +173,32 @@ impl Remote {
         blob: BlobId,
         progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<(PathBuf, File), RemoteError> {
-        let cached = self.client.load_blob_with(blob, move |at| progress(at.done)).await?;
+        let progress = Arc::new(move |at: Progress| progress(at.done));
+        let cached = wait(|done| self.session().load_blob(blob, Some(progress), done)).await?;
         Ok((cached.path().to_owned(), cached.into_file()))
     }
 }
 
 impl Objects for Remote {
     fn last_tid(&self) -> Tid {
-        self.client.last_tid()
+        self.session().last_tid()
     }
 
     async fn load_before(&self, oid: Oid, before: Tid) -> Result<Option<Revision>, RemoteError> {
-        match self.client.load_before(oid, before).await {
+        match wait(|done| self.session().load_before(oid, before, done)).await {
             Err(CallError::Refused(RequestError::NoSuchObject { .. })) => Ok(None),
             loaded => Ok(loaded?),
         }
     }
 
     async fn new_oids(&self, count: u32) -> Result<Vec<Oid>, RemoteError> {
-        Ok(self.client.new_oids(count).await?)
+        Ok(wait(|done| self.session().new_oids(count, done)).await?)
     }
 }
 
 impl Writes for RemoteTxn<'_> {
     async fn store(&self, oid: Oid, base: Tid, data: Vec<u8>) -> Result<(), RemoteError> {
-        Ok(self.transaction.store(oid, base, data).await?)
+        Ok(wait(|done| self.transaction.store(oid, base, data, done)).await?)
     }
 
     async fn store_file(
@@ -198,9 +210,10 @@ impl Writes for RemoteTxn<'_> {
         progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<BlobInfo, RemoteError> {
         let from = if self.cached { BlobSource::copied(source) } else { BlobSource::streamed(source) };
-        let progress = move |at: blobferry_transport_tokio::Progress| progress(at.done);
-        let stored = self.transaction.store_blob_with(oid, base, data, from, progress).await;
-        stored.map_err(|error| match error {
+        let progress = Arc::new(move |at: Progress| progress(at.done));
+        let stored =
+            wait(|done| self.transaction.store_blob(oid, base, data, from, Some(progress), done)).await;
+        stored.map_err(|error: CallError| match error {
             CallError::Refused(RequestError::Source { detail }) => {
                 RemoteError::Source { path: source.to_owned(), detail }
             }
@@ -209,11 +222,11 @@ impl Writes for RemoteTxn<'_> {
     }
 
     async fn delete(&self, oid: Oid, base: Tid) -> Result<(), RemoteError> {
-        Ok(self.transaction.delete(oid, base).await?)
+        Ok(wait(|done| self.transaction.delete(oid, base, done)).await?)
     }
 
     async fn commit(&mut self) -> Result<Attempt, RemoteError> {
-        match self.transaction.commit().await {
+        match wait(|done| self.transaction.commit(done)).await {
             Ok(tid) => Ok(Attempt::Committed(tid)),
             Err(VoteError::Conflict(conflicts)) => Ok(Attempt::Conflicts(conflicts)),
             Err(VoteError::Call(CallError::Disconnected { reason })) => self.outcome(reason).await,
@@ -225,11 +238,13 @@ impl Writes for RemoteTxn<'_> {
 impl RemoteTxn<'_> {
     /// What became of the commit whose connection was lost. A commit is never just tried again: it may have happened.
     async fn outcome(&self, reason: String) -> Result<Attempt, RemoteError> {
-        let Remote { server, client } = self.remote;
+        let Remote { server, transport, link } = self.remote;
         for pause in ASK_AGAIN {
             tokio::time::sleep(pause).await;
-            let Ok(again) = connect(server, client.cache().clone()).await else { continue };
-            let Ok(outcome) = again.outcome(self.transaction.id()).await else { continue };
+            let cache = link.session().cache().clone();
+            let Ok(again) = connect(*transport, server, cache).await else { continue };
+            let asked = wait(|done| again.session().outcome(self.transaction.id(), done)).await;
+            let Ok::<_, CallError>(outcome) = asked else { continue };
             again.close().await;
             return match outcome {
                 Outcome::Committed { tid } => Ok(Attempt::Committed(tid)),

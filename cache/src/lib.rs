@@ -69,6 +69,10 @@ mod turns;
 pub mod workers;
 mod writer;
 
+/// For the macros of [`client`], whose signatures have the protocol's words in them.
+#[doc(hidden)]
+pub use blobferry_protocol as protocol;
+
 pub use blob::CachedBlob;
 pub use buffer::{Buffered, Take, TransactionBuffer};
 pub use cache::{Cache, CacheConfig};

@@ -112,22 +112,159 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! (The example tells nobody that its sinks have stored what came, which is why the blob is small: see
-//! [`stored`](connection::Connection::stored).)
+//! (Here nobody says that the bytes are [`stored`](connection::Connection::stored), so a blob larger than a window would
+//! not get through. A real program says so: see below.)
 //!
-//! # Payload never enters
+//! # The run loop
 //!
-//! The machine deals in heads and ranges. [`poll_transmit`](connection::Connection::poll_transmit) writes a head and
-//! names the [`Slice`] that follows it; the transport moves those bytes from the file to the socket itself.
-//! [`expect`](connection::Connection::expect) says whether the next bytes are for the machine or for the sink of a
-//! transfer. So a transport is free to read into buffers, to `splice`, or to give the kernel buffers that it owns.
+//! Every embedding is this loop, whatever waits in the middle of it: a blocking read, `epoll`, an io_uring, a simulator.
 //!
-//! | buffer | who owns it |
+//! 1. **Say.** [`poll_transmit`](connection::Connection::poll_transmit) until `None`. Each time send the head, then all
+//!    of the body, then ask again: in between other messages get their turn, so that none waits behind more than one
+//!    chunk. When the socket takes no more, stop asking. What was not asked for yet is still the machine's, and costs
+//!    nothing.
+//! 2. **Wait** until there is something to read, or room to write where step 1 was not done, or a call of your own, or the
+//!    machine's timeout.
+//! 3. **Hear.** Ask [`expect`](connection::Connection::expect). Control goes to
+//!    [`handle_control`](connection::Connection::handle_control), which takes as much of it as is not payload; then
+//!    [`poll_event`](connection::Connection::poll_event) until `None` (on a server after every answer, too: it may let
+//!    a vote go that waited for it). Payload goes to the sink of its transfer; then
+//!    [`payload_moved`](connection::Connection::payload_moved), and when the sink has taken it
+//!    [`stored`](connection::Connection::stored), at once or much later. Again until all that was read is used up.
+//! 4. [`handle_timeout`](connection::Connection::handle_timeout), when it is time or always. Then from the beginning:
+//!    every call may have made something to say.
+//!
+//! The loop ends with an error, with the end of the stream, or, after a goodbye, when the half's `is_finished` says so and
+//! step 1 is done. A blob that has arrived is one when [`TransferEvent::Stopped`] has come and the digest is right, not
+//! before.
+//!
+//! [`buffered`] has steps 1 and 3 for everybody who reads into a buffer and writes from one. These examples are the whole
+//! loop, each with another middle. All of them download a blob and check it:
+//!
+//! | `cargo run -p blobferry-protocol --example …` | is | look here for |
+//! |---|---|---|
+//! | `blocking_std` | one thread, `std::net::TcpStream`, `std::fs` | the loop at its smallest; uploads; a source that fails |
+//! | `in_memory` | both machines, two vectors, time by hand | the server's half; timeouts; resuming a download |
+//! | `io_uring` | completions, and buffers that the kernel owns | sinks that are done later, and in any order |
+//! | `splice` | payload from socket to file in the kernel | reading exactly as much as is control |
+//!
+//! # Who owns which bytes
+//!
+//! The machine deals in heads and ranges: payload never enters it. `poll_transmit` writes a head and names the [`Slice`]
+//! that follows; `expect` says whether the next bytes are for the machine or for the sink of a transfer. So a transport is
+//! free to read into buffers, to `splice`, or to give the kernel buffers that it owns. A [`Slice`] is `Copy` and borrows
+//! nothing: it can travel with an operation and come back with its completion.
+//!
+//! | bytes | who owns them |
 //! |---|---|
-//! | control bytes to be sent | the machine, until `poll_transmit` appends them to a buffer of the caller's |
-//! | payload to be sent | the caller: the machine has seen no byte of it |
-//! | bytes that were read | the caller; the machine copies only the beginning of a frame that is not complete yet |
-//! | payload that arrived | the caller |
+//! | control that waits to be sent | the machine, until `poll_transmit` appends it to a buffer of the caller's |
+//! | payload to be sent | the caller: the machine has seen none of it |
+//! | what was read | the caller; the machine copies only the beginning of a frame that is not complete yet |
+//! | payload that has arrived | the caller, who keeps it as long as it likes: the peer sends more when it is `stored` |
+//!
+//! What a caller holds of arrived payload is bounded by the windows that it announced in its [`Limits`].
+//!
+//! # Time
+//!
+//! There is no clock in here. Every connection has an epoch of the caller's choice, and hears what [`Time`] it is with the
+//! calls where that matters. Ask [`poll_timeout`](connection::Connection::poll_timeout) before every wait, for it may
+//! move with every call that takes `&mut self`: whatever is heard puts it off. There is one timeout for everything, be it
+//! the handshake, a ping, or giving up. One that comes early or twice does nothing; one that comes late, because a process
+//! was stopped for an hour, leads to a ping before it leads to an end.
+//!
+//! # Errors
+//!
+//! There are three kinds, and they say who has to do something.
+//!
+//! **[`RequestError`]: the answer is no.** It comes in an event, and nothing is wrong with the connection. What each
+//! means for its transaction stands in `PROTOCOL.md`, section 8.
+//!
+//! **[`UsageError`]: this call made no sense now.** It changed nothing.
+//!
+//! | error | what to do |
+//! |---|---|
+//! | `NotConnected`, `Closing` | wait for [`client::Event::Connected`]; open another connection |
+//! | `Limit`, `TooLong` | wait for an answer, or send what waits, and ask again; say it in smaller pieces |
+//! | `NoSuchRequest`, `NoSuchTransfer` | usually nothing: it has ended while you were about to say something on it |
+//! | `BadRange` of `start_blob` | the client has asked for what the blob does not have: reply [`RequestError::BadRange`] |
+//! | `Dead` | what is to be done about the `PeerError` in it |
+//! | all others | mend the caller: it is not where it thinks it is |
+//!
+//! **[`PeerError`]: the connection is dead.** Close the socket. A client that was in the middle of a commit asks for the
+//! [`Outcome`] on another connection; one that was downloading asks for the rest, with `from`. A server aborts the
+//! [transactions](server::Connection::transactions) that are left, except those whose finish it has taken on. The same
+//! goes for a stream that ends or fails, which the machine does not hear of.
+//!
+//! | error | what it says of the peer |
+//! |---|---|
+//! | `Refused` | it wants no conversation: the [`Refusal`] says why, and whether to come back later |
+//! | `BadMagic`, `BadVersion`, `BadLimits` | it is something else, or of another time: do not come back |
+//! | `HandshakeTimeout`, `Silent` | it is gone, or the network between is: connect again |
+//! | `NotReading` | it asks, and does not read the answers |
+//! | all others | it broke the rule that the error names. If its code is good, look at your own: bytes that were lost or fed twice look like this (mistakes 1 and 3) |
+//!
+//! # Five mistakes, and how they show
+//!
+//! 1. **Payload is fed to the machine.** `handle_control` stops at it, and says that it took fewer bytes than it was given;
+//!    called again it takes 0. A loop that does not look at the number loses its place in the stream.
+//! 2. **Nobody says `stored`.** A download stops after exactly one window ([`Limits::transfer_window`]) with no error:
+//!    pings are answered, no byte comes. If it is said too early, before the bytes were moved, it is a
+//!    [`UsageError::BadRange`].
+//! 3. **A head goes out without all of its body.** The next head is then taken for payload, and the peer ends the
+//!    connection, or finds a wrong digest. [`Transmit`] is `#[must_use]` for this. A source that fails is no way out:
+//!    send zeros, and [`abort_blob`](connection::Connection::abort_blob).
+//! 4. **Events wait while payload is moved.** Then `expect` names a transfer that nobody has heard of, because its
+//!    [`TransferEvent::Started`] was not looked at. (Once all events are taken, a transfer without a sink is one that
+//!    was cancelled. Its bytes are dropped, and `payload_moved` all the same.)
+//! 5. **The timeout is asked for once.** A peer that is gone is then never noticed, or `handle_timeout` is called all the
+//!    time, which does no harm and no good.
+//!
+//! What the machine answers to each of them:
+//!
+//! ```
+//! use blobferry_protocol::testing::{Pair, PairConfig, Source};
+//! use blobferry_protocol::{BlobId, Expect, Oid, PeerError, Request, Slice, Tid, Time, UsageError, client};
+//!
+//! // A client that has asked for a blob of 5,000,000 bytes, and all that a server says as far as its credit goes.
+//! let mut pair = Pair::connected(PairConfig::default());
+//! let blob = BlobId { oid: Oid(1), tid: Tid(7) };
+//! let client = &mut pair.client.connection;
+//! let transfer = client.request(Request::SendBlob { blob, from: 0, upto: u64::MAX })?.into();
+//! # let now = Time::ZERO;
+//! # let (server, mut up, mut down) = (&mut pair.server.connection, Vec::new(), Vec::new());
+//! # while client.poll_transmit(now, &mut up).is_some() {}
+//! # server.handle_control(now, &up)?;
+//! # server.start_blob(transfer, 5_000_000, blobferry_protocol::Digest([0; 32]))?;
+//! # blobferry_protocol::buffered::transmit(server, now, &mut down, usize::MAX, |_, _| Ok(()));
+//!
+//! // Mistake 1. It takes the messages in front, and not a byte more.
+//! let used = client.handle_control(now, &down)?;
+//! assert!(used < down.len());
+//! assert_eq!(client.handle_control(now, &down[used..])?, 0);
+//!
+//! // Mistake 4. The payload is for a transfer of which nobody has looked at the beginning.
+//! let Expect::Payload(slice) = client.expect() else { panic!("payload was announced") };
+//! assert_eq!((slice.transfer, slice.offset), (transfer, 0));
+//! assert!(matches!(client.poll_event(), Some(client::Event::Transfer(_))));
+//!
+//! // Mistake 2. Stored can only be what was moved, and moved only what is expected.
+//! assert_eq!(client.stored(transfer, 1), Err(UsageError::BadRange(transfer)));
+//! let (moved, expected) = (slice.len + 1, slice.len);
+//! assert_eq!(client.payload_moved(now, moved), Err(UsageError::NotExpected { moved, expected }));
+//!
+//! // Mistake 5. Too early is harmless. (Too late is not: try it with `Pair::advance`.)
+//! assert_eq!(client.handle_timeout(now), Ok(()));
+//! assert!(client.poll_timeout() > Some(now));
+//!
+//! // Mistake 3, and bytes that are fed twice: the two sides are out of step, and payload is taken for a message.
+//! client.payload_moved(now, slice.len)?;
+//! let error = client.handle_control(now, &down[used..]).expect_err("these bytes are payload");
+//! assert!(matches!(error, PeerError::Malformed(_) | PeerError::FrameTooLong { .. }));
+//! // From now on every call says so.
+//! assert_eq!(client.stored(transfer, 1), Err(UsageError::Dead(error.clone())));
+//! assert_eq!((client.poll_timeout(), client.error()), (None, Some(&error)));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
 //! # Invariants
 //!

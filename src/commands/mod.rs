@@ -33,8 +33,8 @@ pub(crate) async fn run(cli: Cli, stdout: impl Write) -> Result<(), Failure> {
     let output = &mut Output::new(stdout, cli.global.json);
     let global = &cli.global;
     match &cli.command {
-        Command::Serve(args) => serve::run(args, output).await,
-        Command::Demo(args) => demo::run(args, output).await,
+        Command::Serve(args) => serve::run(args, global, output).await,
+        Command::Demo(args) => demo::run(args, global, output).await,
         Command::DemoWorker(args) => {
             connected(global, async |remote| demo::worker::run(args, remote, output).await).await
         }
@@ -55,7 +55,7 @@ async fn connected(
     global: &Global,
     work: impl AsyncFnOnce(&Remote) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let remote = Remote::connect(&global.server, &cache_directory(global)?).await?;
+    let remote = Remote::connect(global.transport, &global.server, &cache_directory(global)?).await?;
     work(&remote).await?;
     remote.close().await;
     Ok(())

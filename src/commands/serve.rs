@@ -2,10 +2,11 @@
 
 use std::io::Write;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::ServeArgs;
+use crate::cli::{Global, ServeArgs};
 use crate::failure::Failure;
 use crate::output::{Line, Output};
 use crate::server::Serving;
@@ -23,9 +24,14 @@ impl Line for Listening<'_> {
 }
 
 /// Runs `serve`.
-pub(super) async fn run<W: Write>(args: &ServeArgs, output: &mut Output<W>) -> Result<(), Failure> {
+pub(super) async fn run<W: Write>(
+    args: &ServeArgs,
+    global: &Global,
+    output: &mut Output<W>,
+) -> Result<(), Failure> {
     let mut stop = Stop::new()?;
-    let serving = Serving::start(&args.dir, &args.listen).await?;
+    raise_descriptor_limit();
+    let serving = Serving::start(global.transport, &args.dir, &args.listen).await?;
     let said = output.line(&Listening { listening: &serving.address() }).and_then(|()| output.flush());
     if said.as_ref().map_or_else(Failure::quiet, |()| true) {
         // A server whose output nobody reads serves all the same.
@@ -37,6 +43,15 @@ pub(super) async fn run<W: Write>(args: &ServeArgs, output: &mut Output<W>) -> R
         () = stop.asked() => (),
     }
     said
+}
+
+/// Lets the process have as many connections and files open as the system allows it to ask for.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// SIGTERM and SIGINT. From when it is made they do not end the process any more.

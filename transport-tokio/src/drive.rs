@@ -1,6 +1,6 @@
 //! The loop of one connection, the same for both ends: readiness of a socket, wake-ups, and a timer.
 
-use blobferry_cache::carry::{Clock, Ended, Endpoint, Input, Output};
+use blobferry_cache::carry::{Carrier, Ended, Endpoint};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
@@ -8,33 +8,25 @@ use tokio::time::{Instant, sleep_until};
 /// Drives one connection to its end. `woken` is notified whenever the endpoint has something new to send.
 pub(crate) async fn drive(
     stream: &TcpStream,
-    clock: Clock,
-    endpoint: &mut (impl Endpoint + Send),
+    carrier: &mut Carrier<impl Endpoint + Send>,
     woken: &Notify,
 ) -> Ended {
-    let (mut output, mut input) = (Output::default(), Input::default());
     loop {
-        if let Err(ended) = output.write(endpoint, clock.now(), |bytes| stream.try_write(bytes)) {
+        if let Err(ended) = carrier.write(|bytes| stream.try_write(bytes)) {
             return ended;
         }
-        if output.is_empty() && endpoint.is_finished() {
-            return Ended::Finished;
-        }
-        let timeout = endpoint.poll_timeout().map(|time| Instant::from_std(clock.instant(time)));
-        let wants_input = endpoint.wants_input();
+        let deadline = carrier.deadline().map(Instant::from_std);
+        let wants_input = carrier.wants_input();
         let turn = tokio::select! {
             ready = stream.readable(), if wants_input => ready.map(|()| Turn::Read),
-            ready = stream.writable(), if !output.is_empty() => ready.map(|()| Turn::Write),
+            ready = stream.writable(), if carrier.has_output() => ready.map(|()| Turn::Write),
             () = woken.notified() => Ok(Turn::Write),
-            () = until(timeout) => Ok(Turn::Timeout),
+            () = until(deadline) => Ok(Turn::Timeout),
         };
         let result = match turn {
-            Ok(Turn::Read) => input.read(endpoint, clock.now(), |buffer| stream.try_read(buffer)).map(drop),
+            Ok(Turn::Read) => carrier.read(|buffer| stream.try_read(buffer)).map(drop),
             Ok(Turn::Write) => Ok(()),
-            Ok(Turn::Timeout) => {
-                input.release();
-                endpoint.handle_timeout(clock.now()).map_err(Ended::from)
-            }
+            Ok(Turn::Timeout) => carrier.timeout(),
             Err(error) => Err(error.into()),
         };
         if let Err(ended) = result {

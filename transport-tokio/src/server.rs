@@ -3,9 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use blobferry_cache::carry::{Clock, Ended, tune};
+use blobferry_cache::carry::{Carrier, Ended};
 use blobferry_store::Store;
 use blobferry_store::session::{ServerConfig, Service, Session};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -72,9 +71,8 @@ async fn accept(listener: TcpListener, service: Service, mut stop: watch::Receiv
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => drop(connections.spawn(serve(stream, peer, service.clone()))),
                 Err(error) => {
-                    // Out of descriptors, or a peer that was gone at once: neither is a reason to stop.
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    // Neither missing descriptors nor a peer that was gone at once is a reason to stop.
+                    tokio::time::sleep(service.not_accepted(&error)).await;
                 }
             },
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
@@ -85,7 +83,7 @@ async fn accept(listener: TcpListener, service: Service, mut stop: watch::Receiv
     service.stop();
     let ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(service.config().grace, ended).await.is_err() {
-        tracing::warn!(connections = connections.len(), "not everything came to its end in time: closing");
+        service.grace_is_over(connections.len());
     }
     connections.shutdown().await;
 }
@@ -96,12 +94,11 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 async fn serve(stream: TcpStream, peer: SocketAddr, service: Service) {
-    let clock = Clock::start();
     let woken = Arc::new(Notify::new());
     let wake = woken.clone();
-    let mut session = Session::new(&service, clock.now(), move || wake.notify_one());
-    let ended = match tune(&stream) {
-        Ok(()) => drive(&stream, clock, &mut session, &woken).await,
+    let begun = Carrier::begin(&stream, |now| Session::new(&service, now, move || wake.notify_one()));
+    let ended = match begun {
+        Ok(mut carrier) => drive(&stream, &mut carrier, &woken).await,
         Err(error) => Ended::Stream(error),
     };
     ended.log(peer);

@@ -5,6 +5,7 @@
 //! alike. Bytes that arrive are handed to a [lane](crate::workers::Lane) at once, so the thread with the sockets never
 //! waits for a disk; what the sink has taken is reported back, and that, through credit, is what keeps memory flat.
 
+mod carrier;
 mod sinks;
 mod sources;
 mod stream;
@@ -14,12 +15,13 @@ use std::sync::Arc;
 use blobferry_protocol::{PeerError, Time};
 use bytes::Bytes;
 
+pub use carrier::Carrier;
 pub use sinks::{Inlets, Report, Sink};
 pub use sources::{Drained, Outlets, Source, Stamp};
-pub use stream::{Clock, Ended, Input, Output, tune};
+pub use stream::Ended;
 
-/// What a transport drives: one end of a connection, with everything behind it. The transport adds a socket, its
-/// readiness, and a timer.
+/// One end of a connection, with everything behind it. A transport drives it through a [`Carrier`], and adds a socket,
+/// its readiness, and a timer.
 pub trait Endpoint {
     /// Appends what is to be sent to `out` until that holds at least `enough` bytes or there is nothing to send now.
     fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize);

@@ -30,7 +30,7 @@ const NOT_SENT: u32 = 256 << 10;
 ///
 /// # Errors
 /// The system's.
-pub fn tune(socket: &impl AsFd) -> io::Result<()> {
+pub(super) fn tune(socket: &impl AsFd) -> io::Result<()> {
     let socket = socket2::SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -40,24 +40,21 @@ pub fn tune(socket: &impl AsFd) -> io::Result<()> {
 
 /// Moments as the machines count them: since the connection began.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock(Instant);
+pub(super) struct Clock(Instant);
 
 impl Clock {
     /// A clock that starts now.
-    #[must_use]
-    pub fn start() -> Clock {
+    pub(super) fn start() -> Clock {
         Clock(Instant::now())
     }
 
     /// This moment.
-    #[must_use]
-    pub fn now(self) -> Time {
+    pub(super) fn now(self) -> Time {
         Time(self.0.elapsed())
     }
 
     /// The system's name for a moment.
-    #[must_use]
-    pub fn instant(self, time: Time) -> Instant {
+    pub(super) fn instant(self, time: Time) -> Instant {
         // A moment that the system can not name is as good as never.
         const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
         self.0.checked_add(time.0).unwrap_or(self.0 + NEVER)
@@ -73,6 +70,9 @@ pub enum Ended {
     /// The peer closed the stream.
     #[error("the peer closed the connection")]
     Closed,
+    /// This side has stopped before the conversation was over.
+    #[error("this side has stopped")]
+    Stopped,
     /// The stream failed.
     #[error("{0}")]
     Stream(#[from] io::Error),
@@ -85,7 +85,9 @@ impl Ended {
     /// Tells the operator, as loudly as it deserves.
     pub fn log(&self, peer: impl std::fmt::Display) {
         match self {
-            Ended::Finished | Ended::Closed => tracing::debug!(%peer, ended = %self, "connection ended"),
+            Ended::Finished | Ended::Closed | Ended::Stopped => {
+                tracing::debug!(%peer, ended = %self, "connection ended")
+            }
             Ended::Stream(_) => tracing::info!(%peer, ended = %self, "connection lost"),
             Ended::Peer(_) => tracing::warn!(%peer, ended = %self, "connection closed"),
         }
@@ -94,15 +96,14 @@ impl Ended {
 
 /// What is on its way from an endpoint to a stream.
 #[derive(Debug, Default)]
-pub struct Output {
+pub(super) struct Output {
     bytes: Vec<u8>,
     written: usize,
 }
 
 impl Output {
     /// Is nothing left to be written?
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.written == self.bytes.len()
     }
 
@@ -110,7 +111,7 @@ impl Output {
     ///
     /// # Errors
     /// The stream's.
-    pub fn write(
+    pub(super) fn write(
         &mut self,
         endpoint: &mut (impl Endpoint + ?Sized),
         now: Time,
@@ -138,7 +139,7 @@ impl Output {
 
 /// What is on its way from a stream to an endpoint.
 #[derive(Debug, Default)]
-pub struct Input {
+pub(super) struct Input {
     /// The last read was a large one: there is much to say.
     busy: bool,
     spare: Arc<Spare>,
@@ -152,7 +153,7 @@ impl Input {
     ///
     /// # Errors
     /// The stream's end or failure, or the rule that the peer broke.
-    pub fn read(
+    pub(super) fn read(
         &mut self,
         endpoint: &mut (impl Endpoint + ?Sized),
         now: Time,
@@ -190,7 +191,7 @@ impl Input {
     }
 
     /// The connection has been idle for a while: it keeps nothing.
-    pub fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         self.busy = false;
         self.spare.clear();
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use blobferry_protocol::{RequestError, UsageError};
 
-use crate::CacheError;
+use crate::{CacheError, WriteError};
 
 /// Why a call was not answered with what it asked for.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +40,21 @@ pub enum CallError {
     /// The operating system has no random numbers to name a transaction with.
     #[error("no random numbers for a transaction's name: {0}")]
     NoName(String),
+}
+
+impl CallError {
+    /// Whoever had to answer was dropped without a word: a defect, told to who waits rather than left to hang.
+    #[must_use]
+    pub fn unanswered() -> CallError {
+        CallError::Disconnected { reason: "nobody is left to answer".into() }
+    }
+}
+
+/// A stream is stored by writing it into the cache first.
+impl From<WriteError> for CallError {
+    fn from(error: WriteError) -> CallError {
+        CallError::Stream(io::Error::other(error))
+    }
 }
 
 /// Why there is no connection.

@@ -10,6 +10,7 @@ mod call;
 mod calls;
 mod download;
 mod session;
+mod surface;
 mod transaction;
 
 pub use call::{CallError, Completion, ConnectError};

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,7 +16,7 @@ use bytes::Bytes;
 
 use super::call::{CallError, Completion};
 use super::download::{ToCache, ToMemory};
-use crate::carry::{Endpoint, Inlets, OnProgress, Outlets, Progress, Report, Sink, Source};
+use crate::carry::{Carrier, Endpoint, Inlets, OnProgress, Outlets, Progress, Report, Sink, Source};
 use crate::workers::Workers;
 use crate::{Cache, CachedBlob, Claim, Download};
 
@@ -148,6 +150,21 @@ impl Session {
         }))
     }
 
+    /// A session on a stream, and what the transport drives. `wake` as in [`new`](Self::new).
+    ///
+    /// # Errors
+    /// The stream's socket can not be tuned.
+    pub fn open(
+        stream: &impl AsFd,
+        cache: Cache,
+        config: &ClientConfig,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<(Session, Carrier<SessionEndpoint>)> {
+        let begin = |now| Session::new(cache, now, config, wake).endpoint();
+        let carrier = Carrier::begin(stream, begin)?;
+        Ok((carrier.endpoint().0.clone(), carrier))
+    }
+
     /// The cache that blobs are loaded into.
     #[must_use]
     pub fn cache(&self) -> &Cache {
@@ -166,7 +183,7 @@ impl Session {
         self.lock().state.last_tid
     }
 
-    /// What the transport drives.
+    /// What the transport drives. Dropped, it [closes](Self::close) the session: nobody waits for what can not come.
     #[must_use]
     pub fn endpoint(&self) -> SessionEndpoint {
         SessionEndpoint(self.clone())
@@ -527,5 +544,11 @@ impl Endpoint for SessionEndpoint {
     fn is_finished(&self) -> bool {
         let inner = self.0.lock();
         inner.connection.is_finished() && inner.state.waiting.is_empty()
+    }
+}
+
+impl Drop for SessionEndpoint {
+    fn drop(&mut self) {
+        self.0.close("nobody drives it any more");
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use super::worker::{READY, Report};
+use crate::transport::Transport;
 
 /// One process. Dropped, it is ended and waited for.
 struct Worker {
@@ -16,11 +17,18 @@ struct Worker {
 
 /// Starts `count` processes of this very program, gives all of them the word when all are ready, and returns their
 /// reports.
-pub(super) fn run(count: usize, server: &str, cache: &Path, names: &[String]) -> io::Result<Vec<Report>> {
+pub(super) fn run(
+    count: usize,
+    transport: Transport,
+    server: &str,
+    cache: &Path,
+    names: &[String],
+) -> io::Result<Vec<Report>> {
     let program = std::env::current_exe()?;
     let start = |_| {
         let mut command = Command::new(&program);
         command.args([OsStr::new("--server"), server.as_ref(), "--cache".as_ref(), cache.as_ref()]);
+        command.args(["--transport", transport.name()]);
         Worker::start(command.args(["demo-worker", "--"]).args(names))
     };
     let mut workers: Vec<Worker> = (0..count).map(start).collect::<io::Result<_>>()?;

@@ -16,13 +16,14 @@ use serde::Serialize;
 use super::put::{Published, publish};
 use super::serve::Stop;
 use crate::catalog::NamePath;
-use crate::cli::DemoArgs;
+use crate::cli::{DemoArgs, Global};
 use crate::failure::Failure;
 use crate::human::{size, table};
 use crate::local::collect;
 use crate::output::{Line, Output};
 use crate::remote::Remote;
 use crate::server::Serving;
+use crate::transport::Transport;
 use worker::Report;
 
 /// How many processes want the files.
@@ -80,7 +81,11 @@ impl Line for Demo {
 }
 
 /// Runs `demo`.
-pub(super) async fn run<W: Write>(args: &DemoArgs, output: &mut Output<W>) -> Result<(), Failure> {
+pub(super) async fn run<W: Write>(
+    args: &DemoArgs,
+    global: &Global,
+    output: &mut Output<W>,
+) -> Result<(), Failure> {
     // The processes get an interrupt, too, and end; this one goes on to clean up.
     let _interrupts = Stop::new()?;
     let doing = |doing: &'static str| move |source| Failure::System { doing: doing.into(), source };
@@ -89,17 +94,17 @@ pub(super) async fn run<W: Write>(args: &DemoArgs, output: &mut Output<W>) -> Re
         true => samples(&dir.path().join("files")).map_err(doing("making files to publish"))?,
         false => args.files.clone(),
     };
-    let serving = Serving::start(&dir.path().join("server"), "127.0.0.1:0").await?;
-    let demo = show(dir.path(), &serving.address(), &files).await;
+    let serving = Serving::start(global.transport, &dir.path().join("server"), "127.0.0.1:0").await?;
+    let demo = show(global.transport, dir.path(), &serving.address(), &files).await;
     serving.stop().await;
     let demo = demo?;
     output.line(&demo)?;
     if demo.holds() { Ok(()) } else { Err(Failure::Demo) }
 }
 
-async fn show(dir: &Path, server: &str, files: &[PathBuf]) -> Result<Demo, Failure> {
+async fn show(transport: Transport, dir: &Path, server: &str, files: &[PathBuf]) -> Result<Demo, Failure> {
     let sources = collect(files, &NamePath::ROOT, false)?;
-    let remote = Remote::connect(server, &dir.join("publisher")).await?;
+    let remote = Remote::connect(transport, server, &dir.join("publisher")).await?;
     let begun = Instant::now();
     let published = publish(&remote, sources, "demo", false).await?;
     let publishing = milliseconds_since(begun);
@@ -107,7 +112,8 @@ async fn show(dir: &Path, server: &str, files: &[PathBuf]) -> Result<Demo, Failu
     let names: Vec<String> = published.iter().map(|file| file.name.to_string()).collect();
     let (server, cache) = (server.to_owned(), dir.join("cache"));
     // This thread has the server to run: others wait for the processes.
-    let crew = tokio::task::spawn_blocking(move || crew::run(WORKERS, &server, &cache, &names)).await;
+    let crew =
+        tokio::task::spawn_blocking(move || crew::run(WORKERS, transport, &server, &cache, &names)).await;
     let workers = crew.unwrap_or_else(|error| Err(error.into()));
     let workers =
         workers.map_err(|source| Failure::System { doing: "running the processes".into(), source })?;

@@ -1,6 +1,7 @@
 //! What all sessions of a server share: the store, the threads, the counters, and who is told of commits.
 
 use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -118,6 +119,29 @@ impl Service {
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.0.stopping.load(Ordering::SeqCst)
+    }
+
+    /// A connection could not be accepted: tells the operator, and how long to wait before the next attempt.
+    #[must_use]
+    pub fn not_accepted(&self, error: &io::Error) -> Duration {
+        match error.kind() {
+            // A peer that was gone at once: the next one may wait behind it.
+            ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted => {
+                Duration::ZERO
+            }
+            // Most likely out of descriptors, and some come back when other connections end.
+            _ => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                Duration::from_millis(50)
+            }
+        }
+    }
+
+    /// The time for a graceful stop is over: tells the operator how many connections are closed as they are.
+    pub fn grace_is_over(&self, connections: usize) {
+        if connections > 0 {
+            tracing::warn!(connections, "not everything came to its end in time: closing");
+        }
     }
 
     /// Everything that is counted, by name.

@@ -1,0 +1,286 @@
+//! What users call, written once: a transport says how it waits, and has the same methods as every other.
+//!
+//! Rust can not be generic over `async`, so these are macros. They are expanded inside the `impl` of a transport's
+//! `Client` and `Transaction`, with the name of its function that waits for a [`Completion`](super::Completion), and
+//! with `async` and `await` where it does that asynchronously.
+
+/// The methods of a transport's `Client` that do not depend on its runtime. Its `self.0.session` is the
+/// [`Session`](crate::client::Session); the `Transaction` in its scope is the transport's.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! client_methods {
+    ($wait:path $(, $async:tt, $await:tt)?) => {
+        /// The cache that blobs are loaded into.
+        #[must_use]
+        pub fn cache(&self) -> &$crate::Cache {
+            self.session().cache()
+        }
+
+        /// The client without its transport: the same calls with callbacks, for who wants to be free of the way in
+        /// which this one waits.
+        #[must_use]
+        pub fn session(&self) -> &$crate::client::Session {
+            &self.0.session
+        }
+
+        /// The last transaction that this client has heard of. Everything up to it can be read: a good moment to
+        /// read many objects as of.
+        #[must_use]
+        pub fn last_tid(&self) -> $crate::protocol::Tid {
+            self.session().last_tid()
+        }
+
+        /// Exactly `count` unused oids.
+        ///
+        /// # Errors
+        /// See [`CallError`](crate::CallError).
+        pub $($async)? fn new_oids(
+            &self,
+            count: u32,
+        ) -> Result<Vec<$crate::protocol::Oid>, $crate::client::CallError> {
+            $wait(|done| self.session().new_oids(count, done))$(.$await)?
+        }
+
+        /// The current revision of an object.
+        ///
+        /// # Errors
+        /// [`NoSuchObject`](blobferry_protocol::RequestError::NoSuchObject); see [`CallError`](crate::CallError).
+        pub $($async)? fn load(
+            &self,
+            oid: $crate::protocol::Oid,
+        ) -> Result<$crate::protocol::Revision, $crate::client::CallError> {
+            $wait(|done| self.session().load(oid, done))$(.$await)?
+        }
+
+        /// One exact revision of an object.
+        ///
+        /// # Errors
+        /// [`NoSuchRevision`](blobferry_protocol::RequestError::NoSuchRevision); see
+        /// [`CallError`](crate::CallError).
+        pub $($async)? fn load_serial(
+            &self,
+            oid: $crate::protocol::Oid,
+            tid: $crate::protocol::Tid,
+        ) -> Result<$crate::protocol::Revision, $crate::client::CallError> {
+            $wait(|done| self.session().load_serial(oid, tid, done))$(.$await)?
+        }
+
+        /// The last revision of an object before a transaction; `None` if it is younger than that.
+        ///
+        /// # Errors
+        /// [`NoSuchObject`](blobferry_protocol::RequestError::NoSuchObject); see [`CallError`](crate::CallError).
+        pub $($async)? fn load_before(
+            &self,
+            oid: $crate::protocol::Oid,
+            before: $crate::protocol::Tid,
+        ) -> Result<Option<$crate::protocol::Revision>, $crate::client::CallError> {
+            $wait(|done| self.session().load_before(oid, before, done))$(.$await)?
+        }
+
+        /// The revisions of an object, newest first, at most `limit` (the server may give fewer).
+        ///
+        /// # Errors
+        /// [`NoSuchObject`](blobferry_protocol::RequestError::NoSuchObject); see [`CallError`](crate::CallError).
+        pub $($async)? fn history(
+            &self,
+            oid: $crate::protocol::Oid,
+            limit: u32,
+        ) -> Result<Vec<$crate::protocol::HistoryEntry>, $crate::client::CallError> {
+            $wait(|done| self.session().history(oid, limit, done))$(.$await)?
+        }
+
+        /// The server's counters, by name.
+        ///
+        /// # Errors
+        /// See [`CallError`](crate::CallError).
+        pub $($async)? fn status(&self) -> Result<Vec<(String, u64)>, $crate::client::CallError> {
+            $wait(|done| self.session().status(done))$(.$await)?
+        }
+
+        /// Forgets the revisions that were replaced before a transaction.
+        ///
+        /// # Errors
+        /// See [`CallError`](crate::CallError).
+        pub $($async)? fn pack(
+            &self,
+            before: $crate::protocol::Tid,
+        ) -> Result<$crate::protocol::Packed, $crate::client::CallError> {
+            $wait(|done| self.session().pack(before, done))$(.$await)?
+        }
+
+        /// What has become of a transaction; if it is not committed, it never will be.
+        ///
+        /// # Errors
+        /// See [`CallError`](crate::CallError).
+        pub $($async)? fn outcome(
+            &self,
+            txn: $crate::protocol::TxnId,
+        ) -> Result<$crate::protocol::Outcome, $crate::client::CallError> {
+            $wait(|done| self.session().outcome(txn, done))$(.$await)?
+        }
+
+        /// A blob, as an open file in the cache: it is there, or somebody on this machine is downloading it, or it is
+        /// downloaded now. A download that nobody waits for any more goes on: it is of use to the next one.
+        ///
+        /// # Errors
+        /// [`NoSuchBlob`](blobferry_protocol::RequestError::NoSuchBlob); the cache's; see
+        /// [`CallError`](crate::CallError).
+        pub $($async)? fn load_blob(
+            &self,
+            blob: $crate::protocol::BlobId,
+        ) -> Result<$crate::CachedBlob, $crate::client::CallError> {
+            $wait(|done| self.session().load_blob(blob, None, done))$(.$await)?
+        }
+
+        /// The same, telling how far the download is. Where there is nothing to download nothing is told.
+        ///
+        /// # Errors
+        /// As [`load_blob`](Self::load_blob).
+        pub $($async)? fn load_blob_with(
+            &self,
+            blob: $crate::protocol::BlobId,
+            progress: impl Fn($crate::carry::Progress) + Send + Sync + 'static,
+        ) -> Result<$crate::CachedBlob, $crate::client::CallError> {
+            let progress: $crate::carry::OnProgress = ::std::sync::Arc::new(progress);
+            $wait(|done| self.session().load_blob(blob, Some(progress), done))$(.$await)?
+        }
+
+        /// A part of a blob, in memory, without caching it; less than asked for where the blob ends.
+        ///
+        /// # Errors
+        /// [`BadRange`](blobferry_protocol::RequestError::BadRange) if it begins behind the end; see
+        /// [`CallError`](crate::CallError).
+        pub $($async)? fn load_range(
+            &self,
+            blob: $crate::protocol::BlobId,
+            range: ::std::ops::Range<u64>,
+        ) -> Result<Vec<u8>, $crate::client::CallError> {
+            $wait(|done| self.session().load_range(blob, range, done))$(.$await)?
+        }
+
+        /// Begins a transaction. Does not wait for the server: should it refuse, the next call in the transaction
+        /// says so.
+        ///
+        /// # Errors
+        /// [`CallError::NoName`](crate::CallError::NoName).
+        pub fn begin(
+            &self,
+            meta: $crate::protocol::TxnMeta,
+        ) -> Result<Transaction, $crate::client::CallError> {
+            Ok(Transaction::new(self.session().begin(meta)?))
+        }
+    };
+}
+
+/// The methods of a transport's `Transaction` that do not depend on its runtime. Its only field is the
+/// [`Transaction`](crate::client::Transaction) that they call.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! transaction_methods {
+    ($wait:path $(, $async:tt, $await:tt)?) => {
+        pub(crate) fn new(transaction: $crate::client::Transaction) -> Self {
+            Self(transaction)
+        }
+
+        /// The transaction's name, under which its [outcome](crate::Client::outcome) can be asked for ever after.
+        #[must_use]
+        pub fn id(&self) -> $crate::protocol::TxnId {
+            self.0.id()
+        }
+
+        /// Stores an object's record, without a blob. `base` is the revision that the new one was made from, or
+        /// [`Tid::ZERO`](blobferry_protocol::Tid::ZERO) for a new object.
+        ///
+        /// # Errors
+        /// See [`CallError`](crate::CallError). The transaction can only be aborted then.
+        pub $($async)? fn store(
+            &self,
+            oid: $crate::protocol::Oid,
+            base: $crate::protocol::Tid,
+            data: Vec<u8>,
+        ) -> Result<(), $crate::client::CallError> {
+            $wait(|done| self.0.store(oid, base, data, done))$(.$await)?
+        }
+
+        /// Deletes an object; with [`Tid::ZERO`](blobferry_protocol::Tid::ZERO) as its base, takes back that it was
+        /// stored in this transaction.
+        ///
+        /// # Errors
+        /// See [`CallError`](crate::CallError). The transaction can only be aborted then.
+        pub $($async)? fn delete(
+            &self,
+            oid: $crate::protocol::Oid,
+            base: $crate::protocol::Tid,
+        ) -> Result<(), $crate::client::CallError> {
+            $wait(|done| self.0.delete(oid, base, done))$(.$await)?
+        }
+
+        /// Stores an object's record with a blob. Done when the server has it on disk. Many may run at once in one
+        /// transaction; a vote waits for all of them.
+        ///
+        /// # Errors
+        /// See [`CallError`](crate::CallError). The transaction can only be aborted then.
+        pub $($async)? fn store_blob(
+            &self,
+            oid: $crate::protocol::Oid,
+            base: $crate::protocol::Tid,
+            data: Vec<u8>,
+            source: $crate::client::BlobSource,
+        ) -> Result<$crate::protocol::BlobInfo, $crate::client::CallError> {
+            $wait(|done| self.0.store_blob(oid, base, data, source, None, done))$(.$await)?
+        }
+
+        /// The same, telling how far it is.
+        ///
+        /// # Errors
+        /// As [`store_blob`](Self::store_blob).
+        pub $($async)? fn store_blob_with(
+            &self,
+            oid: $crate::protocol::Oid,
+            base: $crate::protocol::Tid,
+            data: Vec<u8>,
+            source: $crate::client::BlobSource,
+            progress: impl Fn($crate::carry::Progress) + Send + Sync + 'static,
+        ) -> Result<$crate::protocol::BlobInfo, $crate::client::CallError> {
+            let progress: $crate::carry::OnProgress = ::std::sync::Arc::new(progress);
+            $wait(|done| self.0.store_blob(oid, base, data, source, Some(progress), done))$(.$await)?
+        }
+
+        /// Asks whether everything can be committed, and makes sure that it then can.
+        ///
+        /// # Errors
+        /// [`VoteError::Conflict`](crate::VoteError::Conflict), with the transaction open as before; or
+        /// [`VoteError::Call`](crate::VoteError::Call), and it is over.
+        pub $($async)? fn vote(&mut self) -> Result<(), $crate::client::VoteError> {
+            $wait(|done| self.0.vote(done))$(.$await)?
+        }
+
+        /// Commits what was voted for: everything in the transaction is durable, and visible to all, at the tid that
+        /// this returns.
+        ///
+        /// # Errors
+        /// See [`CallError`](crate::CallError). After
+        /// [`CallError::Disconnected`](crate::CallError::Disconnected) ask for the
+        /// [outcome](crate::Client::outcome).
+        pub $($async)? fn finish(self) -> Result<$crate::protocol::Tid, $crate::client::CallError> {
+            $wait(|done| self.0.finish(done))$(.$await)?
+        }
+
+        /// Votes and finishes in one round trip, for who coordinates nothing else.
+        ///
+        /// # Errors
+        /// [`VoteError::Conflict`](crate::VoteError::Conflict), with the transaction open as before: store what is
+        /// resolved, and commit again. Or [`VoteError::Call`](crate::VoteError::Call), and it is over.
+        pub $($async)? fn commit(&mut self) -> Result<$crate::protocol::Tid, $crate::client::VoteError> {
+            $wait(|done| self.0.commit(done))$(.$await)?
+        }
+
+        /// Gives it up.
+        ///
+        /// # Errors
+        /// See [`CallError`](crate::CallError).
+        pub $($async)? fn abort(self) -> Result<(), $crate::client::CallError> {
+            $wait(|done| self.0.abort(done))$(.$await)?
+        }
+    };
+}

@@ -1,0 +1,82 @@
+//! A server for the examples to talk to: a real one, in this process, with one blob in it.
+
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use blobferry_cache::{Cache, CacheConfig};
+use blobferry_protocol::{BlobId, Digest, Tid, TxnMeta};
+use blobferry_store::{EmbeddedStore, StoreConfig};
+use blobferry_transport_tokio::{BlobSource, Client, ClientConfig, Server, ServerConfig};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// The size of the blob in bytes: several times the window, so that credit has to be given.
+const SIZE: u64 = 8 << 20;
+
+/// A server on a port of its own, which runs in threads of its own until this is dropped.
+pub(crate) struct Harbour {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// The blob that it has.
+    pub(crate) blob: BlobId,
+    digest: Digest,
+    /// A directory that is gone when this is dropped; an example may put its own files there.
+    pub(crate) home: TempDir,
+    server: Server,
+    runtime: Runtime,
+}
+
+impl Harbour {
+    /// Starts a server, and publishes a blob on it.
+    pub(crate) fn open() -> Result<Harbour, Box<dyn Error>> {
+        let home = tempfile::tempdir()?;
+        let bytes = noise();
+        let digest = Digest(*blake3::hash(&bytes).as_bytes());
+        let runtime = Runtime::new()?;
+        let (server, blob) = runtime.block_on(async {
+            let store = EmbeddedStore::open(home.path().join("server"), StoreConfig::default())?;
+            let server = Server::bind("127.0.0.1:0", Arc::new(store), ServerConfig::default()).await?;
+            let cache = Cache::open(home.path().join("cache"), CacheConfig::default())?;
+            let client = Client::connect(server.local_addr(), cache, ClientConfig::default()).await?;
+            let mut transaction = client.begin(TxnMeta::default())?;
+            let oid = client.new_oids(1).await?.into_iter().next().ok_or("the server gave no oid")?;
+            transaction.store_blob(oid, Tid::ZERO, b"its record".to_vec(), BlobSource::bytes(bytes)).await?;
+            let tid = transaction.commit().await?;
+            client.close().await;
+            Ok::<_, Box<dyn Error>>((server, BlobId { oid, tid }))
+        })?;
+        Ok(Harbour { address: server.local_addr(), blob, digest, home, server, runtime })
+    }
+
+    /// Has this file arrived as it was published, and is that what the server said of it?
+    pub(crate) fn check(&self, path: &Path, told: Digest) -> io::Result<()> {
+        assert_eq!(path.metadata()?.len(), SIZE);
+        assert_eq!(digest_of(path)?, self.digest);
+        assert_eq!(told, self.digest);
+        println!("all {SIZE} bytes of blob {} have arrived; the digest is right", self.blob);
+        Ok(())
+    }
+
+    /// Stops the server as its operator would: what is under way comes to its end first.
+    pub(crate) fn close(self) {
+        self.runtime.block_on(self.server.stop());
+    }
+}
+
+/// The digest of a file.
+pub(crate) fn digest_of(path: &Path) -> io::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    io::copy(&mut File::open(path)?, &mut hasher)?;
+    Ok(Digest(*hasher.finalize().as_bytes()))
+}
+
+/// Bytes in which every chunk is different: one in the wrong place would be noticed.
+fn noise() -> Vec<u8> {
+    let mut bytes = vec![0; SIZE as usize];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    bytes
+}

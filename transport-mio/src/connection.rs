@@ -1,0 +1,101 @@
+//! One connection of a loop: its socket, what is known of the socket's readiness, and how much it may do in a turn.
+//!
+//! Readiness is edge-triggered: the kernel tells once that a socket has become readable, and not again before a read
+//! has found nothing. So it is remembered here until then, also while nobody wants to read, and when a turn was over
+//! too early.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use blobferry_cache::carry::{Carrier, Ended, Endpoint};
+use mio::event::{Event, Source};
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+/// Reads in one turn. One takes at most 256 KiB, so others wait for at most a megabyte of anybody's.
+const READS: usize = 4;
+/// Writes in one turn. One gives about 64 KiB, or a chunk.
+const WRITES: usize = 8;
+
+/// A connection that a loop can drive.
+pub(crate) struct Connection<E> {
+    stream: TcpStream,
+    carrier: Carrier<E>,
+    readable: bool,
+    writable: bool,
+    /// Its place in the list of those that are to have a turn.
+    pub(crate) queued: bool,
+    /// Its time has come.
+    pub(crate) due: bool,
+    /// When its time comes, or an earlier moment.
+    pub(crate) timer: Option<Instant>,
+    ended: OnEnd,
+}
+
+/// Told how a connection has ended, after its socket was closed.
+pub(crate) type OnEnd = Box<dyn FnOnce(&Ended) + Send>;
+
+impl<E: Endpoint> Connection<E> {
+    pub(crate) fn new(stream: TcpStream, carrier: Carrier<E>, ended: OnEnd) -> Connection<E> {
+        let (readable, writable, queued, due) = (false, false, false, false);
+        Connection { stream, carrier, readable, writable, queued, due, timer: None, ended }
+    }
+
+    /// Has the kernel tell of its readiness.
+    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        self.stream.register(registry, token, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    /// The kernel has told. Ends and errors are found out by reading and writing.
+    pub(crate) fn ready(&mut self, event: &Event) {
+        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+    }
+
+    /// One turn; whether there is more to do at once. A panic ends this connection, and no other.
+    pub(crate) fn turn(&mut self) -> Result<bool, Ended> {
+        catch_unwind(AssertUnwindSafe(|| self.act())).unwrap_or_else(|_| {
+            let error = "its handling panicked: this is a defect";
+            tracing::error!(error, "a connection is given up");
+            Err(Ended::Stream(io::Error::other(error)))
+        })
+    }
+
+    fn act(&mut self) -> Result<bool, Ended> {
+        if std::mem::take(&mut self.due) {
+            self.carrier.timeout()?;
+        }
+        for _ in 0..READS {
+            if !self.readable || !self.carrier.wants_input() {
+                break;
+            }
+            self.readable = self.carrier.read(|buffer| self.stream.read(buffer))?;
+        }
+        let mut writes = 0;
+        self.carrier.write(|bytes| {
+            if !self.writable || writes == WRITES {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            writes += 1;
+            let written = self.stream.write(bytes);
+            self.writable = !matches!(&written, Err(error) if error.kind() == ErrorKind::WouldBlock);
+            written
+        })?;
+        let reads = self.readable && self.carrier.wants_input();
+        Ok(reads || self.writable && self.carrier.has_output())
+    }
+
+    /// When it wants a turn whatever happens.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.carrier.deadline()
+    }
+
+    /// Closes the socket, then tells.
+    pub(crate) fn end(self, how: &Ended) {
+        let Connection { stream, carrier, ended, .. } = self;
+        drop(stream);
+        ended(how);
+        drop(carrier);
+    }
+}

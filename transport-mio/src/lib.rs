@@ -1,0 +1,70 @@
+//! blobferry on mio: a [`Server`] over a [`Store`](blobferry_store::Store), and a blocking [`Client`] over a
+//! [`Cache`](blobferry_cache::Cache). Threads and `epoll`, no runtime.
+//!
+//! This crate is sockets, readiness and timers. What is said on a connection stands in `blobferry-protocol`, what a
+//! server does about it in `blobferry-store`, what a client does in `blobferry-cache`.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use blobferry_cache::{Cache, CacheConfig};
+//! use blobferry_protocol::{BlobId, Tid, TxnMeta};
+//! use blobferry_store::{ModelStore, StoreConfig};
+//! use blobferry_transport_mio::{BlobSource, Client, ClientConfig, Server, ServerConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let home = tempfile::tempdir()?;
+//! let store = Arc::new(ModelStore::new(StoreConfig::default())?);
+//! let server = Server::bind("127.0.0.1:0", store, ServerConfig::default())?;
+//! let cache = Cache::open(home.path().join("cache"), CacheConfig::default())?;
+//! let client = Client::connect(server.local_addr(), cache, ClientConfig::default())?;
+//!
+//! // Two files that appear at once, or not at all; stored by two threads over the one connection.
+//! let mut transaction = client.begin(TxnMeta::default())?;
+//! let oids = client.new_oids(2)?;
+//! std::thread::scope(|threads| {
+//!     let stores = oids.iter().map(|oid| threads.spawn(|| {
+//!         let bytes: &[u8] = b"any number of bytes";
+//!         transaction.store_blob(*oid, Tid::ZERO, b"a record".to_vec(), BlobSource::bytes(bytes))
+//!     }));
+//!     stores.collect::<Vec<_>>().into_iter().try_for_each(|store| store.join().unwrap().map(drop))
+//! })?;
+//! let tid = transaction.commit()?;
+//!
+//! // Loading gives an open file in the cache of this machine.
+//! let cached = client.load_blob(BlobId { oid: oids[0], tid })?;
+//! assert_eq!(std::fs::read(cached.path())?, b"any number of bytes");
+//!
+//! client.close();
+//! server.stop();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A call blocks its thread, which sleeps until the answer is there. Callbacks (progress, and those of
+//! [`Client::session`]) run on threads that work for everybody: they must not make blocking calls.
+//!
+//! # Inside
+//!
+//! `connection` is one connection, and how much it may do in a turn. `events` is the loop that gives turns to those
+//! that have something to do; `bell` is how other threads tell it so. `server` is a door beside such a loop, `client`
+//! a loop with one connection.
+
+mod bell;
+mod client;
+mod connection;
+mod door;
+mod events;
+mod invalidations;
+mod server;
+mod thread;
+mod transaction;
+
+pub use blobferry_cache::carry::Progress;
+pub use blobferry_cache::client::{
+    BlobSource, CallError, ClientConfig, ConnectError, Invalidation, VoteError,
+};
+pub use blobferry_store::session::ServerConfig;
+pub use client::{Client, wait};
+pub use invalidations::Invalidations;
+pub use server::Server;
+pub use transaction::Transaction;

@@ -1,0 +1,100 @@
+//! The server: loops with sessions, and a door beside the first of them.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use blobferry_store::Store;
+use blobferry_store::session::{ServerConfig, Service, Session};
+use mio::net::TcpListener;
+
+use crate::bell::{Finish, Remote};
+use crate::door::Door;
+use crate::events::Loop;
+use crate::thread;
+
+/// A server that runs until it is stopped or dropped.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    service: Service,
+    loops: Vec<Remote<Session>>,
+    /// Of the loops. Each says how many connections it had to close.
+    threads: Vec<JoinHandle<usize>>,
+}
+
+impl Server {
+    /// Listens, and answers from the store. One thread has all sockets; what blocks is done by others.
+    ///
+    /// # Errors
+    /// The address can not be listened on, or the system has no thread or descriptor for it.
+    pub fn bind(addr: impl ToSocketAddrs, store: Arc<dyn Store>, config: ServerConfig) -> io::Result<Server> {
+        Server::bind_with_loops(addr, store, config, 1)
+    }
+
+    /// The same with several threads (at least one), over which the connections are spread. Worth it where one
+    /// processor can not copy bytes to and from sockets as fast as the network takes them.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn bind_with_loops(
+        addr: impl ToSocketAddrs,
+        store: Arc<dyn Store>,
+        config: ServerConfig,
+        loops: usize,
+    ) -> io::Result<Server> {
+        let listener = std::net::TcpListener::bind(addr)?;
+        listener.set_nonblocking(true)?;
+        let mut listener = TcpListener::from_std(listener);
+        let address = listener.local_addr()?;
+        let first = Loop::new()?;
+        first.watch(&mut listener)?;
+        let others = (1..loops).map(|_| Loop::new()).collect::<io::Result<Vec<_>>>()?;
+        let remotes: Vec<_> = [&first].into_iter().chain(&others).map(Loop::remote).collect();
+
+        let service = Service::new(store, config);
+        // From here on it is dropped where something fails, and ends what was started.
+        let mut server = Server { address, service, loops: remotes, threads: Vec::new() };
+        let (service, loops) = (server.service.clone(), server.loops.clone());
+        let mut door = Door { listener, service, loops, knocked: false, shut: None };
+        server.start(move || first.run(move |knocked| door.open(knocked)))?;
+        for other in others {
+            server.start(move || other.run(|_| None))?;
+        }
+        Ok(server)
+    }
+
+    fn start(&mut self, run: impl FnOnce() -> usize + Send + 'static) -> io::Result<()> {
+        self.threads.push(thread::start("blobferry-serve", run)?);
+        Ok(())
+    }
+
+    /// The address that it listens on, with the port that it was given.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops gracefully: accepts nobody any more, begins nothing new, finishes what is under way (for at most the
+    /// configured time), and closes the store. Blocks until that is done.
+    pub fn stop(mut self) {
+        let closed = self.end(Instant::now() + self.service.config().grace);
+        self.service.grace_is_over(closed);
+        self.service.store().close();
+    }
+
+    /// Ends the loops; how many connections had to be closed at that moment.
+    fn end(&mut self, by: Instant) -> usize {
+        self.loops.iter().for_each(|remote| remote.finish(Finish::By(by)));
+        self.service.stop();
+        self.threads.drain(..).filter_map(thread::join).sum()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end(Instant::now());
+    }
+}
