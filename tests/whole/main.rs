@@ -1,12 +1,18 @@
-//! The whole: the command as its users see it (real processes, real files, exit codes, output), and the client library
-//! against a server, over real sockets.
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, also in what the tests share")]
+//! The whole: the command as its users see it (real processes, real files, exit codes, output), and every client
+//! against every server, over real sockets.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a panic is how a test fails, also in what the tests share"
+)]
 
 mod at_once;
+mod conformance;
 mod crashes;
 mod exit_codes;
 mod hostile;
-mod library;
+mod idle;
 mod names;
 mod readme;
 mod road;

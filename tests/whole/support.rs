@@ -79,7 +79,13 @@ pub(crate) struct Serve {
 impl Serve {
     /// Starts it, and returns when it is ready.
     pub(crate) fn start(dir: &Path) -> Serve {
+        Serve::start_with(dir, &[])
+    }
+
+    /// The same, with more arguments.
+    pub(crate) fn start_with(dir: &Path, arguments: &[&str]) -> Serve {
         let mut command = blobferry(&[OsStr::new("serve"), "--dir".as_ref(), dir.as_ref()]);
+        command.args(arguments);
         let mut child = command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
@@ -198,13 +204,13 @@ pub(crate) fn digest(path: impl AsRef<Path>) -> String {
     blake3::Hasher::new().update_reader(file).unwrap().finalize().to_hex().to_string()
 }
 
-/// Every file below a directory that is called `*.blob`.
+/// Every file below a directory that is called `*.blob`. What vanishes meanwhile was not one of them.
 pub(crate) fn blob_files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut todo = vec![dir.to_owned()];
     while let Some(dir) = todo.pop() {
-        for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
-            match entry.file_type().unwrap().is_dir() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().map(Result::unwrap) {
+            match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 true => todo.push(entry.path()),
                 false if entry.path().extension() == Some("blob".as_ref()) => found.push(entry.path()),
                 false => {}

@@ -73,12 +73,13 @@ impl<E: Endpoint> Connection<E> {
             self.readable = self.carrier.read(|buffer| self.stream.read(buffer))?;
         }
         let mut writes = 0;
-        self.carrier.write(|bytes| {
+        let mut stream = &self.stream;
+        self.carrier.write(&self.stream, |bytes| {
             if !self.writable || writes == WRITES {
                 return Err(ErrorKind::WouldBlock.into());
             }
             writes += 1;
-            let written = self.stream.write(bytes);
+            let written = stream.write(bytes);
             self.writable = !matches!(&written, Err(error) if error.kind() == ErrorKind::WouldBlock);
             written
         })?;

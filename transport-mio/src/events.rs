@@ -253,6 +253,10 @@ mod tests {
             self.tell.send("timeout".into()).unwrap();
             Ok(())
         }
+        fn catch_up(&mut self) {}
+        fn error(&self) -> Option<PeerError> {
+            None
+        }
         fn is_finished(&self) -> bool {
             false
         }

@@ -12,7 +12,7 @@ pub(crate) async fn drive(
     woken: &Notify,
 ) -> Ended {
     loop {
-        if let Err(ended) = carrier.write(|bytes| stream.try_write(bytes)) {
+        if let Err(ended) = carrier.write(stream, |bytes| stream.try_write(bytes)) {
             return ended;
         }
         let deadline = carrier.deadline().map(Instant::from_std);

@@ -1,13 +1,13 @@
 //! One end of a connection with all that lies between it and its stream: what is left of a transport is to know when
 //! the stream is ready, and when it is time.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blobferry_protocol::Time;
 
-use super::stream::{Clock, Input, Output, tune};
+use super::stream::{Clock, Input, Output, shut, tune};
 use super::{Ended, Endpoint};
 
 /// An [`Endpoint`] with its buffers and its clock. Idle, it holds no buffer.
@@ -21,7 +21,13 @@ pub struct Carrier<E> {
     clock: Clock,
     input: Input,
     output: Output,
+    /// Everything was said, and this is how long the peer is given to hear it.
+    leaving: Option<Instant>,
 }
+
+/// How long a peer may take to close its end when everything was said. To close a socket that the peer still writes to
+/// would take from it what it has not read yet.
+const LEAVE: Duration = Duration::from_secs(2);
 
 impl<E: Endpoint> Carrier<E> {
     /// Tunes the stream's socket, starts the clock, and makes the endpoint.
@@ -32,7 +38,7 @@ impl<E: Endpoint> Carrier<E> {
         tune(stream)?;
         let clock = Clock::start();
         let endpoint = endpoint(clock.now());
-        Ok(Carrier { endpoint, clock, input: Input::default(), output: Output::default() })
+        Ok(Carrier { endpoint, clock, input: Input::default(), output: Output::default(), leaving: None })
     }
 
     /// The endpoint.
@@ -41,13 +47,32 @@ impl<E: Endpoint> Carrier<E> {
         &self.endpoint
     }
 
-    /// Writes until the stream takes no more ([`io::ErrorKind::WouldBlock`]) or there is no more to say.
+    /// Writes until the stream takes no more ([`io::ErrorKind::WouldBlock`]) or there is no more to say. When everything
+    /// was said, shuts the socket for writing; then what still comes is dropped, until the peer closes it, too.
     ///
     /// # Errors
-    /// The connection has ended: [`Ended::Finished`] if everything was said.
-    pub fn write(&mut self, write: impl FnMut(&[u8]) -> io::Result<usize>) -> Result<(), Ended> {
+    /// The connection has ended: [`Ended::Peer`] if the peer does not read what is said.
+    pub fn write(
+        &mut self,
+        socket: &impl AsFd,
+        write: impl FnMut(&[u8]) -> io::Result<usize>,
+    ) -> Result<(), Ended> {
+        if self.leaving.is_some() {
+            return Ok(());
+        }
         self.output.write(&mut self.endpoint, self.clock.now(), write)?;
-        if self.output.is_empty() && self.endpoint.is_finished() { Err(Ended::Finished) } else { Ok(()) }
+        if !self.output.is_empty() {
+            self.endpoint.catch_up();
+        }
+        match self.endpoint.error() {
+            Some(error) => Err(error.into()),
+            None if self.output.is_empty() && self.endpoint.is_finished() => {
+                self.leaving = Some(Instant::now() + LEAVE);
+                // A peer that has closed it already is gone all the sooner.
+                shut(socket).map_err(|_| Ended::Finished)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Is there something that the stream has not taken yet?
@@ -60,7 +85,15 @@ impl<E: Endpoint> Carrier<E> {
     ///
     /// # Errors
     /// The connection has ended.
-    pub fn read(&mut self, read: impl FnMut(&mut [u8]) -> io::Result<usize>) -> Result<bool, Ended> {
+    pub fn read(&mut self, mut read: impl FnMut(&mut [u8]) -> io::Result<usize>) -> Result<bool, Ended> {
+        if self.leaving.is_some() {
+            return match read(&mut [0; 4096]) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => Ok(true),
+                Ok(0) | Err(_) => Err(Ended::Finished),
+                Ok(_) => Ok(true),
+            };
+        }
         self.input.read(&mut self.endpoint, self.clock.now(), read)
     }
 
@@ -68,21 +101,24 @@ impl<E: Endpoint> Carrier<E> {
     /// it was.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        self.endpoint.wants_input()
+        self.leaving.is_some() || self.endpoint.wants_input()
     }
 
     /// When [`timeout`](Self::timeout) wants to be called. May be later after every other call, never earlier than
     /// that.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.endpoint.poll_timeout().map(|time| self.clock.instant(time))
+        self.leaving.or_else(|| self.endpoint.poll_timeout().map(|time| self.clock.instant(time)))
     }
 
     /// Does what is due, and lets go of buffers that were kept for the next read. Called too early it does no harm.
     ///
     /// # Errors
-    /// The connection has ended: the peer is gone.
+    /// The connection has ended: the peer is gone, or has taken too long to close its end.
     pub fn timeout(&mut self) -> Result<(), Ended> {
+        if let Some(until) = self.leaving {
+            return if Instant::now() < until { Ok(()) } else { Err(Ended::Finished) };
+        }
         self.input.release();
         Ok(self.endpoint.handle_timeout(self.clock.now())?)
     }

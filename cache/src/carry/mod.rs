@@ -45,6 +45,14 @@ pub trait Endpoint {
     /// The peer is gone: close the socket.
     fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError>;
 
+    /// Takes in what other threads have left for it, as [`transmit`](Self::transmit) does: while the stream takes
+    /// nothing that would be the only one to look, and what waits must be counted.
+    fn catch_up(&mut self);
+
+    /// Why the connection is dead, where it is: close the socket. What was to be said may be too much for a peer that
+    /// does not read.
+    fn error(&self) -> Option<PeerError>;
+
     /// Has the conversation come to its end, so that the socket can be closed?
     fn is_finished(&self) -> bool;
 }

@@ -38,6 +38,14 @@ pub(super) fn tune(socket: &impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Tells the peer that nothing more will be said.
+///
+/// # Errors
+/// The system's: the peer is gone.
+pub(super) fn shut(socket: &impl AsFd) -> io::Result<()> {
+    socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write)
+}
+
 /// Moments as the machines count them: since the connection began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock(Instant);

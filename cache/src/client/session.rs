@@ -541,6 +541,13 @@ impl Endpoint for SessionEndpoint {
         self.0.lock().connection.handle_timeout(now)
     }
 
+    /// Calls go to the machine on the threads that make them.
+    fn catch_up(&mut self) {}
+
+    fn error(&self) -> Option<PeerError> {
+        self.0.lock().connection.error().cloned()
+    }
+
     fn is_finished(&self) -> bool {
         let inner = self.0.lock();
         inner.connection.is_finished() && inner.state.waiting.is_empty()

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use blobferry_protocol::{
-    BlobInfo, Conflict, Digest, Oid, Reply, Request, RequestError, Tid, TxnId, TxnMeta,
+    BlobInfo, Conflict, Digest, Oid, Phase, Reply, Request, RequestError, Tid, TxnId, TxnMeta, UsageError,
 };
 
 use bytes::Bytes;
@@ -100,8 +100,15 @@ impl Shared {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The cause, where an error is only the consequence of one.
+    /// The cause, where an error is only the consequence of one; and one error for a doomed transaction, whether this
+    /// side has heard of it yet or not.
     fn explain(&self, error: CallError) -> CallError {
+        let error = match error {
+            CallError::Usage(UsageError::WrongPhase { txn, phase: Phase::Doomed }) => {
+                CallError::Refused(RequestError::Doomed { txn })
+            }
+            error => error,
+        };
         match (&error, self.begin.get()) {
             (
                 CallError::Refused(RequestError::NoSuchTransaction { .. } | RequestError::Doomed { .. }),

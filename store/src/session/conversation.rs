@@ -40,6 +40,9 @@ struct State {
     outlets: Outlets,
     /// The blobs among what leaves that are sent as a whole.
     whole: BTreeSet<TransferId>,
+    /// The transactions that were begun here, some of which are over. What others have begun is none of its business,
+    /// whoever knows the name.
+    begun: BTreeSet<TxnId>,
     /// What changes a transaction, in the order of its requests.
     lanes: BTreeMap<TxnId, Lane>,
     /// Reads that wait for their turn.
@@ -48,6 +51,10 @@ struct State {
     reading: BTreeSet<RequestId>,
     /// Those of them whose answer is not wanted any more.
     cancelled: BTreeSet<RequestId>,
+    /// Answers that wait because the peer does not read those before them.
+    late: VecDeque<News>,
+    /// Bytes of answers that may wait for the peer before no more are added.
+    enough: usize,
     /// Records on their way into the store: how long they are.
     held: BTreeMap<RequestId, u64>,
     /// The same of those that wait for their blobs.
@@ -75,30 +82,17 @@ impl Session {
             membership: None,
             outlets: Outlets::default(),
             whole: BTreeSet::new(),
+            begun: BTreeSet::new(),
             lanes: BTreeMap::new(),
             reads: VecDeque::new(),
             reading: BTreeSet::new(),
             cancelled: BTreeSet::new(),
+            late: VecDeque::new(),
+            enough: BACKLOG.min(service.config().connection.limits.control_queue as usize / 2),
             held: BTreeMap::new(),
             held_for_blobs: BTreeMap::new(),
         };
         Session { connection: server::Connection::new(now, service.config().connection), state }
-    }
-
-    /// Takes the news in.
-    fn catch_up(&mut self) {
-        for news in self.state.mailbox.take() {
-            self.state.news(&mut self.connection, news);
-            // An answer may let a vote go that has waited for it.
-            while let Some(event) = self.connection.poll_event() {
-                self.state.event(&mut self.connection, event);
-            }
-        }
-        self.state.read_on(&self.connection);
-        if self.state.service.is_stopping() {
-            // One that is not connected yet is refused when it says hello.
-            let _ = self.connection.goodbye();
-        }
     }
 }
 
@@ -143,6 +137,31 @@ impl Endpoint for Session {
         self.connection.handle_timeout(now)
     }
 
+    fn catch_up(&mut self) {
+        let late = std::mem::take(&mut self.state.late);
+        for news in late.into_iter().chain(self.state.mailbox.take()) {
+            // Who reads slowly gets its answers later. Commits must be told before answers that show them.
+            if matches!(news, News::Reply { .. }) && self.connection.backlog() >= self.state.enough {
+                self.state.late.push_back(news);
+                continue;
+            }
+            self.state.news(&mut self.connection, news);
+            // An answer may let a vote go that has waited for it.
+            while let Some(event) = self.connection.poll_event() {
+                self.state.event(&mut self.connection, event);
+            }
+        }
+        self.state.read_on(&self.connection);
+        if self.state.service.is_stopping() {
+            // One that is not connected yet is refused when it says hello.
+            let _ = self.connection.goodbye();
+        }
+    }
+
+    fn error(&self) -> Option<PeerError> {
+        self.connection.error().cloned()
+    }
+
     fn is_finished(&self) -> bool {
         self.connection.is_finished()
     }
@@ -165,10 +184,7 @@ impl State {
                     let _ = connection.reply(id, Err(RequestError::Cancelled));
                 }
             }
-            server::Event::Abandoned { txn } => {
-                let store = self.service.store().clone();
-                self.last_lane(txn).run(move || store.abort(txn));
-            }
+            server::Event::Abandoned { txn } => self.abort(txn, || {}),
             server::Event::Transfer(event) => {
                 if let TransferEvent::Aborted { transfer, .. } = &event {
                     self.held_for_blobs.remove(&(*transfer).into());
@@ -231,12 +247,36 @@ impl State {
         self.lanes.remove(&txn).unwrap_or_else(|| Lane::new(self.service.workers()))
     }
 
+    /// A transaction was begun here.
+    fn begun(&mut self, connection: &server::Connection, txn: TxnId) {
+        self.begun.insert(txn);
+        if self.begun.len() > 2 * self.service.config().connection.limits.transactions as usize {
+            let open: BTreeSet<TxnId> = connection.transactions().map(|(txn, _)| txn).collect();
+            self.begun.retain(|txn| open.contains(txn));
+        }
+    }
+
+    /// Aborts a transaction, if it was begun here, when everything that was asked of it before is done.
+    fn abort(&mut self, txn: TxnId, then: impl FnOnce() + Send + 'static) {
+        let store = self.begun.remove(&txn).then(|| self.service.store().clone());
+        self.last_lane(txn).run(move || {
+            if let Some(store) = store {
+                store.abort(txn);
+            }
+            then();
+        });
+    }
+
     fn request(&mut self, connection: &mut server::Connection, id: RequestId, request: Request) {
         let (store, mailbox) = (self.service.store().clone(), self.mailbox.clone());
         let done = |result: Result<(), RequestError>| result.map(|()| Reply::Done);
         match request {
             Request::Begin { txn, meta } => {
-                let _ = connection.reply(id, done(store.begin(txn, meta)));
+                let begun = store.begin(txn, meta);
+                if begun.is_ok() {
+                    self.begun(connection, txn);
+                }
+                let _ = connection.reply(id, done(begun));
             }
             Request::Store { txn, oid, base, data } => {
                 self.held.insert(id, data.len() as u64);
@@ -272,10 +312,7 @@ impl State {
             Request::Commit { txn } => {
                 self.last_lane(txn).run(move || decide::commit(&store, mailbox, id, txn));
             }
-            Request::Abort { txn } => self.last_lane(txn).run(move || {
-                store.abort(txn);
-                mailbox.reply(id, Ok(Reply::Done));
-            }),
+            Request::Abort { txn } => self.abort(txn, move || mailbox.reply(id, Ok(Reply::Done))),
             read => self.reads.push_back((id, read)),
         }
     }
@@ -352,8 +389,7 @@ impl Drop for Session {
             .map(|(txn, _)| txn)
             .collect();
         for txn in left {
-            let store = self.state.service.store().clone();
-            self.state.last_lane(txn).run(move || store.abort(txn));
+            self.state.abort(txn, || {});
         }
     }
 }

@@ -1,0 +1,353 @@
+//! Transactions: all or nothing, conflicts, outcomes, and what others hear of them.
+
+use std::thread::{scope, spawn};
+
+use blobferry_cache::client::{BlobSource, CallError, VoteError};
+use blobferry_protocol::{BlobId, Conflict, Outcome, RequestError, Tid, TxnId, TxnMeta};
+
+use super::world::{Pair, World};
+use crate::support::bytes;
+
+for_every_pair!(
+    everything_in_a_transaction_is_visible_at_one_tid_and_nothing_before,
+    a_conflict_tells_both_revisions_and_can_be_resolved_in_the_same_transaction,
+    of_two_who_vote_for_one_object_the_second_waits_and_conflicts,
+    votes_for_different_objects_do_not_wait_for_each_other,
+    ten_threads_that_count_in_one_object_lose_nothing,
+    commits_are_told_in_order_and_never_behind_an_answer_that_shows_them,
+    who_commits_is_told_too_before_its_answer,
+    the_outcome_of_every_transaction_is_known,
+    a_transaction_that_is_dropped_is_aborted,
+    after_a_store_that_was_refused_nothing_can_be_committed,
+    a_client_that_vanishes_leaves_no_locks_and_nothing_else,
+    what_is_deleted_is_gone_and_its_past_is_not,
+    a_history_tells_who_and_what_for_newest_first,
+    a_pack_forgets_what_was_replaced_before,
+);
+
+fn everything_in_a_transaction_is_visible_at_one_tid_and_nothing_before(pair: &Pair) {
+    let world = World::new(pair);
+    let (writer, reader) = (world.client("cache"), world.client("cache"));
+    let oids = writer.new_oids(20).unwrap();
+    let mut transaction = writer.begin();
+    scope(|scope| {
+        for (n, oid) in oids.iter().enumerate() {
+            let (transaction, source) = (&transaction, BlobSource::bytes(bytes("blob", n * 10_000)));
+            scope.spawn(move || match n % 2 {
+                0 => transaction.store(*oid, Tid::ZERO, vec![n as u8]).unwrap(),
+                _ => drop(transaction.store_blob(*oid, Tid::ZERO, vec![n as u8], source).unwrap()),
+            });
+        }
+    });
+    let is_not_there = || {
+        for oid in &oids {
+            assert!(matches!(reader.load(*oid), Err(CallError::Refused(RequestError::NoSuchObject { .. }))));
+        }
+    };
+    is_not_there();
+    transaction.vote().unwrap();
+    is_not_there();
+    let tid = transaction.finish().unwrap();
+    for (n, oid) in oids.iter().enumerate() {
+        let revision = reader.load(*oid).unwrap();
+        assert_eq!((revision.tid, revision.next, revision.data), (tid, None, vec![n as u8]));
+        assert_eq!(revision.blob.map(|blob| blob.size), (n % 2 == 1).then_some(n as u64 * 10_000));
+        if n % 2 == 1 {
+            let cached = reader.load_blob(BlobId { oid: *oid, tid }).unwrap();
+            assert!(std::fs::read(cached.path()).unwrap() == bytes("blob", n * 10_000));
+        }
+    }
+}
+
+fn a_conflict_tells_both_revisions_and_can_be_resolved_in_the_same_transaction(pair: &Pair) {
+    let world = World::new(pair);
+    let (first, second) = (world.client("cache"), world.client("cache"));
+    let oids = first.new_oids(2).unwrap();
+    let base = first.put(oids[0], Tid::ZERO, "a");
+    let mut transaction = second.begin();
+    transaction.store(oids[0], base, b"mine".to_vec()).unwrap();
+    transaction.store_blob(oids[1], Tid::ZERO, Vec::new(), BlobSource::bytes("uploaded once")).unwrap();
+    let committed = first.put(oids[0], base, "theirs");
+    for _ in 0..2 {
+        let Err(VoteError::Conflict(conflicts)) = transaction.vote() else { panic!("no conflict") };
+        assert_eq!(conflicts, [Conflict { oid: oids[0], committed, base }]);
+    }
+    let Err(VoteError::Conflict(conflicts)) = transaction.commit() else { panic!("no conflict") };
+    assert_eq!(conflicts, [Conflict { oid: oids[0], committed, base }]);
+    transaction.store(oids[0], committed, b"both".to_vec()).unwrap();
+    transaction.vote().unwrap();
+    let tid = transaction.finish().unwrap();
+    assert_eq!(first.load(oids[0]).unwrap().data, b"both");
+    assert_eq!(first.load_before(oids[0], tid).unwrap().unwrap().data, b"theirs");
+    assert_eq!(first.load_before(oids[1], tid).unwrap(), None, "it was not there yet");
+    let before = first.load_serial(oids[0], base).unwrap();
+    assert_eq!((&before.data[..], before.next), (&b"a"[..], Some(committed)));
+    assert_eq!(first.load(oids[1]).unwrap().blob.unwrap().size, 13);
+}
+
+fn of_two_who_vote_for_one_object_the_second_waits_and_conflicts(pair: &Pair) {
+    let world = World::new(pair);
+    let (first, second) = (world.client("cache"), world.client("cache"));
+    let oid = first.new_oid();
+    let mut winner = first.begin();
+    winner.store(oid, Tid::ZERO, b"first".to_vec()).unwrap();
+    winner.vote().unwrap();
+    let mut loser = second.begin();
+    loser.store(oid, Tid::ZERO, b"second".to_vec()).unwrap();
+    let voting = spawn(move || {
+        let voted = loser.vote();
+        (loser, voted)
+    });
+    // It waits for the one that has its lock, and nobody else waits for it.
+    assert_eq!(second.counter("commits"), 0);
+    let committed = winner.finish().unwrap();
+    let (loser, voted) = voting.join().unwrap();
+    let Err(VoteError::Conflict(conflicts)) = voted else { panic!("{voted:?}") };
+    assert_eq!(conflicts, [Conflict { oid, committed, base: Tid::ZERO }]);
+    loser.abort().unwrap();
+    assert_eq!(second.load(oid).unwrap().data, b"first");
+}
+
+fn votes_for_different_objects_do_not_wait_for_each_other(pair: &Pair) {
+    let world = World::new(pair);
+    let client = world.client("cache");
+    let oids = client.new_oids(2).unwrap();
+    let mut voted = client.begin();
+    voted.store(oids[0], Tid::ZERO, b"slow".to_vec()).unwrap();
+    voted.vote().unwrap();
+    let between = client.put(oids[1], Tid::ZERO, "quick");
+    assert!(voted.finish().unwrap() > between);
+}
+
+fn ten_threads_that_count_in_one_object_lose_nothing(pair: &Pair) {
+    const EACH: u64 = 5;
+    let world = World::new(pair);
+    let clients = [world.client("cache"), world.client("cache")];
+    let oid = clients[0].new_oid();
+    clients[0].put(oid, Tid::ZERO, 0_u64.to_le_bytes());
+    let count = |record: &[u8]| u64::from_le_bytes(record.try_into().unwrap());
+    scope(|scope| {
+        for n in 0..10 {
+            let client = &clients[n % 2];
+            scope.spawn(move || {
+                for _ in 0..EACH {
+                    let mut transaction = client.begin();
+                    let mut revision = client.load(oid).unwrap();
+                    loop {
+                        let next = (count(&revision.data) + 1).to_le_bytes().to_vec();
+                        transaction.store(oid, revision.tid, next).unwrap();
+                        match transaction.commit() {
+                            Ok(_) => break,
+                            Err(VoteError::Conflict(conflicts)) => {
+                                revision = client.load_serial(oid, conflicts[0].committed).unwrap();
+                            }
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(count(&clients[0].load(oid).unwrap().data), 10 * EACH);
+    assert_eq!(clients[1].counter("commits"), 10 * EACH + 1);
+}
+
+fn commits_are_told_in_order_and_never_behind_an_answer_that_shows_them(pair: &Pair) {
+    const COMMITS: usize = 50;
+    let world = World::new(pair);
+    let (writer, reader) = (world.client("cache"), world.client("cache"));
+    let oid = writer.new_oid();
+    let first = writer.put(oid, Tid::ZERO, "");
+    let told = reader.invalidations();
+    let writing = spawn(move || {
+        let mut tids = vec![first];
+        for n in 0..COMMITS {
+            tids.push(writer.put(oid, tids[n], n.to_string()));
+        }
+        tids
+    });
+    // It may or may not have been told of the first one already.
+    let mut seen = first;
+    loop {
+        let revision = reader.load(oid).unwrap();
+        assert!(revision.tid >= seen, "it never goes back");
+        assert!(reader.last_tid() >= revision.tid, "it was told of what it sees");
+        seen = revision.tid;
+        if revision.data == (COMMITS - 1).to_string().as_bytes() {
+            break;
+        }
+    }
+    let tids = writing.join().unwrap();
+    let mut heard = Vec::new();
+    for invalidation in told {
+        assert_eq!(*invalidation.oids, [oid]);
+        heard.push(invalidation.tid);
+        if heard.last() == tids.last() {
+            break;
+        }
+    }
+    assert!(heard.ends_with(&tids[1..]) && heard.len() <= tids.len(), "each once, in order");
+}
+
+fn who_commits_is_told_too_before_its_answer(pair: &Pair) {
+    let world = World::new(pair);
+    let client = world.client("cache");
+    let oids = client.new_oids(3).unwrap();
+    let mut told = client.invalidations();
+    let mut transaction = client.begin();
+    for oid in &oids {
+        transaction.store(*oid, Tid::ZERO, Vec::new()).unwrap();
+    }
+    transaction.vote().unwrap();
+    let tid = transaction.finish().unwrap();
+    assert_eq!(client.last_tid(), tid);
+    let heard = told.next().unwrap();
+    assert_eq!((heard.tid, &heard.oids[..]), (tid, &oids[..]));
+}
+
+fn the_outcome_of_every_transaction_is_known(pair: &Pair) {
+    let world = World::new(pair);
+    let client = world.client("cache");
+    let oid = client.new_oid();
+    let mut committed = client.begin();
+    committed.store(oid, Tid::ZERO, Vec::new()).unwrap();
+    let tid = committed.commit().unwrap();
+    assert_eq!(client.outcome(committed.id()).unwrap(), Outcome::Committed { tid });
+    let aborted = client.begin();
+    let id = aborted.id();
+    aborted.abort().unwrap();
+    assert_eq!(client.outcome(id).unwrap(), Outcome::NotCommitted);
+    assert_eq!(client.outcome(TxnId([7; 16])).unwrap(), Outcome::NotCommitted);
+    // Others are told the same.
+    let other = world.client("cache");
+    assert_eq!(other.outcome(committed.id()).unwrap(), Outcome::Committed { tid });
+}
+
+fn a_transaction_that_is_dropped_is_aborted(pair: &Pair) {
+    let mut world = World::new(pair);
+    let client = world.client("cache");
+    let oid = client.new_oid();
+    let file = world.file("moved", bytes("moved", 100_000));
+    let mut transaction = client.begin();
+    transaction.store_blob(oid, Tid::ZERO, b"lost".to_vec(), BlobSource::moved(&file)).unwrap();
+    transaction.vote().unwrap();
+    let id = transaction.id();
+    drop(transaction);
+    // The vote of another waits for its locks, and gets them.
+    client.put(oid, Tid::ZERO, "kept");
+    assert_eq!(client.load(oid).unwrap().data, b"kept");
+    assert_eq!(client.outcome(id).unwrap(), Outcome::NotCommitted);
+    client.close();
+    assert_eq!(world.cached("cache").len(), 0);
+    world.take_server().stop();
+    world.nothing_is_left_at_the_server();
+}
+
+fn after_a_store_that_was_refused_nothing_can_be_committed(pair: &Pair) {
+    let world = World::with(
+        pair,
+        blobferry_store::StoreConfig { max_objects: 1, ..Default::default() },
+        Default::default(),
+    );
+    let client = world.client("cache");
+    let oids = client.new_oids(2).unwrap();
+    let mut transaction = client.begin();
+    transaction.store(oids[0], Tid::ZERO, Vec::new()).unwrap();
+    let refused = transaction.store(oids[1], Tid::ZERO, Vec::new());
+    assert!(matches!(refused, Err(CallError::Refused(RequestError::Limit { limit: 1, .. }))), "{refused:?}");
+    // One answer, whether the client knows it by now or has to ask.
+    let doomed = |error: &CallError| {
+        assert!(matches!(error, CallError::Refused(RequestError::Doomed { .. })), "{error:?}");
+    };
+    doomed(&transaction.store(oids[0], Tid::ZERO, Vec::new()).unwrap_err());
+    let Err(VoteError::Call(error)) = transaction.commit() else { panic!("it was committed") };
+    doomed(&error);
+    assert_eq!(client.outcome(transaction.id()).unwrap(), Outcome::NotCommitted);
+    client.put(oids[0], Tid::ZERO, "the connection is as good as before");
+}
+
+fn a_client_that_vanishes_leaves_no_locks_and_nothing_else(pair: &Pair) {
+    let mut world = World::new(pair);
+    let other = world.client("cache");
+    let oid = other.new_oid();
+    let base = other.put(oid, Tid::ZERO, "before");
+    for voted in [false, true] {
+        let client = world.client("vanishing");
+        let mut transaction = client.begin();
+        transaction.store(oid, base, b"lost".to_vec()).unwrap();
+        let source = BlobSource::bytes(vec![1; 200_000]);
+        transaction.store_blob(client.new_oid(), Tid::ZERO, Vec::new(), source).unwrap();
+        if voted {
+            transaction.vote().unwrap();
+        }
+        std::mem::forget(transaction);
+        drop(client);
+    }
+    // A vote waits for the locks of another, and this one gets them.
+    other.put(oid, base, "after");
+    assert_eq!(other.load(oid).unwrap().data, b"after");
+    world.take_server().stop();
+    world.nothing_is_left_at_the_server();
+}
+
+fn what_is_deleted_is_gone_and_its_past_is_not(pair: &Pair) {
+    let world = World::new(pair);
+    let client = world.client("cache");
+    let oids = client.new_oids(2).unwrap();
+    let (deleted, taken_back) = (oids[0], oids[1]);
+    let stored = client.put(deleted, Tid::ZERO, "here");
+    let mut transaction = client.begin();
+    transaction.delete(deleted, stored).unwrap();
+    transaction.store(taken_back, Tid::ZERO, b"never mind".to_vec()).unwrap();
+    transaction.delete(taken_back, Tid::ZERO).unwrap();
+    let tid = transaction.commit().unwrap();
+    for oid in oids {
+        let gone = client.load(oid);
+        assert!(matches!(gone, Err(CallError::Refused(RequestError::NoSuchObject { .. }))), "{gone:?}");
+    }
+    assert_eq!(client.load_before(deleted, tid).unwrap().unwrap().data, b"here");
+    let sizes: Vec<_> = client.history(deleted, 10).unwrap().iter().map(|entry| entry.size).collect();
+    assert_eq!(sizes, [None, Some(4)]);
+    assert!(client.history(taken_back, 10).is_err());
+    // A deletion conflicts as a store does.
+    let mut late = client.begin();
+    late.delete(deleted, stored).unwrap();
+    let Err(VoteError::Conflict(conflicts)) = late.commit() else { panic!("no conflict") };
+    assert_eq!(conflicts, [Conflict { oid: deleted, committed: Tid::ZERO, base: stored }], "it is new again");
+}
+
+fn a_history_tells_who_and_what_for_newest_first(pair: &Pair) {
+    let world = World::new(pair);
+    let client = world.client("cache");
+    let oid = client.new_oid();
+    let mut tids = vec![Tid::ZERO];
+    for n in 0..5_u8 {
+        let meta = TxnMeta { user: b"ada".to_vec(), description: vec![n; 3] };
+        let mut transaction = client.begin_with(meta).unwrap();
+        let source = BlobSource::bytes(vec![n; n.into()]);
+        transaction.store_blob(oid, *tids.last().unwrap(), vec![0; 10 + usize::from(n)], source).unwrap();
+        tids.push(transaction.commit().unwrap());
+    }
+    let history = client.history(oid, 3).unwrap();
+    assert_eq!(history.len(), 3);
+    for (entry, n) in history.iter().zip([4_u8, 3, 2]) {
+        assert_eq!(entry.tid, tids[usize::from(n) + 1]);
+        assert_eq!(entry.meta, TxnMeta { user: b"ada".to_vec(), description: vec![n; 3] });
+        assert_eq!((entry.size, entry.blob.unwrap().size), (Some(10 + u64::from(n)), n.into()));
+    }
+}
+
+fn a_pack_forgets_what_was_replaced_before(pair: &Pair) {
+    let world = World::new(pair);
+    let (client, reader) = (world.client("cache"), world.client("reader"));
+    let blob = client.store(BlobSource::bytes(bytes("old", 100_000)));
+    let second = client.put(blob.oid, blob.tid, "second");
+    let third = client.put(blob.oid, second, "third");
+    let packed = client.pack(third).unwrap();
+    assert_eq!((packed.revisions, packed.blobs, packed.bytes), (1, 1, 100_000));
+    let gone = reader.load_blob(blob);
+    assert!(matches!(gone, Err(CallError::Refused(RequestError::NoSuchBlob { .. }))), "{gone:?}");
+    assert!(client.load_serial(blob.oid, blob.tid).is_err());
+    assert_eq!(client.load_before(blob.oid, third).unwrap().unwrap().data, b"second");
+    assert_eq!(client.load(blob.oid).unwrap().data, b"third");
+}

@@ -1,0 +1,283 @@
+//! What a transport gives to applications, in blocking calls: the same names everywhere, so that each implementation
+//! only forwards.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use blobferry_cache::carry::Progress;
+use blobferry_cache::client::{BlobSource, CallError, ClientConfig, ConnectError, Invalidation, VoteError};
+use blobferry_cache::{Cache, CachedBlob};
+use blobferry_protocol::{
+    BlobId, BlobInfo, HistoryEntry, Oid, Outcome, Packed, Revision, Tid, TxnId, TxnMeta,
+};
+use blobferry_store::Store;
+use blobferry_store::session::ServerConfig;
+
+/// Is told how far a blob is.
+pub(crate) type OnProgress = Box<dyn Fn(Progress) + Send + Sync>;
+
+/// One of the project's transports.
+pub(crate) trait Transport: Sync {
+    /// A server on a port of its own.
+    fn serve(&self, store: Arc<dyn Store>, config: ServerConfig) -> Box<dyn Server>;
+
+    fn connect(
+        &self,
+        address: &str,
+        cache: Cache,
+        config: ClientConfig,
+    ) -> Result<Box<dyn Client>, ConnectError>;
+}
+
+/// A server that runs. Dropped, it ends at once.
+pub(crate) trait Server: Send + Sync {
+    fn local_addr(&self) -> SocketAddr;
+    fn stop(self: Box<Self>);
+}
+
+/// A client that is connected. Clones are the transport's own clones.
+pub(crate) trait Client: Send + Sync {
+    fn another(&self) -> Box<dyn Client>;
+    fn cache(&self) -> &Cache;
+    fn last_tid(&self) -> Tid;
+    fn new_oids(&self, count: u32) -> Result<Vec<Oid>, CallError>;
+    fn load(&self, oid: Oid) -> Result<Revision, CallError>;
+    fn load_serial(&self, oid: Oid, tid: Tid) -> Result<Revision, CallError>;
+    fn load_before(&self, oid: Oid, before: Tid) -> Result<Option<Revision>, CallError>;
+    fn history(&self, oid: Oid, limit: u32) -> Result<Vec<HistoryEntry>, CallError>;
+    fn status(&self) -> Result<Vec<(String, u64)>, CallError>;
+    fn pack(&self, before: Tid) -> Result<Packed, CallError>;
+    fn outcome(&self, txn: TxnId) -> Result<Outcome, CallError>;
+    fn load_blob(&self, blob: BlobId) -> Result<CachedBlob, CallError>;
+    fn load_blob_with(&self, blob: BlobId, progress: OnProgress) -> Result<CachedBlob, CallError>;
+    fn load_range(&self, blob: BlobId, range: Range<u64>) -> Result<Vec<u8>, CallError>;
+    fn begin_with(&self, meta: TxnMeta) -> Result<Box<dyn Transaction>, CallError>;
+    /// Ends with the connection.
+    fn invalidations(&self) -> Box<dyn Iterator<Item = Invalidation> + Send>;
+    fn close(self: Box<Self>);
+}
+
+/// A transaction that is open. Dropped, it is aborted.
+pub(crate) trait Transaction: Send + Sync {
+    fn id(&self) -> TxnId;
+    fn store(&self, oid: Oid, base: Tid, data: Vec<u8>) -> Result<(), CallError>;
+    fn delete(&self, oid: Oid, base: Tid) -> Result<(), CallError>;
+    fn store_blob(
+        &self,
+        oid: Oid,
+        base: Tid,
+        data: Vec<u8>,
+        source: BlobSource,
+    ) -> Result<BlobInfo, CallError>;
+    fn store_blob_with(
+        &self,
+        oid: Oid,
+        base: Tid,
+        data: Vec<u8>,
+        source: BlobSource,
+        progress: OnProgress,
+    ) -> Result<BlobInfo, CallError>;
+    /// From a file or a pipe, as what can be read is another trait for each transport.
+    fn store_reader(&self, oid: Oid, base: Tid, data: Vec<u8>, reader: File) -> Result<BlobInfo, CallError>;
+    fn vote(&mut self) -> Result<(), VoteError>;
+    fn finish(self: Box<Self>) -> Result<Tid, CallError>;
+    fn commit(&mut self) -> Result<Tid, VoteError>;
+    fn abort(self: Box<Self>) -> Result<(), CallError>;
+}
+
+impl Clone for Box<dyn Client> {
+    fn clone(&self) -> Box<dyn Client> {
+        self.another()
+    }
+}
+
+impl std::fmt::Debug for Box<dyn Client> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a client that has heard of {}", self.last_tid())
+    }
+}
+
+/// Implements all of this with the library called `$transport`, in the module where it stands. `$wait` waits for
+/// what a call returns; `$readable` makes of a file what can be stored as a stream.
+macro_rules! implement_with {
+    ($transport:ident, $wait:ident, $readable:expr) => {
+        use std::fs::File;
+        use std::net::SocketAddr;
+        use std::ops::Range;
+        use std::sync::Arc;
+
+        use blobferry_cache::client::{
+            BlobSource, CallError, ClientConfig, ConnectError, Invalidation, VoteError,
+        };
+        use blobferry_cache::{Cache, CachedBlob};
+        use blobferry_protocol::{
+            BlobId, BlobInfo, HistoryEntry, Oid, Outcome, Packed, Revision, Tid, TxnId, TxnMeta,
+        };
+        use blobferry_store::Store;
+        use blobferry_store::session::ServerConfig;
+
+        use crate::conformance::transport::{Client, OnProgress, Server, Transaction, Transport};
+
+        pub(super) struct TheTransport;
+        pub(super) const TRANSPORT: TheTransport = TheTransport;
+
+        impl Transport for TheTransport {
+            fn serve(&self, store: Arc<dyn Store>, config: ServerConfig) -> Box<dyn Server> {
+                Box::new($wait($transport::Server::bind("127.0.0.1:0", store, config)).unwrap())
+            }
+
+            fn connect(
+                &self,
+                address: &str,
+                cache: Cache,
+                config: ClientConfig,
+            ) -> Result<Box<dyn Client>, ConnectError> {
+                Ok(Box::new($wait($transport::Client::connect(address, cache, config))?))
+            }
+        }
+
+        impl Server for $transport::Server {
+            fn local_addr(&self) -> SocketAddr {
+                self.local_addr()
+            }
+
+            fn stop(self: Box<Self>) {
+                $wait((*self).stop());
+            }
+        }
+
+        impl Client for $transport::Client {
+            fn another(&self) -> Box<dyn Client> {
+                Box::new(self.clone())
+            }
+
+            fn cache(&self) -> &Cache {
+                self.cache()
+            }
+
+            fn last_tid(&self) -> Tid {
+                self.last_tid()
+            }
+
+            fn new_oids(&self, count: u32) -> Result<Vec<Oid>, CallError> {
+                $wait(self.new_oids(count))
+            }
+
+            fn load(&self, oid: Oid) -> Result<Revision, CallError> {
+                $wait(self.load(oid))
+            }
+
+            fn load_serial(&self, oid: Oid, tid: Tid) -> Result<Revision, CallError> {
+                $wait(self.load_serial(oid, tid))
+            }
+
+            fn load_before(&self, oid: Oid, before: Tid) -> Result<Option<Revision>, CallError> {
+                $wait(self.load_before(oid, before))
+            }
+
+            fn history(&self, oid: Oid, limit: u32) -> Result<Vec<HistoryEntry>, CallError> {
+                $wait(self.history(oid, limit))
+            }
+
+            fn status(&self) -> Result<Vec<(String, u64)>, CallError> {
+                $wait(self.status())
+            }
+
+            fn pack(&self, before: Tid) -> Result<Packed, CallError> {
+                $wait(self.pack(before))
+            }
+
+            fn outcome(&self, txn: TxnId) -> Result<Outcome, CallError> {
+                $wait(self.outcome(txn))
+            }
+
+            fn load_blob(&self, blob: BlobId) -> Result<CachedBlob, CallError> {
+                $wait(self.load_blob(blob))
+            }
+
+            fn load_blob_with(&self, blob: BlobId, progress: OnProgress) -> Result<CachedBlob, CallError> {
+                $wait(self.load_blob_with(blob, progress))
+            }
+
+            fn load_range(&self, blob: BlobId, range: Range<u64>) -> Result<Vec<u8>, CallError> {
+                $wait(self.load_range(blob, range))
+            }
+
+            fn begin_with(&self, meta: TxnMeta) -> Result<Box<dyn Transaction>, CallError> {
+                Ok(Box::new(self.begin(meta)?))
+            }
+
+            fn invalidations(&self) -> Box<dyn Iterator<Item = Invalidation> + Send> {
+                let mut invalidations = self.invalidations();
+                Box::new(std::iter::from_fn(move || $wait(invalidations.next())))
+            }
+
+            fn close(self: Box<Self>) {
+                $wait((*self).close());
+            }
+        }
+
+        impl Transaction for $transport::Transaction {
+            fn id(&self) -> TxnId {
+                self.id()
+            }
+
+            fn store(&self, oid: Oid, base: Tid, data: Vec<u8>) -> Result<(), CallError> {
+                $wait(self.store(oid, base, data))
+            }
+
+            fn delete(&self, oid: Oid, base: Tid) -> Result<(), CallError> {
+                $wait(self.delete(oid, base))
+            }
+
+            fn store_blob(
+                &self,
+                oid: Oid,
+                base: Tid,
+                data: Vec<u8>,
+                source: BlobSource,
+            ) -> Result<BlobInfo, CallError> {
+                $wait(self.store_blob(oid, base, data, source))
+            }
+
+            fn store_blob_with(
+                &self,
+                oid: Oid,
+                base: Tid,
+                data: Vec<u8>,
+                source: BlobSource,
+                progress: OnProgress,
+            ) -> Result<BlobInfo, CallError> {
+                $wait(self.store_blob_with(oid, base, data, source, progress))
+            }
+
+            fn store_reader(
+                &self,
+                oid: Oid,
+                base: Tid,
+                data: Vec<u8>,
+                reader: File,
+            ) -> Result<BlobInfo, CallError> {
+                $wait(self.store_reader(oid, base, data, $readable(reader)))
+            }
+
+            fn vote(&mut self) -> Result<(), VoteError> {
+                $wait(self.vote())
+            }
+
+            fn finish(self: Box<Self>) -> Result<Tid, CallError> {
+                $wait((*self).finish())
+            }
+
+            fn commit(&mut self) -> Result<Tid, VoteError> {
+                $wait(self.commit())
+            }
+
+            fn abort(self: Box<Self>) -> Result<(), CallError> {
+                $wait((*self).abort())
+            }
+        }
+    };
+}

@@ -1,0 +1,162 @@
+//! A world for each test: a server on the embedded store, clients with caches, and room for files.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blobferry_cache::client::{BlobSource, ClientConfig, ConnectError};
+use blobferry_cache::{Cache, CacheConfig};
+use blobferry_protocol::{BlobId, Oid, Tid, TxnMeta};
+use blobferry_store::session::ServerConfig;
+use blobferry_store::{EmbeddedStore, ModelStore, Store, StoreConfig};
+use tempfile::TempDir;
+
+use super::transport::{Client, Server, Transaction, Transport};
+
+/// Which client meets which server.
+pub(crate) struct Pair {
+    pub(crate) client: &'static dyn Transport,
+    pub(crate) server: &'static dyn Transport,
+}
+
+pub(crate) struct World {
+    client: &'static dyn Transport,
+    transport: &'static dyn Transport,
+    store: Arc<dyn Store>,
+    server: Option<Box<dyn Server>>,
+    address: String,
+    dir: TempDir,
+}
+
+impl World {
+    pub(crate) fn new(pair: &Pair) -> World {
+        World::with(pair, StoreConfig::default(), ServerConfig::default())
+    }
+
+    pub(crate) fn with(pair: &Pair, store: StoreConfig, config: ServerConfig) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path(), store);
+        let server = pair.server.serve(store.clone(), config);
+        let address = server.local_addr().to_string();
+        World { client: pair.client, transport: pair.server, store, server: Some(server), address, dir }
+    }
+
+    /// A world whose server behaves like this.
+    pub(crate) fn serving(pair: &Pair, change: impl FnOnce(&mut ServerConfig)) -> World {
+        let mut config = ServerConfig::default();
+        change(&mut config);
+        World::with(pair, StoreConfig::default(), config)
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The server, for a test that ends it.
+    pub(crate) fn take_server(&mut self) -> Box<dyn Server> {
+        self.server.take().unwrap()
+    }
+
+    /// Another server on the same directory. The one before must have been stopped.
+    pub(crate) fn serve_again(&mut self) {
+        // Its last threads may be about to let go of the store, which keeps the directory for itself.
+        while Arc::strong_count(&self.store) > 1 {
+            std::thread::yield_now();
+        }
+        self.store = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
+        self.store = open(self.dir.path(), StoreConfig::default());
+        let server = self.transport.serve(self.store.clone(), ServerConfig::default());
+        self.address = server.local_addr().to_string();
+        self.server = Some(server);
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// A cache of this name. All of one name share a directory, as processes do.
+    pub(crate) fn cache(&self, name: &str) -> Cache {
+        Cache::open(self.path(name), CacheConfig::default()).unwrap()
+    }
+
+    /// A client with a cache of this name.
+    pub(crate) fn client(&self, cache: &str) -> Box<dyn Client> {
+        self.client_at(&self.address, cache)
+    }
+
+    /// The same, with another way to the server.
+    pub(crate) fn client_at(&self, address: &str, cache: &str) -> Box<dyn Client> {
+        self.connect(address, self.cache(cache), ClientConfig::default()).unwrap()
+    }
+
+    pub(crate) fn connect(
+        &self,
+        address: &str,
+        cache: Cache,
+        config: ClientConfig,
+    ) -> Result<Box<dyn Client>, ConnectError> {
+        self.client.connect(address, cache, config)
+    }
+
+    /// No upload has left anything at the server. It must have been stopped: until then files may be on their way out.
+    pub(crate) fn nothing_is_left_at_the_server(&self) {
+        assert!(self.server.is_none());
+        assert_eq!(std::fs::read_dir(self.path("server/blobs/tmp")).unwrap().count(), 0);
+    }
+
+    /// The blobs that a cache has, as files. What is unfinished is none, and may be on its way out at any moment.
+    pub(crate) fn cached(&self, cache: &str) -> Vec<PathBuf> {
+        let entries = |dir: &Path| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        let buckets = entries(&self.path(cache)).filter(|path| path.is_dir() && !path.ends_with("tmp"));
+        let blobs = buckets.flat_map(|bucket| entries(&bucket).collect::<Vec<_>>());
+        blobs.filter(|path| path.extension() == Some("blob".as_ref())).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        drop(self.server.take());
+        // Before its directory goes.
+        self.store.close();
+    }
+}
+
+fn open(dir: &Path, config: StoreConfig) -> Arc<dyn Store> {
+    Arc::new(EmbeddedStore::open(dir.join("server"), config).unwrap())
+}
+
+/// What many tests do with a client.
+impl dyn Client + '_ {
+    pub(crate) fn begin(&self) -> Box<dyn Transaction> {
+        self.begin_with(TxnMeta::default()).unwrap()
+    }
+
+    pub(crate) fn new_oid(&self) -> Oid {
+        self.new_oids(1).unwrap()[0]
+    }
+
+    /// Commits one new blob.
+    pub(crate) fn store(&self, source: BlobSource) -> BlobId {
+        let oid = self.new_oid();
+        let mut transaction = self.begin();
+        transaction.store_blob(oid, Tid::ZERO, b"record".to_vec(), source).unwrap();
+        BlobId { oid, tid: transaction.commit().unwrap() }
+    }
+
+    /// Commits a record.
+    pub(crate) fn put(&self, oid: Oid, base: Tid, record: impl Into<Vec<u8>>) -> Tid {
+        let mut transaction = self.begin();
+        transaction.store(oid, base, record.into()).unwrap();
+        transaction.commit().unwrap()
+    }
+
+    /// One of the server's counters.
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        self.status().unwrap().into_iter().find(|(counter, _)| counter == name).unwrap().1
+    }
+}
