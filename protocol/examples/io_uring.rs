@@ -1,7 +1,7 @@
 //! A download on an io_uring, whose buffers belong to the kernel while it works on them.
 //!
-//! One loop, three kinds of operation: one receive, one send, and as many writes to the file as there are buffers. A
-//! buffer goes from the socket to the file without being copied, because the machine says what the next bytes are before
+//! One loop, two kinds of operation: one receive, and as many writes to the file as there are buffers. (What a download
+//! says to its server is little, and is written as usual.) A buffer goes from the socket to the file without being copied, because the machine says what the next bytes are before
 //! they are received. [`Slice`] is `Copy` and borrows nothing, so it travels with the operation and is there when that
 //! completes. And the machine is told that bytes are stored when their write has *completed*: only that opens the window.
 //!
@@ -14,7 +14,7 @@ mod support;
 use std::collections::VecDeque;
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,7 +22,7 @@ use std::time::Instant;
 use blobferry_protocol::client::{Connection, Event};
 use blobferry_protocol::{BlobId, Config, Digest, Expect, Request, Slice, Time, TransferEvent};
 use compio::buf::{self, BufResult, IntoInner, IoBuf};
-use compio::driver::op::{Recv, RecvFlags, Send, SendFlags, WriteAt};
+use compio::driver::op::{Recv, RecvFlags, WriteAt};
 use compio::driver::{Key, OpCode, Proactor, PushEntry};
 
 use support::Harbour;
@@ -54,7 +54,6 @@ struct Download {
     /// Buffers that nobody uses.
     spare: Vec<Vec<u8>>,
     receiving: InFlight<Recv<Part, Arc<TcpStream>>>,
-    sending: InFlight<Send<Part, Arc<TcpStream>>>,
     /// In the order of the file.
     writing: VecDeque<Write>,
     told: Option<Digest>,
@@ -76,7 +75,6 @@ fn main() -> Fallible<()> {
         file: Arc::new(File::create(&path)?),
         spare: (0..BUFFERS).map(|_| vec![0; BUFFER]).collect(),
         receiving: None,
-        sending: None,
         writing: VecDeque::new(),
         told: None,
     };
@@ -92,7 +90,7 @@ impl Download {
     fn run(&mut self, blob: BlobId) -> Fallible<Digest> {
         loop {
             let now = Time(self.epoch.elapsed());
-            self.submit(now);
+            self.submit(now)?;
             if self.complete(now)? {
                 self.events(blob)?;
             } else if let (Some(digest), true) = (self.told, self.writing.is_empty()) {
@@ -110,17 +108,12 @@ impl Download {
         }
     }
 
-    /// Gives the kernel something to do.
-    fn submit(&mut self, now: Time) {
-        if self.sending.is_none() {
-            // This client uploads nothing, so heads come without bodies. With them: one send for the head, then
-            // reads and sends for the body, and no `poll_transmit` before all of it is on its way.
-            let mut head = Vec::new();
-            while self.machine.poll_transmit(now, &mut head).is_some() {}
-            if !head.is_empty() {
-                self.send(head.slice(..));
-            }
-        }
+    /// Says what there is to say, and gives the kernel a buffer to receive into.
+    fn submit(&mut self, now: Time) -> io::Result<()> {
+        // This client uploads nothing, so heads come without bodies.
+        let mut head = Vec::new();
+        while self.machine.poll_transmit(now, &mut head).is_some() {}
+        (&*self.socket).write_all(&head)?;
         // One receive at a time: what the bytes behind it are is known when it has been handled.
         if self.receiving.is_none()
             && self.told.is_none()
@@ -134,21 +127,12 @@ impl Download {
                 Recv::new(self.socket.clone(), buffer.slice(..most.min(BUFFER)), RecvFlags::empty());
             self.receiving = Some(self.ring.push(receive));
         }
-    }
-
-    fn send(&mut self, part: Part) {
-        self.sending = Some(self.ring.push(Send::new(self.socket.clone(), part, SendFlags::empty())));
+        Ok(())
     }
 
     /// Takes what the kernel has done; says whether that was anything.
     fn complete(&mut self, now: Time) -> Fallible<bool> {
         let mut any = false;
-        if let Some((n, part)) = take(&mut self.ring, &mut self.sending)? {
-            any = true;
-            if n < part.len() {
-                self.send(part.slice(n..).flatten());
-            }
-        }
         if let Some((n, part)) = take(&mut self.ring, &mut self.receiving)? {
             any = true;
             self.received(now, n, part)?;
