@@ -114,6 +114,7 @@ fn a_put_whose_server_is_killed_at_any_moment_is_there_as_a_whole_or_not_at_all(
     home.run(&["put", "-r", &files(&home, "before")]).ok();
     let road = Road::to(&home.server.address);
     end(home.command_to(&road.address, &["put", "-r", &files(&home, "round")]).spawn().unwrap()).ok();
+    road.wait_until_all_is_over();
     let all = road.passed();
     assert!(is_there(&home, "round"));
     for n in 0..ROUNDS {

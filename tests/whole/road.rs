@@ -95,6 +95,11 @@ impl Road {
         self.shared.wait(|state| state.passed[way] >= bytes || state.ended > 0);
     }
 
+    /// Waits until all connections that have come are over: what has passed by then is all that there was to be said.
+    pub(crate) fn wait_until_all_is_over(&self) {
+        self.shared.wait(|state| state.ended == state.connections);
+    }
+
     /// How many bytes have passed, in all: to the server, and from it.
     pub(crate) fn passed(&self) -> [u64; 2] {
         self.shared.lock().passed

@@ -10,9 +10,11 @@ mod call;
 mod calls;
 mod download;
 mod session;
+mod source;
 mod surface;
 mod transaction;
 
 pub use call::{CallError, Completion, ConnectError};
 pub use session::{ClientConfig, Invalidation, Listener, Session, SessionEndpoint};
-pub use transaction::{BlobSource, Transaction, VoteError};
+pub use source::BlobSource;
+pub use transaction::{Transaction, VoteError};

@@ -1,65 +1,18 @@
 //! One transaction of a client, with the files that it stores.
 
 use std::fmt;
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use blobferry_protocol::{
     BlobInfo, Conflict, Digest, Oid, Phase, Reply, Request, RequestError, Tid, TxnId, TxnMeta, UsageError,
 };
 
-use bytes::Bytes;
-
 use super::call::{CallError, Completion};
 use super::session::Session;
-use crate::carry::{OnProgress, Source, Stamp};
+use super::source::{BlobSource, Taken, not_taken, take};
+use crate::carry::OnProgress;
 use crate::workers::Lane;
-use crate::{BlobFile, BlobWriter, CacheError, Take, TransactionBuffer, WriteError};
-
-/// Where the bytes of a blob come from that is to be stored.
-#[derive(Debug)]
-pub enum BlobSource {
-    /// A file that is moved into the cache, and is the cached blob when the transaction is finished. When it is
-    /// aborted the file is gone.
-    Moved(PathBuf),
-    /// A file that stays; the cache keeps a copy, which shares its blocks where the file system can do that.
-    Copied(PathBuf),
-    /// A file that is sent from where it is; nothing is cached. Must not change while it is read.
-    Streamed(PathBuf),
-    /// Bytes in memory; nothing is cached.
-    Bytes(Bytes),
-    /// What was written with the writer of [`Transaction::spool`]; is the cached blob when the transaction is
-    /// finished.
-    Spooled(BlobFile),
-}
-
-impl BlobSource {
-    /// A file that is moved into the cache, and is the cached blob when the transaction is finished. When it is
-    /// aborted the file is gone.
-    #[must_use]
-    pub fn moved(path: impl Into<PathBuf>) -> BlobSource {
-        BlobSource::Moved(path.into())
-    }
-
-    /// A file that stays; the cache keeps a copy, which shares its blocks where the file system can do that.
-    #[must_use]
-    pub fn copied(path: impl Into<PathBuf>) -> BlobSource {
-        BlobSource::Copied(path.into())
-    }
-
-    /// A file that is sent from where it is; nothing is cached. Storing it fails if it changes meanwhile.
-    #[must_use]
-    pub fn streamed(path: impl Into<PathBuf>) -> BlobSource {
-        BlobSource::Streamed(path.into())
-    }
-
-    /// Bytes in memory; nothing is cached.
-    #[must_use]
-    pub fn bytes(bytes: impl Into<Bytes>) -> BlobSource {
-        BlobSource::Bytes(bytes.into())
-    }
-}
+use crate::{BlobWriter, TransactionBuffer};
 
 /// Why a transaction was not voted for, or not committed.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +45,25 @@ struct Shared {
     /// The files; `None` when they are the cache's, or gone.
     buffer: Mutex<Option<TransactionBuffer>>,
     /// Why it could not even begin: the cause of every error that follows from it.
-    begin: OnceLock<RequestError>,
+    begin: OnceLock<NotBegun>,
+}
+
+/// Why a transaction could not begin.
+#[derive(Clone)]
+enum NotBegun {
+    /// The server did not want it.
+    Refused(RequestError),
+    /// This side knew that the server would not.
+    Usage(UsageError),
+}
+
+impl From<NotBegun> for CallError {
+    fn from(cause: NotBegun) -> CallError {
+        match cause {
+            NotBegun::Refused(error) => CallError::Refused(error),
+            NotBegun::Usage(error) => CallError::Usage(error),
+        }
+    }
 }
 
 impl Shared {
@@ -111,9 +82,10 @@ impl Shared {
         };
         match (&error, self.begin.get()) {
             (
-                CallError::Refused(RequestError::NoSuchTransaction { .. } | RequestError::Doomed { .. }),
+                CallError::Refused(RequestError::NoSuchTransaction { .. } | RequestError::Doomed { .. })
+                | CallError::Usage(UsageError::NoSuchTransaction(_)),
                 Some(cause),
-            ) => CallError::Refused(cause.clone()),
+            ) => cause.clone().into(),
             _ => error,
         }
     }
@@ -140,9 +112,12 @@ impl Session {
         self.call(
             Request::Begin { txn, meta },
             Box::new(move |result| {
-                if let Err(CallError::Refused(error)) = result {
-                    let _ = begun.begin.set(error);
-                }
+                let cause = match result {
+                    Err(CallError::Refused(error)) => NotBegun::Refused(error),
+                    Err(CallError::Usage(error)) => NotBegun::Usage(error),
+                    _ => return,
+                };
+                let _ = begun.begin.set(cause);
             }),
         );
         let lane = Lane::new(self.workers());
@@ -327,77 +302,4 @@ impl Drop for Transaction {
 /// The machine lets no other answer to a finish through.
 fn finished(reply: Reply) -> Tid {
     if let Reply::Finished { tid } = reply { tid } else { Tid::ZERO }
-}
-
-/// What is to be done with a blob's bytes.
-enum Taken {
-    Send { source: Source, size: u64 },
-    Shared { name: String, info: BlobInfo },
-}
-
-fn not_taken(oid: Oid, source: WriteError) -> CallError {
-    CallError::Cache(CacheError::Take { oid, source })
-}
-
-fn take(
-    buffer: &mut TransactionBuffer,
-    oid: Oid,
-    source: BlobSource,
-    shared: bool,
-) -> Result<Taken, CallError> {
-    let buffered = match source {
-        BlobSource::Moved(path) => buffer.take(oid, &path, Take::Move)?,
-        BlobSource::Copied(path) => buffer.take(oid, &path, Take::Copy)?,
-        BlobSource::Streamed(path) if shared => buffer.take(oid, &path, Take::Copy)?,
-        BlobSource::Spooled(file) => buffer.adopt(oid, file)?,
-        BlobSource::Streamed(path) => {
-            buffer.remove(oid);
-            return stream(path);
-        }
-        BlobSource::Bytes(bytes) if shared => {
-            let mut writer = BlobWriter::create(buffer.tmp(), bytes.len() as u64)
-                .map_err(|source| not_taken(oid, source))?;
-            writer.write(&bytes).map_err(|source| not_taken(oid, source))?;
-            buffer.adopt(oid, writer.complete().map_err(|source| not_taken(oid, source))?)?
-        }
-        BlobSource::Bytes(bytes) => {
-            buffer.remove(oid);
-            let size = bytes.len() as u64;
-            return Ok(Taken::Send { source: Source::memory(bytes, size).hashed(), size });
-        }
-    };
-    let file = buffered.file().try_clone();
-    let path = buffered.path().to_owned();
-    let failed = |source| CallError::File { path: path.clone(), source };
-    let (file, size) = (file.map_err(failed)?, buffered.size());
-    if !shared {
-        return Ok(Taken::Send { source: Source::file(file, size).hashed(), size });
-    }
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(&path).map_err(failed)?).map_err(failed)?;
-    let digest = Digest(*hasher.finalize().as_bytes());
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(Taken::Shared { name, info: BlobInfo { size, digest } })
-}
-
-/// A file that is sent from where it is.
-fn stream(path: PathBuf) -> Result<Taken, CallError> {
-    let opened = || {
-        // Asked before it is opened: to open a pipe would be to wait for its other end.
-        let regular = std::fs::metadata(&path)?.is_file();
-        if !regular {
-            return Ok(None);
-        }
-        let file = File::open(&path)?;
-        let stamp = Stamp::of(&file)?;
-        Ok(Some((file, stamp)))
-    };
-    match opened() {
-        Ok(Some((file, stamp))) => {
-            let size = stamp.size();
-            Ok(Taken::Send { source: Source::file(file, size).hashed().unchanged(stamp), size })
-        }
-        Ok(None) => Err(CacheError::NotAFile { path }.into()),
-        Err(source) => Err(CallError::File { path, source }),
-    }
 }

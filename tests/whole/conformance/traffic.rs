@@ -92,7 +92,7 @@ fn a_download_that_is_stuck_in_the_middle_holds_up_nobody_else(pair: &Pair) {
 }
 
 fn a_connection_with_nothing_to_say_is_kept_by_pings(pair: &Pair) {
-    // Impatient on both sides: who does not answer pings is gone in a second.
+    // Both sides ask as soon as they have heard nothing for a moment.
     let often = |config: &mut blobferry_protocol::Config| config.ping_after = Duration::from_millis(1);
     let world = World::serving(pair, |config| often(&mut config.connection));
     let mut config = ClientConfig::default();

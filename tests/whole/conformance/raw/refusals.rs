@@ -43,7 +43,7 @@ fn what_is_not_there_is_refused_by_its_name(pair: &Pair) {
     }
 }
 
-/// Brings a new transaction into a phase: its number, and its name.
+/// Brings a new transaction into a phase; its name.
 fn in_phase(client: &mut Client, phase: &str, name: u8, oid: u64) -> Txn {
     let txn = [name; 16];
     if phase == "none" {
