@@ -36,7 +36,7 @@ pub(crate) struct Cli {
 /// What every subcommand takes, before or after its name.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
-    /// The server to talk to.
+    /// The server to talk to; several, with commas between them, are tried in turn.
     #[arg(long, global = true, env = "BLOBFERRY_SERVER", value_name = "HOST:PORT", default_value = DEFAULT_SERVER)]
     pub(crate) server: String,
     /// The directory of blobs that all processes of this machine share [default: the user's cache directory].

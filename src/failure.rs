@@ -115,7 +115,7 @@ fn remote(error: &RemoteError) -> Exit {
         RemoteError::NoAddress { .. } => Exit::Usage,
         RemoteError::NoServer { .. }
         | RemoteError::Handshake { .. }
-        | RemoteError::NotCommitted { .. }
+        | RemoteError::NotCommitted
         | RemoteError::OutcomeUnknown { .. } => Exit::NoServer,
         RemoteError::Cache(_) | RemoteError::Source { .. } => Exit::Failed,
         RemoteError::Call(error) => call(error),
@@ -125,7 +125,9 @@ fn remote(error: &RemoteError) -> Exit {
 fn call(error: &CallError) -> Exit {
     match error {
         CallError::Refused(error) => refused(error),
-        CallError::Disconnected { .. } => Exit::NoServer,
+        CallError::Disconnected { .. }
+        | CallError::NotCommitted { .. }
+        | CallError::OutcomeUnknown { .. } => Exit::NoServer,
         CallError::Cache(CacheError::Write { source, .. }) if is_damage(source) => Exit::Damaged,
         _ => Exit::Failed,
     }
@@ -177,7 +179,7 @@ mod tests {
             (CatalogError::Missing { oid: Oid(1) }.into(), 6),
             (RemoteError::NoAddress { server: String::new() }.into(), 2),
             (lost("closed"), 5),
-            (RemoteError::NotCommitted { reason: String::new() }.into(), 5),
+            (RemoteError::NotCommitted.into(), 5),
             (refused(RequestError::Damaged { blob, detail: String::new() }), 6),
             (write(WriteError::TooLong { size: 1, found: 2 }), 6),
             (write(WriteError::Io { operation: "write", path: "f".into(), source: full() }), 1),

@@ -4,29 +4,16 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use blobferry_cache::carry::Progress;
 use blobferry_cache::client::{BlobSource, CallError, ConnectError, Session, Transaction, VoteError};
 use blobferry_cache::{Cache, CacheConfig, CacheError};
-use blobferry_protocol::{
-    BlobId, BlobInfo, HistoryEntry, Oid, Outcome, Packed, RequestError, Revision, Tid, TxnMeta,
-};
+use blobferry_protocol::{BlobId, BlobInfo, HistoryEntry, Oid, Packed, RequestError, Revision, Tid, TxnMeta};
 use blobferry_transport_tokio::wait;
 use thiserror::Error;
 
 use crate::catalog::{Attempt, Objects, Writes};
 use crate::transport::{Link, Transport};
-
-/// How long to wait before each attempt to ask what became of a commit whose connection was lost: a server that is
-/// started again at once is found.
-const ASK_AGAIN: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::from_millis(100),
-    Duration::from_millis(300),
-    Duration::from_millis(600),
-    Duration::from_millis(1000),
-];
 
 /// Why the server could not be asked, or what it answered instead.
 #[derive(Debug, Error)]
@@ -70,11 +57,8 @@ pub(crate) enum RemoteError {
         detail: String,
     },
     /// The connection was lost in a commit, and the server says that nothing came of it.
-    #[error("the connection to the server was lost ({reason}), and nothing was changed: try again")]
-    NotCommitted {
-        /// Why it was lost.
-        reason: String,
-    },
+    #[error("the connection to the server was lost, and nothing was changed: try again")]
+    NotCommitted,
     /// The connection was lost in a commit, and nobody can be asked what became of it.
     #[error(
         "the connection to {server} was lost in the commit ({reason}), and does not come back: everything was changed \
@@ -104,7 +88,6 @@ impl From<RequestError> for RemoteError {
 /// A connection to the server. Dropped without [`Remote::close`], what is under way is given up.
 pub(crate) struct Remote {
     server: String,
-    transport: Transport,
     link: Link,
 }
 
@@ -134,7 +117,7 @@ impl Remote {
         cache: &Path,
     ) -> Result<Remote, RemoteError> {
         let cache = Cache::open(cache, CacheConfig::default()).map_err(RemoteError::Cache)?;
-        Ok(Remote { server: server.to_owned(), transport, link: connect(transport, server, cache).await? })
+        Ok(Remote { server: server.to_owned(), link: connect(transport, server, cache).await? })
     }
 
     /// Ends the conversation when what is under way has come to its end.
@@ -229,28 +212,11 @@ impl Writes for RemoteTxn<'_> {
         match wait(|done| self.transaction.commit(done)).await {
             Ok(tid) => Ok(Attempt::Committed(tid)),
             Err(VoteError::Conflict(conflicts)) => Ok(Attempt::Conflicts(conflicts)),
-            Err(VoteError::Call(CallError::Disconnected { reason })) => self.outcome(reason).await,
+            Err(VoteError::Call(CallError::NotCommitted { .. })) => Err(RemoteError::NotCommitted),
+            Err(VoteError::Call(CallError::OutcomeUnknown { reason, .. })) => {
+                Err(RemoteError::OutcomeUnknown { server: self.remote.server.clone(), reason })
+            }
             Err(VoteError::Call(error)) => Err(error.into()),
         }
-    }
-}
-
-impl RemoteTxn<'_> {
-    /// What became of the commit whose connection was lost. A commit is never just tried again: it may have happened.
-    async fn outcome(&self, reason: String) -> Result<Attempt, RemoteError> {
-        let Remote { server, transport, link } = self.remote;
-        for pause in ASK_AGAIN {
-            tokio::time::sleep(pause).await;
-            let cache = link.session().cache().clone();
-            let Ok(again) = connect(*transport, server, cache).await else { continue };
-            let asked = wait(|done| again.session().outcome(self.transaction.id(), done)).await;
-            let Ok::<_, CallError>(outcome) = asked else { continue };
-            again.close().await;
-            return match outcome {
-                Outcome::Committed { tid } => Ok(Attempt::Committed(tid)),
-                Outcome::NotCommitted => Err(RemoteError::NotCommitted { reason }),
-            };
-        }
-        Err(RemoteError::OutcomeUnknown { server: server.clone(), reason })
     }
 }

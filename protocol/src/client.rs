@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::call::{Call, Pending};
 use crate::connection::sealed::{Events, Sealed};
@@ -55,7 +56,7 @@ pub struct Client {
 
 #[derive(Debug)]
 struct Txn {
-    /// Its `Begin`: answers to requests before that belong to another transaction of the same name.
+    /// Its `Begin` or `Attach`: answers to requests before that belong to another transaction of the same name.
     begun: RequestId,
     phase: Phase,
 }
@@ -111,13 +112,31 @@ impl connection::Connection<Client> {
         size: u64,
         digest: Option<Digest>,
     ) -> Result<TransferId, UsageError> {
+        self.resume_upload(txn, oid, base, data, 0..size, digest)
+    }
+
+    /// The same for a blob whose upload was cut off: `rest.end` is its size, and the bytes below `rest.start` are at the
+    /// server, as [`Reply::Attached`] has said.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    pub fn resume_upload(
+        &mut self,
+        txn: TxnId,
+        oid: Oid,
+        base: Tid,
+        data: Vec<u8>,
+        rest: Range<u64>,
+        digest: Option<Digest>,
+    ) -> Result<TransferId, UsageError> {
+        let Range { start: from, end: size } = rest;
         let limit = self.link.peer.transfers;
         if self.link.outgoing.len() >= limit as usize {
             return Err(UsageError::Limit { what: "transfers", limit: u64::from(limit) });
         }
         let transfer = TransferId::from(self.send_request(Request::StoreBlob { txn, oid, base, data })?);
-        self.link.queue_small(&Message::BlobStart { transfer, from: 0, end: size, size, digest });
-        self.link.outgoing.start(transfer, 0, size, digest);
+        self.link.queue_small(&Message::BlobStart { transfer, from, end: size, size, digest });
+        self.link.outgoing.start(transfer, from, size, digest);
         Ok(transfer)
     }
 
@@ -218,7 +237,7 @@ impl Client {
     ) -> Result<Option<(TxnId, Option<Phase>)>, UsageError> {
         let Some(txn) = request.txn() else { return Ok(None) };
         let current = self.transactions.get(&txn).map(|txn| txn.phase);
-        if let Request::Begin { .. } = request {
+        if let Request::Begin { .. } | Request::Attach { .. } = request {
             if current.is_some() {
                 return Err(UsageError::TransactionExists(txn));
             }
@@ -227,7 +246,11 @@ impl Client {
             }
             return Ok(Some((txn, Some(Phase::Open))));
         }
-        let phase = current.ok_or(UsageError::NoSuchTransaction(txn))?;
+        let Some(phase) = current else {
+            // It may be open at the server: its connection was lost.
+            let abort = matches!(request, Request::Abort { .. });
+            return if abort { Ok(None) } else { Err(UsageError::NoSuchTransaction(txn)) };
+        };
         let next = match (request, phase) {
             (Request::Vote { .. }, Phase::Open) => Some(Phase::Voting),
             (Request::Finish { .. }, Phase::Voted) => Some(Phase::Finishing),
@@ -255,13 +278,18 @@ impl Client {
 
     /// What an answer means for its transaction.
     fn answered(&mut self, id: RequestId, call: Call, result: &Result<Reply, RequestError>) {
-        let (Call::Put(txn) | Call::Vote(txn) | Call::Finish(txn) | Call::Commit(txn)) = call else { return };
+        let (Call::Put(txn) | Call::Vote(txn) | Call::Finish(txn) | Call::Commit(txn) | Call::Attach(txn)) =
+            call
+        else {
+            return;
+        };
         // Given up meanwhile: nothing is known of it any more.
         let Some(state) = self.transactions.get_mut(&txn).filter(|state| state.begun <= id) else { return };
         match (call, result) {
             (Call::Put(_), Err(_)) if state.phase == Phase::Open => state.phase = Phase::Doomed,
             // The vote that is under way will say so.
             (Call::Put(_), _) => {}
+            (_, Ok(Reply::Attached { .. })) => {}
             (_, Ok(Reply::Voted)) => state.phase = Phase::Voted,
             (_, Ok(Reply::Conflicts(_))) => state.phase = Phase::Open,
             // Finished, or an error: either ends it.

@@ -102,6 +102,9 @@ pub enum PeerError {
     /// The handshake was not done in time.
     #[error("the peer did not finish the handshake in time")]
     HandshakeTimeout,
+    /// The client goes on with its transactions on another connection.
+    #[error("the client has gone on to another connection")]
+    Replaced,
     /// Nothing was heard for too long, not even the answer to a ping.
     #[error("the peer has gone silent")]
     Silent,

@@ -1,19 +1,27 @@
-//! The client: one connection, shared by any number of tasks.
+//! The client: a session with one connection after the other, shared by any number of tasks.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use blobferry_cache::Cache;
-use blobferry_cache::carry::Carrier;
-use blobferry_cache::client::{CallError, ClientConfig, Completion, ConnectError, Session, SessionEndpoint};
-use tokio::net::{TcpStream, ToSocketAddrs};
+use blobferry_cache::carry::{Carrier, Ended};
+use blobferry_cache::client::{
+    Addresses, CallError, ClientConfig, Completion, ConnectError, Session, SessionEndpoint,
+};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
 use crate::drive::drive;
-use crate::invalidations::Invalidations;
+use crate::news::{ConnectionEvents, Invalidations, News};
 use crate::transaction::Transaction;
 
 /// A connection to a server, and a cache. Clones share both, and may be used by any number of tasks at once.
+///
+/// A connection that is lost is made again, and what was under way goes on: see
+/// [`Reconnect`](blobferry_cache::client::Reconnect).
 #[derive(Clone, Debug)]
 pub struct Client(Arc<Inner>);
 
@@ -25,20 +33,33 @@ struct Inner {
 }
 
 impl Client {
-    /// Connects, and returns when the handshake is done.
+    /// Connects to the first of the addresses where a server answers, and returns when the handshake is done.
     ///
     /// # Errors
-    /// Nobody is there, or it is not a server that speaks to us.
+    /// Nobody is there, or it is not a server that speaks to us: what the last of the addresses had to say.
     pub async fn connect(
-        addr: impl ToSocketAddrs,
+        addresses: impl Into<Addresses>,
         cache: Cache,
         config: ClientConfig,
     ) -> Result<Client, ConnectError> {
-        let stream = TcpStream::connect(addr).await?;
+        let addresses = addresses.into();
+        let mut failed = ConnectError::no_address();
+        for (place, address) in addresses.iter().enumerate() {
+            let session = Session::new(cache.clone(), &config, addresses.clone(), place);
+            match Client::start(session, address, config.connection.handshake_timeout).await {
+                Ok(client) => return Ok(client),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    async fn start(session: Session, address: &str, patience: Duration) -> Result<Client, ConnectError> {
+        let stream = call(address, patience).await?;
         let woken = Arc::new(Notify::new());
-        let wake = woken.clone();
-        let (session, carrier) = Session::open(&stream, cache, &config, move || wake.notify_one())?;
-        let driver = Mutex::new(Some(tokio::spawn(run(stream, carrier, session.clone(), woken.clone()))));
+        let carrier = connect(&session, &stream, &woken)?;
+        let running = run(stream, carrier, session.clone(), woken.clone(), patience);
+        let driver = Mutex::new(Some(tokio::spawn(running)));
         let client = Client(Arc::new(Inner { session, driver, woken }));
         wait(|done| client.0.session.connected(done)).await.map_err(ConnectError::Handshake)?;
         Ok(client)
@@ -52,7 +73,15 @@ impl Client {
     pub fn invalidations(&self) -> Invalidations {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.0.session.listen(Box::new(move |invalidation| sender.send(invalidation.clone()).is_ok()));
-        Invalidations(receiver)
+        News(receiver)
+    }
+
+    /// What happens to the connection from now on.
+    #[must_use]
+    pub fn connection_events(&self) -> ConnectionEvents {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.0.session.watch(Box::new(move |event| sender.send(event.clone()).is_ok()));
+        News(receiver)
     }
 
     /// Says goodbye, waits until what is under way has come to its end, and closes the connection. Other clones can
@@ -70,7 +99,7 @@ impl Client {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Without goodbye: what is under way is given up, open transactions are aborted by the server.
+        // Without goodbye: what is under way is given up.
         self.session.close("the client was dropped");
         if let Some(driver) = self.driver.lock().unwrap_or_else(PoisonError::into_inner).take() {
             driver.abort();
@@ -78,11 +107,46 @@ impl Drop for Inner {
     }
 }
 
-/// The task of a connection.
-async fn run(stream: TcpStream, mut carrier: Carrier<SessionEndpoint>, session: Session, woken: Arc<Notify>) {
-    let ended = drive(&stream, &mut carrier, &woken).await;
-    drop(stream);
-    session.close(&ended.to_string());
+/// The task of a client: drives its connection, and makes another when that is lost.
+async fn run(
+    mut stream: TcpStream,
+    mut carrier: Carrier<SessionEndpoint>,
+    session: Session,
+    woken: Arc<Notify>,
+    patience: Duration,
+) {
+    loop {
+        let ended = drive(&stream, &mut carrier, &woken).await;
+        drop(stream);
+        session.lost(&ended);
+        drop(carrier);
+        (stream, carrier) = loop {
+            let Some(dial) = session.next_dial() else { return };
+            tokio::select! {
+                () = sleep(dial.pause) => {}
+                // The client may have been closed.
+                () = woken.notified() => continue,
+            }
+            let called = call(&dial.address, patience).await;
+            match called.and_then(|stream| Ok((connect(&session, &stream, &woken)?, stream))) {
+                Ok((carrier, stream)) => break (stream, carrier),
+                Err(error) => session.lost(&Ended::Stream(error)),
+            }
+        };
+    }
+}
+
+async fn call(address: &str, patience: Duration) -> io::Result<TcpStream> {
+    timeout(patience, TcpStream::connect(address)).await.unwrap_or_else(|late| Err(late.into()))
+}
+
+fn connect(
+    session: &Session,
+    stream: &TcpStream,
+    woken: &Arc<Notify>,
+) -> io::Result<Carrier<SessionEndpoint>> {
+    let wake = woken.clone();
+    session.connect(stream, move || wake.notify_one())
 }
 
 /// Turns a callback into a future: for calls to a [`Session`], whoever drives it.

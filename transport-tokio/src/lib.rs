@@ -40,16 +40,17 @@
 
 mod client;
 mod drive;
-mod invalidations;
+mod news;
 mod server;
 mod transaction;
 
 pub use blobferry_cache::carry::Progress;
 pub use blobferry_cache::client::{
-    BlobSource, CallError, ClientConfig, ConnectError, Invalidation, VoteError,
+    Addresses, BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Invalidation, Reconnect,
+    VoteError,
 };
 pub use blobferry_store::session::ServerConfig;
 pub use client::{Client, wait};
-pub use invalidations::Invalidations;
+pub use news::{ConnectionEvents, Invalidations, News};
 pub use server::Server;
 pub use transaction::Transaction;

@@ -106,7 +106,10 @@ impl Source {
             })?,
         }
         if let Some(hasher) = &mut self.hasher {
-            hasher.update(into);
+            // What is read again, because a connection was lost, was hashed before.
+            let known = hasher.count().saturating_sub(slice.offset);
+            let new = usize::try_from(known).ok().and_then(|known| into.get(known..));
+            hasher.update(new.unwrap_or_default());
         }
         if let Some(progress) = &self.progress {
             progress(Progress { done: slice.offset + slice.len, total: self.end });
@@ -138,7 +141,7 @@ pub struct Outlets {
 }
 
 impl Outlets {
-    /// Has the source of a transfer that has begun. One without bytes must not be inserted.
+    /// Has the source of a transfer that has begun; it is kept until it is removed. One without bytes must not be inserted.
     pub fn insert(&mut self, transfer: TransferId, source: Source) {
         self.outlets.insert(transfer, source);
     }
@@ -146,6 +149,11 @@ impl Outlets {
     /// Drops the source of a transfer that is over.
     pub fn remove(&mut self, transfer: TransferId) {
         self.outlets.remove(&transfer);
+    }
+
+    /// Gives back the source of a transfer that was cut off.
+    pub fn take(&mut self, transfer: TransferId) -> Option<Source> {
+        self.outlets.remove(&transfer)
     }
 
     /// Reads what is to be sent.
@@ -157,13 +165,11 @@ impl Outlets {
         let source = self.outlets.get_mut(&transfer);
         let source = source.ok_or_else(|| RequestError::Source { detail: "it is gone".into() })?;
         let read = source.read(slice, into);
-        let done = slice.offset + slice.len == source.end;
-        if done || read.is_err() {
-            let hasher = self.outlets.remove(&transfer).and_then(|source| source.hasher);
-            if read.is_ok() {
-                let digest = hasher.map(|hasher| Digest(*hasher.finalize().as_bytes()));
-                self.drained.push(Drained { transfer, digest });
-            }
+        if read.is_err() {
+            self.outlets.remove(&transfer);
+        } else if slice.offset + slice.len == source.end {
+            let digest = source.hasher.as_ref().map(|hasher| Digest(*hasher.finalize().as_bytes()));
+            self.drained.push(Drained { transfer, digest });
         }
         read
     }
@@ -216,7 +222,20 @@ mod tests {
         outlets.read(slice(6, 5), &mut piece[..5]).unwrap();
         let digest = Some(Digest(*blake3::hash(b"hello world").as_bytes()));
         assert_eq!(outlets.take_drained(), [Drained { transfer: T, digest }]);
+        outlets.remove(T);
         assert_eq!(outlets.count(), 0);
+    }
+
+    #[test]
+    fn what_is_read_again_is_hashed_once() {
+        let mut outlets = outlets(Source::memory(Bytes::from_static(b"hello world"), 11).hashed());
+        outlets.read(slice(0, 8), &mut [0; 8]).unwrap();
+        let mut again = Outlets::default();
+        again.insert(T, outlets.take(T).unwrap());
+        again.read(slice(2, 3), &mut [0; 3]).unwrap();
+        again.read(slice(5, 6), &mut [0; 6]).unwrap();
+        let digest = Some(Digest(*blake3::hash(b"hello world").as_bytes()));
+        assert_eq!(again.take_drained(), [Drained { transfer: T, digest }]);
     }
 
     #[test]

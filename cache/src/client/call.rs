@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use blobferry_protocol::{RequestError, UsageError};
+use blobferry_protocol::{RequestError, TxnId, UsageError};
 
 use crate::{CacheError, WriteError};
 
@@ -13,11 +13,29 @@ pub enum CallError {
     /// The server said no, and why.
     #[error(transparent)]
     Refused(#[from] RequestError),
-    /// The connection ended before the answer came. What was asked may have been done or not; a transaction that
-    /// was being committed can be asked for by its name.
+    /// The connection ended before the answer came, and there was no other in time, or a transaction could not go on with
+    /// it. Nothing was committed.
     #[error("the connection to the server was lost before it answered: {reason}")]
     Disconnected {
         /// Why it ended.
+        reason: String,
+    },
+    /// The connection was lost during a commit, and the server says that nothing came of it, and never will.
+    #[error("the connection to the server was lost, and transaction {txn} is not committed: do it again")]
+    NotCommitted {
+        /// The transaction.
+        txn: TxnId,
+    },
+    /// The connection was lost during a commit, and nobody could be asked in time what became of it: all of the transaction
+    /// is committed, or nothing. It can be asked for by its name.
+    #[error(
+        "the connection to the server was lost during a commit ({reason}), and did not come back: all of transaction \
+         {txn} is committed, or nothing; ask for its outcome"
+    )]
+    OutcomeUnknown {
+        /// The transaction.
+        txn: TxnId,
+        /// Why the server could not be asked.
         reason: String,
     },
     /// The cache could not do its part.
@@ -66,6 +84,15 @@ pub enum ConnectError {
     /// Somebody listens, but no conversation came about.
     #[error("no conversation came about: {0}")]
     Handshake(CallError),
+}
+
+impl ConnectError {
+    /// No address was given.
+    #[must_use]
+    pub fn no_address() -> ConnectError {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "no address of a server was given");
+        ConnectError::Connect(error)
+    }
 }
 
 /// Takes the one result of a call, on any thread; it must not block for long.

@@ -1,99 +1,162 @@
-//! Sinks for blobs that were asked for: into the cache, or into memory.
+//! Where blobs go that were asked for: into the cache, or into memory. When the connection is lost in the middle, they ask
+//! for the rest.
 
-use blobferry_protocol::{Digest, RequestError};
+use std::ops::Range;
 
+use blobferry_protocol::{BlobId, Digest, RequestError};
+
+use super::asks::Ask;
 use super::call::{CallError, Completion};
+use super::session::Session;
 use crate::carry::{OnProgress, Progress, Sink};
-use crate::{CacheError, CachedBlob, Download};
+use crate::{CachedBlob, Download};
 
-/// What a transfer has come to that ended early.
-fn ended(reason: Option<RequestError>) -> CallError {
-    match reason {
-        Some(reason) => CallError::Refused(reason),
-        None => CallError::Disconnected { reason: "it broke in the middle of a blob".into() },
-    }
+/// A blob on its way.
+pub(super) enum Target {
+    /// All of it, into the cache.
+    Cache(Box<ToCache>),
+    /// A part of it, into memory.
+    Memory(Box<ToMemory>),
 }
 
-/// A blob on its way into the cache.
 pub(super) struct ToCache {
-    pub(super) download: Download,
-    pub(super) progress: Option<OnProgress>,
-    pub(super) moved: Progress,
-    pub(super) done: Option<Completion<CachedBlob>>,
+    session: Session,
+    download: Download,
+    progress: Option<OnProgress>,
+    moved: Progress,
+    /// Taken when it has failed: the sink is dropped then.
+    done: Option<Completion<CachedBlob>>,
+}
+
+pub(super) struct ToMemory {
+    session: Session,
+    blob: BlobId,
+    /// What is still to come.
+    rest: Range<u64>,
+    bytes: Vec<u8>,
+    done: Completion<Vec<u8>>,
+}
+
+impl Target {
+    pub(super) fn cache(
+        session: Session,
+        download: Download,
+        progress: Option<OnProgress>,
+        done: Completion<CachedBlob>,
+    ) -> Target {
+        let moved = Progress { done: 0, total: 0 };
+        Target::Cache(Box::new(ToCache { session, download, progress, moved, done: Some(done) }))
+    }
+
+    pub(super) fn memory(
+        session: Session,
+        blob: BlobId,
+        rest: Range<u64>,
+        done: Completion<Vec<u8>>,
+    ) -> Target {
+        Target::Memory(Box::new(ToMemory { session, blob, rest, bytes: Vec::new(), done }))
+    }
+
+    /// Asks for what is missing.
+    pub(super) fn ask(self) {
+        let (session, blob, range) = match &self {
+            Target::Cache(to) => (to.session.clone(), to.download.blob(), to.moved.done..u64::MAX),
+            Target::Memory(to) => (to.session.clone(), to.blob, to.rest.clone()),
+        };
+        session.ask(Ask::Download { blob, range, target: self });
+    }
+
+    /// It will not come.
+    pub(super) fn fail(self, error: CallError) {
+        match self {
+            Target::Cache(to) => {
+                let ToCache { download, done, .. } = *to;
+                // First the right to download goes to who else waits for it, then the bad news is told.
+                drop(download);
+                if let Some(done) = done {
+                    done(Err(error));
+                }
+            }
+            Target::Memory(to) => (to.done)(Err(error)),
+        }
+    }
 }
 
 impl ToCache {
-    fn checked(&mut self, result: Result<(), CacheError>) -> bool {
-        match (result, self.done.take()) {
-            (Err(error), Some(done)) => {
-                done(Err(error.into()));
-                false
+    /// Begins the file, or goes on with it where it is.
+    fn start(&mut self, from: u64, size: u64) -> Result<(), CallError> {
+        if from == 0 {
+            self.moved = Progress { done: 0, total: size };
+            return Ok(self.download.start(size)?);
+        }
+        match (self.moved.done, self.moved.total) == (from, size) {
+            true => Ok(()),
+            false => Err(RequestError::Mismatch {
+                detail: format!("it had {} bytes, and has {size} now", self.moved.total),
             }
-            (_, done) => {
-                self.done = done;
-                self.done.is_some()
-            }
+            .into()),
+        }
+    }
+
+    /// Whether it can go on; if not, who waits is told.
+    fn checked(&mut self, result: Result<(), CallError>) -> bool {
+        let Err(error) = result else { return true };
+        if let Some(done) = self.done.take() {
+            done(Err(error));
+        }
+        false
+    }
+
+    fn tell_progress(&self) {
+        if let Some(progress) = &self.progress {
+            progress(self.moved);
         }
     }
 }
 
-impl Sink for ToCache {
-    fn start(&mut self, _: u64, _: u64, size: u64) -> bool {
-        self.moved.total = size;
-        if let Some(progress) = &self.progress {
-            progress(self.moved);
-        }
-        let started = self.download.start(size);
-        self.checked(started)
+impl Sink for Target {
+    fn start(&mut self, from: u64, _: u64, size: u64) -> bool {
+        let Target::Cache(to) = self else { return true };
+        let started = to.start(from, size);
+        to.tell_progress();
+        to.checked(started)
     }
 
     fn write(&mut self, bytes: &[u8]) -> bool {
-        let written = self.download.write(bytes);
-        self.moved.done += bytes.len() as u64;
-        if let Some(progress) = &self.progress {
-            progress(self.moved);
+        match self {
+            Target::Cache(to) => {
+                let written = to.download.write(bytes).map_err(CallError::from);
+                to.moved.done += bytes.len() as u64;
+                to.tell_progress();
+                to.checked(written)
+            }
+            Target::Memory(to) => {
+                to.bytes.extend_from_slice(bytes);
+                to.rest.start += bytes.len() as u64;
+                true
+            }
         }
-        self.checked(written)
     }
 
     fn stop(self: Box<Self>, digest: Digest) {
-        let finished = self.download.finish(digest);
-        if let Some(done) = self.done {
-            done(finished.map_err(CallError::from));
+        match *self {
+            Target::Cache(to) => {
+                let ToCache { download, done, .. } = *to;
+                let finished = download.finish(digest);
+                if let Some(done) = done {
+                    done(finished.map_err(CallError::from));
+                }
+            }
+            // The digest is the whole blob's: a part can not be checked against it.
+            Target::Memory(to) => (to.done)(Ok(to.bytes)),
         }
     }
 
     fn abort(self: Box<Self>, reason: Option<RequestError>) {
-        // First the right to download goes to who else waits for it, then the bad news is told.
-        drop(self.download);
-        if let Some(done) = self.done {
-            done(Err(ended(reason)));
+        match reason {
+            // The connection was lost, or is about to end: the next one may bring the rest.
+            None | Some(RequestError::Stopping) => self.ask(),
+            Some(reason) => self.fail(reason.into()),
         }
-    }
-}
-
-/// A part of a blob on its way into memory.
-pub(super) struct ToMemory {
-    pub(super) bytes: Vec<u8>,
-    pub(super) done: Completion<Vec<u8>>,
-}
-
-impl Sink for ToMemory {
-    fn start(&mut self, _: u64, _: u64, _: u64) -> bool {
-        true
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> bool {
-        self.bytes.extend_from_slice(bytes);
-        true
-    }
-
-    fn stop(self: Box<Self>, _: Digest) {
-        // The digest is the whole blob's: a part can not be checked against it.
-        (self.done)(Ok(self.bytes));
-    }
-
-    fn abort(self: Box<Self>, reason: Option<RequestError>) {
-        (self.done)(Err(ended(reason)));
     }
 }

@@ -291,6 +291,12 @@ impl<H: Half> Connection<H> {
         self.link.connected
     }
 
+    /// Has one of the sides said goodbye?
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.link.closing
+    }
+
     /// Why the connection is dead, where it is.
     #[must_use]
     pub fn error(&self) -> Option<&PeerError> {

@@ -17,7 +17,7 @@ use crate::wire::bounded;
 use crate::words::{Digest, Oid, RequestId, Tid, TransferId};
 
 pub use error::{Phase, RequestError};
-pub use reply::{BlobInfo, Conflict, HistoryEntry, Outcome, Packed, Reply, Revision};
+pub use reply::{BlobInfo, Conflict, HistoryEntry, Outcome, Packed, Reply, Revision, Unfinished};
 pub use request::{Request, TxnMeta};
 
 /// The first bytes of the first message: what tells blobferry from everything else that may call a port.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TxnMeta;
 use crate::wire::bounded;
-use crate::words::{Digest, Oid, Tid};
+use crate::words::{Digest, Oid, RequestId, Tid};
 
 /// What a server answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +43,24 @@ pub enum Reply {
     Status(#[serde(with = "bounded")] Vec<(String, u64)>),
     /// What a pack has removed.
     Packed(Packed),
+    /// The transaction goes on. Of the requests that it was sent on the connection that was lost, those up to `last` had
+    /// arrived, and were done, but for the ones that are `unfinished`.
+    Attached {
+        /// The last request in this transaction that arrived on the connection that was lost.
+        last: RequestId,
+        /// Those up to `last` that were not done, in the order of their numbers.
+        #[serde(with = "bounded")]
+        unfinished: Vec<Unfinished>,
+    },
+}
+
+/// A request in a transaction that was not done when its connection was lost. It has to be made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unfinished {
+    /// The number that it had on that connection.
+    pub request: RequestId,
+    /// For a blob: the bytes below this offset are kept, so that its upload can go on from there. Else 0.
+    pub upto: u64,
 }
 
 /// An object that two transactions changed at once.

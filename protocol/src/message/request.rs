@@ -148,6 +148,12 @@ pub enum Request {
         /// What was current just before this transaction stays, and all that came after.
         before: Tid,
     },
+    /// Goes on with a transaction whose connection was lost while it took stores: it belongs to this connection from
+    /// here on. Reply: [`Reply::Attached`].
+    Attach {
+        /// The transaction.
+        txn: TxnId,
+    },
 }
 
 /// Who commits, and what for. Bytes, so that any application's notion fits; the command uses UTF-8.
@@ -174,7 +180,8 @@ impl Request {
             | Request::Vote { txn }
             | Request::Finish { txn }
             | Request::Commit { txn }
-            | Request::Abort { txn } => Some(*txn),
+            | Request::Abort { txn }
+            | Request::Attach { txn } => Some(*txn),
             Request::Outcome { .. }
             | Request::Load { .. }
             | Request::LoadBefore { .. }

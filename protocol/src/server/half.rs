@@ -38,7 +38,7 @@ impl Sealed for Server {
     fn transfer_starts(
         &mut self,
         transfer: TransferId,
-        from: u64,
+        _from: u64,
         end: u64,
         size: u64,
     ) -> Result<Accept, PeerError> {
@@ -47,8 +47,8 @@ impl Sealed for Server {
         if upload.begun {
             return Err(bad("it has begun already"));
         }
-        if from != 0 || end != size {
-            return Err(bad("a blob is stored as a whole"));
+        if end != size {
+            return Err(bad("a blob is stored to its end"));
         }
         upload.begun = true;
         Ok(if upload.answered { Accept::Drop } else { Accept::Take })
@@ -190,6 +190,15 @@ impl Server {
         }
     }
 
+    /// A vote that has waited for the answers before it is asked now, or in vain.
+    fn let_go(&mut self, link: &mut Link, events: &mut Events, txn: TxnId, decision: Option<Decision>) {
+        match decision {
+            Some(Decision::Ask(id, request)) => events.push_back(Event::Request { id, request }),
+            Some(Decision::Doomed(vote)) => self.doomed(link, events, vote, txn),
+            None => {}
+        }
+    }
+
     /// Sends the one answer to a request, and moves its transaction on.
     pub(super) fn answer(
         &mut self,
@@ -212,11 +221,14 @@ impl Server {
         link.incoming.drop_rest(id.into());
         link.grant();
         match self.requests.remove(&id).map(|pending| pending.call) {
-            Some(Call::Put(txn)) => match self.transactions.put_answered(txn, id, ok) {
-                Some(Decision::Ask(id, request)) => events.push_back(Event::Request { id, request }),
-                Some(Decision::Doomed(vote)) => self.doomed(link, events, vote, txn),
-                None => {}
-            },
+            Some(Call::Put(txn)) => {
+                let decision = self.transactions.put_answered(txn, id, ok);
+                self.let_go(link, events, txn, decision);
+            }
+            Some(Call::Attach(txn)) => {
+                let decision = self.transactions.attached(txn, id, ok);
+                self.let_go(link, events, txn, decision);
+            }
             Some(Call::Vote(txn) | Call::Finish(txn) | Call::Commit(txn)) => {
                 self.transactions.decided(txn, id, phase);
                 if conflicts && !ok {

@@ -1,5 +1,7 @@
 //! The rules of transactions: what may be asked of one in which phase. Everything that is not allowed is refused.
 //!
+//! A transaction is entered by `Begin`, or by `Attach` when its connection was lost.
+//!
 //! | phase | stores, deletes | vote, commit | finish | abort |
 //! |---|---|---|---|---|
 //! | open | yes | yes: held until every store is answered | no | yes |
@@ -28,7 +30,7 @@ pub(super) struct Transactions {
 
 #[derive(Debug)]
 struct Txn {
-    /// Its `Begin`: answers to requests before that belong to another transaction of the same name.
+    /// Its `Begin` or `Attach`: answers to requests before that belong to another transaction of the same name.
     begun: RequestId,
     phase: Phase,
     /// Something that belongs to it was not stored.
@@ -73,12 +75,9 @@ impl Transactions {
         if let Request::Begin { meta, .. } = request {
             let size = meta.user.len() + meta.description.len();
             limit("the transaction's user and description", MAX_META, size as u64)?;
-            if self.open.contains_key(&txn) {
-                return Err(RequestError::TransactionExists { txn });
-            }
-            limit("open transactions", u64::from(max_open), self.open.len() as u64 + 1)?;
-            let state = Txn { begun: id, phase: Phase::Open, doomed: false, pending: 1, held: None };
-            self.open.insert(txn, state);
+        }
+        if let Request::Begin { .. } | Request::Attach { .. } = request {
+            self.enter(txn, id, max_open)?;
             return Ok(Admit::Pass);
         }
         let Some(state) = self.open.get_mut(&txn) else {
@@ -123,6 +122,25 @@ impl Transactions {
             }
             (_, phase) => Err(RequestError::WrongPhase { txn, phase }),
         }
+    }
+
+    /// A transaction is open from here on: it has begun, or goes on. What follows waits for the answer to that.
+    fn enter(&mut self, txn: TxnId, id: RequestId, max_open: u32) -> Result<(), RequestError> {
+        if self.open.contains_key(&txn) {
+            return Err(RequestError::TransactionExists { txn });
+        }
+        limit("open transactions", u64::from(max_open), self.open.len() as u64 + 1)?;
+        self.open.insert(txn, Txn { begun: id, phase: Phase::Open, doomed: false, pending: 1, held: None });
+        Ok(())
+    }
+
+    /// Whether a transaction goes on was answered. One that does not is not open, and a vote for it is in vain.
+    pub(super) fn attached(&mut self, txn: TxnId, id: RequestId, ok: bool) -> Option<Decision> {
+        if ok {
+            return self.put_answered(txn, id, ok);
+        }
+        let held = self.open.remove(&txn)?.held;
+        held.map(|(vote, _)| Decision::Doomed(vote))
     }
 
     /// Something was refused: where it should have been stored, its transaction must not be committed without it.

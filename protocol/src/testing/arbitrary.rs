@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use crate::{
     BlobId, BlobInfo, Conflict, Digest, Hello, HistoryEntry, Limits, MAGIC, Message, Oid, Outcome, Packed,
     Phase, Refusal, Reply, Request, RequestError, RequestId, Revision, Tid, TransferId, TxnId, TxnMeta,
-    Welcome,
+    Unfinished, Welcome,
 };
 
 /// Numbers of all lengths that a varint can have, and both ends.
@@ -109,6 +109,7 @@ arbitrary! {
         .prop_map(|((tid, meta, blob), size)| HistoryEntry { tid, meta, size, blob }),
     Packed = (number(), number(), number())
         .prop_map(|(revisions, blobs, bytes)| Packed { revisions, blobs, bytes }),
+    Unfinished = (any::<RequestId>(), number()).prop_map(|(request, upto)| Unfinished { request, upto }),
     RequestError = request_error(),
     Request = request(),
     Reply = reply(),
@@ -195,6 +196,7 @@ fn request() -> BoxedStrategy<Request> {
         }),
         Just(Request::Status),
         any::<Tid>().prop_map(|before| Request::Pack { before }),
+        any::<TxnId>().prop_map(|txn| Request::Attach { txn }),
     ];
     prop_oneof![of_transactions, reads].boxed()
 }
@@ -212,6 +214,7 @@ fn reply() -> BoxedStrategy<Reply> {
         (any::<Oid>(), short()).prop_map(|(first, count)| Reply::Oids { first, count }),
         vec((text(), number()), 0..5).prop_map(Reply::Status),
         any::<Packed>().prop_map(Reply::Packed),
+        (any::<RequestId>(), few()).prop_map(|(last, unfinished)| Reply::Attached { last, unfinished }),
     ]
     .boxed()
 }

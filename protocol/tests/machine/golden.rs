@@ -80,6 +80,7 @@ fn request_number(request: &Request) -> u8 {
         Request::SendBlob { .. } => 15,
         Request::Status => 16,
         Request::Pack { .. } => 17,
+        Request::Attach { .. } => 18,
     }
 }
 
@@ -96,6 +97,7 @@ fn reply_number(reply: &Reply) -> u8 {
         Reply::Oids { .. } => 8,
         Reply::Status(_) => 9,
         Reply::Packed(_) => 10,
+        Reply::Attached { .. } => 11,
     }
 }
 
@@ -136,7 +138,7 @@ fn variants_have_the_numbers_that_they_always_had_and_none_is_missing_here() {
     let with_first = |first: &[u8]| seen.iter().filter(|numbers| numbers.starts_with(first)).count();
     assert_eq!(
         [with_first(&[2]), with_first(&[3]), with_first(&[4, 5, 0]), with_first(&[4, 5, 1])],
-        [4, 18, 11, 19]
+        [4, 19, 12, 19]
     );
     assert_eq!(seen.iter().map(|numbers| numbers[0]).collect::<BTreeSet<_>>().len(), 16);
 }

@@ -3,7 +3,7 @@
 use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, Digest, Hello, HistoryEntry, Limits, MAGIC, Message, Oid, Outcome, Packed,
     Phase, Refusal, Reply, Request, RequestError, RequestId, Revision, Tid, TransferId, TxnId, TxnMeta,
-    Welcome,
+    Unfinished, Welcome,
 };
 
 fn txn() -> TxnId {
@@ -149,6 +149,11 @@ fn requests() -> Vec<(&'static str, Message, &'static str)> {
         ),
         ("Request Status", request(Request::Status), "03000000030510"),
         ("Request Pack", request(Request::Pack { before: Tid(300) }), "05000000030511ac02"),
+        (
+            "Request Attach",
+            request(Request::Attach { txn: txn() }),
+            "13000000030512000102030405060708090a0b0c0d0e0f",
+        ),
     ]
 }
 
@@ -203,6 +208,14 @@ fn replies() -> Vec<(&'static str, Message, &'static str)> {
             "Reply Packed",
             reply(Ok(Reply::Packed(Packed { revisions: 1, blobs: 2, bytes: 300 }))),
             "080000000405000a0102ac02",
+        ),
+        (
+            "Reply Attached",
+            reply(Ok(Reply::Attached {
+                last: RequestId(4),
+                unfinished: vec![Unfinished { request: RequestId(3), upto: 300 }],
+            })),
+            "090000000405000b040103ac02",
         ),
     ]
 }

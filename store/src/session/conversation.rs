@@ -12,10 +12,12 @@ use blobferry_protocol::{
 use bytes::Bytes;
 
 use super::decide;
+use super::keep::{Hold, Part};
 use super::mailbox::{Mailbox, News};
 use super::reads::{self, Opened};
 use super::service::{Membership, Service};
 use super::upload::Upload;
+use crate::Store;
 
 /// Reads of the store that run at once for one connection.
 const READS: usize = 32;
@@ -40,9 +42,11 @@ struct State {
     outlets: Outlets,
     /// The blobs among what leaves that are sent as a whole.
     whole: BTreeSet<TransferId>,
-    /// The transactions that were begun here, some of which are over. What others have begun is none of its business,
-    /// whoever knows the name.
-    begun: BTreeSet<TxnId>,
+    /// The transactions that were begun here or attached, some of which are over. What others have begun is none of its
+    /// business, whoever knows the name.
+    begun: BTreeMap<TxnId, Arc<Hold>>,
+    /// The client goes on elsewhere.
+    replaced: bool,
     /// What changes a transaction, in the order of its requests.
     lanes: BTreeMap<TxnId, Lane>,
     /// Reads that wait for their turn.
@@ -82,7 +86,8 @@ impl Session {
             membership: None,
             outlets: Outlets::default(),
             whole: BTreeSet::new(),
-            begun: BTreeSet::new(),
+            begun: BTreeMap::new(),
+            replaced: false,
             lanes: BTreeMap::new(),
             reads: VecDeque::new(),
             reading: BTreeSet::new(),
@@ -111,7 +116,8 @@ impl Endpoint for Session {
             }
             read
         });
-        for drained in outlets.take_drained() {
+        for drained in self.state.outlets.take_drained() {
+            self.state.outlets.remove(drained.transfer);
             let whole = self.state.whole.remove(&drained.transfer);
             self.state.count_sent(whole);
         }
@@ -159,7 +165,8 @@ impl Endpoint for Session {
     }
 
     fn error(&self) -> Option<PeerError> {
-        self.connection.error().cloned()
+        let replaced = self.state.replaced.then_some(PeerError::Replaced);
+        self.connection.error().cloned().or(replaced)
     }
 
     fn is_finished(&self) -> bool {
@@ -222,6 +229,15 @@ impl State {
                 let _ = connection.reply(id, result);
             }
             News::Opened { id, opened } => self.opened(connection, id, opened),
+            News::Attached { id, attached } => {
+                let reply = attached.map(|hold| {
+                    let reply = hold.reply();
+                    self.begun(connection, hold);
+                    reply
+                });
+                let _ = connection.reply(id, reply);
+            }
+            News::Replaced => self.replaced = true,
             News::Inlet(Report::Stored { transfer, upto }) => {
                 // The transfer may be over meanwhile.
                 let _ = connection.stored(transfer, upto);
@@ -247,21 +263,56 @@ impl State {
         self.lanes.remove(&txn).unwrap_or_else(|| Lane::new(self.service.workers()))
     }
 
-    /// A transaction was begun here.
-    fn begun(&mut self, connection: &server::Connection, txn: TxnId) {
-        self.begun.insert(txn);
+    /// A transaction was begun here, or attached.
+    fn begun(&mut self, connection: &server::Connection, hold: Arc<Hold>) {
+        self.begun.insert(hold.txn(), hold);
         if self.begun.len() > 2 * self.service.config().connection.limits.transactions as usize {
             let open: BTreeSet<TxnId> = connection.transactions().map(|(txn, _)| txn).collect();
-            self.begun.retain(|txn| open.contains(txn));
+            self.begun.retain(|txn, hold| {
+                let open = open.contains(txn);
+                if !open {
+                    hold.over();
+                }
+                open
+            });
         }
     }
 
-    /// Aborts a transaction, if it was begun here, when everything that was asked of it before is done.
+    /// A request that puts something into a transaction has arrived: what is kept of that, should the connection be
+    /// lost. `None` where the transaction could not begin.
+    fn arrived(&self, txn: TxnId, id: RequestId) -> Option<Arc<Hold>> {
+        let hold = self.begun.get(&txn)?.clone();
+        hold.arrived(id);
+        Some(hold)
+    }
+
+    /// Does something that puts into a transaction, when everything that was asked of it before is done.
+    fn put(
+        &mut self,
+        txn: TxnId,
+        id: RequestId,
+        put: impl FnOnce(&dyn Store) -> Result<(), RequestError> + Send + 'static,
+    ) {
+        let (store, mailbox, hold) =
+            (self.service.store().clone(), self.mailbox.clone(), self.arrived(txn, id));
+        self.lane(txn).run(move || {
+            let put = put(&*store);
+            if let (Ok(()), Some(hold)) = (&put, &hold) {
+                hold.done(id);
+            }
+            mailbox.reply(id, put.map(|()| Reply::Done));
+        });
+    }
+
+    /// Aborts a transaction, if it is here or on no connection, when everything that was asked of it before is done.
     fn abort(&mut self, txn: TxnId, then: impl FnOnce() + Send + 'static) {
-        let store = self.begun.remove(&txn).then(|| self.service.store().clone());
+        let hold = self.begun.remove(&txn);
+        hold.iter().for_each(|hold| hold.over());
+        let service = self.service.clone();
         self.last_lane(txn).run(move || {
-            if let Some(store) = store {
-                store.abort(txn);
+            match hold {
+                Some(_) => service.store().abort(txn),
+                None => service.keeper().abort(txn),
             }
             then();
         });
@@ -269,28 +320,26 @@ impl State {
 
     fn request(&mut self, connection: &mut server::Connection, id: RequestId, request: Request) {
         let (store, mailbox) = (self.service.store().clone(), self.mailbox.clone());
-        let done = |result: Result<(), RequestError>| result.map(|()| Reply::Done);
         match request {
             Request::Begin { txn, meta } => {
                 let begun = store.begin(txn, meta);
                 if begun.is_ok() {
-                    self.begun(connection, txn);
+                    let hold = self.service.keeper().hold(txn, &self.mailbox);
+                    self.begun(connection, hold);
                 }
-                let _ = connection.reply(id, done(begun));
+                let _ = connection.reply(id, begun.map(|()| Reply::Done));
             }
+            Request::Attach { txn } => self.service.keeper().attach(txn, id, &self.mailbox),
             Request::Store { txn, oid, base, data } => {
                 self.held.insert(id, data.len() as u64);
-                self.lane(txn).run(move || mailbox.reply(id, done(store.store(txn, oid, base, data))));
+                self.put(txn, id, move |store| store.store(txn, oid, base, data));
             }
             Request::Delete { txn, oid, base } => {
-                self.lane(txn).run(move || mailbox.reply(id, done(store.delete(txn, oid, base))));
+                self.put(txn, id, move |store| store.delete(txn, oid, base));
             }
             Request::StoreShared { txn, oid, base, data, name, size, digest } => {
                 self.held.insert(id, data.len() as u64);
-                self.lane(txn).run(move || {
-                    let stored = store.store_shared(txn, oid, base, data, &name, size, digest);
-                    mailbox.reply(id, done(stored));
-                });
+                self.put(txn, id, move |store| store.store_shared(txn, oid, base, data, &name, size, digest));
             }
             Request::StoreBlob { txn, oid, base, data } => {
                 let actual = data.len() as u64 + self.held_for_blobs.values().sum::<u64>();
@@ -301,8 +350,10 @@ impl State {
                     return;
                 }
                 self.held_for_blobs.insert(id, data.len() as u64);
-                let service = self.service.clone();
-                let upload = Upload { service, mailbox, id, txn, oid, base, data, stage: None };
+                let (service, hold) = (self.service.clone(), self.arrived(txn, id));
+                let part = hold.as_ref().and_then(|hold| hold.take_part(oid));
+                let part = part.map(|part| Part { request: id, ..part });
+                let upload = Upload { service, mailbox, hold, id, txn, oid, base, data, part };
                 self.inlets.expect(id.into(), Box::new(upload));
             }
             Request::Vote { txn } => self.lane(txn).run(move || decide::vote(&store, mailbox, id, txn)),
@@ -381,15 +432,20 @@ impl State {
 impl Drop for Session {
     fn drop(&mut self) {
         self.state.inlets.abort_all();
-        let left: Vec<TxnId> = self
-            .connection
-            .transactions()
-            // What is being finished is finished: its client will ask for the outcome.
-            .filter(|(_, phase)| *phase != Phase::Finishing)
-            .map(|(txn, _)| txn)
-            .collect();
-        for txn in left {
-            self.state.abort(txn, || {});
+        let left: BTreeMap<TxnId, Phase> = self.connection.transactions().collect();
+        // Its client has taken leave, and does not come back.
+        let over = self.connection.is_closing();
+        for (txn, hold) in std::mem::take(&mut self.state.begun) {
+            match left.get(&txn) {
+                // Its client may come back.
+                Some(Phase::Open) if !over => {}
+                // What is being finished is finished: its client will ask for the outcome.
+                None | Some(Phase::Finishing) => hold.over(),
+                Some(_) => {
+                    self.state.begun.insert(txn, hold);
+                    self.state.abort(txn, || {});
+                }
+            }
         }
     }
 }

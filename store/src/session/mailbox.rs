@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use blobferry_cache::carry::Report;
 use blobferry_protocol::{Oid, Reply, RequestError, RequestId, Tid};
 
+use super::keep::Hold;
 use super::reads::Opened;
 
 /// One piece of news for a session.
@@ -14,6 +15,10 @@ pub(super) enum News {
     Reply { id: RequestId, result: Result<Reply, RequestError> },
     /// A blob that is to be sent was opened.
     Opened { id: RequestId, opened: Result<Opened, RequestError> },
+    /// A client wants to go on with a transaction, and can or not.
+    Attached { id: RequestId, attached: Result<Arc<Hold>, RequestError> },
+    /// The client goes on with a transaction elsewhere.
+    Replaced,
     /// A sink has got on.
     Inlet(Report),
     /// A transaction was committed.

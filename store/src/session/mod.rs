@@ -8,6 +8,7 @@
 mod conversation;
 mod counters;
 mod decide;
+mod keep;
 mod mailbox;
 mod reads;
 mod service;

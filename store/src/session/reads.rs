@@ -47,7 +47,8 @@ pub(super) fn answer(service: &Service, mailbox: Arc<Mailbox>, id: RequestId, re
         | Request::Vote { .. }
         | Request::Finish { .. }
         | Request::Commit { .. }
-        | Request::Abort { .. } => {
+        | Request::Abort { .. }
+        | Request::Attach { .. } => {
             Err(RequestError::Unsupported { what: "this outside of a transaction".into() })
         }
     };

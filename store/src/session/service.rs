@@ -10,6 +10,7 @@ use blobferry_cache::workers::Workers;
 use blobferry_protocol::{Config, Oid, Refusal, Tid};
 
 use super::counters::{Counters, rss_bytes};
+use super::keep::Keeper;
 use super::mailbox::{Mailbox, News};
 use crate::{Store, Subscription};
 
@@ -25,6 +26,9 @@ pub struct ServerConfig {
     /// How long a graceful stop waits for what is under way: voted transactions to be finished or aborted, answers to
     /// be sent. After that connections are closed as they are, and their transactions aborted.
     pub grace: Duration,
+    /// How long an open transaction whose connection was lost is kept for its client to come back, with what has arrived
+    /// of its blobs. Its locks are never kept: a transaction that was voted for is aborted at once.
+    pub keep: Duration,
 }
 
 impl Default for ServerConfig {
@@ -34,6 +38,7 @@ impl Default for ServerConfig {
             connections: 16_384,
             workers: 16,
             grace: Duration::from_secs(5),
+            keep: Duration::from_secs(60),
         }
     }
 }
@@ -49,6 +54,7 @@ struct Shared {
     counters: Counters,
     sessions: Mutex<Sessions>,
     stopping: AtomicBool,
+    keeper: Arc<Keeper>,
     _subscription: Subscription,
 }
 
@@ -76,6 +82,7 @@ impl Service {
                 }
             }));
             Shared {
+                keeper: Keeper::new(store.clone(), config.keep),
                 store,
                 workers: Workers::new(config.workers),
                 config,
@@ -103,6 +110,10 @@ impl Service {
         &self.0.workers
     }
 
+    pub(super) fn keeper(&self) -> &Arc<Keeper> {
+        &self.0.keeper
+    }
+
     pub(super) fn counters(&self) -> &Counters {
         &self.0.counters
     }
@@ -111,6 +122,7 @@ impl Service {
     /// woken for that.
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::SeqCst);
+        self.0.keeper.stop();
         let mailboxes: Vec<Arc<Mailbox>> = self.0.sessions().mailboxes.values().cloned().collect();
         mailboxes.iter().for_each(|mailbox| mailbox.wake());
     }
@@ -147,7 +159,11 @@ impl Service {
     /// Everything that is counted, by name.
     pub(super) fn status(&self) -> Vec<(String, u64)> {
         let counters = self.0.counters.named();
-        let own = [("last_tid", self.0.store.last_tid().0), ("rss_bytes", rss_bytes())];
+        let own = [
+            ("kept", self.0.keeper.count()),
+            ("last_tid", self.0.store.last_tid().0),
+            ("rss_bytes", rss_bytes()),
+        ];
         let all = own.into_iter().chain(counters).chain(self.0.store.counts().named());
         all.map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -167,6 +183,12 @@ impl Service {
         self.0.counters.connections.add(1);
         self.0.counters.accepted.add(1);
         Ok(Membership { service: self.clone(), number })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.keeper.stop();
     }
 }
 

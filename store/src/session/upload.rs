@@ -1,25 +1,27 @@
-//! The sink of a blob that a client stores: staged as it arrives, put into its transaction when it is complete.
+//! The sink of a blob that a client stores: staged as it arrives, put into its transaction when it is complete, and kept
+//! with its transaction when the connection is lost in the middle.
 
 use std::sync::Arc;
 
 use blobferry_cache::carry::Sink;
 use blobferry_protocol::{Digest, Oid, Reply, RequestError, RequestId, Tid, TxnId};
 
+use super::keep::{Hold, Part};
 use super::mailbox::Mailbox;
 use super::service::Service;
-use crate::Stage;
 
 /// A [`StoreBlob`](blobferry_protocol::Request::StoreBlob) whose blob is on its way.
 pub(super) struct Upload {
     pub(super) service: Service,
     pub(super) mailbox: Arc<Mailbox>,
+    pub(super) hold: Option<Arc<Hold>>,
     pub(super) id: RequestId,
     pub(super) txn: TxnId,
     pub(super) oid: Oid,
     pub(super) base: Tid,
     pub(super) data: Vec<u8>,
-    /// Where the bytes go, from the start of the transfer on.
-    pub(super) stage: Option<Box<dyn Stage>>,
+    /// Where the bytes go. Before the transfer has begun: what is here from a connection before.
+    pub(super) part: Option<Part>,
 }
 
 impl Upload {
@@ -28,25 +30,50 @@ impl Upload {
         result.map_err(|error| self.mailbox.reply(self.id, Err(error))).is_ok()
     }
 
+    /// Begins, or goes on behind what is here.
+    fn begin(&mut self, from: u64, size: u64) -> Result<(), RequestError> {
+        let kept = self.part.take();
+        if from > 0 {
+            let fits = kept.filter(|part| (part.written, part.size) == (from, size));
+            let part = fits.ok_or_else(|| RequestError::Mismatch {
+                detail: format!("{from} of its {size} bytes are not here to go on from"),
+            })?;
+            self.part = Some(Part { request: self.id, ..part });
+            return Ok(());
+        }
+        drop(kept); // first: what it occupies may be needed
+        let stage = self.service.store().stage(size)?;
+        self.part = Some(Part { request: self.id, stage, size, written: 0 });
+        Ok(())
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
+        let Some(part) = &mut self.part else { return Ok(()) };
+        part.stage.write(bytes)?;
+        part.written += bytes.len() as u64;
+        Ok(())
+    }
+
     fn complete(&mut self, digest: Digest) -> Result<(), RequestError> {
-        let stage =
-            self.stage.take().ok_or_else(|| RequestError::Failed { detail: "nothing was staged".into() })?;
-        let staged = stage.complete(digest)?;
+        let part =
+            self.part.take().ok_or_else(|| RequestError::Failed { detail: "nothing was staged".into() })?;
+        let staged = part.stage.complete(digest)?;
         self.service.counters().blobs_received.add(1);
         let data = std::mem::take(&mut self.data);
-        self.service.store().store_blob(self.txn, self.oid, self.base, data, staged)
+        let stored = self.service.store().store_blob(self.txn, self.oid, self.base, data, staged);
+        stored.inspect(|()| self.hold.iter().for_each(|hold| hold.done(self.id)))
     }
 }
 
 impl Sink for Upload {
-    fn start(&mut self, _: u64, _: u64, size: u64) -> bool {
-        let staged = self.service.store().stage(size).map(|stage| self.stage = Some(stage));
-        self.checked(staged)
+    fn start(&mut self, from: u64, _: u64, size: u64) -> bool {
+        let begun = self.begin(from, size);
+        self.checked(begun)
     }
 
     fn write(&mut self, bytes: &[u8]) -> bool {
         self.service.counters().bytes_received.add(bytes.len() as u64);
-        let written = self.stage.as_mut().map_or(Ok(()), |stage| stage.write(bytes));
+        let written = self.take(bytes);
         self.checked(written)
     }
 
@@ -55,6 +82,11 @@ impl Sink for Upload {
         self.mailbox.reply(self.id, result.map(|()| Reply::Done));
     }
 
-    /// Its request is answered already, or the connection is gone: the staged bytes go with it.
-    fn abort(self: Box<Self>, _: Option<RequestError>) {}
+    /// Its request is answered already; or the connection is gone, and the next one may go on with it.
+    fn abort(self: Box<Self>, reason: Option<RequestError>) {
+        let Upload { hold, oid, part, .. } = *self;
+        if let (None, Some(hold), Some(part)) = (reason, hold, part) {
+            hold.keep(oid, part);
+        }
+    }
 }

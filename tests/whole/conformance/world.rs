@@ -84,14 +84,15 @@ impl World {
         Cache::open(self.path(name), CacheConfig::default()).unwrap()
     }
 
-    /// A client with a cache of this name.
+    /// A client with a cache of this name, that ends with its connection.
     pub(crate) fn client(&self, cache: &str) -> Box<dyn Client> {
         self.client_at(&self.address, cache)
     }
 
     /// The same, with another way to the server.
     pub(crate) fn client_at(&self, address: &str, cache: &str) -> Box<dyn Client> {
-        self.connect(address, self.cache(cache), ClientConfig::default()).unwrap()
+        let config = ClientConfig { reconnect: None, ..ClientConfig::default() };
+        self.connect(address, self.cache(cache), config).unwrap()
     }
 
     pub(crate) fn connect(

@@ -35,9 +35,11 @@ pub(crate) fn server(loops: usize) -> Server {
     Server::bind_with_loops("127.0.0.1:0", store(), ServerConfig::default(), loops).unwrap()
 }
 
+/// A client that ends with its connection.
 pub(crate) fn client(address: &str, dir: &Path) -> Client {
     let cache = Cache::open(dir, CacheConfig::default()).unwrap();
-    Client::connect(address, cache, ClientConfig::default()).unwrap()
+    let config = ClientConfig { reconnect: None, ..ClientConfig::default() };
+    Client::connect(address, cache, config).unwrap()
 }
 
 /// Lets this process have at most so many descriptors, or as many as it may.

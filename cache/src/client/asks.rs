@@ -1,0 +1,342 @@
+//! What is asked of the server: calls that wait to be sent, calls that wait for their answers, and what an answer means.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+use blobferry_protocol::{BlobId, Digest, Oid, Reply, Request, RequestError, RequestId, Tid, TxnId, client};
+
+use super::call::{CallError, Completion};
+use super::dial::{ConnectionEvent, Dialer};
+use super::download::Target;
+use super::recover::Txn;
+use super::session::{Inner, Invalidation, Listener, Wake, Watcher};
+use crate::carry::{Inlets, Outlets, Report, Source};
+use crate::workers::Workers;
+
+/// Control bytes that may wait before calls have to.
+const BACKLOG: usize = 1 << 20;
+
+/// What is true of a session beside its machine.
+pub(super) struct State {
+    /// Counts connections: what one before has left behind has nothing to say any more. Odd while there is one.
+    pub(super) era: u64,
+    pub(super) wake: Option<Wake>,
+    pub(super) dialer: Dialer,
+    /// Transfers at once towards this side, as announced.
+    downloads: usize,
+    /// Calls that are not sent yet, in order.
+    pub(super) waiting: VecDeque<Ask>,
+    pub(super) waiters: BTreeMap<RequestId, Waiter>,
+    /// The transactions that are open.
+    pub(super) transactions: BTreeMap<TxnId, Txn>,
+    pub(super) inlets: Inlets,
+    pub(super) outlets: Outlets,
+    pub(super) last_tid: Tid,
+    /// Who waits for the handshake.
+    pub(super) greeters: Vec<Completion<()>>,
+    /// Who wants to hear of commits.
+    pub(super) listeners: Vec<Listener>,
+    /// Who wants to hear of the connection.
+    pub(super) watchers: Vec<Watcher>,
+    /// There has been a connection.
+    pub(super) greeted: bool,
+    /// The user has said goodbye.
+    pub(super) leaving: bool,
+    /// The server has.
+    pub(super) server_leaves: bool,
+    /// Patience is at its end: calls fail, for this reason, until there is a connection again.
+    pub(super) down: Option<String>,
+    pub(super) closed: Option<String>,
+    after: Vec<After>,
+}
+
+/// What to do as soon as the lock is free, in order.
+type After = Box<dyn FnOnce() + Send>;
+
+/// A call that is not sent yet.
+pub(super) enum Ask {
+    Call {
+        request: Request,
+        done: Completion<Reply>,
+    },
+    /// Goes on with a transaction.
+    Attach(TxnId),
+    Download {
+        blob: BlobId,
+        range: Range<u64>,
+        target: Target,
+    },
+    Upload {
+        txn: TxnId,
+        oid: Oid,
+        base: Tid,
+        data: Vec<u8>,
+        /// The server has the bytes below this offset.
+        from: u64,
+        size: u64,
+        /// Where it is known already.
+        digest: Option<Digest>,
+        /// Where there is anything to read.
+        source: Option<Source>,
+        done: Completion<Digest>,
+    },
+}
+
+/// Who waits for a reply, and what is asked again should the connection be lost. Who waits for a blob waits in its sink.
+pub(super) enum Waiter {
+    Call {
+        request: Request,
+        done: Completion<Reply>,
+    },
+    Attach(TxnId),
+    Upload {
+        txn: TxnId,
+        oid: Oid,
+        base: Tid,
+        data: Vec<u8>,
+        size: u64,
+        digest: Option<Digest>,
+        done: Completion<Digest>,
+    },
+}
+
+impl Ask {
+    /// The transaction that it belongs to.
+    pub(super) fn txn(&self) -> Option<TxnId> {
+        match self {
+            Ask::Call { request, .. } => request.txn(),
+            Ask::Upload { txn, .. } | Ask::Attach(txn) => Some(*txn),
+            Ask::Download { .. } => None,
+        }
+    }
+
+    /// About how many bytes it queues.
+    fn len(&self) -> usize {
+        match self {
+            Ask::Call {
+                request: Request::Store { data, .. } | Request::StoreShared { data, .. }, ..
+            }
+            | Ask::Upload { data, .. } => data.len(),
+            Ask::Call { .. } | Ask::Attach(_) | Ask::Download { .. } => 0,
+        }
+    }
+
+    /// Does it bring a transaction nearer to its end? Those are asked even when one of the sides has taken leave.
+    pub(super) fn ends(&self) -> bool {
+        let Ask::Call { request, .. } = self else { return false };
+        matches!(
+            request,
+            Request::Vote { .. }
+                | Request::Finish { .. }
+                | Request::Commit { .. }
+                | Request::Abort { .. }
+                | Request::Outcome { .. }
+        )
+    }
+
+    pub(super) fn fail(self, error: CallError) {
+        match self {
+            Ask::Call { done, .. } => done(Err(error)),
+            Ask::Upload { done, .. } => done(Err(error)),
+            Ask::Download { target, .. } => target.fail(error),
+            Ask::Attach(_) => {}
+        }
+    }
+}
+
+impl Inner {
+    /// Sends the calls that wait, as far as the server's limits allow.
+    pub(super) fn pump(&mut self) {
+        while self.connection.is_connected() && self.state.is_alive() {
+            let (limits, backlog) = (self.connection.peer_limits(), self.connection.backlog());
+            // When the server takes leave, everything new waits for the next connection.
+            let next = match self.state.server_leaves && !self.state.leaving {
+                true => self.state.waiting.iter().position(Ask::ends),
+                false => Some(0),
+            };
+            let Some(ask) = next.and_then(|next| self.state.waiting.get(next)) else { return };
+            let room = (backlog == 0 || backlog + ask.len() < BACKLOG)
+                && self.connection.requests_in_flight() < limits.requests as usize
+                && match ask {
+                    Ask::Call { .. } | Ask::Attach(_) => true,
+                    Ask::Download { .. } => self.state.inlets.count() < self.state.downloads,
+                    Ask::Upload { .. } => self.state.outlets.count() < limits.transfers as usize,
+                };
+            if !room {
+                return;
+            }
+            let Some(ask) = next.and_then(|next| self.state.waiting.remove(next)) else { return };
+            self.send(ask);
+        }
+    }
+
+    fn send(&mut self, ask: Ask) {
+        let (connection, state) = (&mut self.connection, &mut self.state);
+        match ask {
+            Ask::Call { request, done } => match connection.request(request.clone()) {
+                Ok(id) => drop(state.waiters.insert(id, Waiter::Call { request, done })),
+                Err(error) => state.after(move || done(Err(error.into()))),
+            },
+            Ask::Attach(txn) => match connection.request(Request::Attach { txn }) {
+                Ok(id) => drop(state.waiters.insert(id, Waiter::Attach(txn))),
+                Err(error) => state.not_attached(txn, &RequestError::Failed { detail: error.to_string() }),
+            },
+            Ask::Download { blob, range, target } => {
+                let request = Request::SendBlob { blob, from: range.start, upto: range.end };
+                match connection.request(request) {
+                    Ok(id) => state.inlets.expect(id.into(), Box::new(target)),
+                    Err(error) => state.after(move || target.fail(error.into())),
+                }
+            }
+            Ask::Upload { txn, oid, base, data, from, size, digest, source, done } => {
+                match connection.resume_upload(txn, oid, base, data.clone(), from..size, digest) {
+                    Ok(transfer) => {
+                        if let Some(source) = source {
+                            state.outlets.insert(transfer, source);
+                        }
+                        let waiter = Waiter::Upload { txn, oid, base, data, size, digest, done };
+                        state.waiters.insert(transfer.into(), waiter);
+                    }
+                    Err(error) => state.after(move || done(Err(error.into()))),
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    pub(super) fn new(dialer: Dialer, downloads: usize, workers: &Workers) -> State {
+        State {
+            era: 0,
+            wake: None,
+            dialer,
+            downloads,
+            waiting: VecDeque::new(),
+            waiters: BTreeMap::new(),
+            transactions: BTreeMap::new(),
+            inlets: Inlets::new(workers, Arc::new(|_| {})),
+            outlets: Outlets::default(),
+            last_tid: Tid::ZERO,
+            greeters: Vec::new(),
+            listeners: Vec::new(),
+            watchers: Vec::new(),
+            greeted: false,
+            leaving: false,
+            server_leaves: false,
+            down: None,
+            closed: None,
+            after: Vec::new(),
+        }
+    }
+
+    /// What arrives from here on is reported there.
+    pub(super) fn receive_with(&mut self, workers: &Workers, report: Arc<dyn Fn(Report) + Send + Sync>) {
+        self.inlets = Inlets::new(workers, report);
+    }
+
+    /// Has something done as soon as the lock is free.
+    pub(super) fn after(&mut self, act: impl FnOnce() + Send + 'static) {
+        self.after.push(Box::new(act));
+    }
+
+    pub(super) fn take_after(&mut self) -> Vec<impl FnOnce() + Send + use<>> {
+        std::mem::take(&mut self.after)
+    }
+
+    /// The server has said something that gets us on.
+    pub(super) fn heard(&mut self) {
+        self.dialer.heard();
+    }
+
+    pub(super) fn event(&mut self, event: client::Event) {
+        match event {
+            client::Event::Connected(welcome) => {
+                let missed = self.greeted && welcome.last_tid > self.last_tid;
+                (self.greeted, self.down) = (true, None);
+                self.last_tid = self.last_tid.max(welcome.last_tid);
+                if missed {
+                    self.tell(&Invalidation { tid: welcome.last_tid, oids: None });
+                }
+                self.happened(&ConnectionEvent::Connected { address: self.dialer.address() });
+                let greeters = std::mem::take(&mut self.greeters);
+                self.after(|| greeters.into_iter().for_each(|greeter| greeter(Ok(()))));
+            }
+            // The connection is dead, and says why to who drives it.
+            client::Event::Refused(_) => {}
+            client::Event::Reply { id, result } => {
+                self.heard();
+                self.reply(id, result);
+            }
+            client::Event::Invalidate { tid, oids } => {
+                self.last_tid = self.last_tid.max(tid);
+                self.tell(&Invalidation { tid, oids: Some(oids.into()) });
+            }
+            client::Event::Transfer(event) => self.inlets.event(event),
+            client::Event::Goodbye => {
+                tracing::info!("the server is stopping");
+                self.server_leaves = true;
+            }
+        }
+    }
+
+    fn tell(&mut self, invalidation: &Invalidation) {
+        self.listeners.retain_mut(|listener| listener(invalidation));
+    }
+
+    /// Tells the watchers.
+    pub(super) fn happened(&mut self, event: &ConnectionEvent) {
+        self.watchers.retain_mut(|watcher| watcher(event));
+    }
+
+    fn reply(&mut self, id: RequestId, result: Result<Reply, RequestError>) {
+        if let Ok(Reply::Finished { tid }) = result {
+            self.last_tid = self.last_tid.max(tid);
+        }
+        match (self.waiters.remove(&id), result) {
+            (Some(Waiter::Attach(txn)), Ok(Reply::Attached { last, unfinished })) => {
+                self.attached(txn, last, &unfinished);
+            }
+            (Some(Waiter::Attach(txn)), result) => {
+                let error = result.err().unwrap_or(RequestError::NoSuchTransaction { txn });
+                self.not_attached(txn, &error);
+            }
+            (Some(Waiter::Call { request, done }), Err(RequestError::Stopping))
+                if request.txn().is_none() && self.goes_on() =>
+            {
+                self.waiting.push_back(Ask::Call { request, done });
+            }
+            (Some(Waiter::Call { request, done }), result) => {
+                self.ended_by(&request, &result);
+                self.after(move || done(result.map_err(CallError::from)));
+            }
+            (Some(Waiter::Upload { digest: Some(digest), done, .. }), Ok(_)) => {
+                self.outlets.remove(id.into());
+                self.after(move || done(Ok(digest)));
+            }
+            (Some(Waiter::Upload { done, .. }), result) => {
+                self.outlets.remove(id.into());
+                // Done without having had the digest can not be: the machine refuses such an answer.
+                let error = result.err().unwrap_or(RequestError::Cancelled);
+                self.after(move || done(Err(error.into())));
+            }
+            (None, Err(reason)) => self.inlets.abort(id.into(), Some(reason)),
+            (None, Ok(_)) => {}
+        }
+    }
+
+    /// A transaction that an answer has brought to its end is forgotten.
+    fn ended_by(&mut self, request: &Request, result: &Result<Reply, RequestError>) {
+        let (Request::Vote { txn } | Request::Finish { txn } | Request::Commit { txn }) = request else {
+            return;
+        };
+        let over = match result {
+            Ok(Reply::Finished { .. }) => true,
+            Ok(_) | Err(RequestError::WrongPhase { .. }) => false,
+            Err(_) => true,
+        };
+        if over {
+            self.transactions.remove(txn);
+        }
+    }
+}

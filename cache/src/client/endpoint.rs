@@ -1,0 +1,101 @@
+//! The end of a client's connection that its transport drives.
+
+use blobferry_protocol::{PeerError, RequestId, Slice, Time, buffered, client};
+use bytes::Bytes;
+
+use super::asks::{State, Waiter};
+use super::session::Session;
+use crate::carry::Endpoint;
+
+/// One connection of a [`Session`]. Dropped while the session takes it for alive, it closes the session: nobody waits for
+/// what can not come.
+#[derive(Debug)]
+pub struct SessionEndpoint {
+    session: Session,
+    /// Which of the session's connections it is.
+    era: u64,
+}
+
+impl SessionEndpoint {
+    pub(super) fn new(session: Session, era: u64) -> SessionEndpoint {
+        SessionEndpoint { session, era }
+    }
+}
+
+impl Endpoint for SessionEndpoint {
+    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize) {
+        let mut locked = self.session.lock();
+        let inner = &mut *locked;
+        loop {
+            let outlets = &mut inner.state.outlets;
+            buffered::transmit(&mut inner.connection, now, out, enough, |slice, into| {
+                outlets.read(slice, into)
+            });
+            let drained = outlets.take_drained();
+            for drained in &drained {
+                let Some(digest) = drained.digest else { continue };
+                let id: RequestId = drained.transfer.into();
+                if let Some(Waiter::Upload { digest: waits, .. }) = inner.state.waiters.get_mut(&id) {
+                    *waits = Some(digest);
+                }
+                // Over only if the server has refused the blob meanwhile, and that needs no digest.
+                let _ = inner.connection.finish_blob(drained.transfer, digest);
+            }
+            inner.pump();
+            if drained.is_empty() {
+                break;
+            }
+        }
+        self.session.unlock(locked, false);
+    }
+
+    fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError> {
+        let mut locked = self.session.lock();
+        let inner = &mut *locked;
+        let on_event = |state: &mut State, _: &mut client::Connection, event| state.event(event);
+        let on_payload = |state: &mut State, slice: Slice, at| {
+            state.heard();
+            state.inlets.payload(slice, bytes.slice(at));
+        };
+        let received =
+            buffered::receive(&mut inner.connection, now, &bytes, &mut inner.state, on_event, on_payload);
+        inner.pump();
+        self.session.unlock(locked, false);
+        received
+    }
+
+    fn wants_input(&self) -> bool {
+        true
+    }
+
+    fn poll_timeout(&self) -> Option<Time> {
+        self.session.lock().connection.poll_timeout()
+    }
+
+    fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
+        self.session.lock().connection.handle_timeout(now)
+    }
+
+    /// Calls go to the machine on the threads that make them.
+    fn catch_up(&mut self) {}
+
+    fn error(&self) -> Option<PeerError> {
+        self.session.lock().connection.error().cloned()
+    }
+
+    fn is_finished(&self) -> bool {
+        let inner = self.session.lock();
+        // Where the server has taken leave, what waits is for the next connection.
+        inner.connection.is_finished() && (inner.state.waiting.is_empty() || !inner.state.leaving)
+    }
+}
+
+impl Drop for SessionEndpoint {
+    fn drop(&mut self) {
+        let mut inner = self.session.lock();
+        if inner.state.is_era(self.era) {
+            inner.state.close("nobody drives it any more");
+        }
+        self.session.unlock(inner, false);
+    }
+}

@@ -1,0 +1,336 @@
+//! What happens when the connection is lost, and when there is another: nothing that anybody waits for is forgotten, and
+//! nothing is done twice.
+//!
+//! Calls that read are just asked again. An open transaction is attached to the new connection first; meanwhile its calls
+//! wait with it. The server then says what has arrived, so that only the rest is asked again, and blobs go on at the byte
+//! that the server names. A commit that was sent is never sent again before the server has said that it does not know of
+//! it; where the transaction can not be attached, it is asked what became of it.
+
+use std::time::Instant;
+
+use blobferry_protocol::{
+    Outcome, PeerError, Refusal, Reply, Request, RequestError, RequestId, TxnId, Unfinished,
+};
+
+use super::asks::{Ask, State, Waiter};
+use super::call::{CallError, Completion};
+use super::dial::{ConnectionEvent, Dial};
+use super::session::Wake;
+use crate::carry::{Ended, Outlets};
+
+/// An open transaction.
+pub(super) enum Txn {
+    /// It is on the connection.
+    Here,
+    /// Its connection was lost. What is asked of it waits; what was sent has the number that it had.
+    Attaching(Vec<(Option<RequestId>, Ask)>),
+    /// The server has given it up, for this reason.
+    Lost(String),
+}
+
+impl State {
+    /// There is a connection.
+    pub(super) fn begin_era(&mut self, wake: Wake) -> u64 {
+        self.era += if self.is_alive() { 2 } else { 1 };
+        (self.wake, self.server_leaves) = (Some(wake), false);
+        self.era
+    }
+
+    /// Is this the connection that there is?
+    pub(super) fn is_era(&self, era: u64) -> bool {
+        self.era == era
+    }
+
+    /// Is there a connection, as far as anybody knows?
+    pub(super) fn is_alive(&self) -> bool {
+        self.era % 2 == 1
+    }
+
+    /// Does it have another connection after this one?
+    pub(super) fn goes_on(&self) -> bool {
+        self.closed.is_none() && !self.leaving && self.dialer.can_call()
+    }
+
+    /// See [`Session::next_dial`](super::Session::next_dial).
+    pub(super) fn next_dial(&self) -> Option<Dial> {
+        let mut chance = [0; 4];
+        // Without chance there is no harm, either.
+        let _ = getrandom::fill(&mut chance);
+        self.goes_on().then(|| self.dialer.next(u32::from_le_bytes(chance)))
+    }
+
+    /// Takes a call in.
+    pub(super) fn ask(&mut self, ask: Ask) {
+        if let Some(reason) = self.closed.clone() {
+            return self.after(move || ask.fail(CallError::Disconnected { reason }));
+        }
+        match (ask.txn(), &self.down) {
+            (Some(txn), _) => self.ask_in(txn, ask),
+            (None, Some(reason)) => {
+                let reason = reason.clone();
+                self.after(move || ask.fail(CallError::Disconnected { reason }));
+            }
+            (None, None) => self.waiting.push_back(ask),
+        }
+    }
+
+    fn ask_in(&mut self, txn: TxnId, ask: Ask) {
+        let (begins, aborts) = match &ask {
+            Ask::Call { request, .. } => {
+                (matches!(request, Request::Begin { .. }), matches!(request, Request::Abort { .. }))
+            }
+            _ => (false, false),
+        };
+        if begins {
+            let state = self.down.clone().map_or(Txn::Here, Txn::Lost);
+            self.transactions.entry(txn).or_insert(state);
+        }
+        if aborts {
+            return self.abort(txn, ask);
+        }
+        match self.transactions.get_mut(&txn) {
+            Some(Txn::Attaching(asks)) => asks.push((None, ask)),
+            Some(Txn::Lost(reason)) => {
+                let reason = reason.clone();
+                self.after(move || ask.fail(CallError::Disconnected { reason }));
+            }
+            Some(Txn::Here) => self.waiting.push_back(ask),
+            // The machine knows why not.
+            None => self.waiting.push_back(ask),
+        }
+    }
+
+    /// Gives a transaction up: where it is on no connection, the server is told all the same, as it keeps it.
+    fn abort(&mut self, txn: TxnId, ask: Ask) {
+        let done = match self.transactions.remove(&txn) {
+            Some(Txn::Attaching(asks)) => {
+                self.waiting.retain(|ask| !matches!(ask, Ask::Attach(attached) if *attached == txn));
+                for (_, ask) in asks {
+                    let reason = "the client gave it up".to_owned();
+                    self.after(move || ask.fail(RequestError::Aborted { txn, reason }.into()));
+                }
+                self.down.is_some()
+            }
+            Some(Txn::Lost(_)) => true,
+            Some(Txn::Here) | None => false,
+        };
+        match ask {
+            Ask::Call { done: tell, .. } if done => self.after(move || tell(Ok(Reply::Done))),
+            ask => self.waiting.push_back(ask),
+        }
+    }
+
+    /// The connection was lost, or has not come about.
+    pub(super) fn lost(&mut self, ended: &Ended, connected: bool) {
+        let reason = ended.to_string();
+        if self.closed.is_some() {
+            return;
+        }
+        if !self.greeted || !self.goes_on() || is_final(ended) {
+            return self.close(&reason);
+        }
+        if self.is_alive() {
+            self.era += 1;
+        }
+        self.wake = None;
+        let address = self.dialer.address();
+        let event = match connected {
+            true => ConnectionEvent::Lost { address, reason: reason.clone() },
+            false => ConnectionEvent::Failed { address, reason: reason.clone() },
+        };
+        self.happened(&event);
+        let hopeless = self.dialer.lost(Instant::now(), connected);
+        self.put_back();
+        if hopeless || is_broken(ended) {
+            self.despair(reason);
+        }
+    }
+
+    /// Everything that was sent and not answered waits again, in order, open transactions with what is asked of them.
+    fn put_back(&mut self) {
+        let mut attach = Vec::new();
+        for (txn, state) in &mut self.transactions {
+            if let Txn::Here = state {
+                *state = Txn::Attaching(Vec::new());
+            }
+            if let Txn::Attaching(_) = state {
+                attach.push(Ask::Attach(*txn));
+            }
+        }
+        let (waiters, waiting) = (std::mem::take(&mut self.waiters), std::mem::take(&mut self.waiting));
+        self.waiting.extend(attach);
+        for (id, waiter) in waiters {
+            let ask = match waiter {
+                Waiter::Attach(_) => continue,
+                Waiter::Call { request, done } => Ask::Call { request, done },
+                Waiter::Upload { txn, oid, base, data, size, digest, done } => {
+                    let source = self.outlets.take(id.into());
+                    Ask::Upload { txn, oid, base, data, from: 0, size, digest, source, done }
+                }
+            };
+            self.wait_again(Some(id), ask);
+        }
+        for ask in waiting {
+            if !matches!(ask, Ask::Attach(_)) {
+                self.wait_again(None, ask);
+            }
+        }
+        self.outlets = Outlets::default();
+        // The sinks ask for the rest of their blobs.
+        self.inlets.abort_all();
+    }
+
+    fn wait_again(&mut self, sent: Option<RequestId>, ask: Ask) {
+        let txn = ask.txn();
+        match (txn.and_then(|txn| self.transactions.get_mut(&txn)), ask) {
+            // It was voted for: the server has committed it, or given it up.
+            (Some(_), Ask::Call { request: Request::Finish { txn }, done }) if sent.is_some() => {
+                self.transactions.remove(&txn);
+                self.waiting.push_back(outcome(txn, done));
+            }
+            (Some(Txn::Attaching(asks)), ask) => asks.push((sent, ask)),
+            (_, ask) => self.waiting.push_back(ask),
+        }
+    }
+
+    /// The server goes on with a transaction: what it has not done is asked again, blobs from where it has them.
+    pub(super) fn attached(&mut self, txn: TxnId, last: RequestId, unfinished: &[Unfinished]) {
+        let Some(state) = self.transactions.get_mut(&txn) else { return };
+        let Txn::Attaching(asks) = std::mem::replace(state, Txn::Here) else { return };
+        for (sent, ask) in asks.into_iter().rev() {
+            let known = sent.filter(|id| *id <= last);
+            let rest = known.and_then(|id| unfinished.iter().find(|rest| rest.request == id));
+            match (ask, rest) {
+                // Votes that were sent were held, or it could not go on.
+                (ask, None) if known.is_some() && !ask.ends() => self.was_done(ask),
+                (Ask::Upload { txn, oid, base, data, size, digest, source, done, .. }, Some(rest)) => {
+                    let from = rest.upto.min(size);
+                    let ask = Ask::Upload { txn, oid, base, data, from, size, digest, source, done };
+                    self.waiting.push_front(ask);
+                }
+                (ask, _) => self.waiting.push_front(ask),
+            }
+        }
+    }
+
+    /// The server has done it; only the answer was lost.
+    fn was_done(&mut self, ask: Ask) {
+        self.after(move || match ask {
+            Ask::Call { done, .. } => done(Ok(Reply::Done)),
+            Ask::Upload { digest: Some(digest), done, .. } => done(Ok(digest)),
+            // A blob whose end was never sent can not be done.
+            ask => ask.fail(CallError::unanswered()),
+        });
+    }
+
+    /// The server does not go on with a transaction.
+    pub(super) fn not_attached(&mut self, txn: TxnId, error: &RequestError) {
+        let Some(state) = self.transactions.get_mut(&txn) else { return };
+        let began = |ask: &Ask| matches!(ask, Ask::Call { request: Request::Begin { .. }, .. });
+        match state {
+            // It never heard of it.
+            Txn::Attaching(asks)
+                if matches!(error, RequestError::NoSuchTransaction { .. })
+                    && asks.first().is_some_and(|(_, ask)| began(ask)) =>
+            {
+                let asks = std::mem::take(asks);
+                *state = Txn::Here;
+                asks.into_iter().rev().for_each(|(_, ask)| self.waiting.push_front(ask));
+            }
+            Txn::Attaching(_) => {
+                self.give_up(
+                    txn,
+                    &format!("the connection was lost, and the server does not go on: {error}"),
+                );
+            }
+            Txn::Here | Txn::Lost(_) => {}
+        }
+    }
+
+    /// A transaction is lost. What became of a commit that was sent is asked for.
+    fn give_up(&mut self, txn: TxnId, reason: &str) {
+        let lost = self.transactions.insert(txn, Txn::Lost(reason.to_owned()));
+        let Some(Txn::Attaching(asks)) = lost else { return };
+        for (sent, ask) in asks {
+            match ask {
+                Ask::Call { request: Request::Commit { txn }, done } if sent.is_some() => {
+                    self.waiting.push_back(outcome(txn, done));
+                }
+                ask => {
+                    let reason = reason.to_owned();
+                    self.after(move || ask.fail(CallError::Disconnected { reason }));
+                }
+            }
+        }
+    }
+
+    /// Nobody waits any longer for another connection.
+    fn despair(&mut self, reason: String) {
+        if self.down.is_none() {
+            self.happened(&ConnectionEvent::OutOfPatience { reason: reason.clone() });
+        }
+        self.fail_all(&reason);
+        self.down = Some(reason);
+    }
+
+    fn fail_all(&mut self, reason: &str) {
+        let open: Vec<TxnId> = self.transactions.keys().copied().collect();
+        open.into_iter().for_each(|txn| self.give_up(txn, reason));
+        for ask in std::mem::take(&mut self.waiting) {
+            let reason = reason.to_owned();
+            self.after(move || ask.fail(CallError::Disconnected { reason }));
+        }
+    }
+
+    /// See [`Session::close`](super::Session::close).
+    pub(super) fn close(&mut self, reason: &str) {
+        if self.closed.is_some() {
+            return;
+        }
+        self.closed = Some(reason.to_owned());
+        self.listeners.clear();
+        self.watchers.clear();
+        for greeter in std::mem::take(&mut self.greeters) {
+            let reason = reason.to_owned();
+            self.after(move || greeter(Err(CallError::Disconnected { reason })));
+        }
+        self.put_back();
+        self.fail_all(reason);
+        self.transactions.clear();
+    }
+}
+
+/// Asks what became of a commit.
+fn outcome(txn: TxnId, done: Completion<Reply>) -> Ask {
+    let done: Completion<Reply> = Box::new(move |result| {
+        done(match result {
+            Ok(Reply::Outcome(Outcome::Committed { tid })) => Ok(Reply::Finished { tid }),
+            Ok(_) => Err(CallError::NotCommitted { txn }),
+            Err(error) => Err(CallError::OutcomeUnknown { txn, reason: error.to_string() }),
+        });
+    });
+    Ask::Call { request: Request::Outcome { txn }, done }
+}
+
+/// Would another connection end in the same way?
+fn is_final(ended: &Ended) -> bool {
+    let Ended::Peer(error) = ended else { return false };
+    match error {
+        PeerError::Refused(refusal) => matches!(refusal, Refusal::Version { .. } | Refusal::Credentials),
+        PeerError::BadMagic | PeerError::BadVersion(_) | PeerError::BadLimits(_) => true,
+        _ => false,
+    }
+}
+
+/// Has the server broken a rule? To ask it the same again would most likely end in the same way.
+fn is_broken(ended: &Ended) -> bool {
+    let Ended::Peer(error) = ended else { return false };
+    !matches!(
+        error,
+        PeerError::Refused(_)
+            | PeerError::HandshakeTimeout
+            | PeerError::Silent
+            | PeerError::NotReading { .. }
+            | PeerError::Replaced
+    )
+}
