@@ -1,5 +1,7 @@
 //! What can go wrong at the machine itself: the peer breaks a rule, or the caller does.
 
+use core::time::Duration;
+
 use crate::limits::Limits;
 use crate::message::{Phase, Refusal};
 use crate::wire::DecodeError;
@@ -100,11 +102,17 @@ pub enum PeerError {
         waiting: u64,
     },
     /// The handshake was not done in time.
-    #[error("the peer did not finish the handshake in time")]
-    HandshakeTimeout,
+    #[error("the peer did not finish the handshake in time: it has {after:?}")]
+    HandshakeTimeout {
+        /// How long it may take.
+        after: Duration,
+    },
     /// Nothing was heard for too long, not even the answer to a ping.
-    #[error("the peer has gone silent")]
-    Silent,
+    #[error("the peer has gone silent: nothing was heard of it for {after:?}")]
+    Silent {
+        /// The limit.
+        after: Duration,
+    },
 }
 
 /// A call that makes no sense now. Nothing has changed.

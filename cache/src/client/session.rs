@@ -538,7 +538,14 @@ impl Endpoint for SessionEndpoint {
     }
 
     fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
-        self.0.lock().connection.handle_timeout(now)
+        let mut locked = self.0.lock();
+        let handled = locked.connection.handle_timeout(now);
+        while let Some(event) = locked.connection.poll_event() {
+            locked.state.event(event);
+        }
+        locked.pump();
+        self.0.unlock(locked, false);
+        handled
     }
 
     /// Calls go to the machine on the threads that make them.

@@ -134,7 +134,9 @@ impl Endpoint for Session {
     }
 
     fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
-        self.connection.handle_timeout(now)
+        let handled = self.connection.handle_timeout(now);
+        self.state.events(&mut self.connection);
+        handled
     }
 
     fn catch_up(&mut self) {
@@ -147,9 +149,7 @@ impl Endpoint for Session {
             }
             self.state.news(&mut self.connection, news);
             // An answer may let a vote go that has waited for it.
-            while let Some(event) = self.connection.poll_event() {
-                self.state.event(&mut self.connection, event);
-            }
+            self.state.events(&mut self.connection);
         }
         self.state.read_on(&self.connection);
         if self.state.service.is_stopping() {
@@ -168,6 +168,13 @@ impl Endpoint for Session {
 }
 
 impl State {
+    /// Takes the events that wait.
+    fn events(&mut self, connection: &mut server::Connection) {
+        while let Some(event) = connection.poll_event() {
+            self.event(connection, event);
+        }
+    }
+
     fn event(&mut self, connection: &mut server::Connection, event: server::Event) {
         match event {
             server::Event::Hello { .. } => self.greet(connection),
