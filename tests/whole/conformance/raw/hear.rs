@@ -177,7 +177,7 @@ impl<'a> Fields<'a> {
         let mut error = Error { number, ints: Vec::new(), text: None, txn: None };
         let fields = match number {
             0 => "i",
-            1 | 2 => "ii",
+            1 | 2 | 19 => "ii",
             3 => "iiiii",
             4 | 5 | 7 => "x",
             6 => "xi",

@@ -39,6 +39,7 @@ pub(super) mod error {
     pub(crate) const CANCELLED: u64 = 14;
     pub(crate) const STOPPING: u64 = 15;
     pub(crate) const SOURCE: u64 = 16;
+    pub(crate) const DEADLINE: u64 = 19;
 }
 
 /// What a side can take (section 5), in the order of its fields.
