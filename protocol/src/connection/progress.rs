@@ -4,8 +4,6 @@
 //! found overdue too early. Deadlines that move on with every byte are not kept in order: one moment is, before which
 //! nobody is overdue, and only then all are looked at.
 
-#![warn(clippy::arithmetic_side_effects)]
-
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::time::Duration;

@@ -1,4 +1,4 @@
-//! Transfers that get nowhere: given up in time by whoever notices, with an error that says so, and nothing is left.
+//! What takes too long: given up in time by whoever notices, with an error that says which it was, and nothing is left.
 
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ for_every_pair!(
     an_upload_that_gets_nowhere_is_given_up_by_the_client,
     a_download_that_gets_nowhere_is_given_up_by_the_client,
     a_vote_that_waits_too_long_for_its_locks_is_given_up,
+    a_finish_that_comes_too_late_is_told_that_it_was_aborted,
 );
 
 /// Far less than a transfer may take, and far more than one that moves needs for its next byte.
@@ -87,7 +88,6 @@ fn a_download_that_gets_nowhere_is_given_up_by_the_client(pair: &Pair) {
     let client = client_on(&world, &road, true);
     road.limit(DOWN, 1_000_000);
     is_late(client.load_blob(blob));
-    is_late(client.load_range(blob, 0..5_000_000).map(drop));
     assert_eq!(world.cached("cache").len(), 0);
     road.open();
     assert!(client.status().is_ok(), "the connection goes on");
@@ -114,4 +114,23 @@ fn a_vote_that_waits_too_long_for_its_locks_is_given_up(pair: &Pair) {
     );
     first.finish().unwrap();
     assert_eq!(other.load(oid).unwrap().data, b"first");
+}
+
+fn a_finish_that_comes_too_late_is_told_that_it_was_aborted(pair: &Pair) {
+    let limits = StoreConfig { vote_timeout: Duration::from_millis(30), ..StoreConfig::default() };
+    let world = World::with(pair, limits, ServerConfig::default());
+    let (client, other) = (world.client("cache"), world.client("cache"));
+    let oid = client.new_oid();
+    let (mut late, mut next) = (client.begin(), other.begin());
+    late.store(oid, Tid::ZERO, b"late".to_vec()).unwrap();
+    late.vote().unwrap();
+    next.store(oid, Tid::ZERO, b"next".to_vec()).unwrap();
+    // It gets the locks when the other one is given up.
+    next.commit().unwrap();
+    let told = late.finish();
+    assert!(
+        matches!(&told, Err(CallError::Refused(RequestError::Aborted { reason, .. })) if reason.contains("in time")),
+        "{told:?}"
+    );
+    assert_eq!(client.load(oid).unwrap().data, b"next");
 }

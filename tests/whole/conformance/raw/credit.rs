@@ -261,6 +261,6 @@ fn a_transfer_that_gets_nowhere_is_given_up_with_the_reason(pair: &Pair) {
     client.send(stuck, 7, b"late");
     client.say(Body::blob_abort(stuck, error::CANCELLED));
     client.say(Body::blob_start(silent, 0, 4, 4));
-    client.send(silent, 0, b"late");
+    client.say(Body::blob_abort(silent, error::CANCELLED));
     assert_eq!(client.counter("blobs_received"), 1);
 }
