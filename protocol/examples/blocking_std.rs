@@ -71,7 +71,9 @@ impl Client {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(self.machine.handle_timeout(self.now())?) // does nothing when it is too early
+        self.machine.handle_timeout(self.now())?; // does nothing when it is too early
+        self.events.extend(std::iter::from_fn(|| self.machine.poll_event()));
+        Ok(())
     }
 
     /// Sends heads from the machine, and bodies from the file.

@@ -157,7 +157,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             report(timeout, "server", world.server.handle_timeout(timeout));
         }
     }
-    assert_eq!(world.client.error(), Some(&PeerError::Silent));
+    assert_eq!(world.client.error(), Some(&PeerError::Silent { after: config.silence_limit }));
 
     world.connect(config)?;
     println!("{:>9.2?}: connected again", world.now.0);

@@ -33,11 +33,13 @@ pub(crate) struct Pending {
     pub(crate) call: Call,
     /// Nobody waits for the answer any more.
     pub(crate) cancelled: bool,
+    /// The caller was told that it is given up: what the peer says of it is not told again.
+    pub(crate) told: bool,
 }
 
 impl From<Call> for Pending {
     fn from(call: Call) -> Pending {
-        Pending { call, cancelled: false }
+        Pending { call, cancelled: false, told: false }
     }
 }
 

@@ -193,12 +193,7 @@ impl connection::Connection<Client> {
         let pending = self.half.requests.get_mut(&id).ok_or(UsageError::NoSuchRequest(id))?;
         if !pending.cancelled {
             pending.cancelled = true;
-            // To give up an upload says it all.
-            if !self.link.abort_blob(id.into(), RequestError::Cancelled) {
-                self.link.incoming.drop_rest(id.into());
-                self.link.queue_small(&Message::Cancel { id });
-                self.link.grant();
-            }
+            give_up(&mut self.link, id, RequestError::Cancelled);
         }
         Ok(())
     }
@@ -343,7 +338,7 @@ impl Sealed for Client {
         size: u64,
     ) -> Result<Accept, PeerError> {
         match self.requests.get(&transfer.into()) {
-            Some(&Pending { call: Call::SendBlob { from: asked, upto }, cancelled }) => {
+            Some(&Pending { call: Call::SendBlob { from: asked, upto }, cancelled, .. }) => {
                 if from != asked || end != upto.min(size) {
                     return Err(PeerError::BadTransfer { transfer, what: "it is not the range asked for" });
                 }
@@ -361,11 +356,45 @@ impl Sealed for Client {
         wanted: bool,
     ) {
         let transfer = event.transfer();
-        self.requests.remove(&transfer.into());
+        if self.requests.remove(&transfer.into()).is_some_and(|pending| pending.told) {
+            return;
+        }
         let event =
             if wanted { event } else { TransferEvent::Aborted { transfer, reason: RequestError::Cancelled } };
         events.push_back(Event::Transfer(event));
     }
+
+    fn transfer_stalls(
+        &mut self,
+        link: &mut Link,
+        events: &mut Events<Client>,
+        transfer: TransferId,
+        reason: RequestError,
+    ) {
+        let id = transfer.into();
+        let Some(pending) = self.requests.get_mut(&id) else { return };
+        (pending.cancelled, pending.told) = (true, true);
+        let call = pending.call;
+        events.push_back(if give_up(link, id, reason.clone()) {
+            let result = Err(reason);
+            self.answered(id, call, &result);
+            Event::Reply { id, result }
+        } else {
+            Event::Transfer(TransferEvent::Aborted { transfer, reason })
+        });
+    }
+}
+
+/// Tells the server that the answer to a request is not wanted any more; says whether that was an upload.
+fn give_up(link: &mut Link, id: RequestId, reason: RequestError) -> bool {
+    // To give up an upload says it all.
+    let upload = link.abort_blob(id.into(), reason);
+    if !upload {
+        link.incoming.drop_rest(id.into());
+        link.queue_small(&Message::Cancel { id });
+        link.grant();
+    }
+    upload
 }
 
 impl Client {
@@ -377,7 +406,8 @@ impl Client {
         result: Result<Reply, RequestError>,
     ) -> Result<(), PeerError> {
         let wrong = |what| PeerError::WrongReply { id, what };
-        let call = self.requests.get(&id).ok_or_else(|| wrong("it is not in flight"))?.call;
+        let &Pending { call, told, .. } =
+            self.requests.get(&id).ok_or_else(|| wrong("it is not in flight"))?;
         if result.as_ref().is_ok_and(|reply| !call.fits(reply)) {
             return Err(wrong("the answer is of another kind"));
         }
@@ -390,6 +420,9 @@ impl Client {
         // The server wants no more of this blob.
         link.abort_blob(id.into(), RequestError::Cancelled);
         self.requests.remove(&id);
+        if told {
+            return Ok(());
+        }
         self.answered(id, call, &result);
         events.push_back(Event::Reply { id, result });
         Ok(())

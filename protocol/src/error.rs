@@ -1,5 +1,7 @@
 //! What can go wrong at the machine itself: the peer breaks a rule, or the caller does.
 
+use core::time::Duration;
+
 use crate::limits::Limits;
 use crate::message::{Phase, Refusal};
 use crate::wire::DecodeError;
@@ -100,14 +102,35 @@ pub enum PeerError {
         waiting: u64,
     },
     /// The handshake was not done in time.
-    #[error("the peer did not finish the handshake in time")]
-    HandshakeTimeout,
+    #[error("the peer did not finish the handshake in time: it has {after:?}")]
+    HandshakeTimeout {
+        /// How long it may take.
+        after: Duration,
+    },
     /// The client goes on with its transactions on another connection.
     #[error("the client has gone on to another connection")]
     Replaced,
     /// Nothing was heard for too long, not even the answer to a ping.
-    #[error("the peer has gone silent")]
-    Silent,
+    #[error("the peer has gone silent: nothing was heard of it for {after:?}")]
+    Silent {
+        /// The limit.
+        after: Duration,
+    },
+}
+
+impl PeerError {
+    /// Has the peer broken a rule? If not it is gone, or busy, or full, and may be another time.
+    #[must_use]
+    pub fn is_breach(&self) -> bool {
+        !matches!(
+            self,
+            PeerError::Refused(_)
+                | PeerError::NotReading { .. }
+                | PeerError::HandshakeTimeout { .. }
+                | PeerError::Replaced
+                | PeerError::Silent { .. }
+        )
+    }
 }
 
 /// A call that makes no sense now. Nothing has changed.

@@ -131,8 +131,8 @@
 //!    a vote go that waited for it). Payload goes to the sink of its transfer; then
 //!    [`payload_moved`](connection::Connection::payload_moved), and when the sink has taken it
 //!    [`stored`](connection::Connection::stored), at once or much later. Again until all that was read is used up.
-//! 4. [`handle_timeout`](connection::Connection::handle_timeout), when it is time or always. Then from the beginning:
-//!    every call may have made something to say.
+//! 4. [`handle_timeout`](connection::Connection::handle_timeout), when it is time or always; then `poll_event` again, for
+//!    it may have given a transfer up. Then from the beginning: every call may have made something to say.
 //!
 //! The loop ends with an error, with the end of the stream, or, after a goodbye, when the half's `is_finished` says so and
 //! step 1 is done. A blob that has arrived is one when [`TransferEvent::Stopped`] has come and the digest is right, not
@@ -177,7 +177,8 @@
 //! There are three kinds, and they say who has to do something.
 //!
 //! **[`RequestError`]: the answer is no.** It comes in an event, and nothing is wrong with the connection. What each
-//! means for its transaction stands in `PROTOCOL.md`, section 8.
+//! means for its transaction stands in `PROTOCOL.md`, section 8. One comes from the machine itself, whatever the peer
+//! does: [`Deadline::Transfer`].
 //!
 //! **[`UsageError`]: this call made no sense now.** It changed nothing.
 //!
@@ -208,7 +209,7 @@
 //! 1. **Payload is fed to the machine.** `handle_control` stops at it, and says that it took fewer bytes than it was given;
 //!    called again it takes 0. A loop that does not look at the number loses its place in the stream.
 //! 2. **Nobody says `stored`.** A download stops after exactly one window ([`Limits::transfer_window`]) with no error:
-//!    pings are answered, no byte comes. If it is said too early, before the bytes were moved, it is a
+//!    pings are answered, no byte comes, and after [`Config::transfer_timeout`] it is given up. If it is said too early, before the bytes were moved, it is a
 //!    [`UsageError::BadRange`].
 //! 3. **A head goes out without all of its body.** The next head is then taken for payload, and the peer ends the
 //!    connection, or finds a wrong digest. [`Transmit`] is `#[must_use]` for this. A source that fails is no way out:

@@ -12,6 +12,10 @@ pub struct StoreConfig {
     /// How long a transaction may hold its locks between vote and finish; then the store gives it up.
     /// Default: 30 seconds.
     pub vote_timeout: Duration,
+    /// How long a vote may wait for its locks; then it fails with
+    /// [`Deadline::Locks`](blobferry_protocol::Deadline::Locks), and the store gives its transaction up.
+    /// Default: 30 seconds.
+    pub lock_timeout: Duration,
     /// Objects in one transaction. Each takes some 100 bytes of memory until the commit. Default: 1,000,000.
     pub max_objects: u64,
     /// Bytes of user and description of one transaction. Default: 64 KiB.
@@ -33,6 +37,7 @@ impl Default for StoreConfig {
         StoreConfig {
             inline_max: 64 << 10,
             vote_timeout: Duration::from_secs(30),
+            lock_timeout: Duration::from_secs(30),
             max_objects: 1_000_000,
             max_meta: 64 << 10,
             max_staged: u64::MAX,

@@ -2,7 +2,7 @@
 //!
 //! Two threads belong to a store. The *committer* takes all transactions that are to be finished as one batch, has
 //! the back end make it durable, and announces each. The *steward* checks votes whose turn has come, and gives up
-//! what is not finished in time. Whoever releases locks only notes whose turn it is now: nobody's call takes the
+//! what has waited too long for its locks, or is not finished in time. Whoever releases locks only notes whose turn it is now: nobody's call takes the
 //! time of another's vote.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -68,7 +68,7 @@ pub(crate) fn start<B: Backend>(
     config: StoreConfig,
     last: Tid,
 ) -> Result<Coordinator<B>, OpenError> {
-    let desk = Mutex::new(Desk::new(config.max_transactions));
+    let desk = Mutex::new(Desk::new(config.clone()));
     let office = Arc::new(Office { desk, committer: Condvar::new(), steward: Condvar::new() });
     let (bulletin, quota) = (Arc::new(Bulletin::new(last)), Quota::new(config.max_staged));
     let core = Arc::new(Core { backend, config, office, bulletin, quota, batches: AtomicU64::new(0) });
@@ -123,11 +123,13 @@ impl<B: Backend> Core<B> {
         let lined_up = {
             let locked = lock(&changes);
             let oids: Arc<[Oid]> = locked.bases().map(|(oid, _)| oid).collect();
-            self.office.desk().line_up(Ballot { txn, changes: changes.clone(), done }, oids)
+            let ballot = Ballot { txn, changes: changes.clone(), done };
+            self.office.desk().line_up(ballot, oids, Instant::now())
         };
         match lined_up {
             Ok(Some(ballot)) => self.check(ballot),
-            Ok(None) => {}
+            // Its deadline may be the next.
+            Ok(None) => self.office.steward.notify_one(),
             Err((ballot, error)) => (ballot.done)(Err(error)),
         }
     }
@@ -136,8 +138,7 @@ impl<B: Backend> Core<B> {
     fn check(&self, ballot: Ballot) {
         let Ballot { txn, changes, done } = ballot;
         let checked = self.backend.check(txn, &lock(&changes));
-        let deadline = Instant::now() + self.config.vote_timeout;
-        let vote = self.office.desk().decide(txn, &changes, checked, deadline);
+        let vote = self.office.desk().decide(txn, &changes, checked, Instant::now());
         self.office.steward.notify_one();
         done(vote);
     }
@@ -250,7 +251,7 @@ impl<B: Backend> Core<B> {
                 }
                 Errand::GiveUp(txn, ended) => {
                     drop(desk);
-                    tracing::warn!(%txn, "gave up a transaction: it was voted for, but not finished in time");
+                    tracing::warn!(%txn, reason = %ended.error(), "gave up a transaction");
                     self.office.put_away(Some(ended));
                     desk = self.office.desk();
                 }

@@ -9,9 +9,10 @@ use std::mem;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use blobferry_protocol::{Conflict, Oid, Outcome, Phase, RequestError, Tid, TxnId, TxnMeta};
+use blobferry_protocol::{Conflict, Deadline, Oid, Outcome, Phase, RequestError, Tid, TxnId, TxnMeta};
 
 use crate::changes::Changes;
+use crate::config::StoreConfig;
 use crate::given_up::GivenUp;
 use crate::locks::LockTable;
 use crate::store::{Done, Vote};
@@ -35,7 +36,7 @@ pub(crate) struct Desk {
     locks: LockTable<TxnId>,
     /// Waiting votes that have got their locks and are to be checked.
     turns: VecDeque<TxnId>,
-    /// When transactions that were voted for must be finished.
+    /// When votes must have their locks, and when transactions that were voted for must be finished.
     deadlines: BTreeSet<(Instant, TxnId)>,
     /// What the committer takes next, all at once.
     queue: Vec<Job>,
@@ -43,7 +44,7 @@ pub(crate) struct Desk {
     fencing: BTreeMap<TxnId, usize>,
     given_up: GivenUp,
     stopping: bool,
-    max_transactions: u64,
+    config: StoreConfig,
     pub(crate) tally: Tally,
 }
 
@@ -59,11 +60,14 @@ enum State {
     Open,
     Doomed,
     /// For its locks.
-    Waiting(Done<Vote>),
+    Waiting {
+        done: Done<Vote>,
+        deadline: Option<Instant>,
+    },
     /// Has its locks; its bases are being compared.
     Checking,
     Voted {
-        deadline: Instant,
+        deadline: Option<Instant>,
     },
     Finishing,
 }
@@ -73,9 +77,17 @@ impl State {
         match self {
             State::Open => Phase::Open,
             State::Doomed => Phase::Doomed,
-            State::Waiting(_) | State::Checking => Phase::Voting,
+            State::Waiting { .. } | State::Checking => Phase::Voting,
             State::Voted { .. } => Phase::Voted,
             State::Finishing => Phase::Finishing,
+        }
+    }
+
+    /// When it must be something else.
+    fn deadline(&self) -> Option<Instant> {
+        match self {
+            State::Waiting { deadline, .. } | State::Voted { deadline } => *deadline,
+            _ => None,
         }
     }
 }
@@ -115,9 +127,14 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
+    /// Why.
+    pub(crate) fn error(&self) -> &RequestError {
+        &self.error
+    }
+
     /// Tells a vote that waited, if there was one.
     pub(crate) fn tell(self) {
-        if let State::Waiting(done) = self.slot.state {
+        if let State::Waiting { done, .. } = self.slot.state {
             done(Err(self.error));
         }
     }
@@ -126,6 +143,7 @@ impl Ended {
 /// What the steward has to do next.
 pub(crate) enum Errand {
     Check(Ballot),
+    /// A deadline has passed.
     GiveUp(TxnId, Ended),
     /// Nothing before this moment.
     Wait(Option<Duration>),
@@ -133,7 +151,7 @@ pub(crate) enum Errand {
 }
 
 impl Desk {
-    pub(crate) fn new(max_transactions: u64) -> Desk {
+    pub(crate) fn new(config: StoreConfig) -> Desk {
         Desk {
             open: BTreeMap::new(),
             locks: LockTable::new(),
@@ -143,7 +161,7 @@ impl Desk {
             fencing: BTreeMap::new(),
             given_up: GivenUp::default(),
             stopping: false,
-            max_transactions,
+            config,
             tally: Tally::default(),
         }
     }
@@ -165,7 +183,7 @@ impl Desk {
         {
             return Err(RequestError::TransactionExists { txn });
         }
-        let (limit, actual) = (self.max_transactions, self.open.len() as u64 + 1);
+        let (limit, actual) = (self.config.max_transactions, self.open.len() as u64 + 1);
         if actual > limit {
             return Err(RequestError::Limit { what: "transactions open at once".to_owned(), limit, actual });
         }
@@ -203,22 +221,23 @@ impl Desk {
         &mut self,
         ballot: Ballot,
         oids: Arc<[Oid]>,
+        now: Instant,
     ) -> Result<Option<Ballot>, (Ballot, RequestError)> {
         if let Err(error) = self.check_open(ballot.txn, &ballot.changes) {
             return Err((ballot, error));
         }
-        let granted = self.locks.request(ballot.txn, oids.clone());
-        match self.open.get_mut(&ballot.txn) {
-            Some(slot) if granted => {
-                (slot.oids, slot.state) = (oids, State::Checking);
-                Ok(Some(ballot))
-            }
-            Some(slot) => {
-                (slot.oids, slot.state) = (oids, State::Waiting(ballot.done));
-                Ok(None)
-            }
-            None => Ok(None), // it was there a moment ago
+        let Ballot { txn, changes, done } = ballot;
+        let granted = self.locks.request(txn, oids.clone());
+        let Some(slot) = self.open.get_mut(&txn) else { return Ok(None) }; // it was there a moment ago
+        slot.oids = oids;
+        if granted {
+            slot.state = State::Checking;
+            return Ok(Some(Ballot { txn, changes, done }));
         }
+        let deadline = now.checked_add(self.config.lock_timeout);
+        slot.state = State::Waiting { done, deadline };
+        self.deadlines.extend(deadline.map(|deadline| (deadline, txn)));
+        Ok(None)
     }
 
     /// Ends a vote: with locks kept until the deadline if there are no conflicts.
@@ -227,8 +246,9 @@ impl Desk {
         txn: TxnId,
         changes: &SharedChanges,
         checked: Result<Vec<Conflict>, RequestError>,
-        deadline: Instant,
+        now: Instant,
     ) -> Result<Vote, RequestError> {
+        let deadline = now.checked_add(self.config.vote_timeout);
         let Some(slot) = self.slot(txn, changes) else {
             let reason = self.given_up.reason(txn).unwrap_or(BY_CLIENT).to_owned();
             return Err(RequestError::Aborted { txn, reason });
@@ -236,7 +256,7 @@ impl Desk {
         match checked {
             Ok(conflicts) if conflicts.is_empty() => {
                 slot.state = State::Voted { deadline };
-                self.deadlines.insert((deadline, txn));
+                self.deadlines.extend(deadline.map(|deadline| (deadline, txn)));
                 Ok(Vote::Ready)
             }
             Ok(conflicts) => {
@@ -262,7 +282,9 @@ impl Desk {
             return Err((done, RequestError::WrongPhase { txn, phase }));
         };
         slot.state = State::Finishing;
-        self.deadlines.remove(&(deadline, txn));
+        if let Some(deadline) = deadline {
+            self.deadlines.remove(&(deadline, txn));
+        }
         let work = Work::Commit { txn, meta: mem::take(&mut slot.meta), changes: slot.changes.clone() };
         self.queue.push(Job { work, answer: Answer::Finish { txn, oids: slot.oids.clone(), done } });
         Ok(())
@@ -331,7 +353,7 @@ impl Desk {
             Some((deadline, txn)) if deadline <= now => {
                 self.deadlines.pop_first();
                 self.tally.timeouts += 1;
-                match self.end(txn, Some("it was voted for, but not finished in time")) {
+                match self.give_up(txn) {
                     Some(ended) => Errand::GiveUp(txn, ended),
                     None => Errand::Wait(Some(Duration::ZERO)),
                 }
@@ -347,11 +369,25 @@ impl Desk {
         open.into_iter().filter_map(|txn| self.end(txn, Some("the server is stopping"))).collect()
     }
 
+    /// The deadline of a transaction has passed. A vote that waits is told which; later calls hear of it, too.
+    fn give_up(&mut self, txn: TxnId) -> Option<Ended> {
+        if !matches!(self.open.get(&txn)?.state, State::Waiting { .. }) {
+            return self.end(txn, Some("it was voted for, but not finished in time"));
+        }
+        let ended = self.end(txn, Some("its vote did not get its locks in time"))?;
+        Some(Ended { error: Deadline::Locks.passed(self.config.lock_timeout), ..ended })
+    }
+
     /// The vote of a transaction whose turn has come, if it still waits for it.
     fn turn(&mut self, txn: TxnId) -> Option<Ballot> {
         let slot = self.open.get_mut(&txn).filter(|_| self.locks.holds(txn))?;
         match mem::replace(&mut slot.state, State::Checking) {
-            State::Waiting(done) => Some(Ballot { txn, changes: slot.changes.clone(), done }),
+            State::Waiting { done, deadline } => {
+                if let Some(deadline) = deadline {
+                    self.deadlines.remove(&(deadline, txn));
+                }
+                Some(Ballot { txn, changes: slot.changes.clone(), done })
+            }
             other => {
                 slot.state = other;
                 None
@@ -365,7 +401,7 @@ impl Desk {
 
     fn remove(&mut self, txn: TxnId, reason: &str, remember: bool) -> Option<Ended> {
         let slot = self.open.remove(&txn)?;
-        if let State::Voted { deadline } = slot.state {
+        if let Some(deadline) = slot.state.deadline() {
             self.deadlines.remove(&(deadline, txn));
         }
         self.unlock(txn);

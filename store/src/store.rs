@@ -82,7 +82,7 @@ pub struct Counts {
     pub batches: u64,
     /// Transactions given up since the store was opened, for whatever reason.
     pub aborts: u64,
-    /// Those of them that were voted for, but not finished in time.
+    /// Those of them whose time was up: they did not get their locks, or were voted for and not finished.
     pub timeouts: u64,
     /// Votes since the store was opened that found conflicts.
     pub conflicts: u64,
@@ -278,8 +278,9 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// All its objects are locked at once, or it waits its turn: until none of them is locked, nor wanted by a
     /// vote that was there before. Then each base is compared with the object's current revision. `done` is called
-    /// at once, or from another thread when its turn has come. The locks are kept until the transaction is
-    /// finished, aborted, or given up for not being finished in time.
+    /// at once, or from another thread when its turn has come, or with [`Deadline`](RequestError::Deadline) when that
+    /// takes too long: then the transaction is given up. The locks are kept until the transaction is finished, aborted,
+    /// or given up for not being finished in time.
     fn vote(&self, txn: TxnId, done: Done<Vote>);
 
     /// Commits a transaction that was voted for. `done` is called, from another thread, when it is durable, its

@@ -104,8 +104,7 @@ impl<E: Endpoint> Carrier<E> {
         self.leaving.is_some() || self.endpoint.wants_input()
     }
 
-    /// When [`timeout`](Self::timeout) wants to be called. May be later after every other call, never earlier than
-    /// that.
+    /// When [`timeout`](Self::timeout) wants to be called. Every other call may change it.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.leaving.or_else(|| self.endpoint.poll_timeout().map(|time| self.clock.instant(time)))

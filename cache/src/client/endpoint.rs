@@ -73,7 +73,14 @@ impl Endpoint for SessionEndpoint {
     }
 
     fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
-        self.session.lock().connection.handle_timeout(now)
+        let mut locked = self.session.lock();
+        let handled = locked.connection.handle_timeout(now);
+        while let Some(event) = locked.connection.poll_event() {
+            locked.state.event(event);
+        }
+        locked.pump();
+        self.session.unlock(locked, false);
+        handled
     }
 
     /// Calls go to the machine on the threads that make them.

@@ -141,7 +141,9 @@ impl State {
         self.happened(&event);
         let hopeless = self.dialer.lost(Instant::now(), connected);
         self.put_back();
-        if hopeless || is_broken(ended) {
+        // Asked the same again, a server that has broken a rule would most likely do so again.
+        let breach = matches!(ended, Ended::Peer(error) if error.is_breach());
+        if hopeless || breach {
             self.despair(reason);
         }
     }
@@ -320,17 +322,4 @@ fn is_final(ended: &Ended) -> bool {
         PeerError::BadMagic | PeerError::BadVersion(_) | PeerError::BadLimits(_) => true,
         _ => false,
     }
-}
-
-/// Has the server broken a rule? To ask it the same again would most likely end in the same way.
-fn is_broken(ended: &Ended) -> bool {
-    let Ended::Peer(error) = ended else { return false };
-    !matches!(
-        error,
-        PeerError::Refused(_)
-            | PeerError::HandshakeTimeout
-            | PeerError::Silent
-            | PeerError::NotReading { .. }
-            | PeerError::Replaced
-    )
 }

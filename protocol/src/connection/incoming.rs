@@ -21,6 +21,7 @@ use alloc::collections::BTreeMap;
 use alloc::collections::BTreeSet;
 
 use super::Slice;
+use super::progress::Progress;
 use crate::error::{PeerError, UsageError};
 use crate::limits::Limits;
 use crate::message::Message;
@@ -64,6 +65,8 @@ pub(crate) struct Incoming {
     transfers: BTreeMap<TransferId, Transfer>,
     /// Transfers whose window may have to be opened.
     to_grant: BTreeSet<TransferId>,
+    /// Those whose sender is to go on. What is stored counts, too: a sender may have waited for that.
+    pub(crate) progress: Progress,
     /// Payload bytes since the connection began: announced, taken and allowed.
     announced: u64,
     stored: u64,
@@ -75,6 +78,7 @@ impl Incoming {
         Incoming {
             transfers: BTreeMap::new(),
             to_grant: BTreeSet::new(),
+            progress: Progress::default(),
             announced: 0,
             stored: 0,
             granted: connection_window,
@@ -84,6 +88,11 @@ impl Incoming {
     /// Is its sender still at it?
     pub(crate) fn contains(&self, id: TransferId) -> bool {
         self.transfers.get(&id).is_some_and(|transfer| !transfer.stopped)
+    }
+
+    /// A transfer that was announced is to begin.
+    pub(crate) fn expect(&mut self, id: TransferId) {
+        self.progress.watch(id);
     }
 
     pub(crate) fn start(
@@ -105,6 +114,9 @@ impl Incoming {
         };
         if self.transfers.insert(id, transfer).is_some() {
             return Err(PeerError::BadTransfer { transfer: id, what: "it has begun already" });
+        }
+        if accept == Accept::Take {
+            self.progress.watch(id);
         }
         Ok(())
     }
@@ -146,6 +158,7 @@ impl Incoming {
     pub(crate) fn moved(&mut self, id: TransferId, n: u64) {
         if let Some(transfer) = self.transfers.get_mut(&id) {
             transfer.moved = transfer.moved.saturating_add(n);
+            self.progress.made(id);
             if transfer.accept == Accept::Drop {
                 self.stored = self.stored.saturating_add(transfer.take(transfer.moved));
                 self.to_grant.insert(id);
@@ -161,8 +174,12 @@ impl Incoming {
         if upto > transfer.moved || upto < transfer.stored {
             return Err(UsageError::BadRange(id));
         }
-        self.stored = self.stored.saturating_add(transfer.take(upto));
+        let taken = transfer.take(upto);
+        self.stored = self.stored.saturating_add(taken);
         self.to_grant.insert(id);
+        if taken > 0 {
+            self.progress.made(id);
+        }
         if transfer.stopped && transfer.stored == transfer.moved {
             self.transfers.remove(&id);
         }
@@ -176,8 +193,9 @@ impl Incoming {
             return Err(PeerError::BadTransfer { transfer: id, what: "it stops before its end" });
         }
         transfer.stopped = true;
-        let wanted = transfer.accept == Accept::Take;
-        if transfer.stored == transfer.moved {
+        let (wanted, stored) = (transfer.accept == Accept::Take, transfer.stored == transfer.moved);
+        self.progress.forget(id);
+        if stored {
             self.transfers.remove(&id);
         }
         Ok(wanted)
@@ -186,6 +204,7 @@ impl Incoming {
     /// The sender has given up. Says whether anybody wanted it.
     pub(crate) fn abort(&mut self, id: TransferId) -> Result<bool, PeerError> {
         let wanted = self.running(id)?.accept == Accept::Take;
+        self.progress.forget(id);
         if let Some(mut transfer) = self.transfers.remove(&id) {
             self.stored = self.stored.saturating_add(transfer.take(transfer.moved));
         }
@@ -194,6 +213,7 @@ impl Incoming {
 
     /// Nobody wants the rest of this transfer.
     pub(crate) fn drop_rest(&mut self, id: TransferId) {
+        self.progress.forget(id);
         let Some(transfer) = self.transfers.get_mut(&id) else { return };
         if transfer.accept == Accept::Take {
             transfer.accept = Accept::Drop;

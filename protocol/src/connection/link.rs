@@ -9,7 +9,7 @@ use super::receive::Receive;
 use super::{Config, Transmit};
 use crate::error::{PeerError, UsageError};
 use crate::limits::Limits;
-use crate::message::{Message, RequestError};
+use crate::message::{Deadline, Message, RequestError};
 use crate::time::Time;
 use crate::words::TransferId;
 
@@ -172,29 +172,60 @@ impl Link {
         running
     }
 
+    /// It is now. To be said before and after whatever is done at a time that is known.
+    pub(crate) fn tick(&mut self, now: Time) {
+        self.liveness.tick(now);
+        let (now, timeout) = (self.liveness.now(), self.config.transfer_timeout);
+        self.incoming.progress.date(now, timeout);
+        self.outgoing.progress.date(now, timeout);
+    }
+
     pub(crate) fn poll_transmit(&mut self, now: Time, head: &mut Vec<u8>) -> Option<Transmit> {
         if self.dead.is_some() {
             return None;
         }
-        self.liveness.tick(now);
+        self.tick(now);
         self.pongs = 0;
-        self.outgoing.poll(self.peer.chunk, head)
+        let transmit = self.outgoing.poll(self.peer.chunk, head);
+        self.tick(now);
+        transmit
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Time> {
-        if self.dead.is_some() { None } else { Some(self.liveness.next(&self.config)) }
+        if self.dead.is_some() {
+            return None;
+        }
+        let sweeps = [self.incoming.progress.sweep(), self.outgoing.progress.sweep()];
+        sweeps.into_iter().flatten().chain([self.liveness.next(&self.config)]).min()
+    }
+
+    /// The transfers, in either direction, that have got nowhere for too long.
+    pub(crate) fn stalled(&mut self) -> Vec<TransferId> {
+        let (now, timeout) = (self.liveness.now(), self.config.transfer_timeout);
+        let mut stalled = self.incoming.progress.overdue(now, timeout);
+        stalled.extend(self.outgoing.progress.overdue(now, timeout));
+        stalled
+    }
+
+    /// What becomes of those.
+    pub(crate) fn stalled_reason(&self) -> RequestError {
+        Deadline::Transfer.passed(self.config.transfer_timeout)
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
         self.alive()?;
+        self.tick(now);
         match self.liveness.due(now, &self.config) {
             Due::Nothing => Ok(()),
             Due::Ping { nonce } => {
                 self.queue_small(&Message::Ping { nonce });
                 Ok(())
             }
-            Due::HandshakeTimeout => Err(self.die(PeerError::HandshakeTimeout)),
-            Due::Silent => Err(self.die(PeerError::Silent)),
+            Due::HandshakeTimeout => {
+                let after = self.config.handshake_timeout;
+                Err(self.die(PeerError::HandshakeTimeout { after }))
+            }
+            Due::Silent => Err(self.die(PeerError::Silent { after: self.config.silence_limit })),
         }
     }
 }

@@ -39,6 +39,11 @@ impl Liveness {
         self.now = self.now.max(now);
     }
 
+    /// The last moment that was told.
+    pub(crate) fn now(&self) -> Time {
+        self.now
+    }
+
     pub(crate) fn heard(&mut self, now: Time) {
         self.tick(now);
         self.last_heard = self.now;

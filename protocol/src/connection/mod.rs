@@ -8,6 +8,7 @@ mod incoming;
 mod link;
 mod liveness;
 mod outgoing;
+mod progress;
 mod receive;
 mod terms;
 
@@ -28,7 +29,7 @@ pub use terms::{Config, Expect, Slice, TransferEvent, Transmit};
 pub trait Half: sealed::Sealed {}
 
 pub(crate) mod sealed {
-    use super::{Accept, Link, Message, PeerError, TransferEvent, TransferId};
+    use super::{Accept, Link, Message, PeerError, RequestError, TransferEvent, TransferId};
 
     /// What a half adds to the core. All decisions about who may say what, and when, are behind these.
     pub trait Sealed: Sized {
@@ -60,6 +61,15 @@ pub(crate) mod sealed {
             event: TransferEvent,
             wanted: bool,
         );
+
+        /// A transfer in either direction has got nowhere for too long: it is given up, whatever the peer says.
+        fn transfer_stalls(
+            &mut self,
+            link: &mut Link,
+            events: &mut Events<Self>,
+            transfer: TransferId,
+            reason: RequestError,
+        );
     }
 
     /// Events that wait for the caller.
@@ -76,8 +86,8 @@ pub(crate) mod sealed {
 /// 3. [`poll_event`](Self::poll_event) until `None` after every call of `handle_control`, before payload is moved; and
 ///    on a server after every `reply` and `start_blob`, too: the last answer to a store may let a vote go that waited
 ///    for it;
-/// 4. when [`poll_timeout`](Self::poll_timeout) has passed, [`handle_timeout`](Self::handle_timeout). The timeout
-///    changes only with calls that take `&mut self`;
+/// 4. when [`poll_timeout`](Self::poll_timeout) has passed, [`handle_timeout`](Self::handle_timeout), and `poll_event`
+///    again. The timeout changes only with calls that take `&mut self`;
 /// 5. when [`error`](Self::error) says something, or the half's `is_finished` does and all was sent, close the socket.
 ///    Any call that has something to say may find that the peer does not read, which is an error too.
 ///
@@ -113,6 +123,7 @@ impl<H: Half> Connection<H> {
     /// The rule that the peer broke. The connection is dead.
     pub fn handle_control(&mut self, now: Time, bytes: &[u8]) -> Result<usize, PeerError> {
         self.link.alive()?;
+        self.link.tick(now);
         if !bytes.is_empty() {
             self.link.liveness.heard(now);
         }
@@ -132,6 +143,7 @@ impl<H: Half> Connection<H> {
                 break;
             }
         }
+        self.link.tick(now);
         Ok(bytes.len() - rest.len())
     }
 
@@ -189,9 +201,11 @@ impl<H: Half> Connection<H> {
         self.link.usable()?;
         let slice = self.link.receive.payload_moved(n)?;
         if let Some(slice) = slice.filter(|_| n > 0) {
+            self.link.tick(now);
             self.link.liveness.heard(now);
             self.link.incoming.moved(slice.transfer, n);
             self.link.grant();
+            self.link.tick(now);
         }
         Ok(())
     }
@@ -240,12 +254,18 @@ impl<H: Half> Connection<H> {
         self.link.poll_timeout()
     }
 
-    /// Does what is due: a ping, or giving the connection up. Calling it too early does nothing.
+    /// Does what is due: a ping, giving up transfers that get nowhere, or the connection. Calling it too early does
+    /// nothing. May bring events.
     ///
     /// # Errors
     /// The peer has been silent for too long. The connection is dead.
     pub fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
-        self.link.handle_timeout(now)
+        self.link.handle_timeout(now)?;
+        for transfer in self.link.stalled() {
+            let reason = self.link.stalled_reason();
+            self.half.transfer_stalls(&mut self.link, &mut self.events, transfer, reason);
+        }
+        self.link.alive()
     }
 
     /// All bytes of an outgoing blob have been read, and this is their digest. Needed where it was not known when

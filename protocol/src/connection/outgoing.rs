@@ -3,6 +3,7 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
+use super::progress::Progress;
 use super::{Slice, Transmit};
 use crate::error::{PeerError, UsageError};
 use crate::limits::Limits;
@@ -27,6 +28,8 @@ pub(crate) struct Outgoing {
     transfers: BTreeMap<TransferId, Transfer>,
     /// Transfers that have bytes left, in the order of their turns.
     turns: VecDeque<TransferId>,
+    /// The same: they are to be sent.
+    pub(crate) progress: Progress,
     /// The last transfer that began.
     last: Option<TransferId>,
     /// The transfer of the chunk that was just given out. If it was the last one, the end is said in the next turn:
@@ -71,6 +74,7 @@ impl Outgoing {
         self.last = self.last.max(Some(id));
         if from < end {
             self.turns.push_back(id);
+            self.progress.watch(id);
         } else {
             self.stop_if_done(id);
         }
@@ -83,6 +87,7 @@ impl Outgoing {
     /// Forgets a transfer; says whether it was under way.
     pub(crate) fn remove(&mut self, id: TransferId) -> bool {
         self.turns.retain(|turn| *turn != id);
+        self.progress.forget(id);
         self.transfers.remove(&id).is_some()
     }
 
@@ -112,7 +117,10 @@ impl Outgoing {
                 Err(PeerError::BadCredit { upto, before: transfer.credit })
             }
             Some(transfer) => {
-                transfer.credit = upto;
+                if upto > transfer.credit {
+                    transfer.credit = upto;
+                    self.progress.made(id);
+                }
                 Ok(())
             }
             // It has just ended: the credit was on its way.
@@ -169,9 +177,12 @@ impl Outgoing {
             transfer.next += len;
             if transfer.next < transfer.end {
                 self.turns.push_back(id);
+            } else {
+                self.progress.forget(id);
             }
             if len > 0 {
                 self.sent += len;
+                self.progress.made(id);
                 return Some(Slice { transfer: id, offset, len });
             }
         }

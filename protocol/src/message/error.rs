@@ -1,6 +1,7 @@
 //! Why a request was not done, and the phases of a transaction, which are one of the reasons.
 
 use alloc::string::String;
+use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -135,6 +136,49 @@ pub enum RequestError {
         /// What.
         what: String,
     },
+    /// Something took longer than it may. What was held for it is free.
+    #[error("{what} for {:?}; {}", Duration::from_millis(*after_ms), what.advice())]
+    Deadline {
+        /// What took so long.
+        what: Deadline,
+        /// How long it was allowed to take, in milliseconds.
+        after_ms: u64,
+    },
+}
+
+/// What may take only so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Deadline {
+    /// A transfer has to get on: see [`Config::transfer_timeout`](crate::Config::transfer_timeout).
+    Transfer,
+    /// A vote that waits for its locks has to get them. Its transaction is over.
+    Locks,
+}
+
+impl Deadline {
+    /// The error that says that it has passed.
+    #[must_use]
+    pub fn passed(self, after: Duration) -> RequestError {
+        let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        RequestError::Deadline { what: self, after_ms }
+    }
+
+    /// What to do about it.
+    fn advice(self) -> &'static str {
+        match self {
+            Deadline::Transfer => "try again, and allow more time where a network or a disk is that slow",
+            Deadline::Locks => "others that change the same objects were not done: run the transaction again",
+        }
+    }
+}
+
+impl core::fmt::Display for Deadline {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Deadline::Transfer => "nothing of the blob has moved",
+            Deadline::Locks => "the vote has waited for its locks",
+        })
+    }
 }
 
 /// Where a transaction stands, on either half of a connection.

@@ -16,7 +16,7 @@ use crate::limits::Limits;
 use crate::wire::bounded;
 use crate::words::{Digest, Oid, RequestId, Tid, TransferId};
 
-pub use error::{Phase, RequestError};
+pub use error::{Deadline, Phase, RequestError};
 pub use reply::{BlobInfo, Conflict, HistoryEntry, Outcome, Packed, Reply, Revision, Unfinished};
 pub use request::{Request, TxnMeta};
 

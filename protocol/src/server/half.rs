@@ -65,6 +65,20 @@ impl Sealed for Server {
             events.push_back(Event::Transfer(event));
         }
     }
+
+    fn transfer_stalls(
+        &mut self,
+        link: &mut Link,
+        events: &mut Events,
+        transfer: TransferId,
+        reason: RequestError,
+    ) {
+        if self.uploads.contains_key(&transfer) {
+            self.fail_upload(link, events, transfer, reason);
+        } else {
+            self.stop_sending(link, events, transfer, reason);
+        }
+    }
 }
 
 impl Server {
@@ -106,6 +120,7 @@ impl Server {
                 return Err(PeerError::TooManyTransfers { limit: limits.transfers });
             }
             self.uploads.insert(id.into(), Upload { txn, begun: false, answered: false });
+            link.incoming.expect(id.into());
         }
         let call = Call::of(&request);
         let admit = if link.closing && !call.ends() {
@@ -161,12 +176,23 @@ impl Server {
             |(id, upload): (&TransferId, &Upload)| (upload.txn == txn && !upload.answered).then_some(*id);
         let uploads: Vec<TransferId> = self.uploads.iter().filter_map(of_txn).collect();
         for transfer in uploads {
-            self.answer(link, events, transfer.into(), Err(reason()));
-            events.push_back(Event::Transfer(TransferEvent::Aborted { transfer, reason: reason() }));
+            self.fail_upload(link, events, transfer, reason());
         }
         if let Some(vote) = held {
             self.answer(link, events, vote, Err(reason()));
         }
+    }
+
+    /// An upload is answered before its end; what still comes is dropped.
+    fn fail_upload(
+        &mut self,
+        link: &mut Link,
+        events: &mut Events,
+        transfer: TransferId,
+        reason: RequestError,
+    ) {
+        self.answer(link, events, transfer.into(), Err(reason.clone()));
+        events.push_back(Event::Transfer(TransferEvent::Aborted { transfer, reason }));
     }
 
     /// The client does not want an answer any more.
@@ -179,13 +205,19 @@ impl Server {
             }
             Some(_) => {}
             // If it is not being sent, either, the answer and the cancel have crossed on the way.
-            None => self.stop_sending(link, events, id.into()),
+            None => self.stop_sending(link, events, id.into(), RequestError::Cancelled),
         }
     }
 
-    /// Ends the sending of a blob that nobody wants any more, where it is not at its end.
-    pub(super) fn stop_sending(&mut self, link: &mut Link, events: &mut Events, transfer: TransferId) {
-        if link.abort_blob(transfer, RequestError::Cancelled) {
+    /// Ends the sending of a blob before its time, where it is not at its end.
+    pub(super) fn stop_sending(
+        &mut self,
+        link: &mut Link,
+        events: &mut Events,
+        transfer: TransferId,
+        reason: RequestError,
+    ) {
+        if link.abort_blob(transfer, reason) {
             events.push_back(Event::SendingAborted { transfer });
         }
     }

@@ -169,7 +169,7 @@ impl connection::Connection<Server> {
     ) -> Result<Range<u64>, UsageError> {
         self.link.usable()?;
         let request = self.half.requests.get(&transfer.into());
-        let Some(&Pending { call: Call::SendBlob { from, upto }, cancelled }) = request else {
+        let Some(&Pending { call: Call::SendBlob { from, upto }, cancelled, .. }) = request else {
             return Err(UsageError::NoSuchTransfer(transfer));
         };
         let end = upto.min(size);
@@ -184,7 +184,8 @@ impl connection::Connection<Server> {
         self.link.outgoing.start(transfer, from, end, Some(digest));
         self.half.requests.remove(&transfer.into());
         if cancelled {
-            self.half.stop_sending(&mut self.link, &mut self.events, transfer);
+            let reason = RequestError::Cancelled;
+            self.half.stop_sending(&mut self.link, &mut self.events, transfer, reason);
         }
         Ok(from..end)
     }

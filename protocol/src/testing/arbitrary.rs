@@ -11,9 +11,9 @@ use proptest::option;
 use proptest::prelude::*;
 
 use crate::{
-    BlobId, BlobInfo, Conflict, Digest, Hello, HistoryEntry, Limits, MAGIC, Message, Oid, Outcome, Packed,
-    Phase, Refusal, Reply, Request, RequestError, RequestId, Revision, Tid, TransferId, TxnId, TxnMeta,
-    Unfinished, Welcome,
+    BlobId, BlobInfo, Conflict, Deadline, Digest, Hello, HistoryEntry, Limits, MAGIC, Message, Oid, Outcome,
+    Packed, Phase, Refusal, Reply, Request, RequestError, RequestId, Revision, Tid, TransferId, TxnId,
+    TxnMeta, Unfinished, Welcome,
 };
 
 /// Numbers of all lengths that a varint can have, and both ends.
@@ -97,6 +97,7 @@ arbitrary! {
         Just(Phase::Finishing),
         Just(Phase::Doomed),
     ],
+    Deadline = prop_oneof![Just(Deadline::Transfer), Just(Deadline::Locks)],
     Conflict = any::<(Oid, Tid, Tid)>().prop_map(|(oid, committed, base)| Conflict { oid, committed, base }),
     Outcome = prop_oneof![
         any::<Tid>().prop_map(|tid| Outcome::Committed { tid }),
@@ -146,6 +147,7 @@ fn request_error() -> BoxedStrategy<RequestError> {
         text().prop_map(|detail| RequestError::Source { detail }),
         text().prop_map(|detail| RequestError::Failed { detail }),
         text().prop_map(|what| RequestError::Unsupported { what }),
+        (any::<Deadline>(), number()).prop_map(|(what, after_ms)| RequestError::Deadline { what, after_ms }),
     ];
     prop_oneof![of_objects, of_transactions, of_servers].boxed()
 }

@@ -208,6 +208,12 @@ impl<S: Side> End<S> {
         sent
     }
 
+    pub(super) fn handle_timeout(&mut self, now: Time) {
+        // Why it died, if it did, is what `Connection::error` says.
+        let _ = self.connection.handle_timeout(now);
+        self.note_events();
+    }
+
     /// Takes one read from the wire; says whether there was anything.
     pub(super) fn receive(&mut self, now: Time, wire: &mut Wire) -> bool {
         if self.connection.error().is_some() {

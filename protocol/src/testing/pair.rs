@@ -127,9 +127,8 @@ impl Pair {
 
     /// Calls `handle_timeout` on both machines.
     pub fn handle_timeouts(&mut self) {
-        // Why one died, if it did, is what `Connection::error` says.
-        let _ = self.client.connection.handle_timeout(self.now);
-        let _ = self.server.connection.handle_timeout(self.now);
+        self.client.handle_timeout(self.now);
+        self.server.handle_timeout(self.now);
     }
 
     /// From now on nothing arrives any more, in either direction.

@@ -1,9 +1,9 @@
 //! The messages that golden.rs checks, with their bytes.
 
 use blobferry_protocol::{
-    BlobId, BlobInfo, Conflict, Digest, Hello, HistoryEntry, Limits, MAGIC, Message, Oid, Outcome, Packed,
-    Phase, Refusal, Reply, Request, RequestError, RequestId, Revision, Tid, TransferId, TxnId, TxnMeta,
-    Unfinished, Welcome,
+    BlobId, BlobInfo, Conflict, Deadline, Digest, Hello, HistoryEntry, Limits, MAGIC, Message, Oid, Outcome,
+    Packed, Phase, Refusal, Reply, Request, RequestError, RequestId, Revision, Tid, TransferId, TxnId,
+    TxnMeta, Unfinished, Welcome,
 };
 
 fn txn() -> TxnId {
@@ -328,6 +328,16 @@ fn errors() -> Vec<(&'static str, Message, &'static str)> {
             "Reply error Unsupported",
             reply(Err(RequestError::Unsupported { what: "pack".into() })),
             "0900000004050112047061636b",
+        ),
+        (
+            "Reply error Deadline Transfer",
+            reply(Err(RequestError::Deadline { what: Deadline::Transfer, after_ms: 120_000 })),
+            "080000000405011300c0a907",
+        ),
+        (
+            "Reply error Deadline Locks",
+            reply(Err(RequestError::Deadline { what: Deadline::Locks, after_ms: 30_000 })),
+            "080000000405011301b0ea01",
         ),
     ]
 }

@@ -19,7 +19,7 @@ fn a_handshake_has_to_be_done_in_time() {
     pair.advance(Duration::from_secs(9));
     assert_eq!((pair.client.connection.error(), pair.server.connection.error()), (None, None));
     pair.advance(SECOND);
-    let error = Some(&PeerError::HandshakeTimeout);
+    let error = Some(&PeerError::HandshakeTimeout { after: Duration::from_secs(10) });
     assert_eq!((pair.client.connection.error(), pair.server.connection.error()), (error, error));
 }
 
@@ -39,9 +39,11 @@ fn a_peer_that_is_gone_is_given_up_after_its_silence() {
     pair.advance(Duration::from_secs(59));
     assert_eq!((pair.client.connection.error(), pair.server.connection.error()), (None, None));
     pair.advance(2 * SECOND);
-    let error = Some(&PeerError::Silent);
+    let silent = PeerError::Silent { after: Duration::from_secs(60) };
+    let error = Some(&silent);
     assert_eq!((pair.client.connection.error(), pair.server.connection.error()), (error, error));
-    assert_eq!(pair.client.connection.request(Request::Status), Err(UsageError::Dead(PeerError::Silent)));
+    assert_eq!(silent.to_string(), "the peer has gone silent: nothing was heard of it for 60s");
+    assert_eq!(pair.client.connection.request(Request::Status), Err(UsageError::Dead(silent)));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod hostile;
 mod liveness;
 mod receiving;
 mod sending;
+mod stalling;
 mod stream;
 mod support;
 mod transactions;

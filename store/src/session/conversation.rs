@@ -140,7 +140,9 @@ impl Endpoint for Session {
     }
 
     fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
-        self.connection.handle_timeout(now)
+        let handled = self.connection.handle_timeout(now);
+        self.state.events(&mut self.connection);
+        handled
     }
 
     fn catch_up(&mut self) {
@@ -153,9 +155,7 @@ impl Endpoint for Session {
             }
             self.state.news(&mut self.connection, news);
             // An answer may let a vote go that has waited for it.
-            while let Some(event) = self.connection.poll_event() {
-                self.state.event(&mut self.connection, event);
-            }
+            self.state.events(&mut self.connection);
         }
         self.state.read_on(&self.connection);
         if self.state.service.is_stopping() {
@@ -175,6 +175,13 @@ impl Endpoint for Session {
 }
 
 impl State {
+    /// Takes the events that wait.
+    fn events(&mut self, connection: &mut server::Connection) {
+        while let Some(event) = connection.poll_event() {
+            self.event(connection, event);
+        }
+    }
+
     fn event(&mut self, connection: &mut server::Connection, event: server::Event) {
         match event {
             server::Event::Hello { .. } => self.greet(connection),
@@ -433,8 +440,9 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.state.inlets.abort_all();
         let left: BTreeMap<TxnId, Phase> = self.connection.transactions().collect();
-        // Its client has taken leave, and does not come back.
-        let over = self.connection.is_closing();
+        // Its client has taken leave, or has lost its mind: it does not come back.
+        let breach = self.connection.error().is_some_and(PeerError::is_breach);
+        let over = breach || self.connection.is_closing();
         for (txn, hold) in std::mem::take(&mut self.state.begun) {
             match left.get(&txn) {
                 // Its client may come back.

@@ -5,8 +5,8 @@ use std::sync::mpsc::{self, Receiver};
 
 use blobferry_cache::carry::Endpoint;
 use blobferry_protocol::{
-    BlobId, Config, Digest, Oid, Reply, Request, RequestError, RequestId, Slice, Tid, Time, TransferEvent,
-    TransferId, TxnId, TxnMeta, buffered, client,
+    BlobId, Config, Deadline, Digest, Oid, PeerError, Phase, Reply, Request, RequestError, RequestId, Slice,
+    Tid, Time, TransferEvent, TransferId, TxnId, TxnMeta, UsageError, buffered, client,
 };
 use blobferry_store::session::{ServerConfig, Service, Session};
 use blobferry_store::{ModelStore, Store, StoreConfig};
@@ -189,6 +189,73 @@ fn a_connection_that_breaks_gives_its_votes_up() {
     let vote = second.client.request(Request::Vote { txn }).unwrap();
     drop(first);
     assert_eq!(second.answer(vote), Ok(Reply::Voted));
+}
+
+#[test]
+fn a_client_that_falls_silent_gives_its_votes_up_and_its_uploads() {
+    let (store, service) = service();
+    let mut silent = pair(&service);
+    let txn = silent.begin(1);
+    silent.client.request(Request::Store { txn, oid: Oid(1), base: Tid::ZERO, data: vec![1] }).unwrap();
+    let vote = silent.client.request(Request::Vote { txn }).unwrap();
+    assert_eq!(silent.answer(vote), Ok(Reply::Voted));
+    let other = silent.begin(2);
+    // Only the head of it comes: there is no digest.
+    silent.blob = vec![7; 1000];
+    silent.client.upload(other, Oid(2), Tid::ZERO, vec![], 1000, None).unwrap();
+    while silent.exchange() {}
+
+    let Config { silence_limit, ping_after, .. } = Config::default();
+    silent.session.handle_timeout(Time(ping_after)).unwrap();
+    let ended = silent.session.handle_timeout(Time(silence_limit));
+    assert_eq!(ended, Err(PeerError::Silent { after: silence_limit }));
+    drop(silent);
+    let mut second = pair(&service);
+    let txn = second.begin(3);
+    second.client.request(Request::Store { txn, oid: Oid(1), base: Tid::ZERO, data: vec![2] }).unwrap();
+    let commit = second.client.request(Request::Commit { txn }).unwrap();
+    assert!(matches!(second.answer(commit), Ok(Reply::Finished { .. })));
+    // The upload's transaction ends on a thread of its own.
+    while store.counts().open > 0 || store.counts().staged_bytes > 0 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn an_upload_that_gets_nowhere_is_given_up_with_what_was_staged_and_a_late_byte_does_no_harm() {
+    let (store, service) = service();
+    let mut pair = pair(&service);
+    let txn = pair.begin(1);
+    pair.blob = vec![7; 5_000_000];
+    let upload = pair.client.upload(txn, Oid(1), Tid::ZERO, vec![], 5_000_000, None).unwrap();
+    let digest = Digest(*blake3::hash(&pair.blob).as_bytes());
+    while pair.client.finish_blob(upload, digest).is_err() {
+        if !pair.exchange() {
+            pair.woken.recv().unwrap();
+        }
+    }
+    // The client has said all but the digest, of which the server does not hear.
+    let mut lost = Vec::new();
+    while pair.client.poll_transmit(Time::ZERO, &mut lost).is_some() {}
+    let timeout = Config::default().transfer_timeout;
+    let mut now = Time::ZERO;
+    let is_answer =
+        |event: &client::Event| matches!(event, client::Event::Reply { id, .. } if *id == upload.into());
+    while !pair.told.iter().any(is_answer) {
+        // The client is there: it answers pings.
+        now = now + timeout;
+        pair.session.receive(now, Bytes::from_static(&[2, 0, 0, 0, 14, 1])).unwrap();
+        pair.session.handle_timeout(now).unwrap();
+        while pair.exchange() {}
+    }
+    let late = RequestError::Deadline { what: Deadline::Transfer, after_ms: 120_000 };
+    assert_eq!(pair.answer(upload.into()), Err(late));
+    while store.counts().staged_bytes > 0 {
+        std::thread::yield_now();
+    }
+    pair.session.receive(now, Bytes::from(lost)).unwrap();
+    let commit = pair.client.request(Request::Commit { txn });
+    assert!(matches!(commit, Err(UsageError::WrongPhase { phase: Phase::Doomed, .. })), "{commit:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::mpsc::TryRecvError;
 use std::time::Duration;
 
-use blobferry_protocol::{Conflict, Oid, RequestError, Tid, TxnId};
+use blobferry_protocol::{Conflict, Deadline, Oid, Outcome, RequestError, Tid, TxnId};
 use blobferry_store::{Store, StoreConfig, Vote};
 
 use super::promises;
@@ -20,6 +20,10 @@ promises![
     an_aborted_vote_is_answered_and_lets_others_pass,
     a_conflict_lets_go_of_all_locks,
     a_vote_that_is_not_finished_in_time_is_aborted,
+    a_vote_that_waits_too_long_for_its_locks_is_given_up,
+    who_is_given_up_in_the_line_lets_those_behind_go_ahead,
+    a_vote_that_gets_its_locks_in_time_has_as_long_as_any_other_to_be_finished,
+    a_deadline_that_never_comes_is_no_deadline,
 ];
 
 /// A transaction with new data for some objects that do not exist.
@@ -170,4 +174,74 @@ fn a_vote_that_is_not_finished_in_time_is_aborted(make: Make) {
     assert_eq!(it.store.vote_now(late), Err(aborted.clone()));
     assert_eq!(it.store.store(late, Oid(1), Tid::ZERO, vec![]), Err(aborted));
     assert!(it.store.counts().timeouts >= 1);
+}
+
+/// Gives up soon who waits for locks, and nobody else.
+fn impatient() -> StoreConfig {
+    StoreConfig {
+        lock_timeout: Duration::from_millis(30),
+        vote_timeout: Duration::MAX,
+        ..StoreConfig::default()
+    }
+}
+
+fn a_vote_that_waits_too_long_for_its_locks_is_given_up(make: Make) {
+    let it = make(impatient());
+    let holder = it.store.voted(1, Tid::ZERO);
+    let late = creating(&*it.store, &[1, 2]);
+    let deadline = RequestError::Deadline { what: Deadline::Locks, after_ms: 30 };
+    assert_eq!(it.store.vote_now(late), Err(deadline));
+    // It is over, and whatever is asked of it is told why.
+    let is_told = |error: RequestError| matches!(&error, RequestError::Aborted { txn, reason } if *txn == late && reason.contains("locks"));
+    assert!(is_told(it.store.finish_now(late).unwrap_err()));
+    assert!(is_told(it.store.vote_now(late).unwrap_err()));
+    assert!(is_told(it.store.store(late, Oid(2), Tid::ZERO, vec![]).unwrap_err()));
+    assert_eq!(it.store.outcome_now(late), Ok(Outcome::NotCommitted));
+    let counts = it.store.counts();
+    assert_eq!((counts.timeouts, counts.open), (1, 1));
+    it.store.finish_now(holder).unwrap();
+    it.store.put(2, Tid::ZERO, b"not locked");
+}
+
+fn who_is_given_up_in_the_line_lets_those_behind_go_ahead(make: Make) {
+    let it = make(impatient());
+    let holder = it.store.voted(1, Tid::ZERO);
+    let wide = creating(&*it.store, &[1, 2]);
+    let narrow = creating(&*it.store, &[2]);
+    let wide_vote = it.store.ask_vote(wide);
+    let narrow_vote = it.store.ask_vote(narrow);
+    assert!(matches!(wide_vote.recv().unwrap(), Err(RequestError::Deadline { .. })));
+    // Its own deadline may have passed, too. But now it is its turn.
+    assert_eq!(narrow_vote.recv().unwrap(), Ok(Vote::Ready));
+    it.store.finish_now(narrow).unwrap();
+    it.store.finish_now(holder).unwrap();
+}
+
+fn a_vote_that_gets_its_locks_in_time_has_as_long_as_any_other_to_be_finished(make: Make) {
+    let it = make(StoreConfig { lock_timeout: Duration::from_millis(200), ..impatient() });
+    // The first gets its turn, then the second waits out a whole deadline: the first is not given up with it.
+    let holder = it.store.voted(1, Tid::ZERO);
+    let first = creating(&*it.store, &[1]);
+    let first_vote = it.store.ask_vote(first);
+    it.store.abort(holder);
+    if first_vote.recv().unwrap().is_err() {
+        return; // this machine has slept over it
+    }
+    let second = creating(&*it.store, &[1]);
+    assert!(matches!(it.store.vote_now(second), Err(RequestError::Deadline { .. })));
+    it.store.finish_now(first).unwrap();
+}
+
+fn a_deadline_that_never_comes_is_no_deadline(make: Make) {
+    let it = make(StoreConfig {
+        lock_timeout: Duration::MAX,
+        vote_timeout: Duration::MAX,
+        ..StoreConfig::default()
+    });
+    let first = it.store.voted(1, Tid::ZERO);
+    let second = creating(&*it.store, &[1]);
+    let vote = it.store.ask_vote(second);
+    it.store.abort(first);
+    assert_eq!(vote.recv().unwrap(), Ok(Vote::Ready));
+    it.store.finish_now(second).unwrap();
 }

@@ -1,6 +1,8 @@
 //! Credit, cancelling and liveness: a server sends what it may, and not a byte more; what is held up holds up nothing
 //! else.
 
+use std::time::Duration;
+
 use super::client::{Client, digest};
 use super::hear::{Answer, Error, Heard};
 use super::say::{Body, Limits, error, message, request};
@@ -14,6 +16,7 @@ for_every_server!(
     a_download_that_is_cancelled_ends_and_costs_the_others_nothing,
     an_upload_that_its_client_aborts_is_answered_with_the_reason,
     an_abort_answers_the_uploads_of_its_transaction_first,
+    a_transfer_that_gets_nowhere_is_given_up_with_the_reason,
 );
 
 const TXN: [u8; 16] = [1; 16];
@@ -233,4 +236,31 @@ fn an_abort_answers_the_uploads_of_its_transaction_first(pair: &Pair) {
     client.hear_to_the_end();
     world.take_server().stop();
     world.nothing_is_left_at_the_server();
+}
+
+fn a_transfer_that_gets_nowhere_is_given_up_with_the_reason(pair: &Pair) {
+    let world =
+        World::serving(pair, |config| config.connection.transfer_timeout = Duration::from_millis(1000));
+    let late = Error { number: error::DEADLINE, ints: vec![0, 1000], text: None, txn: None };
+    let mut client = Client::with(world.address(), NARROW);
+    let (oid, tid) = client.put_blob(TXN, &bytes("blob", 5000));
+    // No credit is given for what comes.
+    let transfer = client.ask(request::send_blob(oid, tid, 0, u64::MAX));
+    let heard = std::iter::repeat_with(|| client.hear())
+        .find(|heard| !matches!(heard, Heard::BlobStart { .. } | Heard::BlobChunk { .. }));
+    assert_eq!(heard, Some(Heard::BlobAbort { transfer, reason: late.clone() }));
+    // One upload is not begun, the other does not go on.
+    client.done(request::begin([2; 16], b"", b""));
+    let (silent, stuck) =
+        (client.ask(request::store_blob([2; 16], oid, tid, b"")), client.start_upload([2; 16], 9, 0, 1000));
+    client.send(stuck, 0, b"no more");
+    assert_eq!(client.answer(silent), Err(late.clone()));
+    assert_eq!(client.answer(stuck), Err(late));
+    assert_eq!(client.refused(request::vote([2; 16])).number, error::DOOMED);
+    // What comes too late is dropped, and the connection goes on.
+    client.send(stuck, 7, b"late");
+    client.say(Body::blob_abort(stuck, error::CANCELLED));
+    client.say(Body::blob_start(silent, 0, 4, 4));
+    client.say(Body::blob_abort(silent, error::CANCELLED));
+    assert_eq!(client.counter("blobs_received"), 1);
 }

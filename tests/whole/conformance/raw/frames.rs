@@ -42,6 +42,7 @@ fn what_the_raw_peers_say_is_what_the_specification_shows() {
         request::send_blob(7, 300, 128, u64::MAX),
         request::status(),
         request::pack(300),
+        request::attach(txn),
     ];
     let requests = requests.map(|request| Body::new(message::REQUEST).int(5).raw(request.as_bytes()));
     let others = [

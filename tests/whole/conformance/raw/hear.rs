@@ -40,6 +40,8 @@ pub(super) enum Answer {
     },
     Status(Vec<(String, u64)>),
     Packed([u64; 3]),
+    /// The last request, and of each unfinished one: request, upto.
+    Attached(u64, Vec<[u64; 2]>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,6 +170,7 @@ impl<'a> Fields<'a> {
             8 => Answer::Oids { first: self.int(), count: self.int() },
             9 => Answer::Status(self.list(|fields| (fields.text(), fields.int()))),
             10 => Answer::Packed([self.int(), self.int(), self.int()]),
+            11 => Answer::Attached(self.int(), self.list(|fields| [fields.int(), fields.int()])),
             other => panic!("a reply {other}"),
         }
     }
@@ -177,7 +180,7 @@ impl<'a> Fields<'a> {
         let mut error = Error { number, ints: Vec::new(), text: None, txn: None };
         let fields = match number {
             0 => "i",
-            1 | 2 => "ii",
+            1 | 2 | 19 => "ii",
             3 => "iiiii",
             4 | 5 | 7 => "x",
             6 => "xi",

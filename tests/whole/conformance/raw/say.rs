@@ -39,6 +39,7 @@ pub(super) mod error {
     pub(crate) const CANCELLED: u64 = 14;
     pub(crate) const STOPPING: u64 = 15;
     pub(crate) const SOURCE: u64 = 16;
+    pub(crate) const DEADLINE: u64 = 19;
 }
 
 /// What a side can take (section 5), in the order of its fields.
@@ -231,5 +232,9 @@ pub(super) mod request {
 
     pub(crate) fn pack(before: u64) -> Body {
         Body::request(17).int(before)
+    }
+
+    pub(crate) fn attach(txn: Txn) -> Body {
+        of(18, txn)
     }
 }
