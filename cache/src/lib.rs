@@ -16,7 +16,7 @@
 //!
 //! // The first one who wants it downloads it. The bytes come from a server; here they are just there.
 //! let Claim::Download(mut download) = cache.claim(blob)? else { panic!("it is there already?") };
-//! download.start(11)?;
+//! download.start(0, 11)?; // from the first of 11 bytes
 //! download.write(b"hello ")?;
 //! download.write(b"world")?;
 //! let digest = Digest(*blake3::hash(b"hello world").as_bytes());
@@ -61,6 +61,7 @@ mod download;
 mod error;
 mod layout;
 mod lock;
+mod partial;
 mod registry;
 mod scratch;
 mod stamp;

@@ -43,7 +43,7 @@ impl Sink for ToCache {
         if let Some(progress) = &self.progress {
             progress(self.moved);
         }
-        let started = self.download.start(size);
+        let started = self.download.start(0, size);
         self.checked(started)
     }
 
@@ -56,8 +56,9 @@ impl Sink for ToCache {
         self.checked(written)
     }
 
-    fn stop(self: Box<Self>, digest: Digest) {
+    fn stop(mut self: Box<Self>, digest: Digest) {
         let finished = self.download.finish(digest);
+        drop(self.download);
         if let Some(done) = self.done {
             done(finished.map_err(CallError::from));
         }

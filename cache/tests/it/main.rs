@@ -9,6 +9,8 @@ mod processes;
 #[cfg(test)]
 mod shared;
 #[cfg(test)]
+mod takeover;
+#[cfg(test)]
 mod threads;
 
 #[cfg(test)]
@@ -55,14 +57,15 @@ mod util {
 
     pub(crate) fn finish(mut download: Download) -> CachedBlob {
         let bytes = bytes();
-        download.start(bytes.len() as u64).unwrap();
+        download.start(0, bytes.len() as u64).unwrap();
         bytes.chunks(100_000).for_each(|chunk| download.write(chunk).unwrap());
         download.finish(digest(&bytes)).unwrap()
     }
 
     /// How many unfinished files there are.
     pub(crate) fn unfinished(cache: &Cache) -> usize {
-        let own = std::fs::read_dir(cache.buffer().tmp()).unwrap();
-        own.filter(|entry| entry.as_ref().unwrap().file_name() != ".lock").count()
+        let dirs = [cache.buffer().tmp().to_owned(), cache.layout().tmp().join("partial")];
+        let entries = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten();
+        entries.filter(|entry| entry.as_ref().unwrap().file_name() != ".lock").count()
     }
 }
