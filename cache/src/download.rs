@@ -96,6 +96,7 @@ impl Download {
             self.restart(); // first: what it occupies may be needed
             let mut writer = self.partial.create().map_err(self.failed())?;
             writer.expect(size).map_err(self.failed())?;
+            writer.announce();
             self.writer = Some(writer);
             return Ok(());
         }

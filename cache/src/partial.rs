@@ -49,6 +49,11 @@ impl Partial {
         fs::symlink_metadata(&self.path).map_or(0, |found| if found.is_file() { found.len() } else { 0 })
     }
 
+    /// Opens the file for reading.
+    pub(crate) fn open(&self) -> io::Result<File> {
+        self.open_as(OpenOptions::new().read(true))
+    }
+
     /// Begins another file, in place of any that is there.
     pub(crate) fn create(&self) -> Result<BlobWriter, WriteError> {
         self.dir().map_err(WriteError::io("create", &self.dir))?;

@@ -7,6 +7,9 @@
 //! A file without a stamp is trusted: it was synced before it got its name, or it is one of ZEO's.
 //!
 //! A stamp is 48 bytes, 32 of the digest and 16 of the boot: short enough to stay inside of an ext4 inode.
+//!
+//! On a file that is still being filled the same attribute says how many bytes are announced, in 8 bytes. The stamp
+//! takes its place.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -63,6 +66,18 @@ pub(crate) fn trust(file: &File, boot: Option<Boot>) -> io::Result<Trust> {
 pub(crate) fn write(file: &File, digest: Digest, boot: Boot) -> io::Result<()> {
     let value = [&digest.0[..], &boot.0[..]].concat();
     writable(file, || rustix::fs::fsetxattr(file, ATTRIBUTE, &value, XattrFlags::empty()))
+}
+
+/// Notes on a file that is being filled how many bytes it will have.
+pub(crate) fn announce(file: &File, size: u64) -> io::Result<()> {
+    Ok(rustix::fs::fsetxattr(file, ATTRIBUTE, &size.to_be_bytes(), XattrFlags::empty())?)
+}
+
+/// How many bytes a file will have that is being filled, where that was noted.
+pub(crate) fn announced(file: &File) -> Option<u64> {
+    let mut size = [0; 8];
+    let read = rustix::fs::fgetxattr(file, ATTRIBUTE, &mut size[..]);
+    (read == Ok(8)).then_some(u64::from_be_bytes(size))
 }
 
 /// Takes the stamp off a file, where it has one.

@@ -12,6 +12,7 @@ use blobferry_protocol::Digest;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use crate::stamp;
 use crate::temporary::Temporary;
 
 /// Why a file of blob bytes could not be written.
@@ -152,6 +153,13 @@ impl BlobWriter {
         ))?;
         self.size = Some(size);
         Ok(())
+    }
+
+    /// Says on the file how many bytes are expected, for who reads along. Not every file system can note it.
+    pub(crate) fn announce(&self) {
+        if let Some(size) = self.size {
+            _ = stamp::announce(self.file.file(), size);
+        }
     }
 
     /// How many bytes are expected in all, where that is known.

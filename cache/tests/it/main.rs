@@ -5,6 +5,8 @@ mod boots;
 #[cfg(test)]
 mod buffer;
 #[cfg(test)]
+mod follow;
+#[cfg(test)]
 mod processes;
 #[cfg(test)]
 mod shared;
@@ -60,6 +62,15 @@ mod util {
         download.start(0, bytes.len() as u64).unwrap();
         bytes.chunks(100_000).for_each(|chunk| download.write(chunk).unwrap());
         download.finish(digest(&bytes)).unwrap()
+    }
+
+    pub(crate) fn size() -> u64 {
+        bytes().len() as u64
+    }
+
+    /// Writes bytes `from..to` of the blob, in pieces.
+    pub(crate) fn send(download: &mut Download, from: usize, to: usize) {
+        bytes()[from..to].chunks(70_000).for_each(|piece| download.write(piece).unwrap());
     }
 
     /// How many unfinished files there are.

@@ -3,8 +3,8 @@
 //! A child is this test binary itself, told by environment variables what to be. It says on stdout what it has done,
 //! and is told on stdin what to do: so the order of events is the parent's choice, and no clock's.
 
-use crate::takeover;
 use crate::util::{blob, bytes, finish, open, read};
+use crate::{follow, takeover};
 use blobferry_cache::Claim;
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -25,6 +25,9 @@ fn child() {
     match role.as_str() {
         "claimer" => claimer(&dir),
         "churner" => churner(&dir),
+        "follower" => follow::follower(&dir),
+        "heir" => follow::heir(&dir),
+        "heir of its own" => follow::heir_of_its_own(&dir),
         "taker" => takeover::taker(&dir),
         other => panic!("{other}"),
     }

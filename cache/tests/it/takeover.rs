@@ -1,8 +1,8 @@
 //! Downloads that go on where others have stopped: in the same process, in another one, after a death.
 
 use crate::processes::{Children, left_over, say, told};
-use crate::util::{blob, bytes, digest, download, finish, open, read, unfinished};
-use blobferry_cache::{Cache, CacheError, Claim, Download, WriteError};
+use crate::util::{blob, bytes, digest, download, finish, open, read, send, size, unfinished};
+use blobferry_cache::{Cache, CacheError, Claim, WriteError};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -10,15 +10,6 @@ use std::sync::mpsc;
 
 fn partial(cache: &Cache) -> PathBuf {
     cache.layout().tmp().join(format!("partial/3.{}.part", blob(1).tid))
-}
-
-fn size() -> u64 {
-    bytes().len() as u64
-}
-
-/// Writes bytes `from..to` of the blob, in pieces.
-fn send(download: &mut Download, from: usize, to: usize) {
-    bytes()[from..to].chunks(70_000).for_each(|piece| download.write(piece).unwrap());
 }
 
 /// Downloads the first bytes, and leaves them.
@@ -130,10 +121,11 @@ fn a_download_goes_on_after_its_connection_broke() {
 fn bytes_that_do_not_go_on_where_others_end_make_it_begin_again() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
+    let whole = size();
     // Another offset; another size; a size below what is there.
-    for (from, size) in [(1, size()), (99_999, size()), (100_000, size() + 1), (100_000, 99_999)] {
+    for (from, size) in [(1, whole), (99_999, whole), (100_000, whole + 1), (100_000, 99_999)] {
         let mut download = download(&cache, blob(1));
-        download.start(0, self::size()).unwrap();
+        download.start(0, whole).unwrap();
         send(&mut download, 0, 100_000);
         assert!(matches!(download.start(from, size), Err(CacheError::Stale { .. })));
         assert_eq!((download.written(), unfinished(&cache)), (0, 0));
