@@ -8,11 +8,10 @@
 //! the file that the blob is, nothing is left to be asked. If the download began again from nothing, it is another file,
 //! and the delivered bytes of the two are compared.
 
-use std::error::Error;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use blobferry_protocol::BlobId;
 
@@ -21,40 +20,10 @@ use crate::cache::{Cache, Found};
 use crate::claim::Claim;
 use crate::download::Download;
 use crate::error::CacheError;
-use crate::partial::Partial;
+use crate::line::{FollowEnd, FollowError, Line, failed};
+use crate::partial::{Partial, same_beginning};
 use crate::stamp;
-use crate::watch::{Bell, Watch, wait};
-
-/// Why a blob could not be read to its end while it was downloaded.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum FollowError {
-    /// The download failed, or the cache did.
-    #[error("blob {blob} can not be read to its end: {source}")]
-    Failed {
-        /// The blob.
-        blob: BlobId,
-        /// What went wrong.
-        source: Arc<dyn Error + Send + Sync>,
-    },
-    /// Whoever downloaded it has died or given up, or nobody has begun; and now it is this follower's turn.
-    #[error("nobody here downloads blob {blob}: claim it, and download it")]
-    Unattended {
-        /// The blob.
-        blob: BlobId,
-    },
-    /// The download began again from nothing, and what it had brought before was not the blob's.
-    #[error("the bytes that were read of blob {blob} are not its first ones: read it again")]
-    Different {
-        /// The blob.
-        blob: BlobId,
-    },
-}
-
-impl From<FollowError> for io::Error {
-    fn from(error: FollowError) -> io::Error {
-        io::Error::other(error)
-    }
-}
+use crate::watch::{Watch, wait};
 
 /// A blob that is read while it is downloaded: see [`Cache::follow`].
 ///
@@ -91,41 +60,6 @@ impl Source {
             Source::Growing(file) => Some(file),
             Source::Blob(cached) => Some(cached.file()),
         }
-    }
-}
-
-/// A follower's place in the line of those who want the blob.
-#[derive(Debug)]
-struct Line {
-    blob: BlobId,
-    bell: Bell,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    answered: bool,
-    answer: Option<Result<CachedBlob, FollowError>>,
-    /// The follower wants no answer any more.
-    over: bool,
-}
-
-/// Where the end of a download is told that was handed to a follower: see [`Cache::follow_with`]. Dropped, it tells the
-/// follower that nobody downloads.
-#[derive(Debug)]
-pub struct FollowEnd(Arc<Line>);
-
-impl FollowEnd {
-    /// The blob is in the cache, or the download has failed.
-    pub fn tell(self, end: Result<CachedBlob, impl Into<Box<dyn Error + Send + Sync>>>) {
-        self.0.answer(end.map_err(|error| failed(self.0.blob, error)));
-    }
-}
-
-impl Drop for FollowEnd {
-    fn drop(&mut self) {
-        let blob = self.0.blob;
-        self.0.answer(Err(FollowError::Unattended { blob }));
     }
 }
 
@@ -182,8 +116,7 @@ impl Cache {
         on_download: impl FnOnce(Download, FollowEnd) + Send + 'static,
     ) -> Result<Follow, CacheError> {
         let partial = Partial::of(self.layout(), blob);
-        let bell = Bell::new().map_err(CacheError::io("wait for", partial.path()))?;
-        let line = Arc::new(Line { blob, bell, state: Mutex::default() });
+        let line = Arc::new(Line::new(blob).map_err(CacheError::io("wait for", partial.path()))?);
         let asked = line.clone();
         self.claim_with(blob, move |claim| match claim {
             Ok(Claim::Hit(cached)) => asked.answer(Ok(cached)),
@@ -255,7 +188,7 @@ impl Follow {
             if let Some(answer) = answer {
                 return self.go_over_to(Source::Blob(answer?));
             }
-            let found = self.look_around().map_err(self.io("read"))?;
+            let found = self.look_around().map_err(|error| self.io("read", error))?;
             if let Some(found) = found {
                 let blob = matches!(found, Source::Blob(_));
                 self.go_over_to(found)?;
@@ -263,17 +196,17 @@ impl Follow {
                     return Ok(());
                 }
             }
-            if until == Until::Grown && self.has_grown().map_err(self.io("read"))? {
+            if until == Until::Grown && self.has_grown().map_err(|error| self.io("read", error))? {
                 return Ok(());
             }
-            wait(&self.line.bell, self.watch.as_ref()).map_err(self.io("wait for"))?;
+            wait(&self.line.bell, self.watch.as_ref()).map_err(|error| self.io("wait for", error))?;
         }
     }
 
     /// Looks whether another file than the one that is read has the blob's bytes now: at least as many as were read.
     fn look_around(&self) -> io::Result<Option<Source>> {
         if let Some(watch) = &self.watch {
-            watch.add(self.partial.path())?;
+            watch.add(self.partial.path());
         }
         match self.partial.open() {
             Ok(file) if self.reads(&file)? || file.metadata()?.len() < self.at => Ok(None),
@@ -289,8 +222,8 @@ impl Follow {
     /// Reads from another file from now on.
     fn go_over_to(&mut self, next: Source) -> Result<(), FollowError> {
         if let (Some(old), Some(new)) = (self.source.file(), next.file())
-            && !self.reads(new).map_err(self.io("read"))?
-            && !same_beginning(old, new, self.at).map_err(self.io("read"))?
+            && !self.reads(new).map_err(|error| self.io("read", error))?
+            && !same_beginning(old, new, self.at).map_err(|error| self.io("read", error))?
         {
             return Err(FollowError::Different { blob: self.blob });
         }
@@ -317,9 +250,8 @@ impl Follow {
             .is_some_and(|metadata| metadata.len() > self.at))
     }
 
-    fn io(&self, operation: &'static str) -> impl FnOnce(io::Error) -> FollowError + use<> {
-        let (blob, path) = (self.blob, self.partial.path().to_owned());
-        move |error| failed(blob, CacheError::io(operation, &path)(error))
+    fn io(&self, operation: &'static str, error: io::Error) -> FollowError {
+        failed(self.blob, CacheError::io(operation, self.partial.path())(error))
     }
 }
 
@@ -338,7 +270,7 @@ impl Read for Follow {
         self.check()?;
         loop {
             if let Some(file) = self.source.file() {
-                let n = file.read_at(buf, self.at).map_err(self.io("read"))?;
+                let n = file.read_at(buf, self.at).map_err(|error| self.io("read", error))?;
                 self.at += n as u64;
                 match &self.source {
                     _ if n > 0 => return Ok(n),
@@ -358,22 +290,6 @@ impl Drop for Follow {
     }
 }
 
-impl Line {
-    /// The first answer counts.
-    fn answer(&self, answer: Result<CachedBlob, FollowError>) {
-        let mut state = self.state();
-        if !std::mem::replace(&mut state.answered, true) {
-            state.answer = Some(answer);
-        }
-        drop(state);
-        self.bell.ring();
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// A watch over the partial file, where the system has one left.
 fn watch(partial: &Partial) -> Option<Watch> {
     let watch = partial.dir().and_then(Watch::new);
@@ -383,30 +299,4 @@ fn watch(partial: &Partial) -> Option<Watch> {
             tracing::warn!(%path, %error, "can not watch a download grow: what it brings is read at its end");
         })
         .ok()
-}
-
-fn failed(blob: BlobId, error: impl Into<Box<dyn Error + Send + Sync>>) -> FollowError {
-    FollowError::Failed { blob, source: error.into().into() }
-}
-
-/// Whether the first `len` bytes of two files are the same, and as many are there.
-fn same_beginning(one: &File, other: &File, len: u64) -> io::Result<bool> {
-    const PIECE: usize = 64 << 10;
-    let (mut left, mut right) = (vec![0; PIECE], vec![0; PIECE]);
-    let mut at = 0;
-    while at < len {
-        let n = usize::try_from(len - at).map_or(PIECE, |rest| rest.min(PIECE));
-        let (Some(left), Some(right)) = (left.get_mut(..n), right.get_mut(..n)) else { return Ok(false) };
-        for (file, piece) in [(one, &mut *left), (other, &mut *right)] {
-            match file.read_exact_at(piece, at) {
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(false),
-                read => read?,
-            }
-        }
-        if left != right {
-            return Ok(false);
-        }
-        at += n as u64;
-    }
-    Ok(true)
 }

@@ -76,8 +76,12 @@ pub(crate) fn announce(file: &File, size: u64) -> io::Result<()> {
 /// How many bytes a file will have that is being filled, where that was noted.
 pub(crate) fn announced(file: &File) -> Option<u64> {
     let mut size = [0; 8];
-    let read = rustix::fs::fgetxattr(file, ATTRIBUTE, &mut size[..]);
-    (read == Ok(8)).then_some(u64::from_be_bytes(size))
+    match rustix::fs::fgetxattr(file, ATTRIBUTE, &mut size[..]) {
+        Ok(8) => Some(u64::from_be_bytes(size)),
+        // It has its stamp: it is whole.
+        Err(Errno::RANGE) => file.metadata().ok().map(|metadata| metadata.len()),
+        _ => None,
+    }
 }
 
 /// Takes the stamp off a file, where it has one.
@@ -120,6 +124,7 @@ mod tests {
         assert_eq!(trust(&file, Some(then)).unwrap(), Trust::Unproven(Some(digest)));
         assert_eq!(trust(&file, None).unwrap(), Trust::Unproven(Some(digest)));
 
+        assert_eq!(announced(&file), Some(0), "it is whole, and has no bytes");
         for unknown in [&[0; 47][..], &[0; 49]] {
             rustix::fs::fsetxattr(&file, ATTRIBUTE, unknown, XattrFlags::empty()).unwrap();
             assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Unproven(None));
@@ -127,6 +132,15 @@ mod tests {
         remove(&file).unwrap();
         remove(&file).unwrap();
         assert_eq!(trust(&file, Some(then)).unwrap(), Trust::Trusted);
+
+        assert_eq!(announced(&file), None);
+        announce(&file, 1 << 40).unwrap();
+        assert_eq!(announced(&file), Some(1 << 40));
+        assert_eq!(
+            trust(&file, Some(now)).unwrap(),
+            Trust::Unproven(None),
+            "it must not be taken for the blob"
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::io::{Errno, read, write};
+use rustix::io::{read, write};
 
 /// Something that is rung once, by any thread, and is heard from then on.
 #[derive(Debug)]
@@ -37,11 +37,9 @@ impl Watch {
     }
 
     /// Watches the file that has this name now, if there is one, for bytes that are written to it.
-    pub(crate) fn add(&self, file: &Path) -> io::Result<()> {
-        match inotify::add_watch(&self.0, file, WatchFlags::MODIFY | WatchFlags::DONT_FOLLOW) {
-            Ok(_) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+    pub(crate) fn add(&self, file: &Path) {
+        // Where the system has no watch left, nothing is heard of bytes: but of the end, at which all of them are read.
+        _ = inotify::add_watch(&self.0, file, WatchFlags::MODIFY | WatchFlags::DONT_FOLLOW);
     }
 
     /// Forgets what was heard: whoever calls this looks for himself after that.
