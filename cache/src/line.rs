@@ -57,8 +57,7 @@ pub(crate) struct State {
 }
 
 /// Where the end of a download is told that was handed to a follower: see
-/// [`Cache::follow_with`](crate::Cache::follow_with). Dropped, it tells the
-/// follower that nobody downloads.
+/// [`Cache::follow_with`](crate::Cache::follow_with). Dropped, it tells the follower that nobody downloads.
 #[derive(Debug)]
 pub struct FollowEnd(pub(crate) Arc<Line>);
 
