@@ -206,7 +206,7 @@ fn copy(path: &Path, dir: &Path) -> Result<Option<Temporary>, WriteError> {
     if rustix::fs::ioctl_ficlone(copy.file(), &source).is_ok() {
         return Ok(Some(copy));
     }
-    reserve(copy.file(), size).map_err(WriteError::space("reserve room for", copy.path(), size))?;
+    reserve(copy.file(), 0, size).map_err(WriteError::space("reserve room for", copy.path(), size))?;
     // One byte more than it has would show that it has grown; a log that grows all the time does not keep us.
     let copied = io::copy(&mut (&source).take(size.saturating_add(1)), &mut copy.file())
         .map_err(WriteError::space("copy a file to", copy.path(), size))?;

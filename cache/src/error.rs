@@ -54,6 +54,19 @@ pub enum CacheError {
         /// The blob.
         blob: BlobId,
     },
+    /// What is there of a blob's bytes is not its beginning, and was removed. The download goes on, and begins again
+    /// from nothing.
+    #[error("what is there of blob {blob} does not fit what is to come: ask for all of it again")]
+    Stale {
+        /// The blob.
+        blob: BlobId,
+    },
+    /// The download has ended well: there is nothing to be written any more.
+    #[error("the download of blob {blob} is over, and the blob is in the cache")]
+    Finished {
+        /// The blob.
+        blob: BlobId,
+    },
     /// The thread that was to answer a claim has panicked.
     #[error("the claim of blob {blob} will not be answered: a thread that served the cache has panicked")]
     Abandoned {

@@ -239,7 +239,7 @@ impl Layout {
 }
 
 /// Makes a directory; `false` where it was there.
-fn create_dir(path: &Path, mode: u32) -> io::Result<bool> {
+pub(crate) fn create_dir(path: &Path, mode: u32) -> io::Result<bool> {
     match DirBuilder::new().mode(mode).create(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),

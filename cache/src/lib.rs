@@ -3,7 +3,7 @@
 //! A blob is immutable, so it needs to be downloaded once a machine. Whoever wants one claims it, and is either given
 //! it, or told to download it while everybody else waits: threads of the same process, and other processes that
 //! have the directory open. Nobody polls, and nobody is left waiting: should the downloader die, the next one takes
-//! over.
+//! over, and goes on with the bytes that are there. Who does not want to wait for the end reads along meanwhile.
 //!
 //! ```
 //! use blobferry_cache::{Cache, CacheConfig, Claim, Take};
@@ -16,7 +16,7 @@
 //!
 //! // The first one who wants it downloads it. The bytes come from a server; here they are just there.
 //! let Claim::Download(mut download) = cache.claim(blob)? else { panic!("it is there already?") };
-//! download.start(11)?;
+//! download.start(0, 11)?; // from the first of 11 bytes
 //! download.write(b"hello ")?;
 //! download.write(b"world")?;
 //! let digest = Digest(*blake3::hash(b"hello world").as_bytes());
@@ -41,14 +41,16 @@
 //! # What is promised
 //!
 //! * A file under a blob's name has all of the blob's bytes, whoever died while it was made, and after a power cut.
-//! * At most one download of a blob at a time, on one machine.
+//! * At most one download of a blob at a time, on one machine. Bytes that have arrived need not be sent again because
+//!   their downloader has died.
+//! * Who reads along reads the end only when the blob is there and what it has read were its bytes.
 //! * A blob that was handed out stays readable, whatever happens to the cache.
 //! * No lock file is ever deleted, so no two processes hold the same lock.
 //!
 //! # What is in the house
 //!
 //! [`Layout`] is the directory, and [`BlobWriter`] a file that is being filled: servers use these two as well.
-//! [`Cache`] is the rest: [`Cache::claim`] for reading, [`Cache::buffer`] for writing.
+//! [`Cache`] is the rest: [`Cache::claim`] for reading, [`Cache::follow`] for reading along, [`Cache::buffer`] for writing.
 
 mod blob;
 mod buffer;
@@ -59,13 +61,17 @@ mod claim;
 pub mod client;
 mod download;
 mod error;
+mod follow;
 mod layout;
+mod line;
 mod lock;
+mod partial;
 mod registry;
 mod scratch;
 mod stamp;
 mod temporary;
 mod turns;
+mod watch;
 pub mod workers;
 mod writer;
 
@@ -79,5 +85,7 @@ pub use cache::{Cache, CacheConfig};
 pub use claim::Claim;
 pub use download::Download;
 pub use error::CacheError;
+pub use follow::Follow;
 pub use layout::{Layout, LayoutError};
+pub use line::{FollowEnd, FollowError};
 pub use writer::{BlobFile, BlobWriter, WriteError};

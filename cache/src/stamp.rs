@@ -7,6 +7,9 @@
 //! A file without a stamp is trusted: it was synced before it got its name, or it is one of ZEO's.
 //!
 //! A stamp is 48 bytes, 32 of the digest and 16 of the boot: short enough to stay inside of an ext4 inode.
+//!
+//! On a file that is still being filled the same attribute says how many bytes are announced, in 8 bytes. The stamp
+//! takes its place.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -65,6 +68,22 @@ pub(crate) fn write(file: &File, digest: Digest, boot: Boot) -> io::Result<()> {
     writable(file, || rustix::fs::fsetxattr(file, ATTRIBUTE, &value, XattrFlags::empty()))
 }
 
+/// Notes on a file that is being filled how many bytes it will have.
+pub(crate) fn announce(file: &File, size: u64) -> io::Result<()> {
+    Ok(rustix::fs::fsetxattr(file, ATTRIBUTE, &size.to_be_bytes(), XattrFlags::empty())?)
+}
+
+/// How many bytes a file will have that is being filled, where that was noted.
+pub(crate) fn announced(file: &File) -> Option<u64> {
+    let mut size = [0; 8];
+    match rustix::fs::fgetxattr(file, ATTRIBUTE, &mut size[..]) {
+        Ok(8) => Some(u64::from_be_bytes(size)),
+        // It has its stamp: it is whole.
+        Err(Errno::RANGE) => file.metadata().ok().map(|metadata| metadata.len()),
+        _ => None,
+    }
+}
+
 /// Takes the stamp off a file, where it has one.
 pub(crate) fn remove(file: &File) -> io::Result<()> {
     match writable(file, || rustix::fs::fremovexattr(file, ATTRIBUTE)) {
@@ -105,6 +124,7 @@ mod tests {
         assert_eq!(trust(&file, Some(then)).unwrap(), Trust::Unproven(Some(digest)));
         assert_eq!(trust(&file, None).unwrap(), Trust::Unproven(Some(digest)));
 
+        assert_eq!(announced(&file), Some(0), "it is whole, and has no bytes");
         for unknown in [&[0; 47][..], &[0; 49]] {
             rustix::fs::fsetxattr(&file, ATTRIBUTE, unknown, XattrFlags::empty()).unwrap();
             assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Unproven(None));
@@ -112,6 +132,15 @@ mod tests {
         remove(&file).unwrap();
         remove(&file).unwrap();
         assert_eq!(trust(&file, Some(then)).unwrap(), Trust::Trusted);
+
+        assert_eq!(announced(&file), None);
+        announce(&file, 1 << 40).unwrap();
+        assert_eq!(announced(&file), Some(1 << 40));
+        assert_eq!(
+            trust(&file, Some(now)).unwrap(),
+            Trust::Unproven(None),
+            "it must not be taken for the blob"
+        );
     }
 
     #[test]

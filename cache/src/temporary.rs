@@ -41,6 +41,11 @@ impl Temporary {
         Temporary { file, path: self.path }
     }
 
+    /// Leaves the file where it is.
+    pub(crate) fn keep(self) {
+        _ = self.path.keep();
+    }
+
     pub(crate) fn file(&self) -> &File {
         &self.file
     }

@@ -5,12 +5,14 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use blobferry_protocol::Digest;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use crate::stamp;
 use crate::temporary::Temporary;
 
 /// Why a file of blob bytes could not be written.
@@ -116,12 +118,8 @@ impl BlobWriter {
     /// # Errors
     /// [`WriteError::NoSpace`] where the disk is too full for `size` bytes.
     pub fn create(dir: &Path, size: u64) -> Result<BlobWriter, WriteError> {
-        let writer = BlobWriter::empty(dir, Some(size))?;
-        reserve(writer.file.file(), size).map_err(WriteError::space(
-            "reserve room for",
-            writer.file.path(),
-            size,
-        ))?;
+        let mut writer = BlobWriter::create_unsized(dir)?;
+        writer.expect(size)?;
         Ok(writer)
     }
 
@@ -130,12 +128,50 @@ impl BlobWriter {
     /// # Errors
     /// [`WriteError::NoSpace`] and [`WriteError::Io`].
     pub fn create_unsized(dir: &Path) -> Result<BlobWriter, WriteError> {
-        BlobWriter::empty(dir, None)
+        Temporary::create(dir).map(BlobWriter::over)
     }
 
-    fn empty(dir: &Path, size: Option<u64>) -> Result<BlobWriter, WriteError> {
-        let file = Temporary::create(dir)?;
-        Ok(BlobWriter { file, size, written: 0, hasher: Box::default() })
+    /// Fills a file that is open for reading, and for writing at its end.
+    pub(crate) fn over(file: Temporary) -> BlobWriter {
+        BlobWriter { file, size: None, written: 0, hasher: Box::default() }
+    }
+
+    /// Takes the bytes that are in the file already for the first ones. All of them are read, to hash them.
+    pub(crate) fn catch_up(&mut self) -> io::Result<()> {
+        hash(self.file.file(), &mut self.hasher)?;
+        self.written = self.hasher.count();
+        Ok(())
+    }
+
+    /// From now on exactly `size` bytes are expected in all, and room for those that are still to come is reserved.
+    pub(crate) fn expect(&mut self, size: u64) -> Result<(), WriteError> {
+        let needed = size.saturating_sub(self.written);
+        reserve(self.file.file(), self.written, needed).map_err(WriteError::space(
+            "reserve room for",
+            self.file.path(),
+            needed,
+        ))?;
+        self.size = Some(size);
+        Ok(())
+    }
+
+    /// Says on the file how many bytes are expected, for who reads along. Not every file system can note it.
+    pub(crate) fn announce(&self) {
+        if let Some(size) = self.size {
+            _ = stamp::announce(self.file.file(), size);
+        }
+    }
+
+    /// How many bytes are expected in all, where that is known.
+    pub(crate) fn expected(&self) -> Option<u64> {
+        self.size
+    }
+
+    /// Leaves the bytes that were written, and no more room than they need, under their temporary name.
+    pub(crate) fn keep(self) {
+        // To cut the file off where it ends gives back what was reserved behind that. Where it can not be, it stays.
+        _ = self.file.file().set_len(self.written);
+        self.file.keep();
     }
 
     /// Writes the next bytes.
@@ -190,16 +226,17 @@ impl BlobWriter {
     }
 }
 
-/// Reserves room on the disk, where the file system can do that.
+/// Reserves room on the disk for `len` bytes from the offset `from`, where the file system can do that. The file does
+/// not get longer by it: how many bytes were written is still seen in its size.
 ///
 /// Not with `fs2::allocate`: on Linux that returns whatever the last error was instead of "disk full", and where
 /// the file system cannot reserve it writes all the zeros itself.
-pub(crate) fn reserve(file: &File, size: u64) -> io::Result<()> {
-    if size == 0 {
+pub(crate) fn reserve(file: &File, from: u64, len: u64) -> io::Result<()> {
+    if len == 0 {
         return Ok(());
     }
     loop {
-        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
+        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, from, len) {
             Err(Errno::INTR) => {}
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
             done => return Ok(done?),
@@ -276,12 +313,17 @@ impl BlobFile {
 
 /// The digest of all bytes of a file, and how many they are, whatever its cursor.
 pub(crate) fn digest_of(file: &File) -> io::Result<(Digest, u64)> {
-    use std::os::unix::fs::FileExt;
     let mut hasher = blake3::Hasher::new();
+    hash(file, &mut hasher)?;
+    Ok((Digest(*hasher.finalize().as_bytes()), hasher.count()))
+}
+
+/// Hashes the bytes of a file from where the hasher is to its end, whatever its cursor.
+fn hash(file: &File, hasher: &mut blake3::Hasher) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     loop {
         match file.read_at(&mut buffer, hasher.count()) {
-            Ok(0) => return Ok((Digest(*hasher.finalize().as_bytes()), hasher.count())),
+            Ok(0) => return Ok(()),
             Ok(n) => _ = hasher.update(buffer.get(..n).unwrap_or_default()),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
@@ -307,7 +349,10 @@ mod tests {
     fn a_complete_file_has_its_bytes_digest_and_name_and_is_read_only() {
         let dir = tempfile::tempdir().unwrap();
         for size in [Some(6), None] {
-            let mut writer = BlobWriter::empty(dir.path(), size).unwrap();
+            let mut writer = BlobWriter::create_unsized(dir.path()).unwrap();
+            if let Some(size) = size {
+                writer.expect(size).unwrap();
+            }
             writer.write(b"abc").unwrap();
             writer.write(b"").unwrap();
             writer.write(b"def").unwrap();

@@ -8,7 +8,7 @@ use blobferry_protocol::{BlobId, Digest, Oid, Reply, Request, RequestError, Requ
 
 use super::call::{CallError, Completion};
 use super::dial::{ConnectionEvent, Dialer};
-use super::download::Target;
+use super::download::{Arriving, Target};
 use super::recover::Txn;
 use super::session::{Inner, Invalidation, Listener, Wake, Watcher};
 use crate::carry::{Inlets, Outlets, Report, Source};
@@ -185,7 +185,7 @@ impl Inner {
             Ask::Download { blob, range, target } => {
                 let request = Request::SendBlob { blob, from: range.start, upto: range.end };
                 match connection.request(request) {
-                    Ok(id) => state.inlets.expect(id.into(), Box::new(target)),
+                    Ok(id) => state.inlets.expect(id.into(), Box::new(Arriving::new(target))),
                     Err(error) => state.after(move || target.fail(error.into())),
                 }
             }

@@ -9,7 +9,7 @@ use super::asks::Ask;
 use super::call::{CallError, Completion};
 use super::session::Session;
 use crate::carry::{OnProgress, Progress, Sink};
-use crate::{CachedBlob, Download};
+use crate::{CacheError, CachedBlob, Download};
 
 /// A blob on its way.
 pub(super) enum Target {
@@ -23,9 +23,7 @@ pub(super) struct ToCache {
     session: Session,
     download: Download,
     progress: Option<OnProgress>,
-    moved: Progress,
-    /// Taken when it has failed: the sink is dropped then.
-    done: Option<Completion<CachedBlob>>,
+    done: Completion<CachedBlob>,
 }
 
 pub(super) struct ToMemory {
@@ -38,16 +36,6 @@ pub(super) struct ToMemory {
 }
 
 impl Target {
-    pub(super) fn cache(
-        session: Session,
-        download: Download,
-        progress: Option<OnProgress>,
-        done: Completion<CachedBlob>,
-    ) -> Target {
-        let moved = Progress { done: 0, total: 0 };
-        Target::Cache(Box::new(ToCache { session, download, progress, moved, done: Some(done) }))
-    }
-
     pub(super) fn memory(
         session: Session,
         blob: BlobId,
@@ -60,7 +48,7 @@ impl Target {
     /// Asks for what is missing.
     pub(super) fn ask(self) {
         let (session, blob, range) = match &self {
-            Target::Cache(to) => (to.session.clone(), to.download.blob(), to.moved.done..u64::MAX),
+            Target::Cache(to) => (to.session.clone(), to.download.blob(), to.download.written()..u64::MAX),
             Target::Memory(to) => (to.session.clone(), to.blob, to.rest.clone()),
         };
         session.ask(Ask::Download { blob, range, target: self });
@@ -71,92 +59,144 @@ impl Target {
         match self {
             Target::Cache(to) => {
                 let ToCache { download, done, .. } = *to;
-                // First the right to download goes to who else waits for it, then the bad news is told.
-                drop(download);
-                if let Some(done) = done {
-                    done(Err(error));
+                // First the right to download goes to who else waits for it, then the bad news is told. Only where the
+                // server is just not there, what has come is of use to the next one.
+                match &error {
+                    CallError::Disconnected { .. } => download.leave(),
+                    _ => drop(download),
                 }
+                done(Err(error));
             }
             Target::Memory(to) => (to.done)(Err(error)),
         }
     }
-}
 
-impl ToCache {
-    /// Begins the file, or goes on with it where it is.
-    fn start(&mut self, from: u64, size: u64) -> Result<(), CallError> {
-        if from == 0 {
-            self.moved = Progress { done: 0, total: size };
-            return Ok(self.download.start(size)?);
-        }
-        match (self.moved.done, self.moved.total) == (from, size) {
-            true => Ok(()),
-            false => Err(RequestError::Mismatch {
-                detail: format!("it had {} bytes, and has {size} now", self.moved.total),
-            }
-            .into()),
-        }
+    fn begin(&mut self, from: u64, size: u64) -> Result<(), CacheError> {
+        let Target::Cache(to) = self else { return Ok(()) };
+        to.download.start(from, size)?;
+        to.tell_progress(size);
+        Ok(())
     }
 
-    /// Whether it can go on; if not, who waits is told.
-    fn checked(&mut self, result: Result<(), CallError>) -> bool {
-        let Err(error) = result else { return true };
-        if let Some(done) = self.done.take() {
-            done(Err(error));
-        }
-        false
-    }
-
-    fn tell_progress(&self) {
-        if let Some(progress) = &self.progress {
-            progress(self.moved);
-        }
-    }
-}
-
-impl Sink for Target {
-    fn start(&mut self, from: u64, _: u64, size: u64) -> bool {
-        let Target::Cache(to) = self else { return true };
-        let started = to.start(from, size);
-        to.tell_progress();
-        to.checked(started)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> bool {
+    fn take(&mut self, bytes: &[u8], size: u64) -> Result<(), CacheError> {
         match self {
             Target::Cache(to) => {
-                let written = to.download.write(bytes).map_err(CallError::from);
-                to.moved.done += bytes.len() as u64;
-                to.tell_progress();
-                to.checked(written)
+                to.download.write(bytes)?;
+                to.tell_progress(size);
             }
             Target::Memory(to) => {
                 to.bytes.extend_from_slice(bytes);
                 to.rest.start += bytes.len() as u64;
-                true
             }
         }
+        Ok(())
     }
 
-    fn stop(self: Box<Self>, digest: Digest) {
-        match *self {
-            Target::Cache(to) => {
-                let ToCache { download, done, .. } = *to;
-                let finished = download.finish(digest);
-                if let Some(done) = done {
-                    done(finished.map_err(CallError::from));
+    /// All has come.
+    fn finish(self, digest: Digest) {
+        match self {
+            Target::Cache(mut to) => match to.download.finish(digest) {
+                Ok(cached) => {
+                    let ToCache { download, done, .. } = *to;
+                    drop(download);
+                    done(Ok(cached));
                 }
-            }
+                Err(error) => Target::Cache(to).failed(error),
+            },
             // The digest is the whole blob's: a part can not be checked against it.
             Target::Memory(to) => (to.done)(Ok(to.bytes)),
         }
     }
 
+    /// The cache can not go on. What somebody before had left was of no use: then all of it is asked for.
+    fn failed(self, error: CacheError) {
+        match error {
+            CacheError::Stale { .. } => self.ask(),
+            error => self.fail(error.into()),
+        }
+    }
+}
+
+impl ToCache {
+    fn tell_progress(&self, size: u64) {
+        if let Some(progress) = &self.progress {
+            progress(Progress { done: self.download.written(), total: size });
+        }
+    }
+}
+
+impl Session {
+    /// Downloads a blob into the cache, going on with what somebody before has left of it.
+    pub(super) fn download(
+        &self,
+        mut download: Download,
+        progress: Option<OnProgress>,
+        done: Completion<CachedBlob>,
+    ) {
+        let session = self.clone();
+        let target = |download| Target::Cache(Box::new(ToCache { session, download, progress, done }));
+        if download.found() == 0 {
+            return target(download).ask();
+        }
+        let resume = move || match download.resume() {
+            Ok(_) => target(download).ask(),
+            Err(error) => target(download).fail(error.into()),
+        };
+        self.workers().run(resume);
+    }
+}
+
+/// A transfer to a target, which is taken out of it as soon as it fails.
+pub(super) struct Arriving {
+    target: Option<Target>,
+    size: u64,
+}
+
+impl Arriving {
+    pub(super) fn new(target: Target) -> Arriving {
+        Arriving { target: Some(target), size: 0 }
+    }
+
+    fn checked(&mut self, result: Result<(), CacheError>) -> bool {
+        let Err(error) = result else { return self.target.is_some() };
+        if let Some(target) = self.target.take() {
+            target.failed(error);
+        }
+        false
+    }
+}
+
+impl Sink for Arriving {
+    fn start(&mut self, from: u64, _: u64, size: u64) -> bool {
+        self.size = size;
+        let begun = self.target.as_mut().map_or(Ok(()), |target| target.begin(from, size));
+        self.checked(begun)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> bool {
+        let taken = self.target.as_mut().map_or(Ok(()), |target| target.take(bytes, self.size));
+        self.checked(taken)
+    }
+
+    fn stop(self: Box<Self>, digest: Digest) {
+        if let Some(target) = self.target {
+            target.finish(digest);
+        }
+    }
+
     fn abort(self: Box<Self>, reason: Option<RequestError>) {
-        match reason {
+        match (self.target, reason) {
             // The connection was lost, or is about to end: the next one may bring the rest.
-            None | Some(RequestError::Stopping) => self.ask(),
-            Some(reason) => self.fail(reason.into()),
+            (Some(target), None | Some(RequestError::Stopping)) => target.ask(),
+            // More was left by somebody before than there is.
+            (Some(Target::Cache(mut to)), Some(RequestError::BadRange { .. }))
+                if to.download.written() > 0 =>
+            {
+                to.download.restart();
+                Target::Cache(to).ask();
+            }
+            (Some(target), Some(reason)) => target.fail(reason.into()),
+            (None, _) => {}
         }
     }
 }

@@ -18,7 +18,7 @@ use super::download::Target;
 use super::endpoint::SessionEndpoint;
 use crate::carry::{Carrier, Ended, OnProgress, Report, Source};
 use crate::workers::Workers;
-use crate::{Cache, CachedBlob, Claim};
+use crate::{Cache, CachedBlob, Claim, Follow};
 
 /// What has become of objects that a client may know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,9 +202,22 @@ impl Session {
         let session = self.clone();
         self.0.cache.claim_with(blob, move |claim| match claim {
             Ok(Claim::Hit(cached)) => done(Ok(cached)),
-            Ok(Claim::Download(download)) => Target::cache(session, download, progress, done).ask(),
+            Ok(Claim::Download(download)) => session.download(download, progress, done),
             Err(error) => done(Err(error.into())),
         });
+    }
+
+    /// Reads a blob while it arrives, whoever on this machine downloads it; if nobody does, this client does. See
+    /// [`Follow`] for what is promised. Reading blocks.
+    ///
+    /// # Errors
+    /// The cache's.
+    pub fn follow_blob(&self, blob: BlobId) -> Result<Follow, CallError> {
+        let session = self.clone();
+        let follow = self.0.cache.follow_with(blob, move |download, end| {
+            session.download(download, None, Box::new(move |result| end.tell(result)));
+        });
+        Ok(follow?)
     }
 
     /// Loads a part of a blob into memory: from the cached file where there is one, else from the server, without

@@ -145,6 +145,19 @@ macro_rules! client_methods {
             $wait(|done| self.session().load_blob(blob, Some(progress), done))$(.$await)?
         }
 
+        /// Reads a blob while it arrives, whoever on this machine downloads it; if nobody does, this client does. The
+        /// bytes come as they arrive; the end comes only when all of them were verified, and if they can not be, an error
+        /// comes in its place. Reading blocks the thread, also where calls are awaited.
+        ///
+        /// # Errors
+        /// The cache's; see [`CallError`](crate::CallError).
+        pub fn follow_blob(
+            &self,
+            blob: $crate::protocol::BlobId,
+        ) -> Result<$crate::Follow, $crate::client::CallError> {
+            self.session().follow_blob(blob)
+        }
+
         /// A part of a blob, in memory, without caching it; less than asked for where the blob ends.
         ///
         /// # Errors

@@ -5,9 +5,13 @@ mod boots;
 #[cfg(test)]
 mod buffer;
 #[cfg(test)]
+mod follow;
+#[cfg(test)]
 mod processes;
 #[cfg(test)]
 mod shared;
+#[cfg(test)]
+mod takeover;
 #[cfg(test)]
 mod threads;
 
@@ -55,14 +59,24 @@ mod util {
 
     pub(crate) fn finish(mut download: Download) -> CachedBlob {
         let bytes = bytes();
-        download.start(bytes.len() as u64).unwrap();
+        download.start(0, bytes.len() as u64).unwrap();
         bytes.chunks(100_000).for_each(|chunk| download.write(chunk).unwrap());
         download.finish(digest(&bytes)).unwrap()
     }
 
+    pub(crate) fn size() -> u64 {
+        bytes().len() as u64
+    }
+
+    /// Writes bytes `from..to` of the blob, in pieces.
+    pub(crate) fn send(download: &mut Download, from: usize, to: usize) {
+        bytes()[from..to].chunks(70_000).for_each(|piece| download.write(piece).unwrap());
+    }
+
     /// How many unfinished files there are.
     pub(crate) fn unfinished(cache: &Cache) -> usize {
-        let own = std::fs::read_dir(cache.buffer().tmp()).unwrap();
-        own.filter(|entry| entry.as_ref().unwrap().file_name() != ".lock").count()
+        let dirs = [cache.buffer().tmp().to_owned(), cache.layout().tmp().join("partial")];
+        let entries = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten();
+        entries.filter(|entry| entry.as_ref().unwrap().file_name() != ".lock").count()
     }
 }

@@ -4,6 +4,7 @@
 //! and is told on stdin what to do: so the order of events is the parent's choice, and no clock's.
 
 use crate::util::{blob, bytes, finish, open, read};
+use crate::{follow, takeover};
 use blobferry_cache::Claim;
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -24,16 +25,20 @@ fn child() {
     match role.as_str() {
         "claimer" => claimer(&dir),
         "churner" => churner(&dir),
+        "follower" => follow::follower(&dir),
+        "heir" => follow::heir(&dir),
+        "heir of its own" => follow::heir_of_its_own(&dir),
+        "taker" => takeover::taker(&dir),
         other => panic!("{other}"),
     }
 }
 
 /// On a line of its own, whatever the test harness has printed before.
-fn say(what: &str) {
+pub(crate) fn say(what: &str) {
     println!("\n@{what}");
 }
 
-fn told() -> String {
+pub(crate) fn told() -> String {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
     line.trim().to_owned()
@@ -48,7 +53,7 @@ fn claimer(dir: &Path) {
         Claim::Download(mut download) => {
             say("downloads");
             if told() == "half" {
-                download.start(bytes().len() as u64).unwrap();
+                download.start(0, bytes().len() as u64).unwrap();
                 download.write(&bytes()[..150_000]).unwrap();
                 say("half");
                 told();
@@ -76,30 +81,34 @@ fn churner(dir: &Path) {
 }
 
 /// Children, and what they say.
-struct Children {
+pub(crate) struct Children {
     children: Vec<(Child, ChildStdin)>,
     said: Receiver<(usize, String)>,
 }
 
 impl Children {
-    fn start(count: usize, role: &str, dir: &Path) -> Children {
+    pub(crate) fn start(count: usize, role: &str, dir: &Path) -> Children {
         let (say, said) = channel();
         let children = (0..count).map(|n| start(n, role, dir, say.clone())).collect();
         Children { children, said }
     }
 
     /// Waits until `count` of them have said `what`, and returns who.
-    fn wait_for(&self, count: usize, what: &str) -> Vec<usize> {
+    pub(crate) fn wait_for(&self, count: usize, what: &str) -> Vec<usize> {
         let heard = (0..count).map(|_| self.said.recv().expect("all children are gone"));
         heard.map(|(who, said)| if said == what { who } else { panic!("{who} said {said}") }).collect()
     }
 
-    fn tell(&mut self, who: usize, what: &str) {
+    pub(crate) fn tell(&mut self, who: usize, what: &str) {
         writeln!(self.children[who].1, "{what}").unwrap();
     }
 
+    pub(crate) fn kill(&mut self, who: usize) {
+        self.children[who].0.kill().unwrap();
+    }
+
     /// Lets them leave, and sees that they do so well, but for those that were killed.
-    fn join(self, killed: &[usize]) {
+    pub(crate) fn join(self, killed: &[usize]) {
         for (n, (mut child, stdin)) in self.children.into_iter().enumerate() {
             drop(stdin);
             assert_eq!(child.wait().unwrap().success(), !killed.contains(&n), "{n}");
@@ -127,11 +136,13 @@ fn start(n: usize, role: &str, dir: &Path, say: Sender<(usize, String)>) -> (Chi
     (child, stdin)
 }
 
-/// What is in `tmp/` when nobody has the cache open.
-fn left_over(dir: &Path) -> Vec<String> {
+/// What is in `tmp/` when nobody has the cache open, but for its lock and the directory of partial downloads.
+pub(crate) fn left_over(dir: &Path) -> Vec<String> {
     drop(open(dir)); // the next one that opens it cleans up
-    let names = fs::read_dir(dir.join("tmp")).unwrap().map(|entry| entry.unwrap().file_name());
-    names.map(|name| name.into_string().unwrap()).filter(|name| name != ".lock").collect()
+    let dirs = [dir.join("tmp"), dir.join("tmp/partial")];
+    let entries = dirs.iter().flat_map(|dir| fs::read_dir(dir).unwrap());
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name != ".lock" && name != "partial").collect()
 }
 
 #[test]
@@ -166,7 +177,7 @@ fn a_downloader_that_is_killed_is_followed_by_another_and_leaves_nothing() {
 
     let mut others = Children::start(5, "claimer", dir.path());
     others.wait_for(5, "claims");
-    children.children[0].0.kill().unwrap();
+    children.kill(0);
     let next = others.wait_for(1, "downloads")[0];
     others.tell(next, "all");
     others.wait_for(5, "has it");

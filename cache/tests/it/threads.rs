@@ -41,7 +41,7 @@ fn a_download_that_is_given_up_goes_to_the_next_in_line_and_leaves_nothing() {
     }
     assert!(answers.try_recv().is_err(), "they wait");
 
-    first.start(10).unwrap();
+    first.start(0, 10).unwrap();
     first.write(b"half").unwrap();
     drop(first);
     let (n, Claim::Download(second)) = answers.try_recv().unwrap() else { panic!() };
@@ -76,9 +76,10 @@ fn bytes_that_are_not_the_blobs_never_become_visible() {
     let cache = open(dir.path());
     let refused = |size: u64, given: &[u8], announced: &[u8]| {
         let mut download = download(&cache, blob(1));
-        download.start(size).unwrap();
+        download.start(0, size).unwrap();
         let written = download.write(given);
         let error = written.and_then(|()| download.finish(digest(announced))).unwrap_err();
+        drop(download);
         assert!(cache.get(blob(1)).unwrap().is_none());
         assert_eq!(cache.layout().blobs().count(), 0);
         assert_eq!(unfinished(&cache), 0);
@@ -91,7 +92,7 @@ fn bytes_that_are_not_the_blobs_never_become_visible() {
     assert!(matches!(refused(4, b"abc", b"abc"), WriteError::TooShort { size: 4, found: 3 }));
     assert!(matches!(refused(4, b"abcde", b"abcde"), WriteError::TooLong { size: 4, found: 5 }));
 
-    let unstarted = download(&cache, blob(1));
+    let mut unstarted = download(&cache, blob(1));
     assert!(matches!(unstarted.finish(digest(b"")), Err(CacheError::NotStarted { .. })));
 }
 
@@ -100,7 +101,7 @@ fn a_download_that_starts_again_starts_from_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut download = download(&cache, blob(1));
-    download.start(10).unwrap();
+    download.start(0, 10).unwrap();
     download.write(b"half").unwrap();
     assert_eq!(read(&finish(download)), bytes());
     assert_eq!(unfinished(&cache), 0);

@@ -1,0 +1,325 @@
+//! Reading along while a blob is downloaded, in the same process or another one.
+
+use crate::processes::{Children, left_over, say};
+use crate::util::{blob, bytes, digest, download, finish, open, read, send, size, unfinished};
+use blobferry_cache::{
+    Cache, CacheConfig, CacheError, Claim, Download, Follow, FollowEnd, FollowError, Layout,
+};
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::{LazyLock, mpsc};
+
+static BYTES: LazyLock<Vec<u8>> = LazyLock::new(bytes);
+
+/// Reads the next bytes, up to `to`, and looks whether they are the blob's.
+fn read_up_to(follow: &mut Follow, from: usize, to: usize) {
+    let mut part = vec![0; to - from];
+    follow.read_exact(&mut part).unwrap();
+    assert!(part == BYTES[from..to]);
+}
+
+/// The end, and that there is nothing before it.
+fn at_end(follow: &mut Follow) -> io::Result<usize> {
+    follow.read(&mut [0; 100])
+}
+
+fn why(error: io::Error) -> FollowError {
+    error.into_inner().unwrap().downcast_ref::<FollowError>().unwrap().clone()
+}
+
+/// A follower that goes on with the download by itself. The download comes out of the receiver.
+fn follow_and_take_over(cache: &Cache) -> (Follow, mpsc::Receiver<(Download, FollowEnd)>) {
+    let (hand, handed) = mpsc::channel();
+    let follow =
+        cache.follow_with(blob(1), move |download, end| hand.send((download, end)).unwrap()).unwrap();
+    (follow, handed)
+}
+
+/// What a child does: reads along, and says how far it is.
+pub(crate) fn follower(dir: &Path) {
+    let cache = open(dir);
+    let mut follow = cache.follow(blob(1)).unwrap();
+    say("follows");
+    for (from, to) in [(0, 150_000), (150_000, 300_000)] {
+        read_up_to(&mut follow, from, to);
+        say(&format!("read {to}"));
+    }
+    match at_end(&mut follow) {
+        Ok(n) => {
+            assert_eq!(n, 0);
+            assert!(
+                cache.get(blob(1)).unwrap().is_some(),
+                "the end is told when the blob is there, and not before"
+            );
+            say("end");
+        }
+        Err(error) => say(&why(error).to_string()),
+    }
+}
+
+/// What a child does: reads along, and waits behind a waiter of its own for the downloader, which dies.
+pub(crate) fn heir(dir: &Path) {
+    let cache = open(dir);
+    let (answer, answered) = mpsc::channel();
+    cache.claim_with(blob(1), move |claim| answer.send(claim.unwrap()).unwrap());
+    let mut follow = cache.follow(blob(1)).unwrap();
+    read_up_to(&mut follow, 0, 123_456);
+    say("read 123456");
+    let Claim::Download(mut download) = answered.recv().unwrap() else { panic!() };
+    go_on(&mut follow, &mut download);
+    assert_eq!(read(&download.finish(digest(&bytes())).unwrap()), bytes());
+    assert_eq!(at_end(&mut follow).unwrap(), 0);
+    say("end");
+}
+
+/// The same, without a waiter: it goes on by itself.
+pub(crate) fn heir_of_its_own(dir: &Path) {
+    let (mut follow, handed) = follow_and_take_over(&open(dir));
+    read_up_to(&mut follow, 0, 123_456);
+    say("read 123456");
+    let (mut download, end) = handed.recv().unwrap();
+    go_on(&mut follow, &mut download);
+    end.tell(download.finish(digest(&bytes())));
+    assert_eq!(at_end(&mut follow).unwrap(), 0);
+    say("end");
+}
+
+/// Downloads the rest, and reads it on the way.
+fn go_on(follow: &mut Follow, download: &mut Download) {
+    assert_eq!(download.resume().unwrap(), 123_456);
+    download.start(123_456, size()).unwrap();
+    for (from, to) in [(123_456, 200_000), (200_000, 300_000)] {
+        send(download, from, to);
+        read_up_to(follow, from, to);
+    }
+}
+
+#[test]
+fn another_process_reads_bytes_as_they_arrive_and_the_end_when_the_blob_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let mut download = download(&cache, blob(1));
+    let children = Children::start(2, "follower", dir.path());
+    children.wait_for(2, "follows");
+    download.start(0, size()).unwrap();
+    for (from, to) in [(0, 150_000), (150_000, 300_000)] {
+        send(&mut download, from, to);
+        children.wait_for(2, &format!("read {to}"));
+    }
+    // Another download of this process keeps the bucket's lock: the end is told all the same.
+    let other = crate::util::download(&cache, blob(2));
+    download.finish(digest(&bytes())).unwrap();
+    children.wait_for(2, "end");
+    children.join(&[]);
+    drop(other);
+}
+
+#[test]
+fn when_the_downloader_gives_up_another_process_reads_an_error_and_no_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let mut download = download(&cache, blob(1));
+    download.start(0, size()).unwrap();
+    let children = Children::start(1, "follower", dir.path());
+    children.wait_for(1, "follows");
+    send(&mut download, 0, 300_000);
+    children.wait_for(1, "read 150000");
+    children.wait_for(1, "read 300000");
+    drop(download);
+    children.wait_for(1, &FollowError::Unattended { blob: blob(1) }.to_string());
+    children.join(&[]);
+}
+
+#[test]
+fn when_the_downloader_is_killed_followers_go_on_with_who_takes_over() {
+    for role in ["heir", "heir of its own"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = Children::start(1, "taker", dir.path());
+        first.wait_for(1, "claims");
+        first.wait_for(1, "found 0");
+        first.tell(0, "123456");
+        first.wait_for(1, "sent 0..123456");
+        let heir = Children::start(1, role, dir.path());
+        heir.wait_for(1, "read 123456");
+        first.kill(0);
+        heir.wait_for(1, "end");
+        heir.join(&[]);
+        first.join(&[0]);
+        assert!(left_over(dir.path()).is_empty());
+    }
+}
+
+#[test]
+fn a_blob_that_is_there_is_read_like_any_file_also_byte_by_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    finish(download(&cache, blob(1)));
+    let mut follow = cache.follow(blob(1)).unwrap();
+    (0..300_000).for_each(|n| read_up_to(&mut follow, n, n + 1));
+    assert_eq!(at_end(&mut follow).unwrap(), 0);
+
+    let mut follow = cache.follow(blob(1)).unwrap();
+    read_up_to(&mut follow, 0, 10);
+    assert_eq!((follow.size(), follow.blob()), (Some(size()), blob(1)));
+    assert_eq!(read(&follow.finish().unwrap()), bytes());
+}
+
+#[test]
+fn bytes_are_read_one_by_one_while_they_arrive_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let mut download = download(&cache, blob(1));
+    let mut follow = cache.follow(blob(1)).unwrap();
+    assert_eq!((follow.read(&mut []).unwrap(), follow.size()), (0, None));
+    download.start(0, 1000).unwrap();
+    for n in 0..1000 {
+        send(&mut download, n, n + 1);
+        read_up_to(&mut follow, n, n + 1);
+    }
+    let cached = download.finish(digest(&bytes()[..1000])).unwrap();
+    assert_eq!((at_end(&mut follow).unwrap(), at_end(&mut follow).unwrap()), (0, 0));
+    assert_eq!(read(&follow.finish().unwrap()), read(&cached));
+}
+
+#[test]
+fn the_size_is_known_while_the_blob_is_still_coming() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let mut download = download(&cache, blob(1));
+    download.start(0, size()).unwrap();
+    send(&mut download, 0, 10);
+    let mut follow = cache.follow(blob(1)).unwrap();
+    read_up_to(&mut follow, 0, 10);
+    let probe = tempfile::tempfile_in(dir.path()).unwrap();
+    let noted = rustix::fs::fsetxattr(probe, "user.probe", b"", rustix::fs::XattrFlags::empty());
+    assert_eq!(follow.size(), noted.ok().map(|()| size()));
+}
+
+#[test]
+fn who_waits_for_the_end_alone_has_the_blob_and_what_it_has_read_was_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let mut download = download(&cache, blob(1));
+    download.start(0, size()).unwrap();
+    let mut follow = cache.follow(blob(1)).unwrap();
+    send(&mut download, 0, 100);
+    read_up_to(&mut follow, 0, 50);
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| follow.finish().unwrap());
+        send(&mut download, 100, 300_000);
+        download.finish(digest(&bytes())).unwrap();
+        assert_eq!(read(&waits.join().unwrap()), bytes());
+    });
+}
+
+#[test]
+fn a_download_that_begins_again_with_the_same_bytes_is_not_noticed_and_with_others_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    for (n, changed) in [(0, None), (1, Some(0)), (2, Some(99_999)), (3, Some(100_000))] {
+        let mut first = bytes();
+        changed.into_iter().for_each(|at: usize| first[at] ^= 1);
+        let mut download = download(&cache, blob(n));
+        let mut follow = cache.follow(blob(n)).unwrap();
+        download.start(0, size()).unwrap();
+        download.write(&first[..150_000]).unwrap();
+        let mut read = vec![0; 100_000];
+        follow.read_exact(&mut read).unwrap();
+        download.start(0, size()).unwrap();
+        send(&mut download, 0, 300_000);
+        download.finish(digest(&bytes())).unwrap();
+
+        // What was written to the first file may still be read; it is the end that counts.
+        match follow.read_to_end(&mut read) {
+            Ok(_) => assert!(changed.is_none() && read == bytes()),
+            Err(error) => {
+                assert!(changed.is_some());
+                assert!(matches!(why(error), FollowError::Different { blob: of } if of == blob(n)));
+                assert!(follow.read(&mut [0]).is_err(), "what has failed stays failed");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_follower_goes_on_when_a_download_that_began_again_has_come_as_far_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let mut download = download(&cache, blob(1));
+    let mut follow = cache.follow(blob(1)).unwrap();
+    download.start(0, size()).unwrap();
+    send(&mut download, 0, 1000);
+    read_up_to(&mut follow, 0, 1000);
+    download.start(0, size()).unwrap();
+    std::thread::scope(|scope| {
+        let reads = scope.spawn(|| read_up_to(&mut follow, 1000, 1001));
+        (0..1001).for_each(|n| send(&mut download, n, n + 1));
+        reads.join().unwrap();
+    });
+    send(&mut download, 1001, 300_000);
+    download.finish(digest(&bytes())).unwrap();
+    read_up_to(&mut follow, 1001, 300_000);
+    assert_eq!(at_end(&mut follow).unwrap(), 0);
+}
+
+#[test]
+fn where_nobody_downloads_that_is_an_error_or_the_followers_own_download() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let mut alone = cache.follow(blob(1)).unwrap();
+    assert!(matches!(why(at_end(&mut alone).unwrap_err()), FollowError::Unattended { .. }));
+    assert!(matches!(alone.finish(), Err(FollowError::Unattended { .. })));
+
+    let (mut follow, handed) = follow_and_take_over(&cache);
+    let (download, end) = handed.try_recv().unwrap();
+    end.tell(Ok::<_, CacheError>(finish(download)));
+    read_up_to(&mut follow, 0, 300_000);
+    assert_eq!(at_end(&mut follow).unwrap(), 0);
+}
+
+#[test]
+fn a_download_that_fails_says_why_to_its_follower() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let (mut follow, handed) = follow_and_take_over(&cache);
+    let (mut download, end) = handed.try_recv().unwrap();
+    download.start(0, size()).unwrap();
+    send(&mut download, 0, 10);
+    drop(download);
+    end.tell(Err("the server is on fire"));
+    for _ in 0..2 {
+        let error = why(at_end(&mut follow).unwrap_err());
+        assert!(
+            matches!(&error, FollowError::Failed { source, .. } if source.to_string().ends_with("on fire"))
+        );
+    }
+    assert_eq!(unfinished(&cache), 0);
+}
+
+#[test]
+fn a_follower_that_is_gone_takes_no_download_and_no_bytes_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let mut first = download(&cache, blob(1));
+    first.start(0, size()).unwrap();
+    send(&mut first, 0, 10);
+    let (follow, handed) = follow_and_take_over(&cache);
+    drop(follow);
+    drop(cache.follow(blob(1)).unwrap());
+    let (answer, answered) = mpsc::channel();
+    cache.claim_with(blob(1), move |claim| answer.send(claim.unwrap()).unwrap());
+    first.leave();
+    assert!(handed.recv().is_err());
+    let Claim::Download(next) = answered.recv().unwrap() else { panic!() };
+    assert_eq!(next.found(), 10);
+}
+
+#[test]
+fn in_shared_mode_a_blob_is_there_or_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Layout::open(dir.path()).unwrap());
+    let cache = Cache::open(dir.path(), CacheConfig { shared: true }).unwrap();
+    let mut follow = cache.follow(blob(1)).unwrap();
+    let error = why(at_end(&mut follow).unwrap_err());
+    assert!(error.to_string().contains("is not in the server's directory"), "{error}");
+}

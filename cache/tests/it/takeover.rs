@@ -1,0 +1,250 @@
+//! Downloads that go on where others have stopped: in the same process, in another one, after a death.
+
+use crate::processes::{Children, left_over, say, told};
+use crate::util::{blob, bytes, digest, download, finish, open, read, send, size, unfinished};
+use blobferry_cache::{Cache, CacheError, Claim, WriteError};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+fn partial(cache: &Cache) -> PathBuf {
+    cache.layout().tmp().join(format!("partial/3.{}.part", blob(1).tid))
+}
+
+/// Downloads the first bytes, and leaves them.
+fn half(cache: &Cache, to: usize) {
+    let mut first = download(cache, blob(1));
+    assert_eq!((first.found(), first.written()), (0, 0));
+    first.start(0, size()).unwrap();
+    send(&mut first, 0, to);
+    assert_eq!(first.written(), to as u64);
+    first.leave();
+}
+
+/// What a child does: claims, downloads half or the missing bytes, and says what it has found and sent.
+pub(crate) fn taker(dir: &Path) {
+    let cache = open(dir);
+    say("claims");
+    let mut download = match cache.claim(blob(1)).unwrap() {
+        Claim::Download(download) => download,
+        Claim::Hit(hit) => panic!("{hit:?}"),
+    };
+    say(&format!("found {}", download.found()));
+    let to = told().parse().unwrap();
+    let from = download.resume().unwrap();
+    download.start(from, size()).unwrap();
+    send(&mut download, from as usize, to);
+    say(&format!("sent {from}..{to}"));
+    told();
+    assert_eq!(read(&download.finish(digest(&bytes())).unwrap()), bytes());
+    say("has it");
+}
+
+#[test]
+fn a_waiter_in_another_process_goes_on_with_the_bytes_of_one_that_was_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = Children::start(1, "taker", dir.path());
+    first.wait_for(1, "claims");
+    first.wait_for(1, "found 0");
+    first.tell(0, "123456");
+    first.wait_for(1, "sent 0..123456");
+
+    let mut second = Children::start(1, "taker", dir.path());
+    second.wait_for(1, "claims");
+    first.kill(0);
+    second.wait_for(1, "found 123456");
+    second.tell(0, "300000");
+    second.wait_for(1, "sent 123456..300000");
+    second.tell(0, "finish");
+    second.wait_for(1, "has it");
+    second.join(&[]);
+    first.join(&[0]);
+    assert!(left_over(dir.path()).is_empty());
+}
+
+#[test]
+fn the_next_in_line_goes_on_with_what_was_left_and_finds_nothing_of_what_was_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    half(&cache, 123_456);
+    let first = download(&cache, blob(1));
+    let (answer, answered) = mpsc::channel();
+    for _ in 0..2 {
+        let answer = answer.clone();
+        cache.claim_with(blob(1), move |claim| answer.send(claim.unwrap()).unwrap());
+    }
+    drop(first); // it has not touched the bytes
+    let Claim::Download(mut second) = answered.try_recv().unwrap() else { panic!() };
+    assert_eq!((second.found(), second.written()), (123_456, 0));
+    assert_eq!((second.resume().unwrap(), second.resume().unwrap()), (123_456, 123_456));
+    second.start(123_456, size()).unwrap();
+    send(&mut second, 123_456, 200_000);
+    drop(second);
+    let Claim::Download(third) = answered.try_recv().unwrap() else { panic!() };
+    assert_eq!((third.found(), unfinished(&cache)), (0, 0));
+    assert_eq!(read(&finish(third)), bytes());
+}
+
+#[test]
+fn what_is_left_takes_no_more_room_than_its_bytes() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let mut download = download(&cache, blob(1));
+    download.start(0, 64 << 20).unwrap();
+    send(&mut download, 0, 300_000);
+    assert_eq!(fs::metadata(partial(&cache)).unwrap().len(), 300_000, "its size is what was written");
+    download.leave();
+    assert!(fs::metadata(partial(&cache)).unwrap().blocks() * 512 < 1 << 20);
+}
+
+#[test]
+fn a_download_goes_on_after_its_connection_broke() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let mut download = download(&cache, blob(1));
+    download.start(0, size()).unwrap();
+    for (from, to) in [(0, 1), (1, 150_000), (150_000, 150_000), (150_000, 300_000), (300_000, 300_000)] {
+        download.start(from as u64, size()).unwrap();
+        send(&mut download, from, to);
+    }
+    let cached = download.finish(digest(&bytes())).unwrap();
+    assert_eq!(read(&cached), bytes());
+    for refused in [download.start(0, 1), download.resume().map(drop)] {
+        assert!(matches!(refused, Err(CacheError::Finished { .. })));
+    }
+    assert_eq!((read(&cache.get(blob(1)).unwrap().unwrap()), unfinished(&cache)), (bytes(), 0));
+}
+
+#[test]
+fn bytes_that_do_not_go_on_where_others_end_make_it_begin_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let whole = size();
+    // Another offset; another size; a size below what is there.
+    for (from, size) in [(1, whole), (99_999, whole), (100_000, whole + 1), (100_000, 99_999)] {
+        let mut download = download(&cache, blob(1));
+        download.start(0, whole).unwrap();
+        send(&mut download, 0, 100_000);
+        assert!(matches!(download.start(from, size), Err(CacheError::Stale { .. })));
+        assert_eq!((download.written(), unfinished(&cache)), (0, 0));
+    }
+    assert_eq!(read(&finish(download(&cache, blob(1)))), bytes());
+}
+
+#[test]
+fn garbage_that_was_found_costs_a_second_attempt_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    half(&cache, 100_000);
+    let mut garbage = bytes()[..100_000].to_vec();
+    garbage[5] ^= 1;
+    fs::write(partial(&cache), garbage).unwrap();
+
+    let mut download = download(&cache, blob(1));
+    assert_eq!(download.resume().unwrap(), 100_000);
+    download.start(100_000, size()).unwrap();
+    send(&mut download, 100_000, 300_000);
+    assert!(matches!(download.finish(digest(&bytes())), Err(CacheError::Stale { .. })));
+    assert!(matches!(download.write(b"x"), Err(CacheError::NotStarted { .. })));
+    assert_eq!((download.written(), cache.layout().blobs().count(), unfinished(&cache)), (0, 0, 0));
+
+    download.start(0, size()).unwrap();
+    send(&mut download, 0, 299_999);
+    download.write(b"x").unwrap();
+    let mistaken = download.finish(digest(&bytes()));
+    assert!(
+        matches!(mistaken, Err(CacheError::Write { source: WriteError::Digest { .. }, .. })),
+        "the server's"
+    );
+    assert_eq!(read(&finish(download)), bytes());
+}
+
+#[test]
+fn more_than_the_whole_blob_makes_it_begin_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    half(&cache, 300_000);
+    fs::write(partial(&cache), vec![7; 300_001]).unwrap();
+    let mut download = download(&cache, blob(1));
+    assert_eq!(download.resume().unwrap(), 300_001);
+    assert!(matches!(download.start(300_001, size()), Err(CacheError::Stale { .. })));
+    assert_eq!(read(&finish(download)), bytes());
+}
+
+#[test]
+fn what_is_no_file_of_ones_own_is_not_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let other = dir.path().join("other");
+    half(&cache, 10);
+    type Lay = fn(&Path, &Path);
+    let lay: [Lay; 3] = [
+        |other, partial| symlink(other, partial).unwrap(),
+        |other, partial| fs::hard_link(other, partial).unwrap(),
+        |_, partial| {
+            rustix::fs::mknodat(rustix::fs::CWD, partial, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+                .unwrap();
+        },
+    ];
+    for lay in lay {
+        fs::write(&other, &bytes()[..10]).unwrap();
+        _ = fs::remove_file(partial(&cache));
+        lay(&other, &partial(&cache));
+        let mut download = download(&cache, blob(1));
+        assert_eq!(download.resume().unwrap(), 0);
+        download.start(0, size()).unwrap();
+        send(&mut download, 0, 20);
+        assert_eq!(fs::read(&other).unwrap(), &bytes()[..10], "the other file is as it was");
+    }
+}
+
+#[test]
+fn a_download_that_is_not_resumed_begins_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    half(&cache, 10);
+    fs::write(partial(&cache), "garbage").unwrap();
+    let download = download(&cache, blob(1));
+    assert_eq!(download.found(), 7);
+    assert_eq!(read(&finish(download)), bytes());
+}
+
+#[test]
+fn what_is_left_of_one_blob_is_found_for_that_one_alone_and_can_be_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    half(&cache, 10);
+    assert_eq!(download(&cache, blob(2)).found(), 0);
+    for resume in [true, false] {
+        let mut found = download(&cache, blob(1));
+        assert_eq!(found.found(), 10);
+        if resume {
+            found.resume().unwrap();
+        }
+        found.restart();
+        assert_eq!((found.found(), found.written(), unfinished(&cache)), (0, 0, 0));
+        drop(found);
+        half(&cache, 10);
+    }
+}
+
+#[test]
+fn what_nobody_goes_on_with_is_swept_away_and_what_is_being_downloaded_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, elsewhere) = (open(dir.path()), open(dir.path()));
+    assert_eq!(here.sweep_downloads().unwrap(), 0);
+    half(&here, 1000);
+    fs::write(partial(&here).with_file_name("stranger"), "x").unwrap();
+    let mut download = download(&here, blob(2));
+    download.start(0, size()).unwrap();
+    send(&mut download, 0, 10);
+    for cache in [&here, &elsewhere] {
+        assert_eq!(cache.sweep_downloads().unwrap(), 0, "the bucket's lock is taken");
+    }
+    assert_eq!(read(&finish(download)), bytes());
+    assert_eq!(elsewhere.sweep_downloads().unwrap(), 1000);
+    assert_eq!(unfinished(&here), 1, "the stranger is left");
+    assert_eq!(crate::util::download(&here, blob(1)).found(), 0);
+}
