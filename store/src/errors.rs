@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use blobferry_cache::{LayoutError, WriteError};
 use blobferry_protocol::RequestError;
+use rusqlite::ErrorCode;
 use rustix::io::Errno;
 
 /// Why a store could not be opened.
@@ -71,7 +72,9 @@ pub(crate) fn opening(operation: &'static str, path: &Path) -> impl FnOnce(io::E
 pub(crate) fn disk_error(operation: &str, path: &Path, error: &io::Error) -> RequestError {
     let detail = format!("could not {operation} {}: {error}", path.display());
     match Errno::from_io_error(error) {
-        Some(Errno::NOSPC | Errno::DQUOT) => RequestError::NoSpace { detail },
+        // A limit on the length of files is a lack of room, too, and as easily mended.
+        Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => RequestError::NoSpace { detail },
+        Some(Errno::ROFS) => RequestError::ReadOnly { reason: detail },
         _ => RequestError::Failed { detail },
     }
 }
@@ -80,7 +83,8 @@ pub(crate) fn disk_error(operation: &str, path: &Path, error: &io::Error) -> Req
 pub(crate) fn database_error(operation: &str, path: &Path, error: &rusqlite::Error) -> RequestError {
     let detail = format!("could not {operation} in {}: {error}", path.display());
     match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DiskFull) => RequestError::NoSpace { detail },
+        Some(ErrorCode::DiskFull) => RequestError::NoSpace { detail },
+        Some(ErrorCode::ReadOnly) => RequestError::ReadOnly { reason: detail },
         _ => RequestError::Failed { detail },
     }
 }
@@ -93,5 +97,21 @@ pub(crate) fn blob_error(error: &WriteError) -> RequestError {
             RequestError::Mismatch { detail: error.to_string() }
         }
         WriteError::Io { operation, path, source } => disk_error(operation, path, source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_says_becomes_a_typed_error_with_operation_and_path() {
+        let told = |errno: Errno| disk_error("write to", "blobs/1/x".as_ref(), &errno.into());
+        for errno in [Errno::NOSPC, Errno::DQUOT, Errno::FBIG] {
+            assert!(matches!(told(errno), RequestError::NoSpace { .. }), "{errno}");
+        }
+        assert!(matches!(told(Errno::ROFS), RequestError::ReadOnly { .. }));
+        assert!(matches!(told(Errno::IO), RequestError::Failed { .. }));
+        assert!(told(Errno::IO).to_string().contains("could not write to blobs/1/x: Input/output error"));
     }
 }

@@ -135,6 +135,15 @@ pub enum RequestError {
         /// What.
         what: String,
     },
+    /// The server's disk failed in the commit. What it kept is found out when the server is started again; then the
+    /// transaction's outcome can be asked for.
+    #[error("whether transaction {txn} is committed is known when the server was started again: {reason}")]
+    Undecided {
+        /// The transaction.
+        txn: TxnId,
+        /// What failed.
+        reason: String,
+    },
 }
 
 /// Where a transaction stands, on either half of a connection.

@@ -120,6 +120,7 @@ fn error_number(error: &RequestError) -> u8 {
         RequestError::Source { .. } => 16,
         RequestError::Failed { .. } => 17,
         RequestError::Unsupported { .. } => 18,
+        RequestError::Undecided { .. } => 19,
     }
 }
 
@@ -136,7 +137,7 @@ fn variants_have_the_numbers_that_they_always_had_and_none_is_missing_here() {
     let with_first = |first: &[u8]| seen.iter().filter(|numbers| numbers.starts_with(first)).count();
     assert_eq!(
         [with_first(&[2]), with_first(&[3]), with_first(&[4, 5, 0]), with_first(&[4, 5, 1])],
-        [4, 18, 11, 19]
+        [4, 18, 11, 20]
     );
     assert_eq!(seen.iter().map(|numbers| numbers[0]).collect::<BTreeSet<_>>().len(), 16);
 }

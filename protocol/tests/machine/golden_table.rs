@@ -316,6 +316,11 @@ fn errors() -> Vec<(&'static str, Message, &'static str)> {
             reply(Err(RequestError::Unsupported { what: "pack".into() })),
             "0900000004050112047061636b",
         ),
+        (
+            "Reply error Undecided",
+            reply(Err(RequestError::Undecided { txn: txn(), reason: "disk".into() })),
+            "1900000004050113000102030405060708090a0b0c0d0e0f046469736b",
+        ),
     ]
 }
 

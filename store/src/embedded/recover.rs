@@ -6,14 +6,14 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use blobferry_cache::Layout;
 use blobferry_protocol::{BlobId, RequestError};
 use rusqlite::{Connection, params};
 
-use super::database::Database;
+use super::database::{Database, log_path};
 use super::files::sync_dir;
 use super::schema::{key, oid, tid};
 use crate::errors::{OpenError, opening};
@@ -47,6 +47,29 @@ fn try_lock(file: &File) -> io::Result<bool> {
         Err(error) if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Writes the database's log again, and syncs it, before anybody goes by what it says.
+///
+/// Where a sync of it failed, what can be read of it may be nowhere but in memory, and no later sync would bring it to
+/// the disk: the system takes it to be there. Bytes that are written again go there, or the failure is told.
+pub(super) fn renew_log(database: &Path) -> Result<(), OpenError> {
+    let path = log_path(database);
+    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        file => file.map_err(opening("open", &path))?,
+    };
+    let (mut buffer, mut at) = (vec![0; 256 << 10], 0);
+    loop {
+        let n = file.read_at(&mut buffer, at).map_err(opening("read", &path))?;
+        let Some(bytes) = buffer.get(..n).filter(|bytes| !bytes.is_empty()) else { break };
+        file.write_all_at(bytes, at).map_err(opening("write again", &path))?;
+        at += n as u64;
+    }
+    if at > 0 {
+        file.sync_data().map_err(opening("sync", &path))?;
+    }
+    Ok(())
 }
 
 /// Removes what was staged. Lock files stay, as lock files must, and so do directories of clients who live.
