@@ -11,8 +11,8 @@ use rustix::io::Errno;
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another server has the directory open.
-    #[error("{dir} is in use by another server; stop that one first, or serve another directory")]
+    /// Another server, or a check, has the directory open.
+    #[error("{dir} is in use by another server or a check; stop that one first, or name another directory")]
     InUse {
         /// The store's directory.
         dir: PathBuf,
@@ -20,6 +20,14 @@ pub enum OpenError {
     /// The directory of blobs cannot be used.
     #[error("the directory of blobs cannot be used: {0}")]
     Layout(#[from] LayoutError),
+    /// There is no database, but there are blobs.
+    #[error(
+        "{path} is missing or empty, and nothing else knows what the blobs beside it are: restore it from a backup"
+    )]
+    NoDatabase {
+        /// The database file.
+        path: PathBuf,
+    },
     /// The database is not one of ours.
     #[error("{path} is not a blobferry store; serve another directory, or move that file away")]
     Foreign {
@@ -61,6 +69,20 @@ pub enum OpenError {
     /// The store's threads could not be started.
     #[error("could not start a thread: {0}")]
     Thread(io::Error),
+}
+
+impl OpenError {
+    /// Is it damage to what was committed?
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            OpenError::NoDatabase { .. } => true,
+            OpenError::Database { source, .. } => {
+                source.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Makes an [`OpenError::Io`] of a system's error.

@@ -6,6 +6,7 @@
 //! DIR/blobs/           the blob files, in the layout that caches have; its tmp/ is where blobs are staged
 //! ```
 
+mod check;
 mod commit;
 mod database;
 mod files;
@@ -28,6 +29,7 @@ use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId,
 };
 
+pub use self::check::{CheckOptions, CheckReport, Finding, FindingKind, check};
 use self::database::Database;
 use self::oids::Oids;
 use self::space::Space;
@@ -65,6 +67,10 @@ impl EmbeddedStore {
         let layout = Layout::open(dir.join("blobs"))?;
         let staged = recover::empty_tmp(layout.tmp())?;
         let database = dir.join(DATABASE);
+        if !schema::exists(&database) && layout.blobs().next().is_some() {
+            // A new one would know of none of them, and have them removed.
+            return Err(OpenError::NoDatabase { path: database });
+        }
         recover::renew_log(&database)?;
         let database = Database::open(&database)?;
         database.empty_log(); // what a large transaction before a crash has left there may be large
