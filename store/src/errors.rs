@@ -1,12 +1,11 @@
 //! Errors: why a store cannot be opened, and how failures of the disk look to a client.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use blobferry_cache::{LayoutError, WriteError};
 use blobferry_protocol::RequestError;
 use rusqlite::ErrorCode;
-use rustix::io::Errno;
 
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -93,10 +92,12 @@ pub(crate) fn opening(operation: &'static str, path: &Path) -> impl FnOnce(io::E
 /// What a client sees of a failed disk operation.
 pub(crate) fn disk_error(operation: &str, path: &Path, error: &io::Error) -> RequestError {
     let detail = format!("could not {operation} {}: {error}", path.display());
-    match Errno::from_io_error(error) {
+    match error.kind() {
         // A limit on the length of files is a lack of room, too, and as easily mended.
-        Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => RequestError::NoSpace { detail },
-        Some(Errno::ROFS) => RequestError::ReadOnly { reason: detail },
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            RequestError::NoSpace { detail }
+        }
+        ErrorKind::ReadOnlyFilesystem => RequestError::ReadOnly { reason: detail },
         _ => RequestError::Failed { detail },
     }
 }
@@ -107,6 +108,12 @@ pub(crate) fn database_error(operation: &str, path: &Path, error: &rusqlite::Err
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => RequestError::NoSpace { detail },
         Some(ErrorCode::ReadOnly) => RequestError::ReadOnly { reason: detail },
+        // Also said of what the disk can not read.
+        Some(ErrorCode::DatabaseCorrupt) => RequestError::Failed {
+            detail: format!(
+                "{detail}; stop the server, and see what `blobferry check` says of its directory"
+            ),
+        },
         _ => RequestError::Failed { detail },
     }
 }
@@ -124,7 +131,21 @@ pub(crate) fn blob_error(error: &WriteError) -> RequestError {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
+
+    #[test]
+    fn what_a_library_has_wrapped_is_what_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let wrapped = |errno: Errno| {
+            let error = io::Error::from(errno);
+            io::Error::new(error.kind(), format!("{error} at some path"))
+        };
+        let told = |errno| disk_error("create a file in", dir.path(), &wrapped(errno));
+        assert!(matches!(told(Errno::ROFS), RequestError::ReadOnly { .. }));
+        assert!(matches!(told(Errno::DQUOT), RequestError::NoSpace { .. }));
+    }
 
     #[test]
     fn what_the_system_says_becomes_a_typed_error_with_operation_and_path() {

@@ -121,7 +121,11 @@ impl Disk {
         match (work, result) {
             (Work::Commit { .. }, Err(failed)) => Err(failed),
             (Work::Commit { txn, .. }, Ok(_)) => {
-                Err(RequestError::Undecided { txn: *txn, reason: error.to_string() })
+                let reason = match error {
+                    RequestError::ReadOnly { reason } => reason.clone(),
+                    error => error.to_string(),
+                };
+                Err(RequestError::Undecided { txn: *txn, reason })
             }
             (Work::Fence(_), _) => self.not_written(work, error),
         }

@@ -8,7 +8,6 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use blobferry_protocol::RequestError;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
-use rustix::io::Errno;
 
 use super::poison::Poison;
 use super::schema;
@@ -129,13 +128,15 @@ impl Database {
         let dir = self.path.parent().unwrap_or(Path::new("."));
         let grow = |file: fs::File| file.write_all_at(&[0; 8192], end);
         let why = tempfile::tempfile_in(dir).and_then(grow).err()?;
-        let mendable = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG, Errno::ROFS];
-        Errno::from_io_error(&why).is_some_and(|errno| mendable.contains(&errno)).then_some(why)
+        let told = disk_error("write beside", &self.path, &why);
+        matches!(told, RequestError::NoSpace { .. } | RequestError::ReadOnly { .. }).then_some(why)
     }
 
     /// Nothing is written any more.
     fn failed(&self, operation: &str, error: &rusqlite::Error) -> RequestError {
-        self.poison.set(&format!("could not {operation} in {}: {error}", self.path.display()))
+        let code = error.sqlite_error().map_or(0, |error| error.extended_code);
+        let path = self.path.display();
+        self.poison.set(&format!("could not {operation} in {path}: {error} (SQLite's code {code})"))
     }
     /// Moves what is in the log to the database, if it is much.
     pub(super) fn tidy(&self) {

@@ -1,1 +1,0 @@
-//! Disks that fail or fill while a real server works.
