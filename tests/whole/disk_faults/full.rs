@@ -38,9 +38,8 @@ fn uploads_in_progress_are_counted_and_their_room_is_theirs() {
         let first = home.file("first", bytes("first", 8 << 20));
         let put = home.command_to(&road.address, &["put", &first]).spawn().unwrap();
         road.wait_until_held();
-        // What has passed is with the server when it has answered the next one.
         let second = home.file("second", bytes("second", 10 << 20));
-        while home.counter("uploads") == 0 {}
+        while home.counter("uploads") == 0 {} // what has passed is with the server soon
         let said = home.run(&["put", &second]).fails(1);
         assert!(said.contains("no room on the disk for 10485760 more bytes"), "{said}");
         assert_eq!((home.counter("uploads"), home.counter("staged_bytes")), (1, 8 << 20));

@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::super::support::{Home, blob_files};
-use super::{Ledger, quiet};
+use super::super::support::{Home, Ran, blob_files};
+use super::{Ledger, MANY, quiet, serving};
 
 /// The first so many calls of each thread fail, one in each round.
 fn rounds() -> Vec<String> {
@@ -146,6 +146,76 @@ fn room_that_can_not_be_reserved_is_told() {
 #[test]
 fn files_and_directories_that_can_not_be_made_are_told() {
     survive_all("openat,?mkdir,?mkdirat,?chmod,fchmod", &[("EIO", Then::Either)], &["1+"]);
+}
+
+#[test]
+fn a_log_that_can_not_be_moved_into_the_database_stays_and_says_all() {
+    for (calls, fault, then) in [
+        // A new log's head is synced, and the commit; when that was answered, the log again and the database.
+        ("fdatasync,fsync", "error=EIO:when=3", Then::RefusesWrites),
+        ("fdatasync,fsync", "error=EIO:when=4", Then::RefusesWrites),
+        ("pwrite64", "error=ENOSPC:when=1+", Then::TakesWrites),
+        ("pwrite64", "error=EIO:when=1", Then::RefusesWrites),
+    ] {
+        let mut home = Home::with(|home| quiet(&home.join("server")));
+        let server = home.path("server");
+        let mut ledger = Ledger::of(&MANY);
+        let strace = &mut Command::new("strace");
+        if calls == "pwrite64" {
+            strace.arg("-P").arg(server.join("store.sqlite"));
+        }
+        let Some(injection) = Injection::begin_with(&home, calls, fault, strace) else { return };
+        assert_eq!(ledger.put(&home, &server, "moved"), None, "{fault}");
+        // Whoever comes next comes after that.
+        let next = ledger.put(&home, &server, "next");
+        assert!(injection.end() > 0, "{calls} {fault}");
+        assert_eq!(next.is_none(), then == Then::TakesWrites, "{calls} {fault}: {next:?}");
+        ledger.is_right(&home);
+        ledger.survives_a_restart(&mut home, &server);
+    }
+}
+
+#[test]
+fn a_start_that_fails_says_why_and_the_next_one_finds_everything() {
+    let mut home = Home::with(|home| quiet(&home.join("server")));
+    let server = home.path("server");
+    let Some(works) = Injection::begin(&home, "fsync", "error=EIO:when=65535") else { return };
+    assert_eq!(works.end(), 0);
+    let mut ledger = Ledger::default();
+    let mut failed = 0;
+    for calls in ["fdatasync,fsync", "pwrite64", "ftruncate", "?unlink,?unlinkat"] {
+        for when in rounds() {
+            let name = format!("{}-{when}", &calls[..4]);
+            assert_eq!(ledger.put(&home, &server, &name), None);
+            home.server.end(Signal::KILL);
+            std::fs::write(server.join("blobs/tmp/.staged-0000000000000000"), "half").unwrap();
+            std::fs::create_dir_all(server.join("blobs/0")).unwrap();
+            std::fs::write(server.join("blobs/0/9.00000000000000ff.blob"), "never committed").unwrap();
+            let serve = serving(&server);
+            let mut strace = Command::new("strace");
+            strace.args(["-D", "-f", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
+            strace.args(["-e", &format!("inject={calls}:error=EIO:when={when}")]);
+            strace.arg(serve.get_program()).args(serve.get_args()).env("RUST_LOG", "off");
+            let Ok(mut started) = strace.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() else {
+                return;
+            };
+            let mut line = String::new();
+            BufReader::new(started.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+            if line.is_empty() {
+                let said = Ran::from(started.wait_with_output().unwrap()).fails(1);
+                let operation = said.contains("could not ") || said.contains("can not ");
+                assert!(operation && said.contains(server.to_str().unwrap()), "{said}");
+                failed += 1;
+            } else {
+                started.kill().unwrap();
+                started.wait().unwrap();
+            }
+            home.server = quiet(&server);
+            ledger.is_right(&home);
+        }
+    }
+    assert!(failed > 0);
+    ledger.survives_a_restart(&mut home, &server);
 }
 
 #[test]

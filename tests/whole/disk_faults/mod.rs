@@ -23,17 +23,30 @@ use super::support::{Home, Serve, blobferry, bytes};
 /// What is put at once: kept in files of the server's, in its database, and in both anew.
 const SIZES: [usize; 3] = [100_000, 700, 70_000];
 
+/// So much that the database's log is moved into the database.
+const MANY: [usize; 80] = [60_000; 80];
+
 /// What was put, and what came of it.
-#[derive(Default)]
 struct Ledger {
+    sizes: &'static [usize],
     there: Vec<String>,
     not_there: Vec<String>,
 }
 
+impl Default for Ledger {
+    fn default() -> Ledger {
+        Ledger::of(&SIZES)
+    }
+}
+
 impl Ledger {
+    fn of(sizes: &'static [usize]) -> Ledger {
+        Ledger { sizes, there: Vec::new(), not_there: Vec::new() }
+    }
+
     /// Puts files; what is said where that is refused.
     fn put(&mut self, home: &Home, server: &Path, name: &str) -> Option<String> {
-        let put = home.run(&["put", "-r", &files(home, name)]);
+        let put = home.run(&["put", "-r", &files(home, name, self.sizes)]);
         if put.code == 0 {
             self.there.push(name.to_owned());
             return None;
@@ -53,11 +66,11 @@ impl Ledger {
         let names = home.ls("/");
         for name in &self.there {
             assert!(names.contains(name), "{name} is missing");
-            let paths: Vec<String> = (0..SIZES.len()).map(|n| format!("{name}/{n}")).collect();
+            let paths: Vec<String> = (0..self.sizes.len()).map(|n| format!("{name}/{n}")).collect();
             let arguments: Vec<&str> = ["get"].into_iter().chain(paths.iter().map(String::as_str)).collect();
             let got = home.run(&arguments).ok();
-            for ((path, size), cached) in paths.iter().zip(SIZES).zip(got.lines()) {
-                assert!(fs::read(cached).unwrap() == bytes(path, size), "{path}");
+            for ((path, size), cached) in paths.iter().zip(self.sizes).zip(got.lines()) {
+                assert!(fs::read(cached).unwrap() == bytes(path, *size), "{path}");
             }
         }
         assert!(self.not_there.iter().all(|name| !names.contains(name)), "{:?} of {names:?}", self.not_there);
@@ -79,8 +92,8 @@ impl Ledger {
 }
 
 /// Files of the user's.
-fn files(home: &Home, name: &str) -> String {
-    for (n, size) in SIZES.iter().enumerate() {
+fn files(home: &Home, name: &str, sizes: &[usize]) -> String {
+    for (n, size) in sizes.iter().enumerate() {
         home.file(&format!("files/{name}/{n}"), bytes(&format!("{name}/{n}"), *size));
     }
     home.path("files").join(name).to_str().unwrap().to_owned()
