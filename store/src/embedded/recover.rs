@@ -178,3 +178,23 @@ pub(super) fn failed(database: &Database) -> impl FnOnce(RequestError) -> OpenEr
     let path = database.path.clone();
     move |error| OpenError::Io { operation: "read", path, source: io::Error::other(error) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_is_written_again_says_what_it_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("store.sqlite");
+        renew_log(&database).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "there was none, and is none");
+        let said: Vec<u8> = (0..700_001).map(|n| (n % 251) as u8).collect();
+        fs::write(log_path(&database), &said).unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        OpenOptions::new().write(true).open(log_path(&database)).unwrap().set_modified(long_ago).unwrap();
+        renew_log(&database).unwrap();
+        assert!(fs::read(log_path(&database)).unwrap() == said);
+        assert!(fs::metadata(log_path(&database)).unwrap().modified().unwrap() > long_ago, "it was written");
+    }
+}
