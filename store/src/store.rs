@@ -214,8 +214,8 @@ pub trait Store: Send + Sync + 'static {
     /// Opens a blob.
     ///
     /// # Errors
-    /// [`NoSuchBlob`](RequestError::NoSuchBlob); [`Damaged`](RequestError::Damaged) where its file is missing or
-    /// has another length than was committed.
+    /// [`NoSuchBlob`](RequestError::NoSuchBlob); [`Damaged`](RequestError::Damaged) where its file is missing, can not
+    /// be read, or has another length than was committed, and where the bytes of a small blob are others.
     fn open_blob(&self, blob: BlobId) -> Result<OpenBlob, RequestError>;
 
     /// Opens a transaction, in memory only.

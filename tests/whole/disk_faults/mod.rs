@@ -31,6 +31,8 @@ struct Ledger {
     sizes: &'static [usize],
     there: Vec<String>,
     not_there: Vec<String>,
+    /// Nobody knows before the next start.
+    undecided: Vec<String>,
 }
 
 impl Default for Ledger {
@@ -41,7 +43,7 @@ impl Default for Ledger {
 
 impl Ledger {
     fn of(sizes: &'static [usize]) -> Ledger {
-        Ledger { sizes, there: Vec::new(), not_there: Vec::new() }
+        Ledger { sizes, there: Vec::new(), not_there: Vec::new(), undecided: Vec::new() }
     }
 
     /// Puts files; what is said where that is refused.
@@ -54,10 +56,22 @@ impl Ledger {
         let said = put.fails(1);
         let operation = ["could not ", "can not ", "no room "].iter().any(|words| said.contains(words));
         assert!(operation && said.contains(server.to_str().unwrap()), "{said}");
-        if !said.contains("is known when the server was started again") {
-            self.not_there.push(name.to_owned());
+        match said.contains("is known when the server was started again") {
+            true => self.undecided.push(name.to_owned()),
+            false => self.not_there.push(name.to_owned()),
         }
         Some(said)
+    }
+
+    /// The server was started again: what was undecided is there as a whole, or not at all.
+    fn decide(&mut self, home: &Home) {
+        let names = home.ls("/");
+        for name in std::mem::take(&mut self.undecided) {
+            match names.contains(&name) {
+                true => self.there.push(name),
+                false => self.not_there.push(name),
+            }
+        }
     }
 
     /// All that is there can be read, and nothing of what is not.
@@ -82,6 +96,7 @@ impl Ledger {
         home.server.end(Signal::KILL);
         fs::remove_dir_all(home.path("cache")).unwrap();
         home.server = quiet(server);
+        self.decide(home);
         self.is_right(home);
         assert_eq!(self.put(home, server, "after-all"), None);
         self.is_right(home);
