@@ -74,6 +74,11 @@ pub(crate) enum Command {
     Status,
     /// Forget the revisions that were replaced before a moment. What is current then stays.
     Pack(PackArgs),
+    /// Look whether everything in a server's directory is as it was committed, while no server has it open.
+    ///
+    /// Reads every byte. Prints a line for everything that is not as it should be (kind, oid, tid, path, what is wrong,
+    /// what can be done), and ends with code 6 if any of it is damage.
+    Check(CheckArgs),
     /// Watch it work: a server and 8 processes that all want the same files at once.
     Demo(DemoArgs),
     /// One of the processes that `demo` starts.
@@ -176,6 +181,18 @@ pub(crate) struct PackArgs {
     /// Keep what was current so many days ago, and all since.
     #[arg(long, value_name = "N")]
     pub(crate) keep_days: Option<u32>,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The server's directory.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// Mend what can be mended without making anything up: remove what belongs to no transaction, make indexes and
+    /// totals anew. Without it, nothing is changed.
+    #[arg(long)]
+    pub(crate) repair: bool,
 }
 
 /// Arguments of `demo`.

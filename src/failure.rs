@@ -1,6 +1,7 @@
 //! How the command ends: the one place where errors become exit codes.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use blobferry_cache::{CacheError, WriteError};
@@ -28,6 +29,14 @@ pub(crate) enum Failure {
     /// The server's directory can not be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// A check has found damage, and told of it.
+    #[error("{} is damaged: {damage} of what it should have is not as it was committed", dir.display())]
+    Check {
+        /// How many things are.
+        damage: usize,
+        /// The server's directory.
+        dir: PathBuf,
+    },
     /// Standard output can not be written. A reader that has gone away is not worth a word: see [`Failure::quiet`].
     #[error("standard output: {0}")]
     Output(io::Error),
@@ -82,6 +91,8 @@ impl Failure {
         match self {
             Failure::Usage(_) => Exit::Usage,
             Failure::Catalog(error) => catalog(error),
+            Failure::Check { .. } => Exit::Damaged,
+            Failure::Store(error) if error.is_damage() => Exit::Damaged,
             Failure::Local(error) if error.is_usage() => Exit::Usage,
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
             Failure::Local(_)
@@ -181,6 +192,8 @@ mod tests {
             (lost("closed"), 5),
             (RemoteError::NotCommitted.into(), 5),
             (refused(RequestError::Damaged { blob, detail: String::new() }), 6),
+            (Failure::Check { damage: 1, dir: "d".into() }, 6),
+            (OpenError::NoDatabase { path: "d".into() }.into(), 6),
             (write(WriteError::TooLong { size: 1, found: 2 }), 6),
             (write(WriteError::Io { operation: "write", path: "f".into(), source: full() }), 1),
         ];

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use blobferry_cache::carry::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// One bar for everything that a command transfers. Gone from the screen when it is dropped.
@@ -25,6 +26,12 @@ impl Bar {
             bar.set_style(style.progress_chars("=> "));
         }
         Bar { bar }
+    }
+
+    /// All of it is so far, where that is not known by its parts.
+    pub(crate) fn at(&self, progress: Progress) {
+        self.bar.set_length(progress.total);
+        self.bar.set_position(progress.done);
     }
 
     /// One of the transfers.

@@ -1,6 +1,7 @@
 //! The subcommands: one file each. Here is what they share, and which of them runs.
 
 mod cat;
+mod check;
 mod demo;
 mod get;
 mod log;
@@ -34,6 +35,7 @@ pub(crate) async fn run(cli: Cli, stdout: impl Write) -> Result<(), Failure> {
     let global = &cli.global;
     match &cli.command {
         Command::Serve(args) => serve::run(args, global, output).await,
+        Command::Check(args) => check::run(args, output),
         Command::Demo(args) => demo::run(args, global, output).await,
         Command::DemoWorker(args) => {
             connected(global, async |remote| demo::worker::run(args, remote, output).await).await

@@ -6,9 +6,8 @@ use std::time::{Duration, SystemTime};
 use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId,
 };
-use tempfile::SpooledTempFile;
 
-use crate::changes::Changes;
+use crate::changes::{Changes, Spool};
 use crate::desk::Work;
 use crate::staged::{Room, Stage, Staged};
 use crate::store::{OpenBlob, StoredRevision};
@@ -42,7 +41,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn new_oids(&self, count: u32) -> Result<Oid, RequestError>;
 
     /// A file for a transaction's records.
-    fn spool(&self) -> SpooledTempFile;
+    fn spool(&self) -> Spool;
 
     /// See [`Store::stage`](crate::Store::stage); the room is taken already.
     fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError>;

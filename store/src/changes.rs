@@ -6,21 +6,42 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Bound;
+use std::path::{Path, PathBuf};
 
 use blobferry_protocol::{BlobInfo, Digest, Oid, RequestError, Tid};
 use tempfile::SpooledTempFile;
 
+use crate::errors::disk_error;
 use crate::staged::{Content, Quota, Room, Staged, StagedFile};
 
 /// Bytes of a spool that stay in memory before it goes to the disk.
 pub(crate) const SPOOL_IN_MEMORY: usize = 64 << 10;
+
+/// A file for what a transaction stores, without a name.
+#[derive(Debug)]
+pub(crate) struct Spool {
+    file: SpooledTempFile,
+    dir: PathBuf,
+}
+
+impl Spool {
+    /// A spool that stays in memory as long as it is small, and goes to a file in `dir` then.
+    pub(crate) fn new(in_memory: usize, dir: &Path) -> Spool {
+        Spool { file: tempfile::spooled_tempfile_in(in_memory, dir), dir: dir.to_owned() }
+    }
+
+    /// What a client sees of a spool that failed.
+    fn error(&self, operation: &str, error: &io::Error) -> RequestError {
+        disk_error(&format!("{operation} a transaction's spool in"), &self.dir, error)
+    }
+}
 
 /// The changes of one transaction, by object.
 #[derive(Debug)]
 pub(crate) struct Changes {
     index: BTreeMap<Oid, Change>,
     files: BTreeMap<Oid, StagedFile>,
-    spool: SpooledTempFile,
+    spool: Spool,
     /// Where the next entry of the spool goes. What is behind it (after a failed write) does not count.
     end: u64,
     max_objects: u64,
@@ -92,11 +113,7 @@ impl Header {
 }
 
 impl Changes {
-    pub(crate) fn new(
-        spool: SpooledTempFile,
-        max_objects: u64,
-        quota: &Quota,
-    ) -> Result<Changes, RequestError> {
+    pub(crate) fn new(spool: Spool, max_objects: u64, quota: &Quota) -> Result<Changes, RequestError> {
         let (index, files, quota) = (BTreeMap::new(), BTreeMap::new(), quota.clone());
         let room = quota.take(0)?;
         Ok(Changes { index, files, spool, end: 0, max_objects, quota, room })
@@ -124,7 +141,7 @@ impl Changes {
             }
         };
         let header = Header { data: data.len() as u64, kind, blob: info };
-        let at = self.append(&header, data, &bytes).map_err(|error| spool_error("write", &error))?;
+        let at = self.append(&header, data, &bytes).map_err(|error| self.spool.error("write to", &error))?;
         self.room.join(room);
         self.index.insert(oid, Change { base, at: Some(at) });
         match file {
@@ -164,7 +181,7 @@ impl Changes {
         let Some((oid, change)) = self.index.range((from, Bound::Unbounded)).next() else { return Ok(None) };
         let (oid, Change { base, at }) = (*oid, *change);
         let body = match at {
-            Some(at) => Some(self.read(at).map_err(|error| spool_error("read", &error))?),
+            Some(at) => Some(self.read(at).map_err(|error| self.spool.error("read", &error))?),
             None => None,
         };
         Ok(Some(Entry { oid, base, body }))
@@ -186,24 +203,24 @@ impl Changes {
 
     fn append(&mut self, header: &Header, data: &[u8], bytes: &[u8]) -> io::Result<u64> {
         let at = self.end;
-        self.spool.seek(SeekFrom::Start(at))?;
+        self.spool.file.seek(SeekFrom::Start(at))?;
         let mut head = Vec::with_capacity(Header::LEN);
         header.write(&mut head)?;
-        self.spool.write_all(&head)?;
-        self.spool.write_all(data)?;
-        self.spool.write_all(bytes)?;
+        self.spool.file.write_all(&head)?;
+        self.spool.file.write_all(data)?;
+        self.spool.file.write_all(bytes)?;
         self.end = at + (head.len() + data.len() + bytes.len()) as u64;
         Ok(at)
     }
 
     fn read(&mut self, at: u64) -> io::Result<Body> {
-        self.spool.seek(SeekFrom::Start(at))?;
+        self.spool.file.seek(SeekFrom::Start(at))?;
         let mut head = [0; Header::LEN];
-        self.spool.read_exact(&mut head)?;
+        self.spool.file.read_exact(&mut head)?;
         let header = Header::read(&mut head.as_slice())?;
         let mut take = |len: u64| {
             let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
-            self.spool.read_exact(&mut bytes)?;
+            self.spool.file.read_exact(&mut bytes)?;
             Ok::<_, io::Error>(bytes)
         };
         let data = take(header.data)?;
@@ -216,18 +233,13 @@ impl Changes {
     }
 }
 
-/// What a client sees of a spool that failed.
-fn spool_error(operation: &str, error: &io::Error) -> RequestError {
-    crate::errors::disk_error(operation, "the transaction's spool in tmp".as_ref(), error)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::staged::Staging;
 
     fn changes(quota: &Quota) -> Changes {
-        Changes::new(tempfile::spooled_tempfile(16), 3, quota).unwrap()
+        Changes::new(Spool::new(16, &std::env::temp_dir()), 3, quota).unwrap()
     }
 
     fn small(quota: &Quota, bytes: &[u8]) -> Staged {

@@ -1,17 +1,17 @@
 //! Errors: why a store cannot be opened, and how failures of the disk look to a client.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use blobferry_cache::{LayoutError, WriteError};
 use blobferry_protocol::RequestError;
-use rustix::io::Errno;
+use rusqlite::ErrorCode;
 
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another server has the directory open.
-    #[error("{dir} is in use by another server; stop that one first, or serve another directory")]
+    /// Another server, or a check, has the directory open.
+    #[error("{dir} is in use by another server or a check; stop that one first, or name another directory")]
     InUse {
         /// The store's directory.
         dir: PathBuf,
@@ -19,6 +19,14 @@ pub enum OpenError {
     /// The directory of blobs cannot be used.
     #[error("the directory of blobs cannot be used: {0}")]
     Layout(#[from] LayoutError),
+    /// There is no database, but there are blobs.
+    #[error(
+        "{path} is missing or empty, and nothing else knows what the blobs beside it are: restore it from a backup"
+    )]
+    NoDatabase {
+        /// The database file.
+        path: PathBuf,
+    },
     /// The database is not one of ours.
     #[error("{path} is not a blobferry store; serve another directory, or move that file away")]
     Foreign {
@@ -62,6 +70,20 @@ pub enum OpenError {
     Thread(io::Error),
 }
 
+impl OpenError {
+    /// Is it damage to what was committed?
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            OpenError::NoDatabase { .. } => true,
+            OpenError::Database { source, .. } => {
+                source.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Makes an [`OpenError::Io`] of a system's error.
 pub(crate) fn opening(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Io { operation, path: path.to_owned(), source }
@@ -70,8 +92,12 @@ pub(crate) fn opening(operation: &'static str, path: &Path) -> impl FnOnce(io::E
 /// What a client sees of a failed disk operation.
 pub(crate) fn disk_error(operation: &str, path: &Path, error: &io::Error) -> RequestError {
     let detail = format!("could not {operation} {}: {error}", path.display());
-    match Errno::from_io_error(error) {
-        Some(Errno::NOSPC | Errno::DQUOT) => RequestError::NoSpace { detail },
+    match error.kind() {
+        // A limit on the length of files is a lack of room, too, and as easily mended.
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            RequestError::NoSpace { detail }
+        }
+        ErrorKind::ReadOnlyFilesystem => RequestError::ReadOnly { reason: detail },
         _ => RequestError::Failed { detail },
     }
 }
@@ -80,7 +106,14 @@ pub(crate) fn disk_error(operation: &str, path: &Path, error: &io::Error) -> Req
 pub(crate) fn database_error(operation: &str, path: &Path, error: &rusqlite::Error) -> RequestError {
     let detail = format!("could not {operation} in {}: {error}", path.display());
     match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DiskFull) => RequestError::NoSpace { detail },
+        Some(ErrorCode::DiskFull) => RequestError::NoSpace { detail },
+        Some(ErrorCode::ReadOnly) => RequestError::ReadOnly { reason: detail },
+        // Also said of what the disk can not read.
+        Some(ErrorCode::DatabaseCorrupt) => RequestError::Failed {
+            detail: format!(
+                "{detail}; stop the server, and see what `blobferry check` says of its directory"
+            ),
+        },
         _ => RequestError::Failed { detail },
     }
 }
@@ -93,5 +126,35 @@ pub(crate) fn blob_error(error: &WriteError) -> RequestError {
             RequestError::Mismatch { detail: error.to_string() }
         }
         WriteError::Io { operation, path, source } => disk_error(operation, path, source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn what_a_library_has_wrapped_is_what_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let wrapped = |errno: Errno| {
+            let error = io::Error::from(errno);
+            io::Error::new(error.kind(), format!("{error} at some path"))
+        };
+        let told = |errno| disk_error("create a file in", dir.path(), &wrapped(errno));
+        assert!(matches!(told(Errno::ROFS), RequestError::ReadOnly { .. }));
+        assert!(matches!(told(Errno::DQUOT), RequestError::NoSpace { .. }));
+    }
+
+    #[test]
+    fn what_the_system_says_becomes_a_typed_error_with_operation_and_path() {
+        let told = |errno: Errno| disk_error("write to", "blobs/1/x".as_ref(), &errno.into());
+        for errno in [Errno::NOSPC, Errno::DQUOT, Errno::FBIG] {
+            assert!(matches!(told(errno), RequestError::NoSpace { .. }), "{errno}");
+        }
+        assert!(matches!(told(Errno::ROFS), RequestError::ReadOnly { .. }));
+        assert!(matches!(told(Errno::IO), RequestError::Failed { .. }));
+        assert!(told(Errno::IO).to_string().contains("could not write to blobs/1/x: Input/output error"));
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! * [`EmbeddedStore`] is the store of a server: SQLite and files in one directory.
 //! * [`ModelStore`] is the same in memory.
+//! * [`check`] looks at all that is in a directory, byte by byte, while no server has it open.
 //!
 //! ```
 //! use std::sync::{Arc, mpsc};
@@ -75,7 +76,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use config::StoreConfig;
 pub use coordinator::Coordinator;
-pub use embedded::{Disk, EmbeddedStore};
+pub use embedded::{CheckOptions, CheckReport, Disk, EmbeddedStore, Finding, FindingKind, check};
 pub use errors::OpenError;
 pub use model::{Memory, ModelStore};
 pub use staged::{Stage, Staged};

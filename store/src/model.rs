@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex};
 use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId, TxnMeta,
 };
-use tempfile::SpooledTempFile;
 
 use crate::backend::{Backend, Found, Totals, no_oids_left, now};
-use crate::changes::{Bytes, Changes};
+use crate::changes::{Bytes, Changes, Spool};
 use crate::config::StoreConfig;
 use crate::coordinator::{self, Coordinator};
 use crate::desk::Work;
@@ -184,8 +183,8 @@ impl Backend for Memory {
         Ok(Oid(first))
     }
 
-    fn spool(&self) -> SpooledTempFile {
-        tempfile::spooled_tempfile(usize::MAX)
+    fn spool(&self) -> Spool {
+        Spool::new(usize::MAX, "memory".as_ref())
     }
 
     fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {

@@ -103,7 +103,7 @@ impl<B: Backend> Store for Coordinator<B> {
     fn stage(&self, size: u64) -> Result<Box<dyn Stage>, RequestError> {
         self.core.check_writable()?;
         let room = self.core.quota.take(size)?;
-        self.core.backend.stage(size, room)
+        self.core.backend.stage(size, room).map(|stage| self.core.quota.count(stage))
     }
 
     fn store_blob(
@@ -175,6 +175,7 @@ impl<B: Backend> Store for Coordinator<B> {
             conflicts: tally.conflicts,
             open,
             staged_bytes: self.core.quota.taken(),
+            uploads: self.core.quota.uploads(),
         }
     }
 

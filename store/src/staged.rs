@@ -145,20 +145,32 @@ impl Drop for StagedFile {
     }
 }
 
-/// The account of all staged bytes of a store.
+/// The account of all staged bytes of a store, and of who is at it.
 #[derive(Clone, Debug)]
 pub(crate) struct Quota {
     taken: Arc<AtomicU64>,
+    uploads: Arc<AtomicU64>,
     limit: u64,
 }
 
 impl Quota {
     pub(crate) fn new(limit: u64) -> Quota {
-        Quota { taken: Arc::default(), limit }
+        Quota { taken: Arc::default(), uploads: Arc::default(), limit }
     }
 
     pub(crate) fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Blobs that are being staged.
+    pub(crate) fn uploads(&self) -> u64 {
+        self.uploads.load(Ordering::Relaxed)
+    }
+
+    /// Counts a stage as long as it is there.
+    pub(crate) fn count(&self, stage: Box<dyn Stage>) -> Box<dyn Stage> {
+        self.uploads.fetch_add(1, Ordering::Relaxed);
+        Box::new(Counted { stage, _one: One(self.uploads.clone()) })
     }
 
     /// Takes room for so many bytes, given back when the [`Room`] is dropped.
@@ -172,6 +184,31 @@ impl Quota {
                 actual: taken.saturating_add(bytes),
             }),
         }
+    }
+}
+
+/// A stage that is counted.
+struct Counted {
+    stage: Box<dyn Stage>,
+    _one: One,
+}
+
+impl Stage for Counted {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
+        self.stage.write(bytes)
+    }
+
+    fn complete(self: Box<Self>, digest: Digest) -> Result<Staged, RequestError> {
+        self.stage.complete(digest)
+    }
+}
+
+/// One of those that are counted.
+struct One(Arc<AtomicU64>);
+
+impl Drop for One {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -208,6 +245,18 @@ mod tests {
         assert!(quota.take(u64::MAX).is_err());
         drop(all);
         assert_eq!(quota.taken(), 0);
+    }
+
+    #[test]
+    fn a_stage_is_counted_until_it_is_complete_or_dropped() {
+        let quota = Quota::new(100);
+        let stage = || quota.count(Box::new(SmallStage::new(0, quota.take(0).unwrap())));
+        let (first, second) = (stage(), stage());
+        assert_eq!(quota.uploads(), 2);
+        let staged = first.complete(Digest(*blake3::hash(b"").as_bytes())).unwrap();
+        assert_eq!(quota.uploads(), 1);
+        drop((second, staged));
+        assert_eq!(quota.uploads(), 0);
     }
 
     #[test]

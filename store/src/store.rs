@@ -1,6 +1,7 @@
 //! The `Store` trait: everything that a server asks of what keeps its revisions.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use blobferry_protocol::{
@@ -47,6 +48,8 @@ pub enum OpenBlob {
         info: BlobInfo,
         /// The file, open for reading. It stays readable when the blob is packed away meanwhile.
         file: File,
+        /// Where it is, to be told to who has to mend it.
+        path: PathBuf,
     },
 }
 
@@ -90,6 +93,8 @@ pub struct Counts {
     pub open: u64,
     /// Bytes of records and blobs that open transactions have staged now.
     pub staged_bytes: u64,
+    /// Blobs that are being staged now.
+    pub uploads: u64,
 }
 
 impl Counts {
@@ -109,6 +114,7 @@ impl Counts {
             ("conflicts", self.conflicts),
             ("open", self.open),
             ("staged_bytes", self.staged_bytes),
+            ("uploads", self.uploads),
         ]
     }
 }
@@ -208,8 +214,8 @@ pub trait Store: Send + Sync + 'static {
     /// Opens a blob.
     ///
     /// # Errors
-    /// [`NoSuchBlob`](RequestError::NoSuchBlob); [`Damaged`](RequestError::Damaged) where its file is missing or
-    /// has another length than was committed.
+    /// [`NoSuchBlob`](RequestError::NoSuchBlob); [`Damaged`](RequestError::Damaged) where its file is missing, can not
+    /// be read, or has another length than was committed, and where the bytes of a small blob are others.
     fn open_blob(&self, blob: BlobId) -> Result<OpenBlob, RequestError>;
 
     /// Opens a transaction, in memory only.

@@ -8,8 +8,10 @@
 )]
 
 mod at_once;
+mod check;
 mod conformance;
 mod crashes;
+mod disk_faults;
 mod exit_codes;
 mod hostile;
 mod idle;

@@ -85,13 +85,22 @@ impl Serve {
     /// The same, with more arguments.
     pub(crate) fn start_with(dir: &Path, arguments: &[&str]) -> Serve {
         let mut command = blobferry(&[OsStr::new("serve"), "--dir".as_ref(), dir.as_ref()]);
-        command.args(arguments);
-        let mut child = command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
+        Serve::spawn(command.args(arguments).args(["--listen", "127.0.0.1:0"]))
+    }
+
+    /// The same, by a command of one's own.
+    pub(crate) fn spawn(command: &mut Command) -> Serve {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
         let address = line.strip_prefix("listening on ").unwrap().trim_end().to_owned();
         Serve { child, _stdout: stdout, address }
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends it a signal and waits for its end; its exit code, or `None` where the signal has ended it.
@@ -124,8 +133,13 @@ pub(crate) struct Home {
 
 impl Home {
     pub(crate) fn new() -> Home {
+        Home::with(|dir| Serve::start(&dir.join("server")))
+    }
+
+    /// The same, with a server that is told where the home is.
+    pub(crate) fn with(start: impl FnOnce(&Path) -> Serve) -> Home {
         let dir = tempfile::tempdir().unwrap();
-        Home { server: Serve::start(&dir.path().join("server")), dir }
+        Home { server: start(dir.path()), dir }
     }
 
     /// A path in it.

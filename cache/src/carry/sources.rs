@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
-use blobferry_protocol::{Digest, RequestError, Slice, TransferId};
+use blobferry_protocol::{BlobId, Digest, RequestError, Slice, TransferId};
 use bytes::Bytes;
 
 use super::{OnProgress, Progress};
@@ -17,6 +18,10 @@ pub struct Source {
     hasher: Option<Box<blake3::Hasher>>,
     /// The file must be like this when the last byte was read.
     unchanged: Option<Stamp>,
+    /// The blob that is kept there, and where that is.
+    kept: Option<(BlobId, PathBuf)>,
+    /// What the bytes must have hashed to when the last one was read.
+    expected: Option<Digest>,
     progress: Option<OnProgress>,
 }
 
@@ -60,13 +65,17 @@ impl Source {
     /// A file that is read up to the offset `end`.
     #[must_use]
     pub fn file(file: File, end: u64) -> Source {
-        Source { bytes: SourceBytes::File(file), end, hasher: None, unchanged: None, progress: None }
+        Source::new(SourceBytes::File(file), end)
     }
 
     /// Bytes in memory; offsets are those of the whole blob, `end` is where reading stops.
     #[must_use]
     pub fn memory(bytes: Bytes, end: u64) -> Source {
-        Source { bytes: SourceBytes::Memory(bytes), end, hasher: None, unchanged: None, progress: None }
+        Source::new(SourceBytes::Memory(bytes), end)
+    }
+
+    fn new(bytes: SourceBytes, end: u64) -> Source {
+        Source { bytes, end, hasher: None, unchanged: None, kept: None, expected: None, progress: None }
     }
 
     /// Hashes the bytes as they are read, all of them from 0 on.
@@ -83,6 +92,22 @@ impl Source {
         self
     }
 
+    /// The file is the only copy of a blob that others rely on: whatever is wrong with it is damage, and told as
+    /// [`Damaged`](RequestError::Damaged).
+    #[must_use]
+    pub fn kept(mut self, blob: BlobId, path: PathBuf) -> Source {
+        self.kept = Some((blob, path));
+        self
+    }
+
+    /// Hashes the bytes as they are read, all of them from 0 on, and fails instead of giving out the last of them if
+    /// they do not have this digest: so who sends them can not be believed to have sent the blob.
+    #[must_use]
+    pub fn expecting(mut self, digest: Digest) -> Source {
+        self.expected = Some(digest);
+        self.hashed()
+    }
+
     /// Tells how far it is after every read.
     #[must_use]
     pub fn on_progress(mut self, progress: Option<OnProgress>) -> Source {
@@ -91,19 +116,27 @@ impl Source {
     }
 
     fn read(&mut self, slice: Slice, into: &mut [u8]) -> Result<(), RequestError> {
-        let failed = |detail: String| RequestError::Source { detail };
+        self.try_read(slice, into).map_err(|detail| match &self.kept {
+            Some((blob, path)) => {
+                RequestError::Damaged { blob: *blob, detail: format!("{}: {detail}", path.display()) }
+            }
+            None => RequestError::Source { detail },
+        })
+    }
+
+    fn try_read(&mut self, slice: Slice, into: &mut [u8]) -> Result<(), String> {
         match &self.bytes {
             SourceBytes::Memory(bytes) => {
                 let start = usize::try_from(slice.offset).unwrap_or(usize::MAX);
                 let part = bytes.get(start..start.saturating_add(into.len()));
-                into.copy_from_slice(part.ok_or_else(|| failed("it is shorter than announced".into()))?);
+                into.copy_from_slice(part.ok_or("it is shorter than announced")?);
             }
-            SourceBytes::File(file) => file.read_exact_at(into, slice.offset).map_err(|error| {
-                failed(match error.kind() {
+            SourceBytes::File(file) => {
+                file.read_exact_at(into, slice.offset).map_err(|error| match error.kind() {
                     std::io::ErrorKind::UnexpectedEof => "the file became shorter while it was read".into(),
                     _ => format!("the file can not be read: {error}"),
-                })
-            })?,
+                })?;
+            }
         }
         if let Some(hasher) = &mut self.hasher {
             // What is read again, because a connection was lost, was hashed before.
@@ -114,13 +147,24 @@ impl Source {
         if let Some(progress) = &self.progress {
             progress(Progress { done: slice.offset + slice.len, total: self.end });
         }
-        if let (SourceBytes::File(file), Some(before)) = (&self.bytes, self.unchanged) {
-            let last = slice.offset + slice.len == self.end;
-            if last && Stamp::of(file).ok() != Some(before) {
-                return Err(failed("the file was changed while it was read".into()));
-            }
+        if slice.offset + slice.len == self.end { self.check_whole() } else { Ok(()) }
+    }
+
+    /// What can be said only when the last byte was read.
+    fn check_whole(&self) -> Result<(), String> {
+        if let (SourceBytes::File(file), Some(before)) = (&self.bytes, self.unchanged)
+            && Stamp::of(file).ok() != Some(before)
+        {
+            return Err("the file was changed while it was read".into());
         }
-        Ok(())
+        match (&self.hasher, self.expected) {
+            (Some(hasher), Some(expected)) => {
+                let found = Digest(*hasher.finalize().as_bytes());
+                let wrong = || format!("its bytes have the digest {found}, not {expected}");
+                if found == expected { Ok(()) } else { Err(wrong()) }
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -257,6 +301,32 @@ mod tests {
         named.write_all(b" and more").unwrap();
         let error = outlets.read(slice(5, 6), &mut [0; 6]).unwrap_err();
         assert!(error.to_string().contains("changed"), "{error}");
+    }
+
+    #[test]
+    fn a_kept_blob_with_other_bytes_is_damage_before_its_last_byte_is_given_out() {
+        let blob = BlobId { oid: blobferry_protocol::Oid(1), tid: blobferry_protocol::Tid(2) };
+        let kept = |bytes: &[u8], end| {
+            let (named, file) = file(bytes);
+            let digest = Digest(*blake3::hash(b"hello world").as_bytes());
+            let path = named.path().to_owned();
+            (named, outlets(Source::file(file, end).kept(blob, path).expecting(digest)))
+        };
+        let mut piece = [0; 6];
+        let (_named, mut right) = kept(b"hello world", 11);
+        right.read(slice(0, 6), &mut piece).unwrap();
+        right.read(slice(6, 5), &mut piece[..5]).unwrap();
+        assert_eq!(right.take_drained().len(), 1);
+
+        for (bytes, wrong) in [(&b"hello_world"[..], "digest"), (b"hello", "shorter")] {
+            let (_named, mut wrong_one) = kept(bytes, 11);
+            let read = wrong_one.read(slice(0, 6), &mut piece);
+            let read = read.and_then(|()| wrong_one.read(slice(6, 5), &mut piece[..5]));
+            let error = read.unwrap_err();
+            assert!(matches!(error, RequestError::Damaged { blob: it, .. } if it == blob), "{error}");
+            assert!(error.to_string().contains(wrong), "{error}");
+            assert_eq!((wrong_one.count(), wrong_one.take_drained()), (0, Vec::new()));
+        }
     }
 
     #[test]

@@ -144,6 +144,15 @@ pub enum RequestError {
         /// How long it was allowed to take, in milliseconds.
         after_ms: u64,
     },
+    /// The server's disk failed in the commit. What it kept is found out when the server is started again; then the
+    /// transaction's outcome can be asked for.
+    #[error("whether transaction {txn} is committed is known when the server was started again: {reason}")]
+    Undecided {
+        /// The transaction.
+        txn: TxnId,
+        /// What failed.
+        reason: String,
+    },
 }
 
 /// What may take only so long.

@@ -132,6 +132,7 @@ fn request_error() -> BoxedStrategy<RequestError> {
         any::<(TxnId, Phase)>().prop_map(|(txn, phase)| RequestError::WrongPhase { txn, phase }),
         any::<TxnId>().prop_map(|txn| RequestError::Doomed { txn }),
         (any::<TxnId>(), text()).prop_map(|(txn, reason)| RequestError::Aborted { txn, reason }),
+        (any::<TxnId>(), text()).prop_map(|(txn, reason)| RequestError::Undecided { txn, reason }),
     ];
     let of_servers = prop_oneof![
         (text(), number(), number()).prop_map(|(what, limit, actual)| RequestError::Limit {

@@ -123,6 +123,7 @@ fn error_number(error: &RequestError) -> u8 {
         RequestError::Failed { .. } => 17,
         RequestError::Unsupported { .. } => 18,
         RequestError::Deadline { .. } => 19,
+        RequestError::Undecided { .. } => 20,
     }
 }
 
@@ -139,7 +140,7 @@ fn variants_have_the_numbers_that_they_always_had_and_none_is_missing_here() {
     let with_first = |first: &[u8]| seen.iter().filter(|numbers| numbers.starts_with(first)).count();
     assert_eq!(
         [with_first(&[2]), with_first(&[3]), with_first(&[4, 5, 0]), with_first(&[4, 5, 1])],
-        [4, 19, 12, 20]
+        [4, 19, 12, 21]
     );
     assert_eq!(seen.iter().map(|numbers| numbers[0]).collect::<BTreeSet<_>>().len(), 16);
 }

@@ -339,6 +339,11 @@ fn errors() -> Vec<(&'static str, Message, &'static str)> {
             reply(Err(RequestError::Deadline { what: Deadline::Locks, after_ms: 30_000 })),
             "080000000405011301b0ea01",
         ),
+        (
+            "Reply error Undecided",
+            reply(Err(RequestError::Undecided { txn: txn(), reason: "disk".into() })),
+            "1900000004050114000102030405060708090a0b0c0d0e0f046469736b",
+        ),
     ]
 }
 

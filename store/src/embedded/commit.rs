@@ -91,7 +91,13 @@ impl Disk {
     pub(super) fn commit_batch(&self, after: Tid, batch: &[Work]) -> Vec<Result<Outcome, RequestError>> {
         let last_oid = self.use_oids(batch);
         let written = self.database.with_writer(|writer| self.write_batch(writer, after, last_oid, batch));
-        written.unwrap_or_else(|error| batch.iter().map(|work| self.not_written(work, &error)).collect())
+        written.unwrap_or_else(|error| {
+            if matches!(error, RequestError::NoSpace { .. }) {
+                // What was written for nothing need not take the room that there is.
+                self.database.empty_log();
+            }
+            batch.iter().map(|work| self.not_written(work, &error)).collect()
+        })
     }
 
     /// What is answered when a batch could not be written: what is committed already is still known.
@@ -105,6 +111,26 @@ impl Disk {
         Err(error.clone())
     }
 
+    /// What is answered when nobody knows whether a batch was written. What has failed before that still has.
+    fn undecided(
+        &self,
+        work: &Work,
+        result: Result<Outcome, RequestError>,
+        error: &RequestError,
+    ) -> Result<Outcome, RequestError> {
+        match (work, result) {
+            (Work::Commit { .. }, Err(failed)) => Err(failed),
+            (Work::Commit { txn, .. }, Ok(_)) => {
+                let reason = match error {
+                    RequestError::ReadOnly { reason } => reason.clone(),
+                    error => error.to_string(),
+                };
+                Err(RequestError::Undecided { txn: *txn, reason })
+            }
+            (Work::Fence(_), _) => self.not_written(work, error),
+        }
+    }
+
     fn write_batch(
         &self,
         writer: &mut Writer,
@@ -114,7 +140,8 @@ impl Disk {
     ) -> Result<Vec<Result<Outcome, RequestError>>, RequestError> {
         let last_oid = writer.last_oid.max(last_oid);
         let mut transaction = self.database.begin(&mut writer.connection)?;
-        let mut step = Step { files: Files::new(&self.layout), totals: *lock(&self.totals), written: 0 };
+        let files = Files::new(&self.layout, &self.new_bucket);
+        let mut step = Step { files, totals: *lock(&self.totals), written: 0 };
         let mut last = after;
         let mut results = Vec::with_capacity(batch.len());
         for work in batch {
@@ -140,11 +167,15 @@ impl Disk {
         let Step { files, totals, written } = step;
         self.write_state(&transaction, last_oid, totals)
             .map_err(|error| self.database.error("commit", &error))?;
-        let committed = self.database.commit(transaction);
-        if committed.is_ok() || self.database.poison.check().is_err() {
-            files.keep(); // if nobody knows whether it is committed, the next open will
+        match self.database.commit(transaction) {
+            Ok(()) => files.keep(),
+            Err(error) if self.database.poison.check().is_ok() => return Err(error),
+            Err(error) => {
+                files.keep(); // nobody knows whether they belong to something, but the next open will
+                let results = results.into_iter().zip(batch);
+                return Ok(results.map(|(result, work)| self.undecided(work, result, &error)).collect());
+            }
         }
-        committed?;
         *lock(&self.totals) = totals;
         writer.last_oid = last_oid;
         writer.written += written;

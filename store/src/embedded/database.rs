@@ -1,14 +1,17 @@
 //! The connections to the database: one that writes, a few that read.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use blobferry_protocol::RequestError;
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 
 use super::poison::Poison;
 use super::schema;
-use crate::errors::{OpenError, database_error};
+use crate::errors::{OpenError, database_error, disk_error};
 use crate::lock;
 
 /// How many reads go on at once; more wait for each other.
@@ -90,25 +93,51 @@ impl Database {
             .map_err(|error| self.error("begin to write", &error))
     }
 
-    /// Makes a transaction durable. If that fails for anything but a full disk (where SQLite has written no end
-    /// mark to the log), nobody knows whether it is: that is for the next open to find out.
+    /// Makes a transaction durable. Where SQLite could not write, it has put no end mark into its log, and nothing has
+    /// happened. If it fails in any other way, nobody knows whether it is: that is for the next open to find out.
     pub(super) fn commit(&self, transaction: Transaction<'_>) -> Result<(), RequestError> {
-        transaction.commit().map_err(|error| match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => self.error("commit", &error),
-            _ => self.poison.set(&format!("could not commit in {}: {error}", self.path.display())),
+        transaction.commit().map_err(|error| match error.sqlite_error().map(|error| error.extended_code) {
+            Some(ffi::SQLITE_FULL | ffi::SQLITE_IOERR_WRITE) => self.error("commit", &error),
+            _ => self.failed("commit", &error),
         })
     }
 
-    /// What a client sees of a failed statement. A disk that fails ends all writing.
+    /// What a client sees of a failed statement. A disk that fails ends all writing; one that is full, or was made
+    /// read-only, may be mended while the server runs.
     pub(super) fn error(&self, operation: &str, error: &rusqlite::Error) -> RequestError {
         match error.sqlite_error_code() {
-            Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt) => {
-                self.poison.set(&format!("could not {operation} in {}: {error}", self.path.display()))
-            }
+            Some(ErrorCode::DatabaseCorrupt) => self.failed(operation, error),
+            Some(ErrorCode::SystemIoFailure) => match self.why(error) {
+                Some(why) => disk_error(&format!("{operation} in"), &self.path, &why),
+                None => self.failed(operation, error),
+            },
             _ => database_error(operation, &self.path, error),
         }
     }
 
+    /// Why SQLite could not write, where that is nothing that a sync has lost, and can be mended. It does not tell, but
+    /// a file beside it does that is to become as long.
+    fn why(&self, error: &rusqlite::Error) -> Option<io::Error> {
+        let code = error.sqlite_error().map(|error| error.extended_code);
+        if matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)) {
+            return None;
+        }
+        let lengths =
+            [self.path.clone(), log_path(&self.path)].map(|path| fs::metadata(path).map(|it| it.len()));
+        let end = lengths.into_iter().flatten().max().unwrap_or(0);
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        let grow = |file: fs::File| file.write_all_at(&[0; 8192], end);
+        let why = tempfile::tempfile_in(dir).and_then(grow).err()?;
+        let told = disk_error("write beside", &self.path, &why);
+        matches!(told, RequestError::NoSpace { .. } | RequestError::ReadOnly { .. }).then_some(why)
+    }
+
+    /// Nothing is written any more.
+    fn failed(&self, operation: &str, error: &rusqlite::Error) -> RequestError {
+        let code = error.sqlite_error().map_or(0, |error| error.extended_code);
+        let path = self.path.display();
+        self.poison.set(&format!("could not {operation} in {path}: {error} (SQLite's code {code})"))
+    }
     /// Moves what is in the log to the database, if it is much.
     pub(super) fn tidy(&self) {
         let mut writer = lock(&self.writer);
@@ -127,15 +156,17 @@ impl Database {
     }
 
     fn checkpoint(&self, connection: &Connection, pragma: &str) {
-        match connection.query_row(pragma, [], |_| Ok(())) {
-            Ok(()) => {}
+        if let Err(error) = connection.query_row(pragma, [], |_| Ok(())) {
             // Nothing is lost by it: the log just stays as it is.
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
-                tracing::warn!(%error, "no room to move the log into the database");
-            }
-            Err(error) => {
-                _ = self.poison.set(&format!("could not checkpoint {}: {error}", self.path.display()))
-            }
+            let error = self.error("move the log into the database", &error);
+            tracing::warn!(%error, path = %self.path.display(), "the database's log stays as it is");
         }
     }
+}
+
+/// Where SQLite keeps the log of a database.
+pub(super) fn log_path(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    path.into()
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blobferry_cache::Layout;
 use blobferry_protocol::{BlobId, RequestError};
@@ -14,14 +15,16 @@ use crate::staged::StagedFile;
 /// The files that a batch has given their final names. Dropped without [`keep`](Files::keep), they are removed.
 pub(super) struct Files<'a> {
     layout: &'a Layout,
+    /// Whether a bucket was made whose own name is not durable yet. It outlasts a batch that came to nothing: its
+    /// buckets stay, and the next batch finds them there.
+    new_bucket: &'a AtomicBool,
     named: Vec<BlobId>,
     buckets: BTreeSet<u64>,
-    new_bucket: bool,
 }
 
 impl<'a> Files<'a> {
-    pub(super) fn new(layout: &'a Layout) -> Files<'a> {
-        Files { layout, named: Vec::new(), buckets: BTreeSet::new(), new_bucket: false }
+    pub(super) fn new(layout: &'a Layout, new_bucket: &'a AtomicBool) -> Files<'a> {
+        Files { layout, new_bucket, named: Vec::new(), buckets: BTreeSet::new() }
     }
 
     /// Gives a staged file its final name.
@@ -30,7 +33,9 @@ impl<'a> Files<'a> {
         if !self.buckets.contains(&bucket) {
             let created = self.layout.create_bucket(bucket);
             let failed = |error| disk_error("create", &self.layout.bucket_path(bucket), &error);
-            self.new_bucket |= created.map_err(failed)?;
+            if created.map_err(failed)? {
+                self.new_bucket.store(true, Ordering::Relaxed);
+            }
             self.buckets.insert(bucket);
         }
         let path = self.layout.blob_path(blob);
@@ -41,12 +46,22 @@ impl<'a> Files<'a> {
 
     /// Makes the names durable.
     pub(super) fn sync(&self) -> Result<(), String> {
-        let buckets = self.buckets.iter().map(|bucket| self.layout.bucket_path(*bucket));
-        let root = self.new_bucket.then(|| self.layout.root().to_owned());
-        for path in buckets.chain(root) {
+        for path in self.unsynced() {
             sync_dir(&path).map_err(|error| format!("could not sync {}: {error}", path.display()))?;
         }
+        if !self.buckets.is_empty() {
+            self.new_bucket.store(false, Ordering::Relaxed);
+        }
         Ok(())
+    }
+
+    /// The directories with names that a power cut could take.
+    fn unsynced(&self) -> Vec<PathBuf> {
+        let mut paths: Vec<_> = self.buckets.iter().map(|bucket| self.layout.bucket_path(*bucket)).collect();
+        if !paths.is_empty() && self.new_bucket.load(Ordering::Relaxed) {
+            paths.push(self.layout.root().to_owned());
+        }
+        paths
     }
 
     /// How many have their final names.
@@ -76,4 +91,34 @@ impl Drop for Files<'_> {
 /// Makes the names in a directory durable.
 pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use blobferry_protocol::{Oid, Tid};
+
+    use super::*;
+    use crate::staged::Staging;
+
+    #[test]
+    fn a_bucket_of_a_batch_that_came_to_nothing_is_made_durable_by_the_next_one_that_uses_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(dir.path()).unwrap();
+        let (staging, new_bucket) = (Staging::new(layout.tmp()), AtomicBool::new(false));
+        let (bucket, root) = (layout.bucket_path(5), layout.root().to_owned());
+        let named = |oid| {
+            let staged = staging.reserve();
+            fs::write(staged.path(), "bytes").unwrap();
+            let mut files = Files::new(&layout, &new_bucket);
+            files.name(staged, BlobId { oid: Oid(oid), tid: Tid(1) }).unwrap();
+            files
+        };
+        drop(named(5)); // as a database that is full makes it
+        assert!(bucket.exists());
+        let files = named(5 + BlobId::BUCKETS);
+        assert_eq!(files.unsynced(), [bucket.clone(), root]);
+        files.sync().unwrap();
+        files.keep();
+        assert_eq!(named(5).unsynced(), [bucket], "the bucket's own name is durable now");
+    }
 }

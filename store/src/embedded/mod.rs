@@ -6,6 +6,7 @@
 //! DIR/blobs/           the blob files, in the layout that caches have; its tmp/ is where blobs are staged
 //! ```
 
+mod check;
 mod commit;
 mod database;
 mod files;
@@ -15,22 +16,25 @@ mod poison;
 mod read;
 mod recover;
 mod schema;
+mod space;
 mod stage;
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use blobferry_cache::Layout;
 use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId,
 };
-use tempfile::SpooledTempFile;
 
+pub use self::check::{CheckOptions, CheckReport, Finding, FindingKind, check};
 use self::database::Database;
 use self::oids::Oids;
+use self::space::Space;
 use crate::backend::{Backend, Found, Totals};
-use crate::changes::{Changes, SPOOL_IN_MEMORY};
+use crate::changes::{Changes, SPOOL_IN_MEMORY, Spool};
 use crate::config::StoreConfig;
 use crate::coordinator::{self, Coordinator};
 use crate::desk::Work;
@@ -38,6 +42,9 @@ use crate::errors::{OpenError, opening};
 use crate::lock;
 use crate::staged::{Room, SmallStage, Stage, Staged, Staging};
 use crate::store::{OpenBlob, StoredRevision};
+
+/// The database's name in the store's directory.
+const DATABASE: &str = "store.sqlite";
 
 /// The durable store in one directory, for one server process.
 ///
@@ -59,7 +66,13 @@ impl EmbeddedStore {
         let claim = recover::claim(dir)?;
         let layout = Layout::open(dir.join("blobs"))?;
         let staged = recover::empty_tmp(layout.tmp())?;
-        let database = Database::open(&dir.join("store.sqlite"))?;
+        let database = dir.join(DATABASE);
+        if !schema::exists(&database) && layout.blobs().next().is_some() {
+            // A new one would know of none of them, and have them removed.
+            return Err(OpenError::NoDatabase { path: database });
+        }
+        recover::renew_log(&database)?;
+        let database = Database::open(&database)?;
         database.empty_log(); // what a large transaction before a crash has left there may be large
         let orphans = recover::remove_orphans(&layout, &database)?;
         let damaged = recover::count_damaged(&layout, &database)?;
@@ -71,7 +84,9 @@ impl EmbeddedStore {
         let last_oid = database.last_oid();
         let tmp = stage::open_dir(layout.tmp()).map_err(opening("open", layout.tmp()))?;
         let disk = Disk {
+            space: Space::of(layout.tmp()),
             staging: Arc::new(Staging::new(layout.tmp())),
+            new_bucket: AtomicBool::new(false), // the directory of all buckets was synced just now
             inline_max: config.inline_max.min(StoreConfig::INLINE_LIMIT),
             oids: Mutex::new(Oids { last: last_oid, reserved: last_oid }),
             totals: Mutex::new(Totals { damaged, ..totals }),
@@ -92,8 +107,11 @@ pub struct Disk {
     layout: Layout,
     /// Where clients who share the directory leave files.
     tmp: File,
+    space: Space,
     staging: Arc<Staging>,
     inline_max: u64,
+    /// See [`files::Files`].
+    new_bucket: AtomicBool,
     /// Locked before the writer where both are needed.
     oids: Mutex<Oids>,
     /// Changed while the writer is locked only.
@@ -146,8 +164,8 @@ impl Backend for Disk {
         self.give_oids(count)
     }
 
-    fn spool(&self) -> SpooledTempFile {
-        tempfile::spooled_tempfile_in(SPOOL_IN_MEMORY, self.layout.tmp())
+    fn spool(&self) -> Spool {
+        Spool::new(SPOOL_IN_MEMORY, self.layout.tmp())
     }
 
     fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {

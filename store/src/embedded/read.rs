@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 
 use blobferry_protocol::{BlobId, BlobInfo, Digest, HistoryEntry, Oid, RequestError, Tid, TxnMeta};
 use rusqlite::{Connection, OptionalExtension, Row};
+use rustix::io::Errno;
 
 use super::Disk;
 use super::schema::{key, oid, tid};
@@ -106,9 +107,11 @@ impl Disk {
     pub(super) fn read_blob(&self, id: BlobId) -> Result<OpenBlob, RequestError> {
         let (info, kept) = self.find_blob(id)?;
         match kept {
-            Kept::Small(bytes) if bytes.len() as u64 == info.size => Ok(OpenBlob::Small { info, bytes }),
-            Kept::Small(bytes) => {
-                let detail = format!("the database has {} bytes of its {}", bytes.len(), info.size);
+            Kept::Small(bytes) if Digest(*blake3::hash(&bytes).as_bytes()) == info.digest => {
+                Ok(OpenBlob::Small { info, bytes })
+            }
+            Kept::Small(_) => {
+                let detail = format!("its bytes in {} have another digest", self.database.path.display());
                 Err(RequestError::Damaged { blob: id, detail })
             }
             Kept::InFile => self.open_file(id, info),
@@ -117,14 +120,11 @@ impl Disk {
 
     fn open_file(&self, id: BlobId, info: BlobInfo) -> Result<OpenBlob, RequestError> {
         let path = self.layout.blob_path(id);
-        let damaged = |detail| {
-            tracing::error!(blob = %id, detail, "a blob is damaged");
-            Err(RequestError::Damaged { blob: id, detail })
-        };
+        let damaged = |detail| Err(RequestError::Damaged { blob: id, detail });
         let opened = File::open(&path).and_then(|file| Ok((file.metadata()?, file)));
         match opened {
             Ok((metadata, file)) if metadata.is_file() && metadata.len() == info.size => {
-                Ok(OpenBlob::File { info, file })
+                Ok(OpenBlob::File { info, file, path })
             }
             Ok((metadata, _)) => {
                 damaged(format!("{} has {} bytes, not {}", path.display(), metadata.len(), info.size))
@@ -132,6 +132,9 @@ impl Disk {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.find_blob(id)?; // it may have been packed away just now
                 damaged(format!("{} is missing", path.display()))
+            }
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {
+                damaged(format!("could not open {}: {error}", path.display()))
             }
             Err(error) => Err(disk_error("open", &path, &error)),
         }

@@ -6,20 +6,22 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use blobferry_cache::Layout;
 use blobferry_protocol::{BlobId, RequestError};
 use rusqlite::{Connection, params};
 
-use super::database::Database;
+use super::database::{Database, log_path};
 use super::files::sync_dir;
 use super::schema::{key, oid, tid};
 use crate::errors::{OpenError, opening};
 
 /// A lock file's name. In `tmp` and in directories there, clients who share the directory have lock files, too.
 const LOCK: &str = ".lock";
+/// The file that is locked while a directory is somebody's.
+const CLAIM: &str = "lock";
 
 /// Makes the directory, if it is not there, and makes it ours for as long as the file that is returned is open.
 pub(super) fn claim(dir: &Path) -> Result<File, OpenError> {
@@ -30,10 +32,22 @@ pub(super) fn claim(dir: &Path) -> Result<File, OpenError> {
             sync_dir(parent).map_err(opening("sync", parent))?;
         }
     }
-    let path = dir.join("lock");
+    let path = dir.join(CLAIM);
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = file.map_err(opening("open", &path))?;
-    if try_lock(&file).map_err(opening("lock", &path))? {
+    hold(file.map_err(opening("open", &path))?, dir)
+}
+
+/// Makes a store's directory ours without changing it. `None` where no server ever had it: a copy, maybe.
+pub(super) fn claim_as_it_is(dir: &Path) -> Result<Option<File>, OpenError> {
+    let path = dir.join(CLAIM);
+    match File::open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        file => hold(file.map_err(opening("open", &path))?, dir).map(Some),
+    }
+}
+
+fn hold(file: File, dir: &Path) -> Result<File, OpenError> {
+    if try_lock(&file).map_err(opening("lock", &dir.join(CLAIM)))? {
         Ok(file)
     } else {
         Err(OpenError::InUse { dir: dir.to_owned() })
@@ -49,23 +63,57 @@ fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Removes what was staged. Lock files stay, as lock files must, and so do directories of clients who live.
+/// Writes the database's log again, and syncs it, before anybody goes by what it says.
+///
+/// Where a sync of it failed, what can be read of it may be nowhere but in memory, and no later sync would bring it to
+/// the disk: the system takes it to be there. Bytes that are written again go there, or the failure is told.
+pub(super) fn renew_log(database: &Path) -> Result<(), OpenError> {
+    let path = log_path(database);
+    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        file => file.map_err(opening("open", &path))?,
+    };
+    let (mut buffer, mut at) = (vec![0; 256 << 10], 0);
+    loop {
+        let n = file.read_at(&mut buffer, at).map_err(opening("read", &path))?;
+        let Some(bytes) = buffer.get(..n).filter(|bytes| !bytes.is_empty()) else { break };
+        file.write_all_at(bytes, at).map_err(opening("write again", &path))?;
+        at += n as u64;
+    }
+    if at > 0 {
+        file.sync_data().map_err(opening("sync", &path))?;
+    }
+    Ok(())
+}
+
+/// Removes what was staged. Returns how many files and directories that were.
 pub(super) fn empty_tmp(tmp: &Path) -> Result<u64, OpenError> {
-    let mut removed = 0;
+    let leftovers = leftovers(tmp)?;
+    for path in &leftovers {
+        let is_dir = path.is_dir() && !path.is_symlink();
+        let done = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        match done {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(opening("remove", path)(error)),
+            _ => {}
+        }
+    }
+    Ok(leftovers.len() as u64)
+}
+
+/// What was staged, and is of no use any more. Lock files are not, as lock files must stay, and neither are the
+/// directories of clients who live.
+pub(super) fn leftovers(tmp: &Path) -> Result<Vec<PathBuf>, OpenError> {
+    let mut leftovers = Vec::new();
     for entry in fs::read_dir(tmp).map_err(opening("list", tmp))? {
         let entry = entry.map_err(opening("list", tmp))?;
         let path = entry.path();
         let is_dir = entry.file_type().map_err(opening("look at", &path))?.is_dir();
-        if entry.file_name() == LOCK || is_dir && is_in_use(&path) {
-            continue;
-        }
-        let done = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        match done {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(opening("remove", &path)(error)),
-            _ => removed += 1,
+        if entry.file_name() != LOCK && !(is_dir && is_in_use(&path)) {
+            leftovers.push(path);
         }
     }
-    Ok(removed)
+    leftovers.sort();
+    Ok(leftovers)
 }
 
 /// Whether a directory has a lock file that somebody holds.
@@ -78,10 +126,8 @@ pub(super) fn remove_orphans(layout: &Layout, database: &Database) -> Result<u64
     let mut removed = 0;
     for blob in layout.blobs() {
         let (blob, path) = blob.map_err(opening("list", layout.root()))?;
-        if !database
-            .read("look for a blob", |connection| has_file(connection, blob))
-            .map_err(failed(database))?
-        {
+        let has_file = database.read("look for a blob", |connection| has_file(connection, blob));
+        if !has_file.map_err(failed(database))? {
             fs::remove_file(&path).map_err(opening("remove", &path))?;
             tracing::info!(%blob, "removed a blob file that no transaction has committed");
             removed += 1;
@@ -90,10 +136,18 @@ pub(super) fn remove_orphans(layout: &Layout, database: &Database) -> Result<u64
     Ok(removed)
 }
 
-fn has_file(connection: &Connection, blob: BlobId) -> rusqlite::Result<bool> {
-    connection
-        .prepare_cached("SELECT 1 FROM revisions WHERE oid = ?1 AND tid = ?2 AND in_file")?
-        .exists(params![key(blob.oid.0), key(blob.tid.0)])
+/// Whether a row speaks of a blob's file. Two indexes are asked: if one of them is damaged, the other keeps the file.
+pub(super) fn has_file(connection: &Connection, blob: BlobId) -> rusqlite::Result<bool> {
+    const ROW: [&str; 2] = [
+        "SELECT 1 FROM revisions INDEXED BY revisions_by_object WHERE oid = ?1 AND tid = ?2 AND in_file",
+        "SELECT 1 FROM revisions INDEXED BY revisions_by_transaction WHERE oid = ?1 AND tid = ?2 AND in_file",
+    ];
+    for row in ROW {
+        if connection.prepare_cached(row)?.exists(params![key(blob.oid.0), key(blob.tid.0)])? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Reports blobs whose file is missing, or has another length than it should. Returns how many.
@@ -123,4 +177,24 @@ pub(super) fn count_damaged(layout: &Layout, database: &Database) -> Result<u64,
 pub(super) fn failed(database: &Database) -> impl FnOnce(RequestError) -> OpenError {
     let path = database.path.clone();
     move |error| OpenError::Io { operation: "read", path, source: io::Error::other(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_is_written_again_says_what_it_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("store.sqlite");
+        renew_log(&database).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "there was none, and is none");
+        let said: Vec<u8> = (0..700_001).map(|n| (n % 251) as u8).collect();
+        fs::write(log_path(&database), &said).unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        OpenOptions::new().write(true).open(log_path(&database)).unwrap().set_modified(long_ago).unwrap();
+        renew_log(&database).unwrap();
+        assert!(fs::read(log_path(&database)).unwrap() == said);
+        assert!(fs::metadata(log_path(&database)).unwrap().modified().unwrap() > long_ago, "it was written");
+    }
 }

@@ -1,5 +1,7 @@
 //! The database: its tables, its settings, and how ids are kept in it.
 
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use blobferry_protocol::{Oid, Tid};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+use super::database::log_path;
 use crate::errors::OpenError;
 
 /// Says that a database is one of ours: "bfry".
@@ -81,6 +84,11 @@ pub(crate) fn opening(operation: &'static str, path: &Path) -> impl FnOnce(rusql
     }
 }
 
+/// Whether there is anything of a database.
+pub(crate) fn exists(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.len() > 0)
+}
+
 /// Opens the one connection that writes, and creates the database if there is none.
 pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let mut connection =
@@ -100,6 +108,36 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
             Ok(connection)
         })
         .map_err(opening("open the database", path))
+}
+
+/// Opens a connection to a database that nobody else has open, and that is not to be changed. Where its log is empty
+/// not even the index of the log is made.
+pub(crate) fn open_to_look(path: &Path) -> Result<Connection, OpenError> {
+    let has_log = fs::metadata(log_path(path)).is_ok_and(|log| log.len() > 0);
+    let name = uri(path) + if has_log { "" } else { "?immutable=1" };
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(name, flags)
+        .and_then(|connection| {
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            Ok(connection)
+        })
+        .map_err(opening("open the database", path))?;
+    check_format(&connection, path)?;
+    Ok(connection)
+}
+
+/// A path as SQLite takes it together with options.
+fn uri(path: &Path) -> String {
+    let mut uri = "file:".to_owned();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' => uri.push(char::from(*byte)),
+            byte if byte.is_ascii_alphanumeric() => uri.push(char::from(*byte)),
+            byte => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri
 }
 
 fn open(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection> {
@@ -157,6 +195,24 @@ fn create_tables(connection: &mut Connection) -> rusqlite::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_look_at_a_database_changes_nothing_whatever_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a %41?b#ä.db");
+        let writer = open_writer(&path).unwrap();
+        writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        drop(writer);
+        fs::remove_file(dir.path().join("a %41?b#ä.db-shm")).unwrap();
+        let names =
+            || fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        let before = (names(), fs::read(&path).unwrap());
+        let look = open_to_look(&path).unwrap();
+        assert_eq!(look.query_row("SELECT count(*) FROM state", [], |row| row.get::<_, i64>(0)), Ok(1));
+        assert!(look.execute("DELETE FROM state", []).is_err());
+        drop(look);
+        assert_eq!((names(), fs::read(&path).unwrap()), before);
+    }
 
     #[test]
     fn keys_keep_the_order_of_ids() {

@@ -12,12 +12,14 @@ use rustix::io::Errno;
 
 use super::Disk;
 use super::poison::Poison;
+use super::space::Promise;
 use crate::errors::{blob_error, disk_error};
 use crate::staged::{Content, Room, Stage, Staged, StagedFile, Staging, mismatch};
 
 /// A blob's file that is being filled.
 pub(super) struct FileStage {
     writer: BlobWriter,
+    promise: Promise,
     staging: Arc<Staging>,
     poison: Poison,
     room: Room,
@@ -25,8 +27,13 @@ pub(super) struct FileStage {
 
 impl Disk {
     pub(super) fn stage_file(&self, size: u64, room: Room) -> Result<FileStage, RequestError> {
-        let writer = BlobWriter::create(self.layout.tmp(), size).map_err(|error| blob_error(&error))?;
-        Ok(FileStage { writer, staging: self.staging.clone(), poison: self.database.poison.clone(), room })
+        let promise = self.space.promise(size)?;
+        let writer = BlobWriter::create(self.layout.tmp(), size).map_err(|error| match error {
+            WriteError::NoSpace { .. } => self.space.not_reserved(&error),
+            error => blob_error(&error),
+        })?;
+        let (staging, poison) = (self.staging.clone(), self.database.poison.clone());
+        Ok(FileStage { writer, promise, staging, poison, room })
     }
 
     /// Takes over a file that a client has left in `tmp`.
@@ -98,7 +105,9 @@ fn is_plain(name: &str) -> bool {
 
 impl Stage for FileStage {
     fn write(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
-        self.writer.write(bytes).map_err(|error| blob_error(&error))
+        self.writer.write(bytes).map_err(|error| blob_error(&error))?;
+        self.promise.redeem(bytes.len() as u64);
+        Ok(())
     }
 
     fn complete(self: Box<Self>, digest: Digest) -> Result<Staged, RequestError> {

@@ -110,7 +110,7 @@ impl Endpoint for Session {
             match &read {
                 Ok(()) => drop(service.counters().bytes_sent.add(slice.len)),
                 Err(error) => {
-                    tracing::error!(%error, "a blob could not be read while it was sent");
+                    service.counters().damage(error);
                     whole.remove(&slice.transfer);
                 }
             }

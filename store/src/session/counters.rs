@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use blobferry_protocol::RequestError;
+
 /// Counters of all sessions together, since the server began.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -21,6 +23,8 @@ pub(super) struct Counters {
     pub(super) blobs_received: Gauge,
     /// Bytes of blobs that arrived.
     pub(super) bytes_received: Gauge,
+    /// Blobs that were found damaged when they were to be sent, as often as they were.
+    pub(super) damaged_found: Gauge,
 }
 
 /// A number that many threads change, and somebody looks at now and then.
@@ -52,7 +56,16 @@ impl Counters {
             ("bytes_sent", self.bytes_sent.get()),
             ("blobs_received", self.blobs_received.get()),
             ("bytes_received", self.bytes_received.get()),
+            ("damaged_found", self.damaged_found.get()),
         ]
+    }
+
+    /// Counts an error in reading a blob, and tells the operator, if it is damage.
+    pub(super) fn damage(&self, error: &RequestError) {
+        if let RequestError::Damaged { blob, detail } = error {
+            self.damaged_found.add(1);
+            tracing::error!(%blob, detail, "a blob is damaged; restore its file from a backup");
+        }
     }
 }
 

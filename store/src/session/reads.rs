@@ -56,7 +56,7 @@ pub(super) fn answer(service: &Service, mailbox: Arc<Mailbox>, id: RequestId, re
 }
 
 fn open(service: &Service, blob: BlobId, from: u64, upto: u64) -> Result<Opened, RequestError> {
-    let open = service.store().open_blob(blob)?;
+    let open = service.store().open_blob(blob).inspect_err(|error| service.counters().damage(error))?;
     let info = match &open {
         OpenBlob::Small { info, .. } | OpenBlob::File { info, .. } => *info,
     };
@@ -65,9 +65,14 @@ fn open(service: &Service, blob: BlobId, from: u64, upto: u64) -> Result<Opened,
     if from > end {
         return Err(RequestError::BadRange { blob, size, from, upto });
     }
+    let whole = from == 0 && end == size;
     let source = (from < end).then(|| match open {
         OpenBlob::Small { bytes, .. } => Source::memory(Bytes::from(bytes), end),
-        OpenBlob::File { file, .. } => Source::file(file, end),
+        OpenBlob::File { file, path, .. } => {
+            let source = Source::file(file, end).kept(blob, path);
+            // Who has asked for a part only has the rest already, and checks the whole.
+            if whole { source.expecting(info.digest) } else { source }
+        }
     });
-    Ok(Opened { info, source, whole: from == 0 && end == size })
+    Ok(Opened { info, source, whole })
 }

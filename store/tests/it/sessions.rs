@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
 
 use blobferry_cache::carry::Endpoint;
 use blobferry_protocol::{
@@ -45,8 +46,13 @@ fn pair(service: &Service) -> Pair {
 }
 
 fn service() -> (Arc<dyn Store>, Service) {
+    service_that_keeps(ServerConfig::default().keep)
+}
+
+/// One that keeps transactions without a connection for so long.
+fn service_that_keeps(keep: Duration) -> (Arc<dyn Store>, Service) {
     let store: Arc<dyn Store> = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
-    (store.clone(), Service::new(store, ServerConfig::default()))
+    (store.clone(), Service::new(store, ServerConfig { keep, ..ServerConfig::default() }))
 }
 
 impl Pair {
@@ -193,7 +199,7 @@ fn a_connection_that_breaks_gives_its_votes_up() {
 
 #[test]
 fn a_client_that_falls_silent_gives_its_votes_up_and_its_uploads() {
-    let (store, service) = service();
+    let (store, service) = service_that_keeps(Duration::ZERO);
     let mut silent = pair(&service);
     let txn = silent.begin(1);
     silent.client.request(Request::Store { txn, oid: Oid(1), base: Tid::ZERO, data: vec![1] }).unwrap();

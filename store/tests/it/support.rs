@@ -146,7 +146,7 @@ impl StoreExt for dyn Store {
     fn blob(&self, oid: u64, tid: Tid) -> Result<Vec<u8>, RequestError> {
         let (info, bytes) = match self.open_blob(BlobId { oid: Oid(oid), tid })? {
             OpenBlob::Small { info, bytes } => (info, bytes),
-            OpenBlob::File { info, mut file } => {
+            OpenBlob::File { info, mut file, .. } => {
                 let mut bytes = Vec::new();
                 std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
                 (info, bytes)

@@ -1,0 +1,133 @@
+//! What can be said of the database alone: whether SQLite finds it sound, whether its rows agree with each other, and
+//! whether its totals are those of its rows.
+
+use blobferry_protocol::BlobId;
+use rusqlite::{Connection, Row};
+
+use super::super::commit::read_totals;
+use super::super::schema::{key, oid, tid};
+use crate::backend::Totals;
+
+/// What SQLite's own check says; nothing where all is well.
+pub(super) fn integrity(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection.prepare("PRAGMA integrity_check")?;
+    let lines: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(lines.into_iter().filter(|line| line != "ok").collect())
+}
+
+/// Whether a line of SQLite's check is about an index that can be made anew from its table.
+pub(super) fn is_about_index(line: &str) -> bool {
+    line.starts_with("wrong # of entries in index ")
+        || line.starts_with("row ") && line.contains(" missing from index ")
+}
+
+/// What rows can not be like, each with what to say of it. They select an object and a transaction. Rows are found
+/// without any index, so what is wrong with those hides nothing.
+const CONTRADICTIONS: [(&str, &str); 4] = [
+    (
+        "SELECT oid, tid FROM revisions NOT INDEXED WHERE tid NOT IN (SELECT tid FROM transactions)",
+        "the revision is of a transaction that is not there",
+    ),
+    (
+        "SELECT oid, tid FROM revisions NOT INDEXED WHERE coalesce(size, 0) <> length(data)",
+        "the record is not as long as the row says",
+    ),
+    (
+        "SELECT oid, tid FROM revisions NOT INDEXED
+         WHERE (blob_size IS NULL) <> (blob_digest IS NULL) OR blob_size IS NULL AND in_file
+            OR blob_size IS NOT NULL AND size IS NULL OR length(blob_digest) <> 32",
+        "the row does not say clearly whether there is a blob",
+    ),
+    (
+        "SELECT NULL, t.tid FROM transactions t JOIN fences f ON f.txn = t.txn",
+        "the transaction is committed, and was said never to be",
+    ),
+];
+
+/// A row that can not be, and why.
+pub(super) struct Contradiction {
+    pub(super) blob: Option<BlobId>,
+    pub(super) detail: String,
+}
+
+/// Rows that contradict others, or themselves.
+pub(super) fn contradictions(connection: &Connection) -> rusqlite::Result<Vec<Contradiction>> {
+    let mut found = Vec::new();
+    for (sql, what) in CONTRADICTIONS {
+        let mut statement = connection.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (object, transaction) = (row.get::<_, Option<i64>>(0)?.map(oid), tid(row.get(1)?));
+            let blob = object.map(|oid| BlobId { oid, tid: transaction });
+            found.push(Contradiction { blob, detail: format!("{what} (transaction {transaction})") });
+        }
+    }
+    Ok(found)
+}
+
+/// Rows of small blobs that belong to no revision.
+const STRAYS: &str =
+    "id NOT IN (SELECT id FROM revisions NOT INDEXED WHERE blob_size IS NOT NULL AND NOT in_file)";
+
+pub(super) fn strays(connection: &Connection) -> rusqlite::Result<Vec<i64>> {
+    let mut statement = connection.prepare(&format!("SELECT id FROM small_blobs WHERE {STRAYS}"))?;
+    statement.query_map([], |row| row.get(0))?.collect()
+}
+
+pub(super) fn remove_strays(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute(&format!("DELETE FROM small_blobs WHERE {STRAYS}"), []).map(drop)
+}
+
+/// What the rows add up to.
+pub(super) struct Sums {
+    pub(super) totals: Totals,
+    /// The highest oid in use, as a key.
+    last_oid: Option<i64>,
+}
+
+const SUMS: &str = "
+    SELECT (SELECT count(*) FROM revisions r NOT INDEXED WHERE r.size IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM revisions n WHERE n.oid = r.oid AND n.tid > r.tid)),
+        count(*), count(blob_size), coalesce(sum(blob_size), 0), max(oid)
+    FROM revisions NOT INDEXED";
+
+pub(super) fn add_up(connection: &Connection) -> rusqlite::Result<Sums> {
+    connection.query_row(SUMS, [], |row: &Row<'_>| {
+        let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+        let (objects, revisions, blobs, blob_bytes) = (number(0)?, number(1)?, number(2)?, number(3)?);
+        let totals = Totals { objects, revisions, blobs, blob_bytes, damaged: 0 };
+        Ok(Sums { totals, last_oid: row.get(4)? })
+    })
+}
+
+/// What the database says that it adds up to, where that is something else.
+pub(super) fn wrong_totals(connection: &Connection, sums: &Sums) -> rusqlite::Result<Vec<String>> {
+    let said = read_totals(connection)?;
+    let last_oid: i64 = connection.query_row("SELECT last_oid FROM state", [], |row| row.get(0))?;
+    let Totals { objects, revisions, blobs, blob_bytes, .. } = sums.totals;
+    let numbers = [
+        ("objects", said.objects, objects),
+        ("revisions", said.revisions, revisions),
+        ("blobs", said.blobs, blobs),
+        ("blob_bytes", said.blob_bytes, blob_bytes),
+    ];
+    let wrong = numbers.into_iter().filter(|(_, said, is)| said != is);
+    let mut wrong: Vec<String> =
+        wrong.map(|(name, said, is)| format!("{name} is kept as {said}, and is {is}")).collect();
+    if let Some(used) = sums.last_oid.filter(|used| *used > last_oid) {
+        wrong.push(format!("last_oid is kept as {}, and {} is in use", oid(last_oid), oid(used)));
+    }
+    Ok(wrong)
+}
+
+pub(super) fn write_totals(connection: &Connection, sums: &Sums) -> rusqlite::Result<()> {
+    let Totals { objects, revisions, blobs, blob_bytes, .. } = sums.totals;
+    let numbers = [objects, revisions, blobs, blob_bytes].map(u64::cast_signed);
+    let last_oid = sums.last_oid.unwrap_or(key(0));
+    connection
+        .execute(
+            "UPDATE state SET last_oid = max(last_oid, ?1), objects = ?2, revisions = ?3, blobs = ?4, blob_bytes = ?5",
+            rusqlite::params![last_oid, numbers[0], numbers[1], numbers[2], numbers[3]],
+        )
+        .map(drop)
+}

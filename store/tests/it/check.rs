@@ -1,0 +1,167 @@
+//! What a check finds in a database, and what a repair makes of it.
+
+use std::fs;
+use std::path::Path;
+
+use blobferry_protocol::{Oid, Tid};
+use blobferry_store::{CheckOptions, CheckReport, FindingKind, StoreConfig, check};
+use rusqlite::Connection;
+
+use crate::support::{StoreExt, open};
+
+fn config() -> StoreConfig {
+    StoreConfig { inline_max: 10, ..StoreConfig::default() }
+}
+
+/// A store that is closed, with a blob in a file, a small one, and a deletion; the tid of the first.
+fn closed(dir: &Path) -> Tid {
+    let store = open(dir, config());
+    let tid = store.put_blob(1, Tid::ZERO, &[1; 5000]);
+    store.put_blob(2, Tid::ZERO, b"small");
+    let deleted = store.put(3, Tid::ZERO, b"to be deleted");
+    store.remove(3, deleted);
+    store.close();
+    tid
+}
+
+fn look(dir: &Path) -> CheckReport {
+    check(dir, CheckOptions::default(), &mut |_| {}).unwrap()
+}
+
+fn repair(dir: &Path) -> CheckReport {
+    check(dir, CheckOptions { repair: true }, &mut |_| {}).unwrap()
+}
+
+fn kinds(report: &CheckReport) -> Vec<FindingKind> {
+    report.findings.iter().map(|finding| finding.kind).collect()
+}
+
+/// Changes the database behind everybody's back.
+fn meddle(dir: &Path, sql: &str) {
+    Connection::open(dir.join("store.sqlite")).unwrap().execute_batch(sql).unwrap();
+}
+
+#[test]
+fn all_is_well_in_a_store_that_was_closed_and_progress_ends_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    closed(dir.path());
+    let mut last = None;
+    let report = check(dir.path(), CheckOptions::default(), &mut |progress| last = Some(progress)).unwrap();
+    assert!(report.is_well() && report.findings.is_empty(), "{report:?}");
+    assert_eq!((report.revisions, report.blobs, report.bytes), (4, 2, 5005));
+    let last = last.unwrap();
+    assert_eq!((last.done, last.total), (5005, 5005));
+}
+
+#[test]
+fn what_is_in_the_log_only_is_seen_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), config());
+    store.put_blob(1, Tid::ZERO, &[1; 5000]);
+    let copy = tempfile::tempdir().unwrap();
+    let names = ["store.sqlite", "store.sqlite-wal", "blobs/.layout"];
+    fs::create_dir_all(copy.path().join("blobs/1")).unwrap();
+    for name in names {
+        fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
+    }
+    let blob = fs::read_dir(dir.path().join("blobs/1")).unwrap().next().unwrap().unwrap();
+    fs::copy(blob.path(), copy.path().join("blobs/1").join(blob.file_name())).unwrap();
+    let contents = || names.map(|name| fs::read(copy.path().join(name)).unwrap());
+    let before = contents();
+    assert!(!before[1].is_empty(), "the log has something in it");
+    let report = look(copy.path());
+    assert!(report.findings.is_empty(), "{report:?}");
+    assert_eq!((report.revisions, report.blobs), (1, 1));
+    assert!(contents() == before);
+}
+
+#[test]
+fn an_index_that_has_lost_a_row_loses_no_blob_and_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let tid = closed(dir.path());
+    // The index is hidden while a row comes.
+    meddle(
+        dir.path(),
+        "CREATE TABLE row AS SELECT * FROM revisions WHERE oid = (SELECT min(oid) FROM revisions);
+         DELETE FROM revisions WHERE id IN (SELECT id FROM row);
+         CREATE TABLE hidden AS SELECT * FROM sqlite_schema WHERE name = 'revisions_by_object';
+         PRAGMA writable_schema = ON;
+         DELETE FROM sqlite_schema WHERE name = 'revisions_by_object';",
+    );
+    meddle(dir.path(), "INSERT INTO revisions SELECT * FROM row;");
+    meddle(
+        dir.path(),
+        "PRAGMA writable_schema = ON;
+         INSERT INTO sqlite_schema SELECT * FROM hidden;
+         DROP TABLE hidden;
+         DROP TABLE row;",
+    );
+    let report = look(dir.path());
+    assert!(!report.is_well());
+    assert!(kinds(&report).iter().all(|kind| *kind == FindingKind::Index), "{report:?}");
+
+    let file = dir.path().join(format!("blobs/1/0.{:016x}.blob", tid.0));
+    drop(open(dir.path(), config()));
+    assert!(file.exists(), "a start removes no blob because of an index");
+    let report = repair(dir.path());
+    assert!(report.is_well() && report.findings.iter().all(|it| it.mended), "{report:?}");
+    assert!(look(dir.path()).findings.is_empty());
+    assert_eq!(open(dir.path(), config()).blob(1, tid), Ok(vec![1; 5000]));
+}
+
+#[test]
+fn totals_that_are_wrong_are_counted_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    closed(dir.path());
+    meddle(
+        dir.path(),
+        "UPDATE state SET objects = 9, revisions = 9, blobs = 9, blob_bytes = 9, last_oid = 0;",
+    );
+    meddle(dir.path(), "UPDATE state SET last_oid = (SELECT min(oid) FROM revisions);");
+    assert_eq!(kinds(&look(dir.path())), [FindingKind::Totals; 5]);
+    assert!(repair(dir.path()).is_well());
+    assert!(look(dir.path()).findings.is_empty());
+    let counts = open(dir.path(), config()).counts();
+    assert_eq!((counts.objects, counts.revisions, counts.blobs, counts.blob_bytes), (2, 4, 2, 5005));
+    assert!(open(dir.path(), config()).new_oids(1).unwrap().0 > Oid(3));
+}
+
+#[test]
+fn rows_that_contradict_each_other_stay_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    closed(dir.path());
+    meddle(
+        dir.path(),
+        "DELETE FROM transactions WHERE tid = (SELECT max(tid) FROM transactions);
+         INSERT INTO fences SELECT txn FROM transactions LIMIT 1;
+         UPDATE revisions SET size = 1 WHERE oid = (SELECT min(oid) FROM revisions);
+         INSERT INTO small_blobs VALUES (77, x'00');",
+    );
+    let stray = [FindingKind::Row, FindingKind::Row, FindingKind::Row, FindingKind::Orphan];
+    assert_eq!(kinds(&look(dir.path())), stray);
+    let report = repair(dir.path());
+    assert!(!report.is_well());
+    let left: Vec<_> = report.findings.iter().filter(|it| it.is_damage()).map(|it| it.kind).collect();
+    assert_eq!(left, [FindingKind::Row; 3]);
+    assert_eq!(kinds(&look(dir.path())), [FindingKind::Row; 3], "the stray is gone");
+}
+
+#[test]
+fn a_database_with_a_torn_page_is_damage_and_nothing_is_removed_because_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let tid = closed(dir.path());
+    let database = dir.path().join("store.sqlite");
+    let mut bytes = fs::read(&database).unwrap();
+    let pages = bytes.len() / 4096;
+    for page in 2..pages {
+        bytes[page * 4096..page * 4096 + 100].fill(0xff);
+    }
+    fs::write(&database, bytes).unwrap();
+    for mend in [false, true] {
+        let report = check(dir.path(), CheckOptions { repair: mend }, &mut |_| {}).unwrap();
+        assert!(!report.is_well());
+        assert!(kinds(&report).contains(&FindingKind::Database), "{report:?}");
+        assert!(!kinds(&report).contains(&FindingKind::Orphan), "{report:?}");
+        assert!(dir.path().join(format!("blobs/1/0.{:016x}.blob", tid.0)).exists());
+    }
+}

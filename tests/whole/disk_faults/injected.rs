@@ -1,0 +1,245 @@
+//! System calls of a running server that are made to fail, one after the other, by `strace`.
+//!
+//! `BLOBFERRY_FAULTS=20` tries the first 20 calls of each kind and thread instead of a few.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::super::support::{Home, Ran, blob_files};
+use super::{Ledger, MANY, quiet, serving};
+
+/// The first so many calls of each thread fail, one in each round.
+fn rounds() -> Vec<String> {
+    let last = std::env::var("BLOBFERRY_FAULTS").ok().and_then(|last| last.parse().ok()).unwrap_or(3);
+    (1..=last).map(|n: u32| n.to_string()).collect()
+}
+
+/// A fault that goes on until it is ended.
+struct Injection {
+    strace: Child,
+    log: PathBuf,
+}
+
+impl Injection {
+    /// Has system calls of a home's server fail. `None` where that can not be done here.
+    fn begin(home: &Home, calls: &str, fault: &str) -> Option<Injection> {
+        Injection::begin_with(home, calls, fault, &mut Command::new("strace"))
+    }
+
+    /// The same, by a `strace` that was told more.
+    fn begin_with(home: &Home, calls: &str, fault: &str, strace: &mut Command) -> Option<Injection> {
+        let log = home.path("strace");
+        let strace = strace
+            .args(["-f", "-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{fault}"), "-o"])
+            .arg(&log)
+            .args(["-p", &home.server.pid().to_string()])
+            .stderr(Stdio::piped())
+            .spawn();
+        let Ok(mut strace) = strace else {
+            println!("skipped: there is no strace here");
+            return None;
+        };
+        let mut said = String::new();
+        BufReader::new(strace.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+        if said.contains("attached") {
+            return Some(Injection { strace, log });
+        }
+        println!("skipped: strace does not work here: {said}");
+        strace.wait().unwrap();
+        None
+    }
+
+    /// How often something failed.
+    fn end(mut self) -> usize {
+        // It lets go of the server, which goes on.
+        kill_process(Pid::from_child(&self.strace), Signal::TERM).unwrap();
+        self.strace.wait().unwrap();
+        let log = std::fs::read_to_string(self.log).unwrap();
+        log.lines().filter(|line| line.contains("(INJECTED)")).count()
+    }
+}
+
+/// What must be true of a server after a fault, whose calls do not fail any more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// It takes no writes until it is started again.
+    RefusesWrites,
+    /// It takes writes as before.
+    TakesWrites,
+    /// One or the other.
+    Either,
+}
+
+/// Has some calls fail while a server is written to, and looks whether all is as it was said to be. How many did;
+/// `None` where that can not be done here.
+fn survive(calls: &str, error: &str, when: &str, then: Then) -> Option<usize> {
+    let mut home = Home::with(|home| quiet(&home.join("server")));
+    let server = home.path("server");
+    let mut ledger = Ledger::default();
+    assert_eq!(ledger.put(&home, &server, "before"), None);
+    let injection = Injection::begin(&home, calls, &format!("error={error}:when={when}"))?;
+    let refused: Vec<String> =
+        (0..3).filter_map(|n| ledger.put(&home, &server, &format!("round-{n}"))).collect();
+    let failed = injection.end();
+    ledger.is_right(&home);
+    let written = ledger.put(&home, &server, "when-nothing-fails");
+    match then {
+        Then::RefusesWrites if failed > 0 => {
+            assert!(written.is_some(), "{calls} {error} {when}: {refused:?}")
+        }
+        Then::TakesWrites => assert_eq!(written, None, "{calls} {error} {when}: {refused:?}"),
+        _ => {}
+    }
+    ledger.survives_a_restart(&mut home, &server);
+    Some(failed)
+}
+
+/// The same in all rounds; at least one call must have failed.
+fn survive_all(calls: &str, errors: &[(&str, Then)], more: &[&str]) {
+    let whens = rounds().into_iter().chain(more.iter().map(ToString::to_string));
+    let mut failed = 0;
+    for when in whens {
+        for (error, then) in errors {
+            let Some(n) = survive(calls, error, &when, *then) else { return };
+            failed += n;
+        }
+    }
+    assert!(failed > 0, "{calls}: nothing failed");
+}
+
+#[test]
+fn a_sync_that_fails_ends_all_writing_until_the_next_start() {
+    survive_all("fdatasync,fsync", &[("EIO", Then::RefusesWrites)], &["1+"]);
+}
+
+#[test]
+fn a_sync_that_finds_no_room_ends_all_writing_as_well() {
+    survive_all("fdatasync,fsync", &[("ENOSPC", Then::RefusesWrites)], &[]);
+}
+
+#[test]
+fn a_write_of_the_database_that_fails_leaves_nothing_of_the_transaction() {
+    survive_all("pwrite64", &[("EIO", Then::Either), ("EDQUOT", Then::Either)], &[]);
+}
+
+#[test]
+fn a_full_disk_and_a_used_up_quota_are_mended_without_a_restart() {
+    survive_all("pwrite64", &[("ENOSPC", Then::TakesWrites)], &["1+"]);
+    let _ = survive("pwrite64", "EDQUOT", "1+", Then::TakesWrites);
+    let _ = survive("pwrite64", "EROFS", "1+", Then::TakesWrites);
+}
+
+#[test]
+fn a_blob_that_can_not_get_its_name_is_of_no_transaction() {
+    let calls = "?rename,?renameat,?renameat2";
+    survive_all(calls, &[("EIO", Then::TakesWrites), ("ENOSPC", Then::TakesWrites)], &["1+"]);
+}
+
+#[test]
+fn room_that_can_not_be_reserved_is_told() {
+    survive_all("fallocate", &[("ENOSPC", Then::TakesWrites), ("EDQUOT", Then::TakesWrites)], &["1+"]);
+}
+
+#[test]
+fn files_and_directories_that_can_not_be_made_are_told() {
+    survive_all("openat,?mkdir,?mkdirat,?chmod,fchmod", &[("EIO", Then::Either)], &["1+"]);
+}
+
+#[test]
+fn a_log_that_can_not_be_moved_into_the_database_stays_and_says_all() {
+    for (calls, fault, then) in [
+        // A new log's head is synced, and the commit; when that was answered, the log again and the database.
+        ("fdatasync,fsync", "error=EIO:when=3", Then::RefusesWrites),
+        ("fdatasync,fsync", "error=EIO:when=4", Then::RefusesWrites),
+        ("pwrite64", "error=ENOSPC:when=1+", Then::TakesWrites),
+        ("pwrite64", "error=EIO:when=1", Then::RefusesWrites),
+    ] {
+        let mut home = Home::with(|home| quiet(&home.join("server")));
+        let server = home.path("server");
+        let mut ledger = Ledger::of(&MANY);
+        let strace = &mut Command::new("strace");
+        if calls == "pwrite64" {
+            strace.arg("-P").arg(server.join("store.sqlite"));
+        }
+        let Some(injection) = Injection::begin_with(&home, calls, fault, strace) else { return };
+        assert_eq!(ledger.put(&home, &server, "moved"), None, "{fault}");
+        // Whoever comes next comes after that.
+        let next = ledger.put(&home, &server, "next");
+        assert!(injection.end() > 0, "{calls} {fault}");
+        assert_eq!(next.is_none(), then == Then::TakesWrites, "{calls} {fault}: {next:?}");
+        ledger.is_right(&home);
+        ledger.survives_a_restart(&mut home, &server);
+    }
+}
+
+#[test]
+fn a_start_that_fails_says_why_and_the_next_one_finds_everything() {
+    let mut home = Home::with(|home| quiet(&home.join("server")));
+    let server = home.path("server");
+    let Some(works) = Injection::begin(&home, "fsync", "error=EIO:when=65535") else { return };
+    assert_eq!(works.end(), 0);
+    let mut ledger = Ledger::default();
+    let mut failed = 0;
+    for calls in ["fdatasync,fsync", "pwrite64", "ftruncate", "?unlink,?unlinkat"] {
+        for when in rounds() {
+            let name = format!("{}-{when}", &calls[..4]);
+            assert_eq!(ledger.put(&home, &server, &name), None);
+            home.server.end(Signal::KILL);
+            std::fs::write(server.join("blobs/tmp/.staged-0000000000000000"), "half").unwrap();
+            std::fs::create_dir_all(server.join("blobs/0")).unwrap();
+            std::fs::write(server.join("blobs/0/9.00000000000000ff.blob"), "never committed").unwrap();
+            let serve = serving(&server);
+            let mut strace = Command::new("strace");
+            strace.args(["-D", "-f", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
+            strace.args(["-e", &format!("inject={calls}:error=EIO:when={when}")]);
+            strace.arg(serve.get_program()).args(serve.get_args()).env("RUST_LOG", "off");
+            let Ok(mut started) = strace.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() else {
+                return;
+            };
+            let mut line = String::new();
+            BufReader::new(started.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+            if line.is_empty() {
+                let said = Ran::from(started.wait_with_output().unwrap()).fails(1);
+                let operation = said.contains("could not ") || said.contains("can not ");
+                assert!(operation && said.contains(server.to_str().unwrap()), "{said}");
+                failed += 1;
+            } else {
+                started.kill().unwrap();
+                started.wait().unwrap();
+            }
+            home.server = quiet(&server);
+            ledger.is_right(&home);
+        }
+    }
+    assert!(failed > 0);
+    ledger.survives_a_restart(&mut home, &server);
+}
+
+#[test]
+fn what_can_not_be_read_is_told_and_never_taken_for_what_it_is_not() {
+    let mut home = Home::with(|home| quiet(&home.join("server")));
+    let server = home.path("server");
+    let mut ledger = Ledger::default();
+    assert_eq!(ledger.put(&home, &server, "before"), None);
+    let fault = "error=EIO:when=1+";
+    let Some(injection) = Injection::begin(&home, "pread64", fault) else { return };
+    let said = home.run(&["get", "before/0"]).fails(1);
+    assert!(said.contains("could not read ") && said.contains("blobferry check"), "{said}");
+    assert!(said.contains(server.join("store.sqlite").to_str().unwrap()), "{said}");
+    assert!(injection.end() > 0);
+
+    // The database can be read, and a blob's file can not.
+    let blob = blob_files(&server).into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let strace = &mut Command::new("strace");
+    let injection = Injection::begin_with(&home, "pread64", fault, strace.arg("-P").arg(&blob)).unwrap();
+    let said = home.run(&["get", "before/0"]).fails(6);
+    assert!(said.contains("is damaged on the server") && said.contains("Input/output error"), "{said}");
+    assert!(said.contains(blob.to_str().unwrap()), "{said}");
+    assert!(injection.end() > 0);
+    assert_eq!(home.counter("damaged_found"), 1);
+    ledger.is_right(&home);
+    ledger.survives_a_restart(&mut home, &server);
+}
