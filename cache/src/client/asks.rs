@@ -306,10 +306,6 @@ impl State {
             {
                 self.waiting.push_back(Ask::Call { request, done });
             }
-            (Some(Waiter::Call { done, .. }), Err(RequestError::Undecided { txn, reason })) => {
-                self.transactions.remove(&txn);
-                self.after(move || done(Err(CallError::OutcomeUnknown { txn, reason })));
-            }
             (Some(Waiter::Call { request, done }), result) => {
                 self.ended_by(&request, &result);
                 self.after(move || done(result.map_err(CallError::from)));

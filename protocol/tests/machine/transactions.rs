@@ -48,6 +48,7 @@ pub(crate) fn requests() -> Vec<Request> {
         Request::Commit { txn },
         Request::Finish { txn },
         Request::Abort { txn },
+        Request::Attach { txn },
     ]
 }
 
@@ -56,8 +57,10 @@ fn expected(state: State, request: &Request) -> Fate {
     let txn = txn(1);
     let wrong = |phase| Fate::Refused(RequestError::WrongPhase { txn, phase });
     match (request, state) {
-        (Request::Begin { .. }, State::Unknown) => Fate::Passed,
-        (Request::Begin { .. }, _) => Fate::Refused(RequestError::TransactionExists { txn }),
+        (Request::Begin { .. } | Request::Attach { .. }, State::Unknown) => Fate::Passed,
+        (Request::Begin { .. } | Request::Attach { .. }, _) => {
+            Fate::Refused(RequestError::TransactionExists { txn })
+        }
         (Request::Abort { .. }, State::Finishing) => wrong(Phase::Finishing),
         (Request::Abort { .. }, _) => Fate::Passed,
         (_, State::Unknown) => Fate::Refused(RequestError::NoSuchTransaction { txn }),

@@ -1,0 +1,166 @@
+//! Transactions that go on after their connection was lost, and uploads that go on in the middle.
+
+use blobferry_protocol::server::Event;
+use blobferry_protocol::{
+    Digest, Limits, Message, Oid, Phase, Reply, Request, RequestError, RequestId, Tid, Time, TransferEvent,
+    TransferId, Unfinished, UsageError, client, server,
+};
+
+use crate::support::{self, begin, client_of, events, hear, request, said, store, txn};
+
+const ATTACH: Request = Request::Attach { txn: blobferry_protocol::TxnId([1; 16]) };
+
+fn attached() -> Result<Reply, RequestError> {
+    let unfinished = vec![Unfinished { request: RequestId(7), upto: 300 }];
+    Ok(Reply::Attached { last: RequestId(9), unfinished })
+}
+
+fn unknown() -> Result<Reply, RequestError> {
+    Err(RequestError::NoSuchTransaction { txn: txn(1) })
+}
+
+/// A server that was asked to attach transaction 1, as request 1.
+fn server_asked() -> server::Connection {
+    let mut server = support::server();
+    hear(&mut server, &request(1, ATTACH));
+    assert_eq!(events(&mut server), [Event::Request { id: RequestId(1), request: ATTACH }]);
+    server
+}
+
+/// A client that has asked the same.
+fn client_asking() -> client::Connection {
+    let mut client = support::client();
+    assert_eq!(client.request(ATTACH), Ok(RequestId(1)));
+    client
+}
+
+fn answer(client: &mut client::Connection, result: Result<Reply, RequestError>) {
+    hear(client, &Message::Reply { id: RequestId(1), result });
+}
+
+#[test]
+fn a_transaction_that_is_attached_is_as_open_as_one_that_has_begun() {
+    let mut server = server_asked();
+    server.reply(RequestId(1), attached()).unwrap();
+    assert_eq!(server.transactions().collect::<Vec<_>>(), [(txn(1), Phase::Open)]);
+    hear(&mut server, &request(2, store(1)));
+    hear(&mut server, &request(3, Request::Commit { txn: txn(1) }));
+    assert_eq!(events(&mut server), [Event::Request { id: RequestId(2), request: store(1) }]);
+    server.reply(RequestId(2), Ok(Reply::Done)).unwrap();
+    let commit = Request::Commit { txn: txn(1) };
+    assert_eq!(events(&mut server), [Event::Request { id: RequestId(3), request: commit }]);
+
+    let mut client = client_asking();
+    answer(&mut client, attached());
+    assert_eq!(client.phase(txn(1)), Some(Phase::Open));
+    assert!(client.request(store(1)).is_ok());
+}
+
+#[test]
+fn a_vote_that_comes_too_early_waits_until_the_transaction_is_attached() {
+    let vote = Request::Vote { txn: txn(1) };
+    let mut server = server_asked();
+    hear(&mut server, &request(2, vote.clone()));
+    assert_eq!(events(&mut server), []);
+    server.reply(RequestId(1), attached()).unwrap();
+    assert_eq!(events(&mut server), [Event::Request { id: RequestId(2), request: vote.clone() }]);
+
+    let mut server = server_asked();
+    hear(&mut server, &request(2, vote));
+    server.reply(RequestId(1), unknown()).unwrap();
+    assert_eq!(events(&mut server), [Event::Abandoned { txn: txn(1) }]);
+    let doomed = Message::Reply { id: RequestId(2), result: Err(RequestError::Doomed { txn: txn(1) }) };
+    assert_eq!(said(&mut server).last(), Some(&doomed));
+}
+
+#[test]
+fn a_transaction_that_can_not_be_attached_is_not_open_and_its_name_can_begin() {
+    let mut server = server_asked();
+    server.reply(RequestId(1), unknown()).unwrap();
+    assert_eq!(server.transactions().count(), 0);
+    said(&mut server);
+    hear(&mut server, &request(2, begin(1)));
+    assert_eq!(events(&mut server), [Event::Request { id: RequestId(2), request: begin(1) }]);
+
+    let mut client = client_asking();
+    answer(&mut client, unknown());
+    assert_eq!(client.phase(txn(1)), None);
+    assert_eq!(client.request(store(1)), Err(UsageError::NoSuchTransaction(txn(1))));
+    assert!(client.request(begin(1)).is_ok());
+}
+
+#[test]
+fn transactions_that_are_attached_count_like_those_that_have_begun() {
+    let limits = Limits { transactions: 1, ..Limits::default() };
+    let mut server = support::server_for(support::with(limits), Limits::default());
+    hear(&mut server, &request(1, begin(2)));
+    events(&mut server);
+    hear(&mut server, &request(2, ATTACH));
+    assert_eq!(events(&mut server), []);
+    assert!(matches!(
+        said(&mut server)[..],
+        [Message::Reply { result: Err(RequestError::Limit { limit: 1, .. }), .. }]
+    ));
+    let mut client = client_of(Default::default(), limits);
+    client.request(begin(2)).unwrap();
+    assert_eq!(client.request(ATTACH), Err(UsageError::Limit { what: "transactions", limit: 1 }));
+}
+
+#[test]
+fn only_an_answer_about_what_has_arrived_fits() {
+    let mut server = server_asked();
+    assert_eq!(server.reply(RequestId(1), Ok(Reply::Done)), Err(UsageError::WrongReply(RequestId(1))));
+    let mut client = client_asking();
+    support::refuses(&mut client, &Message::Reply { id: RequestId(1), result: Ok(Reply::Done) });
+}
+
+#[test]
+fn an_upload_goes_on_in_the_middle_within_a_window_of_its_own() {
+    let limits = Limits { transfer_window: 100, ..Limits::default() };
+    let mut client = client_of(Default::default(), limits);
+    client.request(ATTACH).unwrap();
+    answer(&mut client, attached());
+    said(&mut client);
+    let data = vec![1];
+    let transfer = client.resume_upload(txn(1), Oid(1), Tid::ZERO, data, 300..1000, None).unwrap();
+    let heads = said(&mut client);
+    assert!(matches!(heads[0], Message::Request { .. }));
+    assert_eq!(heads[1], Message::BlobStart { transfer, from: 300, end: 1000, size: 1000, digest: None });
+    assert_eq!(heads[2], Message::BlobChunk { transfer, offset: 300, len: 100 });
+    assert_eq!(heads.len(), 3, "the window is closed");
+
+    let mut server = server_asked();
+    server.reply(RequestId(1), attached()).unwrap();
+    for message in &heads[..2] {
+        hear(&mut server, message);
+    }
+    let started = TransferEvent::Started { transfer, from: 300, end: 1000, size: 1000, digest: None };
+    assert_eq!(events(&mut server).pop(), Some(Event::Transfer(started)));
+    hear(&mut server, &heads[2]);
+    assert_eq!(server.payload_moved(Time::ZERO, 100), Ok(()));
+    assert_eq!(server.stored(transfer, 400), Ok(()));
+}
+
+#[test]
+fn an_upload_of_which_all_bytes_had_arrived_is_only_ended() {
+    let mut client = client_asking();
+    answer(&mut client, attached());
+    said(&mut client);
+    let digest = Digest([7; 32]);
+    let upload = client.resume_upload(txn(1), Oid(1), Tid::ZERO, vec![], 1000..1000, Some(digest));
+    let transfer = upload.unwrap();
+    let stop = Message::BlobStop { transfer, digest };
+    assert_eq!(said(&mut client).last(), Some(&stop));
+}
+
+#[test]
+fn an_upload_has_to_go_on_to_its_end() {
+    for (from, end, size) in [(10, 20, 30), (31, 31, 30)] {
+        let mut server = server_asked();
+        server.reply(RequestId(1), attached()).unwrap();
+        let blob = Request::StoreBlob { txn: txn(1), oid: Oid(1), base: Tid::ZERO, data: vec![] };
+        hear(&mut server, &request(2, blob));
+        let start = Message::BlobStart { transfer: TransferId(2), from, end, size, digest: None };
+        support::refuses(&mut server, &start);
+    }
+}
