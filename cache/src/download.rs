@@ -36,10 +36,13 @@ impl Download {
     /// from nothing.
     ///
     /// # Errors
-    /// [`CacheError::Write`], with [`WriteError::NoSpace`] where the disk is too full.
+    /// [`CacheError::Write`], with [`WriteError::Full`] where the cache's limit leaves no room, and
+    /// [`WriteError::NoSpace`] where the disk is too full.
     pub fn start(&mut self, size: u64) -> Result<(), CacheError> {
         self.writer = None; // first: what it occupies may be needed
-        self.writer = Some(BlobWriter::create(self.cache.tmp(), size).map_err(self.failed())?);
+        let mut writer = self.cache.temporary().map(BlobWriter::over).map_err(self.failed())?;
+        writer.expect(size).map_err(self.failed())?;
+        self.writer = Some(writer);
         Ok(())
     }
 

@@ -50,6 +50,7 @@
 //! [`Layout`] is the directory, and [`BlobWriter`] a file that is being filled: servers use these two as well.
 //! [`Cache`] is the rest: [`Cache::claim`] for reading, [`Cache::buffer`] for writing.
 
+mod account;
 mod blob;
 mod buffer;
 mod cache;
@@ -57,15 +58,21 @@ pub mod carry;
 mod check;
 mod claim;
 pub mod client;
+mod directory;
 mod download;
 mod error;
+mod evict;
+mod keep;
 mod layout;
 mod lock;
+mod pin;
 mod registry;
+mod room;
 mod scratch;
 mod stamp;
 mod temporary;
 mod turns;
+mod verify;
 pub mod workers;
 mod writer;
 
@@ -79,5 +86,7 @@ pub use cache::{Cache, CacheConfig};
 pub use claim::Claim;
 pub use download::Download;
 pub use error::CacheError;
+pub use keep::{Entry, Removed, Usage};
 pub use layout::{Layout, LayoutError};
+pub use verify::Verified;
 pub use writer::{BlobFile, BlobWriter, WriteError};

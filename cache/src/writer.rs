@@ -8,8 +8,6 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use blobferry_protocol::Digest;
-use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
 
 use crate::temporary::Temporary;
 
@@ -17,14 +15,29 @@ use crate::temporary::Temporary;
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The disk is full, or the quota used up.
-    #[error("no room on the disk for {needed} more bytes at {path}: {source}")]
+    #[error("no room on the disk for {needed} more bytes at {path}, where {free} are free: {source}")]
     NoSpace {
         /// The file or directory that was to grow.
         path: PathBuf,
         /// The bytes asked for: all that the blob needs, or one write's where its size is not known.
         needed: u64,
+        /// The bytes that are free on the disk, whoever may have them.
+        free: u64,
         /// What the file system said.
         source: io::Error,
+    },
+    /// The limit of the cache leaves no room.
+    #[error(
+        "{needed} bytes are needed, but the cache may have {limit} in all, of which {in_use} are in use: wait until less \
+         is in use, or raise the limit (blobferry cache gc --limit)"
+    )]
+    Full {
+        /// The bytes asked for, with a little for what the file system needs itself.
+        needed: u64,
+        /// The most bytes that the files of the cache may have.
+        limit: u64,
+        /// The bytes that can not be removed now. 0 where the limit is too small for the blob in any case.
+        in_use: u64,
     },
     /// More bytes came than were announced.
     #[error("{size} bytes were announced, and at least {found} came")]
@@ -75,7 +88,10 @@ impl WriteError {
     ) -> impl FnOnce(io::Error) -> WriteError {
         move |source| match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                WriteError::NoSpace { path: path.to_owned(), needed, source }
+                let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+                let stat = rustix::fs::statvfs(dir);
+                let free = stat.map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+                WriteError::NoSpace { path: path.to_owned(), needed, free, source }
             }
             _ => WriteError::io(operation, path)(source),
         }
@@ -116,12 +132,8 @@ impl BlobWriter {
     /// # Errors
     /// [`WriteError::NoSpace`] where the disk is too full for `size` bytes.
     pub fn create(dir: &Path, size: u64) -> Result<BlobWriter, WriteError> {
-        let writer = BlobWriter::empty(dir, Some(size))?;
-        reserve(writer.file.file(), size).map_err(WriteError::space(
-            "reserve room for",
-            writer.file.path(),
-            size,
-        ))?;
+        let mut writer = BlobWriter::create_unsized(dir)?;
+        writer.expect(size)?;
         Ok(writer)
     }
 
@@ -130,12 +142,19 @@ impl BlobWriter {
     /// # Errors
     /// [`WriteError::NoSpace`] and [`WriteError::Io`].
     pub fn create_unsized(dir: &Path) -> Result<BlobWriter, WriteError> {
-        BlobWriter::empty(dir, None)
+        Temporary::create(dir).map(BlobWriter::over)
     }
 
-    fn empty(dir: &Path, size: Option<u64>) -> Result<BlobWriter, WriteError> {
-        let file = Temporary::create(dir)?;
-        Ok(BlobWriter { file, size, written: 0, hasher: Box::default() })
+    /// Fills a file that is open for writing.
+    pub(crate) fn over(file: Temporary) -> BlobWriter {
+        BlobWriter { file, size: None, written: 0, hasher: Box::default() }
+    }
+
+    /// From now on exactly `size` bytes are expected in all, and room for them is reserved.
+    pub(crate) fn expect(&mut self, size: u64) -> Result<(), WriteError> {
+        self.file.reserve(size)?;
+        self.size = Some(size);
+        Ok(())
     }
 
     /// Writes the next bytes.
@@ -151,6 +170,7 @@ impl BlobWriter {
             return Err(WriteError::TooLong { size, found });
         }
         let needed = bytes.len() as u64;
+        self.file.grow(found)?;
         self.file.file().write_all(bytes).map_err(WriteError::space("write to", self.file.path(), needed))?;
         self.hasher.update(bytes);
         self.written = found;
@@ -186,23 +206,6 @@ impl BlobWriter {
         match file.digest == expected {
             true => Ok(file),
             false => Err(WriteError::Digest { expected, found: file.digest }),
-        }
-    }
-}
-
-/// Reserves room on the disk, where the file system can do that.
-///
-/// Not with `fs2::allocate`: on Linux that returns whatever the last error was instead of "disk full", and where
-/// the file system cannot reserve it writes all the zeros itself.
-pub(crate) fn reserve(file: &File, size: u64) -> io::Result<()> {
-    if size == 0 {
-        return Ok(());
-    }
-    loop {
-        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
-            Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
-            done => return Ok(done?),
         }
     }
 }
@@ -292,6 +295,7 @@ pub(crate) fn digest_of(file: &File) -> io::Result<(Digest, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::io::Errno;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
@@ -307,7 +311,8 @@ mod tests {
     fn a_complete_file_has_its_bytes_digest_and_name_and_is_read_only() {
         let dir = tempfile::tempdir().unwrap();
         for size in [Some(6), None] {
-            let mut writer = BlobWriter::empty(dir.path(), size).unwrap();
+            let mut writer = BlobWriter::create_unsized(dir.path()).unwrap();
+            size.map(|size| writer.expect(size).unwrap());
             writer.write(b"abc").unwrap();
             writer.write(b"").unwrap();
             writer.write(b"def").unwrap();
