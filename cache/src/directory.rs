@@ -45,16 +45,24 @@ fn judge_access(root: &Path, access: Access, user: u32, owner: u32, mode: u32) -
 ///
 /// Two open files must exclude each other: that is all that a cache relies on.
 pub(crate) fn check_locks(root: &Path, file: &Path) -> Result<(), LayoutError> {
-    let first = FileLock::exclusive(file);
-    let second = match &first {
-        Ok(_) => FileLock::try_exclusive(file).map(|lock| lock.is_some()),
-        Err(_) => Ok(false),
+    let refused = |reason| {
+        let (root, file_system) = (root.to_owned(), file_system(file));
+        LayoutError::Locks { root, file_system, reason }
     };
-    judge_locks(first.map(drop), second).map_err(|reason| LayoutError::Locks {
-        root: root.to_owned(),
-        file_system: file_system(file),
-        reason,
-    })
+    let inode = |lock: &FileLock| lock.file().metadata().map(|metadata| metadata.ino());
+    loop {
+        let first = FileLock::exclusive(file);
+        let second = match &first {
+            Ok(_) => FileLock::try_exclusive(file),
+            Err(_) => Ok(None),
+        };
+        if let (Ok(first), Ok(Some(second))) = (&first, &second)
+            && inode(first).ok() != inode(second).ok()
+        {
+            continue; // somebody who creates the directory at the same time has put another file there
+        }
+        return judge_locks(first.map(drop), second.map(|second| second.is_some())).map_err(refused);
+    }
 }
 
 /// What is wrong with locks: `first` is what came of taking one, and `second` whether it was had a second time.

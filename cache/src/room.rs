@@ -68,6 +68,12 @@ pub(crate) fn on_disk(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.blocks().saturating_mul(512))
 }
 
+/// The bytes that are free on a directory's disk, where its file system has a size.
+pub(crate) fn free_bytes(dir: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    (stat.f_blocks > 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// What the file system may need beside a file's bytes: its attributes, and the list of its pieces. ext4 needs a block
 /// of 4096 bytes for 340 pieces; four blocks a piece is the worst that is thought of here.
 pub(crate) fn slack(size: u64) -> u64 {
@@ -132,10 +138,8 @@ impl Room {
         }
     }
 
-    /// The bytes that are free on the disk, where the file system tells.
     fn free(&self) -> Option<u64> {
-        let stat = rustix::fs::statvfs(self.0.layout.tmp()).ok()?;
-        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+        free_bytes(self.0.layout.tmp())
     }
 
     fn no_space(&self, needed: u64, error: Errno) -> WriteError {

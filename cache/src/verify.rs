@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use crate::cache::Cache;
 use crate::error::CacheError;
 use crate::keep::Entry;
-use crate::stamp;
+use crate::stamp::{self, Trust};
 use crate::writer::digest_of;
 
 /// What [`Cache::verify`] has found.
@@ -45,6 +45,11 @@ impl Cache {
                 Some((digest, Ok((found, size)))) if found == digest => {
                     verified.proven += 1;
                     verified.bytes += size;
+                    if stamp::trust(&file, self.boot()).map_err(failed("read the stamp of"))?
+                        != Trust::Trusted
+                    {
+                        self.proven(entry.blob, &file, digest);
+                    }
                 }
                 Some((_, Err(error))) if !is_damage(&error) => return Err(failed("read")(error)),
                 Some(_) => {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use blobferry_protocol::Digest;
 
+use crate::room::free_bytes;
 use crate::temporary::Temporary;
 
 /// Why a file of blob bytes could not be written.
@@ -89,8 +90,7 @@ impl WriteError {
         move |source| match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                 let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-                let stat = rustix::fs::statvfs(dir);
-                let free = stat.map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+                let free = free_bytes(dir).unwrap_or_default();
                 WriteError::NoSpace { path: path.to_owned(), needed, free, source }
             }
             _ => WriteError::io(operation, path)(source),

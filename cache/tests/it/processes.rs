@@ -24,16 +24,20 @@ fn child() {
     match role.as_str() {
         "claimer" => claimer(&dir),
         "churner" => churner(&dir),
+        "filler" => crate::room::filler(&dir),
+        "holder" => crate::room::holder(&dir),
+        "loader" => crate::strain::loader(&dir),
+
         other => panic!("{other}"),
     }
 }
 
 /// On a line of its own, whatever the test harness has printed before.
-fn say(what: &str) {
+pub(crate) fn say(what: &str) {
     println!("\n@{what}");
 }
 
-fn told() -> String {
+pub(crate) fn told() -> String {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
     line.trim().to_owned()
@@ -76,30 +80,30 @@ fn churner(dir: &Path) {
 }
 
 /// Children, and what they say.
-struct Children {
-    children: Vec<(Child, ChildStdin)>,
-    said: Receiver<(usize, String)>,
+pub(crate) struct Children {
+    pub(crate) children: Vec<(Child, ChildStdin)>,
+    pub(crate) said: Receiver<(usize, String)>,
 }
 
 impl Children {
-    fn start(count: usize, role: &str, dir: &Path) -> Children {
+    pub(crate) fn start(count: usize, role: &str, dir: &Path) -> Children {
         let (say, said) = channel();
         let children = (0..count).map(|n| start(n, role, dir, say.clone())).collect();
         Children { children, said }
     }
 
     /// Waits until `count` of them have said `what`, and returns who.
-    fn wait_for(&self, count: usize, what: &str) -> Vec<usize> {
+    pub(crate) fn wait_for(&self, count: usize, what: &str) -> Vec<usize> {
         let heard = (0..count).map(|_| self.said.recv().expect("all children are gone"));
         heard.map(|(who, said)| if said == what { who } else { panic!("{who} said {said}") }).collect()
     }
 
-    fn tell(&mut self, who: usize, what: &str) {
+    pub(crate) fn tell(&mut self, who: usize, what: &str) {
         writeln!(self.children[who].1, "{what}").unwrap();
     }
 
     /// Lets them leave, and sees that they do so well, but for those that were killed.
-    fn join(self, killed: &[usize]) {
+    pub(crate) fn join(self, killed: &[usize]) {
         for (n, (mut child, stdin)) in self.children.into_iter().enumerate() {
             drop(stdin);
             assert_eq!(child.wait().unwrap().success(), !killed.contains(&n), "{n}");
