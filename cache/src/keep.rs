@@ -68,11 +68,11 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError::Room`]; [`CacheError::ServersOwn`].
-    pub fn set_limit(&self, limit: Option<u64>) -> Result<(), CacheError> {
+    pub fn set_limit(&self, limit: Option<u64>) -> Result<Removed, CacheError> {
         let room = self.own_room("limit its size")?;
         let set = |room: &Room| room.ledger()?.account.set_limit(limit).map_err(room.failed());
         set(room).map_err(CacheError::Room)?;
-        limit.map_or(Ok(()), |limit| self.shrink(room, limit).map(drop))
+        limit.map_or(Ok(Removed::default()), |limit| self.shrink(room, limit))
     }
 
     /// The limit of the cache.

@@ -8,6 +8,7 @@
 )]
 
 mod at_once;
+mod cache;
 mod conformance;
 mod crashes;
 mod exit_codes;

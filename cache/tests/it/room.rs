@@ -215,7 +215,7 @@ fn a_blob_larger_than_the_limit_is_refused_before_anything_is_removed() {
     assert_eq!(there(&cache), [1, 2, 3]);
     let said = cache.check_room(blob(4), 4 * MIB).unwrap_err().to_string();
     assert!(said.contains("4194304") && said.contains("blobferry cache gc --limit"), "{said}");
-    let huge = cache.set_limit(None).and_then(|()| cache.check_room(blob(4), 1 << 60)).unwrap_err();
+    let huge = cache.set_limit(None).and_then(|_| cache.check_room(blob(4), 1 << 60)).unwrap_err();
     assert!(matches!(huge, CacheError::Write { source: WriteError::NoSpace { .. }, .. }), "{huge}");
 }
 
