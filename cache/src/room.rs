@@ -256,6 +256,7 @@ impl Reserved {
         }
         let more = room.cost(size).saturating_sub(self.bytes);
         ledger.check_limit(self.bytes.saturating_add(more))?;
+        room.check_disk(&ledger, size)?;
         let mut search = Search::default();
         loop {
             ledger.take(more)?;
@@ -364,5 +365,143 @@ pub(crate) fn allocate(file: &File, size: u64, free: Option<u64>) -> Result<bool
             Err(error) => return Err(error),
             Ok(()) => return Ok(blocks() >= size),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+    use std::io::Write;
+    use tempfile::TempDir;
+
+    /// A room without a limit, and with nothing in it but what the account itself needs.
+    fn room() -> ((Scratch, TempDir), Room) {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(dir.path()).unwrap();
+        let (scratch, _) = Scratch::create(layout.tmp()).unwrap();
+        let room = Room::new(&layout, scratch.path(), Some(Boot([1; 16])));
+        ((scratch, dir), room)
+    }
+
+    fn used(room: &Room) -> u64 {
+        room.ledger().unwrap().account.used()
+    }
+
+    fn recount(room: &Room) -> u64 {
+        room.tidy().unwrap();
+        used(room)
+    }
+
+    fn file(room: &Room, name: &str) -> (PathBuf, File) {
+        let path = room.0.scratch.join(name);
+        (path.clone(), File::create(&path).unwrap())
+    }
+
+    #[test]
+    fn what_is_reserved_is_in_the_account_and_on_the_disk_until_it_is_settled_or_given_back() {
+        let (_dir, room) = room();
+        room.ledger().unwrap();
+        let before = recount(&room);
+        let (path, mut file) = file(&room, "file");
+        let mut reserved = room.held(&file).unwrap();
+        assert_eq!(used(&room), before);
+        reserved.extend(&file, 100_000).unwrap();
+        assert_eq!(used(&room), before + room.cost(100_000));
+        assert!(recount(&room) >= before + room.cost(100_000), "another one finds it, too");
+        file.write_all(&[1; 100_000]).unwrap();
+        reserved.settle(&file).unwrap();
+        let settled = before + on_disk(&file).unwrap();
+        assert!((settled..=settled + slack(200_000)).contains(&used(&room)));
+
+        let mut again = room.held(&file).unwrap();
+        again.extend(&file, 200_000).unwrap();
+        std::fs::remove_file(path).unwrap();
+        drop(again);
+        assert!((before..=before + slack(200_000)).contains(&used(&room)), "{} {before}", used(&room));
+        assert_eq!(recount(&room), before);
+    }
+
+    #[test]
+    fn a_recount_in_between_never_leaves_too_little() {
+        let (_dir, room) = room();
+        room.ledger().unwrap();
+        let before = recount(&room);
+        // Removed after a recount, and before one.
+        for recounted_before in [true, false] {
+            let (path, file) = file(&room, "file");
+            let mut reserved = room.held(&file).unwrap();
+            reserved.extend(&file, 100_000).unwrap();
+            if recounted_before {
+                recount(&room);
+            }
+            std::fs::remove_file(path).unwrap();
+            if !recounted_before {
+                recount(&room);
+            }
+            drop(reserved);
+            assert!(used(&room) >= before);
+            assert_eq!(room.ledger().unwrap().account.doubt(), crate::account::Doubt::High);
+            assert_eq!(recount(&room), before);
+        }
+        // Made larger, and settled, after a recount.
+        let (_, mut file) = file(&room, "file");
+        let mut reserved = room.held(&file).unwrap();
+        reserved.extend(&file, 100_000).unwrap();
+        recount(&room);
+        reserved.extend(&file, 300_000).unwrap();
+        assert!(used(&room) >= before + room.cost(300_000));
+        file.write_all(&[1; 300_000]).unwrap();
+        recount(&room);
+        reserved.settle(&file).unwrap();
+        assert!(used(&room) >= before + on_disk(&file).unwrap());
+    }
+
+    #[test]
+    fn a_file_that_grows_is_given_room_in_steps_and_keeps_only_what_it_needs() {
+        let (_dir, room) = room();
+        room.ledger().unwrap();
+        let before = recount(&room);
+        let (_, mut file) = file(&room, "file");
+        let mut reserved = room.held(&file).unwrap();
+        reserved.grow(&file, 10).unwrap();
+        assert_eq!(used(&room), before + room.cost(1 << 20));
+        reserved.grow(&file, 1 << 20).unwrap();
+        assert_eq!(used(&room), before + room.cost(1 << 20));
+        file.write_all(b"ten  bytes").unwrap();
+        reserved.settle(&file).unwrap();
+        assert_eq!(used(&room), before + on_disk(&file).unwrap());
+        assert!(on_disk(&file).unwrap() <= 8192);
+    }
+
+    #[test]
+    fn what_a_mark_stands_for_is_counted_and_gone_with_it() {
+        let (_dir, room) = room();
+        room.ledger().unwrap();
+        let before = recount(&room);
+        let (_, file) = file(&room, "file");
+        let mut reserved = room.held(&file).unwrap();
+        reserved.make_mark(100_000).unwrap();
+        reserved.make_mark(200_000).unwrap();
+        assert_eq!(recount(&room), before + 200_000);
+        drop(reserved);
+        assert_eq!(recount(&room), before);
+    }
+
+    #[test]
+    fn what_does_not_fit_takes_nothing() {
+        let (_dir, room) = room();
+        room.ledger().unwrap().account.set_limit(Some(1 << 20)).unwrap();
+        let before = recount(&room);
+        let (_, file) = file(&room, "file");
+        let mut reserved = room.held(&file).unwrap();
+        for size in [1 << 20, u64::MAX] {
+            let full = reserved.extend(&file, size);
+            assert!(matches!(full, Err(WriteError::Full { limit, .. }) if limit == 1 << 20), "{full:?}");
+        }
+        room.ledger().unwrap().account.set_limit(None).unwrap();
+        assert!(matches!(reserved.extend(&file, 1 << 60), Err(WriteError::NoSpace { .. })));
+        drop(reserved);
+        assert_eq!((used(&room), on_disk(&file).unwrap()), (before, 0));
     }
 }

@@ -312,7 +312,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for size in [Some(6), None] {
             let mut writer = BlobWriter::create_unsized(dir.path()).unwrap();
-            size.map(|size| writer.expect(size).unwrap());
+            if let Some(size) = size {
+                writer.expect(size).unwrap();
+            }
             writer.write(b"abc").unwrap();
             writer.write(b"").unwrap();
             writer.write(b"def").unwrap();

@@ -5,8 +5,11 @@
 use crate::room::taken_at_once;
 use crate::util::{blob, content, load, open, open_limited, read};
 use blobferry_cache::{Cache, CacheError, WriteError};
+use blobferry_protocol::{BlobId, Oid, Tid};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use tempfile::TempDir;
 
 const MIB: usize = 1 << 20;
@@ -90,8 +93,7 @@ fn where_nothing_can_be_allocated_in_advance_the_limit_holds_all_the_same() {
     download.start(2 << 20).unwrap();
     // Nothing is written, but it is taken; also after a recount by somebody else.
     other.gc(None).unwrap();
-    let refused =
-        load(&other, blobferry_protocol::BlobId { oid: blobferry_protocol::Oid(4), ..blob(2) }, 2 * MIB);
+    let refused = load(&other, BlobId { oid: Oid(4), ..blob(2) }, 2 * MIB);
     assert!(matches!(refused, Err(CacheError::Write { source: WriteError::Full { .. }, .. })), "{refused:?}");
     let bytes = content(blob(1), 2 * MIB);
     download.write(&bytes).unwrap();
@@ -108,4 +110,47 @@ fn where_nothing_can_be_allocated_in_advance_the_limit_holds_all_the_same() {
         (0, 3),
         "there are no attributes to tell the digest"
     );
+}
+
+#[test]
+fn not_even_for_a_moment_do_files_take_more_than_the_limit() {
+    // Of a file system of its own, the kernel says at any moment how much is taken, whoever holds which lock.
+    let Some(mount) = Mount::new("tmpfs", "size=64m") else { return };
+    let cache = open_limited(&mount.cache(), 4 << 20);
+    let root = mount.cache();
+    let taken = || {
+        let stat = rustix::fs::statvfs(&root).unwrap();
+        (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+    };
+    // Directories take some, too, and are no files of the cache.
+    for bucket in 0..200 {
+        cache.layout().create_bucket(bucket).unwrap();
+    }
+    let (directories, done) = (taken(), AtomicBool::new(false));
+    let most = thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut most = 0;
+            while !done.load(Ordering::Relaxed) {
+                most = most.max(taken());
+            }
+            most
+        });
+        let fillers: Vec<_> = (0..4_u64)
+            .map(|thread| {
+                let cache = open(&root);
+                scope.spawn(move || {
+                    for n in 0..50 {
+                        let blob = BlobId { oid: Oid(thread * 50 + n), tid: Tid(1) };
+                        let size = 1 + (thread * 50 + n).wrapping_mul(7919) % 500_000;
+                        load(&cache, blob, usize::try_from(size).unwrap()).unwrap();
+                    }
+                })
+            })
+            .collect();
+        fillers.into_iter().for_each(|filler| filler.join().unwrap());
+        done.store(true, Ordering::Relaxed);
+        watcher.join().unwrap()
+    });
+    assert!(most <= directories + (4 << 20), "{most} {directories}");
+    assert!(most > 3 << 20, "{most}");
 }
