@@ -15,8 +15,8 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
 /// What `filler`s fill, with four threads each.
-const FILLERS: usize = 4;
-const FILLED: u64 = 8 * MIB;
+pub(crate) const FILLERS: usize = 4;
+pub(crate) const FILLED: u64 = 8 * MIB;
 
 /// The bytes that the files below a directory take.
 pub(crate) fn taken(dir: &Path) -> u64 {
