@@ -6,6 +6,7 @@ use blobferry_protocol::Tid;
 use clap::{Args, Parser, Subcommand};
 
 use crate::catalog::{NameAt, NamePath};
+use crate::size::{Limit, Size};
 use crate::transport::Transport;
 
 /// Where a server listens, and is looked for, unless somebody says otherwise.
@@ -42,6 +43,10 @@ pub(crate) struct Global {
     /// The directory of blobs that all processes of this machine share [default: the user's cache directory].
     #[arg(long, global = true, env = "BLOBFERRY_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// The most that the cache may have on the disk: 10G, 500M, or a number of bytes. It is recorded in the cache, for all
+    /// who use it; what was used longest ago is removed when room is needed.
+    #[arg(long, global = true, env = "BLOBFERRY_CACHE_LIMIT", value_name = "SIZE")]
+    pub(crate) cache_limit: Option<Size>,
     /// What carries the connections, of a server or a client. `tokio` uses all processors for them without being told how
     /// many; `mio` has one thread for them, and does without a runtime. They do the same.
     #[arg(long, global = true, value_enum, default_value_t)]
@@ -79,6 +84,8 @@ pub(crate) enum Command {
     /// Reads every byte. Prints a line for everything that is not as it should be (kind, oid, tid, path, what is wrong,
     /// what can be done), and ends with code 6 if any of it is damage.
     Check(CheckArgs),
+    /// Keep house in this machine's cache, without a server. Tells what it takes.
+    Cache(CacheArgs),
     /// Watch it work: a server and 8 processes that all want the same files at once.
     Demo(DemoArgs),
     /// One of the processes that `demo` starts.
@@ -195,6 +202,58 @@ pub(crate) struct CheckArgs {
     pub(crate) repair: bool,
 }
 
+/// Arguments of `cache`.
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<CacheCommand>,
+}
+
+/// What can be done with a cache.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// List the blobs: one OID@TID a line.
+    Ls(CacheLsArgs),
+    /// Remove leftovers, and what is more than the limit: first what was used longest ago. What is in use or pinned stays.
+    Gc(CacheGcArgs),
+    /// Read every blob, and remove those that are damaged: exit code 6 if there were any.
+    Verify,
+    /// Keep blobs, also when room is needed.
+    Pin(CachePinArgs),
+    /// Remove everything that is neither in use nor pinned.
+    Clear,
+}
+
+/// Arguments of `cache ls`.
+#[derive(Debug, Args)]
+pub(crate) struct CacheLsArgs {
+    /// Tell more: blob, size, bytes on the disk, last use, state, path.
+    #[arg(short, long)]
+    pub(crate) long: bool,
+}
+
+/// Arguments of `cache gc`.
+#[derive(Debug, Args)]
+pub(crate) struct CacheGcArgs {
+    /// First set the limit of the cache, for all who use it, from now on: 10G, 500M, a number of bytes, or `none`.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) limit: Option<Limit>,
+    /// Remove down to this size, instead of the limit.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) to: Option<Size>,
+}
+
+/// Arguments of `cache pin`.
+#[derive(Debug, Args)]
+pub(crate) struct CachePinArgs {
+    /// Blobs as `cache ls` names them, or the paths that `get` prints.
+    #[arg(required = true, value_name = "OID@TID|PATH")]
+    pub(crate) blobs: Vec<String>,
+    /// Let them go again.
+    #[arg(long)]
+    pub(crate) remove: bool,
+}
+
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
@@ -235,9 +294,15 @@ mod tests {
 
     #[test]
     fn what_can_not_be_meant_is_a_usage_error() {
-        for line in
-            ["blobferry", "blobferry put", "blobferry get a//b", "blobferry pack --before 12", "blobferry rm"]
-        {
+        for line in [
+            "blobferry",
+            "blobferry put",
+            "blobferry get a//b",
+            "blobferry pack --before 12",
+            "blobferry rm",
+            "blobferry cache pin",
+            "blobferry ls --cache-limit much",
+        ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
         let both = parse("blobferry pack --keep-days 3 --before 0000000000000001");

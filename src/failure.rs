@@ -37,6 +37,15 @@ pub(crate) enum Failure {
         /// The server's directory.
         dir: PathBuf,
     },
+    /// This machine's cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// Some of its blobs were damaged.
+    #[error("{count} blobs were damaged, and are removed: `blobferry get` will fetch them again")]
+    DamagedCache {
+        /// How many.
+        count: usize,
+    },
     /// Standard output can not be written. A reader that has gone away is not worth a word: see [`Failure::quiet`].
     #[error("standard output: {0}")]
     Output(io::Error),
@@ -95,7 +104,10 @@ impl Failure {
             Failure::Store(error) if error.is_damage() => Exit::Damaged,
             Failure::Local(error) if error.is_usage() => Exit::Usage,
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
+            Failure::Cache(CacheError::NotCached { .. }) => Exit::NoSuchName,
+            Failure::DamagedCache { .. } => Exit::Damaged,
             Failure::Local(_)
+            | Failure::Cache(_)
             | Failure::Store(_)
             | Failure::Output(_)
             | Failure::Demo
@@ -188,6 +200,10 @@ mod tests {
             (CatalogError::Contention { attempts: 3 }.into(), 4),
             (RemoteError::NoServer { server: String::new(), reason: String::new() }.into(), 5),
             (CatalogError::Missing { oid: Oid(1) }.into(), 6),
+            (CacheError::NotCached { blob }.into(), 3),
+            (CacheError::NoPins { path: "f".into() }.into(), 1),
+            (Failure::DamagedCache { count: 1 }, 6),
+            (write(WriteError::Full { needed: 3, limit: 2, in_use: 1 }), 1),
             (RemoteError::NoAddress { server: String::new() }.into(), 2),
             (lost("closed"), 5),
             (RemoteError::NotCommitted.into(), 5),

@@ -25,7 +25,7 @@ pub(crate) fn moment(tid: Tid) -> String {
 }
 
 /// A moment in ISO 8601, from the time since 1970.
-fn iso(since_epoch: Duration) -> String {
+pub(crate) fn iso(since_epoch: Duration) -> String {
     let seconds = since_epoch.as_secs();
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);

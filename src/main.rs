@@ -15,6 +15,7 @@ mod output;
 mod progress;
 mod remote;
 mod server;
+mod size;
 mod transport;
 
 use std::io::{IsTerminal, Write};

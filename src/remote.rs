@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use blobferry_cache::carry::Progress;
 use blobferry_cache::client::{BlobSource, CallError, ConnectError, Session, Transaction, VoteError};
-use blobferry_cache::{Cache, CacheConfig, CacheError};
+use blobferry_cache::{Cache, CacheError};
 use blobferry_protocol::{BlobId, BlobInfo, HistoryEntry, Oid, Packed, RequestError, Revision, Tid, TxnMeta};
 use blobferry_transport_tokio::wait;
 use thiserror::Error;
+use tokio::task::spawn_blocking;
 
 use crate::catalog::{Attempt, Objects, Writes};
 use crate::transport::{Link, Transport};
@@ -110,13 +111,12 @@ async fn connect(transport: Transport, server: &str, cache: Cache) -> Result<Lin
 }
 
 impl Remote {
-    /// Connects to a server, with a cache directory on this side.
+    /// Connects to a server, with a cache on this side.
     pub(crate) async fn connect(
         transport: Transport,
         server: &str,
-        cache: &Path,
+        cache: Cache,
     ) -> Result<Remote, RemoteError> {
-        let cache = Cache::open(cache, CacheConfig::default()).map_err(RemoteError::Cache)?;
         Ok(Remote { server: server.to_owned(), link: connect(transport, server, cache).await? })
     }
 
@@ -149,14 +149,25 @@ impl Remote {
         Ok(wait(|done| self.session().pack(before, done)).await?)
     }
 
-    /// A blob in the cache: where it is, and the open file. `progress` is told how many bytes have come, where it has
-    /// to be downloaded.
+    /// A blob of `size` bytes in the cache: where it is, and the open file, which keeps it there. `progress` is told how
+    /// many bytes have come, where it has to be downloaded. What can have no room is not asked for.
     pub(crate) async fn fetch(
         &self,
         blob: BlobId,
+        size: u64,
         progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<(PathBuf, File), RemoteError> {
         let progress = Arc::new(move |at: Progress| progress(at.done));
+        let cache = self.session().cache().clone();
+        // To look into the account of the cache may be to wait for another process.
+        let checked = spawn_blocking(move || match cache.get(blob)? {
+            Some(_) => Ok(()),
+            None => cache.check_room(blob, size),
+        });
+        match checked.await {
+            Ok(checked) => checked.map_err(CallError::Cache)?,
+            Err(_) => return Err(CallError::unanswered().into()),
+        }
         let cached = wait(|done| self.session().load_blob(blob, Some(progress), done)).await?;
         Ok((cached.path().to_owned(), cached.into_file()))
     }

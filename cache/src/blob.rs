@@ -1,7 +1,6 @@
 //! A blob that is there: an open file, and where it is.
 
-use std::fs::File;
-use std::io;
+use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -10,8 +9,9 @@ use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 /// A blob in the cache: an open read-only file, all of it.
 ///
-/// Whoever removes the file takes nothing away from this one: it stays readable as long as it is open. The path is
-/// for programs that want one; the file may be gone from there at any time.
+/// As long as it lives, or the file that [`CachedBlob::into_file`] makes of it, no process removes the file to make
+/// room: its path can be given to other programs. In shared mode the server alone decides that, and the file may be
+/// gone from its path at any time. What is open stays readable in any case.
 #[derive(Debug)]
 pub struct CachedBlob {
     blob: BlobId,
@@ -21,9 +21,8 @@ pub struct CachedBlob {
 }
 
 impl CachedBlob {
-    pub(crate) fn new(blob: BlobId, path: PathBuf, file: File) -> io::Result<CachedBlob> {
-        let size = file.metadata()?.len();
-        Ok(CachedBlob { blob, path, file, size })
+    pub(crate) fn new(blob: BlobId, path: PathBuf, file: File, metadata: &Metadata) -> CachedBlob {
+        CachedBlob { blob, path, file, size: metadata.len() }
     }
 
     /// The blob that it is.
@@ -44,7 +43,7 @@ impl CachedBlob {
         &self.file
     }
 
-    /// The file, open for reading.
+    /// The file, open for reading. It is in use as long as this, or a clone of it, is open.
     #[must_use]
     pub fn into_file(self) -> File {
         self.file
@@ -55,27 +54,27 @@ impl CachedBlob {
     pub fn size(&self) -> u64 {
         self.size
     }
+}
 
-    /// Notes in the file's access time that it is in use, as ZEO does: what was used longest ago is removed first
-    /// when room is needed. The kernel's own notes are too coarse for that (`relatime`), or not taken (`noatime`).
-    /// Once a minute is often enough; where it is not allowed, it is left.
-    pub(crate) fn touch(&self) {
-        const OFTEN_ENOUGH: Duration = Duration::from_secs(60);
-        let Ok(last) = self.file.metadata().and_then(|metadata| metadata.accessed()) else { return };
-        if SystemTime::now().duration_since(last).is_ok_and(|age| age > OFTEN_ENOUGH) {
-            let times = Timestamps {
-                last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-                last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            };
-            _ = rustix::fs::futimens(&self.file, &times);
-        }
+/// Notes in the file's access time that it is used, as ZEO does: what was used longest ago is removed first when room
+/// is needed. The kernel's own notes are too coarse for that (`relatime`), or not taken (`noatime`). Once a second is
+/// often enough; where it is not allowed, it is left.
+pub(crate) fn touch(file: &File, metadata: &Metadata) {
+    const OFTEN_ENOUGH: Duration = Duration::from_secs(1);
+    let Ok(last) = metadata.accessed() else { return };
+    // A time in the future would keep the file for ever.
+    if SystemTime::now().duration_since(last).map_or(true, |age| age > OFTEN_ENOUGH) {
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+            last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        };
+        _ = rustix::fs::futimens(file, &times);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blobferry_protocol::{Oid, Tid};
 
     #[test]
     fn the_use_of_a_file_is_noted_and_its_age_is_kept() {
@@ -84,8 +83,7 @@ mod tests {
         let file = File::create(&path).unwrap();
         let long_ago = SystemTime::now() - Duration::from_secs(3600);
         file.set_times(std::fs::FileTimes::new().set_accessed(long_ago).set_modified(long_ago)).unwrap();
-        let blob = BlobId { oid: Oid(1), tid: Tid(1) };
-        CachedBlob::new(blob, path, file.try_clone().unwrap()).unwrap().touch();
+        touch(&file, &file.metadata().unwrap());
         let metadata = file.metadata().unwrap();
         assert!(metadata.accessed().unwrap() > long_ago + Duration::from_secs(1800));
         assert!(metadata.modified().unwrap() < long_ago + Duration::from_secs(1800));

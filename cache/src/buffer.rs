@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::blob::CachedBlob;
 use crate::cache::Cache;
 use crate::error::CacheError;
 use crate::temporary::Temporary;
-use crate::writer::{BlobFile, WriteError, reserve};
+use crate::writer::{BlobFile, BlobWriter, WriteError};
 
 /// How a file is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,13 +60,13 @@ impl TransactionBuffer {
             return Err(CacheError::NotAFile { path: path.to_owned() });
         }
         let moved = match how {
-            Take::Move => rename(path, self.tmp()).map_err(take)?,
+            Take::Move => rename(path, &self.cache).map_err(take)?,
             Take::Copy => None,
         };
         let file = match moved {
             Some(file) => file,
             None => {
-                let file = copy(path, self.tmp()).map_err(take)?;
+                let file = copy(path, &self.cache).map_err(take)?;
                 let file = file.ok_or_else(|| CacheError::Changed { path: path.to_owned() })?;
                 if how == Take::Move {
                     fs::remove_file(path).map_err(WriteError::io("remove", path)).map_err(take)?;
@@ -79,14 +79,30 @@ impl TransactionBuffer {
         Ok(self.insert(oid, Buffered { file, size, digest: None }))
     }
 
-    /// Takes a file for an object that was written with a [`BlobWriter`](crate::BlobWriter) in
-    /// [`TransactionBuffer::tmp`]. Of two files for one object the last one counts.
+    /// Takes a file for an object that was written with [`TransactionBuffer::writer`], or another [`BlobWriter`] in
+    /// [`TransactionBuffer::tmp`], which is counted only now. Of two files for one object the last one counts.
     ///
     /// # Errors
-    /// None today.
+    /// [`CacheError::Take`] where there is no room for a file that was not counted before.
     pub fn adopt(&mut self, oid: Oid, file: BlobFile) -> Result<&Buffered, CacheError> {
         let (size, digest) = (file.size(), Some(file.digest()));
-        Ok(self.insert(oid, Buffered { file: file.file, size, digest }))
+        let mut file = file.file;
+        if let Some(room) = self.cache.room()
+            && !file.has_room()
+        {
+            let reserved =
+                room.admit_filled(file.file()).map_err(|source| CacheError::Take { oid, source })?;
+            file = file.having(reserved);
+        }
+        Ok(self.insert(oid, Buffered { file, size, digest }))
+    }
+
+    /// A file to fill with the bytes of a blob, as many as will come, for [`TransactionBuffer::adopt`].
+    ///
+    /// # Errors
+    /// [`WriteError::NoSpace`] and [`WriteError::Io`].
+    pub fn writer(&self) -> Result<BlobWriter, WriteError> {
+        self.cache.temporary().map(BlobWriter::over)
     }
 
     /// Where its files are: in shared mode the server's `tmp/`.
@@ -180,8 +196,8 @@ impl Buffered {
     }
 }
 
-/// Renames a file into `dir`. `None`, and it is where it was, if it must be copied instead.
-fn rename(path: &Path, dir: &Path) -> Result<Option<Temporary>, WriteError> {
+/// Renames a file into the cache. `None`, and it is where it was, if it must be copied instead.
+fn rename(path: &Path, cache: &Cache) -> Result<Option<Temporary>, WriteError> {
     let metadata = fs::symlink_metadata(path).map_err(WriteError::io("open", path))?;
     // Whoever has another name for it, or owns it, could change the blob later.
     let owned = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.nlink() == 1;
@@ -190,23 +206,39 @@ fn rename(path: &Path, dir: &Path) -> Result<Option<Temporary>, WriteError> {
     }
     // First, so that a file that can not be read stays where it is.
     let file = File::open(path).map_err(WriteError::io("open", path))?;
-    let place = Temporary::create(dir)?;
-    match fs::rename(path, place.path()) {
+    let place = Temporary::create(cache.tmp())?;
+    admit(place, &metadata, cache, |place| match fs::rename(path, place.path()) {
         Ok(()) => Ok(Some(place.with(file))),
         Err(error) if error.kind() == ErrorKind::CrossesDevices => Ok(None),
         Err(error) => Err(WriteError::io("move", path)(error)),
-    }
+    })
 }
 
-/// Copies a file into `dir`. `None` if it changed meanwhile.
-fn copy(path: &Path, dir: &Path) -> Result<Option<Temporary>, WriteError> {
+/// Puts a file that has its blocks already into a place in the cache, which has room for it then.
+fn admit(
+    place: Temporary,
+    file: &Metadata,
+    cache: &Cache,
+    put: impl FnOnce(Temporary) -> Result<Option<Temporary>, WriteError>,
+) -> Result<Option<Temporary>, WriteError> {
+    let Some(room) = cache.room() else { return put(place) };
+    let admitted = room.admit(file.len(), file.blocks().saturating_mul(512), || put(place))?;
+    Ok(admitted.map(|(file, reserved)| file.having(reserved)))
+}
+
+/// Copies a file into the cache. `None` if it changed meanwhile.
+fn copy(path: &Path, cache: &Cache) -> Result<Option<Temporary>, WriteError> {
     let source = File::open(path).map_err(WriteError::io("open", path))?;
-    let size = source.metadata().map_err(WriteError::io("open", path))?.len();
-    let copy = Temporary::create(dir)?;
-    if rustix::fs::ioctl_ficlone(copy.file(), &source).is_ok() {
-        return Ok(Some(copy));
+    let metadata = source.metadata().map_err(WriteError::io("open", path))?;
+    let size = metadata.len();
+    let cloned = admit(Temporary::create(cache.tmp())?, &metadata, cache, |place| {
+        Ok(rustix::fs::ioctl_ficlone(place.file(), &source).is_ok().then_some(place))
+    })?;
+    if cloned.is_some() {
+        return Ok(cloned);
     }
-    reserve(copy.file(), 0, size).map_err(WriteError::space("reserve room for", copy.path(), size))?;
+    let mut copy = cache.temporary()?;
+    copy.reserve(size)?;
     // One byte more than it has would show that it has grown; a log that grows all the time does not keep us.
     let copied = io::copy(&mut (&source).take(size.saturating_add(1)), &mut copy.file())
         .map_err(WriteError::space("copy a file to", copy.path(), size))?;

@@ -3,21 +3,24 @@
 //! How processes and threads agree on who fills it is told in `claim.rs`.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blobferry_protocol::{BlobId, Digest};
 
-use crate::blob::CachedBlob;
+use crate::blob::{CachedBlob, touch};
 use crate::buffer::TransactionBuffer;
 use crate::check::Checks;
 use crate::claim::Done;
 use crate::error::CacheError;
+use crate::evict;
 use crate::layout::Layout;
-use crate::lock::FileLock;
+use crate::lock::{self, FileLock};
 use crate::registry::Registry;
+use crate::room::Room;
 use crate::scratch::Scratch;
 use crate::stamp::{self, Boot, Trust};
 use crate::temporary::Temporary;
@@ -29,6 +32,11 @@ pub struct CacheConfig {
     /// The directory is the server's own directory of blobs, on a file system that both share. Then nothing is ever
     /// downloaded: a file that is not there is nowhere.
     pub shared: bool,
+    /// The most bytes that the cache's files may take on the disk, from now on and for all processes that use it. It is
+    /// recorded in the directory: `None` leaves it as it is. [`Cache::set_limit`] changes it, and takes it away.
+    ///
+    /// Files that are in use, or pinned, are kept. A blob that does not fit beside them is refused.
+    pub limit: Option<u64>,
 }
 
 /// A machine's cache of blobs, which many processes have open at once. Cheap to clone.
@@ -41,11 +49,17 @@ pub struct Cache(Arc<Inner>);
 struct Inner {
     layout: Layout,
     shared: bool,
-    /// Where unfinished files of this process are; `None` in shared mode, where the server looks after them.
-    scratch: Option<Scratch>,
+    /// Of this process; `None` in shared mode, where the server looks after what is unfinished, and after room.
+    own: Option<Own>,
     boot: Option<Boot>,
     registry: Mutex<Registry<FileLock, Done>>,
     checks: Mutex<Checks>,
+}
+
+struct Own {
+    room: Room,
+    /// Where unfinished files are.
+    scratch: Scratch,
 }
 
 /// What is under a blob's name.
@@ -59,29 +73,41 @@ pub(crate) enum Found {
 }
 
 impl Cache {
-    /// Opens a cache, and creates it where there is none. Unfinished files of processes that died are removed.
+    /// Opens a cache, and creates it where there is none. Unfinished files of processes that died are removed. Where
+    /// the cache is larger than the limit, blobs are removed, those first that were used longest ago.
     ///
     /// # Errors
-    /// [`CacheError::Layout`] where the directory is used for something else (or, in shared mode, is not there);
-    /// [`CacheError::Io`].
+    /// [`CacheError::Layout`] where the directory is used for something else, can not be trusted, or has no working
+    /// locks (or, in shared mode, is not there); [`CacheError::Room`]; [`CacheError::Io`].
     pub fn open(dir: impl AsRef<Path>, config: CacheConfig) -> Result<Cache, CacheError> {
-        let (layout, scratch) = if config.shared {
+        let boot = Boot::current();
+        let (layout, own) = if config.shared {
             (Layout::open_existing(dir)?, None)
         } else {
             let layout = Layout::open(dir)?;
-            let scratch = Scratch::create(layout.tmp());
-            let scratch =
-                scratch.map_err(CacheError::io("make a directory for unfinished files in", layout.tmp()))?;
-            (layout, Some(scratch))
+            let swept = Scratch::create(layout.tmp());
+            let (scratch, swept) =
+                swept.map_err(CacheError::io("make a directory for unfinished files in", layout.tmp()))?;
+            let room = Room::new(&layout, scratch.path(), boot);
+            // What is a blob already needs no part of it any more.
+            let parts = evict::remove_partials(&layout, |blob| layout.blob_path(blob).exists());
+            if swept || parts > 0 {
+                room.set_doubt().map_err(CacheError::Room)?;
+            }
+            (layout, Some(Own { room, scratch }))
         };
-        Ok(Cache(Arc::new(Inner {
+        let cache = Cache(Arc::new(Inner {
             layout,
             shared: config.shared,
-            scratch,
-            boot: Boot::current(),
+            own,
+            boot,
             registry: Mutex::new(Registry::new()),
             checks: Mutex::new(Checks::default()),
-        })))
+        }));
+        if config.limit.is_some() {
+            cache.set_limit(config.limit)?;
+        }
+        Ok(cache)
     }
 
     /// The directory.
@@ -90,7 +116,7 @@ impl Cache {
         &self.0.layout
     }
 
-    /// The blob, if it is there, and known to be undamaged. Never waits, never locks, never reads the file.
+    /// The blob, if it is there, and known to be undamaged. Never waits for a download, and never reads the file.
     ///
     /// `None` is not the last word: [`Cache::claim`] is, which also proves a file that was written before the
     /// machine was last started.
@@ -112,11 +138,7 @@ impl Cache {
 
     pub(crate) fn look(&self, blob: BlobId) -> Result<Found, CacheError> {
         let path = self.layout().blob_path(blob);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Missing),
-            Err(error) => return Err(CacheError::io("open", &path)(error)),
-        };
+        let Some((file, metadata)) = self.open_blob(&path)? else { return Ok(Found::Missing) };
         if !self.is_shared() {
             let trust =
                 stamp::trust(&file, self.boot()).map_err(CacheError::io("read the stamp of", &path))?;
@@ -125,33 +147,54 @@ impl Cache {
             {
                 return Ok(Found::Unproven(file, digest));
             }
+            touch(&file, &metadata);
         }
-        let cached =
-            CachedBlob::new(blob, path.clone(), file).map_err(CacheError::io("read the size of", &path))?;
-        if !self.is_shared() {
-            cached.touch();
+        Ok(Found::Ready(CachedBlob::new(blob, path, file, &metadata)))
+    }
+
+    /// Opens a blob's file. From then on it is in use, and is not removed, but by the server in shared mode.
+    pub(crate) fn open_blob(&self, path: &Path) -> Result<Option<(File, Metadata)>, CacheError> {
+        loop {
+            let file = match File::open(path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(CacheError::io("open", path)(error)),
+            };
+            if !self.is_shared() {
+                lock::share(&file).map_err(CacheError::io("lock", path))?;
+            }
+            let metadata = file.metadata().map_err(CacheError::io("read the size of", path))?;
+            if self.is_shared() || metadata.nlink() > 0 {
+                return Ok(Some((file, metadata)));
+            }
+            // It was removed before it was locked: another one may be there.
         }
-        Ok(Found::Ready(cached))
     }
 
     /// Makes a complete file the blob.
     ///
-    /// Takes no lock: the rename is at once and whole, and where the blob is there already, its bytes are the same.
-    /// To wait for the bucket's lock here would be to wait for somebody's download of another blob.
+    /// Does not take the bucket's lock, which would be to wait for somebody's download of another blob: the rename is
+    /// at once and whole. Where the blob is there already, its bytes are the same, and it stays, as it may be in use.
     pub(crate) fn publish(
         &self,
         blob: BlobId,
         file: Temporary,
         digest: Option<Digest>,
     ) -> Result<CachedBlob, WriteError> {
+        if let Ok(Found::Ready(cached)) = self.look(blob) {
+            return Ok(cached);
+        }
         let stamped = match (digest, self.boot()) {
             (Some(digest), Some(boot)) => stamp::write(file.file(), digest, boot).is_ok(),
             _ => false,
         };
         if !stamped {
-            // A stamp of another cache, on a file that was moved here, would speak of other times.
-            _ = stamp::remove(file.file());
             file.sync()?;
+            // A stamp of another cache, on a file that was moved here, would speak of other times.
+            _ = match digest {
+                Some(digest) => stamp::write(file.file(), digest, Boot::ANY),
+                None => stamp::remove(file.file()),
+            };
         }
         let bucket = blob.bucket();
         self.layout()
@@ -159,12 +202,30 @@ impl Cache {
             .map_err(WriteError::io("create", &self.layout().bucket_path(bucket)))?;
         let path = self.layout().blob_path(blob);
         let opened = file.persist(&path)?;
-        CachedBlob::new(blob, path.clone(), opened).map_err(WriteError::io("read the size of", &path))
+        let metadata = opened.metadata().map_err(WriteError::io("read the size of", &path))?;
+        touch(&opened, &metadata); // a file that was moved here was last used elsewhere
+        Ok(CachedBlob::new(blob, path, opened, &metadata))
+    }
+
+    /// A new file for bytes, in which room can be reserved.
+    pub(crate) fn temporary(&self) -> Result<Temporary, WriteError> {
+        let Some(room) = self.room() else { return Temporary::create(self.tmp()) };
+        loop {
+            match Temporary::create(self.tmp()) {
+                Err(WriteError::NoSpace { .. }) if room.relieve()? => {}
+                created => return created?.within(room),
+            }
+        }
+    }
+
+    /// `None` in shared mode.
+    pub(crate) fn room(&self) -> Option<&Room> {
+        self.0.own.as_ref().map(|own| &own.room)
     }
 
     /// Where this process keeps unfinished files.
     pub(crate) fn tmp(&self) -> &Path {
-        self.0.scratch.as_ref().map_or_else(|| self.layout().tmp(), Scratch::path)
+        self.0.own.as_ref().map_or_else(|| self.layout().tmp(), |own| own.scratch.path())
     }
 
     pub(crate) fn is_shared(&self) -> bool {

@@ -5,8 +5,7 @@
 //! not is removed, and downloaded again.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::fs::File;
 
 use blobferry_protocol::{BlobId, Digest};
 
@@ -79,18 +78,15 @@ impl Cache {
             Some(digest) if digest == found => self.proven(blob, &file, digest),
             _ => {
                 tracing::warn!(%blob, path = %path.display(), "removed a file that was damaged by a power cut");
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => {
-                        return Err(CacheError::io("remove the damaged file", &path)(error));
-                    }
-                    _ => {}
+                if let Some(room) = self.room() {
+                    room.remove(&path).map_err(CacheError::Room)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn proven(&self, blob: BlobId, file: &File, digest: Digest) {
+    pub(crate) fn proven(&self, blob: BlobId, file: &File, digest: Digest) {
         let stamped = self.boot().is_some_and(|boot| stamp::write(file, digest, boot).is_ok());
         if !stamped {
             self.checks().proven.insert(blob);

@@ -63,7 +63,7 @@ impl Download {
     pub fn resume(&mut self) -> Result<u64, CacheError> {
         self.unfinished()?;
         if self.writer.is_none() && self.found > 0 {
-            match self.partial.resume() {
+            match self.partial.resume(self.cache.room()) {
                 Ok(writer) => {
                     self.writer = Some(writer);
                     self.resumed = true;
@@ -89,12 +89,13 @@ impl Download {
     ///
     /// # Errors
     /// [`CacheError::Stale`] where the bytes do not fit those that are there, or the size is another one than before;
-    /// [`CacheError::Write`], with [`WriteError::NoSpace`] where the disk is too full; [`CacheError::Finished`].
+    /// [`CacheError::Write`], with [`WriteError::Full`] where the cache's limit leaves no room, and
+    /// [`WriteError::NoSpace`] where the disk is too full; [`CacheError::Finished`].
     pub fn start(&mut self, from: u64, size: u64) -> Result<(), CacheError> {
         self.unfinished()?;
         if from == 0 {
             self.restart(); // first: what it occupies may be needed
-            let mut writer = self.partial.create().map_err(self.failed())?;
+            let mut writer = self.partial.create(self.cache.room()).map_err(self.failed())?;
             writer.expect(size).map_err(self.failed())?;
             writer.announce();
             self.writer = Some(writer);
@@ -120,7 +121,7 @@ impl Download {
         let opened = self.writer.take().is_some();
         if !opened
             && self.found > 0
-            && let Err(error) = self.partial.remove()
+            && let Err(error) = self.partial.remove(self.cache.room())
         {
             let path = self.partial.path().display();
             tracing::warn!(blob = %self.blob, %path, %error, "can not remove a part of a download");
@@ -137,7 +138,7 @@ impl Download {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
         let writer = self.writer.as_mut().filter(|writer| writer.expected().is_some());
         let written = writer.ok_or(CacheError::NotStarted { blob: self.blob })?.write(bytes);
-        if let Err(WriteError::NoSpace { .. } | WriteError::Io { .. }) = written {
+        if let Err(WriteError::Full { .. } | WriteError::NoSpace { .. } | WriteError::Io { .. }) = written {
             self.restart();
         }
         written.map_err(self.failed())

@@ -14,6 +14,9 @@ pub enum CacheError {
     /// The directory can not be used.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// There is no account of the cache's room, or no room to be made.
+    #[error("the room of the cache: {0}")]
+    Room(WriteError),
     /// A blob's file could not be written, or its bytes are not the blob's.
     #[error("blob {blob} did not get into the cache: {source}")]
     Write {
@@ -72,6 +75,28 @@ pub enum CacheError {
     Abandoned {
         /// The blob.
         blob: BlobId,
+    },
+    /// Only what is in the cache can be pinned.
+    #[error("blob {blob} is not in the cache: fetch it, then pin it")]
+    NotCached {
+        /// The blob.
+        blob: BlobId,
+    },
+    /// Pins are kept in extended attributes.
+    #[error(
+        "{path} can not be pinned: its file system has no extended attributes; keep a copy of the file elsewhere"
+    )]
+    NoPins {
+        /// The blob's file.
+        path: PathBuf,
+    },
+    /// In shared mode the directory is the server's, which alone may do that.
+    #[error("{root} is the server's own directory: only the server can {operation}")]
+    ServersOwn {
+        /// What was tried.
+        operation: &'static str,
+        /// The directory.
+        root: PathBuf,
     },
     /// The system refused something.
     #[error("can not {operation} {path}: {source}")]

@@ -5,6 +5,10 @@
 //! ```text
 //! .layout                              says "zeocache"
 //! tmp/                                 what is not a blob yet
+//! tmp/.lock                            locked while a process comes, and sweeps up after dead ones
+//! tmp/.room                            how many bytes all of this takes, and may take
+//! tmp/blobferry-<random>/              a process's own unfinished files
+//! tmp/partial/<oid>.<tid>.part         a download that somebody can go on with
 //! <oid mod 997>/.lock                  locked while somebody fills this bucket; never deleted
 //! <oid mod 997>/<oid div 997>.<tid>.blob
 //! ```
@@ -18,7 +22,9 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blobferry_protocol::BlobId;
+use blobferry_protocol::{BlobId, Oid};
+
+use crate::directory::{Access, check_access, check_locks};
 
 /// The file that says which layout a directory has, and what it says.
 const MARKER: &str = ".layout";
@@ -57,6 +63,43 @@ pub enum LayoutError {
         /// The directory.
         root: PathBuf,
     },
+    /// It is somebody else's, who could put anything into it.
+    #[error(
+        "{root} belongs to user {owner}, and not to you (user {user}): its owner could change what you read from it; \
+         choose another directory"
+    )]
+    Foreign {
+        /// The directory.
+        root: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who wanted to use it.
+        user: u32,
+    },
+    /// Others can write to it.
+    #[error(
+        "{root} can be written to by others (its mode is {mode:o}), who could change what you read from it: \
+         chmod -R go-w {root}, or choose another directory"
+    )]
+    Writable {
+        /// The directory.
+        root: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Processes can not agree on who fills a file.
+    #[error(
+        "file locks do not work in {root}, which is on {file_system} ({reason}): processes that share it would damage \
+         each other's files; choose a directory on a local disk"
+    )]
+    Locks {
+        /// The directory.
+        root: PathBuf,
+        /// What it is on.
+        file_system: &'static str,
+        /// What is wrong with them.
+        reason: String,
+    },
     /// The file system refused something.
     #[error("can not {operation} {path}: {source}")]
     Io {
@@ -70,7 +113,7 @@ pub enum LayoutError {
 }
 
 impl LayoutError {
-    fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LayoutError {
+    pub(crate) fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LayoutError {
         move |source| LayoutError::Io { operation, path: path.to_owned(), source }
     }
 }
@@ -82,7 +125,8 @@ impl Layout {
     ///
     /// # Errors
     /// [`LayoutError::Other`] and [`LayoutError::NotBlobs`] where the directory is used for something else;
-    /// [`LayoutError::Io`] where it can not be read or written.
+    /// [`LayoutError::Foreign`] and [`LayoutError::Writable`] where others could change what is in it;
+    /// [`LayoutError::Locks`] where its locks do not work; [`LayoutError::Io`] where it can not be read or written.
     pub fn open(root: impl AsRef<Path>) -> Result<Layout, LayoutError> {
         let layout = Layout::at(root.as_ref())?;
         let (root, tmp) = (layout.root(), layout.tmp());
@@ -91,6 +135,7 @@ impl Layout {
             .mode(0o700)
             .create(root)
             .map_err(LayoutError::io("create", root))?;
+        check_access(root, Access::Own)?;
         // Whoever makes a directory of blobs writes the marker before anything else. So a directory that has
         // something in it, and no marker when it is looked at after that, is no directory of blobs.
         if !layout.is_marked()? {
@@ -102,6 +147,7 @@ impl Layout {
                 layout.mark().map_err(LayoutError::io("write a .layout in", root))?;
             }
         }
+        check_locks(root, &layout.marker())?;
         create_dir(tmp, 0o700).map_err(LayoutError::io("create", tmp))?;
         Ok(layout)
     }
@@ -109,12 +155,12 @@ impl Layout {
     /// Opens a directory of blobs that somebody else has made: a server's, which a client shares.
     ///
     /// # Errors
-    /// [`LayoutError::Missing`] where it is not there, [`LayoutError::Other`] and [`LayoutError::Io`] as for
-    /// [`Layout::open`].
+    /// [`LayoutError::Missing`] where it is not there; [`LayoutError::Writable`] where everybody can write to it;
+    /// [`LayoutError::Other`] and [`LayoutError::Io`] as for [`Layout::open`].
     pub fn open_existing(root: impl AsRef<Path>) -> Result<Layout, LayoutError> {
         let layout = Layout::at(root.as_ref())?;
         match layout.is_marked()? {
-            true => Ok(layout),
+            true => check_access(layout.root(), Access::Servers).map(|()| layout),
             false => Err(LayoutError::Missing { root: layout.root().to_owned() }),
         }
     }
@@ -166,7 +212,7 @@ impl Layout {
     /// # Errors
     /// What the file system says.
     pub fn create_bucket(&self, bucket: u64) -> io::Result<bool> {
-        create_dir(&self.bucket_path(bucket), 0o777)
+        create_dir(&self.bucket_path(bucket), 0o755)
     }
 
     /// Every blob's file, bucket by bucket, sorted by name within a bucket. Other names are skipped.
@@ -202,9 +248,32 @@ impl Layout {
         Ok(blobs)
     }
 
+    /// The partial downloads.
+    pub(crate) fn partials(&self) -> io::Result<Vec<(BlobId, PathBuf)>> {
+        let entries = match fs::read_dir(self.tmp().join("partial")) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut partials = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            if let Some(blob) = entry.file_name().to_str().and_then(partial) {
+                partials.push((blob, entry.path()));
+            }
+        }
+        partials.sort_unstable();
+        Ok(partials)
+    }
+
+    /// The file that says which layout this is.
+    pub(crate) fn marker(&self) -> PathBuf {
+        self.root().join(MARKER)
+    }
+
     /// Whether the marker is there; an error where it names another layout.
     fn is_marked(&self) -> Result<bool, LayoutError> {
-        let path = self.root().join(MARKER);
+        let path = self.marker();
         match fs::read(&path) {
             Ok(found) if found.trim_ascii() == LAYOUT.as_bytes() => Ok(true),
             Ok(found) => {
@@ -233,9 +302,15 @@ impl Layout {
         let mut file = tempfile::Builder::new().prefix(MARKER).permissions(mode).tempfile_in(self.root())?;
         file.write_all(LAYOUT.as_bytes())?;
         file.as_file().sync_all()?;
-        file.persist(self.root().join(MARKER))?;
+        file.persist(self.marker())?;
         Ok(())
     }
+}
+
+/// The blob that a partial download is of, which its name tells.
+fn partial(name: &str) -> Option<BlobId> {
+    let (oid, tid) = name.strip_suffix(".part")?.split_once('.')?;
+    Some(BlobId { oid: Oid(oid.parse().ok()?), tid: tid.parse().ok()? })
 }
 
 /// Makes a directory; `false` where it was there.
@@ -250,7 +325,7 @@ pub(crate) fn create_dir(path: &Path, mode: u32) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blobferry_protocol::{Oid, Tid};
+    use blobferry_protocol::Tid;
 
     #[test]
     fn a_new_directory_is_made_for_its_owner_alone_and_can_be_opened_again() {
@@ -284,6 +359,30 @@ mod tests {
         fs::write(dir.path().join(".layout"), "bushy").unwrap();
         let refused = Layout::open(dir.path());
         assert!(matches!(refused, Err(LayoutError::Other { found, .. }) if found == "bushy"));
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        Layout::open(dir.path()).unwrap();
+        let mode = |mode| fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+        mode(0o770);
+        let refused = Layout::open(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("mode is 770") && refused.contains("chmod -R go-w"), "{refused}");
+        assert!(
+            Layout::open_existing(dir.path()).is_ok(),
+            "who may write to a server's directory is its affair"
+        );
+        mode(0o777);
+        assert!(matches!(Layout::open_existing(dir.path()), Err(LayoutError::Writable { .. })));
+        mode(0o700);
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(dir.path(), Some(4711), None).unwrap();
+            let refused = Layout::open(dir.path()).unwrap_err().to_string();
+            assert!(refused.contains("belongs to user 4711"), "{refused}");
+        } else {
+            println!("skipped: only root can make a directory somebody else's");
+        }
     }
 
     #[test]

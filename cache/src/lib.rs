@@ -52,6 +52,7 @@
 //! [`Layout`] is the directory, and [`BlobWriter`] a file that is being filled: servers use these two as well.
 //! [`Cache`] is the rest: [`Cache::claim`] for reading, [`Cache::follow`] for reading along, [`Cache::buffer`] for writing.
 
+mod account;
 mod blob;
 mod buffer;
 mod cache;
@@ -59,18 +60,24 @@ pub mod carry;
 mod check;
 mod claim;
 pub mod client;
+mod directory;
 mod download;
 mod error;
+mod evict;
 mod follow;
+mod keep;
 mod layout;
 mod line;
 mod lock;
 mod partial;
+mod pin;
 mod registry;
+mod room;
 mod scratch;
 mod stamp;
 mod temporary;
 mod turns;
+mod verify;
 mod watch;
 pub mod workers;
 mod writer;
@@ -86,6 +93,8 @@ pub use claim::Claim;
 pub use download::Download;
 pub use error::CacheError;
 pub use follow::Follow;
+pub use keep::{Entry, Removed, Usage};
 pub use layout::{Layout, LayoutError};
 pub use line::{FollowEnd, FollowError};
+pub use verify::Verified;
 pub use writer::{BlobFile, BlobWriter, WriteError};

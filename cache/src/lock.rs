@@ -4,6 +4,9 @@
 //! one lets two processes hold "the" lock, one on the file that was there and one on the file that is there now.
 //!
 //! A lock belongs to the open file, not to the process: two openings exclude each other in one process, too.
+//!
+//! Blobs themselves are locked as well: shared by everybody who uses one, and owned for a moment by who removes it. A
+//! blob is deleted while it is owned, so who has waited for the lock looks whether the file still has a name.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -36,16 +39,25 @@ impl FileLock {
         }
     }
 
+    /// The file, open for reading and writing.
+    pub(crate) fn file(&self) -> &File {
+        &self.0
+    }
+
     fn try_file(file: File) -> io::Result<Option<FileLock>> {
-        match fs2::FileExt::try_lock_exclusive(&file) {
-            Ok(()) => Ok(Some(FileLock(file))),
-            Err(error) if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(try_lock(&file)?.then_some(FileLock(file)))
     }
 
     fn open(path: &Path, create: bool) -> io::Result<File> {
-        OpenOptions::new().write(true).create(create).truncate(false).open(path)
+        OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path)
+    }
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
+    match fs2::FileExt::try_lock_exclusive(file) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -54,6 +66,34 @@ impl Drop for FileLock {
         // To close the file is not enough while another thread is starting a child process: between fork and exec
         // the child has the same open file, and would keep the lock. Closing is what is left if this fails.
         _ = fs2::FileExt::unlock(&self.0);
+    }
+}
+
+/// Locks a blob's file, as long as it is open, against being removed. Waits while somebody owns it, who is about to
+/// remove it, or to let it be.
+pub(crate) fn share(file: &File) -> io::Result<()> {
+    loop {
+        match fs2::FileExt::lock_shared(file) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// A blob's file that nobody else uses, and nobody can begin to use. Dropped, it can be used again.
+#[derive(Debug)]
+pub(crate) struct Owned<'a>(&'a File);
+
+impl Owned<'_> {
+    /// Owns a blob's file, if nobody uses it.
+    pub(crate) fn try_new(file: &File) -> io::Result<Option<Owned<'_>>> {
+        Ok(try_lock(file)?.then_some(Owned(file)))
+    }
+}
+
+impl Drop for Owned<'_> {
+    fn drop(&mut self) {
+        _ = fs2::FileExt::unlock(self.0);
     }
 }
 
@@ -74,5 +114,23 @@ mod tests {
         assert!(FileLock::try_existing(&path).unwrap().is_none());
         drop(held);
         assert!(FileLock::try_existing(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_file_that_is_used_by_many_is_owned_by_nobody_until_the_last_one_is_gone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || File::open(file.path()).unwrap();
+        let (one, other) = (open(), open());
+        share(&one).unwrap();
+        share(&other).unwrap();
+        assert!(Owned::try_new(&open()).unwrap().is_none());
+        drop(one);
+        assert!(Owned::try_new(&open()).unwrap().is_none());
+        drop(other);
+        let third = open();
+        let owned = Owned::try_new(&third).unwrap().unwrap();
+        assert!(Owned::try_new(&open()).unwrap().is_none());
+        drop(owned);
+        share(&open()).unwrap();
     }
 }

@@ -15,10 +15,8 @@ use std::path::{Path, PathBuf};
 use blobferry_protocol::BlobId;
 use rustix::fs::OFlags;
 
-use crate::cache::Cache;
-use crate::error::CacheError;
 use crate::layout::{Layout, create_dir};
-use crate::lock::FileLock;
+use crate::room::Room;
 use crate::temporary::Temporary;
 use crate::writer::{BlobWriter, WriteError};
 
@@ -62,31 +60,46 @@ impl Partial {
     }
 
     /// Begins another file, in place of any that is there.
-    pub(crate) fn create(&self) -> Result<BlobWriter, WriteError> {
+    pub(crate) fn create(&self, room: Option<&Room>) -> Result<BlobWriter, WriteError> {
         self.dir().map_err(WriteError::io("create", &self.dir))?;
-        self.remove().map_err(WriteError::io("remove", &self.path))?;
-        let file = OpenOptions::new().read(true).append(true).create_new(true).open(&self.path);
-        let file = file.map_err(WriteError::space("create", &self.path, 0))?;
-        Ok(BlobWriter::over(Temporary::adopt(file, &self.path)?))
+        self.remove(room)?;
+        loop {
+            let file = OpenOptions::new().read(true).append(true).create_new(true).open(&self.path);
+            match (file.map_err(WriteError::space("create", &self.path, 0)), room) {
+                (Err(WriteError::NoSpace { .. }), Some(room)) if room.relieve()? => {}
+                (file, room) => return Ok(BlobWriter::over(self.adopt(file?, room)?)),
+            }
+        }
+    }
+
+    fn adopt(&self, file: File, room: Option<&Room>) -> Result<Temporary, WriteError> {
+        let file = Temporary::adopt(file, &self.path)?;
+        match room {
+            Some(room) => file.within(room),
+            None => Ok(file),
+        }
     }
 
     /// Goes on with the file that is there: reads all of it. Nobody else may be able to write to it.
-    pub(crate) fn resume(&self) -> io::Result<BlobWriter> {
+    pub(crate) fn resume(&self, room: Option<&Room>) -> io::Result<BlobWriter> {
         let file = self.open_as(OpenOptions::new().read(true).append(true))?;
         let metadata = file.metadata()?;
         if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.nlink() != 1 {
             return Err(io::Error::new(ErrorKind::PermissionDenied, "others may write to it"));
         }
-        let mut writer = BlobWriter::over(Temporary::adopt(file, &self.path).map_err(io::Error::other)?);
+        let mut writer = BlobWriter::over(self.adopt(file, room).map_err(io::Error::other)?);
         writer.catch_up()?;
         Ok(writer)
     }
 
     /// Removes what is there.
-    pub(crate) fn remove(&self) -> io::Result<()> {
+    pub(crate) fn remove(&self, room: Option<&Room>) -> Result<(), WriteError> {
+        if let Some(room) = room.filter(|_| self.len() > 0) {
+            return room.remove(&self.path).map(drop);
+        }
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            removed => removed,
+            removed => removed.map_err(WriteError::io("remove", &self.path)),
         }
     }
 
@@ -98,44 +111,6 @@ impl Partial {
             true => Ok(file),
             false => Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file")),
         }
-    }
-}
-
-/// The blob of which a name in the directory is the partial file's.
-fn blob_of(name: &str) -> Option<BlobId> {
-    let (oid, tid) = name.strip_suffix(".part")?.split_once('.')?;
-    Some(BlobId { oid: oid.parse().ok()?, tid: tid.parse().ok()? })
-}
-
-impl Cache {
-    /// Removes what downloads have left behind that nobody goes on with: whoever wants one of those blobs again has to
-    /// download all of it. Returns how many bytes they were.
-    ///
-    /// That nobody is in charge of a blob is known by its bucket's lock, which is free then; those whose lock is taken
-    /// are left alone.
-    ///
-    /// # Errors
-    /// [`CacheError::Io`].
-    pub fn sweep_downloads(&self) -> Result<u64, CacheError> {
-        let dir = Partial::dir_of(self.layout());
-        let entries = match fs::read_dir(&dir) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
-            entries => entries.map_err(CacheError::io("list", &dir))?,
-        };
-        let mut swept = 0;
-        for entry in entries {
-            let entry = entry.map_err(CacheError::io("list", &dir))?;
-            let Some(blob) = entry.file_name().to_str().and_then(blob_of) else { continue };
-            let lock = self.lock_path(blob.bucket()).and_then(|path| FileLock::try_exclusive(&path));
-            let lock = lock.map_err(CacheError::io("lock", &self.layout().lock_path(blob.bucket())))?;
-            if let Some(_held) = lock {
-                let partial = Partial::of(self.layout(), blob);
-                let len = partial.len();
-                partial.remove().map_err(CacheError::io("remove", partial.path()))?;
-                swept += len;
-            }
-        }
-        Ok(swept)
     }
 }
 
@@ -174,17 +149,17 @@ mod tests {
             Partial::of(&Layout::open(dir.path()).unwrap(), BlobId { oid: Oid(0x1f), tid: Tid(0x2f) });
         assert!(partial.path().ends_with("tmp/partial/31.000000000000002f.part"), "{partial:?}");
         assert_eq!(partial.open().unwrap_err().kind(), ErrorKind::NotFound);
-        drop(partial.create().unwrap());
+        drop(partial.create(None).unwrap());
         assert_eq!(fs::metadata(partial.dir().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
 
         fs::write(dir.path().join("file"), "x").unwrap();
         symlink(dir.path().join("file"), partial.path()).unwrap();
-        assert!(partial.open().is_err() && partial.resume().is_err());
+        assert!(partial.open().is_err() && partial.resume(None).is_err());
         assert_eq!(partial.len(), 0);
-        partial.remove().unwrap();
+        partial.remove(None).unwrap();
         fs::create_dir(partial.path()).unwrap();
-        assert!(partial.open().is_err() && partial.resume().is_err());
-        assert!(matches!(partial.create(), Err(WriteError::Io { operation: "remove", .. })));
+        assert!(partial.open().is_err() && partial.resume(None).is_err());
+        assert!(matches!(partial.create(None), Err(WriteError::Io { operation: "remove", .. })));
     }
 
     #[test]

@@ -24,15 +24,15 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Sweeps `tmp`, and makes an own directory in it.
-    pub(crate) fn create(tmp: &Path) -> io::Result<Scratch> {
+    /// Sweeps `tmp`, and makes an own directory in it. Whether there was something to sweep.
+    pub(crate) fn create(tmp: &Path) -> io::Result<(Scratch, bool)> {
         // Nobody sweeps while this is held. So nobody finds the new directory before it is locked.
         let _door = FileLock::exclusive(&tmp.join(LOCK))?;
-        sweep(tmp)?;
+        let swept = sweep(tmp)? > 0;
         let mine = Permissions::from_mode(0o700);
         let dir = tempfile::Builder::new().prefix(PREFIX).permissions(mine).tempdir_in(tmp)?;
         let lock = FileLock::exclusive(&dir.path().join(LOCK))?;
-        Ok(Scratch { dir, _lock: lock })
+        Ok((Scratch { dir, _lock: lock }, swept))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -40,8 +40,17 @@ impl Scratch {
     }
 }
 
-/// Removes the directories of dead owners.
-fn sweep(tmp: &Path) -> io::Result<()> {
+/// Removes the directories of dead owners, unless somebody does that just now; how many.
+pub(crate) fn try_sweep(tmp: &Path) -> io::Result<u64> {
+    match FileLock::try_exclusive(&tmp.join(LOCK))? {
+        Some(_door) => sweep(tmp),
+        None => Ok(0),
+    }
+}
+
+/// Removes the directories of dead owners; how many.
+fn sweep(tmp: &Path) -> io::Result<u64> {
+    let mut removed = 0;
     for entry in fs::read_dir(tmp)? {
         let entry = entry?;
         let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
@@ -61,14 +70,15 @@ fn sweep(tmp: &Path) -> io::Result<()> {
         };
         match fs::remove_dir_all(&dir) {
             Ok(()) => {
-                tracing::info!(dir = %dir.display(), "removed the unfinished files of a process that died")
+                removed += 1;
+                tracing::info!(dir = %dir.display(), "removed the unfinished files of a process that died");
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(dir = %dir.display(), %error, "can not remove unfinished files"),
         }
         drop(lock);
     }
-    Ok(())
+    Ok(removed)
 }
 
 #[cfg(test)]
@@ -78,7 +88,8 @@ mod tests {
     #[test]
     fn the_dead_are_swept_away_and_the_living_and_strangers_are_not() {
         let tmp = tempfile::tempdir().unwrap();
-        let living = Scratch::create(tmp.path()).unwrap();
+        let (living, swept) = Scratch::create(tmp.path()).unwrap();
+        assert!(!swept);
         fs::write(living.path().join("half"), "half").unwrap();
         let dead = tmp.path().join("blobferry-dead");
         let half_made = tmp.path().join("blobferry-half");
@@ -89,7 +100,8 @@ mod tests {
         fs::write(dead.join(".lock"), "").unwrap();
         fs::write(dead.join("half"), "half").unwrap();
 
-        let other = Scratch::create(tmp.path()).unwrap();
+        let (other, swept) = Scratch::create(tmp.path()).unwrap();
+        assert!(swept);
         assert!(living.path().join("half").exists());
         assert!(stranger.exists());
         assert!(!dead.exists());

@@ -4,7 +4,8 @@
 //! and the boot of the machine during which that was known to be true. As long as the machine runs, what was written
 //! is what is read. After a boot the bytes may or may not have reached the disk; the digest tells.
 //!
-//! A file without a stamp is trusted: it was synced before it got its name, or it is one of ZEO's.
+//! A file that was synced before it got its name has a stamp without a boot, and is trusted in all of them. So is a
+//! file without a stamp: it was synced where there was no way to stamp it, or is one of ZEO's.
 //!
 //! A stamp is 48 bytes, 32 of the digest and 16 of the boot: short enough to stay inside of an ext4 inode.
 //!
@@ -23,9 +24,12 @@ const ATTRIBUTE: &std::ffi::CStr = c"user.blobferry";
 
 /// One boot of this machine, as the kernel names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Boot([u8; 16]);
+pub(crate) struct Boot(pub(crate) [u8; 16]);
 
 impl Boot {
+    /// What a stamp names whose file was synced: it is trusted in whatever boot.
+    pub(crate) const ANY: Boot = Boot([0; 16]);
+
     /// The boot that is running; `None` where the kernel does not tell.
     pub(crate) fn current() -> Option<Boot> {
         let uuid = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -56,9 +60,19 @@ pub(crate) fn trust(file: &File, boot: Option<Boot>) -> io::Result<Trust> {
     let (first, second) = value.split_at(32);
     digest.copy_from_slice(first);
     then.copy_from_slice(second);
-    match boot == Some(Boot(then)) {
+    match Boot(then) == Boot::ANY || boot == Some(Boot(then)) {
         true => Ok(Trust::Trusted),
         false => Ok(Trust::Unproven(Some(Digest(digest)))),
+    }
+}
+
+/// The digest that a file's stamp tells, whatever the boot; `None` where it has none that is understood.
+pub(crate) fn digest(file: &File) -> io::Result<Option<Digest>> {
+    let mut value = [0; 48];
+    match rustix::fs::fgetxattr(file, ATTRIBUTE, &mut value[..]) {
+        Ok(48) => Ok(value.first_chunk().copied().map(Digest)),
+        Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -93,7 +107,7 @@ pub(crate) fn remove(file: &File) -> io::Result<()> {
 }
 
 /// Changes an attribute of a file that may be read-only: its mode counts, not how it was opened.
-fn writable(file: &File, change: impl Fn() -> rustix::io::Result<()>) -> io::Result<()> {
+pub(crate) fn writable<T>(file: &File, change: impl Fn() -> rustix::io::Result<T>) -> io::Result<T> {
     match change() {
         Err(Errno::ACCESS) => {}
         changed => return Ok(changed?),
@@ -123,6 +137,10 @@ mod tests {
         assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Trusted);
         assert_eq!(trust(&file, Some(then)).unwrap(), Trust::Unproven(Some(digest)));
         assert_eq!(trust(&file, None).unwrap(), Trust::Unproven(Some(digest)));
+        assert_eq!(super::digest(&file).unwrap(), Some(digest));
+        write(&file, digest, Boot::ANY).unwrap();
+        assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Trusted, "it was synced");
+        assert_eq!(super::digest(&file).unwrap(), Some(digest));
 
         assert_eq!(announced(&file), Some(0), "it is whole, and has no bytes");
         for unknown in [&[0; 47][..], &[0; 49]] {

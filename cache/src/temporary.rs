@@ -1,18 +1,24 @@
 //! A file under a temporary name: removed when it is dropped, unless it was given its final name before.
 
 use std::fs::{File, Permissions};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tempfile::TempPath;
 
+use crate::lock;
+use crate::room::{self, Reserved, Room};
 use crate::writer::WriteError;
 
-/// An open file under a temporary name. Dropped, it is removed.
+/// An open file under a temporary name. Dropped, it is removed, and then the room that it had is given back: fields are
+/// dropped in this order.
 #[derive(Debug)]
 pub(crate) struct Temporary {
     file: File,
     path: TempPath,
+    /// In a cache; `None` where nobody keeps account of room.
+    reserved: Option<Reserved>,
 }
 
 impl Temporary {
@@ -27,23 +33,66 @@ impl Temporary {
             .tempfile_in(dir)
             .map_err(WriteError::space("create a file in", dir, 0))?
             .into_parts();
-        Ok(Temporary { file, path })
+        Ok(Temporary { file, path, reserved: None })
     }
 
     /// Takes over a file that exists.
     pub(crate) fn adopt(file: File, path: &Path) -> Result<Temporary, WriteError> {
         let path = TempPath::try_from_path(path).map_err(WriteError::io("take over", path))?;
-        Ok(Temporary { file, path })
+        Ok(Temporary { file, path, reserved: None })
     }
 
     /// The same name, under which there is another file now.
     pub(crate) fn with(self, file: File) -> Temporary {
-        Temporary { file, path: self.path }
+        Temporary { file, ..self }
     }
 
-    /// Leaves the file where it is.
+    /// The same, with the account that its room is taken out of.
+    pub(crate) fn within(mut self, room: &Room) -> Result<Temporary, WriteError> {
+        self.reserved = Some(room.held(&self.file)?);
+        Ok(self)
+    }
+
+    /// The same, with its room, that was taken already.
+    pub(crate) fn having(self, reserved: Reserved) -> Temporary {
+        Temporary { reserved: Some(reserved), ..self }
+    }
+
+    /// Whether an account has room for it.
+    pub(crate) fn has_room(&self) -> bool {
+        self.reserved.is_some()
+    }
+
+    /// Reserves room for all of `size` bytes.
+    pub(crate) fn reserve(&mut self, size: u64) -> Result<(), WriteError> {
+        match &mut self.reserved {
+            Some(reserved) => reserved.extend(&self.file, size),
+            None => {
+                let allocated = room::allocate(&self.file, size, None).map_err(io::Error::from);
+                allocated.map(drop).map_err(WriteError::space("reserve room for", &self.path, size))
+            }
+        }
+    }
+
+    /// Sees to it that there is room for `size` bytes, of a file that grows step by step. Without an account, the disk
+    /// itself will tell.
+    pub(crate) fn grow(&mut self, size: u64) -> Result<(), WriteError> {
+        match &mut self.reserved {
+            Some(reserved) => reserved.grow(&self.file, size),
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves the file where it is. What it takes there stays in the account.
     pub(crate) fn keep(self) {
-        _ = self.path.keep();
+        let Temporary { file, path, reserved } = self;
+        // What can not be kept is removed, and gives its room back.
+        if path.keep().is_ok()
+            && let Some(reserved) = reserved
+            && let Err(error) = reserved.settle(&file)
+        {
+            tracing::warn!(%error, "can not tell what a partial download takes");
+        }
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -71,9 +120,16 @@ impl Temporary {
         let reader = File::open(&self.path).map_err(WriteError::io("open", &self.path))?;
         let read_only = Permissions::from_mode(mode & 0o7777 & !0o222);
         self.file.set_permissions(read_only).map_err(WriteError::io("make read-only", &self.path))?;
+        if self.reserved.is_some() {
+            // Before anybody sees it, so that it is not removed again before it is handed out.
+            lock::share(&reader).map_err(WriteError::io("lock", &self.path))?;
+        }
         self.path
             .persist(to)
             .map_err(|error| WriteError::io("rename a complete file to", to)(error.error))?;
+        if let Some(reserved) = self.reserved {
+            reserved.settle(&self.file).map_err(WriteError::io("read the size of", to))?;
+        }
         Ok(reader)
     }
 }

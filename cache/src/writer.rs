@@ -9,9 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use blobferry_protocol::Digest;
-use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
 
+use crate::room::free_bytes;
 use crate::stamp;
 use crate::temporary::Temporary;
 
@@ -19,14 +18,29 @@ use crate::temporary::Temporary;
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The disk is full, or the quota used up.
-    #[error("no room on the disk for {needed} more bytes at {path}: {source}")]
+    #[error("no room on the disk for {needed} more bytes at {path}, where {free} are free: {source}")]
     NoSpace {
         /// The file or directory that was to grow.
         path: PathBuf,
         /// The bytes asked for: all that the blob needs, or one write's where its size is not known.
         needed: u64,
+        /// The bytes that are free on the disk, whoever may have them.
+        free: u64,
         /// What the file system said.
         source: io::Error,
+    },
+    /// The limit of the cache leaves no room.
+    #[error(
+        "{needed} bytes are needed, but the cache may have {limit} in all, of which {in_use} are in use: wait until less \
+         is in use, or raise the limit (blobferry cache gc --limit)"
+    )]
+    Full {
+        /// The bytes asked for, with a little for what the file system needs itself.
+        needed: u64,
+        /// The most bytes that the files of the cache may have.
+        limit: u64,
+        /// The bytes that can not be removed now. 0 where the limit is too small for the blob in any case.
+        in_use: u64,
     },
     /// More bytes came than were announced.
     #[error("{size} bytes were announced, and at least {found} came")]
@@ -77,7 +91,9 @@ impl WriteError {
     ) -> impl FnOnce(io::Error) -> WriteError {
         move |source| match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                WriteError::NoSpace { path: path.to_owned(), needed, source }
+                let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+                let free = free_bytes(dir).unwrap_or_default();
+                WriteError::NoSpace { path: path.to_owned(), needed, free, source }
             }
             _ => WriteError::io(operation, path)(source),
         }
@@ -145,12 +161,7 @@ impl BlobWriter {
 
     /// From now on exactly `size` bytes are expected in all, and room for those that are still to come is reserved.
     pub(crate) fn expect(&mut self, size: u64) -> Result<(), WriteError> {
-        let needed = size.saturating_sub(self.written);
-        reserve(self.file.file(), self.written, needed).map_err(WriteError::space(
-            "reserve room for",
-            self.file.path(),
-            needed,
-        ))?;
+        self.file.reserve(size)?;
         self.size = Some(size);
         Ok(())
     }
@@ -187,6 +198,7 @@ impl BlobWriter {
             return Err(WriteError::TooLong { size, found });
         }
         let needed = bytes.len() as u64;
+        self.file.grow(found)?;
         self.file.file().write_all(bytes).map_err(WriteError::space("write to", self.file.path(), needed))?;
         self.hasher.update(bytes);
         self.written = found;
@@ -222,24 +234,6 @@ impl BlobWriter {
         match file.digest == expected {
             true => Ok(file),
             false => Err(WriteError::Digest { expected, found: file.digest }),
-        }
-    }
-}
-
-/// Reserves room on the disk for `len` bytes from the offset `from`, where the file system can do that. The file does
-/// not get longer by it: how many bytes were written is still seen in its size.
-///
-/// Not with `fs2::allocate`: on Linux that returns whatever the last error was instead of "disk full", and where
-/// the file system cannot reserve it writes all the zeros itself.
-pub(crate) fn reserve(file: &File, from: u64, len: u64) -> io::Result<()> {
-    if len == 0 {
-        return Ok(());
-    }
-    loop {
-        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, from, len) {
-            Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
-            done => return Ok(done?),
         }
     }
 }
@@ -334,6 +328,7 @@ fn hash(file: &File, hasher: &mut blake3::Hasher) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::io::Errno;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 

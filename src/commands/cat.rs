@@ -21,7 +21,7 @@ pub(super) async fn run<W: Write>(
         let bar = Bar::new("getting", file.blob.size);
         let part = bar.part(file.blob.size);
         let blob = BlobId { oid: file.oid, tid: file.tid };
-        let (_, mut open) = remote.fetch(blob, move |done| part.reached(done)).await?;
+        let (_, mut open) = remote.fetch(blob, file.blob.size, move |done| part.reached(done)).await?;
         drop(bar);
         copy(&mut open, output.bytes()).map_err(Failure::Output)?;
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use blobferry_protocol::{BlobId, Digest, Tid};
 use serde::Serialize;
 
-use super::find_files;
+use super::{find_files, raise_descriptor_limit};
 use crate::catalog::{File, NameAt};
 use crate::cli::GetArgs;
 use crate::concurrent::{TRANSFERS, each};
@@ -29,7 +29,7 @@ struct Got<'a> {
     size: u64,
     #[serde(serialize_with = "crate::output::text")]
     digest: Digest,
-    path: PathBuf,
+    path: &'a Path,
 }
 
 impl Line for Got<'_> {
@@ -51,29 +51,36 @@ pub(super) async fn run<W: Write>(
     };
     let bar = Bar::new("getting", files.iter().map(|file| file.blob.size).sum());
     let wanted = files.iter().zip(targets);
-    let paths = each(TRANSFERS, wanted, |(file, target)| get(remote, file, target, &bar)).await?;
+    raise_descriptor_limit();
+    // The files stay open, and so where they are, until it is told where all of them are.
+    let got = each(TRANSFERS, wanted, |(file, target)| get(remote, file, target, &bar)).await?;
     drop(bar);
     if args.output.is_some() && !output.is_json() {
         return Ok(());
     }
-    for ((name, file), path) in args.names.iter().zip(files).zip(paths) {
+    for ((name, file), (path, _)) in args.names.iter().zip(files).zip(&got) {
         let (oid, size, digest) = (file.oid.0, file.blob.size, file.blob.digest);
         output.line(&Got { name, oid, tid: file.tid, size, digest, path })?;
     }
-    Ok(())
+    output.flush()
 }
 
-/// Fetches one file and says where it is: in the cache, or where its copy was wanted.
-async fn get(remote: &Remote, file: &File, target: Option<PathBuf>, bar: &Bar) -> Result<PathBuf, Failure> {
+/// Fetches one file and says where it is: in the cache, open, or where its copy was wanted.
+async fn get(
+    remote: &Remote,
+    file: &File,
+    target: Option<PathBuf>,
+    bar: &Bar,
+) -> Result<(PathBuf, Option<OpenFile>), Failure> {
     let part = bar.part(file.blob.size);
     let blob = BlobId { oid: file.oid, tid: file.tid };
     let progress = part.clone();
-    let (cached, mut open) = remote.fetch(blob, move |done| progress.reached(done)).await?;
+    let (cached, mut open) = remote.fetch(blob, file.blob.size, move |done| progress.reached(done)).await?;
     part.complete();
-    let Some(target) = target else { return Ok(cached) };
+    let Some(target) = target else { return Ok((cached, Some(open))) };
     let executable = file.record.executable;
     let copied = tokio::task::spawn_blocking(move || match copy(&mut open, &target, executable) {
-        Ok(()) => Ok(target),
+        Ok(()) => Ok((target, None)),
         Err(source) => Err(Failure::System { doing: format!("writing {}", target.display()), source }),
     });
     copied.await.map_err(|error| Failure::System { doing: "copying".into(), source: error.into() })?

@@ -1,5 +1,6 @@
 //! The subcommands: one file each. Here is what they share, and which of them runs.
 
+mod cache;
 mod cat;
 mod check;
 mod demo;
@@ -17,14 +18,16 @@ use std::collections::btree_map::Entry;
 use std::io::Write;
 use std::path::PathBuf;
 
+use blobferry_cache::{Cache, CacheConfig};
 use blobferry_protocol::{Tid, TxnMeta};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::catalog::{CatalogError, File, NameAt, Objects, View};
 use crate::cli::{Cli, Command, Global};
 use crate::concurrent::{REQUESTS, each};
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::remote::Remote;
+use crate::remote::{Remote, RemoteError};
 
 /// Does what the command line says.
 ///
@@ -36,6 +39,7 @@ pub(crate) async fn run(cli: Cli, stdout: impl Write) -> Result<(), Failure> {
     match &cli.command {
         Command::Serve(args) => serve::run(args, global, output).await,
         Command::Check(args) => check::run(args, output),
+        Command::Cache(args) => cache::run(args, global, output),
         Command::Demo(args) => demo::run(args, global, output).await,
         Command::DemoWorker(args) => {
             connected(global, async |remote| demo::worker::run(args, remote, output).await).await
@@ -57,10 +61,17 @@ async fn connected(
     global: &Global,
     work: impl AsyncFnOnce(&Remote) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let remote = Remote::connect(global.transport, &global.server, &cache_directory(global)?).await?;
+    let remote = Remote::connect(global.transport, &global.server, open_cache(global)?).await?;
     work(&remote).await?;
     remote.close().await;
     Ok(())
+}
+
+/// The cache of this machine.
+fn open_cache(global: &Global) -> Result<Cache, Failure> {
+    let limit = global.cache_limit.map(|size| size.0);
+    let opened = Cache::open(cache_directory(global)?, CacheConfig { limit, ..CacheConfig::default() });
+    Ok(opened.map_err(RemoteError::Cache)?)
 }
 
 /// The cache directory: the one that was named, or `blobferry` in the user's own.
@@ -73,6 +84,15 @@ fn cache_directory(global: &Global) -> Result<PathBuf, Failure> {
             "there is no home directory for a cache: name one with --cache or BLOBFERRY_CACHE".into(),
         )
     })
+}
+
+/// Lets the process have as many connections and files open as the system allows it to ask for.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Who commits, and what for.

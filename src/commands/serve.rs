@@ -2,10 +2,10 @@
 
 use std::io::Write;
 
-use rustix::process::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::raise_descriptor_limit;
 use crate::cli::{Global, ServeArgs};
 use crate::failure::Failure;
 use crate::output::{Line, Output};
@@ -43,15 +43,6 @@ pub(super) async fn run<W: Write>(
         () = stop.asked() => (),
     }
     said
-}
-
-/// Lets the process have as many connections and files open as the system allows it to ask for.
-fn raise_descriptor_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::debug!(%error, "the limit of open files stays as it is");
-    }
 }
 
 /// SIGTERM and SIGINT. From when it is made they do not end the process any more.

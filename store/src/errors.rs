@@ -121,7 +121,9 @@ pub(crate) fn database_error(operation: &str, path: &Path, error: &rusqlite::Err
 /// What a client sees of a blob that could not be written.
 pub(crate) fn blob_error(error: &WriteError) -> RequestError {
     match error {
-        WriteError::NoSpace { .. } => RequestError::NoSpace { detail: error.to_string() },
+        WriteError::NoSpace { .. } | WriteError::Full { .. } => {
+            RequestError::NoSpace { detail: error.to_string() }
+        }
         WriteError::TooLong { .. } | WriteError::TooShort { .. } | WriteError::Digest { .. } => {
             RequestError::Mismatch { detail: error.to_string() }
         }

@@ -8,6 +8,7 @@
 )]
 
 mod at_once;
+mod cache;
 mod check;
 mod conformance;
 mod crashes;

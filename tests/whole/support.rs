@@ -19,6 +19,7 @@ pub(crate) fn blobferry<A: AsRef<OsStr>>(arguments: &[A]) -> Command {
         .args(arguments)
         .env_remove("BLOBFERRY_SERVER")
         .env_remove("BLOBFERRY_CACHE")
+        .env_remove("BLOBFERRY_CACHE_LIMIT")
         .env_remove("RUST_LOG");
     command
 }

@@ -164,7 +164,7 @@ impl Transaction {
     pub fn spool(&self) -> Result<BlobWriter, CallError> {
         let buffer = self.shared.buffer();
         let buffer = buffer.as_ref().ok_or(CallError::Refused(self.ended()))?;
-        BlobWriter::create_unsized(buffer.tmp()).map_err(|source| not_taken(Oid::ROOT, source))
+        buffer.writer().map_err(|source| not_taken(Oid::ROOT, source))
     }
 
     fn ended(&self) -> RequestError {

@@ -318,7 +318,7 @@ fn a_follower_that_is_gone_takes_no_download_and_no_bytes_away() {
 fn in_shared_mode_a_blob_is_there_or_nowhere() {
     let dir = tempfile::tempdir().unwrap();
     drop(Layout::open(dir.path()).unwrap());
-    let cache = Cache::open(dir.path(), CacheConfig { shared: true }).unwrap();
+    let cache = Cache::open(dir.path(), CacheConfig { shared: true, ..CacheConfig::default() }).unwrap();
     let mut follow = cache.follow(blob(1)).unwrap();
     let error = why(at_end(&mut follow).unwrap_err());
     assert!(error.to_string().contains("is not in the server's directory"), "{error}");

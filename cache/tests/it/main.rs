@@ -7,9 +7,17 @@ mod buffer;
 #[cfg(test)]
 mod follow;
 #[cfg(test)]
+mod house;
+#[cfg(test)]
+mod mounts;
+#[cfg(test)]
 mod processes;
 #[cfg(test)]
+mod room;
+#[cfg(test)]
 mod shared;
+#[cfg(test)]
+mod strain;
 #[cfg(test)]
 mod takeover;
 #[cfg(test)]
@@ -19,7 +27,7 @@ mod threads;
 mod util {
     //! What all of these tests need.
 
-    use blobferry_cache::{Cache, CacheConfig, CachedBlob, Claim, Download};
+    use blobferry_cache::{Cache, CacheConfig, CacheError, CachedBlob, Claim, Download};
     use blobferry_protocol::{BlobId, Digest, Oid, Tid};
     use std::io::Read;
     use std::path::Path;
@@ -71,6 +79,29 @@ mod util {
     /// Writes bytes `from..to` of the blob, in pieces.
     pub(crate) fn send(download: &mut Download, from: usize, to: usize) {
         bytes()[from..to].chunks(70_000).for_each(|piece| download.write(piece).unwrap());
+    }
+
+    pub(crate) fn open_limited(dir: &Path, limit: u64) -> Cache {
+        Cache::open(dir, CacheConfig { limit: Some(limit), ..CacheConfig::default() }).unwrap()
+    }
+
+    /// The bytes of a blob of any size: its own, and no two parts alike.
+    pub(crate) fn content(blob: BlobId, size: usize) -> Vec<u8> {
+        let mut bytes = vec![0; size];
+        blake3::Hasher::new().update(blob.to_string().as_bytes()).finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    /// Downloads a blob of the given size, where it is not there.
+    pub(crate) fn load(cache: &Cache, blob: BlobId, size: usize) -> Result<CachedBlob, CacheError> {
+        let mut download = match cache.claim(blob)? {
+            Claim::Hit(cached) => return Ok(cached),
+            Claim::Download(download) => download,
+        };
+        download.start(0, size as u64)?;
+        let bytes = content(blob, size);
+        bytes.chunks(100_000).try_for_each(|chunk| download.write(chunk))?;
+        download.finish(digest(&bytes))
     }
 
     /// How many unfinished files there are.

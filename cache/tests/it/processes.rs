@@ -29,6 +29,9 @@ fn child() {
         "heir" => follow::heir(&dir),
         "heir of its own" => follow::heir_of_its_own(&dir),
         "taker" => takeover::taker(&dir),
+        "filler" => crate::room::filler(&dir),
+        "holder" => crate::room::holder(&dir),
+        "loader" => crate::strain::loader(&dir),
         other => panic!("{other}"),
     }
 }
@@ -82,8 +85,8 @@ fn churner(dir: &Path) {
 
 /// Children, and what they say.
 pub(crate) struct Children {
-    children: Vec<(Child, ChildStdin)>,
-    said: Receiver<(usize, String)>,
+    pub(crate) children: Vec<(Child, ChildStdin)>,
+    pub(crate) said: Receiver<(usize, String)>,
 }
 
 impl Children {
@@ -142,7 +145,7 @@ pub(crate) fn left_over(dir: &Path) -> Vec<String> {
     let dirs = [dir.join("tmp"), dir.join("tmp/partial")];
     let entries = dirs.iter().flat_map(|dir| fs::read_dir(dir).unwrap());
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name != ".lock" && name != "partial").collect()
+    names.filter(|name| ![".lock", ".room", "partial"].contains(&name.as_str())).collect()
 }
 
 #[test]

@@ -6,7 +6,7 @@ use blobferry_protocol::{BlobId, Oid, Tid};
 use std::fs;
 
 fn shared() -> CacheConfig {
-    CacheConfig { shared: true }
+    CacheConfig { shared: true, ..CacheConfig::default() }
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub(super) fn run(
     let start = |_| {
         let mut command = Command::new(&program);
         command.args([OsStr::new("--server"), server.as_ref(), "--cache".as_ref(), cache.as_ref()]);
-        command.args(["--transport", transport.name()]);
+        command.args(["--transport", transport.name()]).env_remove("BLOBFERRY_CACHE_LIMIT");
         Worker::start(command.args(["demo-worker", "--"]).args(names))
     };
     let mut workers: Vec<Worker> = (0..count).map(start).collect::<io::Result<_>>()?;

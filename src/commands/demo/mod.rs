@@ -11,6 +11,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use blobferry_cache::{Cache, CacheConfig};
 use serde::Serialize;
 
 use super::put::{Published, publish};
@@ -21,7 +22,7 @@ use crate::failure::Failure;
 use crate::human::{size, table};
 use crate::local::collect;
 use crate::output::{Line, Output};
-use crate::remote::Remote;
+use crate::remote::{Remote, RemoteError};
 use crate::server::Serving;
 use crate::transport::Transport;
 use worker::Report;
@@ -104,7 +105,8 @@ pub(super) async fn run<W: Write>(
 
 async fn show(transport: Transport, dir: &Path, server: &str, files: &[PathBuf]) -> Result<Demo, Failure> {
     let sources = collect(files, &NamePath::ROOT, false)?;
-    let remote = Remote::connect(transport, server, &dir.join("publisher")).await?;
+    let cache = Cache::open(dir.join("publisher"), CacheConfig::default()).map_err(RemoteError::Cache)?;
+    let remote = Remote::connect(transport, server, cache).await?;
     let begun = Instant::now();
     let published = publish(&remote, sources, "demo", false).await?;
     let publishing = milliseconds_since(begun);

@@ -10,6 +10,7 @@ use blobferry_protocol::BlobId;
 use serde::{Deserialize, Serialize};
 
 use super::milliseconds_since;
+use crate::catalog::File as CatalogFile;
 use crate::cli::DemoWorkerArgs;
 use crate::commands::find_files;
 use crate::concurrent::{TRANSFERS, each};
@@ -67,7 +68,7 @@ pub(in crate::commands) async fn run<W: Write>(
         return Ok(());
     }
     let begun = Instant::now();
-    let got = each(TRANSFERS, &files, |file| fetch(remote, BlobId { oid: file.oid, tid: file.tid })).await?;
+    let got = each(TRANSFERS, &files, |file| fetch(remote, file)).await?;
     let milliseconds = milliseconds_since(begun);
     let downloaded = got.iter().filter(|(_, downloaded)| *downloaded).count() as u64;
     let digests = got.into_iter().map(|(file, _)| digest(&file)).collect::<io::Result<Vec<String>>>();
@@ -84,10 +85,11 @@ async fn word_is_given() -> bool {
 }
 
 /// Fetches a blob, and tells whether this process was the one to download it.
-async fn fetch(remote: &Remote, blob: BlobId) -> Result<(File, bool), Failure> {
+async fn fetch(remote: &Remote, found: &CatalogFile) -> Result<(File, bool), Failure> {
     let downloaded = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&downloaded);
-    let (_, file) = remote.fetch(blob, move |_| seen.store(true, Ordering::Relaxed)).await?;
+    let blob = BlobId { oid: found.oid, tid: found.tid };
+    let (_, file) = remote.fetch(blob, found.blob.size, move |_| seen.store(true, Ordering::Relaxed)).await?;
     Ok((file, downloaded.load(Ordering::Relaxed)))
 }
 

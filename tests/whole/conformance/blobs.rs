@@ -322,7 +322,9 @@ fn a_file_that_changes_while_it_is_sent_is_refused_with_its_transaction(pair: &P
 fn who_shares_the_servers_directory_moves_files_and_nothing_is_sent(pair: &Pair) {
     let settings = StoreConfig { inline_max: 0, ..StoreConfig::default() };
     let world = World::with(pair, settings, ServerConfig::default());
-    let cache = Cache::open(world.path("server/blobs"), CacheConfig { shared: true }).unwrap();
+    let cache =
+        Cache::open(world.path("server/blobs"), CacheConfig { shared: true, ..CacheConfig::default() })
+            .unwrap();
     let client = world.connect(world.address(), cache, ClientConfig::default()).unwrap();
     let file = world.file("file", bytes("file", 500_000));
     let blob = client.store(BlobSource::moved(&file));

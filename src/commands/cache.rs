@@ -1,0 +1,254 @@
+//! `cache`: this machine's blobs: what is there, how much of it may be, what is to stay, and whether it is whole.
+//!
+//! No server is asked. So blobs have no names here: `OID@TID` says which one it is, or the path that `get` prints.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use blobferry_cache::{Cache, CacheError, Entry, Layout, Removed, Usage};
+use blobferry_protocol::{BlobId, Oid, Tid};
+use serde::Serialize;
+
+use super::open_cache;
+use crate::cli::{CacheArgs, CacheCommand, CacheGcArgs, CacheLsArgs, CachePinArgs, Global};
+use crate::failure::Failure;
+use crate::human::{iso, size};
+use crate::output::{Line, Output, tabbed};
+use crate::progress::Bar;
+
+/// Runs `cache`.
+pub(super) fn run<W: Write>(
+    args: &CacheArgs,
+    global: &Global,
+    output: &mut Output<W>,
+) -> Result<(), Failure> {
+    let cache = open_cache(global)?;
+    match &args.command {
+        None => output.line(&Told::from(cache.usage()?)),
+        Some(CacheCommand::Ls(args)) => ls(args, &cache, output),
+        Some(CacheCommand::Gc(args)) => gc(args, &cache, output),
+        Some(CacheCommand::Verify) => verify(&cache, output),
+        Some(CacheCommand::Pin(args)) => pin(args, &cache, output),
+        Some(CacheCommand::Clear) => output.line(&Freed::from(cache.clear()?)),
+    }
+}
+
+/// What a cache takes.
+#[derive(Serialize)]
+struct Told {
+    blobs: u64,
+    bytes: u64,
+    in_use: u64,
+    pinned: u64,
+    unfinished: u64,
+    limit: Option<u64>,
+}
+
+impl From<Usage> for Told {
+    fn from(usage: Usage) -> Told {
+        let Usage { blobs, bytes, in_use, pinned, unfinished, limit } = usage;
+        Told { blobs, bytes, in_use, pinned, unfinished, limit }
+    }
+}
+
+impl Line for Told {
+    fn plain(&self) -> String {
+        let limit = self.limit.map_or_else(|| "none".into(), |limit| limit.to_string());
+        let numbers = [
+            ("blobs", self.blobs),
+            ("bytes", self.bytes),
+            ("in_use", self.in_use),
+            ("pinned", self.pinned),
+            ("unfinished", self.unfinished),
+        ];
+        let lines = numbers.map(|(name, number)| format!("{name}\t{number}\n"));
+        format!("{}limit\t{limit}", lines.concat())
+    }
+}
+
+/// A blob that is there.
+#[derive(Serialize)]
+struct Listed<'a> {
+    oid: u64,
+    #[serde(serialize_with = "crate::output::text")]
+    tid: Tid,
+    size: u64,
+    on_disk: u64,
+    used: String,
+    in_use: bool,
+    pinned: bool,
+    path: &'a Path,
+    #[serde(skip)]
+    long: bool,
+}
+
+impl Line for Listed<'_> {
+    fn plain(&self) -> String {
+        let blob = BlobId { oid: Oid(self.oid), tid: self.tid };
+        let state = match (self.in_use, self.pinned) {
+            (false, false) => "-",
+            (true, false) => "in use",
+            (false, true) => "pinned",
+            (true, true) => "in use, pinned",
+        };
+        match self.long {
+            true => tabbed([&blob, &self.size, &self.on_disk, &self.used, &state, &self.path.display()]),
+            false => blob.to_string(),
+        }
+    }
+}
+
+fn ls<W: Write>(args: &CacheLsArgs, cache: &Cache, output: &mut Output<W>) -> Result<(), Failure> {
+    for entry in cache.blobs() {
+        let Entry { blob, path, size, on_disk, used, in_use, pinned } = entry?;
+        let used = iso(used.duration_since(UNIX_EPOCH).unwrap_or_default());
+        let (oid, tid) = (blob.oid.0, blob.tid);
+        output.line(&Listed {
+            oid,
+            tid,
+            size,
+            on_disk,
+            used,
+            in_use,
+            pinned,
+            path: &path,
+            long: args.long,
+        })?;
+    }
+    Ok(())
+}
+
+/// What was removed.
+#[derive(Serialize)]
+struct Freed {
+    blobs: u64,
+    bytes: u64,
+}
+
+impl From<Removed> for Freed {
+    fn from(Removed { blobs, bytes }: Removed) -> Freed {
+        Freed { blobs, bytes }
+    }
+}
+
+impl Line for Freed {
+    fn plain(&self) -> String {
+        format!("removed {} blobs ({})", self.blobs, size(self.bytes))
+    }
+}
+
+fn gc<W: Write>(args: &CacheGcArgs, cache: &Cache, output: &mut Output<W>) -> Result<(), Failure> {
+    let to = args.to.map(|size| size.0);
+    let removed = match args.limit {
+        Some(limit) => {
+            let first = cache.set_limit(limit.0)?;
+            let then = cache.gc(to)?;
+            Removed { blobs: first.blobs + then.blobs, bytes: first.bytes + then.bytes }
+        }
+        None => cache.gc(to)?,
+    };
+    output.line(&Freed::from(removed))
+}
+
+/// What reading all of them has shown.
+#[derive(Serialize)]
+struct Verified {
+    proven: u64,
+    bytes: u64,
+    unverifiable: u64,
+    damaged: Vec<String>,
+}
+
+impl Line for Verified {
+    fn plain(&self) -> String {
+        let damaged: String = self.damaged.iter().map(|blob| format!("damaged, removed\t{blob}\n")).collect();
+        let Verified { proven, bytes, unverifiable, .. } = self;
+        format!("{damaged}proven\t{proven} blobs ({})\nunverifiable\t{unverifiable} blobs", size(*bytes))
+    }
+}
+
+fn verify<W: Write>(cache: &Cache, output: &mut Output<W>) -> Result<(), Failure> {
+    let bar = Bar::new("verifying", cache.usage()?.bytes);
+    let verified = cache.verify(|entry| bar.part(entry.on_disk).complete())?;
+    drop(bar);
+    let damaged: Vec<String> = verified.damaged.iter().map(ToString::to_string).collect();
+    let count = damaged.len();
+    let blobferry_cache::Verified { proven, bytes, unverifiable, .. } = verified;
+    output.line(&Verified { proven, bytes, unverifiable, damaged })?;
+    if count > 0 { Err(Failure::DamagedCache { count }) } else { Ok(()) }
+}
+
+/// A blob that is to stay, or not any more.
+#[derive(Serialize)]
+struct Pinned {
+    oid: u64,
+    #[serde(serialize_with = "crate::output::text")]
+    tid: Tid,
+    pinned: bool,
+}
+
+impl Line for Pinned {
+    fn plain(&self) -> String {
+        let blob = BlobId { oid: Oid(self.oid), tid: self.tid };
+        tabbed([&if self.pinned { "pinned" } else { "not pinned" }, &blob])
+    }
+}
+
+fn pin<W: Write>(args: &CachePinArgs, cache: &Cache, output: &mut Output<W>) -> Result<(), Failure> {
+    // All of them are understood before any is changed.
+    let blobs: Vec<BlobId> =
+        args.blobs.iter().map(|text| named(text, cache.layout())).collect::<Result<_, _>>()?;
+    for blob in blobs {
+        let change: fn(&Cache, BlobId) -> Result<(), CacheError> =
+            if args.remove { Cache::unpin } else { Cache::pin };
+        change(cache, blob)?;
+        output.line(&Pinned { oid: blob.oid.0, tid: blob.tid, pinned: !args.remove })?;
+    }
+    Ok(())
+}
+
+/// The blob that is meant: `OID@TID`, or the path of its file in the cache.
+fn named(text: &str, layout: &Layout) -> Result<BlobId, Failure> {
+    let by_id = || {
+        let (oid, tid) = text.split_once('@')?;
+        Some(BlobId { oid: Oid(oid.parse().ok()?), tid: tid.parse().ok()? })
+    };
+    let by_path = || {
+        let path = Path::new(text);
+        let bucket: u64 = path.parent()?.file_name()?.to_str()?.parse().ok()?;
+        let blob = BlobId::from_file_name(bucket, path.file_name()?.to_str()?)?;
+        // The same path may be written in several ways.
+        let here = path.parent()?.canonicalize().ok()? == layout.bucket_path(bucket).canonicalize().ok()?;
+        here.then_some(blob)
+    };
+    by_id().or_else(by_path).ok_or_else(|| {
+        let root = layout.root().display();
+        Failure::Usage(format!(
+            "`{text}` is no blob of the cache {root}: name it as `blobferry cache ls` does (OID@TID), or by the path that \
+             `blobferry get` prints"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_is_named_by_its_id_or_by_its_path_in_this_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(dir.path().join("cache")).unwrap();
+        let blob = BlobId { oid: Oid(998), tid: Tid(0xabc) };
+        assert_eq!(named(&blob.to_string(), &layout).unwrap(), blob);
+        layout.create_bucket(1).unwrap();
+        let path = layout.blob_path(blob);
+        assert_eq!(named(path.to_str().unwrap(), &layout).unwrap(), blob);
+        let roundabout = layout.root().join("tmp/../1").join(blob.file_name());
+        assert_eq!(named(roundabout.to_str().unwrap(), &layout).unwrap(), blob);
+        let elsewhere = dir.path().join("1").join(blob.file_name());
+        for text in ["model.bin", "998", "998@abc", elsewhere.to_str().unwrap()] {
+            assert!(matches!(named(text, &layout), Err(Failure::Usage(_))), "{text}");
+        }
+    }
+}
