@@ -20,5 +20,6 @@ mod names;
 mod readme;
 mod road;
 mod serving;
+mod soak;
 mod support;
 mod writers;

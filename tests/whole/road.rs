@@ -1,5 +1,6 @@
 //! A road between clients and a server, on which bytes get only as far as the test lets them.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -31,6 +32,10 @@ struct State {
     era: u64,
     closed: bool,
     connections: usize,
+    /// Those that there are, by their number: the client's end and the server's.
+    streams: BTreeMap<usize, [TcpStream; 2]>,
+    /// Connections with a number up to this one have lost their client, and nobody tells the server.
+    stranded: usize,
     ended: usize,
     /// Connections that have more to carry than they may.
     held: usize,
@@ -67,7 +72,17 @@ impl Road {
         self.shared.change(|state| {
             state.era += 1;
             state.server = None;
+            state.streams.values().flatten().for_each(shut);
         });
+    }
+
+    /// Every connection that has come is cut at the client's end, and the server is not told. Others may come.
+    pub(crate) fn strand(&self) {
+        self.shared.change(|state| {
+            state.stranded = state.connections;
+            state.streams.values().for_each(|[client, _]| shut(client));
+        });
+        self.open();
     }
 
     /// Each connection carries only so many bytes in this direction.
@@ -152,22 +167,34 @@ impl Shared {
             (server, state.era)
         };
         let Ok(server) = TcpStream::connect(server) else { return };
-        self.change(|state| state.connections += 1);
-        std::thread::scope(|scope| {
-            scope.spawn(|| self.carry(&client, &server, UP, era));
-            scope.spawn(|| self.carry(&server, &client, DOWN, era));
+        let mut number = 0;
+        self.change(|state| {
+            state.connections += 1;
+            number = state.connections;
+            state.streams.insert(number, [client.try_clone().unwrap(), server.try_clone().unwrap()]);
+            // It may have been cut while it was made.
+            if state.era != era {
+                state.streams.values().flatten().for_each(shut);
+            }
         });
-        self.change(|state| state.ended += 1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.carry(&client, &server, UP, number, era));
+            scope.spawn(|| self.carry(&server, &client, DOWN, number, era));
+        });
+        self.change(|state| {
+            state.ended += 1;
+            state.streams.remove(&number);
+        });
     }
 
     /// Carries bytes in one direction, until one of the ends is gone or the road is cut.
-    fn carry(&self, mut from: &TcpStream, mut to: &TcpStream, way: usize, era: u64) {
+    fn carry(&self, mut from: &TcpStream, mut to: &TcpStream, way: usize, number: usize, era: u64) {
         let mut buffer = vec![0; 16 << 10];
         let mut passed = 0;
         'road: while let Ok(length @ 1..) = from.read(&mut buffer) {
             let mut rest = &buffer[..length];
             while !rest.is_empty() {
-                let Some(room) = self.room(way, passed, era) else { break 'road };
+                let Some(room) = self.room(way, passed, number, era) else { break 'road };
                 let (now, later) = rest.split_at(rest.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
                 if to.write_all(now).is_err() {
                     break 'road;
@@ -177,20 +204,30 @@ impl Shared {
                 self.change(|state| state.passed[way] += now.len() as u64);
             }
         }
-        let _ = from.shutdown(Shutdown::Both);
-        let _ = to.shutdown(Shutdown::Both);
+        if self.lock().stranded < number {
+            [from, to].into_iter().for_each(shut);
+        } else if way == DOWN {
+            // What the server says is lost, until it has understood, or the road is cut.
+            while let Ok(1..) = from.read(&mut buffer) {}
+        }
     }
 
     /// How many more bytes may be carried, when any may; `None` where the road is cut.
-    fn room(&self, way: usize, passed: u64, era: u64) -> Option<u64> {
+    fn room(&self, way: usize, passed: u64, number: usize, era: u64) -> Option<u64> {
         let mut state = self.lock();
-        let shut = |state: &State| state.limits[way] <= passed && state.era == era;
+        let gone = |state: &State| state.era != era || number <= state.stranded;
+        let shut = |state: &State| state.limits[way] <= passed && !gone(state);
         if shut(&state) {
             state.held += 1;
             self.changed.notify_all();
             state = self.changed.wait_while(state, |state| shut(state)).unwrap();
             state.held -= 1;
         }
-        (state.era == era).then(|| state.limits[way] - passed)
+        (!gone(&state)).then(|| state.limits[way] - passed)
     }
+}
+
+fn shut(stream: &TcpStream) {
+    // Its other end may be gone already.
+    let _ = stream.shutdown(Shutdown::Both);
 }

@@ -92,6 +92,10 @@ impl State {
             Some(Txn::Attaching(asks)) => asks.push((None, ask)),
             Some(Txn::Lost(reason)) => {
                 let reason = reason.clone();
+                // Who wants it finished asks for nothing more, not even to abort it.
+                if let Ask::Call { request: Request::Finish { .. }, .. } = &ask {
+                    self.transactions.remove(&txn);
+                }
                 self.after(move || ask.fail(CallError::Disconnected { reason }));
             }
             Some(Txn::Here) => self.waiting.push_back(ask),
@@ -229,11 +233,13 @@ impl State {
     pub(super) fn not_attached(&mut self, txn: TxnId, error: &RequestError) {
         let Some(state) = self.transactions.get_mut(&txn) else { return };
         let began = |ask: &Ask| matches!(ask, Ask::Call { request: Request::Begin { .. }, .. });
+        let commits = |ask: &Ask| matches!(ask, Ask::Call { request: Request::Commit { .. }, .. });
         match state {
-            // It never heard of it.
+            // It never heard of it; or has made the commit already that was sent right behind.
             Txn::Attaching(asks)
                 if matches!(error, RequestError::NoSuchTransaction { .. })
-                    && asks.first().is_some_and(|(_, ask)| began(ask)) =>
+                    && asks.first().is_some_and(|(_, ask)| began(ask))
+                    && !asks.iter().any(|(sent, ask)| sent.is_some() && commits(ask)) =>
             {
                 let asks = std::mem::take(asks);
                 *state = Txn::Here;
@@ -258,10 +264,7 @@ impl State {
                 Ask::Call { request: Request::Commit { txn }, done } if sent.is_some() => {
                     self.waiting.push_back(outcome(txn, done));
                 }
-                ask => {
-                    let reason = reason.to_owned();
-                    self.after(move || ask.fail(CallError::Disconnected { reason }));
-                }
+                ask => self.ask_in(txn, ask),
             }
         }
     }

@@ -365,10 +365,12 @@ impl State {
             }
             Request::Vote { txn } => self.lane(txn).run(move || decide::vote(&store, mailbox, id, txn)),
             Request::Finish { txn } => {
+                self.begun.get(&txn).into_iter().for_each(|hold| hold.over());
                 self.last_lane(txn).run(move || decide::finish(&store, mailbox, id, txn));
             }
             Request::Commit { txn } => {
-                self.last_lane(txn).run(move || decide::commit(&store, mailbox, id, txn));
+                let hold = self.begun.get(&txn).cloned();
+                self.last_lane(txn).run(move || decide::commit(&store, mailbox, hold, id, txn));
             }
             Request::Abort { txn } => self.abort(txn, move || mailbox.reply(id, Ok(Reply::Done))),
             read => self.reads.push_back((id, read)),
@@ -447,8 +449,9 @@ impl Drop for Session {
             match left.get(&txn) {
                 // Its client may come back.
                 Some(Phase::Open) if !over => {}
-                // What is being finished is finished: its client will ask for the outcome.
-                None | Some(Phase::Finishing) => hold.over(),
+                // What is being finished is finished: its client will ask for the outcome. Whether it is, is found out.
+                Some(Phase::Finishing) => {}
+                None => hold.over(),
                 Some(_) => {
                     self.state.begun.insert(txn, hold);
                     self.state.abort(txn, || {});

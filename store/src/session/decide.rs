@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use blobferry_protocol::{Reply, RequestError, RequestId, TxnId};
 
+use super::keep::Hold;
 use super::mailbox::Mailbox;
 use crate::{Store, Vote};
 
@@ -15,11 +16,23 @@ pub(super) fn finish(store: &Arc<dyn Store>, mailbox: Arc<Mailbox>, id: RequestI
     store.finish(txn, Box::new(move |tid| mailbox.reply(id, tid.map(|tid| Reply::Finished { tid }))));
 }
 
-/// Vote and finish, without asking the client in between.
-pub(super) fn commit(store: &Arc<dyn Store>, mailbox: Arc<Mailbox>, id: RequestId, txn: TxnId) {
-    voted(store, txn, move |store, vote| match vote {
-        Ok(Vote::Ready) => finish(store, mailbox, id, txn),
-        vote => mailbox.reply(id, vote.map(told)),
+/// Vote and finish, without asking the client in between. With conflicts it is open as before, and goes on on another
+/// connection where this one is lost meanwhile.
+pub(super) fn commit(
+    store: &Arc<dyn Store>,
+    mailbox: Arc<Mailbox>,
+    hold: Option<Arc<Hold>>,
+    id: RequestId,
+    txn: TxnId,
+) {
+    voted(store, txn, move |store, vote| {
+        if !matches!(vote, Ok(Vote::Conflicts(_))) {
+            hold.iter().for_each(|hold| hold.over());
+        }
+        match vote {
+            Ok(Vote::Ready) => finish(store, mailbox, id, txn),
+            vote => mailbox.reply(id, vote.map(told)),
+        }
     });
 }
 

@@ -332,9 +332,11 @@ impl Keeper {
 }
 
 impl State {
-    /// What goes to the next connection: its requests have other numbers.
+    /// What goes to the next connection: its requests have other numbers, from 1 on.
     fn carried(self) -> State {
-        let arrived = Arrived { parts: self.arrived.parts, ..Arrived::default() };
+        let unasked = |part| Part { request: RequestId::default(), ..part };
+        let parts = self.arrived.parts.into_iter().map(|(oid, part)| (oid, unasked(part))).collect();
+        let arrived = Arrived { parts, ..Arrived::default() };
         State { over: false, arrived, told: None }
     }
 }
@@ -342,5 +344,31 @@ impl State {
 impl Place {
     fn is_on(&self, mailbox: &Arc<Mailbox>) -> bool {
         matches!(self, Place::Held { by, .. } if by.as_ptr() == Arc::as_ptr(mailbox))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ModelStore, StoreConfig};
+
+    #[test]
+    fn a_blob_that_nobody_has_asked_to_go_on_with_yet_is_not_taken_for_another() {
+        let store = ModelStore::new(StoreConfig::default()).unwrap();
+        let part = |request, written| {
+            let (request, stage) = (RequestId(request), store.stage(100).unwrap());
+            Part { request, stage, size: 100, written }
+        };
+        let mut before = State::default();
+        before.arrived.parts.insert(Oid(1), part(6, 60));
+        before.arrived.parts.insert(Oid(2), part(5, 50));
+        // The next connection is lost when only the first of them was asked for again, by another number.
+        let mut state = before.carried();
+        let kept = state.arrived.parts.remove(&Oid(2)).unwrap();
+        state.arrived.unfinished.insert(RequestId(6));
+        state.arrived.parts.insert(Oid(2), Part { request: RequestId(6), ..kept });
+        let (_, told) = state.arrived.tell();
+        assert_eq!(told, [Unfinished { request: RequestId(6), upto: 50 }]);
+        assert_eq!(state.arrived.parts[&Oid(1)].written, 60);
     }
 }

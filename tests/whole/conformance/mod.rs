@@ -59,6 +59,7 @@ mod endings;
 mod limits;
 mod mio;
 mod raw;
+mod recovery;
 mod stalling;
 mod tokio;
 mod traffic;

@@ -7,7 +7,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use blobferry_cache::carry::Progress;
-use blobferry_cache::client::{BlobSource, CallError, ClientConfig, ConnectError, Invalidation, VoteError};
+use blobferry_cache::client::{
+    BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Invalidation, VoteError,
+};
 use blobferry_cache::{Cache, CachedBlob};
 use blobferry_protocol::{
     BlobId, BlobInfo, HistoryEntry, Oid, Outcome, Packed, Revision, Tid, TxnId, TxnMeta,
@@ -56,6 +58,8 @@ pub(crate) trait Client: Send + Sync {
     fn begin_with(&self, meta: TxnMeta) -> Result<Box<dyn Transaction>, CallError>;
     /// Ends with the connection.
     fn invalidations(&self) -> Box<dyn Iterator<Item = Invalidation> + Send>;
+    /// Ends with the client.
+    fn connection_events(&self) -> Box<dyn Iterator<Item = ConnectionEvent> + Send>;
     fn close(self: Box<Self>);
 }
 
@@ -109,7 +113,7 @@ macro_rules! implement_with {
         use std::sync::Arc;
 
         use blobferry_cache::client::{
-            BlobSource, CallError, ClientConfig, ConnectError, Invalidation, VoteError,
+            BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Invalidation, VoteError,
         };
         use blobferry_cache::{Cache, CachedBlob};
         use blobferry_protocol::{
@@ -212,6 +216,11 @@ macro_rules! implement_with {
             fn invalidations(&self) -> Box<dyn Iterator<Item = Invalidation> + Send> {
                 let mut invalidations = self.invalidations();
                 Box::new(std::iter::from_fn(move || $wait(invalidations.next())))
+            }
+
+            fn connection_events(&self) -> Box<dyn Iterator<Item = ConnectionEvent> + Send> {
+                let mut events = self.connection_events();
+                Box::new(std::iter::from_fn(move || $wait(events.next())))
             }
 
             fn close(self: Box<Self>) {

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use blobferry_cache::client::{BlobSource, ClientConfig, ConnectError};
+use blobferry_cache::client::{BlobSource, ClientConfig, ConnectError, Reconnect};
 use blobferry_cache::{Cache, CacheConfig};
 use blobferry_protocol::{BlobId, Oid, Tid, TxnMeta};
 use blobferry_store::session::ServerConfig;
@@ -22,6 +23,7 @@ pub(crate) struct World {
     client: &'static dyn Transport,
     transport: &'static dyn Transport,
     store: Arc<dyn Store>,
+    config: ServerConfig,
     server: Option<Box<dyn Server>>,
     address: String,
     dir: TempDir,
@@ -35,9 +37,17 @@ impl World {
     pub(crate) fn with(pair: &Pair, store: StoreConfig, config: ServerConfig) -> World {
         let dir = tempfile::tempdir().unwrap();
         let store = open(dir.path(), store);
-        let server = pair.server.serve(store.clone(), config);
+        let server = pair.server.serve(store.clone(), config.clone());
         let address = server.local_addr().to_string();
-        World { client: pair.client, transport: pair.server, store, server: Some(server), address, dir }
+        World {
+            client: pair.client,
+            transport: pair.server,
+            store,
+            config,
+            server: Some(server),
+            address,
+            dir,
+        }
     }
 
     /// A world whose server behaves like this.
@@ -64,7 +74,7 @@ impl World {
         }
         self.store = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
         self.store = open(self.dir.path(), StoreConfig::default());
-        let server = self.transport.serve(self.store.clone(), ServerConfig::default());
+        let server = self.transport.serve(self.store.clone(), self.config.clone());
         self.address = server.local_addr().to_string();
         self.server = Some(server);
     }
@@ -82,6 +92,18 @@ impl World {
     /// A cache of this name. All of one name share a directory, as processes do.
     pub(crate) fn cache(&self, name: &str) -> Cache {
         Cache::open(self.path(name), CacheConfig::default()).unwrap()
+    }
+
+    /// What the server answers from.
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// A client that connects again, to one address or several, for as long as a test may take.
+    pub(crate) fn steady(&self, addresses: &str, cache: &str) -> Box<dyn Client> {
+        let reconnect = Reconnect { patience: Duration::from_secs(120), ..Reconnect::default() };
+        let config = ClientConfig { reconnect: Some(reconnect), ..ClientConfig::default() };
+        self.connect(addresses, self.cache(cache), config).unwrap()
     }
 
     /// A client with a cache of this name, that ends with its connection.
