@@ -86,6 +86,21 @@ impl connection::Connection<Client> {
         connection
     }
 
+    /// The same, for a client that goes on with transactions of a connection before: its requests have higher numbers
+    /// than those that it has made there, up to `last`. So whatever [`Reply::Attached`] tells is told of one of them only.
+    #[must_use]
+    pub fn after(now: Time, config: Config, credentials: &[u8], last: RequestId) -> Connection {
+        let mut connection = Connection::new(now, config, credentials);
+        connection.half.last_request = last.0;
+        connection
+    }
+
+    /// The last request that was made; 0 before the first.
+    #[must_use]
+    pub fn last_request(&self) -> RequestId {
+        RequestId(self.half.last_request)
+    }
+
     /// Asks for something. Exactly one answer will come, under the id that this returns.
     ///
     /// # Errors

@@ -20,6 +20,5 @@ mod names;
 mod readme;
 mod road;
 mod serving;
-mod soak;
 mod support;
 mod writers;

@@ -138,7 +138,8 @@ impl Session {
             }
         };
         inner.state.receive_with(&self.0.workers, Arc::new(report));
-        inner.connection = client::Connection::new(now, config.connection, &config.credentials);
+        let last = inner.connection.last_request();
+        inner.connection = client::Connection::after(now, config.connection, &config.credentials, last);
         SessionEndpoint::new(self.clone(), era)
     }
 

@@ -154,6 +154,17 @@ fn an_upload_of_which_all_bytes_had_arrived_is_only_ended() {
 }
 
 #[test]
+fn requests_after_a_connection_have_higher_numbers_than_all_that_were_made_on_it() {
+    let mut client = client_asking();
+    let last = client.request(Request::Status).unwrap();
+    assert_eq!(client.last_request(), last);
+    let mut next = client::Connection::after(Time::ZERO, Default::default(), b"", last);
+    let welcome = blobferry_protocol::Welcome { version: 1, limits: Limits::default(), last_tid: Tid::ZERO };
+    hear(&mut next, &Message::Welcome(welcome));
+    assert_eq!(next.request(ATTACH), Ok(RequestId(last.0 + 1)));
+}
+
+#[test]
 fn an_upload_has_to_go_on_to_its_end() {
     for (from, end, size) in [(10, 20, 30), (31, 31, 30)] {
         let mut server = server_asked();

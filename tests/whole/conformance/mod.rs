@@ -60,6 +60,7 @@ mod limits;
 mod mio;
 mod raw;
 mod recovery;
+mod soak;
 mod stalling;
 mod tokio;
 mod traffic;

@@ -220,12 +220,18 @@ fn a_finish_that_never_arrived_never_is(pair: &Pair) {
     other.put(oid, Tid::ZERO, "somebody else's");
 }
 
+/// What is left when a commit has met with a conflict while its connection was lost.
+struct Meanwhile {
+    transaction: Box<dyn Transaction>,
+    told: Result<Tid, VoteError>,
+    oid: Oid,
+    /// What it needs to go on.
+    _open: (Road, Box<dyn Client>),
+}
+
 /// A commit that waits for the locks of another transaction while its connection is lost, and then meets what that one
 /// has committed. Gives what the client holds and hears when `found` has dealt with that.
-fn conflict_meanwhile(
-    world: &World,
-    found: impl FnOnce(&Road, &dyn Client),
-) -> (Box<dyn Transaction>, Result<Tid, VoteError>, Oid) {
+fn conflict_meanwhile(world: &World, found: impl FnOnce(&Road, &dyn Client)) -> Meanwhile {
     let road = Road::to(world.address());
     let (client, other) = (world.steady(&road.address, "cache"), world.client("other"));
     let file = world.file("file", bytes("file", 100_000));
@@ -249,12 +255,12 @@ fn conflict_meanwhile(
     found(&road, &*other);
     road.lead_to(world.address());
     let (second, told) = committing.join().unwrap();
-    (second, told, oid)
+    Meanwhile { transaction: second, told, oid, _open: (road, client) }
 }
 
 fn conflicts_that_a_commit_meets_meanwhile_are_told(pair: &Pair) {
     let world = World::new(pair);
-    let (mut transaction, told, oid) = conflict_meanwhile(&world, |_, _| {});
+    let Meanwhile { mut transaction, told, oid, _open } = conflict_meanwhile(&world, |_, _| {});
     let Err(VoteError::Conflict(conflicts)) = told else { panic!("{told:?}") };
     assert_eq!(conflicts[0].oid, oid);
     transaction.store(oid, conflicts[0].committed, b"resolved".to_vec()).unwrap();
@@ -264,7 +270,7 @@ fn conflicts_that_a_commit_meets_meanwhile_are_told(pair: &Pair) {
 
 fn conflicts_that_a_commit_meets_meanwhile_leave_nothing_for_long(pair: &Pair) {
     let mut world = World::serving(pair, |config| config.keep = Duration::from_millis(10));
-    let (_, told, _) = conflict_meanwhile(&world, |_, other| until_nothing_is_open(other));
+    let Meanwhile { told, .. } = conflict_meanwhile(&world, |_, other| until_nothing_is_open(other));
     assert!(matches!(told, Err(VoteError::Call(CallError::NotCommitted { .. }))), "{told:?}");
     world.take_server().stop();
     world.nothing_is_left_at_the_server();

@@ -94,11 +94,6 @@ impl World {
         Cache::open(self.path(name), CacheConfig::default()).unwrap()
     }
 
-    /// What the server answers from.
-    pub(crate) fn store(&self) -> &Arc<dyn Store> {
-        &self.store
-    }
-
     /// A client that connects again, to one address or several, for as long as a test may take.
     pub(crate) fn steady(&self, addresses: &str, cache: &str) -> Box<dyn Client> {
         let reconnect = Reconnect { patience: Duration::from_secs(120), ..Reconnect::default() };

@@ -122,7 +122,8 @@ impl Ledger {
         // Whoever has committed it was not told yet.
         let is_it = |thing: &Thing| thing.record == record && thing.size == size(revision);
         let pending = |attempt: &&Attempt| matches!(attempt.fate, Fate::Open | Fate::Unknown);
-        let found = book.attempts.iter().filter(pending).any(|attempt| attempt.things.get(&oid).is_some_and(is_it));
+        let found =
+            book.attempts.iter().filter(pending).any(|attempt| attempt.things.get(&oid).is_some_and(is_it));
         assert!(found, "object {oid} is {record:?} at {tid}, which nobody has committed");
     }
 }

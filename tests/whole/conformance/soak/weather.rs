@@ -67,7 +67,8 @@ const MUCH: usize = 4096;
 
 impl Weather {
     pub(super) fn before(server: &str, seed: u64) -> Weather {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (server, _) = watch::channel(Some(server.to_owned()));
