@@ -111,3 +111,34 @@ fn the_library_in_the_readme_is_the_example_that_runs() {
     assert!(shown.len() > 15, "the example is missing");
     assert!(example.windows(shown.len()).any(|lines| lines == shown), "the README shows another example");
 }
+
+/// Everything in the sources of the project.
+fn sources(dir: &std::path::Path) -> String {
+    let mut all = String::new();
+    for entry in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() && !entry.ends_with("target") && !entry.ends_with(".git") {
+            all += &sources(&entry);
+        } else if entry.extension() == Some("rs".as_ref()) {
+            all += &std::fs::read_to_string(entry).unwrap();
+        }
+    }
+    all
+}
+
+#[test]
+fn every_promise_names_a_test_that_there_is() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (text, sources) = (std::fs::read_to_string(root.join("README.md")).unwrap(), sources(root));
+    let (_, promises) = text.split_once("## When things break").unwrap();
+    let (promises, _) = promises.split_once("\n## ").unwrap();
+    let rows: Vec<&str> = promises.lines().filter(|line| line.starts_with('|')).skip(2).collect();
+    assert!(rows.len() > 20);
+    for row in rows {
+        let tests: Vec<&str> = row.rsplit('|').nth(1).unwrap().split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "{row}");
+        for test in tests {
+            let there = sources.contains(&format!("fn {test}(")) || sources.contains(&format!("mod {test};"));
+            assert!(there, "{test}");
+        }
+    }
+}
