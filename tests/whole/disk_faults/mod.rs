@@ -5,6 +5,7 @@
 //! The faults are real ones, as far as the machine has them to offer: small file systems, limits, and system calls that
 //! are made to fail. Where it does not, a test says so and is skipped.
 
+mod cache;
 mod full;
 mod injected;
 mod limits;

@@ -1,0 +1,75 @@
+//! System calls of a client that fail while it fills its cache: it says what could not be done with which file, nothing torn
+//! is left, and the next one fetches the blob.
+
+use std::fs;
+use std::process::Command;
+
+use super::super::support::{Home, Ran, bytes};
+
+/// A system call, perhaps only with the file that the blob is downloaded to, and what becomes of it.
+const FAULTS: [(&str, bool, &str); 11] = [
+    ("fallocate", true, "ENOSPC"),
+    ("fallocate", true, "EDQUOT"),
+    ("fallocate", true, "EIO"),
+    ("write", true, "ENOSPC"),
+    ("write", true, "EDQUOT"),
+    ("write", true, "EFBIG"),
+    ("write", true, "EIO"),
+    ("fchmod", true, "EROFS"),
+    ("rename,renameat,renameat2", true, "EIO"),
+    ("rename,renameat,renameat2", true, "EROFS"),
+    ("mkdir,mkdirat", false, "EROFS"),
+];
+
+/// Runs a `get` of which calls fail; how many did. `None` where that can not be done here.
+fn get(home: &Home, calls: &str, path: Option<&str>, error: &str) -> Option<(Ran, usize)> {
+    let (log, plain) = (home.path("strace"), home.command(&["get", "blob"]));
+    let mut strace = Command::new("strace");
+    strace.args([
+        "-f",
+        "-e",
+        &format!("trace={calls}"),
+        "-e",
+        &format!("inject={calls}:error={error}"),
+        "-o",
+    ]);
+    strace.arg(&log).args(path.into_iter().flat_map(|path| ["-P", path]));
+    strace.arg(plain.get_program()).args(plain.get_args());
+    plain.get_envs().filter_map(|(name, value)| Some((name, value?))).for_each(|(name, value)| {
+        strace.env(name, value);
+    });
+    let Ok(output) = strace.output() else {
+        println!("skipped: there is no strace here");
+        return None;
+    };
+    let log = fs::read_to_string(log).unwrap_or_default();
+    if log.is_empty() {
+        println!("skipped: strace does not work here: {}", String::from_utf8_lossy(&output.stderr));
+        return None;
+    }
+    Some((output.into(), log.lines().filter(|line| line.contains("(INJECTED)")).count()))
+}
+
+#[test]
+fn a_cache_whose_disk_fails_says_what_and_where_and_the_next_get_has_the_right_bytes() {
+    let home = Home::new();
+    let whole = bytes("blob", 300_000);
+    let put = home.run(&["put", &home.file("blob", &whole)]).ok();
+    let mut fields = put.split('\t');
+    let name = format!("{}.{}.part", fields.next().unwrap(), fields.next().unwrap());
+    let cache = home.path("cache");
+    let partial = cache.join("tmp/partial").join(name);
+    for (calls, on_partial, error) in FAULTS {
+        // Whatever was there before: this one fills a new cache.
+        let _ = fs::remove_dir_all(&cache);
+        let path = on_partial.then(|| partial.to_str().unwrap());
+        let Some((ran, failed)) = get(&home, calls, path, error) else { return };
+        assert!(failed > 0, "{calls} {error}: nothing failed: {ran:?}");
+        let said = ran.fails(1);
+        assert!(said.contains("can not ") || said.contains("no room "), "{calls} {error}: {said}");
+        assert!(said.contains(cache.to_str().unwrap()), "{calls} {error}: {said}");
+        let got = home.run(&["get", "blob"]).ok();
+        assert!(fs::read(got.trim_end()).unwrap() == whole, "{calls} {error}");
+        assert!(!partial.exists(), "{calls} {error}");
+    }
+}
