@@ -345,8 +345,8 @@ impl Drop for Reserved {
     }
 }
 
-/// Allocates `size` bytes for a file, whose length stays: how many were written is still seen in it. `false` where the file system can not do that, or does it in
-/// a way that can not be seen.
+/// Allocates `size` bytes for a file, whose length stays: how many were written is still seen in it. `false` where the file
+/// system can not do that, or does it in a way that can not be seen.
 ///
 /// Not with `fs2::allocate`: on Linux that returns whatever the last error was instead of "disk full", and where
 /// the file system cannot reserve it writes all the zeros itself.

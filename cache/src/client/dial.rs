@@ -54,7 +54,7 @@ impl Addresses {
         self.0.iter().map(String::as_str)
     }
 
-    /// The same, beginning with the one at this place.
+    /// Is there nobody to call?
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
