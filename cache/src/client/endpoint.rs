@@ -92,6 +92,10 @@ impl Endpoint for SessionEndpoint {
 
     fn is_finished(&self) -> bool {
         let inner = self.session.lock();
+        // The session may have ended while this connection came about: nobody wants it any more.
+        if inner.state.closed.is_some() {
+            return true;
+        }
         // Where the server has taken leave, what waits is for the next connection.
         inner.connection.is_finished() && (inner.state.waiting.is_empty() || !inner.state.leaving)
     }

@@ -32,6 +32,7 @@ for_every_pair!(
     the_next_server_is_found_when_the_first_is_gone,
     patience_ends_and_calls_work_again_when_the_server_is_back,
     a_gap_in_the_invalidations_is_told,
+    a_client_that_is_closed_while_it_connects_again_ends,
 );
 
 const SIZE: usize = 3_000_000;
@@ -446,4 +447,18 @@ fn a_gap_in_the_invalidations_is_told(pair: &Pair) {
     assert_eq!(told.next().unwrap(), Invalidation { tid: missed, oids: None });
     let last = other.put(oid, missed, "heard again");
     assert_eq!(told.next().unwrap(), Invalidation { tid: last, oids: Some([oid].into()) });
+}
+
+fn a_client_that_is_closed_while_it_connects_again_ends(pair: &Pair) {
+    let world = World::new(pair);
+    let road = Road::to(world.address());
+    let client = world.steady(&road.address, "cache");
+    let mut events = client.connection_events();
+    road.cut();
+    assert!(matches!(events.next(), Some(ConnectionEvent::Lost { .. })));
+    let closing = spawn(move || client.close());
+    // It ends with the session.
+    events.for_each(drop);
+    road.lead_to(world.address());
+    closing.join().unwrap();
 }
