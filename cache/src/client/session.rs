@@ -84,7 +84,8 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    /// A session that has no connection yet. Its first one is to the address at the `place` of the addresses.
+    /// A session that has no connection yet. Its first one is to the address at the `place` of the addresses. With
+    /// [`Addresses::none`] it ends with that one.
     #[must_use]
     pub fn new(cache: Cache, config: &ClientConfig, addresses: Addresses, place: usize) -> Session {
         let workers = Workers::new(8);
@@ -95,21 +96,6 @@ impl Session {
         let state = State::new(dialer, config.connection.limits.transfers as usize, &workers);
         let inner = Mutex::new(Inner { connection, state });
         Session(Arc::new(Shared { cache, workers, config: config.clone(), inner }))
-    }
-
-    /// A session on one stream that gets no other, and what the transport drives. `wake` as in [`connect`](Self::connect).
-    ///
-    /// # Errors
-    /// The stream's socket can not be tuned.
-    pub fn open(
-        stream: &impl AsFd,
-        cache: Cache,
-        config: &ClientConfig,
-        wake: impl Fn() + Send + Sync + 'static,
-    ) -> io::Result<(Session, Carrier<SessionEndpoint>)> {
-        let session = Session::new(cache, config, Addresses::none(), 0);
-        let carrier = session.connect(stream, wake)?;
-        Ok((session, carrier))
     }
 
     /// Begins a conversation on a stream: says hello, and goes on with everything that waits. `wake` is called from any
