@@ -297,6 +297,8 @@ pub mod connection;
 mod error;
 mod limits;
 mod message;
+#[doc(hidden)]
+pub mod planted;
 pub mod server;
 #[cfg(feature = "testing")]
 pub mod testing;

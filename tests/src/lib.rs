@@ -1,0 +1,1 @@
+//! How blobferry is tried as a whole, beyond what tests of single parts can show.
