@@ -15,6 +15,7 @@ use blobferry_protocol::{BlobId, Digest, Oid, Tid};
 use crate::blob::CachedBlob;
 use crate::cache::Cache;
 use crate::error::CacheError;
+use crate::system::files;
 use crate::temporary::Temporary;
 use crate::writer::{BlobFile, BlobWriter, WriteError};
 
@@ -207,7 +208,7 @@ fn rename(path: &Path, cache: &Cache) -> Result<Option<Temporary>, WriteError> {
     // First, so that a file that can not be read stays where it is.
     let file = File::open(path).map_err(WriteError::io("open", path))?;
     let place = Temporary::create(cache.tmp())?;
-    admit(place, &metadata, cache, |place| match fs::rename(path, place.path()) {
+    admit(place, &metadata, cache, |place| match files::rename(path, place.path()) {
         Ok(()) => Ok(Some(place.with(file))),
         Err(error) if error.kind() == ErrorKind::CrossesDevices => Ok(None),
         Err(error) => Err(WriteError::io("move", path)(error)),

@@ -10,9 +10,10 @@ use std::fs::File;
 use blobferry_protocol::{BlobId, Digest};
 
 use crate::cache::{Cache, Found};
-use crate::claim::{Done, copy_of, spawn};
+use crate::claim::{Done, copy_of};
 use crate::error::CacheError;
 use crate::stamp;
+use crate::system;
 use crate::writer::digest_of;
 
 /// Claims in charge of a blob whose file must be proven first.
@@ -49,7 +50,7 @@ impl Cache {
             return;
         }
         let cache = self.clone();
-        if let Err(error) = spawn("blobferry-check", move || cache.run_checks()) {
+        if let Err(error) = system::spawn("blobferry-check", move || cache.run_checks()) {
             while let Some((blob, done)) = self.next_check() {
                 let path = self.layout().blob_path(blob);
                 self.fail(blob, done, CacheError::io("start a thread to check", &path)(copy_of(&error)));

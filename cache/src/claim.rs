@@ -14,7 +14,6 @@
 
 use std::io;
 use std::sync::mpsc;
-use std::thread;
 
 use blobferry_protocol::BlobId;
 
@@ -118,15 +117,15 @@ impl Cache {
     /// Blocks one thread in the bucket's file lock, which another process holds.
     fn wait_for_lock(&self, bucket: u64) {
         let cache = self.clone();
-        let waiting = spawn("blobferry-lock", move || {
-            match cache.lock_path(bucket).and_then(|path| FileLock::exclusive(&path)) {
+        let waiting = self.lock_path(bucket).and_then(|path| {
+            FileLock::wait(path, move |locked| match locked {
                 Ok(lock) => {
                     // Nobody may want anything any more: then the lock is dropped right here.
                     let in_charge = cache.registry().locked(bucket, lock);
                     in_charge.into_iter().for_each(|(blob, done)| cache.in_charge(blob, done));
                 }
                 Err(error) => cache.lock_failed(bucket, &error),
-            }
+            })
         });
         if let Err(error) = waiting {
             self.lock_failed(bucket, &error);
@@ -143,11 +142,6 @@ impl Cache {
     fn no_lock(&self, bucket: u64, error: io::Error) -> CacheError {
         CacheError::io("lock", &self.layout().lock_path(bucket))(error)
     }
-}
-
-/// Starts a thread that nobody joins.
-pub(crate) fn spawn(name: &str, task: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name(name.to_owned()).spawn(task).map(drop)
 }
 
 /// One error, for several who are told.

@@ -20,6 +20,7 @@ use crate::account::{Account, Doubt};
 use crate::layout::Layout;
 use crate::lock::{FileLock, Owned};
 use crate::room::{MARK, Room, slack};
+use crate::system::files;
 use crate::writer::WriteError;
 use crate::{pin, scratch};
 
@@ -139,7 +140,7 @@ impl<'a> Ledger<'a> {
             Err(error) => return Err(error),
         };
         // First the file, then the account: who dies in between leaves it too high, and not too low.
-        match fs::remove_file(path) {
+        match files::remove(path) {
             Ok(()) => self.account.sub(bytes)?,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
             Err(error) => return Err(error),

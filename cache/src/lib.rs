@@ -75,6 +75,7 @@ mod registry;
 mod room;
 mod scratch;
 mod stamp;
+pub mod system;
 mod temporary;
 mod turns;
 mod verify;

@@ -10,7 +10,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use crate::system;
 
 /// A lock that is held, by this value alone. Dropped, it is released.
 #[derive(Debug)]
@@ -37,6 +39,34 @@ impl FileLock {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Takes the lock on a thread of its own, which blocks until nobody else has it, and calls `then` there.
+    pub(crate) fn wait(
+        path: PathBuf,
+        then: impl FnOnce(io::Result<FileLock>) + Send + 'static,
+    ) -> io::Result<()> {
+        #[cfg(feature = "testing")]
+        if system::simulation::current().is_some() {
+            FileLock::try_again_and_again(path, then);
+            return Ok(());
+        }
+        system::spawn("blobferry-lock", move || then(FileLock::exclusive(&path)))
+    }
+
+    /// The same in a simulation, whose one thread must not block.
+    #[cfg(feature = "testing")]
+    fn try_again_and_again(path: PathBuf, then: impl FnOnce(io::Result<FileLock>) + Send + 'static) {
+        let mut then = Some(then);
+        system::serves(move || match FileLock::try_exclusive(&path).transpose() {
+            None => system::Next::Waits,
+            Some(locked) => {
+                if let Some(then) = then.take() {
+                    then(locked);
+                }
+                system::Next::Over
+            }
+        });
     }
 
     /// The file, open for reading and writing.

@@ -17,6 +17,7 @@ use rustix::fs::OFlags;
 
 use crate::layout::{Layout, create_dir};
 use crate::room::Room;
+use crate::system::files;
 use crate::temporary::Temporary;
 use crate::writer::{BlobWriter, WriteError};
 
@@ -97,7 +98,7 @@ impl Partial {
         if let Some(room) = room.filter(|_| self.len() > 0) {
             return room.remove(&self.path).map(drop);
         }
-        match fs::remove_file(&self.path) {
+        match files::remove(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             removed => removed.map_err(WriteError::io("remove", &self.path)),
         }

@@ -20,6 +20,8 @@ use blobferry_protocol::Digest;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
+use crate::system;
+
 const ATTRIBUTE: &std::ffi::CStr = c"user.blobferry";
 
 /// One boot of this machine, as the kernel names it.
@@ -32,6 +34,7 @@ impl Boot {
 
     /// The boot that is running; `None` where the kernel does not tell.
     pub(crate) fn current() -> Option<Boot> {
+        system::simulated!(simulation => Some(Boot(simulation.boot())));
         let uuid = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         let digits = uuid.trim().replace('-', "");
         u128::from_str_radix(&digits, 16).ok().map(|number| Boot(number.to_be_bytes()))

@@ -9,6 +9,7 @@ use tempfile::TempPath;
 
 use crate::lock;
 use crate::room::{self, Reserved, Room};
+use crate::system::files;
 use crate::writer::WriteError;
 
 /// An open file under a temporary name. Dropped, it is removed, and then the room that it had is given back: fields are
@@ -105,7 +106,7 @@ impl Temporary {
 
     /// Waits until the bytes are on the disk.
     pub(crate) fn sync(&self) -> Result<(), WriteError> {
-        self.file.sync_data().map_err(WriteError::io("sync", &self.path))
+        files::sync(&self.file).map_err(WriteError::io("sync", &self.path))
     }
 
     /// Makes the file read-only and renames it. What is returned is open for reading only, from the beginning.
@@ -124,9 +125,7 @@ impl Temporary {
             // Before anybody sees it, so that it is not removed again before it is handed out.
             lock::share(&reader).map_err(WriteError::io("lock", &self.path))?;
         }
-        self.path
-            .persist(to)
-            .map_err(|error| WriteError::io("rename a complete file to", to)(error.error))?;
+        files::persist(self.path, to).map_err(WriteError::io("rename a complete file to", to))?;
         if let Some(reserved) = self.reserved {
             reserved.settle(&self.file).map_err(WriteError::io("read the size of", to))?;
         }

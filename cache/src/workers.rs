@@ -7,8 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Something to run on a thread that may block.
-pub type Job = Box<dyn FnOnce() + Send>;
+use crate::system::{self, Job};
 
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);
@@ -49,6 +48,7 @@ impl Workers {
 
     /// Runs a job as soon as a thread is free.
     pub fn run(&self, job: impl FnOnce() + Send + 'static) {
+        system::simulated!(simulation => simulation.run(Box::new(job)));
         let mut state = self.0.lock();
         state.jobs.push_back(Box::new(job));
         if state.idle >= state.jobs.len() {

@@ -4,7 +4,7 @@
 //! wrong in between, no reader can mistake a part for the whole.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use blobferry_protocol::Digest;
 
 use crate::room::free_bytes;
 use crate::stamp;
+use crate::system::files;
 use crate::temporary::Temporary;
 
 /// Why a file of blob bytes could not be written.
@@ -199,7 +200,11 @@ impl BlobWriter {
         }
         let needed = bytes.len() as u64;
         self.file.grow(found)?;
-        self.file.file().write_all(bytes).map_err(WriteError::space("write to", self.file.path(), needed))?;
+        files::write(self.file.file(), bytes).map_err(WriteError::space(
+            "write to",
+            self.file.path(),
+            needed,
+        ))?;
         self.hasher.update(bytes);
         self.written = found;
         Ok(())
@@ -330,6 +335,7 @@ mod tests {
     use super::*;
     use rustix::io::Errno;
     use std::fs;
+    use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
 
     fn digest(bytes: &[u8]) -> Digest {

@@ -1,8 +1,7 @@
 //! What differs between stores: where revisions are kept. Everything about transactions is in the
 //! [coordinator](crate::coordinator), which drives a back end and is the only one to do so.
 
-use std::time::{Duration, SystemTime};
-
+use blobferry_cache::system;
 use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId,
 };
@@ -119,8 +118,7 @@ impl Totals {
 
 /// The moment now, as a tid.
 pub(crate) fn now() -> Tid {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    Tid::from_unix(since_epoch.unwrap_or(Duration::ZERO)) // a clock before 1970 does not move: tids just count
+    Tid::from_unix(system::since_1970()) // where the clock does not move, tids just count
 }
 
 /// Every oid was given or used.

@@ -5,17 +5,16 @@
 //! what has waited too long for its locks, or is not finished in time. Whoever releases locks only notes whose turn it is now: nobody's call takes the
 //! time of another's vote.
 
+use blobferry_cache::system::{self, Next};
+use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
-
-use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
 
 use crate::backend::Backend;
 use crate::changes::Changes;
 use crate::config::StoreConfig;
-use crate::desk::{Answer, Ballot, Desk, Ended, Errand};
+use crate::desk::{Answer, Ballot, Desk, Ended, Errand, Job};
 use crate::errors::OpenError;
 use crate::lock;
 use crate::publish::Bulletin;
@@ -73,8 +72,8 @@ pub(crate) fn start<B: Backend>(
     let (bulletin, quota) = (Arc::new(Bulletin::new(last)), Quota::new(config.max_staged));
     let core = Arc::new(Core { backend, config, office, bulletin, quota, batches: AtomicU64::new(0) });
     let threads = Threads { office: core.office.clone(), handles: Mutex::default() };
-    threads.spawn("store-committer", &core, Core::run_committer)?;
-    threads.spawn("store-steward", &core, Core::run_steward)?;
+    threads.spawn("store-committer", &core, Core::run_committer, Core::commit_next)?;
+    threads.spawn("store-steward", &core, Core::run_steward, Core::do_next)?;
     Ok(Coordinator { core, threads })
 }
 
@@ -124,7 +123,7 @@ impl<B: Backend> Core<B> {
             let locked = lock(&changes);
             let oids: Arc<[Oid]> = locked.bases().map(|(oid, _)| oid).collect();
             let ballot = Ballot { txn, changes: changes.clone(), done };
-            self.office.desk().line_up(ballot, oids, Instant::now())
+            self.office.desk().line_up(ballot, oids, system::now())
         };
         match lined_up {
             Ok(Some(ballot)) => self.check(ballot),
@@ -138,7 +137,7 @@ impl<B: Backend> Core<B> {
     fn check(&self, ballot: Ballot) {
         let Ballot { txn, changes, done } = ballot;
         let checked = self.backend.check(txn, &lock(&changes));
-        let vote = self.office.desk().decide(txn, &changes, checked, Instant::now());
+        let vote = self.office.desk().decide(txn, &changes, checked, system::now());
         self.office.steward.notify_one();
         done(vote);
     }
@@ -195,16 +194,32 @@ impl<B: Backend> Core<B> {
                 }
             };
             drop(desk);
-            let (batch, answers): (Vec<_>, Vec<_>) =
-                jobs.into_iter().map(|job| (job.work, job.answer)).unzip();
-            let results = self.backend.commit(self.bulletin.last(), &batch);
-            drop(batch);
-            if results.iter().any(Result::is_ok) {
-                self.batches.fetch_add(1, Ordering::Relaxed);
-            }
-            answers.into_iter().zip(results).for_each(|(answer, result)| self.announce(answer, result));
-            self.backend.tidy();
+            self.commit(jobs);
         }
+    }
+
+    /// What the committer does next, where it has no thread of its own.
+    fn commit_next(&self) -> Next {
+        let jobs = self.office.desk().take_jobs();
+        match jobs {
+            None => Next::Over,
+            Some(jobs) if jobs.is_empty() => Next::Waits,
+            Some(jobs) => {
+                self.commit(jobs);
+                Next::Now
+            }
+        }
+    }
+
+    fn commit(&self, jobs: Vec<Job>) {
+        let (batch, answers): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.work, job.answer)).unzip();
+        let results = self.backend.commit(self.bulletin.last(), &batch);
+        drop(batch);
+        if results.iter().any(Result::is_ok) {
+            self.batches.fetch_add(1, Ordering::Relaxed);
+        }
+        answers.into_iter().zip(results).for_each(|(answer, result)| self.announce(answer, result));
+        self.backend.tidy();
     }
 
     /// Tells of a commit that is durable: subscribers, then readers, then those who wait for its locks, then its
@@ -235,7 +250,7 @@ impl<B: Backend> Core<B> {
     fn run_steward(&self) {
         let mut desk = self.office.desk();
         loop {
-            match desk.errand(Instant::now()) {
+            match desk.errand(system::now()) {
                 Errand::Stop => return,
                 Errand::Wait(None) => {
                     desk = self.office.steward.wait(desk).unwrap_or_else(PoisonError::into_inner);
@@ -251,12 +266,30 @@ impl<B: Backend> Core<B> {
                 }
                 Errand::GiveUp(txn, ended) => {
                     drop(desk);
-                    tracing::warn!(%txn, reason = %ended.error(), "gave up a transaction");
-                    self.office.put_away(Some(ended));
+                    self.give_up(txn, ended);
                     desk = self.office.desk();
                 }
             }
         }
+    }
+
+    /// What the steward does next, where it has no thread of its own.
+    fn do_next(&self) -> Next {
+        let now = system::now();
+        let errand = self.office.desk().errand(now);
+        match errand {
+            Errand::Stop => return Next::Over,
+            Errand::Wait(None) => return Next::Waits,
+            Errand::Wait(Some(time)) => return Next::At(now + time),
+            Errand::Check(ballot) => self.check(ballot),
+            Errand::GiveUp(txn, ended) => self.give_up(txn, ended),
+        }
+        Next::Now
+    }
+
+    fn give_up(&self, txn: TxnId, ended: Ended) {
+        tracing::warn!(%txn, reason = %ended.error(), "gave up a transaction");
+        self.office.put_away(Some(ended));
     }
 }
 
@@ -273,7 +306,18 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    fn spawn<B: Backend>(&self, name: &str, core: &Arc<Core<B>>, run: fn(&Core<B>)) -> Result<(), OpenError> {
+    /// Has `run` run on a thread, or in a simulation `step` taken again and again.
+    fn spawn<B: Backend>(
+        &self,
+        name: &str,
+        core: &Arc<Core<B>>,
+        run: fn(&Core<B>),
+        step: fn(&Core<B>) -> Next,
+    ) -> Result<(), OpenError> {
+        let stepped = core.clone();
+        if system::serves(move || step(&stepped)) {
+            return Ok(());
+        }
         let core = core.clone();
         let handle = thread::Builder::new().name(name.to_owned()).spawn(move || run(&core));
         lock(&self.handles).push(handle.map_err(OpenError::Thread)?);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use blobferry_cache::system::files;
 use blobferry_protocol::{BlobInfo, Digest, RequestError};
 
 /// Where the bytes of one blob go while they arrive. Dropped, it leaves nothing.
@@ -130,7 +131,7 @@ impl StagedFile {
 
     /// Gives the file its final name.
     pub(crate) fn persist(mut self, to: &Path) -> std::io::Result<()> {
-        std::fs::rename(self.path(), to)?;
+        files::rename(&self.path(), to)?;
         self.kept = true;
         Ok(())
     }

@@ -6,8 +6,6 @@
 //! that the server names. A commit that was sent is never sent again before the server has said that it does not know of
 //! it; where the transaction can not be attached, it is asked what became of it.
 
-use std::time::Instant;
-
 use blobferry_protocol::{
     Outcome, PeerError, Refusal, Reply, Request, RequestError, RequestId, TxnId, Unfinished,
 };
@@ -17,6 +15,7 @@ use super::call::{CallError, Completion};
 use super::dial::{ConnectionEvent, Dial};
 use super::session::Wake;
 use crate::carry::{Ended, Outlets};
+use crate::system;
 
 /// An open transaction.
 pub(super) enum Txn {
@@ -55,7 +54,7 @@ impl State {
     pub(super) fn next_dial(&self) -> Option<Dial> {
         let mut chance = [0; 4];
         // Without chance there is no harm, either.
-        let _ = getrandom::fill(&mut chance);
+        let _ = system::chance(&mut chance);
         self.goes_on().then(|| self.dialer.next(u32::from_le_bytes(chance)))
     }
 
@@ -143,7 +142,7 @@ impl State {
             false => ConnectionEvent::Failed { address, reason: reason.clone() },
         };
         self.happened(&event);
-        let hopeless = self.dialer.lost(Instant::now(), connected);
+        let hopeless = self.dialer.lost(system::now(), connected);
         self.put_back();
         // Asked the same again, a server that has broken a rule would most likely do so again.
         let breach = matches!(ended, Ended::Peer(error) if error.is_breach());

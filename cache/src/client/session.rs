@@ -110,10 +110,13 @@ impl Session {
         stream: &impl AsFd,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Carrier<SessionEndpoint>> {
-        Carrier::begin(stream, |now| self.begin_conversation(now, Arc::new(wake)))
+        Carrier::begin(stream, |now| self.converse(now, wake))
     }
 
-    fn begin_conversation(&self, now: Time, wake: Wake) -> SessionEndpoint {
+    /// The same without a stream, for who drives the endpoint with other means: it begins at the moment `now`.
+    #[must_use]
+    pub fn converse(&self, now: Time, wake: impl Fn() + Send + Sync + 'static) -> SessionEndpoint {
+        let wake: Wake = Arc::new(wake);
         let config = &self.0.config;
         let mut inner = self.lock();
         let era = inner.state.begin_era(wake);

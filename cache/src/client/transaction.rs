@@ -11,6 +11,7 @@ use super::call::{CallError, Completion};
 use super::session::Session;
 use super::source::{BlobSource, Taken, not_taken, take};
 use crate::carry::OnProgress;
+use crate::system;
 use crate::workers::Lane;
 use crate::{BlobWriter, TransactionBuffer};
 
@@ -104,7 +105,7 @@ impl Session {
     /// [`CallError::NoName`].
     pub fn begin(&self, meta: TxnMeta) -> Result<Transaction, CallError> {
         let mut name = [0; 16];
-        getrandom::fill(&mut name).map_err(|error| CallError::NoName(error.to_string()))?;
+        system::chance(&mut name).map_err(|error| CallError::NoName(error.to_string()))?;
         let txn = TxnId(name);
         let buffer = Mutex::new(Some(self.cache().buffer()));
         let shared = Arc::new(Shared { buffer, begin: OnceLock::new() });

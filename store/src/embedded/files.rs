@@ -1,12 +1,10 @@
 //! Blob files between staging and commit: they get their final names, and lose them again if nothing comes of it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use blobferry_cache::Layout;
+use blobferry_cache::{Layout, system};
 use blobferry_protocol::{BlobId, RequestError};
 
 use crate::errors::disk_error;
@@ -47,7 +45,8 @@ impl<'a> Files<'a> {
     /// Makes the names durable.
     pub(super) fn sync(&self) -> Result<(), String> {
         for path in self.unsynced() {
-            sync_dir(&path).map_err(|error| format!("could not sync {}: {error}", path.display()))?;
+            system::files::sync_names(&path)
+                .map_err(|error| format!("could not sync {}: {error}", path.display()))?;
         }
         if !self.buckets.is_empty() {
             self.new_bucket.store(false, Ordering::Relaxed);
@@ -73,7 +72,7 @@ impl<'a> Files<'a> {
     pub(super) fn remove_from(&mut self, n: usize) {
         for blob in self.named.drain(n..) {
             // Whatever stays behind has no row, and is removed when the store is opened the next time.
-            let _ = fs::remove_file(self.layout.blob_path(blob));
+            let _ = system::files::remove(&self.layout.blob_path(blob));
         }
     }
 
@@ -88,13 +87,10 @@ impl Drop for Files<'_> {
     }
 }
 
-/// Makes the names in a directory durable.
-pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use blobferry_protocol::{Oid, Tid};
 
     use super::*;

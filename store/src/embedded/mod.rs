@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use blobferry_cache::Layout;
+use blobferry_cache::{Layout, system};
 use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId,
 };
@@ -77,7 +77,7 @@ impl EmbeddedStore {
         let orphans = recover::remove_orphans(&layout, &database)?;
         let damaged = recover::count_damaged(&layout, &database)?;
         for made in [layout.root(), dir] {
-            files::sync_dir(made).map_err(opening("sync", made))?;
+            system::files::sync_names(made).map_err(opening("sync", made))?;
         }
         let totals =
             database.read("read the totals", commit::read_totals).map_err(recover::failed(&database))?;

@@ -4,9 +4,9 @@
 //! are removed after the commit that removes their rows: a crash in between leaves files without rows, which the
 //! next open removes. Nothing that a reader sees as current is ever touched.
 
-use std::fs;
 use std::io::ErrorKind;
 
+use blobferry_cache::system;
 use blobferry_protocol::{BlobId, Oid, Packed, RequestError, Tid};
 use rusqlite::{Connection, params};
 
@@ -96,7 +96,7 @@ impl Disk {
     fn remove_files(&self, useless: &[Useless]) {
         for blob in useless.iter().filter(|useless| useless.in_file).map(|useless| useless.blob) {
             let path = self.layout.blob_path(blob);
-            match fs::remove_file(&path) {
+            match system::files::remove(&path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     tracing::warn!(%error, path = %path.display(), "could not remove a packed blob; the next start will");
                 }

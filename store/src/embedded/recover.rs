@@ -14,9 +14,9 @@ use blobferry_protocol::{BlobId, RequestError};
 use rusqlite::{Connection, params};
 
 use super::database::{Database, log_path};
-use super::files::sync_dir;
 use super::schema::{key, oid, tid};
 use crate::errors::{OpenError, opening};
+use blobferry_cache::system::files::sync_names;
 
 /// A lock file's name. In `tmp` and in directories there, clients who share the directory have lock files, too.
 const LOCK: &str = ".lock";
@@ -29,7 +29,7 @@ pub(super) fn claim(dir: &Path) -> Result<File, OpenError> {
         let created = DirBuilder::new().mode(0o700).recursive(true).create(dir);
         created.map_err(opening("create the directory", dir))?;
         if let Some(parent) = dir.canonicalize().map_err(opening("find", dir))?.parent() {
-            sync_dir(parent).map_err(opening("sync", parent))?;
+            sync_names(parent).map_err(opening("sync", parent))?;
         }
     }
     let path = dir.join(CLAIM);

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use blobferry_cache::system::files;
 use blobferry_cache::{BlobWriter, WriteError};
 use blobferry_protocol::{BlobInfo, Digest, RequestError};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -49,7 +50,7 @@ impl Disk {
         let mode = file.metadata().map(|metadata| metadata.mode());
         mode.and_then(|mode| Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777 & !0o222))?))
             .map_err(|error| disk_error("make read-only", &path, &error))?;
-        file.sync_data()
+        files::sync(&file)
             .map_err(|error| self.database.poison.set(&format!("could not sync {name:?}: {error}")))?;
         Ok(Staged { info, content: Content::File(staged), room })
     }

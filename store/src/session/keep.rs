@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use blobferry_cache::system;
 use blobferry_protocol::{Oid, Reply, RequestError, RequestId, TxnId, Unfinished};
 
 use super::mailbox::{Mailbox, News};
@@ -268,7 +269,7 @@ impl Keeper {
     }
 
     fn keep(self: &Arc<Self>, mut places: MutexGuard<'_, Places>, txn: TxnId, state: State) {
-        let until = Instant::now() + self.time;
+        let until = system::now() + self.time;
         places.transactions.insert(txn, Place::Kept { until, state });
         places.kept.insert((until, txn));
         tracing::info!(%txn, "the connection of an open transaction was lost: it is kept for a while");
@@ -280,8 +281,11 @@ impl Keeper {
         }
         if start {
             let keeper = self.clone();
-            let started =
-                std::thread::Builder::new().name("blobferry-keep".into()).spawn(move || keeper.wait());
+            if system::serves(move || keeper.abort_next()) {
+                return;
+            }
+            let keeper = self.clone();
+            let started = system::spawn("blobferry-keep", move || keeper.wait());
             if let Err(error) = started {
                 tracing::error!(%error, "no thread to abort kept transactions in time");
                 self.places().waiting = false;
@@ -291,24 +295,36 @@ impl Keeper {
 
     /// Aborts what is kept when its time is over, until nothing is kept.
     fn wait(&self) {
-        let mut places = self.places();
         loop {
-            let now = Instant::now();
-            match places.kept.first().copied() {
-                Some((until, txn)) if until <= now => {
-                    drop(places);
-                    tracing::warn!(%txn, "aborted a transaction: its client did not come back in time");
-                    self.abort(txn);
-                    places = self.places();
+            match self.abort_next() {
+                system::Next::Over => return,
+                system::Next::At(until) => {
+                    let places = self.places();
+                    let now = system::now();
+                    // What has come meanwhile has more time, and what has gone is looked for too early at worst.
+                    if until > now && !places.kept.is_empty() {
+                        drop(self.changed.wait_timeout(places, until - now));
+                    }
                 }
-                Some((until, _)) => {
-                    let woken = self.changed.wait_timeout(places, until - now);
-                    places = woken.unwrap_or_else(PoisonError::into_inner).0;
-                }
-                None => {
-                    places.waiting = false;
-                    return;
-                }
+                system::Next::Now | system::Next::Waits => {}
+            }
+        }
+    }
+
+    /// Aborts what has been kept for too long, one by one.
+    fn abort_next(&self) -> system::Next {
+        let mut places = self.places();
+        match places.kept.first().copied() {
+            Some((until, txn)) if until <= system::now() => {
+                drop(places);
+                tracing::warn!(%txn, "aborted a transaction: its client did not come back in time");
+                self.abort(txn);
+                system::Next::Now
+            }
+            Some((until, _)) => system::Next::At(until),
+            None => {
+                places.waiting = false;
+                system::Next::Over
             }
         }
     }
