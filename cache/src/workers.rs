@@ -131,6 +131,32 @@ impl Lane {
             self.workers.run(move || drain(&queue));
         }
     }
+
+    /// Runs a short job after all that were given before: on this thread, where there are none.
+    pub fn run_in_turn(&self, job: impl FnOnce() + Send + 'static) {
+        let mut queue = lock(&self.queue);
+        if std::mem::replace(&mut queue.running, true) {
+            queue.jobs.push_back(Box::new(job));
+            return;
+        }
+        drop(queue);
+        let _turn = Turn(self);
+        job();
+    }
+}
+
+/// A job of a lane that runs on its caller's thread. What came meanwhile is left to others.
+struct Turn<'a>(&'a Lane);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.0.queue);
+        queue.running = !queue.jobs.is_empty();
+        if queue.running {
+            let queue = self.0.queue.clone();
+            self.0.workers.run(move || drain(&queue));
+        }
+    }
 }
 
 fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
@@ -171,6 +197,37 @@ mod tests {
         }
         drop(done);
         assert!(order.iter().eq(0..1000));
+    }
+
+    #[test]
+    fn a_job_in_its_turn_runs_here_where_there_is_none_before_and_behind_the_others_else() {
+        let workers = Workers::new(2);
+        let lane = Lane::new(&workers);
+        let (done, order) = mpsc::channel();
+        let tell = |what: &'static str| {
+            let done = done.clone();
+            move || done.send((what, std::thread::current().id())).unwrap()
+        };
+        let here = std::thread::current().id();
+        lane.run_in_turn(tell("first"));
+        assert_eq!(order.try_recv(), Ok(("first", here)));
+        let (go, wait) = mpsc::channel::<()>();
+        lane.run(move || wait.recv().unwrap());
+        lane.run(tell("second"));
+        lane.run_in_turn(tell("third"));
+        assert!(order.try_recv().is_err());
+        go.send(()).unwrap();
+        assert_eq!([order.recv().unwrap().0, order.recv().unwrap().0], ["second", "third"]);
+        // What is given by a job in its turn comes behind it.
+        let (again, later) = (lane.clone(), tell("fifth"));
+        let (fourth, started) = (tell("fourth"), mpsc::channel::<()>());
+        lane.run(move || started.0.send(()).unwrap());
+        started.1.recv().unwrap();
+        lane.run_in_turn(move || {
+            again.run(later);
+            fourth();
+        });
+        assert_eq!([order.recv().unwrap().0, order.recv().unwrap().0], ["fourth", "fifth"]);
     }
 
     #[test]

@@ -133,29 +133,29 @@ impl Transaction {
         self.txn
     }
 
-    /// Asks for something that is answered by [`Reply::Done`].
-    fn put(&self, request: Request, done: Completion<()>) {
-        let shared = self.shared.clone();
-        self.session.call(
-            request,
-            Box::new(move |result| done(result.map(drop).map_err(|error| shared.explain(error)))),
-        );
+    /// Puts an object without a file into it, behind files that are still being taken: what was stored last is what
+    /// counts.
+    fn put(&self, oid: Oid, request: Request, done: Completion<()>) {
+        let (session, shared) = (self.session.clone(), self.shared.clone());
+        self.lane.run_in_turn(move || {
+            if let Some(buffer) = shared.buffer().as_mut() {
+                buffer.remove(oid);
+            }
+            session.call(
+                request,
+                Box::new(move |result| done(result.map(drop).map_err(|error| shared.explain(error)))),
+            );
+        });
     }
 
     /// Stores an object's record, without a blob.
     pub fn store(&self, oid: Oid, base: Tid, data: Vec<u8>, done: Completion<()>) {
-        if let Some(buffer) = self.shared.buffer().as_mut() {
-            buffer.remove(oid);
-        }
-        self.put(Request::Store { txn: self.txn, oid, base, data }, done);
+        self.put(oid, Request::Store { txn: self.txn, oid, base, data }, done);
     }
 
     /// Deletes an object; with [`Tid::ZERO`] as its base, takes back that it was stored in this transaction.
     pub fn delete(&self, oid: Oid, base: Tid, done: Completion<()>) {
-        if let Some(buffer) = self.shared.buffer().as_mut() {
-            buffer.remove(oid);
-        }
-        self.put(Request::Delete { txn: self.txn, oid, base }, done);
+        self.put(oid, Request::Delete { txn: self.txn, oid, base }, done);
     }
 
     /// A file to write a blob into that comes as a stream, for [`BlobSource::Spooled`]. Blocks.
@@ -252,23 +252,26 @@ impl Transaction {
         );
     }
 
-    /// Sends a vote, finish or commit; when it was committed, its files become the cache's before that is told.
+    /// Sends a vote, finish or commit, behind files that are still being taken; when it was committed, its files become
+    /// the cache's before that is told.
     fn decide(&self, request: Request, done: Completion<Reply>) {
-        let (shared, lane) = (self.shared.clone(), self.lane.clone());
-        self.session.call(
-            request,
-            Box::new(move |result| match result {
-                Ok(Reply::Finished { tid }) => lane.run(move || {
-                    if let Some(Err(error)) = shared.buffer().take().map(|buffer| buffer.finish(tid)) {
-                        // It is committed all the same, and can be loaded from the server.
-                        tracing::warn!(%tid, %error, "a stored file did not get into the cache");
-                    }
-                    done(Ok(Reply::Finished { tid }));
+        let (session, shared, lane) = (self.session.clone(), self.shared.clone(), self.lane.clone());
+        self.lane.run_in_turn(move || {
+            session.call(
+                request,
+                Box::new(move |result| match result {
+                    Ok(Reply::Finished { tid }) => lane.run(move || {
+                        if let Some(Err(error)) = shared.buffer().take().map(|buffer| buffer.finish(tid)) {
+                            // It is committed all the same, and can be loaded from the server.
+                            tracing::warn!(%tid, %error, "a stored file did not get into the cache");
+                        }
+                        done(Ok(Reply::Finished { tid }));
+                    }),
+                    Ok(reply) => done(Ok(reply)),
+                    Err(error) => done(Err(shared.explain(error))),
                 }),
-                Ok(reply) => done(Ok(reply)),
-                Err(error) => done(Err(shared.explain(error))),
-            }),
-        );
+            );
+        });
     }
 
     /// Gives it up.
@@ -303,4 +306,49 @@ impl Drop for Transaction {
 /// The machine lets no other answer to a finish through.
 fn finished(reply: Reply) -> Tid {
     if let Reply::Finished { tid } = reply { tid } else { Tid::ZERO }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use bytes::Bytes;
+
+    use super::super::asks::Ask;
+    use super::super::dial::Addresses;
+    use super::super::session::ClientConfig;
+    use super::*;
+    use crate::{Cache, CacheConfig};
+
+    #[test]
+    fn what_is_asked_behind_a_file_that_is_still_being_taken_is_sent_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), CacheConfig::default()).unwrap();
+        let session = Session::new(cache, &ClientConfig::default(), Addresses::none(), 0);
+        let mut transaction = session.begin(TxnMeta::default()).unwrap();
+        let (go, wait) = mpsc::channel::<()>();
+        transaction.lane.run(move || wait.recv().unwrap());
+        let oid = Oid(1);
+        let source = || BlobSource::Bytes(Bytes::from_static(b"bytes"));
+        transaction.store_blob(oid, Tid::ZERO, Vec::new(), source(), None, Box::new(|_| {}));
+        transaction.store(oid, Tid::ZERO, Vec::new(), Box::new(|_| {}));
+        transaction.store_blob(oid, Tid::ZERO, Vec::new(), source(), None, Box::new(|_| {}));
+        transaction.commit(Box::new(|_| {}));
+        go.send(()).unwrap();
+        let (done, all) = mpsc::channel();
+        transaction.lane.run(move || done.send(()).unwrap());
+        all.recv().unwrap();
+        let asked: Vec<&str> = session.lock().state.waiting.iter().map(name).collect();
+        assert_eq!(asked, ["begin", "blob", "store", "blob", "commit"]);
+    }
+
+    fn name(ask: &Ask) -> &'static str {
+        match ask {
+            Ask::Call { request: Request::Begin { .. }, .. } => "begin",
+            Ask::Call { request: Request::Store { .. }, .. } => "store",
+            Ask::Call { request: Request::Commit { .. }, .. } => "commit",
+            Ask::Upload { .. } => "blob",
+            _ => "something else",
+        }
+    }
 }

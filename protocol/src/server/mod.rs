@@ -199,7 +199,10 @@ impl connection::Connection<Server> {
         self.link.usable()?;
         // An oid takes at most 10 bytes, all the rest of the message less than 32.
         let list = (self.link.peer.frame as usize).saturating_sub(32) / 10;
-        for oids in oids.chunks(list.clamp(1, Limits::LIST)) {
+        let (first, more) = oids.split_at(oids.len().min(list.clamp(1, Limits::LIST)));
+        // Also where nothing has changed: the peer has to know how far it knows.
+        self.link.queue(&Message::Invalidate { tid, oids: first.to_vec() })?;
+        for oids in more.chunks(list.clamp(1, Limits::LIST)) {
             self.link.queue(&Message::Invalidate { tid, oids: oids.to_vec() })?;
         }
         Ok(())

@@ -215,6 +215,13 @@ fn a_long_invalidation_is_split_into_frames_that_fit() {
 }
 
 #[test]
+fn a_commit_that_changed_nothing_is_announced_too() {
+    let mut server = support::server_for(support::wide(), Limits::default());
+    server.invalidate(Tid(7), &[]).unwrap();
+    assert_eq!(support::said(&mut server), [Message::Invalidate { tid: Tid(7), oids: Vec::new() }]);
+}
+
+#[test]
 fn a_peer_that_does_not_read_is_given_up() {
     let limits = Limits { control_queue: 4096, ..Limits::default() };
     let mut server = support::server_for(support::with(limits), Limits::default());

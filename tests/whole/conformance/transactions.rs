@@ -16,6 +16,7 @@ for_every_pair!(
     ten_threads_that_count_in_one_object_lose_nothing,
     commits_are_told_in_order_and_never_behind_an_answer_that_shows_them,
     who_commits_is_told_too_before_its_answer,
+    a_commit_of_nothing_is_heard_of_too,
     the_outcome_of_every_transaction_is_known,
     a_transaction_that_is_dropped_is_aborted,
     after_a_store_that_was_refused_nothing_can_be_committed,
@@ -203,6 +204,13 @@ fn who_commits_is_told_too_before_its_answer(pair: &Pair) {
     assert_eq!(client.last_tid(), tid);
     let heard = told.next().unwrap();
     assert_eq!((heard.tid, heard.oids.as_deref()), (tid, Some(&oids[..])));
+}
+
+fn a_commit_of_nothing_is_heard_of_too(pair: &Pair) {
+    let world = World::new(pair);
+    let client = world.client("cache");
+    let tid = client.begin().commit().unwrap();
+    assert_eq!(client.last_tid(), tid);
 }
 
 fn the_outcome_of_every_transaction_is_known(pair: &Pair) {

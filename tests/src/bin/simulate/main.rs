@@ -1,22 +1,28 @@
 //! The runner of everything that takes a seed, a machine of one's own, or patience: see `tests/README.md`.
 
+mod seeds;
+
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
-/// Tries blobferry under simulated and real misfortunes.
+/// Tries blobferry under simulated and real misfortunes
 #[derive(Debug, Parser)]
-#[command(name = "simulate")]
-struct Args {
+#[command(name = "simulate", args_conflicts_with_subcommands = true)]
+struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
+    #[command(flatten)]
+    seeds: seeds::Seeds,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {}
 
-fn main() {
-    let args = Args::parse();
-    match args.command {
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
         Some(command) => match command {},
-        None => {}
+        None => cli.seeds.run(),
     }
 }

@@ -1,0 +1,84 @@
+//! Waiting for a callback, as a future: how simulated users wait for their calls.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use blobferry_cache::client::Completion;
+
+/// The answer to a call, when it has come; `None` when who had to give it was dropped without a word.
+pub(super) struct Answer<T, E>(Arc<Mutex<Slot<T, E>>>);
+
+struct Slot<T, E> {
+    result: Option<Result<T, E>>,
+    dropped: bool,
+    waker: Option<Waker>,
+}
+
+/// What is held by who has to answer.
+struct Promise<T, E>(Arc<Mutex<Slot<T, E>>>);
+
+/// Makes a call, and gives what to wait on for its answer.
+pub(super) fn ask<T: Send + 'static, E: Send + 'static>(
+    start: impl FnOnce(Completion<T, E>),
+) -> Answer<T, E> {
+    let slot = Arc::new(Mutex::new(Slot { result: None, dropped: false, waker: None }));
+    let promise = Promise(slot.clone());
+    start(Box::new(move |result| promise.keep(result)));
+    Answer(slot)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T, E> Promise<T, E> {
+    fn keep(&self, result: Result<T, E>) {
+        lock(&self.0).result = Some(result);
+    }
+}
+
+impl<T, E> Drop for Promise<T, E> {
+    fn drop(&mut self) {
+        let mut slot = lock(&self.0);
+        slot.dropped = true;
+        let waker = slot.waker.take();
+        drop(slot);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl<T, E> Future for Answer<T, E> {
+    type Output = Option<Result<T, E>>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut slot = lock(&self.0);
+        match (slot.result.take(), slot.dropped) {
+            (None, false) => {
+                slot.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+            (result, _) => Poll::Ready(result),
+        }
+    }
+}
+
+/// Remembers that somebody is to be looked at.
+#[derive(Default)]
+pub(super) struct Flag(AtomicBool);
+
+impl Flag {
+    pub(super) fn take(&self) -> bool {
+        self.0.swap(false, Ordering::SeqCst)
+    }
+}
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,186 @@
+//! The audit: what must be true when everybody is done.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::sync::PoisonError;
+
+use blobferry_cache::{Cache, CacheConfig, CacheError};
+use blobferry_protocol::{BlobId, Oid, RequestError, Tid};
+use blobferry_store::{CheckOptions, OpenBlob, Store, StoredRevision, check};
+
+use super::cluster::Cluster;
+use super::history;
+use super::ledger::{Fate, blob_bytes};
+use super::world::Machine;
+use super::{Report, Scenario};
+
+/// Every client has heard of every commit, in order, or that it may have missed some. To be asked when it is known what
+/// has been committed.
+pub(super) fn everybody_has_heard(cluster: &Cluster) -> Result<(), String> {
+    let store = cluster.store().ok_or("there is no server, although nothing is wrong any more")?;
+    let last = store.last_tid();
+    for session in cluster.sessions() {
+        let heard = session.last_tid();
+        if heard > last {
+            return Err(format!("a client has heard of {heard}, and the last commit is {last}"));
+        }
+    }
+    let committed = cluster.ledger.borrow().commits();
+    for heard in &cluster.heard {
+        let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before: Option<Tid> = None;
+        for news in heard.iter() {
+            if let Some(before) = before {
+                if news.oids.is_some() && news.tid <= before {
+                    return Err(format!("the invalidation of {} came after that of {before}", news.tid));
+                }
+                let between = |tid: &&Tid| **tid > before && **tid < news.tid;
+                if let (Some(_), Some(missed)) = (&news.oids, committed.keys().find(between)) {
+                    return Err(format!(
+                        "nobody was told of {missed}, who was told of {before} before and of {} after it",
+                        news.tid
+                    ));
+                }
+            }
+            if let (Some(told), Some(oids)) = (&news.oids, committed.get(&news.tid)) {
+                let mut told: Vec<Oid> = told.to_vec();
+                told.sort_unstable();
+                if &told != oids {
+                    return Err(format!("the invalidation of {} names {told:?}, not {oids:?}", news.tid));
+                }
+            }
+            before = before.max(Some(news.tid));
+        }
+    }
+    Ok(())
+}
+
+/// All revisions by their transactions; without those that were packed.
+fn revisions(store: &dyn Store) -> Result<Vec<StoredRevision>, String> {
+    let mut all = Vec::new();
+    let mut after = None;
+    loop {
+        let some = store.revisions(after, 500).map_err(|error| format!("can not list revisions: {error}"))?;
+        let Some(last) = some.last() else { return Ok(all) };
+        after = Some((last.tid, last.oid));
+        all.extend(some);
+    }
+}
+
+/// Nothing is open, staged or kept at the server any more.
+pub(super) fn nothing_is_left(cluster: &Cluster) -> Result<(), String> {
+    let store = cluster.store().ok_or("there is no server")?;
+    let counts = store.counts();
+    let left = [("open", counts.open), ("staged_bytes", counts.staged_bytes), ("uploads", counts.uploads)];
+    match left.iter().find(|(_, count)| *count > 0) {
+        Some((what, count)) => Err(format!("everybody has left, and the server still has {what}: {count}")),
+        None => Ok(()),
+    }
+}
+
+/// What was committed is there, whole, with its bytes; what was not is not; and all of it could have happened.
+pub(super) fn all_is_there(cluster: &Cluster) -> Result<Report, String> {
+    let store = cluster.store().ok_or("there is no server")?;
+    let mut found: BTreeMap<usize, (Tid, Vec<Oid>)> = BTreeMap::new();
+    let look = || -> Result<(), String> {
+        for StoredRevision { tid, oid, .. } in revisions(&*store)? {
+            let revision = store.load_serial(oid, tid).map_err(|error| format!("{oid} at {tid}: {error}"))?;
+            let whose = cluster.ledger.borrow_mut().look_at(oid, &revision);
+            let Some(writing) = whose else { break };
+            found.entry(writing).or_insert((tid, Vec::new())).1.push(oid);
+            if let Some(info) = revision.blob {
+                let blob = BlobId { oid, tid };
+                let bytes = read(&*store, blob).map_err(|error| format!("blob {blob}: {error}"))?;
+                if bytes != blob_bytes(writing, oid, info.size) {
+                    return Err(format!("blob {blob} has other bytes than were stored"));
+                }
+            }
+        }
+        Ok(())
+    };
+    let mut look = look;
+    cluster.run_as_server(&mut look).unwrap_or(Ok(()))?;
+    let ledger = cluster.ledger.borrow();
+    if let Some(broken) = ledger.broken() {
+        return Err(broken.clone());
+    }
+    for (place, writing) in ledger.writings.iter().enumerate() {
+        let stored = found.get(&place);
+        match (writing.fate, stored) {
+            (Fate::Committed(tid), None) if !ledger.may_be_forgotten(tid) => {
+                return Err(format!("transaction {} was committed at {tid}, and is not there", writing.txn));
+            }
+            (_, Some((tid, oids))) if !ledger.may_be_forgotten(*tid) => {
+                let missing = writing.puts.keys().find(|oid| !oids.contains(oid));
+                if let Some(missing) = missing {
+                    return Err(format!(
+                        "a part of transaction {} is there at {tid}, without object {missing}",
+                        writing.txn
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    let history = ledger.history();
+    history::check(&history)?;
+    Ok(Report {
+        seeds: 1,
+        commits: ledger.commits().len() as u64,
+        conflicts: ledger.conflicts,
+        operations: history.len() as u64,
+        blobs: ledger.blobs_read,
+        messages: cluster.counts.messages,
+        payload: cluster.counts.payload,
+        resumed: cluster.counts.resumed,
+        attached: cluster.counts.attached,
+        deaths: cluster.deaths,
+        ..Report::default()
+    })
+}
+
+fn read(store: &dyn Store, blob: BlobId) -> Result<Vec<u8>, RequestError> {
+    match store.open_blob(blob)? {
+        OpenBlob::Small { bytes, .. } => Ok(bytes),
+        OpenBlob::File { mut file, .. } => {
+            let mut bytes = Vec::new();
+            let read = file.read_to_end(&mut bytes);
+            read.map(|_| bytes).map_err(|error| RequestError::Failed { detail: error.to_string() })
+        }
+    }
+}
+
+/// The store finds nothing wrong with itself, nothing is staged, and every cached blob is one.
+pub(super) fn the_disks_are_in_order(cluster: &Cluster, scenario: &Scenario) -> Result<(), String> {
+    let dir = cluster.server_dir();
+    let report = check(&dir, CheckOptions::default(), &mut |_| {})
+        .map_err(|error| format!("can not check: {error}"))?;
+    if let Some(finding) = report.findings.first() {
+        return Err(format!("the store is not in order: {finding:?}"));
+    }
+    for machine in 1..=scenario.machines {
+        let path = cluster.world.with_disk(|disk| disk.path(Machine(machine))).join("cache");
+        if !path.exists() {
+            continue;
+        }
+        // What a power cut has torn is found, and removed.
+        let pid = cluster.world.spawn(Machine(machine));
+        let verified = cluster.world.run_as(pid, || -> Result<_, CacheError> {
+            Cache::open(&path, CacheConfig::default())?.verify(|_| {})
+        });
+        let verified = verified.map_err(|error| format!("can not verify a cache: {error}"))?;
+        cluster.world.note(format_args!("m{machine} has in its cache: {verified:?}"));
+        let staged = fs::read_dir(path.join("tmp")).map_err(|error| error.to_string())?;
+        let left: Vec<String> = staged
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| !name.starts_with('.'))
+            .collect();
+        if !left.is_empty() {
+            return Err(format!("the cache of m{machine} has leftovers: {left:?}"));
+        }
+    }
+    Ok(())
+}

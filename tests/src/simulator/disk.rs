@@ -1,0 +1,338 @@
+//! The disks: real files in memory, of which is known what a power cut could take, and steps that fail when they are told to.
+//!
+//! What was written and not synced may be lost in any part; names that were given or taken in a directory that was not
+//! synced since may be as they were. The database is SQLite's own business, which syncs it at every commit.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use blobferry_cache::system::files::Step;
+use fastrand::Rng;
+
+use super::world::{Machine, Pid};
+
+/// No space left on the device; input/output error.
+const NO_SPACE: i32 = 28;
+const BROKEN: i32 = 5;
+/// What a disk keeps or loses as one.
+const PAGE: u64 = 4096;
+
+/// How a machine's disk behaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Health {
+    #[default]
+    Well,
+    /// It takes no more bytes.
+    Full,
+    /// The next sync fails.
+    Failing,
+}
+
+#[derive(Default)]
+struct Condition {
+    health: Health,
+    /// So many more steps until the process that takes the last one ends in the middle of it.
+    fuse: Option<u32>,
+    boots: u64,
+}
+
+/// A file with bytes that are not synced.
+struct Unsynced {
+    machine: Machine,
+    file: File,
+    /// So many of its first bytes are safe.
+    safe: u64,
+}
+
+/// A change of names that is not synced.
+enum Renamed {
+    Given { from: PathBuf, to: PathBuf },
+    Taken { path: PathBuf, saved: PathBuf },
+}
+
+pub(super) struct Disk {
+    root: PathBuf,
+    chance: Rng,
+    conditions: BTreeMap<Machine, Condition>,
+    unsynced: BTreeMap<u64, Unsynced>,
+    names: Vec<(Machine, Renamed)>,
+    saved: u64,
+    /// Blobs that were downloaded, and are still there.
+    downloaded: BTreeSet<PathBuf>,
+    /// What has been seen that must not be.
+    broken: Option<String>,
+}
+
+impl Disk {
+    /// The disks of all machines, below `root`.
+    pub(super) fn new(root: &Path, chance: Rng) -> io::Result<Disk> {
+        fs::create_dir_all(root.join("saved"))?;
+        Ok(Disk {
+            root: root.to_owned(),
+            chance,
+            conditions: BTreeMap::new(),
+            unsynced: BTreeMap::new(),
+            names: Vec::new(),
+            saved: 0,
+            downloaded: BTreeSet::new(),
+            broken: None,
+        })
+    }
+
+    /// A machine's directory.
+    pub(super) fn path(&self, machine: Machine) -> PathBuf {
+        self.root.join(machine.to_string())
+    }
+
+    pub(super) fn boots(&self, machine: Machine) -> u64 {
+        self.conditions.get(&machine).map_or(0, |condition| condition.boots)
+    }
+
+    pub(super) fn set_health(&mut self, machine: Machine, health: Health) {
+        self.conditions.entry(machine).or_default().health = health;
+    }
+
+    /// A machine's disk is well, and stays so.
+    pub(super) fn heal(&mut self, machine: Machine) {
+        let condition = self.conditions.entry(machine).or_default();
+        (condition.health, condition.fuse) = (Health::Well, None);
+    }
+
+    /// Whoever takes one of the next steps on a machine ends in the middle of it.
+    pub(super) fn light_fuse(&mut self, machine: Machine, steps: u32) {
+        self.conditions.entry(machine).or_default().fuse = Some(steps);
+    }
+
+    /// What has been seen that must not be.
+    pub(super) fn take_broken(&mut self) -> Option<String> {
+        self.broken.take()
+    }
+
+    /// Has the fuse of a machine burnt down, if it has one?
+    pub(super) fn burns(&mut self, machine: Machine) -> bool {
+        let condition = self.conditions.entry(machine).or_default();
+        match &mut condition.fuse {
+            None => false,
+            Some(0) => {
+                condition.fuse = None;
+                true
+            }
+            Some(steps) => {
+                *steps -= 1;
+                false
+            }
+        }
+    }
+
+    /// A step is taken, or fails.
+    pub(super) fn step(&mut self, machine: Machine, pid: Pid, step: Step<'_>) -> io::Result<usize> {
+        let condition = self.conditions.entry(machine).or_default();
+        match (condition.health, step) {
+            (Health::Full, Step::Write { .. }) => return Err(io::Error::from_raw_os_error(NO_SPACE)),
+            (Health::Failing, Step::Sync(_) | Step::SyncNames(_)) => {
+                condition.health = Health::Well;
+                return Err(io::Error::from_raw_os_error(BROKEN));
+            }
+            _ => {}
+        }
+        match step {
+            Step::Write { file, len } => self.write(machine, pid, file, len),
+            Step::Sync(file) => {
+                self.unsynced.remove(&file.metadata()?.ino());
+                Ok(0)
+            }
+            Step::SyncNames(directory) => {
+                self.names.retain(|(_, change)| match change {
+                    Renamed::Given { to: path, .. } | Renamed::Taken { path, .. } => {
+                        path.parent() != Some(directory)
+                    }
+                });
+                Ok(0)
+            }
+            Step::Rename { from, to } => {
+                self.published(pid, from, to);
+                self.names.push((machine, Renamed::Given { from: from.to_owned(), to: to.to_owned() }));
+                Ok(0)
+            }
+            Step::Remove(path) => {
+                self.saved += 1;
+                let saved = self.root.join("saved").join(self.saved.to_string());
+                // What is not there can not be removed, and not come back.
+                if fs::hard_link(path, &saved).is_ok() {
+                    self.names.push((machine, Renamed::Taken { path: path.to_owned(), saved }));
+                }
+                self.downloaded.remove(path);
+                Ok(0)
+            }
+        }
+    }
+
+    fn write(&mut self, machine: Machine, pid: Pid, file: &File, len: usize) -> io::Result<usize> {
+        let metadata = file.metadata()?;
+        let path = path_of(file)?;
+        if let Entry::Vacant(entry) = self.unsynced.entry(metadata.ino()) {
+            // Opened anew: a copy of the descriptor would keep the file's lock.
+            let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+            entry.insert(Unsynced { machine, file, safe: metadata.len() });
+        }
+        if path.to_string_lossy().ends_with(".part (deleted)") {
+            self.break_rule(format!(
+                "{pid} fills a partial file that somebody else has removed: {}",
+                path.display()
+            ));
+        }
+        // A write takes all bytes, or some.
+        Ok(if len > 1 && self.chance.u8(..) < 24 { self.chance.usize(1..len) } else { len })
+    }
+
+    /// A blob that was downloaded has got its name.
+    fn published(&mut self, pid: Pid, from: &Path, to: &Path) {
+        if from.extension().is_none_or(|extension| extension != "part") {
+            return;
+        }
+        if !self.downloaded.insert(to.to_owned()) {
+            self.break_rule(format!("{pid} downloaded a blob that was there already: {}", to.display()));
+        }
+    }
+
+    fn break_rule(&mut self, what: String) {
+        self.broken.get_or_insert(what);
+    }
+
+    /// The names and databases of a machine, as they are: what a process that is ended without its knowledge leaves.
+    pub(super) fn photograph(&self, machine: Machine) -> io::Result<Photograph> {
+        let (below, album) = (self.path(machine), self.root.join("saved").join("album"));
+        let mut photograph = Photograph { files: Vec::new(), album };
+        let _ = fs::remove_dir_all(&photograph.album);
+        fs::create_dir_all(&photograph.album)?;
+        photograph.take(&below)?;
+        Ok(photograph)
+    }
+
+    /// The machine loses its power: of what is not synced some is lost. Says how much.
+    pub(super) fn cut_power(&mut self, machine: Machine) -> io::Result<(usize, usize)> {
+        let condition = self.conditions.entry(machine).or_default();
+        condition.boots += 1;
+        (condition.health, condition.fuse) = (Health::Well, None);
+        let (mut torn, mut undone) = (0, 0);
+        let inodes: Vec<u64> = self.unsynced.keys().copied().collect();
+        for inode in inodes {
+            if let Some(lost) = self.unsynced.remove(&inode) {
+                if lost.machine == machine {
+                    torn += usize::from(self.tear(&lost)?);
+                } else {
+                    self.unsynced.insert(inode, lost);
+                }
+            }
+        }
+        let mut kept = Vec::new();
+        for (of, change) in std::mem::take(&mut self.names).into_iter().rev() {
+            if of != machine {
+                kept.push((of, change));
+            } else if self.chance.bool() {
+                undone += usize::from(undo(&change));
+            }
+        }
+        self.names = kept.into_iter().rev().collect();
+        let below = self.path(machine);
+        self.downloaded.retain(|path| !path.starts_with(&below));
+        Ok((torn, undone))
+    }
+
+    /// Loses some of the bytes that are not safe: the file is shorter, or has zeros where nothing was written.
+    fn tear(&mut self, lost: &Unsynced) -> io::Result<bool> {
+        let metadata = lost.file.metadata()?;
+        let len = metadata.len();
+        if len <= lost.safe {
+            return Ok(false);
+        }
+        let path = format!("/proc/self/fd/{}", lost.file.as_raw_fd());
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        let file = OpenOptions::new().write(true).open(&path)?;
+        let torn = match self.chance.u8(..4) {
+            0 => false,
+            1 => {
+                file.set_len(self.chance.u64(lost.safe..len))?;
+                true
+            }
+            _ => {
+                let mut torn = false;
+                let mut at = lost.safe;
+                while at < len {
+                    let end = (at / PAGE + 1).saturating_mul(PAGE).min(len);
+                    if self.chance.bool() {
+                        file.write_all_at(&vec![0; (end - at) as usize], at)?;
+                        torn = true;
+                    }
+                    at = end;
+                }
+                torn
+            }
+        };
+        fs::set_permissions(&path, metadata.permissions())?;
+        Ok(torn)
+    }
+}
+
+fn undo(change: &Renamed) -> bool {
+    match change {
+        Renamed::Given { from, to } => fs::rename(to, from).is_ok(),
+        Renamed::Taken { path, saved } => fs::rename(saved, path).is_ok(),
+    }
+}
+
+fn path_of(file: &File) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// See [`Disk::photograph`].
+pub(super) struct Photograph {
+    files: Vec<(PathBuf, PathBuf, bool)>,
+    album: PathBuf,
+}
+
+impl Photograph {
+    fn take(&mut self, directory: &Path) -> io::Result<()> {
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(_) => return Ok(()), // nothing is there yet
+        };
+        for entry in entries {
+            let entry = entry?;
+            let path = entry.path();
+            if entry.file_type()?.is_dir() {
+                self.take(&path)?;
+                continue;
+            }
+            let saved = self.album.join(self.files.len().to_string());
+            // To close a database changes it; everything else only loses its name.
+            let is_database = entry.file_name().to_string_lossy().starts_with("store.sqlite");
+            match is_database {
+                true => _ = fs::copy(&path, &saved)?,
+                false => fs::hard_link(&path, &saved)?,
+            }
+            self.files.push((path, saved, is_database));
+        }
+        Ok(())
+    }
+
+    /// Everything is as it was when the picture was taken.
+    pub(super) fn restore(self) -> io::Result<()> {
+        for (path, saved, is_database) in &self.files {
+            if *is_database {
+                fs::rename(saved, path)?;
+            } else if !path.exists() {
+                if let Some(directory) = path.parent() {
+                    fs::create_dir_all(directory)?;
+                }
+                fs::hard_link(saved, path)?;
+            }
+        }
+        fs::remove_dir_all(&self.album)
+    }
+}

@@ -1,0 +1,178 @@
+//! The ledger: what everybody has written and was told of it, and everything that is wrong with what is found.
+
+use std::collections::BTreeMap;
+
+use blobferry_protocol::{Oid, Outcome, Revision, Tid, TxnId};
+use fastrand::Rng;
+
+use super::history::{Operation, What};
+
+/// What has become of a transaction, as far as its client knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nobody has said yet, or nobody ever will.
+    Unknown,
+    Committed(Tid),
+    /// It is not committed, and never will be.
+    Failed,
+}
+
+/// A transaction that somebody has begun.
+#[derive(Debug)]
+pub(super) struct Writing {
+    pub(super) txn: TxnId,
+    /// What it stores: sizes of blobs.
+    pub(super) puts: BTreeMap<Oid, Option<u64>>,
+    pub(super) fate: Fate,
+    begin: u64,
+    end: u64,
+}
+
+/// The ledger of a simulation.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub(super) writings: Vec<Writing>,
+    reads: Vec<Operation>,
+    /// The first rule that was seen broken.
+    broken: Option<String>,
+    /// Old revisions may have been forgotten up to here.
+    packed: Tid,
+    pub(super) blobs_read: u64,
+    pub(super) conflicts: u64,
+}
+
+/// The record that a writing stores for an object.
+pub(super) fn record(writing: usize, oid: Oid, blob: Option<u64>) -> Vec<u8> {
+    let mut record = format!("{writing}:{}:{}:", oid.0, blob.map_or("-".to_owned(), |size| size.to_string()));
+    let more = (writing * 37 + oid.0 as usize * 11) % 600;
+    record.extend(std::iter::repeat_n('.', if more > 590 { 20_000 } else { more }));
+    record.into_bytes()
+}
+
+/// The bytes of the blob that a writing stores for an object.
+pub(super) fn blob_bytes(writing: usize, oid: Oid, size: u64) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
+    Rng::with_seed(writing as u64 * 1_000_003 + oid.0).fill(&mut bytes);
+    bytes
+}
+
+impl Ledger {
+    /// Notes a rule that was seen broken.
+    pub(super) fn break_rule(&mut self, what: impl Into<String>) {
+        self.broken.get_or_insert(what.into());
+    }
+
+    pub(super) fn broken(&self) -> Option<&String> {
+        self.broken.as_ref()
+    }
+
+    pub(super) fn begin(&mut self, txn: TxnId, moment: u64) -> usize {
+        let puts = BTreeMap::new();
+        self.writings.push(Writing { txn, puts, fate: Fate::Unknown, begin: moment, end: u64::MAX });
+        self.writings.len() - 1
+    }
+
+    pub(super) fn put(&mut self, writing: usize, oid: Oid, blob: Option<u64>) {
+        if let Some(writing) = self.writings.get_mut(writing) {
+            writing.puts.insert(oid, blob);
+        }
+    }
+
+    /// Somebody was told what has become of a transaction.
+    pub(super) fn decide(&mut self, place: usize, fate: Fate, moment: u64) {
+        let Some(writing) = self.writings.get_mut(place) else { return };
+        match (writing.fate, fate) {
+            (_, Fate::Unknown) => {}
+            (Fate::Unknown, fate) => (writing.fate, writing.end) = (fate, moment),
+            (before, now) if before == now => writing.end = writing.end.min(moment),
+            (before, now) => {
+                let txn = writing.txn;
+                self.break_rule(format!("transaction {txn} was said to be {before:?}, and then {now:?}"));
+            }
+        }
+    }
+
+    /// An outcome that was asked for.
+    pub(super) fn outcome(&mut self, place: usize, outcome: Outcome, moment: u64) {
+        let fate = match outcome {
+            Outcome::Committed { tid } => Fate::Committed(tid),
+            Outcome::NotCommitted => Fate::Failed,
+        };
+        self.decide(place, fate, moment);
+    }
+
+    pub(super) fn pack(&mut self, before: Tid) {
+        self.packed = self.packed.max(before);
+    }
+
+    /// May a revision have been forgotten?
+    pub(super) fn may_be_forgotten(&self, tid: Tid) -> bool {
+        tid < self.packed
+    }
+
+    /// Somebody has read the current revision of an object, or has found none.
+    pub(super) fn read(&mut self, oid: Oid, found: Option<&Revision>, begin: u64, end: u64) {
+        let tid = found.map_or(0, |revision| revision.tid.0);
+        self.reads.push(Operation { begin, end, what: What::Read { oid: oid.0, tid } });
+        if let Some(revision) = found {
+            self.look_at(oid, revision);
+        }
+    }
+
+    /// A revision was found: it must be what somebody has stored. Says whose.
+    pub(super) fn look_at(&mut self, oid: Oid, revision: &Revision) -> Option<usize> {
+        let tid = revision.tid;
+        let text = String::from_utf8_lossy(&revision.data);
+        let number = text.split(':').next().and_then(|number| number.parse::<usize>().ok());
+        let whose = number.and_then(|number| Some((number, self.writings.get(number)?)));
+        let Some((number, writing)) = whose else {
+            self.break_rule(format!("the record of object {oid} at {tid} is nobody's"));
+            return None;
+        };
+        let Some(blob) = writing.puts.get(&oid).copied() else {
+            self.break_rule(format!("object {oid} at {tid} is of a transaction that has not stored it"));
+            return None;
+        };
+        let is_right = revision.data == record(number, oid, blob);
+        let (fate, txn) = (writing.fate, writing.txn);
+        if !is_right || revision.blob.map(|info| info.size) != blob {
+            self.break_rule(format!("the revision of object {oid} at {tid} is not what {txn} has stored"));
+        }
+        match fate {
+            Fate::Failed => {
+                self.break_rule(format!(
+                    "{txn} was not committed, and yet object {oid} has its revision {tid}"
+                ));
+            }
+            Fate::Committed(at) if at != tid => {
+                self.break_rule(format!("{txn} was committed at {at}, and yet object {oid} has it at {tid}"));
+            }
+            Fate::Committed(_) => {}
+            // Whoever sees it knows that it was committed. Its own client may never hear of it.
+            Fate::Unknown => self.writings[number].fate = Fate::Committed(tid),
+        }
+        Some(number)
+    }
+
+    /// All that was committed and read, for the checker of histories.
+    pub(super) fn history(&self) -> Vec<Operation> {
+        let commits = self.writings.iter().filter_map(|writing| match writing.fate {
+            Fate::Committed(tid) => {
+                let oids = writing.puts.keys().map(|oid| oid.0).collect();
+                let what = What::Commit { tid: tid.0, oids };
+                Some(Operation { begin: writing.begin, end: writing.end, what })
+            }
+            _ => None,
+        });
+        commits.chain(self.reads.iter().cloned()).collect()
+    }
+
+    /// Everything that is committed, as far as anybody knows, with its objects.
+    pub(super) fn commits(&self) -> BTreeMap<Tid, Vec<Oid>> {
+        let commits = self.writings.iter().filter_map(|writing| match writing.fate {
+            Fate::Committed(tid) => Some((tid, writing.puts.keys().copied().collect())),
+            _ => None,
+        });
+        commits.collect()
+    }
+}

@@ -1,0 +1,320 @@
+//! A cluster in one thread: real clients and a real server, in a world where everything else is simulated, out of one seed.
+//!
+//! What is real is all of blobferry but its transports: the machines of the protocol, the sessions on both sides, the caches
+//! and the embedded store, with their files on a disk in memory. What is simulated is what they ask of the operating system
+//! (see [`system`](blobferry_cache::system)): time, chance, threads, syncs; and the network between them, that stalls,
+//! crumbles, loses and lies. Processes die in the middle of things, machines lose their power and all that was not synced,
+//! disks fill up and fail, clocks jump.
+//!
+//! Everything is decided by the seed: the same seed gives the same trace, to the byte. While it runs, and at the end, what
+//! everybody was told and has found is compared with what blobferry promises:
+//!
+//! * what was committed is there, with its exact bytes, at its tid, for ever; what was not is not, and nothing is there in
+//!   part (`ledger`, [`audit`](self));
+//! * the history of commits and reads is strictly serializable ([`history`]);
+//! * invalidations come in order, all of them, and none behind what it invalidates (`tap`, `ledger`);
+//! * a blob is downloaded once per cache (`disk`); credit is kept to, requests are answered once (`tap`);
+//! * when nothing goes wrong any more, everybody gets done; and when everybody has left, nothing is left behind.
+//!
+//! ```
+//! use blobferry_tests::simulator::{Scenario, run};
+//!
+//! let report = run(&Scenario::of(7)).map_err(|failure| failure.to_string())?;
+//! assert!(report.commits > 0);
+//! # Ok::<(), String>(())
+//! ```
+
+mod answer;
+mod audit;
+mod cluster;
+mod disk;
+pub mod history;
+mod ledger;
+pub mod minimise;
+mod misfortune;
+mod network;
+mod people;
+mod tap;
+mod world;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::AddAssign;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use blobferry_cache::system::simulation;
+use blobferry_protocol::{Config, Digest, Limits};
+use blobferry_store::StoreConfig;
+use blobferry_store::session::ServerConfig;
+
+use self::cluster::Cluster;
+use self::disk::Disk;
+pub use self::misfortune::{Kind, Misfortune};
+use self::world::{World, chance_for};
+
+/// In so much time everything goes wrong that does.
+const TROUBLE: Duration = Duration::from_secs(60);
+/// So long after that everybody must be done.
+const RECOVERY: Duration = Duration::from_secs(900);
+/// So long after that nothing may be left.
+const LEAVING: Duration = Duration::from_secs(200);
+
+/// What is simulated. All of it follows from the seed; to find out why one fails, parts can be left out.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// The seed.
+    pub seed: u64,
+    /// Clients, each a process.
+    pub clients: usize,
+    /// Machines that they share; each has a cache.
+    pub machines: usize,
+    /// Users of each client.
+    pub users: usize,
+    /// Operations that each user makes.
+    pub operations: usize,
+    /// Objects there are.
+    pub objects: u64,
+    /// No blob is larger.
+    pub largest: u64,
+    /// Blobs of at most so many bytes are in the server's database.
+    pub inline_max: u64,
+    /// Old revisions are forgotten now and then.
+    pub packs: bool,
+    /// Misfortunes of the plan that are left out.
+    pub without: BTreeSet<usize>,
+    client: Config,
+    server: ServerConfig,
+    store: StoreConfig,
+}
+
+impl Scenario {
+    /// The scenario of a seed.
+    #[must_use]
+    pub fn of(seed: u64) -> Scenario {
+        let mut chance = chance_for(seed, "scenario");
+        let machines = chance.usize(1..=3);
+        let mut limits = || Limits {
+            chunk: [500, 4 << 10, 64 << 10][chance.usize(..3)],
+            transfer_window: [3 << 10, 16 << 10, 256 << 10][chance.usize(..3)],
+            connection_window: [20 << 10, 64 << 10, 1 << 20][chance.usize(..3)],
+            transfers: chance.u32(1..20),
+            ..Limits::default()
+        };
+        let (client, server) = (limits(), limits());
+        let connection = |limits| Config {
+            limits,
+            ping_after: Duration::from_secs(5),
+            silence_limit: Duration::from_secs(15),
+            ..Config::default()
+        };
+        Scenario {
+            seed,
+            clients: machines * chance.usize(1..=2),
+            machines,
+            users: chance.usize(1..=3),
+            operations: chance.usize(2..40),
+            objects: chance.u64(2..8),
+            largest: [2 << 10, 30 << 10, 200 << 10][chance.usize(..3)],
+            inline_max: [0, 1 << 10, 64 << 10][chance.usize(..3)],
+            packs: chance.u8(..4) == 0,
+            without: BTreeSet::new(),
+            client: connection(client),
+            server: ServerConfig {
+                connection: connection(server),
+                keep: Duration::from_secs([1, 20, 60][chance.usize(..3)]),
+                ..ServerConfig::default()
+            },
+            store: StoreConfig {
+                vote_timeout: Duration::from_secs([5, 30][chance.usize(..2)]),
+                lock_timeout: Duration::from_secs([5, 30][chance.usize(..2)]),
+                ..StoreConfig::default()
+            },
+        }
+    }
+
+    /// What goes wrong in it.
+    #[must_use]
+    pub fn plan(&self) -> Vec<Misfortune> {
+        misfortune::plan(&mut chance_for(self.seed, "misfortune"), TROUBLE)
+    }
+
+    /// What a command line has to say for it, beyond the seed.
+    #[must_use]
+    pub fn options(&self) -> String {
+        let whole = Scenario::of(self.seed);
+        let mut options = String::new();
+        let mut add = |option: &str, is: usize, was: usize| {
+            if is != was {
+                options += &format!(" --{option} {is}");
+            }
+        };
+        add("clients", self.clients, whole.clients);
+        add("users", self.users, whole.users);
+        add("operations", self.operations, whole.operations);
+        if !self.without.is_empty() {
+            let without: Vec<String> = self.without.iter().map(ToString::to_string).collect();
+            options += &format!(" --without {}", without.join(","));
+        }
+        options
+    }
+}
+
+/// What a simulation came to, or many of them together.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Simulations.
+    pub seeds: u64,
+    /// How much time has passed in there.
+    pub simulated: Duration,
+    /// Transactions that were committed.
+    pub commits: u64,
+    /// Transactions that found conflicts.
+    pub conflicts: u64,
+    /// Operations whose place in the history was checked.
+    pub operations: u64,
+    /// Blobs that were read and compared.
+    pub blobs: u64,
+    /// Messages between clients and servers.
+    pub messages: u64,
+    /// Bytes of payload.
+    pub payload: u64,
+    /// Transfers that went on in the middle of a blob.
+    pub resumed: u64,
+    /// Transactions that went on with another connection.
+    pub attached: u64,
+    /// Processes that died without knowing.
+    pub deaths: u64,
+    /// The digest of the trace, and its lines; of the last simulation.
+    pub trace: Option<(Digest, u64)>,
+}
+
+impl AddAssign for Report {
+    fn add_assign(&mut self, other: Report) {
+        self.seeds += other.seeds;
+        self.simulated += other.simulated;
+        self.commits += other.commits;
+        self.conflicts += other.conflicts;
+        self.operations += other.operations;
+        self.blobs += other.blobs;
+        self.messages += other.messages;
+        self.payload += other.payload;
+        self.resumed += other.resumed;
+        self.attached += other.attached;
+        self.deaths += other.deaths;
+        self.trace = other.trace;
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} seeds, {:.1} simulated hours: {} commits, {} conflicts, {} operations in histories, {} blobs read, {} \
+             messages, {:.1} MB of payload, {} transfers and {} transactions gone on with, {} deaths",
+            self.seeds,
+            self.simulated.as_secs_f64() / 3600.0,
+            self.commits,
+            self.conflicts,
+            self.operations,
+            self.blobs,
+            self.messages,
+            self.payload as f64 / 1e6,
+            self.resumed,
+            self.attached,
+            self.deaths,
+        )
+    }
+}
+
+/// A promise that was broken.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// In which scenario.
+    pub scenario: Scenario,
+    /// Which, and how.
+    pub what: String,
+    /// All that has happened until then, where that was wanted.
+    pub trace: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {}: {}", self.scenario.seed, self.what)?;
+        let options = self.scenario.options();
+        write!(f, "again: simulate --from {} --seeds 1 --trace{options}", self.scenario.seed)
+    }
+}
+
+/// Simulates, and checks.
+///
+/// # Errors
+/// The first promise that was broken.
+pub fn run(scenario: &Scenario) -> Result<Report, Failure> {
+    simulate(scenario, false)
+        .map_err(|(what, trace)| Failure { scenario: scenario.clone(), what, trace })
+        .map(|(report, _)| report)
+}
+
+/// The same, with all that has happened in words.
+///
+/// # Errors
+/// The first promise that was broken.
+pub fn run_told(scenario: &Scenario) -> Result<(Report, Vec<String>), Failure> {
+    simulate(scenario, true).map_err(|(what, trace)| Failure { scenario: scenario.clone(), what, trace })
+}
+
+fn simulate(scenario: &Scenario, told: bool) -> Result<(Report, Vec<String>), (String, Vec<String>)> {
+    let failed = |error: std::io::Error| (format!("no directory for the simulation: {error}"), Vec::new());
+    let memory = Path::new("/dev/shm");
+    let builder = || tempfile::Builder::new();
+    let root = match memory.is_dir() {
+        true => builder().prefix("blobferry-simulated-").tempdir_in(memory),
+        false => builder().prefix("blobferry-simulated-").tempdir(),
+    };
+    let root = root.map_err(failed)?;
+    let disk = Disk::new(root.path(), chance_for(scenario.seed, "disk")).map_err(failed)?;
+    let world = World::new(scenario.seed, disk, told);
+    let _entered = simulation::enter(world.clone());
+    let plan = scenario.plan().into_iter().enumerate();
+    let plan = plan.map(|(place, misfortune)| match scenario.without.contains(&place) {
+        true => Misfortune { at: Duration::MAX / 4, ..misfortune },
+        false => misfortune,
+    });
+    let mut cluster = Cluster::new(world.clone(), scenario, plan.collect());
+    let result = play(&mut cluster, &world, scenario);
+    let lines = world.take_lines();
+    cluster.end();
+    match result {
+        Ok(report) => Ok((report, lines)),
+        Err(what) => Err((what, lines)),
+    }
+}
+
+fn play(cluster: &mut Cluster, world: &Rc<World>, scenario: &Scenario) -> Result<Report, String> {
+    cluster.run(TROUBLE, Cluster::is_done)?;
+    cluster.heal();
+    if !cluster.run(world.time() + RECOVERY, Cluster::is_quiet)? {
+        return Err(format!(
+            "nothing is wrong any more, and yet they get nowhere in {} s: {}",
+            RECOVERY.as_secs(),
+            cluster.busy()
+        ));
+    }
+    let report = audit::all_is_there(cluster)?;
+    audit::everybody_has_heard(cluster)?;
+    cluster.say_goodbye();
+    if !cluster.run(world.time() + LEAVING, |cluster| cluster.connections() == 0)? {
+        return Err(format!(
+            "{} connections do not end, although all have said goodbye",
+            cluster.connections()
+        ));
+    }
+    // What is kept for who may come back, or waits for a deadline, is given up.
+    cluster.run(world.time() + LEAVING, |_| false)?;
+    audit::nothing_is_left(cluster)?;
+    cluster.end();
+    audit::the_disks_are_in_order(cluster, scenario)?;
+    Ok(Report { trace: Some(world.trace_digest()), simulated: world.time(), ..report })
+}

@@ -1,0 +1,436 @@
+//! The users: each of them reads, loads and writes what comes to its mind, and tells the ledger.
+
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use blobferry_cache::CachedBlob;
+use blobferry_cache::client::{BlobSource, CallError, Session, Transaction, VoteError};
+use blobferry_protocol::{BlobId, BlobInfo, Oid, RequestError, Revision, Tid, TxnMeta};
+use bytes::Bytes;
+use fastrand::Rng;
+
+use super::answer::{Answer, ask};
+use super::ledger::{Fate, Ledger, blob_bytes, record};
+use super::world::World;
+
+/// What a user does is chosen among so many objects, the first of which is `FIRST`.
+const FIRST: u64 = 1000;
+
+/// A user, and what it needs.
+pub(super) struct User {
+    pub(super) number: usize,
+    pub(super) world: Rc<World>,
+    pub(super) session: Session,
+    pub(super) ledger: Rc<RefCell<Ledger>>,
+    pub(super) chance: Rng,
+    pub(super) objects: u64,
+    pub(super) largest: u64,
+    pub(super) packs: bool,
+    /// Where it puts files that it wants to store.
+    pub(super) directory: PathBuf,
+    /// Operations that it still wants to make.
+    pub(super) left: Rc<RefCell<usize>>,
+}
+
+impl User {
+    /// All that the user does.
+    pub(super) async fn live(mut self) {
+        match ask(|done| self.session.connected(done)).await {
+            Some(Ok(())) => {}
+            _ => return, // it has no server: it will try again
+        }
+        while *self.left.borrow() > 0 {
+            *self.left.borrow_mut() -= 1;
+            match self.chance.u8(..100) {
+                0..40 => self.write().await,
+                40..75 => self.read().await,
+                75..85 => self.look_back().await,
+                85..92 => self.take_a_part().await,
+                92..94 if self.packs => self.pack().await,
+                _ => {
+                    let pause = Duration::from_millis(self.chance.u64(1..5000));
+                    self.world.sleep(self.number, pause).await;
+                }
+            }
+        }
+    }
+
+    fn oid(&mut self) -> Oid {
+        Oid(FIRST + self.chance.u64(..self.objects))
+    }
+
+    /// Waits for an answer. That there is one is the first thing that is promised.
+    async fn answer<T, E>(&self, call: &str, answer: Answer<T, E>) -> Option<Result<T, E>> {
+        let answer = answer.await;
+        if answer.is_none() {
+            self.ledger.borrow_mut().break_rule(format!("user {}: {call} was never answered", self.number));
+        }
+        answer
+    }
+
+    /// The current revision of an object.
+    async fn load(&self, oid: Oid) -> Option<Result<Option<Revision>, CallError>> {
+        let begin = self.world.moment();
+        let loaded = self.answer("load", ask(|done| self.session.load(oid, done))).await?;
+        let end = self.world.moment();
+        let found = match loaded {
+            Ok(revision) => Some(revision),
+            Err(CallError::Refused(RequestError::NoSuchObject { .. })) => None,
+            Err(error) => {
+                self.note(format_args!("load {oid}: {error}"));
+                return Some(Err(error));
+            }
+        };
+        self.note(format_args!("load {oid}: {:?}", found.as_ref().map(|found| found.tid)));
+        self.ledger.borrow_mut().read(oid, found.as_ref(), begin, end);
+        if let Some(revision) = &found
+            && revision.tid > self.session.last_tid()
+        {
+            self.ledger.borrow_mut().break_rule(format!(
+                "user {} sees {} and has heard of commits up to {} only",
+                self.number,
+                revision.tid,
+                self.session.last_tid()
+            ));
+        }
+        Some(Ok(found))
+    }
+
+    async fn read(&mut self) {
+        let oid = self.oid();
+        let Some(Ok(Some(revision))) = self.load(oid).await else { return };
+        self.load_blob_of(oid, &revision).await;
+    }
+
+    async fn load_blob_of(&self, oid: Oid, revision: &Revision) {
+        let Some(size) = revision.blob.map(|blob| blob.size) else { return };
+        let blob = BlobId { oid, tid: revision.tid };
+        let loaded = ask(|done| self.session.load_blob(blob, None, done));
+        let Some(loaded) = self.answer("load_blob", loaded).await else { return };
+        match loaded {
+            Ok(cached) => {
+                let whose = self.ledger.borrow_mut().look_at(oid, revision);
+                let Some(writing) = whose else { return };
+                let found = read_all(&cached);
+                self.note(format_args!("blob {blob}: {} bytes", found.as_ref().map_or(0, Vec::len)));
+                let mut ledger = self.ledger.borrow_mut();
+                ledger.blobs_read += 1;
+                if found.ok().as_deref() != Some(&blob_bytes(writing, oid, size)[..]) {
+                    ledger.break_rule(format!("user {} was given wrong bytes for blob {blob}", self.number));
+                }
+            }
+            Err(error) => self.blob_refused(blob, &error),
+        }
+    }
+
+    /// A blob of a revision that was found can be had, unless something is in the way that is not the server's fault.
+    fn blob_refused(&self, blob: BlobId, error: &CallError) {
+        self.note(format_args!("blob {blob}: {error}"));
+        let mut ledger = self.ledger.borrow_mut();
+        let fine = match error {
+            CallError::Disconnected { .. } | CallError::Cache(_) => true,
+            CallError::Refused(RequestError::NoSuchBlob { .. }) => ledger.may_be_forgotten(blob.tid),
+            CallError::Refused(RequestError::Deadline { .. } | RequestError::Stopping) => true,
+            _ => false,
+        };
+        if !fine {
+            ledger.break_rule(format!("user {}: blob {blob} is refused: {error}", self.number));
+        }
+    }
+
+    /// Old revisions.
+    async fn look_back(&mut self) {
+        let oid = self.oid();
+        let history = ask(|done| self.session.history(oid, 5, done));
+        let Some(Ok(history)) = self.answer("history", history).await else { return };
+        self.note(format_args!("history {oid}: {} entries", history.len()));
+        if !history.is_sorted_by(|newer, older| newer.tid > older.tid) {
+            self.ledger.borrow_mut().break_rule(format!("the history of {oid} is out of order"));
+        }
+        let Some(entry) = self.chance.choice(&history) else { return };
+        let tid = entry.tid;
+        let loaded = match self.chance.bool() {
+            true => self.answer("load_serial", ask(|done| self.session.load_serial(oid, tid, done))).await,
+            false => {
+                let before = Tid(tid.0 + 1);
+                let loaded = ask(|done| self.session.load_before(oid, before, done));
+                let found = self.answer("load_before", loaded).await;
+                found.map(|found| {
+                    let missing = RequestError::NoSuchRevision { oid, tid };
+                    found.and_then(|found| found.ok_or(CallError::Refused(missing)))
+                })
+            }
+        };
+        match loaded {
+            Some(Ok(revision)) => {
+                self.ledger.borrow_mut().look_at(oid, &revision);
+                if revision.tid != tid {
+                    let found = revision.tid;
+                    self.ledger.borrow_mut().break_rule(format!("asked for {oid} at {tid}, and got {found}"));
+                }
+                self.load_blob_of(oid, &revision).await;
+            }
+            Some(Err(CallError::Refused(
+                error @ (RequestError::NoSuchRevision { .. } | RequestError::NoSuchObject { .. }),
+            ))) if !self.ledger.borrow().may_be_forgotten(tid) => {
+                self.ledger
+                    .borrow_mut()
+                    .break_rule(format!("{oid} at {tid} is in the history, and then: {error}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// A part of a blob, past the cache.
+    async fn take_a_part(&mut self) {
+        let oid = self.oid();
+        let Some(Ok(Some(revision))) = self.load(oid).await else { return };
+        let Some(size) = revision.blob.map(|blob| blob.size) else { return };
+        let blob = BlobId { oid, tid: revision.tid };
+        let from = self.chance.u64(..=size);
+        let upto = self.chance.u64(from..=size + 10);
+        let loaded = ask(|done| self.session.load_range(blob, from..upto, done));
+        match self.answer("load_range", loaded).await {
+            Some(Ok(bytes)) => {
+                let whose = self.ledger.borrow_mut().look_at(oid, &revision);
+                let Some(writing) = whose else { return };
+                let whole = blob_bytes(writing, oid, size);
+                let wanted = whole.get(from as usize..upto.min(size) as usize);
+                self.note(format_args!("part of {blob}: {} bytes", bytes.len()));
+                if wanted != Some(&bytes[..]) {
+                    let mut ledger = self.ledger.borrow_mut();
+                    ledger.break_rule(format!("user {} got a wrong part of blob {blob}", self.number));
+                }
+            }
+            Some(Err(error)) => self.blob_refused(blob, &error),
+            None => {}
+        }
+    }
+
+    async fn pack(&mut self) {
+        let before = self.session.last_tid();
+        self.ledger.borrow_mut().pack(before);
+        let packed = self.answer("pack", ask(|done| self.session.pack(before, done))).await;
+        self.note(format_args!(
+            "pack before {before}: {:?}",
+            packed.map(|packed| packed.map_err(|e| e.to_string()))
+        ));
+    }
+
+    /// One transaction.
+    async fn write(&mut self) {
+        let count = self.chance.u64(1..=3.min(self.objects));
+        let mut oids = Vec::new();
+        while (oids.len() as u64) < count {
+            let oid = self.oid();
+            if !oids.contains(&oid) {
+                oids.push(oid);
+            }
+        }
+        let mut bases = Vec::new();
+        for oid in oids {
+            let Some(Ok(found)) = self.load(oid).await else { return };
+            bases.push((oid, found.map_or(Tid::ZERO, |revision| revision.tid)));
+        }
+        let meta = TxnMeta { user: format!("user {}", self.number).into(), ..TxnMeta::default() };
+        let Ok(mut transaction) = self.session.begin(meta) else { return };
+        let moment = self.world.moment();
+        let writing = self.ledger.borrow_mut().begin(transaction.id(), moment);
+        self.note(format_args!("begin {} as w{writing} for {bases:?}", transaction.id()));
+        if !self.store_all(&transaction, writing, &bases).await {
+            self.abort(transaction, writing).await;
+            return;
+        }
+        match self.chance.u8(..100) {
+            0..70 => self.commit(&mut transaction, writing).await,
+            70..88 => self.vote_and_finish(transaction, writing).await,
+            88..95 => self.abort(transaction, writing).await,
+            _ => {
+                drop(transaction);
+                self.decide(writing, Fate::Failed);
+            }
+        }
+    }
+
+    /// Stores everything, one after the other or all at once.
+    async fn store_all(&mut self, transaction: &Transaction, writing: usize, bases: &[(Oid, Tid)]) -> bool {
+        let one_by_one = self.chance.bool();
+        let mut stores: Vec<Answer<(), CallError>> = Vec::new();
+        let mut blobs: Vec<Answer<BlobInfo, CallError>> = Vec::new();
+        for (oid, base) in bases {
+            let size = (self.chance.u8(..10) < 6).then(|| match self.chance.u8(..8) {
+                0 => 0,
+                1..3 => self.chance.u64(..1000),
+                _ => self.chance.u64(..self.largest),
+            });
+            self.ledger.borrow_mut().put(writing, *oid, size);
+            let data = record(writing, *oid, size);
+            match size {
+                None => stores.push(ask(|done| transaction.store(*oid, *base, data, done))),
+                Some(size) => {
+                    let source = self.source(writing, *oid, size);
+                    blobs.push(ask(|done| transaction.store_blob(*oid, *base, data, source, None, done)));
+                }
+            }
+            if one_by_one && !self.all_stored(&mut stores, &mut blobs).await {
+                return false;
+            }
+        }
+        // A commit may be sent right behind: it waits for them.
+        (!one_by_one && self.chance.bool()) || self.all_stored(&mut stores, &mut blobs).await
+    }
+
+    async fn all_stored(
+        &self,
+        stores: &mut Vec<Answer<(), CallError>>,
+        blobs: &mut Vec<Answer<BlobInfo, CallError>>,
+    ) -> bool {
+        let mut all = true;
+        for answer in stores.drain(..) {
+            all &= matches!(self.answer("store", answer).await, Some(Ok(())));
+        }
+        for answer in blobs.drain(..) {
+            let answer = self.answer("store_blob", answer).await;
+            if let Some(Err(error)) = &answer {
+                self.note(format_args!("store_blob: {error}"));
+            }
+            all &= matches!(answer, Some(Ok(_)));
+        }
+        all
+    }
+
+    fn source(&mut self, writing: usize, oid: Oid, size: u64) -> BlobSource {
+        let bytes = blob_bytes(writing, oid, size);
+        let kind = self.chance.u8(..4);
+        if kind == 0 {
+            return BlobSource::Bytes(Bytes::from(bytes));
+        }
+        let path = self.directory.join(format!("{writing}.{}", oid.0));
+        if fs::create_dir_all(&self.directory).and_then(|()| fs::write(&path, &bytes)).is_err() {
+            return BlobSource::Bytes(Bytes::from(bytes));
+        }
+        match kind {
+            1 => BlobSource::Moved(path),
+            2 => BlobSource::Copied(path),
+            _ => BlobSource::Streamed(path),
+        }
+    }
+
+    fn decide(&self, writing: usize, fate: Fate) {
+        let moment = self.world.moment();
+        self.note(format_args!("w{writing}: {fate:?}"));
+        self.ledger.borrow_mut().decide(writing, fate, moment);
+    }
+
+    async fn abort(&self, transaction: Transaction, writing: usize) {
+        self.decide(writing, Fate::Failed);
+        self.answer("abort", ask(|done| transaction.abort(done))).await;
+    }
+
+    async fn commit(&mut self, transaction: &mut Transaction, writing: usize) {
+        for attempt in 0..3 {
+            let answer = ask(|done| transaction.commit(done));
+            match self.answer("commit", answer).await {
+                Some(Err(VoteError::Conflict(conflicts))) if attempt < 2 => {
+                    self.note(format_args!("w{writing}: conflicts {conflicts:?}"));
+                    self.ledger.borrow_mut().conflicts += 1;
+                    for conflict in conflicts {
+                        let size = self.blob_size(writing, conflict.oid);
+                        let data = record(writing, conflict.oid, size);
+                        let (oid, base) = (conflict.oid, conflict.committed);
+                        let stored = match size {
+                            None => {
+                                let stored = ask(|done| transaction.store(oid, base, data, done));
+                                self.answer("store", stored).await.is_some_and(|stored| stored.is_ok())
+                            }
+                            Some(size) => {
+                                let source = self.source(writing, oid, size);
+                                let stored =
+                                    ask(|done| transaction.store_blob(oid, base, data, source, None, done));
+                                self.answer("store_blob", stored).await.is_some_and(|stored| stored.is_ok())
+                            }
+                        };
+                        if !stored {
+                            return self.decide(writing, Fate::Failed);
+                        }
+                    }
+                }
+                Some(result) => return self.committed(writing, result).await,
+                None => return,
+            }
+        }
+    }
+
+    fn blob_size(&self, writing: usize, oid: Oid) -> Option<u64> {
+        self.ledger
+            .borrow()
+            .writings
+            .get(writing)
+            .and_then(|writing| writing.puts.get(&oid).copied().flatten())
+    }
+
+    async fn vote_and_finish(&mut self, mut transaction: Transaction, writing: usize) {
+        match self.answer("vote", ask(|done| transaction.vote(done))).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                self.note(format_args!("w{writing}: vote: {error}"));
+                return self.abort(transaction, writing).await;
+            }
+            None => return,
+        }
+        if self.chance.u8(..8) == 0 {
+            let pause = Duration::from_millis(self.chance.u64(..40_000));
+            self.world.sleep(self.number, pause).await;
+        }
+        if self.chance.u8(..8) == 0 {
+            return self.abort(transaction, writing).await;
+        }
+        let finished = self.answer("finish", ask(|done| transaction.finish(done))).await;
+        if let Some(result) = finished {
+            self.committed(writing, result.map_err(VoteError::Call)).await;
+        }
+    }
+
+    /// What a commit came to. Where that is not said, it is asked for until it is.
+    async fn committed(&mut self, writing: usize, result: Result<Tid, VoteError>) {
+        let error = match result {
+            Ok(tid) => return self.decide(writing, Fate::Committed(tid)),
+            Err(VoteError::Conflict(_)) => return self.decide(writing, Fate::Failed),
+            Err(VoteError::Call(error)) => error,
+        };
+        self.note(format_args!("w{writing}: {error}"));
+        match error {
+            CallError::OutcomeUnknown { .. } | CallError::Refused(RequestError::Undecided { .. }) => {}
+            // A client that has ended in between says no more than that.
+            CallError::Disconnected { .. } => {}
+            _ => return self.decide(writing, Fate::Failed),
+        }
+        let txn = self.ledger.borrow().writings.get(writing).map(|writing| writing.txn);
+        let Some(txn) = txn else { return };
+        for _ in 0..20 {
+            match self.answer("outcome", ask(|done| self.session.outcome(txn, done))).await {
+                Some(Ok(outcome)) => {
+                    let moment = self.world.moment();
+                    self.note(format_args!("w{writing}: outcome {outcome:?}"));
+                    return self.ledger.borrow_mut().outcome(writing, outcome, moment);
+                }
+                Some(Err(_)) => self.world.sleep(self.number, Duration::from_secs(3)).await,
+                None => return,
+            }
+        }
+    }
+
+    fn note(&self, what: std::fmt::Arguments<'_>) {
+        self.world.note(format_args!("u{} {what}", self.number));
+    }
+}
+
+fn read_all(cached: &CachedBlob) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(cached.path())?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

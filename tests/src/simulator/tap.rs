@@ -1,0 +1,195 @@
+//! A tap on a connection: reads along what both ends say, and sees whether they keep to the rules that one of them alone
+//! could not be blamed for.
+//!
+//! * No payload beyond the credit that was given, and no credit beyond what was sent and one window.
+//! * Requests are numbered upwards, every one is answered once, and nothing is answered that was not asked.
+//! * Invalidations are in the order of commits, and none is behind an answer that exposes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use blobferry_protocol::{Limits, Message, Outcome, Reply, Request, RequestId, Tid, TransferId, wire};
+
+/// A connection's tap.
+#[derive(Debug, Default)]
+pub(super) struct Tap {
+    client: Side,
+    server: Side,
+    asked: BTreeMap<RequestId, bool>,
+    last_asked: RequestId,
+    told: Tid,
+    /// Finishes and commits were answered so often, and blobs sent.
+    pub(super) counts: Counts,
+}
+
+/// What has gone over a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) messages: u64,
+    pub(super) payload: u64,
+    pub(super) resumed: u64,
+    pub(super) attached: u64,
+}
+
+/// What one side has said.
+#[derive(Debug, Default)]
+struct Side {
+    unread: Vec<u8>,
+    /// Bytes of payload that are still to come.
+    payload: u64,
+    limits: Option<Limits>,
+    /// The transfers that it sends: what was sent, and what may be.
+    transfers: BTreeMap<TransferId, Flow>,
+    all: Flow,
+    over: BTreeSet<TransferId>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    sent: u64,
+    allowed: u64,
+}
+
+impl Tap {
+    /// One side says something. `Err` says what rule is broken by that.
+    pub(super) fn hear(&mut self, from_client: bool, bytes: &[u8]) -> Result<(), String> {
+        let mut unread = std::mem::take(&mut self.side(from_client).unread);
+        unread.extend_from_slice(bytes);
+        let mut rest = unread.as_slice();
+        loop {
+            let side = self.side(from_client);
+            let skipped = rest.len().min(usize::try_from(side.payload).unwrap_or(usize::MAX));
+            side.payload -= skipped as u64;
+            rest = rest.get(skipped..).unwrap_or_default();
+            let Some((length, body)) = rest.split_first_chunk() else { break };
+            let Some((body, after)) = body.split_at_checked(u32::from_le_bytes(*length) as usize) else {
+                break;
+            };
+            let message =
+                wire::decode(body).map_err(|error| format!("what was said is no message: {error}"))?;
+            rest = after;
+            self.counts.messages += 1;
+            self.said(from_client, message)?;
+        }
+        self.side(from_client).unread = rest.to_vec();
+        Ok(())
+    }
+
+    fn side(&mut self, is_client: bool) -> &mut Side {
+        if is_client { &mut self.client } else { &mut self.server }
+    }
+
+    fn said(&mut self, by_client: bool, message: Message) -> Result<(), String> {
+        match message {
+            Message::Hello(hello) => {
+                self.client.limits = Some(hello.limits);
+                self.server.all.allowed = hello.limits.connection_window;
+            }
+            Message::Welcome(welcome) => {
+                self.server.limits = Some(welcome.limits);
+                self.client.all.allowed = welcome.limits.connection_window;
+                self.told = welcome.last_tid;
+            }
+            Message::Request { id, request } => {
+                if id <= self.last_asked {
+                    return Err(format!("request {id:?} comes behind request {:?}", self.last_asked));
+                }
+                self.last_asked = id;
+                if let Request::SendBlob { from, .. } = request
+                    && from > 0
+                {
+                    self.counts.resumed += 1;
+                }
+                self.asked.insert(id, matches!(request, Request::SendBlob { .. }));
+            }
+            Message::Reply { id, result } => {
+                if self.asked.remove(&id).is_none() {
+                    return Err(format!("the server answers {id:?}, which nobody asked, or again"));
+                }
+                self.exposed(&result)?;
+                self.counts.attached += u64::from(matches!(result, Ok(Reply::Attached { .. })));
+            }
+            Message::Invalidate { tid, .. } => {
+                if tid <= self.told {
+                    return Err(format!("the invalidation of {tid} comes behind {}", self.told));
+                }
+                self.told = tid;
+            }
+            Message::BlobStart { transfer, from, .. } => {
+                let window = self.side(!by_client).limits.map_or(0, |limits| limits.transfer_window);
+                let side = self.side(by_client);
+                if side.over.contains(&transfer) {
+                    return Err(format!("{transfer:?} begins again"));
+                }
+                let flow = Flow { sent: from, allowed: from.saturating_add(window) };
+                side.transfers.insert(transfer, flow);
+                self.counts.resumed += u64::from(by_client && from > 0);
+            }
+            Message::BlobChunk { transfer, offset, len } => {
+                let side = self.side(by_client);
+                side.payload = u64::from(len);
+                side.all.sent += u64::from(len);
+                let flow = side.transfers.entry(transfer).or_default();
+                flow.sent = offset + u64::from(len);
+                if flow.sent > flow.allowed || side.all.sent > side.all.allowed {
+                    return Err(format!(
+                        "{transfer:?}: sent up to {} where {} was allowed, and {} of {} in all",
+                        flow.sent, flow.allowed, side.all.sent, side.all.allowed
+                    ));
+                }
+                self.counts.payload += u64::from(len);
+            }
+            Message::BlobStop { transfer, .. } | Message::BlobAbort { transfer, .. } => {
+                self.side(by_client).transfers.remove(&transfer);
+                self.side(by_client).over.insert(transfer);
+                if !by_client && self.asked.remove(&transfer.into()).is_none() {
+                    return Err(format!("the server ends {transfer:?}, which nobody asked for, or again"));
+                }
+            }
+            Message::Credit { transfer, upto } => self.allow(by_client, Some(transfer), upto)?,
+            Message::ConnectionCredit { upto } => self.allow(by_client, None, upto)?,
+            Message::Refuse(_)
+            | Message::Cancel { .. }
+            | Message::Ping { .. }
+            | Message::Pong { .. }
+            | Message::Goodbye => {}
+        }
+        Ok(())
+    }
+
+    /// A receiver gives credit.
+    fn allow(&mut self, by_client: bool, transfer: Option<TransferId>, upto: u64) -> Result<(), String> {
+        let limits = self.side(by_client).limits.unwrap_or_default();
+        let sender = self.side(!by_client);
+        let (flow, window) = match transfer {
+            // It may have ended meanwhile.
+            Some(transfer) => match sender.transfers.get_mut(&transfer) {
+                Some(flow) => (flow, limits.transfer_window),
+                None => return Ok(()),
+            },
+            None => (&mut sender.all, limits.connection_window),
+        };
+        if upto > flow.sent.saturating_add(window) {
+            return Err(format!(
+                "credit up to {upto} for {transfer:?}, of which {} was sent, with a window of {window}",
+                flow.sent
+            ));
+        }
+        flow.allowed = flow.allowed.max(upto);
+        Ok(())
+    }
+
+    fn exposed<E>(&self, result: &Result<Reply, E>) -> Result<(), String> {
+        let tid = match result {
+            Ok(Reply::Revision(revision) | Reply::RevisionBefore(Some(revision))) => revision.tid,
+            Ok(Reply::Finished { tid } | Reply::Outcome(Outcome::Committed { tid })) => *tid,
+            Ok(Reply::History(history)) => history.first().map_or(Tid::ZERO, |entry| entry.tid),
+            _ => return Ok(()),
+        };
+        match tid <= self.told {
+            true => Ok(()),
+            false => {
+                Err(format!("an answer exposes {tid}, and the invalidations have come to {} only", self.told))
+            }
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! The world of a simulation: its time, its chance, who lives in it, and what is going to happen next. It stands in the
+//! operating system's place for every process that is simulated.
+//!
+//! All that would make two runs differ comes from here, out of one seed. Each purpose has its own stream of chance, so that
+//! one thing left out (a misfortune, a user) changes as little as possible of the rest.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use blobferry_cache::system::files::Step;
+use blobferry_cache::system::simulation::Simulation;
+use blobferry_cache::system::{Job, Next};
+use fastrand::Rng;
+
+use super::disk::Disk;
+
+/// The time of day when a simulation begins: 2026, since 1970.
+const MORNING: Duration = Duration::from_secs(1_767_225_600);
+
+/// A process, for as long as it lives. One that is started again is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Pid(pub(super) usize);
+
+/// A machine: processes on the same one share its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Machine(pub(super) usize);
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "p{}", self.0)
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "m{}", self.0)
+    }
+}
+
+/// Something that is going to happen.
+pub(super) enum Event {
+    /// A job of a process is run.
+    Job(Pid, Job),
+    /// Those who serve a process look what there is to do.
+    Serve(Pid),
+    /// An end of a connection is driven.
+    Drive(End),
+    /// A user goes on.
+    User(usize),
+    /// A client without a connection calls its server.
+    Dial(Pid),
+    /// A process that was ended is started again.
+    Start(Node),
+    /// Something bad, by its place in the plan.
+    Misfortune(usize),
+    /// The same is over.
+    Relief(usize),
+}
+
+/// A process's place in the cluster, whoever has it at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Node {
+    Server,
+    Client(usize),
+}
+
+/// One end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct End {
+    pub(super) connection: usize,
+    pub(super) is_client: bool,
+}
+
+type Servant = Box<dyn FnMut() -> Next + Send>;
+
+struct Process {
+    machine: Machine,
+    alive: bool,
+    /// What it was about to do when it ended.
+    left: Vec<Job>,
+    servants: Vec<Servant>,
+    /// When those look next.
+    look: Option<Duration>,
+}
+
+struct Inner {
+    now: Duration,
+    /// The time of day is so much later, or earlier, than it should be.
+    jump: i64,
+    count: u64,
+    queue: BTreeMap<(Duration, u32, u64), Event>,
+    processes: Vec<Process>,
+    current: Option<Pid>,
+    /// Must end at once: it was in the middle of something when its fuse had burnt down.
+    dying: Option<Pid>,
+    chance: Rng,
+    pace: Rng,
+    disk: Disk,
+    trace: Trace,
+}
+
+/// See the [module](self).
+pub(super) struct World {
+    start: Instant,
+    inner: RefCell<Inner>,
+}
+
+/// What has happened: always as a digest, and in words where somebody wants to read it.
+#[derive(Default)]
+struct Trace {
+    hasher: blake3::Hasher,
+    lines: Option<Vec<String>>,
+    count: u64,
+}
+
+/// Chance for one purpose.
+pub(super) fn chance_for(seed: u64, purpose: &str) -> Rng {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes()).update(purpose.as_bytes());
+    let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
+    Rng::with_seed(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+}
+
+impl World {
+    pub(super) fn new(seed: u64, disk: Disk, told: bool) -> Rc<World> {
+        let inner = Inner {
+            now: Duration::ZERO,
+            jump: 0,
+            count: 0,
+            queue: BTreeMap::new(),
+            processes: Vec::new(),
+            current: None,
+            dying: None,
+            chance: chance_for(seed, "the system's chance"),
+            pace: chance_for(seed, "pace"),
+            disk,
+            trace: Trace { lines: told.then(Vec::new), ..Trace::default() },
+        };
+        Rc::new(World { start: Instant::now(), inner: RefCell::new(inner) })
+    }
+
+    /// How long the world has existed.
+    pub(super) fn time(&self) -> Duration {
+        self.inner.borrow().now
+    }
+
+    /// A number that grows with everything that happens: what is before what.
+    pub(super) fn moment(&self) -> u64 {
+        let mut inner = self.inner.borrow_mut();
+        inner.count += 1;
+        inner.count
+    }
+
+    /// Notes what has happened.
+    pub(super) fn note(&self, what: fmt::Arguments<'_>) {
+        let mut inner = self.inner.borrow_mut();
+        let line = format!("{:>12.6} {what}", inner.now.as_secs_f64());
+        inner.trace.count += 1;
+        inner.trace.hasher.update(line.as_bytes()).update(b"\n");
+        if let Some(lines) = &mut inner.trace.lines {
+            lines.push(line);
+        }
+    }
+
+    /// The digest of everything that has happened, and how many lines it was.
+    pub(super) fn trace_digest(&self) -> (blobferry_protocol::Digest, u64) {
+        let inner = self.inner.borrow();
+        (blobferry_protocol::Digest(*inner.trace.hasher.finalize().as_bytes()), inner.trace.count)
+    }
+
+    /// What has happened, in words, where that was wanted.
+    pub(super) fn take_lines(&self) -> Vec<String> {
+        self.inner.borrow_mut().trace.lines.take().unwrap_or_default()
+    }
+
+    /// Something happens after a while. What happens at the same moment happens in any order.
+    pub(super) fn after(&self, delay: Duration, event: Event) {
+        self.inner.borrow_mut().after(delay, event);
+    }
+
+    /// The same, after a very short while.
+    pub(super) fn soon(&self, event: Event) {
+        let mut inner = self.inner.borrow_mut();
+        let delay = inner.a_moment();
+        inner.after(delay, event);
+    }
+
+    /// The next that happens, before the moment `until`.
+    pub(super) fn next(&self, until: Duration) -> Option<Event> {
+        let mut inner = self.inner.borrow_mut();
+        let key = *inner.queue.first_key_value()?.0;
+        if key.0 > until {
+            return None;
+        }
+        inner.now = inner.now.max(key.0);
+        inner.queue.remove(&key)
+    }
+
+    /// Lets time pass in which nothing happens.
+    pub(super) fn pass(&self, until: Duration) {
+        let mut inner = self.inner.borrow_mut();
+        inner.now = inner.now.max(until);
+    }
+
+    /// Somebody is born.
+    pub(super) fn spawn(&self, machine: Machine) -> Pid {
+        let mut inner = self.inner.borrow_mut();
+        inner.processes.push(Process {
+            machine,
+            alive: true,
+            left: Vec::new(),
+            servants: Vec::new(),
+            look: None,
+        });
+        Pid(inner.processes.len() - 1)
+    }
+
+    /// Does something as a process.
+    pub(super) fn run_as<T>(&self, pid: Pid, act: impl FnOnce() -> T) -> T {
+        let before = self.inner.borrow_mut().current.replace(pid);
+        let done = act();
+        self.inner.borrow_mut().current = before;
+        done
+    }
+
+    /// A process ends: from now on it changes nothing any more.
+    pub(super) fn end(&self, pid: Pid) {
+        let mut inner = self.inner.borrow_mut();
+        let of_it = inner.queue.extract_if(.., |_, event| matches!(event, Event::Job(of, _) if *of == pid));
+        let left: Vec<Job> = of_it
+            .filter_map(|(_, event)| if let Event::Job(_, job) = event { Some(job) } else { None })
+            .collect();
+        if let Some(process) = inner.processes.get_mut(pid.0) {
+            (process.alive, process.left) = (false, left);
+        }
+        inner.dying = inner.dying.filter(|dying| *dying != pid);
+    }
+
+    /// What an ended process was about to do is done, and comes to nothing: so nothing of it stays in memory. Its own
+    /// things are gone by now.
+    pub(super) fn bury(&self, pid: Pid) {
+        loop {
+            let mut inner = self.inner.borrow_mut();
+            let Some(process) = inner.processes.get_mut(pid.0) else { return };
+            let (left, servants) = (std::mem::take(&mut process.left), std::mem::take(&mut process.servants));
+            drop(inner);
+            if left.is_empty() && servants.is_empty() {
+                return;
+            }
+            self.run_as(pid, || {
+                left.into_iter().for_each(|job| job());
+                drop(servants);
+            });
+        }
+    }
+
+    /// Who has to end at once.
+    pub(super) fn dying(&self) -> Option<Pid> {
+        self.inner.borrow().dying
+    }
+
+    /// Those who serve a process look what there is to do; says whether there was anything.
+    pub(super) fn serve(&self, pid: Pid) -> bool {
+        let mut servants = {
+            let mut inner = self.inner.borrow_mut();
+            let Some(process) = inner.processes.get_mut(pid.0).filter(|process| process.alive) else {
+                return false;
+            };
+            process.look = None;
+            let mut servants = std::mem::take(&mut process.servants);
+            inner.pace.shuffle(&mut servants);
+            servants
+        };
+        let (mut next, mut did) = (None, false);
+        self.run_as(pid, || {
+            servants.retain_mut(|step| {
+                let found = step();
+                did |= matches!(found, Next::Now | Next::Over);
+                next = match (found, next) {
+                    (Next::Now, _) => Some(self.start),
+                    (Next::At(at), None) => Some(at),
+                    (Next::At(at), Some(other)) => Some(at.min(other)),
+                    (Next::Waits | Next::Over, next) => next,
+                };
+                found != Next::Over
+            });
+        });
+        let mut inner = self.inner.borrow_mut();
+        if let Some(process) = inner.processes.get_mut(pid.0) {
+            // Others may have begun to serve meanwhile.
+            servants.append(&mut process.servants);
+            process.servants = servants;
+        }
+        if let Some(at) = next {
+            let delay = at.saturating_duration_since(self.start).saturating_sub(inner.now);
+            inner.look_after(pid, delay);
+        }
+        did
+    }
+
+    /// Something has happened: everybody who serves somebody may have something to do.
+    pub(super) fn stir(&self) {
+        let mut inner = self.inner.borrow_mut();
+        for pid in 0..inner.processes.len() {
+            let serves =
+                inner.processes.get(pid).is_some_and(|found| found.alive && !found.servants.is_empty());
+            if serves {
+                inner.look_after(Pid(pid), Duration::ZERO);
+            }
+        }
+    }
+
+    /// The time of day jumps.
+    pub(super) fn jump(&self, millis: i64) {
+        self.inner.borrow_mut().jump += millis;
+    }
+
+    /// The disks.
+    pub(super) fn with_disk<T>(&self, act: impl FnOnce(&mut Disk) -> T) -> T {
+        act(&mut self.inner.borrow_mut().disk)
+    }
+
+    /// Waits for a while, as a user.
+    pub(super) fn sleep(self: &Rc<World>, user: usize, delay: Duration) -> Sleep {
+        let until = self.time() + delay;
+        self.after(delay, Event::User(user));
+        Sleep { world: self.clone(), until }
+    }
+}
+
+impl Inner {
+    fn after(&mut self, delay: Duration, event: Event) {
+        self.count += 1;
+        let key = (self.now + delay, self.pace.u32(..), self.count);
+        self.queue.insert(key, event);
+    }
+
+    /// How long a thread takes to get to something.
+    fn a_moment(&mut self) -> Duration {
+        Duration::from_micros(match self.pace.u8(..) {
+            0 => self.pace.u64(..20_000),
+            1..32 => self.pace.u64(..1000),
+            _ => self.pace.u64(..50),
+        })
+    }
+
+    /// Has those who serve a process look after a while at the latest.
+    fn look_after(&mut self, pid: Pid, delay: Duration) {
+        let delay = delay + self.a_moment();
+        let at = self.now + delay;
+        let Some(process) = self.processes.get_mut(pid.0) else { return };
+        if process.look.is_none_or(|look| look > at) {
+            process.look = Some(at);
+            self.after(delay, Event::Serve(pid));
+        }
+    }
+}
+
+impl Simulation for World {
+    fn now(&self) -> Instant {
+        self.start + self.time()
+    }
+
+    fn since_1970(&self) -> Duration {
+        let inner = self.inner.borrow();
+        let jump = Duration::from_millis(inner.jump.unsigned_abs());
+        let time = MORNING + inner.now;
+        if inner.jump < 0 { time.saturating_sub(jump) } else { time + jump }
+    }
+
+    fn chance(&self, bytes: &mut [u8]) {
+        self.inner.borrow_mut().chance.fill(bytes);
+    }
+
+    fn boot(&self) -> [u8; 16] {
+        let inner = self.inner.borrow();
+        let machine = inner.current.and_then(|pid| inner.processes.get(pid.0)).map(|process| process.machine);
+        let boot = machine.map_or(0, |machine| inner.disk.boots(machine));
+        u128::from(boot + 1).to_be_bytes()
+    }
+
+    fn run(&self, job: Job) {
+        let mut inner = self.inner.borrow_mut();
+        let Some(pid) = inner.current else { return };
+        let delay = inner.a_moment();
+        match inner.processes.get_mut(pid.0) {
+            Some(process) if !process.alive => process.left.push(job),
+            _ => inner.after(delay, Event::Job(pid, job)),
+        }
+    }
+
+    fn serve(&self, step: Servant) {
+        let mut inner = self.inner.borrow_mut();
+        let Some(pid) = inner.current else { return };
+        if let Some(process) = inner.processes.get_mut(pid.0).filter(|process| process.alive) {
+            process.servants.push(step);
+            inner.look_after(pid, Duration::ZERO);
+        }
+    }
+
+    fn file(&self, step: Step<'_>) -> io::Result<usize> {
+        let mut guard = self.inner.borrow_mut();
+        let inner = &mut *guard;
+        let ended = || Err(io::Error::other("the process has ended"));
+        let Some(pid) = inner.current else { return ended() };
+        let Some(process) = inner.processes.get(pid.0).filter(|process| process.alive) else {
+            return ended();
+        };
+        if inner.dying == Some(pid) {
+            return ended();
+        }
+        let machine = process.machine;
+        if inner.disk.burns(machine) {
+            inner.dying = Some(pid);
+            return ended();
+        }
+        inner.disk.step(machine, pid, step)
+    }
+}
+
+/// See [`World::sleep`].
+pub(super) struct Sleep {
+    world: Rc<World>,
+    until: Duration,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        if self.world.time() >= self.until { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
