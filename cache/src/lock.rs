@@ -10,7 +10,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+
+use blobferry_protocol::planted::{Bug, planted};
 
 use crate::system;
 
@@ -93,6 +96,11 @@ fn try_lock(file: &File) -> io::Result<bool> {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
+        if planted(Bug::DeleteLockFile)
+            && let Ok(path) = std::fs::read_link(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+        {
+            _ = std::fs::remove_file(path);
+        }
         // To close the file is not enough while another thread is starting a child process: between fork and exec
         // the child has the same open file, and would keep the lock. Closing is what is left if this fails.
         _ = fs2::FileExt::unlock(&self.0);

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use blobferry_protocol::Digest;
+use blobferry_protocol::planted::{Bug, planted};
 
 use crate::room::free_bytes;
 use crate::stamp;
@@ -236,7 +237,7 @@ impl BlobWriter {
     /// [`WriteError::TooShort`] and [`WriteError::Digest`].
     pub fn complete_checked(self, expected: Digest) -> Result<BlobFile, WriteError> {
         let file = self.complete()?;
-        match file.digest == expected {
+        match file.digest == expected || planted(Bug::ForgetDigestCheck) {
             true => Ok(file),
             false => Err(WriteError::Digest { expected, found: file.digest }),
         }

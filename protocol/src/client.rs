@@ -11,6 +11,7 @@ use crate::error::{PeerError, UsageError};
 use crate::message::{
     Hello, MAGIC, Message, Phase, Refusal, Reply, Request, RequestError, VERSIONS, Welcome,
 };
+use crate::planted::{Bug, planted};
 use crate::time::Time;
 use crate::words::{Digest, Oid, RequestId, Tid, TransferId, TxnId};
 
@@ -173,7 +174,8 @@ impl connection::Connection<Client> {
             return Err(UsageError::Closing);
         }
         let step = self.half.next_phase(&request, limits.transactions)?;
-        let id = RequestId(self.half.last_request + 1);
+        let again = planted(Bug::ReuseTransferId) && self.half.last_request % 16 == 15;
+        let id = RequestId(self.half.last_request + u64::from(!again));
         // What ends a transaction is short, and must not wait for those that go on with theirs.
         let message = Message::Request { id, request };
         if call.ends() {

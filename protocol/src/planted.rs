@@ -35,7 +35,7 @@ macro_rules! bugs {
 }
 
 bugs! {
-    /// A transaction is answered before it is committed.
+    /// A transaction is answered before its commit is on the disk.
     AcknowledgeBeforeCommit = "acknowledge-before-commit",
     /// The directory of a blob's new name is not synced before the commit.
     SkipDirectorySync = "skip-directory-sync",
@@ -51,17 +51,17 @@ bugs! {
     GiveCreditTwice = "give-credit-twice",
     /// Every eighth invalidation is not sent.
     DropInvalidation = "drop-invalidation",
-    /// The requests of each connection are numbered from 1 again.
+    /// Every sixteenth request has the number of the one before.
     ReuseTransferId = "reuse-transfer-id",
     /// The outcome of a transaction that is being finished is given at once: not committed.
     OutcomeTooEarly = "outcome-too-early",
     /// An upload that is resumed goes on one byte behind the one that the server has named.
     ResumeOneByteOff = "resume-one-byte-off",
-    /// Who waits for a download that is given up is not told.
+    /// Of those who wait for a download the last one is not told that it is there.
     LoseWaiter = "lose-waiter",
     /// A vote that fails releases the locks of another transaction, too.
     UnlockAnother = "unlock-another",
-    /// A transaction whose connection is lost keeps its locks.
+    /// A transaction that is given up behind its vote keeps its locks.
     KeepLocks = "keep-locks",
     /// A commit that was not answered is sent again without asking what became of it.
     RepeatCommit = "repeat-commit",

@@ -9,6 +9,7 @@ use std::mem;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{Conflict, Deadline, Oid, Outcome, Phase, RequestError, Tid, TxnId, TxnMeta};
 
 use crate::changes::Changes;
@@ -263,6 +264,11 @@ impl Desk {
                 slot.state = State::Open;
                 self.tally.conflicts += 1;
                 self.unlock(txn);
+                if planted(Bug::UnlockAnother) {
+                    let voted = |slot: &Slot| matches!(slot.state, State::Voted { .. });
+                    let another = self.open.iter().find(|(_, slot)| voted(slot)).map(|(txn, _)| *txn);
+                    another.into_iter().for_each(|txn| self.unlock(txn));
+                }
                 Ok(Vote::Conflicts(conflicts))
             }
             Err(error) => {
@@ -298,6 +304,12 @@ impl Desk {
     ) -> Result<Option<Ended>, (Done<Outcome>, RequestError)> {
         if self.stopping {
             return Err((done, RequestError::Stopping));
+        }
+        if planted(Bug::OutcomeTooEarly)
+            && self.open.get(&txn).is_some_and(|slot| matches!(slot.state, State::Finishing))
+        {
+            done(Ok(Outcome::NotCommitted));
+            return Ok(None);
         }
         let ended = self.end(txn, Some("its outcome was asked for before it was finished"));
         *self.fencing.entry(txn).or_default() += 1;
@@ -404,7 +416,9 @@ impl Desk {
         if let Some(deadline) = slot.state.deadline() {
             self.deadlines.remove(&(deadline, txn));
         }
-        self.unlock(txn);
+        if !(planted(Bug::KeepLocks) && matches!(slot.state, State::Voted { .. })) {
+            self.unlock(txn);
+        }
         if remember {
             self.given_up.remember(txn, reason);
         }

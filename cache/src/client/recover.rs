@@ -6,6 +6,7 @@
 //! that the server names. A commit that was sent is never sent again before the server has said that it does not know of
 //! it; where the transaction can not be attached, it is asked what became of it.
 
+use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{
     Outcome, PeerError, Refusal, Reply, Request, RequestError, RequestId, TxnId, Unfinished,
 };
@@ -209,7 +210,8 @@ impl State {
                 // Votes that were sent were held, or it could not go on.
                 (ask, None) if known.is_some() && !ask.ends() => self.was_done(ask),
                 (Ask::Upload { txn, oid, base, data, size, digest, source, done, .. }, Some(rest)) => {
-                    let from = rest.upto.min(size);
+                    let off = u64::from(planted(Bug::ResumeOneByteOff) && rest.upto > 0);
+                    let from = (rest.upto + off).min(size);
                     let ask = Ask::Upload { txn, oid, base, data, from, size, digest, source, done };
                     self.waiting.push_front(ask);
                 }
@@ -260,7 +262,9 @@ impl State {
         let Some(Txn::Attaching(asks)) = lost else { return };
         for (sent, ask) in asks {
             match ask {
-                Ask::Call { request: Request::Commit { txn }, done } if sent.is_some() => {
+                Ask::Call { request: Request::Commit { txn }, done }
+                    if sent.is_some() && !planted(Bug::RepeatCommit) =>
+                {
                     self.waiting.push_back(outcome(txn, done));
                 }
                 ask => self.ask_in(txn, ask),

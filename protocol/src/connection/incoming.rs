@@ -25,6 +25,7 @@ use super::progress::Progress;
 use crate::error::{PeerError, UsageError};
 use crate::limits::Limits;
 use crate::message::Message;
+use crate::planted::{Bug, planted};
 use crate::words::TransferId;
 
 /// Does anybody want the bytes of a transfer?
@@ -175,7 +176,8 @@ impl Incoming {
             return Err(UsageError::BadRange(id));
         }
         let taken = transfer.take(upto);
-        self.stored = self.stored.saturating_add(taken);
+        let taken_twice = if planted(Bug::GiveCreditTwice) { taken } else { 0 };
+        self.stored = self.stored.saturating_add(taken).saturating_add(taken_twice);
         self.to_grant.insert(id);
         if taken > 0 {
             self.progress.made(id);

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{Oid, Tid};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
@@ -174,7 +175,8 @@ fn settle(connection: &Connection) -> rusqlite::Result<()> {
             _ => Err(rusqlite::Error::InvalidQuery),
         }
     })?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
+    let synchronous = if planted(Bug::AcknowledgeBeforeCommit) { "OFF" } else { "FULL" };
+    connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
     connection.pragma_update(None, "cache_size", -2000)

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use blobferry_cache::{Cache, CacheConfig, CacheError};
-use blobferry_protocol::{BlobId, Oid, RequestError, Tid};
-use blobferry_store::{CheckOptions, OpenBlob, Store, StoredRevision, check};
+use blobferry_protocol::{BlobId, Oid, RequestError, Tid, TxnId, TxnMeta};
+use blobferry_store::{CheckOptions, OpenBlob, Store, StoredRevision, Vote, check};
 
 use super::cluster::Cluster;
 use super::history;
 use super::ledger::{Fate, blob_bytes};
+use super::people::FIRST;
 use super::world::Machine;
 use super::{Report, Scenario};
 
@@ -66,6 +67,48 @@ fn revisions(store: &dyn Store) -> Result<Vec<StoredRevision>, String> {
         after = Some((last.tid, last.oid));
         all.extend(some);
     }
+}
+
+/// A vote for all objects.
+pub(super) struct LastVote(Arc<Mutex<Option<Result<Vote, RequestError>>>>);
+
+impl LastVote {
+    pub(super) fn is_decided(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    pub(super) fn check(&self) -> Result<(), String> {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(Err(error)) => Err(format!("somebody still has locks, although all are done: {error}")),
+            Some(Ok(_)) | None => Ok(()),
+        }
+    }
+}
+
+/// When all are done, nobody has a lock: one more transaction votes for every object.
+pub(super) fn vote_for_everything(cluster: &Cluster, scenario: &Scenario) -> Result<LastVote, String> {
+    let store = cluster.store().ok_or("there is no server")?;
+    let decided = Arc::new(Mutex::new(None));
+    let decide = decided.clone();
+    let txn = TxnId(*b"the last of them");
+    let vote = || -> Result<(), RequestError> {
+        store.begin(txn, TxnMeta::default())?;
+        for oid in FIRST..FIRST + scenario.objects {
+            store.store(txn, Oid(oid), Tid::ZERO, Vec::new())?;
+        }
+        let aborting = store.clone();
+        store.vote(
+            txn,
+            Box::new(move |vote| {
+                aborting.abort(txn);
+                *decide.lock().unwrap_or_else(PoisonError::into_inner) = Some(vote);
+            }),
+        );
+        Ok(())
+    };
+    let begun = cluster.run_as_server(vote).unwrap_or(Ok(()));
+    begun.map_err(|error| format!("no transaction can begin, although nothing is wrong: {error}"))?;
+    Ok(LastVote(decided))
 }
 
 /// Nothing is open, staged or kept at the server any more.

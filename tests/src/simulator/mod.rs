@@ -251,30 +251,30 @@ impl fmt::Display for Failure {
 ///
 /// # Errors
 /// The first promise that was broken.
-pub fn run(scenario: &Scenario) -> Result<Report, Failure> {
-    simulate(scenario, false)
-        .map_err(|(what, trace)| Failure { scenario: scenario.clone(), what, trace })
-        .map(|(report, _)| report)
+pub fn run(scenario: &Scenario) -> Result<Report, Box<Failure>> {
+    simulate(scenario, false).map(|(report, _)| report)
 }
 
 /// The same, with all that has happened in words.
 ///
 /// # Errors
 /// The first promise that was broken.
-pub fn run_told(scenario: &Scenario) -> Result<(Report, Vec<String>), Failure> {
-    simulate(scenario, true).map_err(|(what, trace)| Failure { scenario: scenario.clone(), what, trace })
+pub fn run_told(scenario: &Scenario) -> Result<(Report, Vec<String>), Box<Failure>> {
+    simulate(scenario, true)
 }
 
-fn simulate(scenario: &Scenario, told: bool) -> Result<(Report, Vec<String>), (String, Vec<String>)> {
-    let failed = |error: std::io::Error| (format!("no directory for the simulation: {error}"), Vec::new());
+fn simulate(scenario: &Scenario, told: bool) -> Result<(Report, Vec<String>), Box<Failure>> {
+    let failed = |what, trace| Box::new(Failure { scenario: scenario.clone(), what, trace });
+    let no_room =
+        |error: std::io::Error| failed(format!("no directory for the simulation: {error}"), Vec::new());
     let memory = Path::new("/dev/shm");
     let builder = || tempfile::Builder::new();
     let root = match memory.is_dir() {
         true => builder().prefix("blobferry-simulated-").tempdir_in(memory),
         false => builder().prefix("blobferry-simulated-").tempdir(),
     };
-    let root = root.map_err(failed)?;
-    let disk = Disk::new(root.path(), chance_for(scenario.seed, "disk")).map_err(failed)?;
+    let root = root.map_err(no_room)?;
+    let disk = Disk::new(root.path(), chance_for(scenario.seed, "disk")).map_err(no_room)?;
     let world = World::new(scenario.seed, disk, told);
     let _entered = simulation::enter(world.clone());
     let plan = scenario.plan().into_iter().enumerate();
@@ -288,7 +288,7 @@ fn simulate(scenario: &Scenario, told: bool) -> Result<(Report, Vec<String>), (S
     cluster.end();
     match result {
         Ok(report) => Ok((report, lines)),
-        Err(what) => Err((what, lines)),
+        Err(what) => Err(failed(what, lines)),
     }
 }
 
@@ -302,6 +302,11 @@ fn play(cluster: &mut Cluster, world: &Rc<World>, scenario: &Scenario) -> Result
             cluster.busy()
         ));
     }
+    let vote = audit::vote_for_everything(cluster, scenario)?;
+    if !cluster.run(world.time() + LEAVING, |_| vote.is_decided())? {
+        return Err("a vote for all objects is not decided, although nobody else wants them".to_owned());
+    }
+    vote.check()?;
     let report = audit::all_is_there(cluster)?;
     audit::everybody_has_heard(cluster)?;
     cluster.say_goodbye();

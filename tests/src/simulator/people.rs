@@ -17,8 +17,8 @@ use super::answer::{Answer, ask};
 use super::ledger::{Fate, Ledger, blob_bytes, record};
 use super::world::World;
 
-/// What a user does is chosen among so many objects, the first of which is `FIRST`.
-const FIRST: u64 = 1000;
+/// The first object that there is.
+pub(super) const FIRST: u64 = 1000;
 
 /// A user, and what it needs.
 pub(super) struct User {
@@ -297,6 +297,15 @@ impl User {
             let answer = self.answer("store_blob", answer).await;
             if let Some(Err(error)) = &answer {
                 self.note(format_args!("store_blob: {error}"));
+                if let CallError::Refused(RequestError::Mismatch { .. } | RequestError::BadRange { .. }) =
+                    error
+                {
+                    let what = format!(
+                        "user {}: a blob that was stored as it should is refused: {error}",
+                        self.number
+                    );
+                    self.ledger.borrow_mut().break_rule(what);
+                }
             }
             all &= matches!(answer, Some(Ok(_)));
         }

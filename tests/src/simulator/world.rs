@@ -233,10 +233,15 @@ impl World {
     /// A process ends: from now on it changes nothing any more.
     pub(super) fn end(&self, pid: Pid) {
         let mut inner = self.inner.borrow_mut();
-        let of_it = inner.queue.extract_if(.., |_, event| matches!(event, Event::Job(of, _) if *of == pid));
-        let left: Vec<Job> = of_it
-            .filter_map(|(_, event)| if let Event::Job(_, job) = event { Some(job) } else { None })
-            .collect();
+        let is_its = |event: &Event| matches!(event, Event::Job(of, _) if *of == pid);
+        let keys: Vec<_> =
+            inner.queue.iter().filter(|(_, event)| is_its(event)).map(|(key, _)| *key).collect();
+        let mut left: Vec<Job> = Vec::new();
+        for key in keys {
+            if let Some(Event::Job(_, job)) = inner.queue.remove(&key) {
+                left.push(job);
+            }
+        }
         if let Some(process) = inner.processes.get_mut(pid.0) {
             (process.alive, process.left) = (false, left);
         }

@@ -1,5 +1,6 @@
 //! The runner of everything that takes a seed, a machine of one's own, or patience: see `tests/README.md`.
 
+mod mutants;
 mod seeds;
 
 use std::process::ExitCode;
@@ -17,12 +18,15 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Plant bugs, and see that they are caught
+    Mutants(mutants::Mutants),
+}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
-        Some(command) => match command {},
+        Some(Command::Mutants(mutants)) => mutants.run(),
         None => cli.seeds.run(),
     }
 }

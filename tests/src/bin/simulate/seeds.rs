@@ -72,7 +72,7 @@ impl Seeds {
         scenario
     }
 
-    fn simulate(&self, scenario: &Scenario) -> Result<Report, Failure> {
+    fn simulate(&self, scenario: &Scenario) -> Result<Report, Box<Failure>> {
         if !self.trace {
             return run(scenario);
         }
