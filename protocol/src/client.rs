@@ -12,6 +12,7 @@ use crate::message::{
     Hello, MAGIC, Message, Phase, Refusal, Reply, Request, RequestError, VERSIONS, Welcome,
 };
 use crate::time::Time;
+use crate::wire;
 use crate::words::{Digest, Oid, RequestId, Tid, TransferId, TxnId};
 
 /// A client's connection. Beside what [`connection::Connection`] offers: [`request`](Connection::request) and
@@ -311,6 +312,7 @@ impl Client {
 impl Sealed for Client {
     type Event = Event;
 
+    const LONG: &'static [u8] = wire::LONG_TO_CLIENTS;
     fn message(
         &mut self,
         link: &mut Link,

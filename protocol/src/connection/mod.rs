@@ -36,6 +36,9 @@ pub(crate) mod sealed {
         /// What this half tells its caller.
         type Event: From<TransferEvent> + core::fmt::Debug;
 
+        /// The kinds of message to this half that may be long, by their numbers.
+        const LONG: &'static [u8];
+
         /// A message that is not the core's own.
         fn message(
             &mut self,
@@ -130,7 +133,7 @@ impl<H: Half> Connection<H> {
         let mut rest = bytes;
         while !rest.is_empty() {
             let max = self.link.max_frame();
-            let step = self.link.receive.take(rest, max).and_then(|(used, message)| {
+            let step = self.link.receive.take(rest, max, H::LONG).and_then(|(used, message)| {
                 rest = rest.get(used..).unwrap_or_default();
                 match message {
                     Some(message) => self.dispatch(message),
