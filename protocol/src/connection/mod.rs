@@ -73,6 +73,9 @@ pub(crate) mod sealed {
             transfer: TransferId,
             reason: RequestError,
         );
+
+        /// The caller has given up the sending of this blob.
+        fn sending_aborted(&mut self, transfer: TransferId);
     }
 
     /// Events that wait for the caller.
@@ -288,6 +291,7 @@ impl<H: Half> Connection<H> {
     pub fn abort_blob(&mut self, transfer: TransferId, reason: RequestError) -> Result<(), UsageError> {
         self.link.usable()?;
         if self.link.abort_blob(transfer, reason) {
+            self.half.sending_aborted(transfer);
             Ok(())
         } else {
             Err(UsageError::NoSuchTransfer(transfer))

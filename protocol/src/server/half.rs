@@ -29,8 +29,9 @@ impl Sealed for Server {
                 Ok(())
             }
             Message::Goodbye => {
-                link.closing = true;
-                events.push_back(Event::Goodbye);
+                if link.leaves() {
+                    events.push_back(Event::Goodbye);
+                }
                 Ok(())
             }
             message => Err(PeerError::Unexpected { message: name_of(&message) }),
@@ -81,6 +82,8 @@ impl Sealed for Server {
             self.stop_sending(link, events, transfer, reason);
         }
     }
+
+    fn sending_aborted(&mut self, _: TransferId) {}
 }
 
 impl Server {
