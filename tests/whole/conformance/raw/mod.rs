@@ -5,6 +5,7 @@ mod attacks;
 mod client;
 mod conversation;
 mod credit;
+mod flooding_servers;
 mod floods;
 mod frames;
 mod hear;
