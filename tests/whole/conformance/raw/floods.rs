@@ -107,9 +107,9 @@ fn is_survived(transport: &str, attack: fn(&Target)) {
         while other.counter("connections") > 1 {}
         let now = server.memory();
         println!("{transport}, attack {round}: {} KiB", now >> 10);
+        let peak = server.peak_memory();
+        assert!(peak < MOST, "{peak} bytes at some time");
         if round > 1 && now < most + MORE {
-            let peak = server.peak_memory();
-            assert!(peak < MOST, "{peak} bytes at some time");
             return;
         }
         most = most.max(now);
