@@ -33,13 +33,15 @@ pub(crate) struct Pending {
     pub(crate) call: Call,
     /// Nobody waits for the answer any more.
     pub(crate) cancelled: bool,
+    /// Its upload was given up: it can not succeed any more.
+    pub(crate) aborted: bool,
     /// The caller was told that it is given up: what the peer says of it is not told again.
     pub(crate) told: bool,
 }
 
 impl From<Call> for Pending {
     fn from(call: Call) -> Pending {
-        Pending { call, cancelled: false, told: false }
+        Pending { call, cancelled: false, aborted: false, told: false }
     }
 }
 

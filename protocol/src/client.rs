@@ -13,6 +13,7 @@ use crate::message::{
 };
 use crate::planted::{Bug, planted};
 use crate::time::Time;
+use crate::wire;
 use crate::words::{Digest, Oid, RequestId, Tid, TransferId, TxnId};
 
 /// A client's connection. Beside what [`connection::Connection`] offers: [`request`](Connection::request) and
@@ -196,8 +197,9 @@ impl connection::Connection<Client> {
 
     /// A transaction that is given up takes its uploads with it.
     fn abort_uploads(&mut self, txn: TxnId) {
-        for (id, _) in self.half.requests.iter().filter(|(_, pending)| pending.call == Call::Put(txn)) {
-            self.link.abort_blob((*id).into(), RequestError::Cancelled);
+        let of_txn = self.half.requests.iter_mut().filter(|(_, pending)| pending.call == Call::Put(txn));
+        for (id, pending) in of_txn {
+            pending.aborted |= self.link.abort_blob((*id).into(), RequestError::Cancelled);
         }
     }
 
@@ -210,7 +212,7 @@ impl connection::Connection<Client> {
         let pending = self.half.requests.get_mut(&id).ok_or(UsageError::NoSuchRequest(id))?;
         if !pending.cancelled {
             pending.cancelled = true;
-            give_up(&mut self.link, id, RequestError::Cancelled);
+            give_up(&mut self.link, id, pending, RequestError::Cancelled);
         }
         Ok(())
     }
@@ -312,6 +314,7 @@ impl Client {
 
 impl Sealed for Client {
     type Event = Event;
+    const LONG: &'static [u8] = wire::LONG_TO_CLIENTS;
 
     fn message(
         &mut self,
@@ -339,8 +342,9 @@ impl Sealed for Client {
                 Ok(())
             }
             Message::Goodbye => {
-                link.closing = true;
-                events.push_back(Event::Goodbye);
+                if link.leaves() {
+                    events.push_back(Event::Goodbye);
+                }
                 Ok(())
             }
             message => Err(PeerError::Unexpected { message: name_of(&message) }),
@@ -392,7 +396,7 @@ impl Sealed for Client {
         let Some(pending) = self.requests.get_mut(&id) else { return };
         (pending.cancelled, pending.told) = (true, true);
         let call = pending.call;
-        events.push_back(if give_up(link, id, reason.clone()) {
+        events.push_back(if give_up(link, id, pending, reason.clone()) {
             let result = Err(reason);
             self.answered(id, call, &result);
             Event::Reply { id, result }
@@ -400,12 +404,19 @@ impl Sealed for Client {
             Event::Transfer(TransferEvent::Aborted { transfer, reason })
         });
     }
+
+    fn sending_aborted(&mut self, transfer: TransferId) {
+        if let Some(pending) = self.requests.get_mut(&transfer.into()) {
+            pending.aborted = true;
+        }
+    }
 }
 
 /// Tells the server that the answer to a request is not wanted any more; says whether that was an upload.
-fn give_up(link: &mut Link, id: RequestId, reason: RequestError) -> bool {
+fn give_up(link: &mut Link, id: RequestId, pending: &mut Pending, reason: RequestError) -> bool {
     // To give up an upload says it all.
     let upload = link.abort_blob(id.into(), reason);
+    pending.aborted |= upload;
     if !upload {
         link.incoming.drop_rest(id.into());
         link.queue_small(&Message::Cancel { id });
@@ -423,7 +434,7 @@ impl Client {
         result: Result<Reply, RequestError>,
     ) -> Result<(), PeerError> {
         let wrong = |what| PeerError::WrongReply { id, what };
-        let &Pending { call, told, .. } =
+        let &Pending { call, told, aborted, .. } =
             self.requests.get(&id).ok_or_else(|| wrong("it is not in flight"))?;
         if result.as_ref().is_ok_and(|reply| !call.fits(reply)) {
             return Err(wrong("the answer is of another kind"));
@@ -431,7 +442,7 @@ impl Client {
         if link.incoming.contains(id.into()) {
             return Err(wrong("its transfer is under way"));
         }
-        if result.is_ok() && link.outgoing.contains(id.into()) {
+        if result.is_ok() && (aborted || link.outgoing.contains(id.into())) {
             return Err(wrong("its blob is not complete"));
         }
         // The server wants no more of this blob.

@@ -69,11 +69,12 @@ pub fn decode(body: &[u8]) -> Result<Message, DecodeError> {
     }
 }
 
-/// Does this first byte of a body, the number of a message's kind, belong to one of the kinds that may be long?
-/// Those that carry records, lists or texts: `Request`, `Reply`, `Invalidate` and `BlobAbort`.
-pub(crate) fn may_be_long(kind: u8) -> bool {
-    matches!(kind, 3 | 4 | 5 | 9)
-}
+/// The first byte of a body is the number of the message's kind. These are the kinds that may be long, because they carry
+/// records, lists or texts: what a server hears of them, `Request` and `BlobAbort`.
+pub(crate) const LONG_TO_SERVERS: &[u8] = &[3, 9];
+
+/// The same for a client: `Reply`, `Invalidate` and `BlobAbort`.
+pub(crate) const LONG_TO_CLIENTS: &[u8] = &[4, 5, 9];
 
 /// For `#[serde(with = "bounded")]`: a list of at most [`Limits::LIST`](crate::Limits::LIST) elements, which grows only
 /// as its elements really arrive.

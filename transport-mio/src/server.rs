@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use blobferry_cache::carry::widen_door;
 use blobferry_store::Store;
 use blobferry_store::session::{ServerConfig, Service, Session};
 use mio::net::TcpListener;
@@ -47,6 +48,7 @@ impl Server {
     ) -> io::Result<Server> {
         let listener = std::net::TcpListener::bind(addr)?;
         listener.set_nonblocking(true)?;
+        widen_door(&listener)?;
         let mut listener = TcpListener::from_std(listener);
         let address = listener.local_addr()?;
         let first = Loop::new()?;

@@ -10,7 +10,7 @@ use blobferry_cache::client::{
     Addresses, CallError, ClientConfig, Completion, ConnectError, Session, SessionEndpoint,
 };
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -68,20 +68,20 @@ impl Client {
     blobferry_cache::client_methods!(wait, async, await);
 
     /// The transactions that are committed from now on, this client's own among them. Each comes before any answer
-    /// that exposes it.
+    /// that exposes it. Of more than can wait to be heard, all that is told is that everything may have changed.
     #[must_use]
     pub fn invalidations(&self) -> Invalidations {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        self.0.session.listen(Box::new(move |invalidation| sender.send(invalidation.clone()).is_ok()));
-        News(receiver)
+        let (tell, news) = News::new();
+        self.0.session.listen(Box::new(tell));
+        news
     }
 
     /// What happens to the connection from now on.
     #[must_use]
     pub fn connection_events(&self) -> ConnectionEvents {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        self.0.session.watch(Box::new(move |event| sender.send(event.clone()).is_ok()));
-        News(receiver)
+        let (tell, news) = News::new();
+        self.0.session.watch(Box::new(tell));
+        news
     }
 
     /// Says goodbye, waits until what is under way has come to its end, and closes the connection. Other clones can

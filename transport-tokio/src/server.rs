@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use blobferry_cache::carry::{Carrier, Ended};
+use blobferry_cache::carry::{Carrier, Ended, widen_door};
 use blobferry_store::Store;
 use blobferry_store::session::{ServerConfig, Service, Session};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -33,6 +33,7 @@ impl Server {
         config: ServerConfig,
     ) -> io::Result<Server> {
         let listener = TcpListener::bind(addr).await?;
+        widen_door(&listener)?;
         let address = listener.local_addr()?;
         let service = Service::new(store, config);
         let (stop, stopped) = watch::channel(false);

@@ -18,7 +18,7 @@ use bytes::Bytes;
 pub use carrier::Carrier;
 pub use sinks::{Inlets, Report, Sink};
 pub use sources::{Drained, Outlets, Source, Stamp};
-pub use stream::Ended;
+pub use stream::{Ended, widen_door};
 
 /// One end of a connection, with everything behind it. A transport drives it through a [`Carrier`], and adds a socket,
 /// its readiness, and a timer.

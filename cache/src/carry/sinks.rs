@@ -1,7 +1,7 @@
 //! Sinks: where transfers that arrive go, in order, on threads that may block.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blobferry_protocol::{Digest, RequestError, Slice, TransferEvent, TransferId};
 use bytes::Bytes;
@@ -49,7 +49,46 @@ pub struct Inlets {
 struct Inlet {
     lane: Lane,
     /// `None` when the sink has failed or is done.
-    sink: Arc<Mutex<Option<Box<dyn Sink>>>>,
+    sink: Arc<Slot>,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+/// Payload that waits for its sink, each run with the offset behind it. There is one job for all of it: a peer may send
+/// its bytes one by one, and what waits must not be much larger than they are.
+#[derive(Default)]
+struct Waiting(Vec<(Run, u64)>);
+
+/// A run of payload bytes.
+enum Run {
+    /// A good part of what was read at once.
+    Read(Bytes),
+    /// Smaller ones, copied: each would keep all that was read with it.
+    Gathered(Vec<u8>),
+}
+
+/// Bytes that are worth keeping what was read with them, and the most that are gathered before.
+const WORTH: usize = 32 << 10;
+
+impl Waiting {
+    fn push(&mut self, bytes: Bytes, upto: u64) {
+        match self.0.last_mut() {
+            _ if bytes.len() >= WORTH => self.0.push((Run::Read(bytes), upto)),
+            Some((Run::Gathered(gathered), end)) if gathered.len() < WORTH => {
+                gathered.extend_from_slice(&bytes);
+                *end = upto;
+            }
+            _ => self.0.push((Run::Gathered(bytes.to_vec()), upto)),
+        }
+    }
+}
+
+impl AsRef<[u8]> for Run {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Run::Read(bytes) => bytes,
+            Run::Gathered(bytes) => bytes,
+        }
+    }
 }
 
 impl std::fmt::Debug for Inlets {
@@ -68,7 +107,8 @@ impl Inlets {
     /// Has a sink ready for a transfer that may begin.
     pub fn expect(&mut self, transfer: TransferId, sink: Box<dyn Sink>) {
         let sink = Arc::new(Mutex::new(Some(sink)));
-        self.inlets.insert(transfer, Inlet { lane: Lane::new(&self.workers), sink });
+        let (lane, waiting) = (Lane::new(&self.workers), Arc::default());
+        self.inlets.insert(transfer, Inlet { lane, sink, waiting });
     }
 
     /// Passes on what the connection says about a transfer.
@@ -121,20 +161,34 @@ impl Inlets {
 
     /// Passes on payload. Bytes that nobody has a sink for are dropped.
     pub fn payload(&mut self, slice: Slice, bytes: Bytes) {
-        let Some(inlet) = self.inlets.get(&slice.transfer) else { return };
-        let (sink, report) = (inlet.sink.clone(), self.report.clone());
-        inlet.lane.run(move || {
-            attempt(&sink, &report, slice.transfer, |sink| sink.write(&bytes));
-            drop(bytes);
-            report(Report::Stored { transfer: slice.transfer, upto: slice.offset + slice.len });
-        });
+        let Slice { transfer, offset, len } = slice;
+        let Some(inlet) = self.inlets.get(&transfer) else { return };
+        let mut waiting = lock(&inlet.waiting);
+        let is_first = waiting.0.is_empty();
+        waiting.push(bytes, offset + len);
+        drop(waiting);
+        if is_first {
+            let (sink, waiting, report) = (inlet.sink.clone(), inlet.waiting.clone(), self.report.clone());
+            inlet.lane.run(move || {
+                let Waiting(runs) = std::mem::take(&mut *lock(&waiting));
+                for (run, upto) in runs {
+                    attempt(&sink, &report, transfer, |sink| sink.write(run.as_ref()));
+                    drop(run);
+                    report(Report::Stored { transfer, upto });
+                }
+            });
+        }
     }
 }
 
 type Slot = Mutex<Option<Box<dyn Sink>>>;
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn take(slot: &Slot) -> Option<Box<dyn Sink>> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+    lock(slot).take()
 }
 
 /// Lets a sink do something; where it fails, drops it and says so.
@@ -147,7 +201,7 @@ fn attempt(
     // Only this lane uses the sink: taking it out keeps a panic in it from being met twice.
     let Some(mut sink) = take(slot) else { return };
     if act(sink.as_mut()) {
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(sink);
+        *lock(slot) = Some(sink);
     } else {
         report(Report::Failed { transfer });
     }
@@ -195,25 +249,54 @@ mod tests {
     #[test]
     fn a_sink_is_told_everything_in_order_and_what_it_took_is_reported() {
         let (mut inlets, told, reports) = inlets();
+        let stored = |upto| Report::Stored { transfer: T, upto };
         inlets.payload(slice(0, 2), Bytes::from_static(b"ab"));
+        assert_eq!(reports.recv().unwrap(), stored(2));
         inlets.payload(slice(2, 1), Bytes::from_static(b"c"));
         inlets.event(TransferEvent::Stopped { transfer: T, digest: Digest([0; 32]) });
         drop(inlets);
         let told: Vec<String> = told.iter().collect();
         assert_eq!(told, ["start 0..3 of 3", "write ab", "write c", "stop"]);
-        let stored = |upto| Report::Stored { transfer: T, upto };
-        assert_eq!(reports.iter().collect::<Vec<_>>(), [stored(2), stored(3)]);
+        assert_eq!(reports.iter().collect::<Vec<_>>(), [stored(3)]);
+    }
+
+    #[test]
+    fn bytes_that_come_one_by_one_wait_in_one_piece() {
+        let workers = Workers::new(1);
+        let (tell, told) = mpsc::channel();
+        let (go, wait) = mpsc::channel::<()>();
+        workers.run(move || wait.recv().unwrap());
+        let mut inlets = Inlets::new(&workers, Arc::new(|_| {}));
+        inlets.expect(T, Box::new(Teller(tell)));
+        let read = Bytes::from(vec![b'a'; 2 * WORTH]);
+        for at in 0..3 * WORTH {
+            inlets.payload(slice(at as u64, 1), read.slice(at % 7..at % 7 + 1));
+        }
+        inlets.payload(slice(3 * WORTH as u64, 2 * WORTH as u64), read.clone());
+        inlets.payload(slice(5 * WORTH as u64, 1), read.slice(..1));
+        let waiting = inlets.inlets[&T].waiting.clone();
+        let runs: Vec<(usize, u64)> =
+            lock(&waiting).0.iter().map(|(run, upto)| (run.as_ref().len(), *upto)).collect();
+        let worth = WORTH as u64;
+        let gathered = [(WORTH, worth), (WORTH, 2 * worth), (WORTH, 3 * worth)];
+        assert_eq!(runs[..3], gathered);
+        assert_eq!(runs[3..], [(2 * WORTH, 5 * worth), (1, 5 * worth + 1)]);
+        go.send(()).unwrap();
+        drop(inlets);
+        let written: usize = told.iter().map(|told| told.trim_start_matches("write ").len()).sum();
+        assert_eq!(written, 5 * WORTH + 1);
     }
 
     #[test]
     fn a_sink_that_fails_is_told_nothing_more() {
         let (mut inlets, told, reports) = inlets();
         inlets.payload(slice(0, 1), Bytes::from_static(b"!"));
+        assert_eq!(reports.recv().unwrap(), Report::Failed { transfer: T });
         inlets.payload(slice(1, 1), Bytes::from_static(b"x"));
         inlets.abort_all();
         drop(inlets);
         assert_eq!(told.iter().collect::<Vec<_>>(), ["start 0..3 of 3", "write !"]);
-        assert!(reports.iter().any(|report| report == Report::Failed { transfer: T }));
+        assert!(reports.iter().all(|report| matches!(report, Report::Stored { .. })));
     }
 
     #[test]

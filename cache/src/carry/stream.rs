@@ -26,6 +26,18 @@ const SPARE: usize = 8;
 /// Bytes that the kernel may hold unsent: more would only make small messages wait behind them.
 const NOT_SENT: u32 = 256 << 10;
 
+/// Callers that may wait at a server's door, where the system allows as many.
+const CALLERS: i32 = 4096;
+
+/// Lets many callers wait at a server's door. Libraries let so few that a crowd fills it in no time, and whom the system
+/// turns away, be it a friend, tries again a second later.
+///
+/// # Errors
+/// The system's.
+pub fn widen_door(listener: &impl AsFd) -> io::Result<()> {
+    socket2::SockRef::from(listener).listen(CALLERS)
+}
+
 /// Makes a TCP socket fit for small messages between large ones.
 ///
 /// # Errors
@@ -242,5 +254,26 @@ impl AsRef<[u8]> for Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         self.spare.put(std::mem::take(&mut self.buffer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_crowd_can_wait_at_the_door_before_anybody_is_let_in() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        widen_door(&listener).unwrap();
+        let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
+        let most = most.map_or(128, |most| most.trim().parse().unwrap());
+        let address = listener.local_addr().unwrap();
+        // Who is not let wait does not get through here at all.
+        let patience = Duration::from_secs(20);
+        let connect = |_| TcpStream::connect_timeout(&address, patience).unwrap();
+        let crowd: Vec<TcpStream> = (0..most.min(400)).map(connect).collect();
+        assert!(crowd.len() >= 128);
     }
 }

@@ -26,7 +26,7 @@ pub struct Invalidation {
     /// A committed transaction.
     pub tid: Tid,
     /// The objects that have a new revision or were deleted. `None` where nobody knows: the connection was lost for a
-    /// while, and everything may have changed, up to and including the transaction.
+    /// while, or too much had to wait to be heard; everything may have changed, up to and including the transaction.
     pub oids: Option<Arc<[Oid]>>,
 }
 

@@ -44,6 +44,8 @@ pub struct Link {
     pub(crate) connected: bool,
     /// One of the sides has said goodbye.
     pub(crate) closing: bool,
+    /// The peer has.
+    left: bool,
     pub(crate) dead: Option<PeerError>,
     pub(crate) receive: Receive,
     pub(crate) incoming: Incoming,
@@ -59,6 +61,7 @@ impl Link {
             peer: Limits::MIN,
             connected: false,
             closing: false,
+            left: false,
             dead: None,
             receive: Receive::default(),
             incoming: Incoming::new(config.limits.connection_window),
@@ -154,6 +157,12 @@ impl Link {
         self.pongs += 1;
         self.queue_small(&Message::Pong { nonce });
         Ok(())
+    }
+
+    /// The peer says goodbye; whether that is news.
+    pub(crate) fn leaves(&mut self) -> bool {
+        self.closing = true;
+        !core::mem::replace(&mut self.left, true)
     }
 
     /// Announces the credit that has become due.

@@ -36,6 +36,9 @@ pub(crate) mod sealed {
         /// What this half tells its caller.
         type Event: From<TransferEvent> + core::fmt::Debug;
 
+        /// The kinds of message to this half that may be long, by their numbers.
+        const LONG: &'static [u8];
+
         /// A message that is not the core's own.
         fn message(
             &mut self,
@@ -70,6 +73,9 @@ pub(crate) mod sealed {
             transfer: TransferId,
             reason: RequestError,
         );
+
+        /// The caller has given up the sending of this blob.
+        fn sending_aborted(&mut self, transfer: TransferId);
     }
 
     /// Events that wait for the caller.
@@ -130,7 +136,7 @@ impl<H: Half> Connection<H> {
         let mut rest = bytes;
         while !rest.is_empty() {
             let max = self.link.max_frame();
-            let step = self.link.receive.take(rest, max).and_then(|(used, message)| {
+            let step = self.link.receive.take(rest, max, H::LONG).and_then(|(used, message)| {
                 rest = rest.get(used..).unwrap_or_default();
                 match message {
                     Some(message) => self.dispatch(message),
@@ -285,6 +291,7 @@ impl<H: Half> Connection<H> {
     pub fn abort_blob(&mut self, transfer: TransferId, reason: RequestError) -> Result<(), UsageError> {
         self.link.usable()?;
         if self.link.abort_blob(transfer, reason) {
+            self.half.sending_aborted(transfer);
             Ok(())
         } else {
             Err(UsageError::NoSuchTransfer(transfer))

@@ -51,14 +51,20 @@ impl Receive {
         Ok(before)
     }
 
-    /// Takes bytes up to the end of at most one frame: how many, and the message if it is complete now.
-    pub(crate) fn take(&mut self, bytes: &[u8], max: u32) -> Result<(usize, Option<Message>), PeerError> {
+    /// Takes bytes up to the end of at most one frame: how many, and the message if it is complete now. Only the kinds in
+    /// `long` may be longer than a small frame, and nothing longer than `max`.
+    pub(crate) fn take(
+        &mut self,
+        bytes: &[u8],
+        max: u32,
+        long: &[u8],
+    ) -> Result<(usize, Option<Message>), PeerError> {
         if self.payload.is_some() {
             return Ok((0, None));
         }
         if self.frame.is_empty() {
             // The usual case: the whole frame is here, and is read where it lies.
-            check(bytes, max)?;
+            check(bytes, max, long)?;
             if let Some(frame) = frame_end(bytes).and_then(|end| bytes.get(..end)) {
                 return Ok((frame.len(), Some(decode(frame)?)));
             }
@@ -70,7 +76,7 @@ impl Receive {
             let more = rest.get(..self.missing()).unwrap_or(rest);
             self.frame.extend_from_slice(more);
             used = used.saturating_add(more.len());
-            check(&self.frame, max)?;
+            check(&self.frame, max, long)?;
         }
         if frame_end(&self.frame) != Some(self.frame.len()) {
             return Ok((used, None));
@@ -100,14 +106,14 @@ fn decode(frame: &[u8]) -> Result<Message, DecodeError> {
     wire::decode(frame.get(LENGTH_BYTES..).unwrap_or_default())
 }
 
-/// Only the kinds of message that carry records, lists or texts may be long: told by the first byte of the body,
-/// which is the number of the kind. What is not there yet is not judged yet.
-fn check(frame: &[u8], max: u32) -> Result<(), PeerError> {
+/// Few kinds of message may be long, and none that this side never hears: told by the first byte of the body, which is
+/// the number of the kind. What is not there yet is not judged yet.
+fn check(frame: &[u8], max: u32, long: &[u8]) -> Result<(), PeerError> {
     let Some(len) = frame_length(frame) else { return Ok(()) };
     let too_long = |max| Err(PeerError::FrameTooLong { len, max });
     match frame.get(LENGTH_BYTES) {
         _ if len > max => too_long(max),
-        Some(kind) if len > Limits::SMALL_FRAME && !wire::may_be_long(*kind) => too_long(Limits::SMALL_FRAME),
+        Some(kind) if len > Limits::SMALL_FRAME && !long.contains(kind) => too_long(Limits::SMALL_FRAME),
         _ => Ok(()),
     }
 }

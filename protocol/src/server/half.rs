@@ -9,12 +9,14 @@ use crate::connection::sealed::{self, Sealed};
 use crate::connection::{Accept, Link, TransferEvent, name_of};
 use crate::error::PeerError;
 use crate::message::{Hello, MAGIC, Message, Phase, Refusal, Reply, Request, RequestError, VERSIONS};
+use crate::wire;
 use crate::words::{RequestId, TransferId, TxnId};
 
 type Events = sealed::Events<Server>;
 
 impl Sealed for Server {
     type Event = Event;
+    const LONG: &'static [u8] = wire::LONG_TO_SERVERS;
 
     fn message(&mut self, link: &mut Link, events: &mut Events, message: Message) -> Result<(), PeerError> {
         match message {
@@ -27,8 +29,9 @@ impl Sealed for Server {
                 Ok(())
             }
             Message::Goodbye => {
-                link.closing = true;
-                events.push_back(Event::Goodbye);
+                if link.leaves() {
+                    events.push_back(Event::Goodbye);
+                }
                 Ok(())
             }
             message => Err(PeerError::Unexpected { message: name_of(&message) }),
@@ -79,6 +82,8 @@ impl Sealed for Server {
             self.stop_sending(link, events, transfer, reason);
         }
     }
+
+    fn sending_aborted(&mut self, _: TransferId) {}
 }
 
 impl Server {

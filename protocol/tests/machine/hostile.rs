@@ -3,8 +3,8 @@
 
 use blobferry_protocol::connection::{Connection, Half};
 use blobferry_protocol::{
-    BlobId, Conflict, Digest, Expect, Limits, Message, Oid, Reply, Request, RequestError, RequestId, Tid,
-    Time, TransferId, server,
+    BlobId, Conflict, Digest, Expect, Limits, Message, Oid, PeerError, Reply, Request, RequestError,
+    RequestId, Tid, Time, TransferId, client, server,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -209,6 +209,42 @@ proptest! {
             }
         }
         prop_assert!(weight(&mut client) < 6_000, "{client:?}");
+    }
+}
+
+#[test]
+fn a_goodbye_that_is_said_again_and_again_is_told_once() {
+    let goodbyes = frame(&Message::Goodbye).repeat(10_000);
+    let (mut server, mut client) = (support::server(), support::client());
+    assert_eq!(server.handle_control(Time::ZERO, &goodbyes), Ok(goodbyes.len()));
+    assert_eq!(support::events(&mut server), [server::Event::Goodbye]);
+    assert_eq!(client.handle_control(Time::ZERO, &goodbyes), Ok(goodbyes.len()));
+    assert_eq!(support::events(&mut client), [client::Event::Goodbye]);
+    // Who has said it first hears it, too.
+    let mut server = support::server();
+    server.goodbye().unwrap();
+    support::hear(&mut server, &Message::Goodbye);
+    assert_eq!(support::events(&mut server), [server::Event::Goodbye]);
+}
+
+#[test]
+fn an_upload_that_was_given_up_is_not_answered_with_success() {
+    type GiveUp = fn(&mut client::Connection, TransferId);
+    let ways: [(&str, GiveUp); 3] = [
+        ("its source fails", |client, id| client.abort_blob(id, RequestError::Cancelled).unwrap()),
+        ("nobody wants it", |client, id| client.cancel(id.into()).unwrap()),
+        ("its transaction is given up", |client, _| {
+            client.request(Request::Abort { txn: txn(1) }).unwrap();
+        }),
+    ];
+    for (way, give_up) in ways {
+        let mut client = support::client();
+        client.request(begin(1)).unwrap();
+        let upload = client.upload(txn(1), Oid(1), Tid::ZERO, Vec::new(), 10, Some(Digest([0; 32]))).unwrap();
+        give_up(&mut client, upload);
+        let id = upload.into();
+        let error = support::refuses(&mut client, &Message::Reply { id, result: Ok(Reply::Done) });
+        assert_eq!(error, PeerError::WrongReply { id, what: "its blob is not complete" }, "{way}");
     }
 }
 

@@ -5,6 +5,7 @@
 mod attaching;
 mod client_phases;
 mod conversation;
+mod corpus;
 mod frames;
 mod golden;
 mod golden_table;
@@ -13,6 +14,7 @@ mod liveness;
 mod receiving;
 mod sending;
 mod stalling;
+mod states;
 mod stream;
 mod support;
 mod transactions;

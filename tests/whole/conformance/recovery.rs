@@ -338,6 +338,8 @@ fn what_is_kept_is_aborted_when_its_time_is_over(pair: &Pair) {
         let storing =
             scope.spawn(|| transaction.store_blob(oid, Tid::ZERO, Vec::new(), BlobSource::moved(&file)));
         road.wait_until_held();
+        // The server may not have come to it yet.
+        while other.counter("open") == 0 {}
         road.cut();
         until_nothing_is_open(&*other);
         assert_eq!(other.counter("kept"), 0);

@@ -1,9 +1,12 @@
 //! Peers over plain sockets, written from PROTOCOL.md alone: [`say`], [`hear`], [`client`] and [`server`] use nothing of the
 //! project, so that what they and it agree on is what the specification says.
 
+mod attacks;
 mod client;
 mod conversation;
 mod credit;
+mod flooding_servers;
+mod floods;
 mod frames;
 mod hear;
 mod hostile_clients;

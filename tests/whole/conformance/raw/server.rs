@@ -73,10 +73,15 @@ impl Caller {
 
     /// The id of the next request.
     pub(super) fn request(&mut self) -> u64 {
-        let body = self.hear().unwrap();
+        self.request_or_end().unwrap()
+    }
+
+    /// The same; `None` where the client has gone.
+    pub(super) fn request_or_end(&mut self) -> Option<u64> {
+        let body = self.hear()?;
         let mut fields = Fields::of(&body);
         assert_eq!(fields.array(), [message::REQUEST]);
-        fields.int()
+        Some(fields.int())
     }
 
     pub(super) fn say(&mut self, body: Body) {
