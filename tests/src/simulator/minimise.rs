@@ -7,7 +7,7 @@ use super::{Failure, Scenario, run, run_told};
 /// Leaves out of a failing scenario what can be left out: misfortunes, operations, users, clients. What fails then may be
 /// another promise; all are the same to it. At most `attempts` simulations are made.
 #[must_use]
-pub fn minimise(failure: &Failure, attempts: usize) -> Failure {
+pub fn minimise(failure: &Failure, attempts: usize) -> Box<Failure> {
     let mut search = Search { best: failure.scenario.clone(), left: attempts };
     let all = failure.scenario.plan().len();
     // All of them, then halves, then one by one.
@@ -26,7 +26,7 @@ pub fn minimise(failure: &Failure, attempts: usize) -> Failure {
     match run_told(&search.best) {
         Err(failure) => failure,
         // It never comes here: the scenario has failed before, and does what it did.
-        Ok(_) => failure.clone(),
+        Ok(_) => Box::new(failure.clone()),
     }
 }
 
