@@ -262,9 +262,8 @@ impl State {
         let Some(Txn::Attaching(asks)) = lost else { return };
         for (sent, ask) in asks {
             match ask {
-                Ask::Call { request: Request::Commit { txn }, done }
-                    if sent.is_some() && !planted(Bug::RepeatCommit) =>
-                {
+                ask if sent.is_some() && planted(Bug::RepeatCommit) => self.waiting.push_back(ask),
+                Ask::Call { request: Request::Commit { txn }, done } if sent.is_some() => {
                     self.waiting.push_back(outcome(txn, done));
                 }
                 ask => self.ask_in(txn, ask),

@@ -689,16 +689,22 @@ impl Cluster {
                 self.leave_server();
                 self.world.after(Duration::from_millis(500), Event::Relief(place));
             }
-            Kind::FuseServer { steps } => self.world.with_disk(|disk| disk.light_fuse(SERVER, steps)),
+            Kind::FuseServer { steps } => self.world.with_disk(|disk| disk.light_fuse(SERVER, steps, false)),
             Kind::FuseClient { steps } => {
                 if let Some(pid) = client {
                     let machine = self.machine_of(pid);
-                    self.world.with_disk(|disk| disk.light_fuse(machine, steps));
+                    self.world.with_disk(|disk| disk.light_fuse(machine, steps, true));
                 }
             }
             Kind::DiskFull { server, millis } => {
                 let machine = self.struck(misfortune, server);
                 self.world.with_disk(|disk| disk.set_health(machine, Health::Full));
+                self.world.after(Duration::from_millis(millis), Event::Relief(place));
+            }
+            Kind::DiskSlow { server, millis } => {
+                let machine = self.struck(misfortune, server);
+                let by = Duration::from_millis(millis / 4);
+                self.world.with_disk(|disk| disk.slow_down(machine, by));
                 self.world.after(Duration::from_millis(millis), Event::Relief(place));
             }
             Kind::DiskFails { server } => {
@@ -733,6 +739,10 @@ impl Cluster {
             Kind::DiskFull { server, .. } => {
                 let machine = self.struck(misfortune, server);
                 self.world.with_disk(|disk| disk.set_health(machine, Health::Well));
+            }
+            Kind::DiskSlow { server, .. } => {
+                let machine = self.struck(misfortune, server);
+                self.world.with_disk(|disk| disk.slow_down(machine, Duration::ZERO));
             }
             Kind::DiskFails { server } => {
                 let machine = self.struck(misfortune, server);

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use blobferry_cache::system::files::Step;
 use fastrand::Rng;
@@ -38,6 +39,10 @@ struct Condition {
     health: Health,
     /// So many more steps until the process that takes the last one ends in the middle of it.
     fuse: Option<u32>,
+    /// Only writes count for that.
+    by_writes: bool,
+    /// Everything takes up to so much longer.
+    slow: Duration,
     boots: u64,
 }
 
@@ -100,12 +105,23 @@ impl Disk {
     /// A machine's disk is well, and stays so.
     pub(super) fn heal(&mut self, machine: Machine) {
         let condition = self.conditions.entry(machine).or_default();
-        (condition.health, condition.fuse) = (Health::Well, None);
+        (condition.health, condition.fuse, condition.slow) = (Health::Well, None, Duration::ZERO);
     }
 
-    /// Whoever takes one of the next steps on a machine ends in the middle of it.
-    pub(super) fn light_fuse(&mut self, machine: Machine, steps: u32) {
-        self.conditions.entry(machine).or_default().fuse = Some(steps);
+    /// Everything on a machine takes up to so much longer.
+    pub(super) fn slow_down(&mut self, machine: Machine, by: Duration) {
+        self.conditions.entry(machine).or_default().slow = by;
+    }
+
+    /// So much longer something may take on a machine.
+    pub(super) fn slowness(&self, machine: Machine) -> Duration {
+        self.conditions.get(&machine).map_or(Duration::ZERO, |condition| condition.slow)
+    }
+
+    /// Whoever takes one of the next steps on a machine, or of the next writes, ends in the middle of it.
+    pub(super) fn light_fuse(&mut self, machine: Machine, steps: u32, by_writes: bool) {
+        let condition = self.conditions.entry(machine).or_default();
+        (condition.fuse, condition.by_writes) = (Some(steps), by_writes);
     }
 
     /// What has been seen that must not be.
@@ -114,9 +130,10 @@ impl Disk {
     }
 
     /// Has the fuse of a machine burnt down, if it has one?
-    pub(super) fn burns(&mut self, machine: Machine) -> bool {
+    pub(super) fn burns(&mut self, machine: Machine, step: Step<'_>) -> bool {
         let condition = self.conditions.entry(machine).or_default();
         match &mut condition.fuse {
+            _ if condition.by_writes && !matches!(step, Step::Write { .. }) => false,
             None => false,
             Some(0) => {
                 condition.fuse = None;

@@ -42,13 +42,20 @@ pub enum Kind {
         /// In which one.
         steps: u32,
     },
-    /// The same happens to a client.
+    /// A client dies while it writes a file.
     FuseClient {
-        /// In which step.
+        /// In which of its next writes.
         steps: u32,
     },
     /// A disk is full for a while.
     DiskFull {
+        /// The server's.
+        server: bool,
+        /// For so long.
+        millis: u64,
+    },
+    /// A disk, and all that waits for it, is slow for a while.
+    DiskSlow {
         /// The server's.
         server: bool,
         /// For so long.
@@ -85,11 +92,11 @@ impl fmt::Display for Misfortune {
 
 /// A plan of what goes wrong in `span`. Each seed is hit by some kinds only, so that rare ones are not drowned by others.
 pub(super) fn plan(chance: &mut Rng, span: Duration) -> Vec<Misfortune> {
-    let mut kinds: Vec<u8> = (0..14).filter(|_| chance.u8(..3) == 0).collect();
+    let mut kinds: Vec<u8> = (0..15).filter(|_| chance.u8(..3) == 0).collect();
     if kinds.is_empty() {
-        kinds.push(chance.u8(..14));
+        kinds.push(chance.u8(..15));
     }
-    let count = chance.usize(..20);
+    let count = chance.usize(..30);
     let mut plan: Vec<Misfortune> = (0..count)
         .filter_map(|_| {
             let kind = kind(*chance.choice(&kinds)?, chance);
@@ -114,9 +121,10 @@ fn kind(number: u8, chance: &mut Rng) -> Kind {
         7 => Kind::PowerClient,
         8 => Kind::PowerServer,
         9 => Kind::FuseServer { steps: chance.u32(..30) },
-        10 => Kind::FuseClient { steps: chance.u32(..30) },
+        10 => Kind::FuseClient { steps: chance.u32(..6) },
         11 => Kind::DiskFull { server: chance.bool(), millis: chance.u64(1..20_000) },
         12 => Kind::DiskFails { server: chance.u8(..4) == 0 },
+        13 => Kind::DiskSlow { server: chance.u8(..4) > 0, millis: chance.u64(500..10_000) },
         _ => Kind::ClockJumps { millis: chance.i64(-10_000_000..10_000_000) },
     }
 }

@@ -391,8 +391,9 @@ impl User {
             }
             None => return,
         }
-        if self.chance.u8(..8) == 0 {
-            let pause = Duration::from_millis(self.chance.u64(..40_000));
+        if self.chance.u8(..3) == 0 {
+            let longest = if self.chance.u8(..8) == 0 { 40_000 } else { 2000 };
+            let pause = Duration::from_millis(self.chance.u64(..longest));
             self.world.sleep(self.number, pause).await;
         }
         if self.chance.u8(..8) == 0 {

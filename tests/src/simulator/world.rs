@@ -356,9 +356,16 @@ impl Inner {
         })
     }
 
+    /// How much longer it takes where the disk is slow.
+    fn a_while(&mut self, pid: Pid) -> Duration {
+        let machine = self.processes.get(pid.0).map(|process| process.machine);
+        let slow = machine.map_or(Duration::ZERO, |machine| self.disk.slowness(machine));
+        if slow.is_zero() { slow } else { slow.mul_f64(self.pace.f64()) }
+    }
+
     /// Has those who serve a process look after a while at the latest.
     fn look_after(&mut self, pid: Pid, delay: Duration) {
-        let delay = delay + self.a_moment();
+        let delay = delay + self.a_moment() + self.a_while(pid);
         let at = self.now + delay;
         let Some(process) = self.processes.get_mut(pid.0) else { return };
         if process.look.is_none_or(|look| look > at) {
@@ -394,7 +401,7 @@ impl Simulation for World {
     fn run(&self, job: Job) {
         let mut inner = self.inner.borrow_mut();
         let Some(pid) = inner.current else { return };
-        let delay = inner.a_moment();
+        let delay = inner.a_moment() + inner.a_while(pid);
         match inner.processes.get_mut(pid.0) {
             Some(process) if !process.alive => process.left.push(job),
             _ => inner.after(delay, Event::Job(pid, job)),
@@ -422,7 +429,7 @@ impl Simulation for World {
             return ended();
         }
         let machine = process.machine;
-        if inner.disk.burns(machine) {
+        if inner.disk.burns(machine, step) {
             inner.dying = Some(pid);
             return ended();
         }
