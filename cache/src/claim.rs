@@ -13,8 +13,6 @@
 //! Nothing here polls, and no mutex is held while a callback runs.
 
 use std::io;
-use std::sync::mpsc;
-use std::thread;
 
 use blobferry_protocol::BlobId;
 
@@ -24,6 +22,8 @@ use crate::download::Download;
 use crate::error::CacheError;
 use crate::lock::FileLock;
 use crate::registry::Entered;
+use crate::sync::mpsc;
+use crate::sync::thread;
 use crate::turns;
 
 /// The answer to a claim.

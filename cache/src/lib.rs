@@ -73,8 +73,13 @@ mod partial;
 mod pin;
 mod registry;
 mod room;
+#[cfg(all(test, feature = "shuttle"))]
+mod schedules;
 mod scratch;
 mod stamp;
+/// For the crates above.
+#[doc(hidden)]
+pub mod sync;
 mod temporary;
 mod turns;
 mod verify;

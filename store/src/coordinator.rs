@@ -5,11 +5,9 @@
 //! what has waited too long for its locks, or is not finished in time. Whoever releases locks only notes whose turn it is now: nobody's call takes the
 //! time of another's vote.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::Instant;
-
+use blobferry_cache::sync::atomic::{AtomicU64, Ordering};
+use blobferry_cache::sync::thread::{self, JoinHandle};
+use blobferry_cache::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, now};
 use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
 
 use crate::backend::Backend;
@@ -124,7 +122,7 @@ impl<B: Backend> Core<B> {
             let locked = lock(&changes);
             let oids: Arc<[Oid]> = locked.bases().map(|(oid, _)| oid).collect();
             let ballot = Ballot { txn, changes: changes.clone(), done };
-            self.office.desk().line_up(ballot, oids, Instant::now())
+            self.office.desk().line_up(ballot, oids, now())
         };
         match lined_up {
             Ok(Some(ballot)) => self.check(ballot),
@@ -138,7 +136,7 @@ impl<B: Backend> Core<B> {
     fn check(&self, ballot: Ballot) {
         let Ballot { txn, changes, done } = ballot;
         let checked = self.backend.check(txn, &lock(&changes));
-        let vote = self.office.desk().decide(txn, &changes, checked, Instant::now());
+        let vote = self.office.desk().decide(txn, &changes, checked, now());
         self.office.steward.notify_one();
         done(vote);
     }
@@ -235,7 +233,7 @@ impl<B: Backend> Core<B> {
     fn run_steward(&self) {
         let mut desk = self.office.desk();
         loop {
-            match desk.errand(Instant::now()) {
+            match desk.errand(now()) {
                 Errand::Stop => return,
                 Errand::Wait(None) => {
                     desk = self.office.steward.wait(desk).unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,7 @@
 //! One transaction of a client, with the files that it stores.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use blobferry_protocol::{
     BlobInfo, Conflict, Digest, Oid, Phase, Reply, Request, RequestError, Tid, TxnId, TxnMeta, UsageError,
@@ -11,6 +11,7 @@ use super::call::{CallError, Completion};
 use super::session::Session;
 use super::source::{BlobSource, Taken, not_taken, take};
 use crate::carry::OnProgress;
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::workers::Lane;
 use crate::{BlobWriter, TransactionBuffer};
 

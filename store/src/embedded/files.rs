@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use blobferry_cache::Layout;
+use blobferry_cache::sync::atomic::{AtomicBool, Ordering};
 use blobferry_protocol::{BlobId, RequestError};
 
 use crate::errors::disk_error;

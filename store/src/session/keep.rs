@@ -7,9 +7,9 @@
 //! for it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use blobferry_cache::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, now, thread};
 use blobferry_protocol::{Oid, Reply, RequestError, RequestId, TxnId, Unfinished};
 
 use super::mailbox::{Mailbox, News};
@@ -268,7 +268,7 @@ impl Keeper {
     }
 
     fn keep(self: &Arc<Self>, mut places: MutexGuard<'_, Places>, txn: TxnId, state: State) {
-        let until = Instant::now() + self.time;
+        let until = now() + self.time;
         places.transactions.insert(txn, Place::Kept { until, state });
         places.kept.insert((until, txn));
         tracing::info!(%txn, "the connection of an open transaction was lost: it is kept for a while");
@@ -280,8 +280,7 @@ impl Keeper {
         }
         if start {
             let keeper = self.clone();
-            let started =
-                std::thread::Builder::new().name("blobferry-keep".into()).spawn(move || keeper.wait());
+            let started = thread::Builder::new().name("blobferry-keep".into()).spawn(move || keeper.wait());
             if let Err(error) = started {
                 tracing::error!(%error, "no thread to abort kept transactions in time");
                 self.places().waiting = false;
@@ -293,7 +292,7 @@ impl Keeper {
     fn wait(&self) {
         let mut places = self.places();
         loop {
-            let now = Instant::now();
+            let now = now();
             match places.kept.first().copied() {
                 Some((until, txn)) if until <= now => {
                     drop(places);
