@@ -131,6 +131,18 @@ impl Lane {
             self.workers.run(move || drain(&queue));
         }
     }
+
+    /// Runs something that does not block after all jobs that were given before: at once, on this thread, where all of
+    /// them have ended.
+    pub fn run_behind(&self, act: impl FnOnce() + Send + 'static) {
+        let mut queue = lock(&self.queue);
+        if queue.running {
+            queue.jobs.push_back(Box::new(act));
+        } else {
+            drop(queue);
+            act();
+        }
+    }
 }
 
 fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
@@ -171,6 +183,23 @@ mod tests {
         }
         drop(done);
         assert!(order.iter().eq(0..1000));
+    }
+
+    #[test]
+    fn what_does_not_block_needs_no_thread_but_waits_for_the_jobs_before() {
+        let lane = Lane::new(&Workers::new(1));
+        let here = std::thread::current().id();
+        lane.run_behind(move || assert_eq!(std::thread::current().id(), here));
+        let (go, wait) = mpsc::channel::<()>();
+        let (done, order) = mpsc::channel();
+        let behind = done.clone();
+        lane.run(move || {
+            wait.recv().unwrap();
+            done.send(1).unwrap();
+        });
+        lane.run_behind(move || behind.send(2).unwrap());
+        go.send(()).unwrap();
+        assert!(order.iter().eq([1, 2]));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub struct Transaction {
     session: Session,
     txn: TxnId,
     shared: Arc<Shared>,
-    /// What touches files, in the order of the calls.
+    /// What touches files, in the order of the calls; and behind that what the server is asked after it.
     lane: Lane,
     over: bool,
 }
@@ -134,28 +134,27 @@ impl Transaction {
     }
 
     /// Asks for something that is answered by [`Reply::Done`].
-    fn put(&self, request: Request, done: Completion<()>) {
-        let shared = self.shared.clone();
-        self.session.call(
-            request,
-            Box::new(move |result| done(result.map(drop).map_err(|error| shared.explain(error)))),
-        );
+    fn put(&self, oid: Oid, request: Request, done: Completion<()>) {
+        let (session, shared) = (self.session.clone(), self.shared.clone());
+        self.lane.run_behind(move || {
+            if let Some(buffer) = shared.buffer().as_mut() {
+                buffer.remove(oid);
+            }
+            session.call(
+                request,
+                Box::new(move |result| done(result.map(drop).map_err(|error| shared.explain(error)))),
+            );
+        });
     }
 
     /// Stores an object's record, without a blob.
     pub fn store(&self, oid: Oid, base: Tid, data: Vec<u8>, done: Completion<()>) {
-        if let Some(buffer) = self.shared.buffer().as_mut() {
-            buffer.remove(oid);
-        }
-        self.put(Request::Store { txn: self.txn, oid, base, data }, done);
+        self.put(oid, Request::Store { txn: self.txn, oid, base, data }, done);
     }
 
     /// Deletes an object; with [`Tid::ZERO`] as its base, takes back that it was stored in this transaction.
     pub fn delete(&self, oid: Oid, base: Tid, done: Completion<()>) {
-        if let Some(buffer) = self.shared.buffer().as_mut() {
-            buffer.remove(oid);
-        }
-        self.put(Request::Delete { txn: self.txn, oid, base }, done);
+        self.put(oid, Request::Delete { txn: self.txn, oid, base }, done);
     }
 
     /// A file to write a blob into that comes as a stream, for [`BlobSource::Spooled`]. Blocks.
@@ -252,23 +251,21 @@ impl Transaction {
         );
     }
 
-    /// Sends a vote, finish or commit; when it was committed, its files become the cache's before that is told.
+    /// Sends a vote, finish or commit, behind all that was stored before; when it was committed, its files become the cache's before that is told.
     fn decide(&self, request: Request, done: Completion<Reply>) {
-        let (shared, lane) = (self.shared.clone(), self.lane.clone());
-        self.session.call(
-            request,
-            Box::new(move |result| match result {
-                Ok(Reply::Finished { tid }) => lane.run(move || {
-                    if let Some(Err(error)) = shared.buffer().take().map(|buffer| buffer.finish(tid)) {
-                        // It is committed all the same, and can be loaded from the server.
-                        tracing::warn!(%tid, %error, "a stored file did not get into the cache");
-                    }
-                    done(Ok(Reply::Finished { tid }));
-                }),
-                Ok(reply) => done(Ok(reply)),
-                Err(error) => done(Err(shared.explain(error))),
+        let (session, shared, lane) = (self.session.clone(), self.shared.clone(), self.lane.clone());
+        let decided: Completion<Reply> = Box::new(move |result| match result {
+            Ok(Reply::Finished { tid }) => lane.run(move || {
+                if let Some(Err(error)) = shared.buffer().take().map(|buffer| buffer.finish(tid)) {
+                    // It is committed all the same, and can be loaded from the server.
+                    tracing::warn!(%tid, %error, "a stored file did not get into the cache");
+                }
+                done(Ok(Reply::Finished { tid }));
             }),
-        );
+            Ok(reply) => done(Ok(reply)),
+            Err(error) => done(Err(shared.explain(error))),
+        });
+        self.lane.run_behind(move || session.call(request, decided));
     }
 
     /// Gives it up.
@@ -303,4 +300,44 @@ impl Drop for Transaction {
 /// The machine lets no other answer to a finish through.
 fn finished(reply: Reply) -> Tid {
     if let Reply::Finished { tid } = reply { tid } else { Tid::ZERO }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::asks::Ask;
+    use crate::client::{Addresses, ClientConfig};
+    use crate::{Cache, CacheConfig};
+
+    #[test]
+    fn a_commit_does_not_overtake_a_blob_that_was_stored_before() {
+        let home = tempfile::tempdir().unwrap();
+        let cache = Cache::open(home.path(), CacheConfig::default()).unwrap();
+        let session = Session::new(cache, &ClientConfig::default(), Addresses::from("nobody:1"), 0);
+        let mut transaction = session.begin(TxnMeta::default()).unwrap();
+        // A file that takes its time.
+        let (go, wait) = std::sync::mpsc::channel();
+        transaction.lane.run(move || wait.recv().unwrap());
+        let bytes = BlobSource::Bytes(vec![1].into());
+        transaction.store_blob(Oid(1), Tid::ZERO, Vec::new(), bytes, None, Box::new(|_| {}));
+        transaction.store(Oid(1), Tid::ZERO, vec![2], Box::new(|_| {}));
+        transaction.commit(Box::new(|_| {}));
+        let (done, end) = std::sync::mpsc::channel();
+        transaction.lane.run(move || done.send(()).unwrap());
+        go.send(()).unwrap();
+        end.recv().unwrap();
+        let inner = session.lock();
+        let asked: Vec<&str> = inner.state.waiting.iter().map(what).collect();
+        assert_eq!(asked, ["begin", "upload", "store", "commit"]);
+    }
+
+    fn what(ask: &Ask) -> &'static str {
+        match ask {
+            Ask::Upload { .. } => "upload",
+            Ask::Call { request: Request::Begin { .. }, .. } => "begin",
+            Ask::Call { request: Request::Store { .. }, .. } => "store",
+            Ask::Call { request: Request::Commit { .. }, .. } => "commit",
+            _ => "something else",
+        }
+    }
 }
