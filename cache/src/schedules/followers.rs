@@ -131,3 +131,21 @@ fn a_follower_that_leaves_holds_nobody_up() {
         check(&cache);
     });
 }
+
+/// No file tells of it.
+#[test]
+fn a_follower_is_told_that_nobody_downloads() {
+    let home = Home::new();
+    explore(60, move || {
+        let cache = home.open();
+        let Claim::Download(first) = cache.claim(BLOB).unwrap() else { unreachable!() };
+        let reads = {
+            let cache = cache.clone();
+            thread::spawn(move || cache.follow(BLOB).unwrap().finish())
+        };
+        thread::yield_now();
+        drop(first);
+        assert!(matches!(reads.join().unwrap(), Err(FollowError::Unattended { .. })));
+        check(&cache);
+    });
+}

@@ -4,6 +4,7 @@
 //! asserted beyond that is in the scenes.
 
 mod announcements;
+mod conversations;
 mod transactions;
 
 use std::time::Duration;

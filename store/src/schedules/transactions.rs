@@ -26,7 +26,19 @@ fn of_those_who_make_one_object_one_does_and_the_others_hear_of_him() {
         let wanted: [&'static [u64]; 4] = [&[1, 2], &[2, 3], &[2], &[4]];
         let threads: Vec<_> = (0..)
             .zip(wanted)
-            .map(|(n, oids)| with(&store, move |store| commit(store, n, oids).unwrap()))
+            .map(|(n, oids)| {
+                with(&store, move |store| {
+                    let result = commit(store, n, oids).unwrap();
+                    if let Err(Vote::Conflicts(conflicts)) = &result {
+                        let seen = store.last_tid();
+                        assert!(
+                            conflicts.iter().all(|conflict| conflict.committed <= seen),
+                            "told too early"
+                        );
+                    }
+                    result
+                })
+            })
             .collect();
         let results: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
         let committed: Vec<Tid> =
@@ -99,6 +111,22 @@ fn the_locks_of_who_does_not_finish_go_to_the_next() {
             (_, Err(RequestError::Aborted { .. })) => {}
             other => panic!("{other:?}"),
         }
+        store.close();
+        check(&store);
+    });
+}
+
+/// There is nobody else whom the steward would see to, and so find this one's deadline.
+#[test]
+fn a_vote_is_given_up_if_nobody_finishes_it() {
+    explore(2000, || {
+        let store = Arc::new(ModelStore::new(StoreConfig { vote_timeout: SECOND, ..patient() }).unwrap());
+        begin(&*store, 1, &[1]).unwrap();
+        assert_eq!(vote(&*store, 1), Ok(Vote::Ready));
+        while store.counts().open > 0 {
+            thread::yield_now();
+        }
+        assert!(matches!(finish(&*store, 1), Err(RequestError::Aborted { .. })));
         store.close();
         check(&store);
     });
