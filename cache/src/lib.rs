@@ -73,7 +73,8 @@ mod partial;
 mod pin;
 mod registry;
 mod room;
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
 mod schedules;
 mod scratch;
 mod stamp;

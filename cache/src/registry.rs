@@ -46,7 +46,8 @@ impl<L, W> Registry<L, W> {
     }
 
     /// Whether nobody wants anything.
-    #[cfg(all(test, feature = "shuttle"))]
+    #[cfg(test)]
+    #[cfg(feature = "shuttle")]
     pub(crate) fn is_empty(&self) -> bool {
         self.buckets.is_empty()
     }

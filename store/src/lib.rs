@@ -68,7 +68,8 @@ mod locks;
 mod model;
 mod operations;
 mod publish;
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
 mod schedules;
 pub mod session;
 mod staged;

@@ -42,13 +42,13 @@ impl Bell {
 /// One direction of a connection.
 #[derive(Default)]
 struct Pipe {
-    state: Mutex<(VecDeque<u8>, Open)>,
+    state: Mutex<(VecDeque<u8>, Way)>,
     /// Of who reads.
     bell: Arc<Bell>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
-enum Open {
+enum Way {
     #[default]
     Open,
     Closed,
@@ -56,9 +56,9 @@ enum Open {
 }
 
 impl Pipe {
-    fn end(&self, how: Open) {
+    fn end(&self, how: Way) {
         let mut state = self.state.lock().unwrap();
-        if state.1 == Open::Open {
+        if state.1 == Way::Open {
             state.1 = how;
         }
         drop(state);
@@ -74,7 +74,7 @@ struct Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.to.end(Open::Closed);
+        self.to.end(Way::Closed);
     }
 }
 
@@ -86,7 +86,7 @@ impl Stream {
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.to.state.lock().unwrap();
-        if state.1 == Open::Cut {
+        if state.1 == Way::Cut {
             return Err(ErrorKind::ConnectionReset.into());
         }
         let some = bytes.len().min(200);
@@ -99,8 +99,8 @@ impl Stream {
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut state = self.from.state.lock().unwrap();
         match state.1 {
-            Open::Cut => Err(ErrorKind::ConnectionReset.into()),
-            Open::Open if state.0.is_empty() => Err(ErrorKind::WouldBlock.into()),
+            Way::Cut => Err(ErrorKind::ConnectionReset.into()),
+            Way::Open if state.0.is_empty() => Err(ErrorKind::WouldBlock.into()),
             _ => state.0.read(buffer),
         }
     }
@@ -148,8 +148,8 @@ fn connect(session: &client::Session, service: &Service, cuts: usize) {
                 // Who never was connected does not try again.
                 _ = is_there.1.recv();
                 (0..3).for_each(|_| thread::yield_now());
-                near.end(Open::Cut);
-                far.end(Open::Cut);
+                near.end(Way::Cut);
+                far.end(Way::Cut);
             }));
         }
         let service = service.clone();

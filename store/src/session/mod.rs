@@ -11,7 +11,8 @@ mod decide;
 mod keep;
 mod mailbox;
 mod reads;
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
 mod schedules;
 mod service;
 mod upload;
