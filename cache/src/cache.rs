@@ -7,7 +7,6 @@ use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blobferry_protocol::{BlobId, Digest};
 
@@ -23,6 +22,7 @@ use crate::registry::Registry;
 use crate::room::Room;
 use crate::scratch::Scratch;
 use crate::stamp::{self, Boot, Trust};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::temporary::Temporary;
 use crate::writer::WriteError;
 

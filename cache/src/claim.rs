@@ -13,7 +13,6 @@
 //! Nothing here polls, and no mutex is held while a callback runs.
 
 use std::io;
-use std::sync::mpsc;
 
 use blobferry_protocol::BlobId;
 use blobferry_protocol::planted::{Bug, planted};
@@ -24,6 +23,7 @@ use crate::download::Download;
 use crate::error::CacheError;
 use crate::lock::FileLock;
 use crate::registry::Entered;
+use crate::sync::mpsc;
 use crate::turns;
 
 /// The answer to a claim.

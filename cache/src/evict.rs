@@ -12,7 +12,6 @@ use std::fs::{self, DirEntry, File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::MutexGuard;
 
 use blobferry_protocol::BlobId;
 
@@ -20,6 +19,7 @@ use crate::account::{Account, Doubt};
 use crate::layout::Layout;
 use crate::lock::{FileLock, Owned};
 use crate::room::{MARK, Room, slack};
+use crate::sync::MutexGuard;
 use crate::system::files;
 use crate::writer::WriteError;
 use crate::{pin, scratch};

@@ -73,8 +73,14 @@ mod partial;
 mod pin;
 mod registry;
 mod room;
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod schedules;
 mod scratch;
 mod stamp;
+/// For the crates above.
+#[doc(hidden)]
+pub mod sync;
 pub mod system;
 mod temporary;
 mod turns;

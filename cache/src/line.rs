@@ -2,11 +2,11 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blobferry_protocol::BlobId;
 
 use crate::blob::CachedBlob;
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::watch::Bell;
 
 /// Why a blob could not be read to its end while it was downloaded.

@@ -35,13 +35,8 @@ impl FileLock {
     /// Takes the lock, and blocks until nobody else has it. The file is created where there is none.
     pub(crate) fn exclusive(path: &Path) -> io::Result<FileLock> {
         let file = FileLock::open(path, true)?;
-        loop {
-            match fs2::FileExt::lock_exclusive(&file) {
-                Ok(()) => return Ok(FileLock(file)),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        wait_for(&file)?;
+        Ok(FileLock(file))
     }
 
     /// Takes the lock on a thread of its own, which blocks until nobody else has it, and calls `then` there.
@@ -84,6 +79,22 @@ impl FileLock {
     fn open(path: &Path, create: bool) -> io::Result<File> {
         OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path)
     }
+}
+
+#[cfg(not(feature = "shuttle"))]
+fn wait_for(file: &File) -> io::Result<()> {
+    loop {
+        match fs2::FileExt::lock_exclusive(file) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// Whoever has the lock may be a simulated thread, which a system call that blocks would stop, too.
+#[cfg(feature = "shuttle")]
+fn wait_for(file: &File) -> io::Result<()> {
+    crate::sync::until(|| try_lock(file).map(|locked| locked.then_some(())).transpose())
 }
 
 fn try_lock(file: &File) -> io::Result<bool> {

@@ -45,6 +45,13 @@ impl<L, W> Registry<L, W> {
         Registry { buckets: BTreeMap::new() }
     }
 
+    /// Whether nobody wants anything.
+    #[cfg(test)]
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.buckets.is_empty()
+    }
+
     /// Somebody wants a blob. `try_lock` takes the bucket's file lock where nobody else has it.
     pub(crate) fn enter(
         &mut self,

@@ -16,7 +16,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -26,6 +25,7 @@ use crate::account::Account;
 use crate::evict::{Ledger, Queue, Search};
 use crate::layout::Layout;
 use crate::stamp::Boot;
+use crate::sync::{Arc, Mutex, PoisonError};
 use crate::writer::WriteError;
 
 /// The first letters of a mark's name.

@@ -6,6 +6,8 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
+use crate::sync::thread_local;
+
 type Task = Box<dyn FnOnce()>;
 
 thread_local! {
@@ -13,9 +15,13 @@ thread_local! {
     static TASKS: RefCell<Option<VecDeque<Task>>> = const { RefCell::new(None) };
 }
 
+fn with_tasks<T>(change: impl FnOnce(&mut Option<VecDeque<Task>>) -> T) -> T {
+    TASKS.with(|tasks| change(&mut tasks.borrow_mut()))
+}
+
 /// Runs a task: now, or right after the one that this is called from.
 pub(crate) fn run(task: impl FnOnce() + 'static) {
-    let nested = TASKS.with_borrow_mut(|tasks| match tasks {
+    let nested = with_tasks(|tasks| match tasks {
         Some(tasks) => {
             tasks.push_back(Box::new(task));
             None
@@ -28,7 +34,7 @@ pub(crate) fn run(task: impl FnOnce() + 'static) {
     let Some(task) = nested else { return };
     let _end = End;
     task();
-    while let Some(task) = TASKS.with_borrow_mut(|tasks| tasks.as_mut().and_then(VecDeque::pop_front)) {
+    while let Some(task) = with_tasks(|tasks| tasks.as_mut().and_then(VecDeque::pop_front)) {
         task();
     }
 }
@@ -38,7 +44,7 @@ struct End;
 
 impl Drop for End {
     fn drop(&mut self) {
-        let left = TASKS.with_borrow_mut(Option::take);
+        let left = with_tasks(Option::take);
         drop(left); // outside of the borrow: what is dropped may want to run something
     }
 }

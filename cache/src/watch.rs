@@ -54,10 +54,25 @@ pub(crate) fn wait(bell: &Bell, watch: Option<&Watch>) -> io::Result<()> {
     let fds = [Some(&bell.0), watch.map(|watch| &watch.0)];
     let mut fds: Vec<PollFd<'_>> =
         fds.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    wait_for(&mut fds)
+}
+
+#[cfg(not(feature = "shuttle"))]
+fn wait_for(fds: &mut [PollFd<'_>]) -> io::Result<()> {
     loop {
-        match poll(&mut fds, None).map_err(io::Error::from) {
+        match poll(fds, None).map_err(io::Error::from) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             waited => return waited.map(drop),
         }
     }
+}
+
+/// Whoever rings or writes may be a simulated thread, which a system call that blocks would stop, too.
+#[cfg(feature = "shuttle")]
+fn wait_for(fds: &mut [PollFd<'_>]) -> io::Result<()> {
+    crate::sync::until(|| match poll(fds, Some(&rustix::fs::Timespec::default())).map_err(io::Error::from) {
+        Ok(0) => None,
+        Err(error) if error.kind() == ErrorKind::Interrupted => None,
+        waited => Some(waited.map(drop)),
+    })
 }

@@ -4,9 +4,9 @@
 //! holding a thread while it has none: a transfer or a transaction has a lane of its own.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, thread};
 use crate::system::{self, Job};
 
 /// How long a thread without work stays.
@@ -56,8 +56,7 @@ impl Workers {
         } else if state.threads < self.0.most {
             state.threads += 1;
             let pool = self.0.clone();
-            let started =
-                std::thread::Builder::new().name("blobferry-worker".into()).spawn(move || pool.work());
+            let started = thread::Builder::new().name("blobferry-worker".into()).spawn(move || pool.work());
             if let Err(error) = started {
                 // The job stays where it is, for the threads there are, or the next attempt to have one.
                 state.threads -= 1;

@@ -5,11 +5,11 @@
 //! what has waited too long for its locks, or is not finished in time. Whoever releases locks only notes whose turn it is now: nobody's call takes the
 //! time of another's vote.
 
+use blobferry_cache::sync::atomic::{AtomicU64, Ordering};
+use blobferry_cache::sync::thread::{self, JoinHandle};
+use blobferry_cache::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use blobferry_cache::system::{self, Next};
 use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 
 use crate::backend::Backend;
 use crate::changes::Changes;

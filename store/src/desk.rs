@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use blobferry_cache::sync::{Arc, Mutex};
 use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{Conflict, Deadline, Oid, Outcome, Phase, RequestError, Tid, TxnId, TxnMeta};
 

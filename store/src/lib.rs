@@ -68,11 +68,14 @@ mod locks;
 mod model;
 mod operations;
 mod publish;
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod schedules;
 pub mod session;
 mod staged;
 mod store;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use blobferry_cache::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use config::StoreConfig;
 pub use coordinator::Coordinator;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex};
 
+use blobferry_cache::sync::{Arc, Mutex};
 use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId, TxnMeta,
 };

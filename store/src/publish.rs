@@ -1,9 +1,9 @@
 //! Commits become visible: subscribers are told first, then readers see it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
+use blobferry_cache::sync::atomic::{AtomicU64, Ordering};
+use blobferry_cache::sync::{Arc, Mutex};
 use blobferry_protocol::{Oid, Tid};
 
 use crate::lock;

@@ -3,9 +3,9 @@
 //! Whatever is here cleans up after itself: a [`Staged`] that is dropped removes its file and gives its room back.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use blobferry_cache::sync::Arc;
+use blobferry_cache::sync::atomic::{AtomicU64, Ordering};
 use blobferry_cache::system::files;
 use blobferry_protocol::{BlobInfo, Digest, RequestError};
 

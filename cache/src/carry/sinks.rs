@@ -1,11 +1,11 @@
 //! Sinks: where transfers that arrive go, in order, on threads that may block.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blobferry_protocol::{Digest, RequestError, Slice, TransferEvent, TransferId};
 use bytes::Bytes;
 
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::workers::{Lane, Workers};
 
 /// Where the bytes of one transfer go. Called on threads that may block, one call at a time, in order.

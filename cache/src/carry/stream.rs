@@ -6,8 +6,9 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::sync::{Arc, Mutex, PoisonError};
 
 use blobferry_protocol::{PeerError, Time};
 use bytes::Bytes;

@@ -192,7 +192,7 @@ impl State {
             // It was voted for: the server has committed it, or given it up.
             (Some(_), Ask::Call { request: Request::Finish { txn }, done }) if sent.is_some() => {
                 self.transactions.remove(&txn);
-                self.waiting.push_back(outcome(txn, done));
+                self.waiting.push_back(outcome(txn, Vec::new(), done));
             }
             (Some(Txn::Attaching(asks)), ask) => asks.push((sent, ask)),
             (_, ask) => self.waiting.push_back(ask),
@@ -208,7 +208,7 @@ impl State {
             let rest = known.and_then(|id| unfinished.iter().find(|rest| rest.request == id));
             match (ask, rest) {
                 // Votes that were sent were held, or it could not go on.
-                (ask, None) if known.is_some() && !ask.ends() => self.was_done(ask),
+                (ask, None) if known.is_some() && !ask.ends() => self.after(|| was_done(ask)),
                 (Ask::Upload { txn, oid, base, data, size, digest, source, done, .. }, Some(rest)) => {
                     let off = u64::from(planted(Bug::ResumeOneByteOff) && rest.upto > 0);
                     let from = (rest.upto + off).min(size);
@@ -218,16 +218,6 @@ impl State {
                 (ask, _) => self.waiting.push_front(ask),
             }
         }
-    }
-
-    /// The server has done it; only the answer was lost.
-    fn was_done(&mut self, ask: Ask) {
-        self.after(move || match ask {
-            Ask::Call { done, .. } => done(Ok(Reply::Done)),
-            Ask::Upload { digest: Some(digest), done, .. } => done(Ok(digest)),
-            // A blob whose end was never sent can not be done.
-            ask => ask.fail(CallError::unanswered()),
-        });
     }
 
     /// The server does not go on with a transaction.
@@ -260,15 +250,18 @@ impl State {
     fn give_up(&mut self, txn: TxnId, reason: &str) {
         let lost = self.transactions.insert(txn, Txn::Lost(reason.to_owned()));
         let Some(Txn::Attaching(asks)) = lost else { return };
+        let mut before = Vec::new();
         for (sent, ask) in asks {
             match ask {
                 ask if sent.is_some() && planted(Bug::RepeatCommit) => self.waiting.push_back(ask),
                 Ask::Call { request: Request::Commit { txn }, done } if sent.is_some() => {
-                    self.waiting.push_back(outcome(txn, done));
+                    self.waiting.push_back(outcome(txn, std::mem::take(&mut before), done));
                 }
+                ask if sent.is_some() => before.push(ask),
                 ask => self.ask_in(txn, ask),
             }
         }
+        before.into_iter().for_each(|ask| self.ask_in(txn, ask));
     }
 
     /// Nobody waits any longer for another connection.
@@ -307,16 +300,32 @@ impl State {
     }
 }
 
-/// Asks what became of a commit.
-fn outcome(txn: TxnId, done: Completion<Reply>) -> Ask {
+/// Asks what became of a commit. It was made only if what was sent `before` it had been done, so that has come to the same.
+fn outcome(txn: TxnId, before: Vec<Ask>, done: Completion<Reply>) -> Ask {
     let done: Completion<Reply> = Box::new(move |result| {
-        done(match result {
-            Ok(Reply::Outcome(Outcome::Committed { tid })) => Ok(Reply::Finished { tid }),
-            Ok(_) => Err(CallError::NotCommitted { txn }),
-            Err(error) => Err(CallError::OutcomeUnknown { txn, reason: error.to_string() }),
-        });
+        if let Ok(Reply::Outcome(Outcome::Committed { tid })) = result {
+            before.into_iter().for_each(was_done);
+            return done(Ok(Reply::Finished { tid }));
+        }
+        let unknown = result.err().map(|error| error.to_string());
+        let error = || match &unknown {
+            None => CallError::NotCommitted { txn },
+            Some(reason) => CallError::OutcomeUnknown { txn, reason: reason.clone() },
+        };
+        before.into_iter().for_each(|ask| ask.fail(error()));
+        done(Err(error()));
     });
     Ask::Call { request: Request::Outcome { txn }, done }
+}
+
+/// The server has done it; only the answer was lost.
+fn was_done(ask: Ask) {
+    match ask {
+        Ask::Call { done, .. } => done(Ok(Reply::Done)),
+        Ask::Upload { digest: Some(digest), done, .. } => done(Ok(digest)),
+        // A blob whose end was never sent can not be done.
+        ask => ask.fail(CallError::unanswered()),
+    }
 }
 
 /// Would another connection end in the same way?
@@ -326,5 +335,60 @@ fn is_final(ended: &Ended) -> bool {
         PeerError::Refused(refusal) => matches!(refusal, Refusal::Version { .. } | Refusal::Credentials),
         PeerError::BadMagic | PeerError::BadVersion(_) | PeerError::BadLimits(_) => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use blobferry_protocol::{Oid, Tid};
+
+    use super::*;
+    use crate::client::dial::{Addresses, Dialer, Reconnect};
+    use crate::workers::Workers;
+
+    const TXN: TxnId = TxnId([7; 16]);
+
+    type Answers = Receiver<Result<Reply, CallError>>;
+
+    /// A store and a commit were sent when the connection was lost; the server does not go on, and says this of it.
+    fn lost_with_a_commit(outcome: Result<Outcome, CallError>) -> [Result<Reply, CallError>; 2] {
+        let dialer = Dialer::new(Addresses::from("a:1"), Reconnect::default());
+        let mut state = State::new(dialer, 8, &Workers::new(1));
+        state.begin_era(std::sync::Arc::new(|| {}));
+        state.greeted = true;
+        state.transactions.insert(TXN, Txn::Here);
+        let store = Request::Store { txn: TXN, oid: Oid(1), base: Tid::ZERO, data: Vec::new() };
+        let mut sent = |id, request| -> Answers {
+            let (answer, answers) = channel();
+            let done: Completion<Reply> = Box::new(move |result| answer.send(result).unwrap());
+            state.waiters.insert(RequestId(id), Waiter::Call { request, done });
+            answers
+        };
+        let answers = [sent(1, store), sent(2, Request::Commit { txn: TXN })];
+        state.lost(&Ended::Closed, true);
+        state.not_attached(TXN, &RequestError::NoSuchTransaction { txn: TXN });
+        state.take_after().into_iter().for_each(|act| act());
+        let Some(Ask::Call { request: Request::Outcome { .. }, done }) = state.waiting.pop_back() else {
+            panic!("the outcome is not asked for");
+        };
+        done(outcome.map(Reply::Outcome));
+        answers.map(|answers| answers.recv().unwrap())
+    }
+
+    #[test]
+    fn what_was_stored_before_a_commit_whose_answer_was_lost_is_not_said_to_have_failed() {
+        let [stored, committed] = lost_with_a_commit(Ok(Outcome::Committed { tid: Tid(5) }));
+        assert_eq!(stored.unwrap(), Reply::Done);
+        assert_eq!(committed.unwrap(), Reply::Finished { tid: Tid(5) });
+
+        let [stored, committed] = lost_with_a_commit(Ok(Outcome::NotCommitted));
+        assert!(matches!(stored, Err(CallError::NotCommitted { .. })));
+        assert!(matches!(committed, Err(CallError::NotCommitted { .. })));
+
+        let [stored, committed] = lost_with_a_commit(Err(CallError::unanswered()));
+        assert!(matches!(stored, Err(CallError::OutcomeUnknown { .. })));
+        assert!(matches!(committed, Err(CallError::OutcomeUnknown { .. })));
     }
 }

@@ -5,7 +5,6 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blobferry_protocol::{
     BlobId, Config, Digest, Oid, Reply, Request, RequestError, Tid, Time, TxnId, client,
@@ -17,6 +16,7 @@ use super::dial::{Addresses, ConnectionEvent, Dial, Dialer, Reconnect};
 use super::download::Target;
 use super::endpoint::SessionEndpoint;
 use crate::carry::{Carrier, Ended, OnProgress, Report, Source};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::workers::Workers;
 use crate::{Cache, CachedBlob, Claim, Follow};
 

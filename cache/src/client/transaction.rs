@@ -1,7 +1,7 @@
 //! One transaction of a client, with the files that it stores.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use blobferry_protocol::{
     BlobInfo, Conflict, Digest, Oid, Phase, Reply, Request, RequestError, Tid, TxnId, TxnMeta, UsageError,
@@ -11,6 +11,7 @@ use super::call::{CallError, Completion};
 use super::session::Session;
 use super::source::{BlobSource, Taken, not_taken, take};
 use crate::carry::OnProgress;
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::system;
 use crate::workers::Lane;
 use crate::{BlobWriter, TransactionBuffer};
@@ -37,7 +38,7 @@ pub struct Transaction {
     session: Session,
     txn: TxnId,
     shared: Arc<Shared>,
-    /// What touches files, in the order of the calls.
+    /// What touches files, in the order of the calls; and behind that what the server is asked after it.
     lane: Lane,
     over: bool,
 }

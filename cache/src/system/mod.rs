@@ -43,7 +43,7 @@ pub(crate) use simulated;
 #[must_use]
 pub fn now() -> Instant {
     simulated!(simulation => simulation.now());
-    Instant::now()
+    crate::sync::now()
 }
 
 /// The time of day, since 1970 began. It may jump, also back; before 1970 it does not move.
@@ -74,7 +74,7 @@ pub fn spawn(name: &str, task: impl FnOnce() + Send + 'static) -> io::Result<()>
         simulation.run(Box::new(task));
         Ok(())
     });
-    std::thread::Builder::new().name(name.to_owned()).spawn(task).map(drop)
+    crate::sync::thread::Builder::new().name(name.to_owned()).spawn(task).map(drop)
 }
 
 /// Has the simulation that this thread is in, where it is in one, take a step again and again, in the place of a thread

@@ -4,8 +4,7 @@
 //! names, and those names are synced with their directories; then the database commits, and *that* is when the
 //! transactions have happened. A crash before it leaves files that no row speaks of, and the next open removes them.
 
-use std::sync::Mutex;
-
+use blobferry_cache::sync::Mutex;
 use blobferry_protocol::{BlobId, BlobInfo, Conflict, Outcome, RequestError, Tid, TxnId, TxnMeta};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 

@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, PoisonError};
 
+use blobferry_cache::sync::{Condvar, Mutex, PoisonError};
 use blobferry_protocol::RequestError;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use blobferry_cache::sync::atomic::{AtomicBool, Ordering};
 use blobferry_cache::{Layout, system};
 use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{BlobId, RequestError};

@@ -21,9 +21,9 @@ mod stage;
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 
+use blobferry_cache::sync::atomic::AtomicBool;
+use blobferry_cache::sync::{Arc, Mutex};
 use blobferry_cache::{Layout, system};
 use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId,

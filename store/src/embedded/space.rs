@@ -4,10 +4,10 @@
 //! not do that, what all uploads have still to write is counted here, and held against what is free.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use blobferry_cache::WriteError;
+use blobferry_cache::sync::Arc;
+use blobferry_cache::sync::atomic::{AtomicU64, Ordering};
 use blobferry_protocol::RequestError;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;

@@ -1,7 +1,6 @@
 //! What a server counts of its conversations.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use blobferry_cache::sync::atomic::{AtomicU64, Ordering};
 use blobferry_protocol::RequestError;
 
 /// Counters of all sessions together, since the server began.

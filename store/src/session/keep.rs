@@ -7,9 +7,9 @@
 //! for it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use blobferry_cache::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use blobferry_cache::system;
 use blobferry_protocol::{Oid, Reply, RequestError, RequestId, TxnId, Unfinished};
 

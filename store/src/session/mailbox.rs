@@ -1,9 +1,9 @@
 //! What a session's helpers send it: from any thread, with one wake-up for all that waits.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use blobferry_cache::carry::Report;
+use blobferry_cache::sync::{Arc, Mutex, PoisonError};
 use blobferry_protocol::{Oid, Reply, RequestError, RequestId, Tid};
 
 use super::keep::Hold;

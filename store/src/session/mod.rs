@@ -11,6 +11,9 @@ mod decide;
 mod keep;
 mod mailbox;
 mod reads;
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod schedules;
 mod service;
 mod upload;
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use blobferry_cache::sync::atomic::{AtomicBool, Ordering};
+use blobferry_cache::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use blobferry_cache::workers::Workers;
 use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{Config, Oid, Refusal, Tid};

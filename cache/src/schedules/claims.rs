@@ -1,0 +1,231 @@
+//! Claims on blobs: of one process, and of two.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek};
+use std::path::Path;
+
+use blobferry_protocol::{BlobId, Digest, Oid, Tid};
+
+use super::{Alone, Home};
+use crate::lock::FileLock;
+use crate::stamp::{self, Boot};
+use crate::sync::{Arc, Mutex, explore, mpsc, thread};
+use crate::{Cache, Claim, Download};
+
+const BYTES: &[u8] = b"what the blob is";
+
+/// Two of one bucket, and one of another.
+const BLOBS: [BlobId; 3] = [
+    BlobId { oid: Oid(3), tid: Tid(1) },
+    BlobId { oid: Oid(3), tid: Tid(2) },
+    BlobId { oid: Oid(4), tid: Tid(1) },
+];
+
+/// Some processes that use one cache. (The scheduler knows one only: each has a registry of its own, that is all.)
+#[derive(Clone)]
+struct Machine {
+    caches: Vec<Cache>,
+    /// Who downloads, and how often a blob came to be there.
+    downloads: Arc<BTreeMap<BlobId, (Alone, Mutex<u32>)>>,
+}
+
+impl Machine {
+    fn new(home: &Home, processes: usize) -> Machine {
+        let open = |_| home.open();
+        let caches = (0..processes).map(open).collect();
+        let downloads = BLOBS.iter().map(|blob| (*blob, Default::default())).collect();
+        Machine { caches, downloads: Arc::new(downloads) }
+    }
+
+    /// Uses a blob that was claimed: reads it, or downloads it, or fails to.
+    fn answered(&self, claim: Claim, gives_up: bool) {
+        match claim {
+            Claim::Hit(cached) => {
+                let mut bytes = Vec::new();
+                let mut file = cached.into_file();
+                file.rewind().unwrap();
+                file.read_to_end(&mut bytes).unwrap();
+                assert_eq!(bytes, BYTES);
+            }
+            Claim::Download(download) => {
+                let blob = download.blob();
+                let (alone, times) = &self.downloads[&blob];
+                let download = alone.act(|| if gives_up { download } else { fill(download) });
+                if !gives_up {
+                    let mut download = download;
+                    download.finish(digest()).unwrap();
+                    *times.lock().unwrap() += 1;
+                }
+            }
+        }
+    }
+
+    /// Nobody is left, and nothing is locked.
+    fn check(self) {
+        for cache in &self.caches {
+            assert!(cache.registry().is_empty());
+        }
+        for blob in BLOBS {
+            assert!(*self.downloads[&blob].1.lock().unwrap() <= 1, "downloaded twice");
+            let path = self.caches[0].lock_path(blob.bucket()).unwrap();
+            assert!(FileLock::try_exclusive(&path).unwrap().is_some(), "a lock was not released");
+            _ = std::fs::remove_file(self.blob_path(blob));
+        }
+    }
+
+    fn blob_path(&self, blob: BlobId) -> std::path::PathBuf {
+        self.caches[0].layout().blob_path(blob)
+    }
+}
+
+fn digest() -> Digest {
+    Digest(*blake3::hash(BYTES).as_bytes())
+}
+
+fn fill(mut download: Download) -> Download {
+    download.start(0, BYTES.len() as u64).unwrap();
+    download.write(BYTES).unwrap();
+    download
+}
+
+/// Every thread claims each of its blobs, one after the other; `gives_up` says which of them fail to download.
+fn claim_all(machine: &Machine, threads: &[&[usize]], gives_up: fn(usize) -> bool) {
+    let threads: Vec<_> = threads
+        .iter()
+        .enumerate()
+        .map(|(thread, blobs)| {
+            let (machine, blobs) = (machine.clone(), blobs.to_vec());
+            let cache = machine.caches[thread % machine.caches.len()].clone();
+            thread::spawn(move || {
+                for blob in blobs {
+                    machine.answered(cache.claim(BLOBS[blob]).unwrap(), gives_up(thread));
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn all_threads_get_the_blob_that_one_of_them_downloads() {
+    let home = Home::new();
+    explore(2000, move || {
+        let machine = Machine::new(&home, 1);
+        claim_all(&machine, &[&[0], &[0], &[0], &[1, 0]], |_| false);
+        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1);
+        machine.check();
+    });
+}
+
+#[test]
+fn who_gives_up_hands_over() {
+    let home = Home::new();
+    explore(2000, move || {
+        let machine = Machine::new(&home, 1);
+        claim_all(&machine, &[&[0], &[0, 1], &[0, 2], &[0]], |thread| thread < 3);
+        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1, "the last one downloads it");
+        machine.check();
+    });
+}
+
+#[test]
+fn two_processes_download_a_blob_once() {
+    let home = Home::new();
+    explore(2000, move || {
+        let machine = Machine::new(&home, 2);
+        claim_all(&machine, &[&[0], &[0], &[1], &[0, 1]], |_| false);
+        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1);
+        assert_eq!(*machine.downloads[&BLOBS[1]].1.lock().unwrap(), 1);
+        machine.check();
+    });
+}
+
+#[test]
+fn who_gives_up_hands_over_to_another_process() {
+    let home = Home::new();
+    explore(2000, move || {
+        let machine = Machine::new(&home, 2);
+        claim_all(&machine, &[&[0], &[0], &[0], &[0]], |thread| thread % 2 == 0);
+        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1);
+        machine.check();
+    });
+}
+
+/// Callers go away, so their answers are dropped where they arrive: inside of each other's.
+#[test]
+fn answers_that_nobody_wants_hand_over_as_well() {
+    let home = Home::new();
+    explore(2000, move || {
+        let machine = Machine::new(&home, 1);
+        let claims: Vec<_> = (0..4)
+            .map(|_| {
+                let (cache, (answer, answered)) = (machine.caches[0].clone(), mpsc::channel());
+                let claim = move || cache.claim_with(BLOBS[0], move |claim| _ = answer.send(claim));
+                (thread::spawn(claim), answered)
+            })
+            .collect();
+        let (mut threads, mut answers) = (Vec::new(), Vec::new());
+        for (at, (thread, answered)) in claims.into_iter().enumerate() {
+            threads.push(thread);
+            // The others leave without having heard anything; the answer may be there already.
+            if at == 3 {
+                answers.push(answered);
+            }
+        }
+        for answered in answers {
+            machine.answered(answered.recv().unwrap().unwrap(), false);
+        }
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        machine.check();
+    });
+}
+
+/// The blob is removed while those who waited for it are given it: they begin again, and one of them downloads it again.
+#[test]
+fn a_blob_that_is_removed_at_once_is_downloaded_again() {
+    let home = Home::new();
+    explore(200, move || {
+        let machine = Machine::new(&home, 2);
+        let cache = machine.caches[1].clone();
+        let removes = thread::spawn(move || {
+            thread::yield_now();
+            cache.clear().unwrap();
+        });
+        let threads: Vec<_> = (0..3)
+            .map(|at| {
+                let cache = machine.caches[at % 2].clone();
+                thread::spawn(move || match cache.claim(BLOBS[0]).unwrap() {
+                    Claim::Hit(cached) => assert_eq!(cached.size(), BYTES.len() as u64),
+                    Claim::Download(download) => drop(fill(download).finish(digest()).unwrap()),
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        removes.join().unwrap();
+        machine.check();
+    });
+}
+
+/// After a boot files are checked, by one thread at a time that comes and goes.
+#[test]
+fn every_claim_of_a_file_that_is_to_be_checked_is_answered() {
+    let home = Home::new();
+    explore(2000, move || {
+        let machine = Machine::new(&home, 1);
+        for (blob, bytes) in [(BLOBS[0], BYTES), (BLOBS[1], b"torn"), (BLOBS[2], BYTES)] {
+            machine.caches[0].lock_path(blob.bucket()).unwrap();
+            put(&machine.blob_path(blob), bytes);
+        }
+        claim_all(&machine, &[&[0, 1], &[1, 2], &[2, 0]], |_| false);
+        let times = |blob: usize| *machine.downloads[&BLOBS[blob]].1.lock().unwrap();
+        assert_eq!((times(0), times(1), times(2)), (0, 1, 0));
+        machine.check();
+    });
+}
+
+/// A file that another boot has left.
+fn put(path: &Path, bytes: &[u8]) {
+    std::fs::write(path, bytes).unwrap();
+    let file = std::fs::File::open(path).unwrap();
+    stamp::write(&file, digest(), Boot([7; 16])).unwrap();
+}

@@ -1,0 +1,93 @@
+//! Who hears of commits, and when they are seen.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use blobferry_cache::sync::{Arc, Mutex, explore, thread};
+use blobferry_protocol::{Oid, Tid};
+
+use super::{check, commit, patient};
+use crate::publish::Bulletin;
+use crate::{ModelStore, Store, Subscriber};
+
+type Heard = Arc<Mutex<Vec<Tid>>>;
+
+fn hear(heard: &Heard) -> Subscriber {
+    let heard = heard.clone();
+    Arc::new(move |tid, _| heard.lock().unwrap().push(tid))
+}
+
+#[test]
+fn whoever_does_not_see_a_commit_yet_hears_of_it() {
+    explore(5000, || {
+        let bulletin = Arc::new(Bulletin::new(Tid::ZERO));
+        let listeners: Vec<_> = (0..3)
+            .map(|_| {
+                let bulletin = bulletin.clone();
+                thread::spawn(move || {
+                    let heard = Heard::default();
+                    let subscription = bulletin.subscribe(hear(&heard));
+                    (heard, bulletin.last(), subscription)
+                })
+            })
+            .collect();
+        // Others come and go.
+        let passes = {
+            let bulletin = bulletin.clone();
+            thread::spawn(move || drop(bulletin.subscribe(Arc::new(|_, _| thread::yield_now()))))
+        };
+        (1..=3).for_each(|tid| bulletin.publish(Tid(tid), &[]));
+        for listener in listeners {
+            let (heard, seen, _subscription) = listener.join().unwrap();
+            let heard: Vec<u64> = heard.lock().unwrap().iter().map(|tid| tid.0).collect();
+            assert!(heard.len() as u64 >= 3 - seen.0, "after {seen}, it heard only of {heard:?}");
+            assert!(heard.iter().copied().eq(4 - heard.len() as u64..=3), "{heard:?}");
+        }
+        passes.join().unwrap();
+    });
+}
+
+#[test]
+fn nobody_reads_what_subscribers_were_not_told() {
+    explore(3000, || {
+        let store = Arc::new(ModelStore::new(patient()).unwrap());
+        let told = Arc::new(AtomicU64::new(0));
+        let subscription = store.subscribe({
+            let told = told.clone();
+            Arc::new(move |tid, _| {
+                thread::yield_now();
+                let before = told.swap(tid.0, Ordering::SeqCst);
+                assert!(before < tid.0, "out of order");
+                thread::yield_now();
+            })
+        });
+        let reader = {
+            let (store, told) = (store.clone(), told.clone());
+            thread::spawn(move || {
+                for _ in 0..4 {
+                    let seen = store.last_tid();
+                    assert!(seen.0 <= told.load(Ordering::SeqCst), "the last transaction");
+                    for oid in 1..=2 {
+                        let seen = store.load(Oid(oid)).map_or(Tid::ZERO, |revision| revision.tid);
+                        assert!(seen.0 <= told.load(Ordering::SeqCst), "a revision");
+                    }
+                }
+            })
+        };
+        let writers: Vec<_> = (1..=2)
+            .map(|n| {
+                let (store, told) = (store.clone(), told.clone());
+                thread::spawn(move || {
+                    let tid = commit(&*store, n, &[n.into()]).unwrap().unwrap();
+                    assert!(told.load(Ordering::SeqCst) >= tid.0, "answered before it was told");
+                    assert!(store.last_tid() >= tid, "answered before it was visible");
+                    assert_eq!(store.load(Oid(n.into())).unwrap().tid, tid);
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        reader.join().unwrap();
+        drop(subscription);
+        store.close();
+        check(&store);
+    });
+}

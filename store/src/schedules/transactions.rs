@@ -1,0 +1,229 @@
+//! Votes, commits, deadlines and the end.
+
+use std::time::Duration;
+
+use blobferry_cache::sync::thread::JoinHandle;
+use blobferry_cache::sync::{Arc, Mutex, explore, hold_time, let_time_pass, mpsc, thread};
+use blobferry_protocol::{Outcome, RequestError, Tid};
+
+use super::{NEVER, begin, check, commit, finish, outcome, patient, txn, vote};
+use crate::{ModelStore, Store, StoreConfig, Vote};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn with<T: Send + 'static>(
+    store: &Arc<ModelStore>,
+    act: impl FnOnce(&ModelStore) -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let store = store.clone();
+    thread::spawn(move || act(&store))
+}
+
+#[test]
+fn of_those_who_make_one_object_one_does_and_the_others_hear_of_him() {
+    explore(2000, || {
+        let store = Arc::new(ModelStore::new(patient()).unwrap());
+        let wanted: [&'static [u64]; 4] = [&[1, 2], &[2, 3], &[2], &[4]];
+        let threads: Vec<_> = (0..)
+            .zip(wanted)
+            .map(|(n, oids)| {
+                with(&store, move |store| {
+                    let result = commit(store, n, oids).unwrap();
+                    if let Err(Vote::Conflicts(conflicts)) = &result {
+                        let seen = store.last_tid();
+                        assert!(
+                            conflicts.iter().all(|conflict| conflict.committed <= seen),
+                            "told too early"
+                        );
+                    }
+                    result
+                })
+            })
+            .collect();
+        let results: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let committed: Vec<Tid> =
+            results[..3].iter().filter_map(|result| result.as_ref().ok()).copied().collect();
+        assert_eq!(committed.len(), 1, "{results:?}");
+        for result in &results {
+            if let Err(vote) = result {
+                let Vote::Conflicts(conflicts) = vote else { panic!("{vote:?}") };
+                assert!(conflicts.iter().all(|conflict| conflict.committed == committed[0]));
+            }
+        }
+        assert!(results[3].is_ok());
+        store.close();
+        check(&store);
+    });
+}
+
+/// All finish at once: whatever batches come of it, everybody gets his own answer, and each tid is given once.
+#[test]
+fn whoever_finishes_in_a_batch_gets_his_own_answer() {
+    explore(2000, || {
+        let store = Arc::new(ModelStore::new(patient()).unwrap());
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let _subscription = store.subscribe({
+            let heard = heard.clone();
+            Arc::new(move |tid, oids| heard.lock().unwrap().push((tid, oids[0].0)))
+        });
+        let threads: Vec<_> = (1..=4)
+            .map(|n| {
+                with(&store, move |store| (commit(store, n, &[n.into()]).unwrap().unwrap(), u64::from(n)))
+            })
+            .collect();
+        let mut answers: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        answers.sort_unstable();
+        assert_eq!(*heard.lock().unwrap(), answers, "told in the order of tids");
+        assert!(answers.is_sorted_by(|one, next| one.0 < next.0));
+        store.close();
+        check(&store);
+    });
+}
+
+/// Time passes only when everybody waits for it: so the deadline has to be known to who waits for deadlines.
+#[test]
+fn a_vote_whose_locks_do_not_come_hears_of_its_deadline() {
+    explore(2000, || {
+        let store = Arc::new(ModelStore::new(StoreConfig { lock_timeout: SECOND, ..patient() }).unwrap());
+        begin(&*store, 1, &[1]).unwrap();
+        assert_eq!(vote(&*store, 1), Ok(Vote::Ready));
+        let waits = with(&store, |store| begin(store, 2, &[1]).and_then(|()| vote(store, 2)));
+        assert!(matches!(waits.join().unwrap(), Err(RequestError::Deadline { .. })));
+        finish(&*store, 1).unwrap();
+        store.close();
+        check(&store);
+    });
+}
+
+#[test]
+fn the_locks_of_who_does_not_finish_go_to_the_next() {
+    explore(2000, || {
+        let store = Arc::new(ModelStore::new(StoreConfig { vote_timeout: SECOND, ..patient() }).unwrap());
+        begin(&*store, 1, &[1]).unwrap();
+        assert_eq!(vote(&*store, 1), Ok(Vote::Ready));
+        let late = with(&store, |store| finish(store, 1));
+        let next = with(&store, |store| begin(store, 2, &[1]).and_then(|()| vote(store, 2)));
+        let (late, next) = (late.join().unwrap(), next.join().unwrap());
+        match (&late, &next) {
+            (Ok(_), Ok(Vote::Conflicts(_))) => {}
+            (Err(RequestError::Aborted { .. }), Ok(Vote::Ready)) => {}
+            // Nor did the next one finish in time, or so late that nobody remembers.
+            (_, Err(RequestError::Aborted { .. })) => {}
+            other => panic!("{other:?}"),
+        }
+        store.close();
+        check(&store);
+    });
+}
+
+/// There is nobody else whom the steward would see to, and so find this one's deadline.
+#[test]
+fn a_vote_is_given_up_if_nobody_finishes_it() {
+    explore(2000, || {
+        let store = Arc::new(ModelStore::new(StoreConfig { vote_timeout: SECOND, ..patient() }).unwrap());
+        begin(&*store, 1, &[1]).unwrap();
+        assert_eq!(vote(&*store, 1), Ok(Vote::Ready));
+        while store.counts().open > 0 {
+            thread::yield_now();
+        }
+        assert!(matches!(finish(&*store, 1), Err(RequestError::Aborted { .. })));
+        store.close();
+        check(&store);
+    });
+}
+
+/// Nothing times out here: who waits must be told.
+#[test]
+fn whoever_waits_for_locks_is_told_when_they_are_free() {
+    explore(2000, || {
+        hold_time();
+        let config = StoreConfig { vote_timeout: SECOND, lock_timeout: SECOND, ..patient() };
+        let store = Arc::new(ModelStore::new(config).unwrap());
+        let threads: Vec<_> = (0..4)
+            .map(|n| {
+                with(&store, move |store| {
+                    let oids: &[u64] = [&[1, 2][..], &[2, 3], &[3, 1], &[2]][usize::from(n)];
+                    begin(store, n, oids).unwrap();
+                    let vote = vote(store, n).unwrap();
+                    thread::yield_now();
+                    match (vote, n % 2) {
+                        (Vote::Ready, 0) => drop(finish(store, n).unwrap()),
+                        (_, _) => store.abort(txn(n)),
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        let_time_pass();
+        store.close();
+        check(&store);
+    });
+}
+
+#[test]
+fn an_outcome_is_true_for_ever() {
+    explore(2000, || {
+        let store = Arc::new(ModelStore::new(patient()).unwrap());
+        let commits = with(&store, |store| commit(store, 1, &[1]));
+        let asks: Vec<_> = (0..2).map(|_| with(&store, |store| outcome(store, 1).unwrap())).collect();
+        let aborts = with(&store, |store| store.abort(txn(1)));
+        let committed = commits.join().unwrap();
+        let asked: Vec<_> = asks.into_iter().map(|asks| asks.join().unwrap()).collect();
+        aborts.join().unwrap();
+        let last = outcome(&*store, 1).unwrap();
+        let expected = match committed {
+            Ok(Ok(tid)) => Outcome::Committed { tid },
+            _ => Outcome::NotCommitted,
+        };
+        assert_eq!(last, expected, "{committed:?}");
+        assert!(asked.iter().all(|outcome| *outcome == expected), "{asked:?}, {committed:?}");
+        store.close();
+        check(&store);
+    });
+}
+
+/// The end comes at any moment, and twice. Nobody is left without an answer, and what was answered is true.
+#[test]
+fn a_store_that_is_closed_answers_everybody() {
+    explore(3000, || {
+        let config = StoreConfig { vote_timeout: SECOND, lock_timeout: NEVER, ..patient() };
+        let store = Arc::new(ModelStore::new(config).unwrap());
+        let commits: Vec<_> =
+            (1..=3).map(|n| with(&store, move |store| commit(store, n, &[1, u64::from(n) + 1]))).collect();
+        let asks = with(&store, |store| outcome(store, 1));
+        let closes = with(&store, ModelStore::close);
+        store.close();
+        let committed = commits.into_iter().map(|thread| thread.join().unwrap());
+        let committed = committed.filter(|result| matches!(result, Ok(Ok(_)))).count();
+        if let Ok(Outcome::Committed { .. }) = asks.join().unwrap() {
+            assert!(committed > 0);
+        }
+        closes.join().unwrap();
+        assert!(committed <= 1);
+        check(&store);
+        assert!(matches!(begin(&*store, 9, &[9]), Err(RequestError::Stopping)));
+    });
+}
+
+/// Whoever has the store last may be one of its own threads, which gives the answer that held it.
+#[test]
+fn a_store_may_end_in_an_answer() {
+    explore(2000, || {
+        let store = Arc::new(ModelStore::new(patient()).unwrap());
+        begin(&*store, 1, &[1]).unwrap();
+        let (answer, answered) = mpsc::channel();
+        let held = store.clone();
+        let done = move |voted| {
+            assert_eq!(voted, Ok(Vote::Ready));
+            let last = held.clone();
+            let done = move |finished| {
+                drop(last);
+                answer.send(finished).unwrap();
+            };
+            held.finish(txn(1), Box::new(done));
+        };
+        store.vote(txn(1), Box::new(done));
+        drop(store);
+        answered.recv().unwrap().unwrap();
+    });
+}
