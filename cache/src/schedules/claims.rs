@@ -109,7 +109,7 @@ fn claim_all(machine: &Machine, threads: &[&[usize]], gives_up: fn(usize) -> boo
 #[test]
 fn all_threads_get_the_blob_that_one_of_them_downloads() {
     let home = Home::new();
-    explore(2000, move || {
+    explore(1000, move || {
         let machine = Machine::new(&home, 1);
         claim_all(&machine, &[&[0], &[0], &[0], &[1, 0]], |_| false);
         assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1);
@@ -120,7 +120,7 @@ fn all_threads_get_the_blob_that_one_of_them_downloads() {
 #[test]
 fn who_gives_up_hands_over() {
     let home = Home::new();
-    explore(2000, move || {
+    explore(1000, move || {
         let machine = Machine::new(&home, 1);
         claim_all(&machine, &[&[0], &[0, 1], &[0, 2], &[0]], |thread| thread < 3);
         assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1, "the last one downloads it");
@@ -131,7 +131,7 @@ fn who_gives_up_hands_over() {
 #[test]
 fn two_processes_download_a_blob_once() {
     let home = Home::new();
-    explore(2000, move || {
+    explore(1000, move || {
         let machine = Machine::new(&home, 2);
         claim_all(&machine, &[&[0], &[0], &[1], &[0, 1]], |_| false);
         assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1);
@@ -143,7 +143,7 @@ fn two_processes_download_a_blob_once() {
 #[test]
 fn who_gives_up_hands_over_to_another_process() {
     let home = Home::new();
-    explore(2000, move || {
+    explore(1000, move || {
         let machine = Machine::new(&home, 2);
         claim_all(&machine, &[&[0], &[0], &[0], &[0]], |thread| thread % 2 == 0);
         assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1);
@@ -155,7 +155,7 @@ fn who_gives_up_hands_over_to_another_process() {
 #[test]
 fn answers_that_nobody_wants_hand_over_as_well() {
     let home = Home::new();
-    explore(2000, move || {
+    explore(1000, move || {
         let machine = Machine::new(&home, 1);
         let claims: Vec<_> = (0..4)
             .map(|_| {
@@ -184,7 +184,7 @@ fn answers_that_nobody_wants_hand_over_as_well() {
 #[test]
 fn a_blob_that_is_removed_at_once_is_downloaded_again() {
     let home = Home::new();
-    explore(200, move || {
+    explore(100, move || {
         let machine = Machine::new(&home, 2);
         let cache = machine.caches[1].clone();
         let removes = thread::spawn(move || {
@@ -210,7 +210,7 @@ fn a_blob_that_is_removed_at_once_is_downloaded_again() {
 #[test]
 fn every_claim_of_a_file_that_is_to_be_checked_is_answered() {
     let home = Home::new();
-    explore(2000, move || {
+    explore(1000, move || {
         let machine = Machine::new(&home, 1);
         for (blob, bytes) in [(BLOBS[0], BYTES), (BLOBS[1], b"torn"), (BLOBS[2], BYTES)] {
             machine.caches[0].lock_path(blob.bucket()).unwrap();

@@ -59,7 +59,7 @@ fn read(cache: &Cache, downloads: &Downloads) -> std::io::Result<Vec<u8>> {
 #[test]
 fn every_follower_reads_to_the_end_whoever_downloads() {
     let home = Home::new();
-    explore(60, move || {
+    explore(25, move || {
         let cache = home.open();
         let downloads = Downloads::default();
         let threads: Vec<_> = (0..3)
@@ -77,7 +77,7 @@ fn every_follower_reads_to_the_end_whoever_downloads() {
 #[test]
 fn a_follower_takes_over_from_who_gives_up() {
     let home = Home::new();
-    explore(60, move || {
+    explore(25, move || {
         let cache = home.open();
         let downloads = Downloads::default();
         let Claim::Download(mut first) = cache.claim(BLOB).unwrap() else { unreachable!() };
@@ -101,7 +101,7 @@ fn a_follower_takes_over_from_who_gives_up() {
 #[test]
 fn a_follower_that_leaves_holds_nobody_up() {
     let home = Home::new();
-    explore(60, move || {
+    explore(25, move || {
         let cache = home.open();
         let Claim::Download(first) = cache.claim(BLOB).unwrap() else { unreachable!() };
         let leaves = {
@@ -136,7 +136,7 @@ fn a_follower_that_leaves_holds_nobody_up() {
 #[test]
 fn a_follower_is_told_that_nobody_downloads() {
     let home = Home::new();
-    explore(60, move || {
+    explore(25, move || {
         let cache = home.open();
         let Claim::Download(first) = cache.claim(BLOB).unwrap() else { unreachable!() };
         let reads = {
