@@ -13,9 +13,9 @@ use crate::volume::{Kind, Volume};
 use crate::workload::Role;
 use crate::wrong::{Failure, Wrong, ensure};
 
-/// System calls that do not fail like this. A file that could not be closed is closed nevertheless, and memory is none
-/// of a disk's.
-const NEVER: [&str; 2] = ["close", "mmap"];
+/// System calls that do not fail like this. A file that could not be closed is closed nevertheless; memory is none of a
+/// disk's, and neither are the locks of a database, which are waited for where they can not be had.
+const NEVER: [&str; 3] = ["close", "fcntl", "mmap"];
 
 /// What becomes of a call, and whether it does from then on.
 const FAULTS: [(&str, bool); 4] = [("EIO", false), ("ENOSPC", true), ("ENOSPC", false), ("EIO", true)];

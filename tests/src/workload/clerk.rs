@@ -79,9 +79,13 @@ impl<'a> Clerk<'a> {
     /// Makes one transaction. `None` where it was to be aborted.
     pub(crate) fn transact(&mut self, acts: &[(Oid, Act)], end: End) -> Result<Option<Tid>, RequestError> {
         let txn = self.name();
+        // What is not there is not deleted: its own transaction may have been refused.
+        let is_there =
+            |(oid, act): &&(Oid, Act)| !matches!(act, Act::Delete) || self.objects.contains_key(oid);
+        let acts: Vec<(Oid, Act)> = acts.iter().filter(is_there).copied().collect();
         let changes: Vec<Change> = acts.iter().map(|(oid, act)| change(*oid, *act)).collect();
         (self.tell)(Said::Intends { txn, changes: changes.clone() });
-        let prepared = self.prepare(txn, acts, end);
+        let prepared = self.prepare(txn, &acts, end);
         if prepared.is_err() || end != End::Commit {
             self.store.abort(txn);
             let reason = prepared.as_ref().err().map(ToString::to_string).unwrap_or_default();
