@@ -1,5 +1,6 @@
 //! Traffic: several who commit at once, and one who downloads what they have committed, until the end.
 
+use std::fs;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
@@ -53,7 +54,7 @@ impl Worker<'_> {
     fn work(mut self, packs: bool) {
         // Commits that write over an old log leave the journal of the file system nothing to do: then nothing but what
         // is synced by itself is safe.
-        let mut next = if packs && self.dice.once_in(3) { self.bulk() } else { Ok(()) };
+        let mut next = if packs && self.dice.once_in(2) { self.bulk() } else { Ok(()) };
         while next.is_ok() {
             next = self.step(packs);
         }
@@ -133,12 +134,14 @@ fn act(dice: &mut Dice) -> Act {
 
 /// Has the blobs of which it is told in a cache, in one way or another.
 fn read(dir: &Path, mut dice: Dice, blobs: Receiver<(BlobId, Vec<u8>)>, tell: Tell<'_>) {
-    let Ok(reader) = Reader::open(&cache(dir), tell) else { return };
+    let (cache, file) = (cache(dir), dir.join("a file"));
+    let Ok(reader) = Reader::open(&cache, tell) else { return };
     for (blob, bytes) in blobs {
-        let done = match dice.roll(5) {
+        let done = match dice.roll(7) {
             0 => reader.write(blob, &bytes),
             1 => reader.begin(blob, &bytes, true),
             2 => reader.begin(blob, &bytes, true).and_then(|()| reader.have(blob, &bytes)),
+            3 | 4 if fs::write(&file, &bytes).is_ok() => reader.copy(blob, &file),
             _ => reader.have(blob, &bytes),
         };
         if done.is_err() {
