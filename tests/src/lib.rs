@@ -6,7 +6,6 @@
 
 mod child;
 pub mod contents;
-mod dice;
 pub mod enclosure;
 mod examine;
 pub mod ioerrors;

@@ -6,8 +6,9 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
+
 use crate::child::Child;
-use crate::dice::Dice;
 use crate::enclosure::Enclosure;
 use crate::examine::{examine_cache, examine_server};
 use crate::ledger::{Ledger, Said};
@@ -110,14 +111,14 @@ impl<'a> Life<'a> {
     }
 
     fn cycle(&mut self, seed: u64, last: bool) -> Result<(), Wrong> {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::with_seed(seed);
         self.work(seed, &mut dice)?;
         self.volume.unmount()?;
         self.ledger.forget_cached();
         self.enclosure.reboot()?;
         self.volume.mount()?;
         // Now and then the next cut comes before, or in, the recovery from this one.
-        if last || !dice.once_in(4) {
+        if last || dice.u8(..4) > 0 {
             examine_server(self.volume.path(), &mut self.ledger)?;
             examine_cache(self.volume.path(), &self.ledger)?;
             self.examined += 1;
@@ -126,11 +127,11 @@ impl<'a> Life<'a> {
     }
 
     /// Has a process work until its power is cut.
-    fn work(&mut self, seed: u64, dice: &mut Dice) -> Result<(), Wrong> {
-        let journal = if dice.once_in(3) { Journal::Written } else { Journal::Lost };
+    fn work(&mut self, seed: u64, dice: &mut Rng) -> Result<(), Wrong> {
+        let journal = if dice.u8(..3) == 0 { Journal::Written } else { Journal::Lost };
         let cutter = Cutter::stand_ready(&self.volume, journal)?;
         let child = Child::start(self.runner, Role::Traffic, self.volume.path(), seed)?;
-        for _ in 0..dice.roll(LINES) {
+        for _ in 0..dice.u64(..LINES) {
             let said = child.hear()?.or_wrong("the process has ended before its power was cut")?;
             if let Said::Failed { what } = &said {
                 return Err(Wrong(format!("it fails before its power was cut: {what}")));
@@ -138,7 +139,7 @@ impl<'a> Life<'a> {
             ensure!(said != Said::Done, "the process had nothing left to do before its power was cut");
             self.ledger.hear(said)?;
         }
-        thread::sleep(Duration::from_micros(dice.roll(LATER)));
+        thread::sleep(Duration::from_micros(dice.u64(..LATER)));
         child.hear_what_was_said(&mut self.ledger)?;
         cutter.cut()?;
         child.kill_unheard(&mut self.ledger)

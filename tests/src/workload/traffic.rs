@@ -8,12 +8,12 @@ use std::thread;
 
 use blobferry_protocol::{BlobId, Oid, RequestError};
 use blobferry_store::EmbeddedStore;
+use fastrand::Rng;
 
 use super::clerk::{Act, Clerk, End};
 use super::reader::Reader;
 use super::{Tell, cache, config, server};
 use crate::contents::{Kind, bytes};
-use crate::dice::Dice;
 use crate::ledger::Said;
 
 const CLERKS: u64 = 3;
@@ -30,20 +30,21 @@ pub(super) fn run(dir: &Path, seed: u64, tell: Tell<'_>) {
     let giving = Mutex::new(());
     thread::scope(|scope| {
         for n in 0..CLERKS {
-            let (store, send, giving, dice) = (&store, send.clone(), &giving, Dice::new(seed * CLERKS + n));
-            let clerk = Clerk::new(store, &server(dir), seed * CLERKS + n, tell);
+            let lane = seed.wrapping_mul(CLERKS).wrapping_add(n);
+            let (send, giving, dice) = (send.clone(), &giving, Rng::with_seed(lane));
+            let clerk = Clerk::new(&store, &server(dir), lane, tell);
             scope.spawn(move || Worker { clerk, dice, giving, send }.work(n == 0));
         }
         drop(send);
         // What can not be had is told.
-        scope.spawn(|| read(dir, Dice::new(!seed), blobs, tell));
+        scope.spawn(|| read(dir, Rng::with_seed(!seed), blobs, tell));
     });
 }
 
 /// Someone at work.
 struct Worker<'a> {
     clerk: Clerk<'a>,
-    dice: Dice,
+    dice: Rng,
     /// Oids are told in the order in which they are given.
     giving: &'a Mutex<()>,
     /// To the one who downloads.
@@ -54,7 +55,7 @@ impl Worker<'_> {
     fn work(mut self, packs: bool) {
         // Commits that write over an old log leave the journal of the file system nothing to do: then nothing but what
         // is synced by itself is safe.
-        let mut next = if packs && self.dice.once_in(2) { self.bulk() } else { Ok(()) };
+        let mut next = if packs && self.dice.bool() { self.bulk() } else { Ok(()) };
         while next.is_ok() {
             next = self.step(packs);
         }
@@ -62,8 +63,8 @@ impl Worker<'_> {
 
     fn step(&mut self, packs: bool) -> Result<(), RequestError> {
         let known = self.clerk.objects();
-        let some = |dice: &mut Dice| known.get(dice.pick(known.len())).copied();
-        match self.dice.roll(12) {
+        let some = |dice: &mut Rng| dice.choice(known.iter().copied());
+        match self.dice.u8(..12) {
             0..5 => self.create(End::Commit),
             5..7 => match some(&mut self.dice) {
                 Some(oid) => {
@@ -87,7 +88,7 @@ impl Worker<'_> {
     }
 
     fn create(&mut self, end: End) -> Result<(), RequestError> {
-        let count = 1 + self.dice.roll(4);
+        let count = self.dice.u64(1..5);
         let oids = self.new_oids(count)?;
         let acts: Vec<_> = oids.into_iter().map(|oid| (oid, act(&mut self.dice))).collect();
         match end {
@@ -122,22 +123,22 @@ impl Worker<'_> {
 }
 
 /// A record, with no blob, or one of any kind.
-fn act(dice: &mut Dice) -> Act {
-    let record = dice.pick(500);
-    match dice.roll(6) {
+fn act(dice: &mut Rng) -> Act {
+    let record = dice.usize(..500);
+    match dice.u8(..6) {
         0 => Act::Store(record, None),
-        1 => Act::Store(record, Some(dice.pick(4097))),
-        2 => Act::Share(record, 4097 + dice.pick(20_000)),
-        _ => Act::Store(record, Some(4097 + dice.pick(20_000))),
+        1 => Act::Store(record, Some(dice.usize(..4097))),
+        2 => Act::Share(record, dice.usize(4097..24_000)),
+        _ => Act::Store(record, Some(dice.usize(4097..24_000))),
     }
 }
 
 /// Has the blobs of which it is told in a cache, in one way or another.
-fn read(dir: &Path, mut dice: Dice, blobs: Receiver<(BlobId, Vec<u8>)>, tell: Tell<'_>) {
+fn read(dir: &Path, mut dice: Rng, blobs: Receiver<(BlobId, Vec<u8>)>, tell: Tell<'_>) {
     let (cache, file) = (cache(dir), dir.join("a file"));
     let Ok(reader) = Reader::open(&cache, tell) else { return };
     for (blob, bytes) in blobs {
-        let done = match dice.roll(7) {
+        let done = match dice.u8(..7) {
             0 => reader.write(blob, &bytes),
             1 => reader.begin(blob, &bytes, true),
             2 => reader.begin(blob, &bytes, true).and_then(|()| reader.have(blob, &bytes)),
