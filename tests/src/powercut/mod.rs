@@ -19,7 +19,7 @@ use crate::wrong::{Failure, OrWrong, Wrong, ensure};
 /// So many cuts one file system has to live through; then there is a new one.
 const LIFE: u64 = 8;
 /// So many lines at most are heard before the cut. A transaction has two or three.
-const LINES: u64 = 80;
+const LINES: u64 = 100;
 /// So many microseconds pass at most after that.
 const LATER: u64 = 3000;
 

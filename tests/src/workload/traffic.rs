@@ -55,7 +55,7 @@ impl Worker<'_> {
     fn work(mut self, packs: bool) {
         // Commits that write over an old log leave the journal of the file system nothing to do: then nothing but what
         // is synced by itself is safe.
-        let mut next = if packs && self.dice.bool() { self.bulk() } else { Ok(()) };
+        let mut next = if packs && self.dice.u8(..4) > 0 { self.bulk() } else { Ok(()) };
         while next.is_ok() {
             next = self.step(packs);
         }
