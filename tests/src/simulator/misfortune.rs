@@ -90,13 +90,13 @@ impl fmt::Display for Misfortune {
     }
 }
 
-/// A plan of what goes wrong in `span`. Each seed is hit by some kinds only, so that rare ones are not drowned by others.
-pub(super) fn plan(chance: &mut Rng, span: Duration) -> Vec<Misfortune> {
-    let mut kinds: Vec<u8> = (0..15).filter(|_| chance.u8(..3) == 0).collect();
+/// A plan of what goes wrong in `span`. Unless it is to be rough, each seed is hit by some kinds only, so that rare ones are not drowned by others.
+pub(super) fn plan(chance: &mut Rng, span: Duration, rough: bool) -> Vec<Misfortune> {
+    let mut kinds: Vec<u8> = (0..15).filter(|_| rough || chance.u8(..3) == 0).collect();
     if kinds.is_empty() {
         kinds.push(chance.u8(..15));
     }
-    let count = chance.usize(..30);
+    let count = if rough { chance.usize(40..80) } else { chance.usize(..30) };
     let mut plan: Vec<Misfortune> = (0..count)
         .filter_map(|_| {
             let kind = kind(*chance.choice(&kinds)?, chance);

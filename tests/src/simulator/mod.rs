@@ -82,6 +82,8 @@ pub struct Scenario {
     pub inline_max: u64,
     /// Old revisions are forgotten now and then.
     pub packs: bool,
+    /// Everything goes wrong that can, and often.
+    pub rough: bool,
     /// Misfortunes of the plan that are left out.
     pub without: BTreeSet<usize>,
     client: Config,
@@ -119,6 +121,7 @@ impl Scenario {
             largest: [2 << 10, 30 << 10, 200 << 10][chance.usize(..3)],
             inline_max: [0, 1 << 10, 64 << 10][chance.usize(..3)],
             packs: chance.u8(..4) == 0,
+            rough: false,
             without: BTreeSet::new(),
             client: connection(client),
             server: ServerConfig {
@@ -134,17 +137,25 @@ impl Scenario {
         }
     }
 
+    /// A scenario in which there is more to do, and everything goes wrong that can.
+    #[must_use]
+    pub fn rough(seed: u64) -> Scenario {
+        let usual = Scenario::of(seed);
+        let operations = 30 + usual.operations;
+        Scenario { operations, clients: usual.machines * 2, users: 3, rough: true, packs: false, ..usual }
+    }
+
     /// What goes wrong in it.
     #[must_use]
     pub fn plan(&self) -> Vec<Misfortune> {
-        misfortune::plan(&mut chance_for(self.seed, "misfortune"), TROUBLE)
+        misfortune::plan(&mut chance_for(self.seed, "misfortune"), TROUBLE, self.rough)
     }
 
     /// What a command line has to say for it, beyond the seed.
     #[must_use]
     pub fn options(&self) -> String {
-        let whole = Scenario::of(self.seed);
-        let mut options = String::new();
+        let whole = if self.rough { Scenario::rough(self.seed) } else { Scenario::of(self.seed) };
+        let mut options = String::from(if self.rough { " --rough" } else { "" });
         let mut add = |option: &str, is: usize, was: usize| {
             if is != was {
                 options += &format!(" --{option} {is}");

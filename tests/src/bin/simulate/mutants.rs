@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 #[cfg(blobferry_planted)]
 use blobferry_protocol::planted::{Bug, plant};
+#[cfg(blobferry_planted)]
+use blobferry_tests::simulator::{Scenario, run};
 use clap::Args;
 
 #[derive(Debug, Args)]
@@ -53,14 +55,35 @@ impl Mutants {
 
     /// Who catches the bug that is planted, and what is said then.
     #[cfg(blobferry_planted)]
-    fn catch(&self, _bug: Bug) -> Option<(String, String)> {
-        use blobferry_tests::simulator::{Scenario, run};
+    fn catch(&self, bug: Bug) -> Option<(String, String)> {
+        self.simulate().or_else(|| with_real_files(bug))
+    }
 
+    #[cfg(blobferry_planted)]
+    fn simulate(&self) -> Option<(String, String)> {
         for (nth, seed) in (self.from..self.from.saturating_add(self.seeds)).enumerate() {
-            if let Err(failure) = run(&Scenario::of(seed)) {
+            if let Err(failure) = run(&Scenario::rough(seed)) {
                 return Some((format!("the simulator, seed {seed} (its {}.)", nth + 1), failure.what));
             }
         }
         None
     }
+}
+
+/// What a power cut leaves on a real file system, and what calls that fail do, is tried by this program's other commands.
+#[cfg(blobferry_planted)]
+fn with_real_files(bug: Bug) -> Option<(String, String)> {
+    let program = std::env::current_exe().ok()?;
+    for arguments in
+        [&["powercut", "--cycles", "40"][..], &["killpoints", "--short"], &["ioerrors", "--short"]]
+    {
+        let mut command = std::process::Command::new(&program);
+        let said = command.args(arguments).env(blobferry_tests::PLANTED, bug.name()).output().ok()?;
+        if said.status.code() == Some(1) {
+            let text = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
+            let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+            return Some((arguments.join(" "), line.to_owned()));
+        }
+    }
+    None
 }

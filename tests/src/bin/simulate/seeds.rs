@@ -23,6 +23,9 @@ pub(crate) struct Seeds {
     /// Stop after so many seconds, whatever the number of seeds
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<u64>,
+    /// Have everything go wrong that can, and often
+    #[arg(long)]
+    rough: bool,
     /// Show all that happens
     #[arg(long)]
     trace: bool,
@@ -64,7 +67,7 @@ impl Seeds {
     }
 
     fn scenario(&self, seed: u64) -> Scenario {
-        let mut scenario = Scenario::of(seed);
+        let mut scenario = if self.rough { Scenario::rough(seed) } else { Scenario::of(seed) };
         scenario.without.extend(&self.without);
         scenario.clients = self.clients.unwrap_or(scenario.clients);
         scenario.users = self.users.unwrap_or(scenario.users);

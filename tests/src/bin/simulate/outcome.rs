@@ -1,0 +1,33 @@
+//! What all commands that need a place of their own begin and end with.
+
+use std::fmt::Display;
+use std::path::Path;
+use std::process::ExitCode;
+
+use blobferry_tests::Failure;
+use blobferry_tests::enclosure::Enclosure;
+
+/// Runs something in a place of its own, and says what came of it. What can not be done here is no failure.
+pub(crate) fn enclosed<R: Display>(run: impl FnOnce(&Enclosure, &Path) -> Result<R, Failure>) -> ExitCode {
+    let done = Enclosure::enter().and_then(|enclosure| {
+        let runner = std::env::current_exe().map_err(|error| Failure::Unable(error.to_string()))?;
+        run(&enclosure, &runner)
+    });
+    match done {
+        Ok(report) => println!("{report}"),
+        Err(failure @ Failure::Unable(_)) => println!("{failure}"),
+        Err(failure) => {
+            eprintln!("simulate: {failure}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Plants the bug that the environment names, in this process and in those that it starts.
+#[cfg(blobferry_planted)]
+pub(crate) fn plant() {
+    use blobferry_protocol::planted::{Bug, plant};
+    let name = std::env::var(blobferry_tests::PLANTED).unwrap_or_default();
+    plant(Bug::ALL.iter().copied().find(|bug| bug.name() == name));
+}

@@ -1,0 +1,27 @@
+//! `simulate powercut`
+
+use std::process::ExitCode;
+
+use blobferry_tests::powercut::{self, Options};
+use blobferry_tests::volume::Kind;
+
+use crate::outcome::enclosed;
+
+/// Cuts the power of a file system on which a server and a cache are at work, again and again.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How often.
+    #[arg(long, default_value_t = 100)]
+    cycles: u64,
+    /// On which file system: ext4 or xfs.
+    #[arg(long, default_value = "ext4")]
+    fs: Kind,
+    /// The seed of the first cycle; each next one has the next.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    from: u64,
+}
+
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let options = Options { cycles: args.cycles, kind: args.fs, from: args.from };
+    enclosed(|enclosure, runner| powercut::run(enclosure, runner, options))
+}

@@ -1,0 +1,100 @@
+//! Looking at what is left when something has happened: recovery first, then everything that was promised.
+
+mod cache;
+mod server;
+
+pub(crate) use self::cache::examine_cache;
+pub(crate) use self::server::examine_server;
+
+#[cfg(test)]
+mod tests {
+    //! It finds what it is there to find.
+
+    use std::fs;
+    use std::path::Path;
+    use std::sync::Mutex;
+
+    use blobferry_cache::Layout;
+    use blobferry_protocol::{BlobId, Oid, Tid, TxnId};
+
+    use super::*;
+    use crate::ledger::{Change, Ledger, Said};
+    use crate::workload::{Role, cache, prepare, server};
+
+    /// A store, or a cache, with which all is well.
+    fn sound(role: Role, dir: &Path) -> Ledger {
+        let said = Mutex::new(Vec::new());
+        prepare(role, dir, &|it| said.lock().unwrap().push(it)).unwrap();
+        let mut ledger = Ledger::default();
+        said.into_inner().unwrap().into_iter().for_each(|it| ledger.hear(it).unwrap());
+        ledger
+    }
+
+    fn first_file(dir: &Path) -> (BlobId, std::path::PathBuf) {
+        Layout::open_existing(dir).unwrap().blobs().next().unwrap().unwrap()
+    }
+
+    fn finds(ledger: &mut Ledger, dir: &Path, what: &str) {
+        let found = examine_server(dir, ledger).unwrap_err().0;
+        assert!(found.contains(what), "{found}");
+    }
+
+    #[test]
+    fn of_a_store_that_is_sound_nothing_is_wrong_however_often_it_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = sound(Role::Server, dir.path());
+        for _ in 0..3 {
+            examine_server(dir.path(), &mut ledger).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_lost_commit_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = sound(Role::Server, dir.path());
+        let (txn, tid) = (TxnId([9; 16]), Tid(ledger.last_tid().0 + 1));
+        let changes = vec![Change { oid: Oid(5), record: Some(10), blob: None }];
+        ledger.hear(Said::Intends { txn, changes }).unwrap();
+        ledger.hear(Said::Committed { txn, tid }).unwrap();
+        finds(&mut ledger, dir.path(), "is lost");
+    }
+
+    #[test]
+    fn a_commit_that_was_refused_and_one_that_nobody_intended_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        sound(Role::Server, dir.path());
+        finds(&mut Ledger::default(), dir.path(), "nobody has committed these");
+    }
+
+    #[test]
+    fn torn_and_missing_blobs_are_found() {
+        for (tear, what) in [(true, "is torn"), (false, "can not be read")] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut ledger = sound(Role::Server, dir.path());
+            let (_, path) = first_file(&server(dir.path()).join("blobs"));
+            let size = usize::try_from(fs::metadata(&path).unwrap().len()).unwrap();
+            fs::remove_file(&path).unwrap();
+            if tear {
+                fs::write(&path, vec![0; size]).unwrap();
+            }
+            finds(&mut ledger, dir.path(), what);
+        }
+    }
+
+    #[test]
+    fn what_is_torn_in_a_cache_or_was_promised_to_be_there_is_found() {
+        for (tear, what) in [(true, "is torn in the cache"), (false, "is not any more")] {
+            let dir = tempfile::tempdir().unwrap();
+            let ledger = sound(Role::Client, dir.path());
+            examine_cache(dir.path(), &ledger).unwrap();
+            let (blob, path) = first_file(&cache(dir.path()));
+            assert!(ledger.cached().contains(&blob));
+            fs::remove_file(&path).unwrap();
+            if tear {
+                fs::write(&path, "torn").unwrap();
+            }
+            let found = examine_cache(dir.path(), &ledger).unwrap_err().0;
+            assert!(found.contains(what), "{found}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Kill points: a process is killed right before each of its system calls, one after the other, and what it leaves is
+//! looked at.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::enclosure::Enclosure;
+use crate::scene::{Point, Scene, Thread, numbers};
+use crate::strace;
+use crate::workload::Role;
+use crate::wrong::{Failure, Wrong, ensure};
+
+/// What is to be done.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// In this role only.
+    pub role: Option<Role>,
+    /// At this system call only.
+    pub call: Option<String>,
+    /// At this one of its calls only, from 1 on.
+    pub number: Option<u32>,
+    /// At some of the calls of each name, and not at all of them.
+    pub short: bool,
+}
+
+/// What was done. Whatever is wrong is a [`Failure`] instead.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// How often a process was killed, by the name of the system call.
+    pub kills: BTreeMap<String, u64>,
+    /// How often a process did not come to the call where it was to be killed: it makes some more, or less, each time.
+    pub missed: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (sum, took) = (self.kills.values().sum::<u64>(), self.took.as_secs_f64());
+        write!(f, "killpoints: {sum} kills in {took:.1} s, {} not reached: 0 lost, 0 torn;", self.missed)?;
+        self.kills.iter().try_for_each(|(call, kills)| write!(f, " {call} {kills}"))
+    }
+}
+
+/// Kills a process at each of its system calls. `runner` is the program `simulate`.
+///
+/// # Errors
+/// [`Failure`].
+pub fn run(enclosure: &Enclosure, runner: &Path, options: &Options) -> Result<Report, Failure> {
+    strace::possible()?;
+    let began = Instant::now();
+    let mut report = Report::default();
+    for role in Role::SCRIPTS.into_iter().filter(|role| options.role.is_none_or(|only| only == *role)) {
+        run_role(enclosure, runner, role, options, &mut report)?;
+    }
+    report.took = began.elapsed();
+    Ok(report)
+}
+
+fn run_role(
+    enclosure: &Enclosure,
+    runner: &Path,
+    role: Role,
+    options: &Options,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let failed = |what: Wrong, at: &str| Failure::Wrong {
+        what,
+        replay: format!("simulate killpoints --role {}{at}", role.name()),
+        kept: enclosure.keep(enclosure.path()).unwrap_or_default(),
+    };
+    let scene = Scene::prepare(enclosure, runner, role).map_err(|wrong| failed(wrong, ""))?;
+    for thread in Thread::of(role) {
+        let calls = scene.calls(*thread).map_err(|wrong| failed(wrong, ""))?;
+        for (call, count) in calls {
+            if options.call.as_ref().is_some_and(|only| *only != call) {
+                continue;
+            }
+            let failed = |wrong, number| failed(wrong, &format!(" --syscall {call} --number {number}"));
+            let (mut kills, all) =
+                (0, options.number.map_or_else(|| numbers(count, options.short), |n| vec![n]));
+            for number in &all {
+                let point = Point { thread: *thread, call: call.clone(), number: *number };
+                kills += u64::from(scene.kill_at(&point).map_err(|wrong| failed(wrong, *number))?);
+            }
+            report.missed += all.len() as u64 - kills;
+            *report.kills.entry(call.clone()).or_insert(0) += kills;
+            check_reached(kills, options).map_err(|wrong| failed(wrong, 1))?;
+        }
+    }
+    Ok(())
+}
+
+/// What never happens proves nothing.
+fn check_reached(kills: u64, options: &Options) -> Result<(), Wrong> {
+    ensure!(kills > 0 || options.number.is_some(), "nothing was killed at this call");
+    Ok(())
+}

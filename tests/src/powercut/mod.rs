@@ -1,0 +1,147 @@
+//! Power cuts: a server and a cache at full work on a file system that is shut down at any moment, started again, and
+//! looked at. Again and again.
+
+use std::fmt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+
+use crate::child::Child;
+use crate::enclosure::Enclosure;
+use crate::examine::{examine_cache, examine_server};
+use crate::ledger::{Ledger, Said};
+use crate::volume::{Cutter, Journal, Kind, Volume};
+use crate::workload::Role;
+use crate::wrong::{Failure, OrWrong, Wrong, ensure};
+
+/// So many cuts one file system has to live through; then there is a new one.
+const LIFE: u64 = 8;
+/// So many lines at most are heard before the cut. A transaction has two or three.
+const LINES: u64 = 100;
+/// So many microseconds pass at most after that.
+const LATER: u64 = 3000;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How often the power is cut.
+    pub cycles: u64,
+    /// The file system.
+    pub kind: Kind,
+    /// The seed of the first cut; each next one has the next.
+    pub from: u64,
+}
+
+/// What was done. Whatever is wrong is a [`Failure`] instead.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// What was to be done.
+    pub options: Options,
+    /// How often everything was looked at. Now and then the power is cut again before that.
+    pub examined: u64,
+    /// Transactions that are committed.
+    pub commits: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { options: Options { cycles, kind, .. }, examined, commits, took } = self;
+        let rate = *cycles as f64 / took.as_secs_f64();
+        write!(
+            f,
+            "powercut on {kind}: {cycles} cycles in {:.1} s ({rate:.1} a second), examined {examined} times, \
+             {commits} commits: 0 lost, 0 torn",
+            took.as_secs_f64()
+        )
+    }
+}
+
+/// Cuts the power again and again. `runner` is the program `simulate`.
+///
+/// # Errors
+/// [`Failure`].
+pub fn run(enclosure: &Enclosure, runner: &Path, options: Options) -> Result<Report, Failure> {
+    let Options { cycles, kind, from } = options;
+    kind.possible()?;
+    let began = Instant::now();
+    let mut report = Report { options, examined: 0, commits: 0, took: Duration::ZERO };
+    let mut done = 0;
+    while done < cycles {
+        let first = from + done;
+        let life = LIFE.min(cycles - done);
+        let failed = |what, enclosure: &Enclosure, cuts: u64, dir: &Path| Failure::Wrong {
+            what,
+            replay: format!("simulate powercut --fs {kind} --from {first} --cycles {cuts}"),
+            kept: enclosure.keep(dir).unwrap_or_default(),
+        };
+        let mut life_of = Life::begin(enclosure, runner, kind, first)
+            .map_err(|what| failed(what, enclosure, 1, enclosure.path()))?;
+        for n in 0..life {
+            life_of
+                .cycle(first + n, n + 1 == life)
+                .map_err(|what| failed(what, enclosure, n + 1, life_of.volume.path()))?;
+        }
+        life_of.volume.unmount().map_err(|what| failed(what, enclosure, life, enclosure.path()))?;
+        report.examined += life_of.examined;
+        report.commits += life_of.ledger.commits() as u64;
+        done += life;
+    }
+    report.took = began.elapsed();
+    Ok(report)
+}
+
+/// One file system from its making on, and what was promised on it.
+struct Life<'a> {
+    enclosure: &'a Enclosure,
+    runner: &'a Path,
+    volume: Volume,
+    ledger: Ledger,
+    examined: u64,
+}
+
+impl<'a> Life<'a> {
+    fn begin(enclosure: &'a Enclosure, runner: &'a Path, kind: Kind, seed: u64) -> Result<Life<'a>, Wrong> {
+        let variant = usize::try_from(seed / LIFE).unwrap_or(0);
+        let volume = Volume::make(enclosure.path(), kind, variant)?;
+        Ok(Life { enclosure, runner, volume, ledger: Ledger::default(), examined: 0 })
+    }
+
+    fn cycle(&mut self, seed: u64, last: bool) -> Result<(), Wrong> {
+        let mut dice = Rng::with_seed(seed);
+        self.work(seed, &mut dice)?;
+        self.volume.unmount()?;
+        self.ledger.forget_cached();
+        self.enclosure.reboot()?;
+        self.volume.mount()?;
+        // Now and then the next cut comes before, or in, the recovery from this one.
+        if last || dice.u8(..4) > 0 {
+            examine_server(self.volume.path(), &mut self.ledger)?;
+            examine_cache(self.volume.path(), &self.ledger)?;
+            self.examined += 1;
+        }
+        Ok(())
+    }
+
+    /// Has a process work until its power is cut.
+    fn work(&mut self, seed: u64, dice: &mut Rng) -> Result<(), Wrong> {
+        let journal = if dice.u8(..3) == 0 { Journal::Written } else { Journal::Lost };
+        let cutter = Cutter::stand_ready(&self.volume, journal)?;
+        let child = Child::start(self.runner, Role::Traffic, self.volume.path(), seed)?;
+        for _ in 0..dice.u64(..LINES) {
+            let said = child.hear()?.or_wrong("the process has ended before its power was cut")?;
+            if let Said::Failed { what } = &said {
+                return Err(Wrong(format!("it fails before its power was cut: {what}")));
+            }
+            ensure!(said != Said::Done, "the process had nothing left to do before its power was cut");
+            self.ledger.hear(said)?;
+        }
+        thread::sleep(Duration::from_micros(dice.u64(..LATER)));
+        child.hear_what_was_said(&mut self.ledger)?;
+        cutter.cut()?;
+        child.kill_unheard(&mut self.ledger)
+    }
+}

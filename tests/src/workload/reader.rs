@@ -1,0 +1,136 @@
+//! Who has blobs in a cache: downloads them, whole or in parts, and puts those there that it has written itself.
+
+use std::io::{self, Read};
+use std::path::Path;
+
+use blobferry_cache::{Cache, CacheConfig, CacheError, CachedBlob, Claim, Download, Take};
+use blobferry_protocol::BlobId;
+
+use super::Tell;
+use crate::contents::digest;
+use crate::ledger::Said;
+
+/// Reads a cached blob from its beginning.
+pub(crate) fn read_blob(cached: &CachedBlob) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut file: &std::fs::File = cached.file();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Uses a cache, with blobs whose bytes are known.
+pub(crate) struct Reader<'a> {
+    cache: Cache,
+    tell: Tell<'a>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn open(dir: &Path, tell: Tell<'a>) -> Result<Reader<'a>, CacheError> {
+        let cache = Cache::open(dir, CacheConfig::default()).inspect_err(|error| failed(tell, error))?;
+        Ok(Reader { cache, tell })
+    }
+
+    /// Has a blob, downloaded if it is not there; whatever somebody has left of it is taken over.
+    pub(crate) fn have(&self, blob: BlobId, bytes: &[u8]) -> Result<(), CacheError> {
+        let have = || match self.cache.claim(blob)? {
+            Claim::Hit(cached) => Ok(cached),
+            Claim::Download(download) => fetch(download, bytes),
+        };
+        let cached = self.note(have())?;
+        (self.tell)(Said::Cached { blob });
+        self.compare(&cached, bytes);
+        Ok(())
+    }
+
+    /// Downloads a part of a blob, and leaves it to whoever comes next, or, with `keep` false, to nobody.
+    pub(crate) fn begin(&self, blob: BlobId, bytes: &[u8], keep: bool) -> Result<(), CacheError> {
+        let begin = || {
+            let Claim::Download(mut download) = self.cache.claim(blob)? else { return Ok(()) };
+            download.start(0, bytes.len() as u64)?;
+            let half = bytes.len() / 2;
+            bytes.chunks(5_000).take(half.div_ceil(5_000)).try_for_each(|chunk| download.write(chunk))?;
+            if keep {
+                download.leave();
+            }
+            Ok(())
+        };
+        self.note(begin())
+    }
+
+    /// Puts a blob there that was written, and is committed.
+    pub(crate) fn write(&self, blob: BlobId, bytes: &[u8]) -> Result<(), CacheError> {
+        let write = || {
+            let mut buffer = self.cache.buffer();
+            let failed = |source| CacheError::Write { blob, source };
+            let mut writer = buffer.writer().map_err(failed)?;
+            bytes.chunks(5_000).try_for_each(|chunk| writer.write(chunk)).map_err(failed)?;
+            buffer.adopt(blob.oid, writer.complete().map_err(failed)?)?;
+            buffer.finish(blob.tid).map(drop)
+        };
+        self.note(write())?;
+        (self.tell)(Said::Cached { blob });
+        Ok(())
+    }
+
+    /// Puts a copy of a file there, whose digest nobody has told.
+    pub(crate) fn copy(&self, blob: BlobId, file: &Path) -> Result<(), CacheError> {
+        let copy = || {
+            let mut buffer = self.cache.buffer();
+            buffer.take(blob.oid, file, Take::Copy)?;
+            buffer.finish(blob.tid).map(drop)
+        };
+        self.note(copy())?;
+        (self.tell)(Said::Cached { blob });
+        Ok(())
+    }
+
+    /// Keeps a blob whatever happens.
+    pub(crate) fn pin(&self, blob: BlobId) -> Result<(), CacheError> {
+        self.note(self.cache.pin(blob).map(drop))
+    }
+
+    /// Removes blobs, those first that were used longest ago, until few are left. Any of them may go.
+    pub(crate) fn make_room(&self, blobs: impl IntoIterator<Item = BlobId>) -> Result<(), CacheError> {
+        blobs.into_iter().for_each(|blob| (self.tell)(Said::Uncached { blob }));
+        self.note(self.cache.gc(Some(100_000)).map(drop))
+    }
+
+    fn compare(&self, cached: &CachedBlob, bytes: &[u8]) {
+        match read_blob(cached) {
+            Ok(found) if found == bytes => {}
+            Ok(found) => {
+                let what = format!("{} is torn in the cache: {} bytes", cached.blob(), found.len());
+                (self.tell)(Said::Wrong { what });
+            }
+            Err(error) => (self.tell)(Said::Failed { what: error.to_string() }),
+        }
+    }
+
+    fn note<T>(&self, result: Result<T, CacheError>) -> Result<T, CacheError> {
+        result.inspect_err(|error| failed(self.tell, error))
+    }
+}
+
+fn failed(tell: Tell<'_>, error: &CacheError) {
+    tell(Said::Failed { what: error.to_string() });
+}
+
+/// Downloads a blob from a server that has these bytes.
+pub(crate) fn fetch(mut download: Download, bytes: &[u8]) -> Result<CachedBlob, CacheError> {
+    download.resume()?;
+    loop {
+        match fetch_rest(&mut download, bytes) {
+            Err(CacheError::Stale { .. }) => {}
+            done => return done,
+        }
+    }
+}
+
+fn fetch_rest(download: &mut Download, bytes: &[u8]) -> Result<CachedBlob, CacheError> {
+    let from = download.written();
+    // Of a blob that is shorter than what was found, a server has nothing to send: it says how long it is.
+    let rest = usize::try_from(from).ok().and_then(|from| bytes.get(from..)).unwrap_or_default();
+    download.start(from, bytes.len() as u64)?;
+    rest.chunks(5_000).try_for_each(|chunk| download.write(chunk))?;
+    download.finish(digest(bytes))
+}
