@@ -623,8 +623,10 @@ impl Cluster {
             }
             world.after(delay, Event::Start(Node::Server));
         } else if let Some((number, _)) = self.client_of(pid) {
-            let process = self.clients.get_mut(number).and_then(|client| client.process.take());
-            world.run_as(pid, || drop(process));
+            if let Some(process) = self.clients.get_mut(number).and_then(|client| client.process.take()) {
+                // What waits in it has it in hand, too.
+                world.run_as(pid, || process.session.close("it is dead"));
+            }
             if self
                 .clients
                 .get(number)
