@@ -1,6 +1,6 @@
 //! What is asked of the server: calls that wait to be sent, calls that wait for their answers, and what an answer means.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -152,7 +152,7 @@ impl Inner {
             let (limits, backlog) = (self.connection.peer_limits(), self.connection.backlog());
             // When the server takes leave, everything new waits for the next connection.
             let next = match self.state.server_leaves && !self.state.leaving {
-                true => self.state.waiting.iter().position(Ask::ends),
+                true => self.state.next_that_ends(),
                 false => Some(0),
             };
             let Some(ask) = next.and_then(|next| self.state.waiting.get(next)) else { return };
@@ -206,6 +206,17 @@ impl Inner {
 }
 
 impl State {
+    /// The first that waits and brings a transaction nearer to its end, but for those behind something that still is to
+    /// be put into it: without that it would be another transaction.
+    fn next_that_ends(&self) -> Option<usize> {
+        let mut unfinished = BTreeSet::new();
+        self.waiting.iter().position(|ask| {
+            let is_next = ask.ends() && ask.txn().is_none_or(|txn| !unfinished.contains(&txn));
+            unfinished.extend(ask.txn());
+            is_next
+        })
+    }
+
     pub(super) fn new(dialer: Dialer, downloads: usize, workers: &Workers) -> State {
         State {
             era: 0,
@@ -338,5 +349,62 @@ impl State {
         if over {
             self.transactions.remove(txn);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blobferry_protocol::{Config, Time, TxnMeta, buffered, server};
+    use bytes::Bytes;
+
+    use super::super::dial::Addresses;
+    use super::super::endpoint::SessionEndpoint;
+    use super::super::session::{ClientConfig, Session};
+    use crate::carry::Endpoint;
+    use crate::{Cache, CacheConfig};
+
+    use super::*;
+
+    /// Moves everything that is said, both ways; what the server is asked for.
+    fn exchange(endpoint: &mut SessionEndpoint, server: &mut server::Connection) -> Vec<Request> {
+        let (mut up, mut down, mut asked) = (Vec::new(), Vec::new(), Vec::new());
+        endpoint.transmit(Time::ZERO, &mut up, usize::MAX);
+        let on_event = |asked: &mut Vec<Request>, server: &mut server::Connection, event| match event {
+            server::Event::Hello { .. } => server.welcome(Tid::ZERO).unwrap(),
+            server::Event::Request { id, request } => {
+                let is_vote = matches!(request, Request::Vote { .. });
+                server.reply(id, Ok(if is_vote { Reply::Voted } else { Reply::Done })).unwrap();
+                asked.push(request);
+            }
+            _ => {}
+        };
+        buffered::receive(server, Time::ZERO, &up, &mut asked, on_event, |_, _, _| {}).unwrap();
+        buffered::transmit(server, Time::ZERO, &mut down, usize::MAX, |_, _| Ok(()));
+        endpoint.receive(Time::ZERO, Bytes::from(down)).unwrap();
+        asked
+    }
+
+    #[test]
+    fn a_commit_does_not_overtake_what_waits_for_the_next_connection_when_the_server_takes_leave() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), CacheConfig::default()).unwrap();
+        let session = Session::new(cache, &ClientConfig::default(), Addresses::from("nobody:1"), 0);
+        let mut endpoint = session.converse(Time::ZERO, || {});
+        let mut server = server::Connection::new(Time::ZERO, Config::default());
+        exchange(&mut endpoint, &mut server);
+        let [whole, part] = [1, 2].map(|n| TxnId([n; 16]));
+        for txn in [whole, part] {
+            session.call(Request::Begin { txn, meta: TxnMeta::default() }, Box::new(|_| {}));
+        }
+        assert_eq!(exchange(&mut endpoint, &mut server).len(), 2);
+        server.goodbye().unwrap();
+        exchange(&mut endpoint, &mut server);
+
+        let store = Request::Store { txn: part, oid: Oid(1), base: Tid::ZERO, data: Vec::new() };
+        for request in [store, Request::Commit { txn: part }, Request::Vote { txn: whole }] {
+            session.call(request, Box::new(|_| {}));
+        }
+        assert_eq!(exchange(&mut endpoint, &mut server), [Request::Vote { txn: whole }]);
+        assert_eq!(session.lock().state.waiting.len(), 2, "they wait for the next connection");
     }
 }

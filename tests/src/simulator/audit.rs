@@ -166,6 +166,7 @@ pub(super) fn all_is_there(cluster: &Cluster) -> Result<Report, String> {
             _ => {}
         }
     }
+    ledger.check_bases()?;
     let history = ledger.history();
     history::check(&history)?;
     Ok(Report {

@@ -646,7 +646,12 @@ impl Cluster {
         let Some(misfortune) = self.plan.get(place).copied().filter(|_| !self.healed) else { return Ok(()) };
         let now = self.world.time();
         self.world.note(format_args!("misfortune {place}: {misfortune}"));
-        let numbers: Vec<usize> = self.connections.keys().copied().collect();
+        // Most of what happens to a connection happens while something is under way.
+        let mut numbers: Vec<usize> = self.connections.keys().copied().collect();
+        let is_busy = |number: &usize| self.connections.get(number).is_some_and(|found| found.tap.is_busy());
+        if misfortune.whom % 4 > 0 && numbers.iter().any(is_busy) {
+            numbers.retain(is_busy);
+        }
         let number = numbers.get(misfortune.whom % numbers.len().max(1)).copied();
         let client =
             self.clients.iter().filter_map(|client| client.process.as_ref()).map(|process| process.pid);

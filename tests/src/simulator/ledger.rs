@@ -17,12 +17,21 @@ pub(super) enum Fate {
     Failed,
 }
 
+/// What a transaction stores for an object.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Put {
+    /// The revision that it was made from.
+    pub(super) base: Tid,
+    /// The size of its blob, where it has one.
+    pub(super) blob: Option<u64>,
+}
+
 /// A transaction that somebody has begun.
 #[derive(Debug)]
 pub(super) struct Writing {
     pub(super) txn: TxnId,
-    /// What it stores: sizes of blobs.
-    pub(super) puts: BTreeMap<Oid, Option<u64>>,
+    /// What it stores.
+    pub(super) puts: BTreeMap<Oid, Put>,
     pub(super) fate: Fate,
     begin: u64,
     end: u64,
@@ -72,9 +81,9 @@ impl Ledger {
         self.writings.len() - 1
     }
 
-    pub(super) fn put(&mut self, writing: usize, oid: Oid, blob: Option<u64>) {
+    pub(super) fn put(&mut self, writing: usize, oid: Oid, put: Put) {
         if let Some(writing) = self.writings.get_mut(writing) {
-            writing.puts.insert(oid, blob);
+            writing.puts.insert(oid, put);
         }
     }
 
@@ -129,7 +138,7 @@ impl Ledger {
             self.break_rule(format!("the record of object {oid} at {tid} is nobody's"));
             return None;
         };
-        let Some(blob) = writing.puts.get(&oid).copied() else {
+        let Some(Put { blob, .. }) = writing.puts.get(&oid).copied() else {
             self.break_rule(format!("object {oid} at {tid} is of a transaction that has not stored it"));
             return None;
         };
@@ -165,6 +174,29 @@ impl Ledger {
             _ => None,
         });
         commits.chain(self.reads.iter().cloned()).collect()
+    }
+
+    /// Every transaction was made from what was there: no two of them from the same revision of an object.
+    pub(super) fn check_bases(&self) -> Result<(), String> {
+        let mut current: BTreeMap<Oid, Tid> = BTreeMap::new();
+        let mut committed: Vec<(Tid, &Writing)> = Vec::new();
+        for writing in &self.writings {
+            if let Fate::Committed(tid) = writing.fate {
+                committed.push((tid, writing));
+            }
+        }
+        committed.sort_by_key(|(tid, _)| *tid);
+        for (tid, Writing { txn, puts, .. }) in committed {
+            for (oid, Put { base, .. }) in puts {
+                let before = current.insert(*oid, tid).unwrap_or(Tid::ZERO);
+                if before != *base {
+                    return Err(format!(
+                        "{txn} was committed at {tid} with object {oid} made from {base}, and that was at {before}"
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Everything that is committed, as far as anybody knows, with its objects.

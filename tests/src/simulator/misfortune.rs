@@ -92,7 +92,10 @@ impl fmt::Display for Misfortune {
 
 /// A plan of what goes wrong in `span`. Unless it is to be rough, each seed is hit by some kinds only, so that rare ones are not drowned by others.
 pub(super) fn plan(chance: &mut Rng, span: Duration, rough: bool) -> Vec<Misfortune> {
-    let mut kinds: Vec<u8> = (0..15).filter(|_| rough || chance.u8(..3) == 0).collect();
+    let mut kinds: Vec<u8> = match rough {
+        true => (0..15).chain([0, 0, 0, 13]).collect(),
+        false => (0..15).filter(|_| chance.u8(..3) == 0).collect(),
+    };
     if kinds.is_empty() {
         kinds.push(chance.u8(..15));
     }

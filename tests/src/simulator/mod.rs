@@ -142,7 +142,8 @@ impl Scenario {
     pub fn rough(seed: u64) -> Scenario {
         let usual = Scenario::of(seed);
         let operations = 30 + usual.operations;
-        Scenario { operations, clients: usual.machines * 2, users: 3, rough: true, packs: false, ..usual }
+        let clients = usual.machines * 2;
+        Scenario { operations, clients, users: 3, largest: 300 << 10, rough: true, packs: false, ..usual }
     }
 
     /// What goes wrong in it.

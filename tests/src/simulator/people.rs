@@ -14,7 +14,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 
 use super::answer::{Answer, ask};
-use super::ledger::{Fate, Ledger, blob_bytes, record};
+use super::ledger::{Fate, Ledger, Put, blob_bytes, record};
 use super::world::World;
 
 /// The first object that there is.
@@ -267,7 +267,7 @@ impl User {
                 1..3 => self.chance.u64(..1000),
                 _ => self.chance.u64(..self.largest),
             });
-            self.ledger.borrow_mut().put(writing, *oid, size);
+            self.ledger.borrow_mut().put(writing, *oid, Put { base: *base, blob: size });
             let data = record(writing, *oid, size);
             match size {
                 None => stores.push(ask(|done| transaction.store(*oid, *base, data, done))),
@@ -351,6 +351,7 @@ impl User {
                         let size = self.blob_size(writing, conflict.oid);
                         let data = record(writing, conflict.oid, size);
                         let (oid, base) = (conflict.oid, conflict.committed);
+                        self.ledger.borrow_mut().put(writing, oid, Put { base, blob: size });
                         let stored = match size {
                             None => {
                                 let stored = ask(|done| transaction.store(oid, base, data, done));
@@ -375,11 +376,7 @@ impl User {
     }
 
     fn blob_size(&self, writing: usize, oid: Oid) -> Option<u64> {
-        self.ledger
-            .borrow()
-            .writings
-            .get(writing)
-            .and_then(|writing| writing.puts.get(&oid).copied().flatten())
+        self.ledger.borrow().writings.get(writing).and_then(|writing| writing.puts.get(&oid)?.blob)
     }
 
     async fn vote_and_finish(&mut self, mut transaction: Transaction, writing: usize) {

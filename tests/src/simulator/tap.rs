@@ -74,6 +74,11 @@ impl Tap {
         Ok(())
     }
 
+    /// Is anything under way?
+    pub(super) fn is_busy(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
     fn side(&mut self, is_client: bool) -> &mut Side {
         if is_client { &mut self.client } else { &mut self.server }
     }
