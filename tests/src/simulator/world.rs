@@ -365,9 +365,13 @@ impl Inner {
 
     /// Has those who serve a process look after a while at the latest.
     fn look_after(&mut self, pid: Pid, delay: Duration) {
-        let delay = delay + self.a_moment() + self.a_while(pid);
+        let slow = self.a_while(pid);
+        let delay = delay + self.a_moment() + slow;
         let at = self.now + delay;
         let Some(process) = self.processes.get_mut(pid.0) else { return };
+        if !slow.is_zero() && process.look.is_some() {
+            return; // to be called again makes nobody faster
+        }
         if process.look.is_none_or(|look| look > at) {
             process.look = Some(at);
             self.after(delay, Event::Serve(pid));

@@ -9,6 +9,8 @@ mod ioerrors;
 mod killpoints;
 #[cfg(test)]
 mod powercut;
+#[cfg(test)]
+mod simulator;
 
 #[cfg(test)]
 mod support {
