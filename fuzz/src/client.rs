@@ -32,7 +32,7 @@ pub fn client(data: &[u8]) {
     };
     let machine = Tried::new(machine, limits, thorough);
     match choice & 16 {
-        0 => acts(machine, limits, bytes),
+        0 => acts(machine, bytes),
         _ => stream(machine, bytes),
     }
 }
@@ -65,7 +65,7 @@ impl Waiting {
 }
 
 /// A list of what is said, and done.
-fn acts(mut tried: Machine, limits: Limits, mut bytes: Bytes<'_>) {
+fn acts(mut tried: Machine, mut bytes: Bytes<'_>) {
     let (mut waiting, mut talk) = (Waiting::default(), Talk::default());
     while let Some(act) = bytes.next() {
         if act < 128 {
@@ -74,7 +74,7 @@ fn acts(mut tried: Machine, limits: Limits, mut bytes: Bytes<'_>) {
         } else {
             act_of_caller(&mut tried, &mut waiting, &mut bytes);
         }
-        assert!(tried.machine.requests_in_flight() <= limits.requests as usize);
+        assert!(tried.machine.requests_in_flight() <= tried.machine.peer_limits().requests as usize);
         if tried.is_dead() {
             return;
         }

@@ -3,7 +3,7 @@
 
 use blobferry_protocol::testing::digest_of;
 use blobferry_protocol::{
-    BlobId, Message, Oid, Reply, Request, RequestId, Tid, Time, TransferId, buffered, client,
+    BlobId, Limits, Message, Oid, Reply, Request, RequestId, Tid, Time, TransferId, buffered, client,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -20,7 +20,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "messages" => messages.iter().map(|message| say::frame(message)[4..].to_vec()).collect(),
         "frames" => {
             let runs = messages.chunks(4).map(|run| run.iter().flat_map(say::frame).collect::<Vec<u8>>());
-            let all = runs.chain([upload(), download()]);
+            let all = runs.chain(longest()).chain([upload(), download()]);
             all.zip(0_u8..).flat_map(|(stream, n)| behind(&[&[n % 4], &[(n % 4) | 12]], &stream)).collect()
         }
         "server" => with_acts(&mut runner, behind(&[&[16, 7], &[17, 200], &[18, 1]], &upload())),
@@ -48,14 +48,22 @@ fn with_acts(runner: &mut TestRunner, mut seeds: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     seeds
 }
 
-/// What a client says that stores blobs.
+/// The beginnings of frames that are as long as they may be, and of those that are too long by a byte.
+fn longest() -> Vec<Vec<u8>> {
+    let len = say::tight().frame;
+    let begins = |(len, kind): (u32, u8)| [&len.to_le_bytes()[..], &[kind, 1, 1]].concat();
+    [(len, 3), (len + 1, 3), (len, 13), (len + 1, 13)].map(begins).into()
+}
+
+/// What a client says that stores blobs, as if more and more credit had been given.
 fn upload() -> Vec<u8> {
     let mut client = client::Connection::new(Time::ZERO, say::config(say::tight()), b"key");
     let mut stream = said(&mut client);
-    client.handle_control(Time::ZERO, &say::frame(&say::welcome(say::tight()))).unwrap();
+    let roomy = Limits { transfer_window: 1000, connection_window: 5000, ..say::tight() };
+    client.handle_control(Time::ZERO, &say::frame(&say::welcome(roomy))).unwrap();
     let txn = blobferry_protocol::TxnId([0; 16]);
     client.request(Request::Begin { txn, meta: Default::default() }).unwrap();
-    for size in [0_u64, 20, 32] {
+    for size in [0_u64, 20, 100] {
         let digest = digest_of(&vec![7; size as usize]);
         client.upload(txn, Oid(size), Tid(3), vec![1, 2], size, Some(digest)).unwrap();
         stream.extend(said(&mut client));

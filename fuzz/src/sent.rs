@@ -50,6 +50,12 @@ impl Sent {
         }
     }
 
+    /// Who hears it has announced other limits.
+    pub(crate) fn keeps_to(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.credit = limits.connection_window;
+    }
+
     /// It was given credit. It need not have spoken of the transfer yet.
     pub(crate) fn credit(&mut self, transfer: TransferId, upto: u64) {
         let credit = self.credits.entry(transfer).or_default();
@@ -58,6 +64,11 @@ impl Sent {
 
     pub(crate) fn connection_credit(&mut self, upto: u64) {
         self.credit = upto.max(self.credit);
+    }
+
+    /// The credit that it gave last, for each transfer and for all.
+    pub(crate) fn given(&self) -> (&BTreeMap<TransferId, u64>, u64) {
+        (&self.given, self.all_given)
     }
 
     /// Looks at a run of frames, and the payload that follows it.

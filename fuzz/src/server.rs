@@ -121,6 +121,7 @@ fn stream(mut tried: Machine, mut bytes: Bytes<'_>) {
         if tried.is_dead() {
             break;
         }
+        tried.store_all();
         tried.send();
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! * It takes bytes or says why not; what it sends keeps to the limits and the credit of its peer.
 //! * To hear some bytes takes no more memory than these account for.
-//! * What it has taken and nobody has stored stays within the windows that it announced; so do the bytes that wait.
+//! * What it has taken and nobody has stored stays within the windows that it announced, and so does the credit that it
+//!   gives; the bytes that wait to be sent stay within their limit.
 //! * A call that is refused has changed nothing. (To see that costs time, so only some inputs ask for it.)
 //! * Once it is dead it says so, says nothing else, and stays as it is.
 
@@ -12,7 +13,10 @@ use std::time::Duration;
 
 use blobferry_protocol::connection::Connection;
 use blobferry_protocol::testing::Side;
-use blobferry_protocol::{Expect, Limits, Message, PeerError, Time, TransferEvent, TransferId, UsageError};
+use blobferry_protocol::wire::{self, LENGTH_BYTES};
+use blobferry_protocol::{
+    Expect, Hello, Limits, Message, PeerError, Time, TransferEvent, TransferId, UsageError, Welcome,
+};
 
 use crate::memory::bounded;
 use crate::say::Said;
@@ -34,6 +38,10 @@ pub(crate) struct Tried<S: Side> {
     limits: Limits,
     sent: Sent,
     sinks: BTreeMap<TransferId, Sink>,
+    /// What has come of a frame.
+    frame: Vec<u8>,
+    /// The payload that has come, for whomever.
+    moved: u64,
     /// Whether refused calls are looked at.
     thorough: bool,
 }
@@ -52,23 +60,25 @@ where
     /// A machine with these limits, whose peer has the same.
     pub(crate) fn new(machine: Connection<S>, limits: Limits, thorough: bool) -> Tried<S> {
         let sinks = BTreeMap::new();
-        Tried { machine, now: Time::ZERO, limits, sent: Sent::to(limits), sinks, thorough }
+        Tried {
+            machine,
+            now: Time::ZERO,
+            limits,
+            sent: Sent::to(limits),
+            sinks,
+            frame: Vec::new(),
+            moved: 0,
+            thorough,
+        }
     }
 
     pub(crate) fn is_dead(&self) -> bool {
         self.machine.error().is_some()
     }
 
-    /// The peer says something. Payload that it announces follows, unless it is more than it could ever send.
+    /// The peer says something. Payload that it announces follows at once.
     pub(crate) fn say(&mut self, said: &Said, event: &mut impl FnMut(&mut Tried<S>, S::Event)) {
         self.hear(&said.bytes(), true, event);
-        if let (Said::Message(message), false) = (said, self.is_dead()) {
-            match *message {
-                Message::Credit { transfer, upto } => self.sent.credit(transfer, upto),
-                Message::ConnectionCredit { upto } => self.sent.connection_credit(upto),
-                _ => {}
-            }
-        }
     }
 
     /// Bytes arrive. `whole`: payload is not among them, but comes at once where it is expected.
@@ -84,6 +94,7 @@ where
                 Expect::Payload(slice) if whole || !rest.is_empty() => {
                     let n = if whole { slice.len } else { slice.len.min(rest.len() as u64) };
                     rest = if whole { rest } else { &rest[n as usize..] };
+                    self.moved += n;
                     if let Some(sink) = self.sinks.get_mut(&slice.transfer) {
                         assert_eq!(sink.moved, slice.offset, "bytes come in order, once");
                         sink.moved += n;
@@ -99,12 +110,31 @@ where
                     self.events(event);
                     let Ok(used) = used else { break };
                     assert!(used > 0, "bytes that are not payload are taken");
+                    self.note_terms(&rest[..used]);
                     rest = &rest[used..];
                 }
                 _ => break,
             }
         }
         self.check();
+    }
+
+    /// Notes the limits and the credit that the peer has given, in bytes that the machine had no objection to.
+    fn note_terms(&mut self, bytes: &[u8]) {
+        self.frame.extend_from_slice(bytes);
+        while let Some(length) = self.frame.first_chunk::<LENGTH_BYTES>() {
+            let end = LENGTH_BYTES + u32::from_le_bytes(*length) as usize;
+            let Some(body) = self.frame.get(LENGTH_BYTES..end) else { break };
+            match wire::decode(body) {
+                Ok(Message::Hello(Hello { limits, .. }) | Message::Welcome(Welcome { limits, .. })) => {
+                    self.sent.keeps_to(limits);
+                }
+                Ok(Message::Credit { transfer, upto }) => self.sent.credit(transfer, upto),
+                Ok(Message::ConnectionCredit { upto }) => self.sent.connection_credit(upto),
+                _ => {}
+            }
+            self.frame.drain(..end);
+        }
     }
 
     /// Takes the events that wait.
@@ -135,6 +165,12 @@ where
         }
     }
 
+    /// All sinks have what has come.
+    pub(crate) fn store_all(&mut self) {
+        let sinks: Vec<TransferId> = self.sinks.keys().copied().collect();
+        sinks.into_iter().for_each(|transfer| self.store(transfer, None));
+    }
+
     /// Nobody wants more of a transfer; what has come of it counts as taken.
     pub(crate) fn forget(&mut self, transfer: TransferId) {
         self.sinks.remove(&transfer);
@@ -162,7 +198,20 @@ where
             assert_eq!(transmit.head, head.len());
             self.sent.look(&head, transmit.body);
         }
+        self.gives_what_is_stored();
         self.check();
+    }
+
+    /// Credit is given for what was stored, and a window more.
+    fn gives_what_is_stored(&self) {
+        let (given, all) = self.sent.given();
+        for (transfer, sink) in &self.sinks {
+            let most = sink.stored.saturating_add(self.limits.transfer_window);
+            let given = given.get(transfer).copied().unwrap_or(0);
+            assert!(given <= most, "{given} of {transfer:?} may come where {most} fit");
+        }
+        let most = self.moved.saturating_add(self.limits.connection_window);
+        assert!(all <= most, "{all} may come where {most} fit");
     }
 
     /// Time passes; the machine is told, whether it has asked for that or not.
