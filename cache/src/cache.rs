@@ -3,12 +3,13 @@
 //! How processes and threads agree on who fills it is told in `claim.rs`.
 
 use std::fmt;
-use std::fs::{File, Metadata};
-use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use blobferry_protocol::{BlobId, Digest};
+use rustix::fs::OFlags;
 
 use crate::blob::{CachedBlob, touch};
 use crate::buffer::TransactionBuffer;
@@ -153,9 +154,12 @@ impl Cache {
     }
 
     /// Opens a blob's file. From then on it is in use, and is not removed, but by the server in shared mode.
+    ///
+    /// What is no regular file is none, whatever it is called; a pipe is not waited for.
     pub(crate) fn open_blob(&self, path: &Path) -> Result<Option<(File, Metadata)>, CacheError> {
+        let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
         loop {
-            let file = match File::open(path) {
+            let file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(CacheError::io("open", path)(error)),
@@ -164,6 +168,10 @@ impl Cache {
                 lock::share(&file).map_err(CacheError::io("lock", path))?;
             }
             let metadata = file.metadata().map_err(CacheError::io("read the size of", path))?;
+            if !metadata.is_file() {
+                let what = io::Error::new(ErrorKind::InvalidInput, "it is not a regular file");
+                return Err(CacheError::io("open", path)(what));
+            }
             if self.is_shared() || metadata.nlink() > 0 {
                 return Ok(Some((file, metadata)));
             }

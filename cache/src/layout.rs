@@ -307,10 +307,16 @@ impl Layout {
     }
 }
 
-/// The blob that a partial download is of, which its name tells.
+/// The name of a partial download.
+pub(crate) fn partial_name(blob: BlobId) -> String {
+    format!("{}.{}.part", blob.oid, blob.tid)
+}
+
+/// The inverse of [`partial_name`]; `None` for any other name.
 fn partial(name: &str) -> Option<BlobId> {
     let (oid, tid) = name.strip_suffix(".part")?.split_once('.')?;
-    Some(BlobId { oid: Oid(oid.parse().ok()?), tid: tid.parse().ok()? })
+    let blob = BlobId { oid: Oid(oid.parse().ok()?), tid: tid.parse().ok()? };
+    (partial_name(blob) == name).then_some(blob)
 }
 
 /// Makes a directory; `false` where it was there.
@@ -395,6 +401,15 @@ mod tests {
         });
         let names = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name());
         assert_eq!(names.count(), 2, "nothing but .layout and tmp is there");
+    }
+
+    #[test]
+    fn what_is_nearly_called_a_partial_download_is_none() {
+        let blob = BlobId { oid: Oid(7), tid: Tid(0xabc) };
+        assert_eq!(partial(&partial_name(blob)), Some(blob));
+        for name in ["07.0000000000000abc", "+7.0000000000000abc", "7.0000000000000ABC", "7.abc", "7."] {
+            assert_eq!(partial(&format!("{name}.part")), None, "{name}");
+        }
     }
 
     #[test]

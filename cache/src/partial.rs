@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use blobferry_protocol::BlobId;
 use rustix::fs::OFlags;
 
-use crate::layout::{Layout, create_dir};
+use crate::layout::{Layout, create_dir, partial_name};
 use crate::room::Room;
 use crate::system::files;
 use crate::temporary::Temporary;
@@ -31,7 +31,7 @@ pub(crate) struct Partial {
 impl Partial {
     pub(crate) fn of(layout: &Layout, blob: BlobId) -> Partial {
         let dir = Partial::dir_of(layout);
-        let path = dir.join(format!("{}.{}.part", blob.oid, blob.tid));
+        let path = dir.join(partial_name(blob));
         Partial { dir, path }
     }
 

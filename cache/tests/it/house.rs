@@ -144,3 +144,28 @@ fn a_blob_that_is_there_already_keeps_its_file_when_it_is_published_again() {
     assert_eq!(inode(again[0].file()), inode(in_use.file()));
     assert_eq!(fs::metadata(in_use.path()).unwrap().ino(), inode(in_use.file()));
 }
+
+#[test]
+fn a_directory_or_a_pipe_under_a_blobs_name_is_not_handed_out_as_the_blob() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    cache.layout().create_bucket(3).unwrap();
+    fs::create_dir(cache.layout().blob_path(blob(1))).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, cache.layout().blob_path(blob(2)), rustix::fs::Mode::RWXU).unwrap();
+    for n in [1, 2] {
+        let refused = cache.get(blob(n)).unwrap_err().to_string();
+        assert!(refused.contains("it is not a regular file"), "{refused}");
+        assert!(cache.claim(blob(n)).is_err());
+    }
+    assert_eq!(there(&cache), []);
+}
+
+#[test]
+fn a_file_that_is_nearly_called_a_part_of_a_download_is_left_alone() {
+    let (_dir, cache) = three();
+    let part = left_part(&cache, 8);
+    let stranger = part.with_file_name(format!("+3.{}.part", blob(8).tid));
+    fs::write(&stranger, "somebody's").unwrap();
+    cache.clear().unwrap();
+    assert!(!part.exists() && stranger.exists());
+}

@@ -160,7 +160,8 @@ impl Incoming {
         if let Some(transfer) = self.transfers.get_mut(&id) {
             transfer.moved = transfer.moved.saturating_add(n);
             self.progress.made(id);
-            if transfer.accept == Accept::Drop {
+            // Chunk by chunk: else it would depend on how the stream is cut when credit is given.
+            if transfer.accept == Accept::Drop && transfer.moved == transfer.announced {
                 self.stored = self.stored.saturating_add(transfer.take(transfer.moved));
                 self.to_grant.insert(id);
             }

@@ -95,8 +95,9 @@ impl Pair {
         loop {
             while self.step() {}
             let arrivals = [self.up.next_arrival(), self.down.next_arrival()];
-            match arrivals.into_iter().flatten().min() {
-                Some(arrival) if arrival <= end => self.now = self.now.max(arrival),
+            // What has arrived and was not read is for one who is dead.
+            match arrivals.into_iter().flatten().filter(|arrival| *arrival > self.now).min() {
+                Some(arrival) if arrival <= end => self.now = arrival,
                 _ => break,
             }
         }

@@ -234,3 +234,11 @@ fn nothing_can_be_asked_before_the_handshake_is_done() {
     assert_eq!(server.invalidate(Tid(1), &[Oid(1)]), Err(UsageError::NotConnected));
     assert_eq!((said(&mut client).len(), said(&mut server)), (1, vec![]));
 }
+
+#[test]
+fn a_pair_comes_to_rest_when_one_end_has_died_with_bytes_on_their_way_to_it() {
+    let mut pair = Pair::connected(PairConfig::default());
+    pair.set_down(Link { delay: Duration::from_secs(100), ..Link::default() });
+    pair.advance(Duration::from_secs(200));
+    assert!(matches!(pair.client.connection.error(), Some(PeerError::Silent { .. })));
+}

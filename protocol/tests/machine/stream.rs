@@ -256,3 +256,18 @@ proptest! {
         all_the_same(|| hearing_client(2), &stream, &sizes);
     }
 }
+
+#[test]
+fn a_client_that_counts_on_credit_for_dropped_bytes_hears_the_same_however_its_stream_is_cut() {
+    let limits = Limits { chunk: 34, transfer_window: 32, connection_window: 100, ..Limits::default() };
+    let server = || support::server_for(support::with(limits), limits);
+    let transfer = TransferId(1);
+    // Refused at once, so that its bytes are dropped; and more of them than the first window has room for.
+    let mut stream = support::frame(&support::request(1, support::store_blob(1)));
+    stream.extend(support::frame(&Message::BlobStart { transfer, from: 0, end: 64, size: 64, digest: None }));
+    for (offset, len) in [(0, 20), (20, 30)] {
+        stream.extend(support::frame(&Message::BlobChunk { transfer, offset, len }));
+        stream.extend(vec![7; len as usize]);
+    }
+    all_the_same(server, &stream, &[3, 1, 20]);
+}

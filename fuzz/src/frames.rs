@@ -1,0 +1,134 @@
+//! Any bytes as a stream of frames, against a second finder of frames that is as simple as can be.
+//!
+//! However the stream is cut into reads, the machine takes the bytes that the other one says, waits for as many as are
+//! missing, and finds the same fault in the same frame. What it keeps meanwhile is no more than what has come.
+
+use blobferry_protocol::connection::{Connection, Half};
+use blobferry_protocol::wire::{self, LENGTH_BYTES};
+use blobferry_protocol::{BlobId, Expect, Limits, Message, Oid, PeerError, Request, Tid, Time};
+
+use crate::memory::bounded;
+use crate::say;
+
+/// The first byte chooses who hears the stream, and how it is cut.
+pub fn frames(data: &[u8]) {
+    let Some((choice, stream)) = data.split_first() else { return };
+    let limits = if choice & 2 == 0 { say::tight() } else { Limits::default() };
+    let size = match choice >> 2 {
+        0 => stream.len().max(1),
+        size => usize::from(size),
+    };
+    bounded(data.len(), 64 << 10, || match choice & 1 {
+        0 => hear(say::server(limits), stream, size, limits.frame),
+        _ => hear(asking(limits), stream, size, limits.frame),
+    });
+}
+
+/// A client with a few requests in flight.
+fn asking(limits: Limits) -> blobferry_protocol::client::Connection {
+    let mut client = say::client(limits);
+    let blob = BlobId { oid: Oid(1), tid: Tid(1) };
+    for upto in [64, u64::MAX] {
+        client.request(Request::SendBlob { blob, from: 0, upto }).unwrap();
+    }
+    client.request(Request::Load { oid: Oid(1) }).unwrap();
+    client.request(Request::Status).unwrap();
+    client
+}
+
+/// What stands at the beginning of some bytes.
+enum Found {
+    /// A frame that is not complete: so many bytes are missing, for all that is known.
+    Part(usize),
+    /// A message, in so many bytes.
+    Whole(usize, Message),
+    /// What can be no frame.
+    Bad(PeerError),
+}
+
+fn look(bytes: &[u8], max: u32) -> Found {
+    let Some(length) = bytes.first_chunk::<LENGTH_BYTES>() else {
+        return Found::Part(LENGTH_BYTES - bytes.len());
+    };
+    let len = u32::from_le_bytes(*length);
+    let end = LENGTH_BYTES + len as usize;
+    if len > max {
+        return Found::Bad(PeerError::FrameTooLong { len, max });
+    }
+    if let Some(kind) = bytes.get(LENGTH_BYTES)
+        && len > Limits::SMALL_FRAME
+        && ![3, 4, 5, 9].contains(kind)
+    {
+        return Found::Bad(PeerError::FrameTooLong { len, max: Limits::SMALL_FRAME });
+    }
+    match bytes.get(LENGTH_BYTES..end).map(wire::decode) {
+        None => Found::Part(end - bytes.len()),
+        Some(Ok(message)) => Found::Whole(end, message),
+        Some(Err(error)) => Found::Bad(error.into()),
+    }
+}
+
+fn hear<H: Half>(mut machine: Connection<H>, stream: &[u8], size: usize, max: u32) {
+    // Where the frame begins that is being read, and how far it was read.
+    let (mut start, mut at) = (0, 0);
+    while at < stream.len() {
+        let read = &stream[at..stream.len().min(at + size)];
+        match machine.expect() {
+            Expect::Payload(slice) => {
+                let n = slice.len.min(read.len() as u64);
+                machine.payload_moved(Time::ZERO, n).unwrap();
+                at += n as usize;
+                start = at;
+            }
+            Expect::Control { max: missing } => {
+                let Found::Part(expected) = look(&stream[start..at], max) else { panic!("it was not taken") };
+                assert_eq!(missing, expected);
+                match machine.handle_control(Time::ZERO, read) {
+                    Ok(used) => {
+                        assert!(used > 0, "bytes that are not payload are taken");
+                        at += used;
+                        start = accepted(stream, start, at, max, machine.expect(), used < read.len());
+                    }
+                    Err(error) => return refused(&stream[start..at + read.len()], max, &error),
+                }
+            }
+        }
+        while machine.poll_event().is_some() {}
+        while machine.poll_transmit(Time::ZERO, &mut Vec::new()).is_some() {}
+    }
+}
+
+/// The machine has taken the bytes up to `at`. Where the last frame begins that is not complete.
+fn accepted(stream: &[u8], start: usize, at: usize, max: u32, expect: Expect, stopped: bool) -> usize {
+    let (mut start, mut last) = (start, None);
+    loop {
+        match look(&stream[start..at], max) {
+            Found::Whole(end, message) => (start, last) = (start + end, Some(message)),
+            Found::Part(_) => break,
+            Found::Bad(error) => panic!("it was not found: {error}"),
+        }
+    }
+    if let Expect::Payload(slice) = expect {
+        assert_eq!(start, at, "payload begins where a frame ends");
+        let Some(Message::BlobChunk { transfer, offset, len }) = last else { panic!("no chunk: {last:?}") };
+        assert_eq!((slice.transfer, slice.offset, slice.len), (transfer, offset, len.into()));
+    } else {
+        assert!(!stopped, "only payload is left where it is");
+    }
+    start
+}
+
+/// The machine has found something in these bytes.
+fn refused(bytes: &[u8], max: u32, error: &PeerError) {
+    let of_frames = matches!(error, PeerError::Malformed(_) | PeerError::FrameTooLong { .. });
+    let (mut start, mut whole) = (0, 0);
+    loop {
+        match look(&bytes[start..], max) {
+            Found::Whole(end, _) => (start, whole) = (start + end, whole + 1),
+            Found::Bad(found) if of_frames => return assert_eq!(&found, error),
+            Found::Bad(_) | Found::Part(_) => break,
+        }
+    }
+    assert!(!of_frames, "{error}, of frames that are none the worse");
+    assert!(whole > 0, "{error}, of no message");
+}

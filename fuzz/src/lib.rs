@@ -1,0 +1,48 @@
+//! What is tried with bytes that nobody has thought of. Each target is a function of some bytes that panics where a
+//! promise is broken; libFuzzer makes the bytes up (`fuzz_targets/`), and what it has found worth keeping is replayed by
+//! `cargo test`, on any toolchain. See `fuzz/README.md`.
+//!
+//! Every target promises more than not to panic: what it compares, and what it counts, is told in its file.
+
+// A target that panics has found something. Numbers of its own are small.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod bytes;
+mod cache_contents;
+mod cache_names;
+mod client;
+mod frames;
+mod house;
+mod memory;
+mod messages;
+mod pair;
+mod say;
+pub mod seeds;
+mod sent;
+mod server;
+mod split;
+mod tried;
+
+pub use cache_contents::cache_contents;
+pub use cache_names::cache_names;
+pub use client::client;
+pub use frames::frames;
+pub use messages::messages;
+pub use pair::pair;
+pub use server::server;
+pub use split::split;
+
+/// What is tried, and what it is called.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
+    ("messages", messages),
+    ("frames", frames),
+    ("split", split),
+    ("server", server),
+    ("client", client),
+    ("pair", pair),
+    ("cache_names", cache_names),
+    ("cache_contents", cache_contents),
+];

@@ -1,0 +1,49 @@
+//! Any bytes as the body of a frame: a message, or none.
+//!
+//! What is a message is encoded and decoded again, and is the same; with a byte more or less it is none. No memory is
+//! taken because a length or a count says so.
+
+use blobferry_protocol::wire::{self, DecodeError, LENGTH_BYTES};
+use blobferry_protocol::{Message, RequestError};
+
+use crate::memory::bounded;
+
+/// Decodes the bytes as a message.
+pub fn messages(body: &[u8]) {
+    let decoded = bounded(body.len(), 4096, || wire::decode(body));
+    let message = match decoded {
+        Ok(message) => message,
+        Err(DecodeError::Malformed) => return,
+        Err(DecodeError::Trailing(rest)) => {
+            assert!(0 < rest && rest < body.len(), "{rest} bytes are left over of {}", body.len());
+            assert!(wire::decode(&body[..body.len() - rest]).is_ok(), "what is before them is a message");
+            return;
+        }
+    };
+    let mut frame = Vec::new();
+    assert_eq!(wire::encode(&message, u32::MAX, &mut frame), Ok(()));
+    let (length, again) = frame.split_at(LENGTH_BYTES);
+    assert_eq!(length, (again.len() as u32).to_le_bytes());
+    assert!(again.len() <= body.len(), "nothing is made up");
+    assert_eq!(wire::decode(again).as_ref(), Ok(&message));
+
+    let shorter = &body[..body.len() - 1];
+    assert_eq!(wire::decode(shorter), Err(DecodeError::Malformed), "a part of a message is none");
+    let longer = [body, &[0]].concat();
+    assert_eq!(wire::decode(&longer), Err(DecodeError::Trailing(1)));
+
+    let mut out = vec![9];
+    let len = again.len() as u64;
+    assert_eq!(wire::encode(&message, again.len() as u32 - 1, &mut out), Err(len), "it does not fit");
+    assert_eq!(out, [9], "nothing is left of it");
+    if let Some(error) = error_in(&message) {
+        assert!(!error.to_string().is_empty(), "people can be told");
+    }
+}
+
+fn error_in(message: &Message) -> Option<&RequestError> {
+    match message {
+        Message::Reply { result: Err(error), .. } | Message::BlobAbort { reason: error, .. } => Some(error),
+        _ => None,
+    }
+}

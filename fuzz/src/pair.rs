@@ -1,0 +1,300 @@
+//! A client's and a server's machine, joined by a link: any sequence of what their callers may do, and of what happens to
+//! the network between.
+//!
+//! * Two machines that keep to the rules never find fault with each other.
+//! * Every request has exactly one answer, once everything that is under way has come to its end, unless the connection
+//!   is lost.
+//! * A blob that has arrived has the bytes that were sent.
+//! * When all is done nothing is left behind.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use blobferry_protocol::testing::{Link, Pair, PairConfig, Source, Style, digest_of};
+use blobferry_protocol::{
+    Limits, Oid, Request, RequestError, RequestId, Tid, TransferEvent, TransferId, client, server,
+};
+
+use crate::bytes::Bytes;
+use crate::say;
+
+/// Rounds after which everything has come to its end, if it ever does.
+const ROUNDS: usize = 400;
+
+/// Tries a client and a server together.
+pub fn pair(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let mut world = World::new(&mut bytes);
+    while let Some(act) = bytes.next() {
+        world.act(act, &mut bytes);
+        world.look();
+    }
+    world.settle();
+}
+
+/// Both ends, and what is known of them.
+struct World {
+    pair: Pair,
+    /// What the client waits for.
+    waiting: BTreeMap<RequestId, Request>,
+    /// What the server was asked for and has not answered.
+    asked: BTreeMap<RequestId, Request>,
+    /// How many requests there were.
+    last: u64,
+    cut: bool,
+}
+
+impl World {
+    fn new(bytes: &mut Bytes<'_>) -> World {
+        let mut config = || {
+            let limits = say::tight();
+            // What is asked for in one go must not be more than may wait.
+            say::config(if bytes.flag() {
+                Limits::default()
+            } else {
+                Limits { control_queue: 1 << 20, ..limits }
+            })
+        };
+        let (client, server) = (config(), config());
+        let mut style = || if bytes.flag() { Style::Splicing } else { Style::Buffered };
+        let (client_style, server_style) = (style(), style());
+        let (up, down) = (link(bytes), link(bytes));
+        let config = PairConfig { client, server, client_style, server_style, up, down };
+        let pair = Pair::connected(config);
+        World { pair, waiting: BTreeMap::new(), asked: BTreeMap::new(), last: 0, cut: false }
+    }
+
+    fn act(&mut self, act: u8, bytes: &mut Bytes<'_>) {
+        match act % 24 {
+            0..=4 => self.request(bytes),
+            5 => self.give_up(bytes),
+            6..=9 => self.answer(bytes),
+            10 => drop(self.pair.step()),
+            11 | 12 => self.pair.run(),
+            13 => self.pair.advance(Duration::from_millis(1 << (bytes.byte() % 19))),
+            14 => self.pair.client.hold_sinks(),
+            15 => self.pair.server.hold_sinks(),
+            16 => self.pair.client.release_sinks(),
+            17 => self.pair.server.release_sinks(),
+            18 => self.pair.set_up(link(bytes)),
+            19 => self.pair.set_down(link(bytes)),
+            20 => self.invalidate(bytes),
+            21 => self.server_gives_up(bytes),
+            22 => self.rare(bytes),
+            _ => {
+                for _ in 0..bytes.below(16) {
+                    self.pair.step();
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, bytes: &mut Bytes<'_>) {
+        let request = say::request(bytes);
+        let made = match &request {
+            Request::StoreBlob { txn, base, .. } => {
+                let oid = Oid(bytes.byte().into());
+                let source = Source {
+                    digest_at_end: bytes.flag(),
+                    fails_at: bytes.flag().then(|| bytes.number()),
+                    ..Source::new(&content(oid))
+                };
+                let begun = self.pair.upload(*txn, oid, *base, source);
+                begun.ok().map(RequestId::from)
+            }
+            other => self.pair.client.connection.request(other.clone()).ok(),
+        };
+        if let Some(id) = made {
+            assert!(id.0 > self.last, "requests are numbered in order");
+            self.last = id.0;
+            self.waiting.insert(id, request);
+        }
+    }
+
+    /// The client wants something no more.
+    fn give_up(&mut self, bytes: &mut Bytes<'_>) {
+        let id = self.recent(bytes);
+        let client = &mut self.pair.client.connection;
+        match bytes.below(4) {
+            0 => drop(client.abort_blob(id.into(), say::error(bytes))),
+            1 => client.discard(id.into()),
+            _ => drop(client.cancel(id)),
+        }
+    }
+
+    fn recent(&self, bytes: &mut Bytes<'_>) -> RequestId {
+        RequestId(self.last.saturating_sub(bytes.below(6).into()))
+    }
+
+    /// The server answers one of the requests, perhaps before its time.
+    fn answer(&mut self, bytes: &mut Bytes<'_>) {
+        let nth = usize::from(bytes.byte()) % self.asked.len().max(1);
+        let Some((&id, request)) = self.asked.iter().nth(nth) else { return };
+        let request = request.clone();
+        let error = match bytes.below(8) {
+            0 => Some(say::error(bytes)),
+            _ => None,
+        };
+        self.answer_with(id, &request, error);
+    }
+
+    fn answer_with(&mut self, id: RequestId, request: &Request, error: Option<RequestError>) {
+        let server = &mut self.pair.server.connection;
+        let answered = match (error, request, say::fitting(request)) {
+            (Some(error), ..) => server.reply(id, Err(error)).is_ok(),
+            (None, Request::SendBlob { blob, .. }, _) => {
+                let source = Source::new(&content(blob.oid));
+                match self.pair.serve(id.into(), source) {
+                    Ok(()) => true,
+                    Err(_) => self.pair.server.connection.reply(id, Err(RequestError::Cancelled)).is_ok(),
+                }
+            }
+            (None, _, Some(reply)) => server.reply(id, Ok(reply)).is_ok(),
+            (None, _, None) => false,
+        };
+        if answered {
+            self.asked.remove(&id);
+        }
+    }
+
+    fn invalidate(&mut self, bytes: &mut Bytes<'_>) {
+        let oids: Vec<Oid> = bytes.run().iter().map(|n| Oid((*n).into())).collect();
+        let told = self.pair.server.connection.invalidate(Tid(bytes.number()), &oids);
+        assert!(told.is_ok() || self.is_lost());
+    }
+
+    fn server_gives_up(&mut self, bytes: &mut Bytes<'_>) {
+        let id = self.recent(bytes);
+        let server = &mut self.pair.server.connection;
+        match bytes.below(2) {
+            0 => drop(server.abort_blob(id.into(), say::error(bytes))),
+            _ if self.asked.contains_key(&id) => {
+                server.discard(id.into());
+                if server.reply(id, Err(RequestError::Cancelled)).is_ok() {
+                    self.asked.remove(&id);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn rare(&mut self, bytes: &mut Bytes<'_>) {
+        match bytes.below(16) {
+            0 => {
+                self.pair.cut();
+                self.cut = true;
+            }
+            1 => drop(self.pair.client.connection.goodbye()),
+            2 => drop(self.pair.server.connection.goodbye()),
+            3 => self.pair.oversleep(Duration::from_secs(bytes.byte().into())),
+            _ => {}
+        }
+    }
+
+    /// Whether the connection is at its end, through no fault of the machines.
+    fn is_lost(&self) -> bool {
+        let errors = [self.pair.client.connection.error(), self.pair.server.connection.error()];
+        self.cut || errors.into_iter().any(|error| error.is_some())
+    }
+
+    /// Takes what both have to tell.
+    fn look(&mut self) {
+        for error in [self.pair.client.connection.error(), self.pair.server.connection.error()] {
+            assert!(
+                error.is_none_or(|error| !error.is_breach()),
+                "one found fault with the other: {error:?}"
+            );
+        }
+        while let Some(event) = self.pair.server.event() {
+            match event {
+                server::Event::Request { id, request } => {
+                    assert!(id.0 <= self.last, "{id:?} was not made");
+                    assert!(self.asked.insert(id, request).is_none(), "{id:?} is told twice");
+                }
+                server::Event::Transfer(TransferEvent::Stopped { transfer, .. }) => self.arrived(transfer),
+                server::Event::Transfer(TransferEvent::Aborted { transfer, .. }) => {
+                    self.asked.remove(&transfer.into());
+                }
+                _ => {}
+            }
+        }
+        while let Some(event) = self.pair.client.event() {
+            let answered = match event {
+                client::Event::Reply { id, .. } => id,
+                client::Event::Transfer(TransferEvent::Stopped { transfer, .. }) => {
+                    self.downloaded(transfer);
+                    transfer.into()
+                }
+                client::Event::Transfer(TransferEvent::Aborted { transfer, .. }) => transfer.into(),
+                _ => continue,
+            };
+            assert!(self.waiting.remove(&answered).is_some(), "{answered:?} is answered twice");
+        }
+    }
+
+    fn arrived(&self, transfer: TransferId) {
+        let sink = self.pair.server.sink(transfer).expect("it has begun");
+        let whole = sink.bytes.len() as u64 == sink.size;
+        assert!(whole && sink.outcome == Some(Ok(digest_of(&sink.bytes))), "{transfer:?} is torn: {sink:?}");
+    }
+
+    fn downloaded(&self, transfer: TransferId) {
+        let Some(Request::SendBlob { blob, from, upto }) = self.waiting.get(&transfer.into()) else {
+            panic!("{transfer:?} was not asked for");
+        };
+        let content = content(blob.oid);
+        let sink = self.pair.client.sink(transfer).expect("it has begun");
+        let end = content.len().min(usize::try_from(*upto).unwrap_or(usize::MAX));
+        assert_eq!(sink.bytes, content[*from as usize..end], "{transfer:?} is torn");
+        assert_eq!(sink.outcome, Some(Ok(digest_of(&content))));
+    }
+
+    /// Everybody does what is left to do.
+    fn settle(&mut self) {
+        self.pair.client.release_sinks();
+        self.pair.server.release_sinks();
+        for _ in 0..ROUNDS {
+            self.pair.run();
+            self.look();
+            let Some((id, request)) = self.asked.iter().map(|(id, request)| (*id, request.clone())).next()
+            else {
+                break;
+            };
+            self.answer_with(id, &request, None);
+            if self.asked.contains_key(&id) {
+                self.answer_with(id, &request, Some(RequestError::Cancelled));
+            }
+            assert!(!self.asked.contains_key(&id) || self.is_lost(), "{id:?} can not be answered");
+            if self.is_lost() {
+                return;
+            }
+        }
+        if self.is_lost() {
+            return;
+        }
+        let (client, server) = (&self.pair.client.connection, &self.pair.server.connection);
+        assert!(self.asked.is_empty() && self.waiting.is_empty(), "{:?} is not answered", self.waiting);
+        assert_eq!((client.requests_in_flight(), server.requests_in_flight()), (0, 0));
+        assert_eq!((client.backlog(), server.backlog()), (0, 0));
+    }
+}
+
+/// The bytes of the blobs of an object.
+fn content(oid: Oid) -> Vec<u8> {
+    let size = oid.0 % 8 * 13;
+    (0..size).map(|n| (n * 7 + oid.0) as u8).collect()
+}
+
+fn link(bytes: &mut Bytes<'_>) -> Link {
+    let fragments = match bytes.below(4) {
+        0 => vec![1, 30],
+        1 => vec![3, 1, usize::MAX],
+        2 => bytes.take(4).iter().map(|size| usize::from(*size)).collect(),
+        _ => vec![usize::MAX],
+    };
+    Link {
+        delay: Duration::from_millis(bytes.byte().into()),
+        fragments,
+        capacity: bytes.one_of(&[1, 40, 1 << 10, 64 << 10]),
+    }
+}

@@ -1,0 +1,290 @@
+//! What a peer says that knows the protocol well and keeps to little of it: messages that nearly make sense, about the
+//! same few requests, objects and transactions, so that they often meet.
+
+use std::collections::BTreeMap;
+
+use blobferry_protocol::{
+    BlobId, BlobInfo, Config, Conflict, Digest, Hello, Limits, MAGIC, Message, Oid, Outcome, Packed, Phase,
+    Reply, Request, RequestError, RequestId, Revision, Tid, Time, TransferId, TxnId, TxnMeta, Unfinished,
+    Welcome, client, server, wire,
+};
+
+use crate::bytes::Bytes;
+
+/// The digest of every blob that nobody looks into.
+pub(crate) const DIGEST: Digest = Digest([0xd1; 32]);
+
+/// So little that a peer hits it all the time.
+pub(crate) fn tight() -> Limits {
+    Limits {
+        frame: 4096,
+        chunk: 16,
+        transfer_window: 32,
+        connection_window: 48,
+        transfers: 3,
+        requests: 6,
+        transactions: 2,
+        control_queue: 4096,
+    }
+}
+
+pub(crate) fn config(limits: Limits) -> Config {
+    Config { limits, ..Config::default() }
+}
+
+/// A server that has welcomed a client with the same limits.
+pub(crate) fn server(limits: Limits) -> server::Connection {
+    let mut server = server::Connection::new(Time::ZERO, config(limits));
+    server.handle_control(Time::ZERO, &frame(&hello(limits))).unwrap();
+    assert!(matches!(server.poll_event(), Some(server::Event::Hello { .. })));
+    server.welcome(Tid::ZERO).unwrap();
+    assert!(server.poll_transmit(Time::ZERO, &mut Vec::new()).is_some());
+    server
+}
+
+/// A client that was welcomed by a server with the same limits.
+pub(crate) fn client(limits: Limits) -> client::Connection {
+    let mut client = client::Connection::new(Time::ZERO, config(limits), b"key");
+    assert!(client.poll_transmit(Time::ZERO, &mut Vec::new()).is_some());
+    client.handle_control(Time::ZERO, &frame(&welcome(limits))).unwrap();
+    assert!(matches!(client.poll_event(), Some(client::Event::Connected(_))));
+    client
+}
+
+pub(crate) fn hello(limits: Limits) -> Message {
+    Message::Hello(Hello { magic: MAGIC, version_min: 1, version_max: 1, limits, credentials: Vec::new() })
+}
+
+pub(crate) fn welcome(limits: Limits) -> Message {
+    Message::Welcome(Welcome { version: 1, limits, last_tid: Tid::ZERO })
+}
+
+pub(crate) fn frame(message: &Message) -> Vec<u8> {
+    let mut frame = Vec::new();
+    wire::encode(message, u32::MAX, &mut frame).unwrap();
+    frame
+}
+
+/// A frame around bytes that need be no message.
+pub(crate) fn framed(body: &[u8]) -> Vec<u8> {
+    [&(body.len() as u32).to_le_bytes(), body].concat()
+}
+
+/// What the peer says next.
+pub(crate) enum Said {
+    Message(Message),
+    /// A frame that need not be a message.
+    Body(Vec<u8>),
+    /// Bytes that need not even be a frame.
+    Raw(Vec<u8>),
+}
+
+impl Said {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        match self {
+            Said::Message(message) => frame(message),
+            Said::Body(body) => framed(body),
+            Said::Raw(bytes) => bytes.clone(),
+        }
+    }
+}
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Speaker {
+    Client,
+    Server,
+}
+
+/// What one side has said so far, so that what it says next often goes on with that.
+#[derive(Debug, Default)]
+pub(crate) struct Talk {
+    last: u64,
+    /// How far its blobs are.
+    offsets: BTreeMap<TransferId, u64>,
+}
+
+/// What this side says next. A client numbers its requests in order, mostly.
+pub(crate) fn next(speaker: Speaker, bytes: &mut Bytes<'_>, talk: &mut Talk) -> Said {
+    let last = &mut talk.last;
+    Said::Message(match bytes.below(16) {
+        0..=4 if speaker == Speaker::Client => {
+            let id = if bytes.below(16) == 15 { bytes.number() } else { last.saturating_add(1) };
+            *last = id.max(*last);
+            Message::Request { id: RequestId(id), request: request(bytes) }
+        }
+        0..=4 => Message::Reply { id: RequestId(bytes.below(16).into()), result: result(bytes) },
+        5 if speaker == Speaker::Client => Message::Cancel { id: RequestId(bytes.below(16).into()) },
+        5 => Message::Invalidate {
+            tid: Tid(bytes.number()),
+            oids: bytes.run().iter().map(|n| Oid((*n).into())).collect(),
+        },
+        6 => start(bytes, talk),
+        7 | 8 => chunk(bytes, talk),
+        9 => Message::BlobStop { transfer: transfer(bytes), digest: DIGEST },
+        10 => Message::BlobAbort { transfer: transfer(bytes), reason: error(bytes) },
+        11 => Message::Credit { transfer: transfer(bytes), upto: offset(bytes) },
+        12 => Message::ConnectionCredit { upto: offset(bytes) },
+        13 => match bytes.below(8) {
+            0 => Message::Goodbye,
+            1 => Message::Pong { nonce: bytes.number() },
+            _ => Message::Ping { nonce: bytes.number() },
+        },
+        14 => return Said::Body(bytes.run().to_vec()),
+        _ => return Said::Raw(bytes.run().to_vec()),
+    })
+}
+
+fn chunk(bytes: &mut Bytes<'_>, talk: &mut Talk) -> Message {
+    let (transfer, len) = (transfer(bytes), bytes.number());
+    let at = talk.offsets.entry(transfer).or_default();
+    let offset = if len % 16 == 15 { offset(bytes) } else { *at };
+    let len = match len {
+        0..128 => len % 18,
+        128..250 => len % 36,
+        _ => len,
+    };
+    *at = offset.saturating_add(len);
+    Message::BlobChunk { transfer, offset, len: u32::try_from(len).unwrap_or(u32::MAX) }
+}
+
+fn start(bytes: &mut Bytes<'_>, talk: &mut Talk) -> Message {
+    let (transfer, end) = (transfer(bytes), offset(bytes));
+    let (from, size) = match bytes.below(8) {
+        0 => (offset(bytes), end),
+        1 => (0, offset(bytes)),
+        _ => (0, end),
+    };
+    talk.offsets.insert(transfer, from);
+    Message::BlobStart { transfer, from, end, size, digest: bytes.flag().then_some(DIGEST) }
+}
+
+pub(crate) fn transfer(bytes: &mut Bytes<'_>) -> TransferId {
+    TransferId(bytes.below(16).into())
+}
+
+/// Often at the end of one of the chunks of [`tight`] limits.
+pub(crate) fn offset(bytes: &mut Bytes<'_>) -> u64 {
+    match bytes.number() {
+        n @ 0..128 => n % 8 * 16,
+        n => n,
+    }
+}
+
+pub(crate) fn txn(bytes: &mut Bytes<'_>) -> TxnId {
+    TxnId([bytes.below(3); 16])
+}
+
+pub(crate) fn blob(bytes: &mut Bytes<'_>) -> BlobId {
+    BlobId { oid: Oid(bytes.below(4).into()), tid: Tid(bytes.below(4).into()) }
+}
+
+/// A request, of any kind.
+pub(crate) fn request(bytes: &mut Bytes<'_>) -> Request {
+    let kind = bytes.below(24);
+    let txn = txn(bytes);
+    let (oid, base) = (Oid(u64::from(kind)), Tid::ZERO);
+    match kind {
+        0 | 1 => {
+            Request::Begin { txn, meta: TxnMeta { user: bytes.run().to_vec(), description: Vec::new() } }
+        }
+        2 => Request::Store { txn, oid, base, data: bytes.run().to_vec() },
+        3..=6 => Request::StoreBlob { txn, oid, base, data: vec![kind; 3] },
+        7 => Request::StoreShared {
+            txn,
+            oid,
+            base,
+            data: Vec::new(),
+            name: "a-b".into(),
+            size: bytes.number(),
+            digest: DIGEST,
+        },
+        8 => Request::Delete { txn, oid, base },
+        9 => Request::Vote { txn },
+        10 => Request::Finish { txn },
+        11 => Request::Commit { txn },
+        12 => Request::Abort { txn },
+        13 => Request::Outcome { txn },
+        14 => Request::Load { oid },
+        15 => Request::LoadBefore { oid, before: Tid(bytes.number()) },
+        16 => Request::LoadSerial { oid, tid: Tid(bytes.number()) },
+        17 => Request::History { oid, limit: 9 },
+        18 => Request::NewOids { count: bytes.byte().into() },
+        19 => Request::Status,
+        20 => Request::Pack { before: Tid(bytes.number()) },
+        21 => Request::Attach { txn },
+        _ => Request::SendBlob {
+            blob: blob(bytes),
+            from: offset(bytes),
+            upto: if bytes.flag() { u64::MAX } else { offset(bytes) },
+        },
+    }
+}
+
+/// An answer that may fit a request or not.
+pub(crate) fn result(bytes: &mut Bytes<'_>) -> Result<Reply, RequestError> {
+    match bytes.below(16) {
+        0..=4 => Ok(Reply::Done),
+        5 => Ok(Reply::Voted),
+        6 => Ok(Reply::Conflicts(vec![conflict(); bytes.below(64).into()])),
+        7 => Ok(Reply::Finished { tid: Tid(7) }),
+        8 => Err(error(bytes)),
+        _ => Ok(other(bytes)),
+    }
+}
+
+fn conflict() -> Conflict {
+    Conflict { oid: Oid(1), committed: Tid(2), base: Tid(1) }
+}
+
+fn other(bytes: &mut Bytes<'_>) -> Reply {
+    let blob = Some(BlobInfo { size: 64, digest: DIGEST });
+    let revision = Revision { tid: Tid(1), next: None, data: bytes.run().to_vec(), blob };
+    match bytes.below(8) {
+        0 => Reply::Outcome(Outcome::NotCommitted),
+        1 => Reply::Revision(revision),
+        2 => Reply::RevisionBefore(Some(revision)),
+        3 => Reply::History(Vec::new()),
+        4 => Reply::Oids { first: Oid(9), count: 3 },
+        5 => Reply::Status(vec![("a".into(), 1)]),
+        6 => Reply::Packed(Packed::default()),
+        _ => Reply::Attached {
+            last: RequestId(3),
+            unfinished: vec![Unfinished { request: RequestId(3), upto: 16 }],
+        },
+    }
+}
+
+/// The answer that a server gives that has no objection; `None` to what wants a blob.
+pub(crate) fn fitting(request: &Request) -> Option<Reply> {
+    let revision = || Revision { tid: Tid(1), next: None, data: vec![1, 2, 3], blob: None };
+    Some(match request {
+        Request::Vote { .. } => Reply::Voted,
+        Request::Finish { .. } | Request::Commit { .. } => Reply::Finished { tid: Tid(9) },
+        Request::Outcome { .. } => Reply::Outcome(Outcome::Committed { tid: Tid(9) }),
+        Request::Load { .. } | Request::LoadSerial { .. } => Reply::Revision(revision()),
+        Request::LoadBefore { .. } => Reply::RevisionBefore(Some(revision())),
+        Request::History { .. } => Reply::History(Vec::new()),
+        Request::NewOids { count } => Reply::Oids { first: Oid(100), count: *count },
+        Request::Status => Reply::Status(vec![("a".into(), 1)]),
+        Request::Pack { .. } => Reply::Packed(Packed::default()),
+        Request::Attach { .. } => Reply::Attached { last: RequestId(0), unfinished: Vec::new() },
+        Request::SendBlob { .. } => return None,
+        _ => Reply::Done,
+    })
+}
+
+/// Why something is not done.
+pub(crate) fn error(bytes: &mut Bytes<'_>) -> RequestError {
+    let txn = txn(bytes);
+    match bytes.below(8) {
+        0 => RequestError::Doomed { txn },
+        // Sometimes longer than a frame may be.
+        1 => RequestError::Failed { detail: "x".repeat(if bytes.byte() > 250 { 5000 } else { 5 }) },
+        2 => RequestError::NoSuchBlob { blob: blob(bytes) },
+        3 => RequestError::WrongPhase { txn, phase: Phase::Voting },
+        4 => RequestError::Aborted { txn, reason: String::new() },
+        5 => RequestError::Stopping,
+        _ => RequestError::Cancelled,
+    }
+}

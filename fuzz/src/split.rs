@@ -1,0 +1,201 @@
+//! One stream, cut into reads in different ways, and moved through buffers or past them: both sides hear the same, answer
+//! the same, and die of the same.
+//!
+//! The first byte chooses who hears the stream and whether it is a stream of arbitrary bytes or one of messages with
+//! arbitrary payload; then come the sizes of the reads. Only credit may be given in other steps.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::iter;
+
+use blobferry_protocol::connection::{Connection, Half};
+use blobferry_protocol::testing::{Side, Style};
+use blobferry_protocol::wire::{self, LENGTH_BYTES};
+use blobferry_protocol::{
+    BlobId, Expect, Limits, Message, Oid, PeerError, Reply, Request, RequestError, RequestId, Slice, Tid,
+    Time, TransferEvent, TransferId, client, server,
+};
+
+use crate::bytes::Bytes;
+use crate::say::{self, Said, Speaker, Talk};
+
+/// Cuts a stream in several ways.
+pub fn split(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let choice = bytes.byte();
+    // A chunk may fill more than half of a transfer's window, and less of the connection's.
+    let tight = Limits { chunk: 34, connection_window: 100, ..say::tight() };
+    let limits = if choice & 1 == 0 { tight } else { Limits::default() };
+    let sizes: Vec<usize> = bytes.take(4).iter().map(|size| usize::from(*size).max(1)).collect();
+    let speaker = if choice & 2 == 0 { Speaker::Client } else { Speaker::Server };
+    let stream = match choice & 4 {
+        0 => messages(speaker, bytes),
+        _ => bytes.rest().to_vec(),
+    };
+    match speaker {
+        Speaker::Client => all_the_same(|| say::server(limits), &stream, &sizes),
+        Speaker::Server => all_the_same(|| asking(limits), &stream, &sizes),
+    }
+}
+
+/// Messages, and behind each chunk what may be its payload.
+fn messages(speaker: Speaker, mut bytes: Bytes<'_>) -> Vec<u8> {
+    let (mut stream, mut talk) = (Vec::new(), Talk::default());
+    while let Some(payload) = bytes.next() {
+        let said = say::next(speaker, &mut bytes, &mut talk);
+        stream.extend(said.bytes());
+        if let Said::Message(Message::BlobChunk { len, .. }) = said {
+            stream.extend(vec![payload; len.min(300) as usize]);
+        }
+    }
+    stream
+}
+
+/// A client that has asked for a few things.
+fn asking(limits: Limits) -> client::Connection {
+    let mut client = say::client(limits);
+    let blob = BlobId { oid: Oid(1), tid: Tid(1) };
+    for (from, upto) in [(0, u64::MAX), (0, u64::MAX), (16, 64)] {
+        client.request(Request::SendBlob { blob, from, upto }).unwrap();
+    }
+    client.request(Request::Load { oid: Oid(1) }).unwrap();
+    client.request(Request::Status).unwrap();
+    client.cancel(RequestId(2)).unwrap();
+    client
+}
+
+/// A half that does what it is asked for.
+trait Obliging: Side {
+    fn oblige(connection: &mut Connection<Self>, event: &Self::Event);
+}
+
+impl Obliging for client::Client {
+    fn oblige(_: &mut client::Connection, _: &client::Event) {}
+}
+
+impl Obliging for server::Server {
+    fn oblige(connection: &mut server::Connection, event: &server::Event) {
+        // What was answered by the machine itself is refused.
+        let _ = match event {
+            server::Event::Request { request: Request::StoreBlob { .. }, .. } => Ok(()),
+            server::Event::Request { id, request } => match say::fitting(request) {
+                Some(reply) => connection.reply(*id, Ok(reply)),
+                None => connection.reply(*id, Err(RequestError::Cancelled)),
+            },
+            server::Event::Transfer(TransferEvent::Stopped { transfer, .. }) => {
+                connection.reply((*transfer).into(), Ok(Reply::Done))
+            }
+            _ => Ok(()),
+        };
+    }
+}
+
+/// All that a side has seen of a stream, and said to it.
+#[derive(Debug, PartialEq)]
+struct Seen<E> {
+    events: Vec<E>,
+    payload: BTreeMap<TransferId, Vec<u8>>,
+    error: Option<PeerError>,
+    said: Vec<Message>,
+}
+
+fn all_the_same<H>(connection: impl Fn() -> Connection<H>, stream: &[u8], sizes: &[usize])
+where
+    H: Obliging<Event: PartialEq + Debug>,
+{
+    let whole = feed(connection(), stream, Style::Buffered, &[usize::MAX]);
+    for (style, sizes) in [(Style::Buffered, sizes), (Style::Splicing, sizes), (Style::Buffered, &[1])] {
+        if !sizes.is_empty() {
+            assert_eq!(whole, feed(connection(), stream, style, sizes), "{style:?} in {sizes:?}");
+        }
+    }
+}
+
+/// Feeds a stream to a machine in reads of these sizes, over and over.
+fn feed<H: Obliging>(
+    mut connection: Connection<H>,
+    stream: &[u8],
+    style: Style,
+    sizes: &[usize],
+) -> Seen<H::Event> {
+    let mut seen = Seen { events: Vec::new(), payload: BTreeMap::new(), error: None, said: Vec::new() };
+    let mut sinks = BTreeMap::new();
+    let mut rest = stream;
+    for size in sizes.iter().cycle() {
+        if rest.is_empty() || seen.error.is_some() {
+            break;
+        }
+        let max = match (style, connection.expect()) {
+            (Style::Buffered, _) => usize::MAX,
+            (_, Expect::Control { max }) => max,
+            (_, Expect::Payload(slice)) => slice.len as usize,
+        };
+        let (read, left) = rest.split_at((*size).min(max).min(rest.len()).max(1));
+        rest = left;
+        seen.error = hear(&mut connection, read, style, &mut seen, &mut sinks).err();
+    }
+    // Not before: what a request comes to may depend on what was answered when it came.
+    for event in &seen.events {
+        H::oblige(&mut connection, event);
+    }
+    seen.events.extend(iter::from_fn(|| connection.poll_event()));
+    seen.said = said(&mut connection);
+    seen
+}
+
+/// How far the sinks are.
+type Sinks = BTreeMap<TransferId, u64>;
+
+fn hear<H: Obliging>(
+    connection: &mut Connection<H>,
+    read: &[u8],
+    style: Style,
+    seen: &mut Seen<H::Event>,
+    sinks: &mut Sinks,
+) -> Result<(), PeerError> {
+    let mut rest = read;
+    while !rest.is_empty() {
+        match connection.expect() {
+            Expect::Control { .. } => {
+                let used = connection.handle_control(Time::ZERO, rest);
+                while let Some(event) = connection.poll_event() {
+                    if let Some(&TransferEvent::Started { transfer, from, .. }) = H::transfer(&event) {
+                        sinks.insert(transfer, from);
+                    }
+                    seen.events.push(event);
+                }
+                let used = used?;
+                assert!(used == rest.len() || style == Style::Buffered, "as much as was promised is control");
+                rest = &rest[used..];
+            }
+            Expect::Payload(Slice { transfer, len, .. }) => {
+                let (payload, left) = rest.split_at(rest.len().min(usize::try_from(len).unwrap()));
+                seen.payload.entry(transfer).or_default().extend_from_slice(payload);
+                connection.payload_moved(Time::ZERO, payload.len() as u64).unwrap();
+                if let Some(upto) = sinks.get_mut(&transfer) {
+                    *upto += payload.len() as u64;
+                    // When all of a chunk is there, so that it depends on the stream alone when credit is given.
+                    if matches!(connection.expect(), Expect::Control { .. }) {
+                        let _ = connection.stored(transfer, *upto);
+                    }
+                }
+                rest = left;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All that a machine has to say but for credit.
+fn said<H: Half>(connection: &mut Connection<H>) -> Vec<Message> {
+    let mut heads = Vec::new();
+    while connection.poll_transmit(Time::ZERO, &mut heads).is_some() {}
+    let (mut said, mut rest) = (Vec::new(), &heads[..]);
+    while let Some((length, frames)) = rest.split_first_chunk::<LENGTH_BYTES>() {
+        let (frame, more) = frames.split_at(u32::from_le_bytes(*length) as usize);
+        said.push(wire::decode(frame).unwrap());
+        rest = more;
+    }
+    said.retain(|message| !matches!(message, Message::Credit { .. } | Message::ConnectionCredit { .. }));
+    said
+}
