@@ -103,6 +103,19 @@ impl connection::Connection<Client> {
         RequestId(self.half.last_request)
     }
 
+    /// Downloads whose end has not come yet, wanted or not. There are never more than this side has announced transfers.
+    #[must_use]
+    pub fn downloads(&self) -> usize {
+        let is_download = |pending: &&Pending| matches!(pending.call, Call::SendBlob { .. });
+        self.half.requests.values().filter(is_download).count()
+    }
+
+    /// Uploads whose end was not sent yet. There are never more than the server has announced transfers.
+    #[must_use]
+    pub fn uploads(&self) -> usize {
+        self.link.outgoing.len()
+    }
+
     /// Asks for something. Exactly one answer will come, under the id that this returns.
     ///
     /// # Errors
@@ -166,8 +179,7 @@ impl connection::Connection<Client> {
         }
         if let Call::SendBlob { .. } = call {
             let limit = self.link.config.limits.transfers;
-            let downloads = |pending: &&Pending| matches!(pending.call, Call::SendBlob { .. });
-            if self.half.requests.values().filter(downloads).count() >= limit as usize {
+            if self.downloads() >= limit as usize {
                 return Err(UsageError::Limit { what: "transfers", limit: u64::from(limit) });
             }
         }

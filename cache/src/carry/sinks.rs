@@ -153,12 +153,6 @@ impl Inlets {
         self.inlets.remove(&transfer);
     }
 
-    /// How many there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.inlets.len()
-    }
-
     /// Passes on payload. Bytes that nobody has a sink for are dropped.
     pub fn payload(&mut self, slice: Slice, bytes: Bytes) {
         let Slice { transfer, offset, len } = slice;

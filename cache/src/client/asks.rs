@@ -160,8 +160,8 @@ impl Inner {
                 && self.connection.requests_in_flight() < limits.requests as usize
                 && match ask {
                     Ask::Call { .. } | Ask::Attach(_) => true,
-                    Ask::Download { .. } => self.state.inlets.count() < self.state.downloads,
-                    Ask::Upload { .. } => self.state.outlets.count() < limits.transfers as usize,
+                    Ask::Download { .. } => self.connection.downloads() < self.state.downloads,
+                    Ask::Upload { .. } => self.connection.uploads() < limits.transfers as usize,
                 };
             if !room {
                 return;

@@ -333,3 +333,42 @@ fn read_range(cached: &CachedBlob, range: Range<u64>) -> Result<Vec<u8>, CallErr
     read.map_err(|source| CallError::File { path: cached.path().to_owned(), source })?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use blobferry_protocol::{Limits, RequestId, server};
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::CacheConfig;
+    use crate::carry::Endpoint;
+
+    #[test]
+    fn a_download_waits_for_its_place_although_the_one_before_is_not_wanted_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), CacheConfig::default()).unwrap();
+        let limits = Limits { transfers: 1, ..Limits::default() };
+        let connection = Config { limits, ..Config::default() };
+        let config = ClientConfig { connection, ..ClientConfig::default() };
+        let session = Session::new(cache, &config, Addresses::from("nobody:1"), 0);
+        let mut endpoint = session.converse(Time::ZERO, || {});
+        let mut server = server::Connection::new(Time::ZERO, Config::default());
+        let mut said = Vec::new();
+        endpoint.transmit(Time::ZERO, &mut said, usize::MAX);
+        server.handle_control(Time::ZERO, &said).unwrap();
+        server.welcome(Tid::ZERO).unwrap();
+        let mut welcome = Vec::new();
+        assert!(server.poll_transmit(Time::ZERO, &mut welcome).is_some());
+        endpoint.receive(Time::ZERO, Bytes::from(welcome)).unwrap();
+
+        // Of different buckets, so that they do not wait for each other in the cache.
+        for oid in [1, 2] {
+            let blob = BlobId { oid: Oid(oid), tid: Tid(1) };
+            session.load_blob(blob, None, Box::new(|_| {}));
+        }
+        let era = session.lock().state.era;
+        session.report(era, Report::Failed { transfer: RequestId(1).into() });
+        let inner = session.lock();
+        assert_eq!((inner.connection.downloads(), inner.state.waiting.len()), (1, 1));
+    }
+}

@@ -273,8 +273,11 @@ impl State {
     /// A transaction was begun here, or attached.
     fn begun(&mut self, connection: &server::Connection, hold: Arc<Hold>) {
         self.begun.insert(hold.txn(), hold);
-        if self.begun.len() > 2 * self.service.config().connection.limits.transactions as usize {
+        // A vote that fails leaves its lane, too.
+        let most = 2 * self.service.config().connection.limits.transactions as usize;
+        if self.begun.len().max(self.lanes.len()) > most {
             let open: BTreeSet<TxnId> = connection.transactions().map(|(txn, _)| txn).collect();
+            self.lanes.retain(|txn, _| open.contains(txn));
             self.begun.retain(|txn, hold| {
                 let open = open.contains(txn);
                 if !open {

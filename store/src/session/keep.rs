@@ -23,6 +23,8 @@ const MOST: usize = 1000;
 pub(super) struct Hold {
     keeper: Arc<Keeper>,
     txn: TxnId,
+    /// Tells it from another one for a transaction of the same name, which may be begun again before this one is gone.
+    number: u64,
     state: Mutex<State>,
 }
 
@@ -125,7 +127,7 @@ impl Arrived {
 impl Drop for Hold {
     fn drop(&mut self) {
         let state = std::mem::take(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
-        self.keeper.released(self.txn, state);
+        self.keeper.released(self.txn, self.number, state);
     }
 }
 
@@ -145,11 +147,13 @@ struct Places {
     /// A thread waits for the time of the first of them.
     waiting: bool,
     stopping: bool,
+    /// Holds that there have been.
+    holds: u64,
 }
 
 enum Place {
     /// On a connection; and another one waits for it.
-    Held { by: Weak<Mailbox>, next: Option<Next> },
+    Held { by: Weak<Mailbox>, number: u64, next: Option<Next> },
     /// On none.
     Kept { until: Instant, state: State },
 }
@@ -185,8 +189,10 @@ impl Keeper {
     }
 
     fn held(self: &Arc<Self>, places: &mut Places, txn: TxnId, by: Weak<Mailbox>, state: State) -> Arc<Hold> {
-        places.transactions.insert(txn, Place::Held { by, next: None });
-        Arc::new(Hold { keeper: self.clone(), txn, state: Mutex::new(state) })
+        places.holds += 1;
+        let number = places.holds;
+        places.transactions.insert(txn, Place::Held { by, number, next: None });
+        Arc::new(Hold { keeper: self.clone(), txn, number, state: Mutex::new(state) })
     }
 
     /// A connection wants to go on with a transaction: it is told, sooner or later. A connection that has it still
@@ -213,9 +219,9 @@ impl Keeper {
                 drop(places);
                 next.tell(unknown());
             }
-            Some(Place::Held { by, next: before }) => {
+            Some(Place::Held { by, number, next: before }) => {
                 let owner = by.upgrade();
-                places.transactions.insert(txn, Place::Held { by, next: Some(next) });
+                places.transactions.insert(txn, Place::Held { by, number, next: Some(next) });
                 drop(places);
                 if let Some(before) = before {
                     before.tell(unknown());
@@ -241,9 +247,16 @@ impl Keeper {
     }
 
     /// Everything that had to be done for a transaction on its connection is done.
-    fn released(self: &Arc<Self>, txn: TxnId, mut state: State) {
+    fn released(self: &Arc<Self>, txn: TxnId, number: u64, mut state: State) {
         let mut places = self.places();
-        let Some(Place::Held { next, .. }) = places.transactions.remove(&txn) else { return };
+        let next = match places.transactions.remove(&txn) {
+            Some(Place::Held { number: now, next, .. }) if now == number => next,
+            // Its name was used again: what is there now is another's.
+            other => {
+                places.transactions.extend(other.map(|place| (txn, place)));
+                return;
+            }
+        };
         let told = state.told.take().unwrap_or_else(|| state.arrived.tell());
         match next {
             _ if state.over || places.stopping => {
@@ -367,6 +380,22 @@ impl Place {
 mod tests {
     use super::*;
     use crate::{ModelStore, StoreConfig};
+
+    #[test]
+    fn a_name_that_is_used_again_is_not_let_go_of_with_who_had_it_before() {
+        let store: Arc<dyn Store> = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
+        let keeper = Keeper::new(store, Duration::from_secs(60));
+        let mailbox = Mailbox::new(Box::new(|| {}));
+        let txn = TxnId([1; 16]);
+        let before = keeper.hold(txn, &mailbox);
+        before.over();
+        let now = keeper.hold(txn, &mailbox);
+        drop(before);
+        assert_eq!(keeper.count(), 0);
+        drop(now);
+        assert_eq!(keeper.count(), 1, "it is kept for its client");
+        keeper.stop();
+    }
 
     #[test]
     fn a_blob_that_nobody_has_asked_to_go_on_with_yet_is_not_taken_for_another() {
