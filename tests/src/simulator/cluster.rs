@@ -432,6 +432,7 @@ impl Cluster {
             false => Manner::by(&mut self.net),
         };
         let mut connection = Connection::new(now, manner);
+        connection.tap.said = self.world.is_told().then(Vec::new);
         let chair = |pid: Pid, make: &dyn Fn(Arc<AtomicBool>) -> Seat| {
             let woken = Arc::new(AtomicBool::new(true));
             let seat = self.world.run_as(pid, || make(woken.clone()));
@@ -484,6 +485,9 @@ impl Cluster {
         let pid = chair.pid;
         let net = &mut self.net;
         let driven = world.run_as(pid, || connection.drive(end.is_client, now, net));
+        for said in connection.tap.said.iter_mut().flat_map(std::mem::take) {
+            world.remark(format_args!("c{} {said}", end.connection));
+        }
         if let Some(broken) = driven.broken {
             return Err(format!("c{}: {broken}", end.connection));
         }

@@ -104,7 +104,7 @@ pub(super) fn plan(chance: &mut Rng, span: Duration, rough: bool) -> Vec<Misfort
         .filter_map(|_| {
             let kind = kind(*chance.choice(&kinds)?, chance);
             // Most of it early, when everybody is at work.
-            let at = span.mul_f64(chance.f64().powi(3));
+            let at = span.mul_f64(chance.f64().powi(2));
             Some(Misfortune { at, kind, whom: chance.usize(..100) })
         })
         .collect();
@@ -112,12 +112,20 @@ pub(super) fn plan(chance: &mut Rng, span: Duration, rough: bool) -> Vec<Misfort
     plan
 }
 
+/// Mostly short: what lasts longer than anybody has patience keeps all others from happening.
+fn a_while(chance: &mut Rng) -> u64 {
+    match chance.u8(..8) {
+        0 => chance.u64(1..90_000),
+        _ => chance.u64(1..3000),
+    }
+}
+
 fn kind(number: u8, chance: &mut Rng) -> Kind {
     match number {
         0 => Kind::Cut,
         1 => Kind::HalfOpen { to_client: chance.bool() },
-        2 => Kind::Stick { to_client: chance.bool(), millis: chance.u64(1..100_000) },
-        3 => Kind::Partition { millis: chance.u64(1..90_000) },
+        2 => Kind::Stick { to_client: chance.bool(), millis: a_while(chance) },
+        3 => Kind::Partition { millis: a_while(chance) },
         4 => Kind::KillClient,
         5 => Kind::KillServer,
         6 => Kind::StopServer,

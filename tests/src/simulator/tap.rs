@@ -17,7 +17,8 @@ pub(super) struct Tap {
     asked: BTreeMap<RequestId, bool>,
     last_asked: RequestId,
     told: Tid,
-    /// Finishes and commits were answered so often, and blobs sent.
+    /// What was said since somebody looked, where that is wanted: it is for reading only.
+    pub(super) said: Option<Vec<String>>,
     pub(super) counts: Counts,
 }
 
@@ -68,6 +69,11 @@ impl Tap {
                 wire::decode(body).map_err(|error| format!("what was said is no message: {error}"))?;
             rest = after;
             self.counts.messages += 1;
+            if let Some(said) = &mut self.said {
+                let by = if from_client { "client" } else { "server" };
+                let whole = format!("{by}: {message:?}");
+                said.push(whole.chars().take(160).collect());
+            }
             self.said(from_client, message)?;
         }
         self.side(from_client).unread = rest.to_vec();

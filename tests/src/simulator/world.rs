@@ -169,6 +169,20 @@ impl World {
         }
     }
 
+    /// Is somebody going to read what has happened?
+    pub(super) fn is_told(&self) -> bool {
+        self.inner.borrow().trace.lines.is_some()
+    }
+
+    /// Notes something for who reads it, which is not a part of what has happened.
+    pub(super) fn remark(&self, what: fmt::Arguments<'_>) {
+        let mut inner = self.inner.borrow_mut();
+        let line = format!("{:>12.6}   {what}", inner.now.as_secs_f64());
+        if let Some(lines) = &mut inner.trace.lines {
+            lines.push(line);
+        }
+    }
+
     /// The digest of everything that has happened, and how many lines it was.
     pub(super) fn trace_digest(&self) -> (blobferry_protocol::Digest, u64) {
         let inner = self.inner.borrow();
