@@ -268,13 +268,17 @@ impl World {
         loop {
             let mut inner = self.inner.borrow_mut();
             let Some(process) = inner.processes.get_mut(pid.0) else { return };
-            let (left, servants) = (std::mem::take(&mut process.left), std::mem::take(&mut process.servants));
+            let (left, mut servants) =
+                (std::mem::take(&mut process.left), std::mem::take(&mut process.servants));
             drop(inner);
             if left.is_empty() && servants.is_empty() {
                 return;
             }
             self.run_as(pid, || {
                 left.into_iter().for_each(|job| job());
+                for step in &mut servants {
+                    while step() == Next::Now {}
+                }
                 drop(servants);
             });
         }
