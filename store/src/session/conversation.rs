@@ -217,9 +217,9 @@ impl State {
     fn greet(&mut self, connection: &mut server::Connection) {
         // The machine has just said that it waits for this.
         let _ = match self.service.admit(&self.mailbox) {
-            Ok(membership) => {
+            Ok((membership, last)) => {
                 self.membership = Some(membership);
-                connection.welcome(self.service.store().last_tid())
+                connection.welcome(last)
             }
             Err(refusal) => connection.refuse(refusal),
         };

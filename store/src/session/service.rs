@@ -63,6 +63,8 @@ struct Shared {
 struct Sessions {
     last: u64,
     mailboxes: BTreeMap<u64, Arc<Mailbox>>,
+    /// The last commit that all of them were told of. For a moment readers do not see it yet.
+    told: Option<(Tid, Arc<[Oid]>)>,
 }
 
 impl std::fmt::Debug for Service {
@@ -169,8 +171,8 @@ impl Service {
         all.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// Takes a session in, so that it hears of every commit from here on.
-    pub(super) fn admit(&self, mailbox: &Arc<Mailbox>) -> Result<Membership, Refusal> {
+    /// Takes a session in, so that it hears of every commit after the one that is returned.
+    pub(super) fn admit(&self, mailbox: &Arc<Mailbox>) -> Result<(Membership, Tid), Refusal> {
         let mut sessions = self.0.sessions();
         if self.is_stopping() {
             return Err(Refusal::Stopping);
@@ -183,7 +185,13 @@ impl Service {
         sessions.mailboxes.insert(number, mailbox.clone());
         self.0.counters.connections.add(1);
         self.0.counters.accepted.add(1);
-        Ok(Membership { service: self.clone(), number })
+        let last = self.0.store.last_tid();
+        let missed = sessions.told.clone().filter(|(tid, _)| *tid > last);
+        drop(sessions);
+        if let Some((tid, oids)) = missed {
+            mailbox.post(News::Committed { tid, oids });
+        }
+        Ok((Membership { service: self.clone(), number }, last))
     }
 }
 
@@ -203,7 +211,10 @@ impl Shared {
             return;
         }
         let oids: Arc<[Oid]> = oids.into();
-        let mailboxes: Vec<Arc<Mailbox>> = self.sessions().mailboxes.values().cloned().collect();
+        let mut sessions = self.sessions();
+        sessions.told = Some((tid, oids.clone()));
+        let mailboxes: Vec<Arc<Mailbox>> = sessions.mailboxes.values().cloned().collect();
+        drop(sessions);
         for mailbox in mailboxes {
             mailbox.post(News::Committed { tid, oids: oids.clone() });
         }

@@ -309,3 +309,23 @@ fn a_service_that_stops_finishes_what_was_voted_for_and_begins_nothing() {
     late.session.transmit(Time::ZERO, &mut refusal, 1 << 20);
     assert!(late.session.is_finished() && late.client.handle_control(Time::ZERO, &refusal).is_err());
 }
+
+#[test]
+fn who_connects_in_the_middle_of_an_announcement_does_not_miss_it() {
+    let (store, service) = service();
+    let mut before = pair(&service);
+    // The service has told all sessions of the commit, and readers do not see it yet: then somebody connects.
+    let (met, newcomer) = mpsc::channel();
+    let at = service.clone();
+    let _subscription = store.subscribe(Arc::new(move |tid, _: &[Oid]| {
+        let mut newcomer = pair(&at);
+        while newcomer.exchange() {}
+        let hears = |event: &client::Event| matches!(event, client::Event::Invalidate { tid: told, .. } if *told == tid);
+        met.send(newcomer.told.iter().any(hears)).unwrap();
+    }));
+    let txn = before.begin(1);
+    before.client.request(Request::Store { txn, oid: Oid(1), base: Tid::ZERO, data: vec![1] }).unwrap();
+    let commit = before.client.request(Request::Commit { txn }).unwrap();
+    assert!(matches!(before.answer(commit), Ok(Reply::Finished { .. })));
+    assert!(newcomer.recv().unwrap(), "it was told that it knows of all commits before, and of none since");
+}
