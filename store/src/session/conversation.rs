@@ -463,3 +463,47 @@ impl Drop for Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use blobferry_protocol::{Config, Limits, TxnMeta, client};
+
+    use super::*;
+    use crate::session::ServerConfig;
+    use crate::{ModelStore, StoreConfig};
+
+    /// Moves everything that is said, both ways, until all that was asked is answered.
+    fn settle(client: &mut client::Connection, session: &mut Session) {
+        let mut answered = false;
+        while !answered || client.requests_in_flight() > 0 {
+            let (mut up, mut down) = (Vec::new(), Vec::new());
+            buffered::transmit(client, Time::ZERO, &mut up, usize::MAX, |_, _| Ok(()));
+            session.receive(Time::ZERO, Bytes::from(up)).unwrap();
+            session.transmit(Time::ZERO, &mut down, usize::MAX);
+            buffered::receive(client, Time::ZERO, &down, &mut (), |(), _, _| {}, |_, _, _| {}).unwrap();
+            answered = client.is_connected();
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_vote_that_fails_leaves_no_lane_behind_for_as_long_as_the_connection_lives() {
+        let limits = Limits { transactions: 2, ..Limits::default() };
+        let connection = Config { limits, ..Config::default() };
+        let store: Arc<dyn Store> = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
+        let service = Service::new(store, ServerConfig { connection, ..ServerConfig::default() });
+        let mut session = Session::new(&service, Time::ZERO, || {});
+        let mut client = client::Connection::new(Time::ZERO, Config::default(), b"");
+        settle(&mut client, &mut session);
+        for name in 0..100 {
+            let txn = TxnId([name; 16]);
+            // Its name is taken, so its vote fails.
+            client.request(Request::Outcome { txn }).unwrap();
+            settle(&mut client, &mut session);
+            client.request(Request::Begin { txn, meta: TxnMeta::default() }).unwrap();
+            client.request(Request::Vote { txn }).unwrap();
+            settle(&mut client, &mut session);
+        }
+        assert!(session.state.lanes.len() <= 5, "{} lanes", session.state.lanes.len());
+    }
+}
