@@ -1,6 +1,6 @@
 //! What threads work together with, here and in the crates above: the standard library's primitives.
 //!
-//! With the feature `shuttle`, which only tests turn on, it is all simulated instead: [`explore`](simulated::explore)
+//! With the feature `shuttle`, which only tests turn on, it is all simulated instead: `explore`
 //! runs one scene under thousands of schedules, and every schedule can be run again.
 
 #[cfg(feature = "shuttle")]
