@@ -19,8 +19,8 @@ pub fn frames(data: &[u8]) {
         size => usize::from(size),
     };
     bounded(data.len(), 64 << 10, || match choice & 1 {
-        0 => hear(say::server(limits), stream, size, limits.frame),
-        _ => hear(asking(limits), stream, size, limits.frame),
+        0 => hear(say::server(limits), stream, size, Longest { max: limits.frame, kinds: &[3, 9] }),
+        _ => hear(asking(limits), stream, size, Longest { max: limits.frame, kinds: &[4, 5, 9] }),
     });
 }
 
@@ -36,6 +36,13 @@ fn asking(limits: Limits) -> blobferry_protocol::client::Connection {
     client
 }
 
+/// The longest frame, and the kinds of message that one side hears and that may be so long.
+#[derive(Clone, Copy)]
+struct Longest {
+    max: u32,
+    kinds: &'static [u8],
+}
+
 /// What stands at the beginning of some bytes.
 enum Found {
     /// A frame that is not complete: so many bytes are missing, for all that is known.
@@ -46,7 +53,8 @@ enum Found {
     Bad(PeerError),
 }
 
-fn look(bytes: &[u8], max: u32) -> Found {
+fn look(bytes: &[u8], longest: Longest) -> Found {
+    let Longest { max, kinds } = longest;
     let Some(length) = bytes.first_chunk::<LENGTH_BYTES>() else {
         return Found::Part(LENGTH_BYTES - bytes.len());
     };
@@ -57,7 +65,7 @@ fn look(bytes: &[u8], max: u32) -> Found {
     }
     if let Some(kind) = bytes.get(LENGTH_BYTES)
         && len > Limits::SMALL_FRAME
-        && ![3, 4, 5, 9].contains(kind)
+        && !kinds.contains(kind)
     {
         return Found::Bad(PeerError::FrameTooLong { len, max: Limits::SMALL_FRAME });
     }
@@ -68,7 +76,7 @@ fn look(bytes: &[u8], max: u32) -> Found {
     }
 }
 
-fn hear<H: Half>(mut machine: Connection<H>, stream: &[u8], size: usize, max: u32) {
+fn hear<H: Half>(mut machine: Connection<H>, stream: &[u8], size: usize, longest: Longest) {
     // Where the frame begins that is being read, and how far it was read.
     let (mut start, mut at) = (0, 0);
     while at < stream.len() {
@@ -81,15 +89,17 @@ fn hear<H: Half>(mut machine: Connection<H>, stream: &[u8], size: usize, max: u3
                 start = at;
             }
             Expect::Control { max: missing } => {
-                let Found::Part(expected) = look(&stream[start..at], max) else { panic!("it was not taken") };
+                let Found::Part(expected) = look(&stream[start..at], longest) else {
+                    panic!("it was not taken")
+                };
                 assert_eq!(missing, expected);
                 match machine.handle_control(Time::ZERO, read) {
                     Ok(used) => {
                         assert!(used > 0, "bytes that are not payload are taken");
                         at += used;
-                        start = accepted(stream, start, at, max, machine.expect(), used < read.len());
+                        start = accepted(stream, start, at, longest, machine.expect(), used < read.len());
                     }
-                    Err(error) => return refused(&stream[start..at + read.len()], max, &error),
+                    Err(error) => return refused(&stream[start..at + read.len()], longest, &error),
                 }
             }
         }
@@ -99,10 +109,17 @@ fn hear<H: Half>(mut machine: Connection<H>, stream: &[u8], size: usize, max: u3
 }
 
 /// The machine has taken the bytes up to `at`. Where the last frame begins that is not complete.
-fn accepted(stream: &[u8], start: usize, at: usize, max: u32, expect: Expect, stopped: bool) -> usize {
+fn accepted(
+    stream: &[u8],
+    start: usize,
+    at: usize,
+    longest: Longest,
+    expect: Expect,
+    stopped: bool,
+) -> usize {
     let (mut start, mut last) = (start, None);
     loop {
-        match look(&stream[start..at], max) {
+        match look(&stream[start..at], longest) {
             Found::Whole(end, message) => (start, last) = (start + end, Some(message)),
             Found::Part(_) => break,
             Found::Bad(error) => panic!("it was not found: {error}"),
@@ -119,11 +136,11 @@ fn accepted(stream: &[u8], start: usize, at: usize, max: u32, expect: Expect, st
 }
 
 /// The machine has found something in these bytes.
-fn refused(bytes: &[u8], max: u32, error: &PeerError) {
+fn refused(bytes: &[u8], longest: Longest, error: &PeerError) {
     let of_frames = matches!(error, PeerError::Malformed(_) | PeerError::FrameTooLong { .. });
     let (mut start, mut whole) = (0, 0);
     loop {
-        match look(&bytes[start..], max) {
+        match look(&bytes[start..], longest) {
             Found::Whole(end, _) => (start, whole) = (start + end, whole + 1),
             Found::Bad(found) if of_frames => return assert_eq!(&found, error),
             Found::Bad(_) | Found::Part(_) => break,
