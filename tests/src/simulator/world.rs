@@ -128,6 +128,22 @@ pub(super) fn chance_for(seed: u64, purpose: &str) -> Rng {
     Rng::with_seed(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
 }
 
+/// A line without what temporary files are called, and what is free on the real disk.
+fn without_chance(line: &str) -> String {
+    let mut line = line.to_owned();
+    for before in ["blobferry-simulated-", "/blob-", "tmp/blobferry-", ", where "] {
+        let parts: Vec<&str> = line.split(before).collect();
+        let rest =
+            parts.iter().skip(1).map(|part| part.trim_start_matches(|c: char| c.is_ascii_alphanumeric()));
+        let rest: Vec<&str> = rest.collect();
+        line = std::iter::once(parts.first().copied().unwrap_or_default())
+            .chain(rest)
+            .collect::<Vec<_>>()
+            .join(before);
+    }
+    line
+}
+
 impl World {
     pub(super) fn new(seed: u64, disk: Disk, told: bool) -> Rc<World> {
         let inner = Inner {
@@ -161,7 +177,7 @@ impl World {
     /// Notes what has happened.
     pub(super) fn note(&self, what: fmt::Arguments<'_>) {
         let mut inner = self.inner.borrow_mut();
-        let line = format!("{:>12.6} {what}", inner.now.as_secs_f64());
+        let line = without_chance(&format!("{:>12.6} {what}", inner.now.as_secs_f64()));
         inner.trace.count += 1;
         inner.trace.hasher.update(line.as_bytes()).update(b"\n");
         if let Some(lines) = &mut inner.trace.lines {
@@ -177,7 +193,7 @@ impl World {
     /// Notes something for who reads it, which is not a part of what has happened.
     pub(super) fn remark(&self, what: fmt::Arguments<'_>) {
         let mut inner = self.inner.borrow_mut();
-        let line = format!("{:>12.6}   {what}", inner.now.as_secs_f64());
+        let line = without_chance(&format!("{:>12.6}   {what}", inner.now.as_secs_f64()));
         if let Some(lines) = &mut inner.trace.lines {
             lines.push(line);
         }
