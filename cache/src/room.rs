@@ -26,6 +26,7 @@ use crate::evict::{Ledger, Queue, Search};
 use crate::layout::Layout;
 use crate::stamp::Boot;
 use crate::sync::{Arc, Mutex, PoisonError};
+use crate::system::files;
 use crate::writer::WriteError;
 
 /// The first letters of a mark's name.
@@ -66,12 +67,6 @@ pub(crate) struct Reserved {
 /// The bytes that a file takes on the disk.
 pub(crate) fn on_disk(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.blocks().saturating_mul(512))
-}
-
-/// The bytes that are free on a directory's disk, where its file system has a size.
-pub(crate) fn free_bytes(dir: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(dir).ok()?;
-    (stat.f_blocks > 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// What the file system may need beside a file's bytes: its attributes, and the list of its pieces. ext4 needs a block
@@ -139,7 +134,7 @@ impl Room {
     }
 
     fn free(&self) -> Option<u64> {
-        free_bytes(self.0.layout.tmp())
+        files::free(self.0.layout.tmp())
     }
 
     fn no_space(&self, needed: u64, error: Errno) -> WriteError {

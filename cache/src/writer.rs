@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use blobferry_protocol::Digest;
 use blobferry_protocol::planted::{Bug, planted};
 
-use crate::room::free_bytes;
 use crate::stamp;
 use crate::system::files;
 use crate::temporary::Temporary;
@@ -94,7 +93,7 @@ impl WriteError {
         move |source| match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                 let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-                let free = free_bytes(dir).unwrap_or_default();
+                let free = files::free(dir).unwrap_or_default();
                 WriteError::NoSpace { path: path.to_owned(), needed, free, source }
             }
             _ => WriteError::io(operation, path)(source),

@@ -46,6 +46,19 @@ const ELSEWHERE: [&str; 27] = [
     "sigaltstack",
 ];
 
+/// At which system calls something is to happen.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// In this role only.
+    pub role: Option<Role>,
+    /// At this system call only; where writes are to be short, `limit`.
+    pub call: Option<String>,
+    /// At this one of its calls only, from 1 on; with this limit only.
+    pub number: Option<u32>,
+    /// At some of the calls of each name, and not at all of them.
+    pub short: bool,
+}
+
 /// Whose system calls are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Thread {

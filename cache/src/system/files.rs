@@ -78,6 +78,14 @@ pub fn sync_names(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// The bytes that are free on a directory's disk, where its file system has a size.
+#[must_use]
+pub fn free(dir: &Path) -> Option<u64> {
+    super::simulated!(simulation => Some(simulation.free()));
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    (stat.f_blocks > 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Gives a file another name, in place of any other of that name.
 ///
 /// # Errors

@@ -28,6 +28,9 @@ pub trait Simulation {
     /// Takes the place of a thread that would take a step again and again.
     fn serve(&self, step: Box<dyn FnMut() -> Next + Send>);
 
+    /// The bytes that are free on the disk.
+    fn free(&self) -> u64;
+
     /// A step with a file is about to be taken. Says how many bytes of a write are done at once.
     ///
     /// # Errors

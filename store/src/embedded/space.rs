@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use blobferry_cache::WriteError;
 use blobferry_cache::sync::Arc;
 use blobferry_cache::sync::atomic::{AtomicU64, Ordering};
+use blobferry_cache::system::files;
 use blobferry_protocol::RequestError;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -55,8 +56,7 @@ impl Space {
 
     /// Free bytes, where the file system tells.
     fn free(&self) -> Option<u64> {
-        let told = rustix::fs::statvfs(&self.dir).ok()?;
-        Some(told.f_bavail.saturating_mul(told.f_frsize))
+        files::free(&self.dir)
     }
 }
 

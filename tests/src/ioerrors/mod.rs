@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::enclosure::Enclosure;
+pub use crate::scene::Options;
 use crate::scene::{Point, Scene, Thread, numbers};
 use crate::strace;
 use crate::volume::{Kind, Volume};
@@ -23,19 +24,6 @@ const FAULTS: [(&str, bool); 4] = [("EIO", false), ("ENOSPC", true), ("ENOSPC", 
 /// The limits of the length of files, in bytes: from the first on, in steps of the second, to the third. The largest
 /// blob is between the last ones.
 const LIMITS: (u64, usize, u64) = (500, 1_499, 140_000);
-
-/// What is to be done.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// In this role only.
-    pub role: Option<Role>,
-    /// At this system call only; `limit` for short writes.
-    pub call: Option<String>,
-    /// At this one of its calls only, from 1 on; with this limit only.
-    pub number: Option<u32>,
-    /// At some of the calls of each name, with one fault each.
-    pub short: bool,
-}
 
 /// What was done. Whatever is wrong is a [`Failure`] instead.
 #[derive(Clone, Debug, Default)]

@@ -7,23 +7,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::enclosure::Enclosure;
+pub use crate::scene::Options;
 use crate::scene::{Point, Scene, Thread, numbers};
 use crate::strace;
 use crate::workload::Role;
 use crate::wrong::{Failure, Wrong, ensure};
-
-/// What is to be done.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// In this role only.
-    pub role: Option<Role>,
-    /// At this system call only.
-    pub call: Option<String>,
-    /// At this one of its calls only, from 1 on.
-    pub number: Option<u32>,
-    /// At some of the calls of each name, and not at all of them.
-    pub short: bool,
-}
 
 /// What was done. Whatever is wrong is a [`Failure`] instead.
 #[derive(Clone, Debug, Default)]

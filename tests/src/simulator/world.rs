@@ -24,6 +24,9 @@ use super::disk::Disk;
 /// The time of day when a simulation begins: 2026, since 1970.
 const MORNING: Duration = Duration::from_secs(1_767_225_600);
 
+/// What is free on every disk, whatever is written; one that is full refuses writes nevertheless.
+const DISK: u64 = 1 << 40;
+
 /// A process, for as long as it lives. One that is started again is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Pid(pub(super) usize);
@@ -128,10 +131,10 @@ pub(super) fn chance_for(seed: u64, purpose: &str) -> Rng {
     Rng::with_seed(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
 }
 
-/// A line without what temporary files are called, and what is free on the real disk.
+/// A line without what temporary files are called.
 fn without_chance(line: &str) -> String {
     let mut line = line.to_owned();
-    for before in ["blobferry-simulated-", "/blob-", "tmp/blobferry-", ", where "] {
+    for before in ["blobferry-simulated-", "/blob-", "tmp/blobferry-"] {
         let parts: Vec<&str> = line.split(before).collect();
         let rest =
             parts.iter().skip(1).map(|part| part.trim_start_matches(|c: char| c.is_ascii_alphanumeric()));
@@ -434,6 +437,10 @@ impl Simulation for World {
         let machine = inner.current.and_then(|pid| inner.processes.get(pid.0)).map(|process| process.machine);
         let boot = machine.map_or(0, |machine| inner.disk.boots(machine));
         u128::from(boot + 1).to_be_bytes()
+    }
+
+    fn free(&self) -> u64 {
+        DISK
     }
 
     fn run(&self, job: Job) {

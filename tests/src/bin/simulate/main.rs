@@ -1,9 +1,8 @@
 //! The runner of everything that takes a seed, a machine of one's own, or patience: see `tests/README.md`.
 
-mod ioerrors;
-mod killpoints;
 mod mutants;
 mod outcome;
+mod points;
 mod powercut;
 mod seeds;
 mod workload;
@@ -25,8 +24,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Powercut(powercut::Args),
-    Killpoints(killpoints::Args),
-    Ioerrors(ioerrors::Args),
+    /// Kill a process right before each of its system calls, one after the other
+    Killpoints(points::Points),
+    /// Have each system call of a process fail, one after the other, and have writes be short
+    Ioerrors(points::Points),
     /// Plant bugs, and see that they are caught
     Mutants(mutants::Mutants),
     #[command(hide = true)]
@@ -39,8 +40,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Powercut(args)) => powercut::run(&args),
-        Some(Command::Killpoints(args)) => killpoints::run(args),
-        Some(Command::Ioerrors(args)) => ioerrors::run(args),
+        Some(Command::Killpoints(args)) => args.kill(),
+        Some(Command::Ioerrors(args)) => args.fail(),
         Some(Command::Mutants(mutants)) => mutants.run(),
         Some(Command::Workload(args)) => workload::run(&args),
         None => cli.seeds.run(),

@@ -1,0 +1,112 @@
+//! The connections of the cluster: which end is driven when, and what becomes of one that is over.
+
+use blobferry_cache::carry::Ended;
+
+use super::{Cluster, visit};
+use crate::simulator::world::{End, Pid};
+
+impl Cluster {
+    pub(super) fn drive(&mut self, end: End) -> Result<(), String> {
+        let now = self.world.time();
+        let world = self.world.clone();
+        let Some(connection) = self.connections.get_mut(&end.connection) else { return Ok(()) };
+        let Some(chair) = connection.chair(end.is_client) else { return Ok(()) };
+        // A visit that was planned earlier than the one that has been made since.
+        if chair.visit.is_none_or(|visit| visit > now) {
+            return Ok(());
+        }
+        chair.visit = None;
+        let pid = chair.pid;
+        let net = &mut self.net;
+        let driven = world.run_as(pid, || connection.drive(end.is_client, now, net));
+        for said in connection.tap.said.iter_mut().flat_map(std::mem::take) {
+            world.remark(format_args!("c{} {said}", end.connection));
+        }
+        if let Some(broken) = driven.broken {
+            return Err(format!("c{}: {broken}", end.connection));
+        }
+        if let (Some(at), Some(chair)) = (driven.again, connection.chair(end.is_client)) {
+            visit(&world, chair, end, at);
+        }
+        let other = End { is_client: !end.is_client, ..end };
+        if let (Some(at), Some(chair)) = (driven.other, connection.chair(other.is_client)) {
+            visit(&world, chair, other, at);
+        }
+        match driven.ended {
+            Some(ended) => self.end_connection(end, &ended),
+            None => Ok(()),
+        }
+    }
+
+    /// A connection is over for one of its ends.
+    pub(super) fn end_connection(&mut self, end: End, ended: &Ended) -> Result<(), String> {
+        if let Ended::Peer(error) = ended
+            && error.is_breach()
+        {
+            return Err(format!(
+                "c{}: one side says that the other has broken a rule: {error}",
+                end.connection
+            ));
+        }
+        let (world, now) = (self.world.clone(), self.world.time());
+        world.note(format_args!("c{} is over for its {}: {ended}", end.connection, name(end.is_client)));
+        let Some(connection) = self.connections.get_mut(&end.connection) else { return Ok(()) };
+        let chair = connection.chair(end.is_client).take();
+        let told = connection.leave(end.is_client, now);
+        let other = End { is_client: !end.is_client, ..end };
+        match connection.chair(other.is_client) {
+            Some(chair) => visit(&world, chair, other, told),
+            None => self.forget(end.connection),
+        }
+        let Some(chair) = chair else { return Ok(()) };
+        let pid = chair.pid;
+        if end.is_client
+            && let Some((_, process)) = self.client_of(pid)
+        {
+            let session = process.session.clone();
+            world.run_as(pid, || session.lost(ended));
+        }
+        world.run_as(pid, || drop(chair));
+        if end.is_client {
+            self.dial_again(pid);
+        }
+        Ok(())
+    }
+
+    pub(super) fn forget(&mut self, number: usize) {
+        if let Some(connection) = self.connections.remove(&number) {
+            let counts = connection.tap.counts;
+            self.counts.messages += counts.messages;
+            self.counts.payload += counts.payload;
+            self.counts.resumed += counts.resumed;
+            self.counts.attached += counts.attached;
+        }
+    }
+
+    /// A process has no connections any more. Their other ends learn it, or not.
+    pub(super) fn unseat(&mut self, pid: Pid, told: bool) {
+        let (world, now) = (self.world.clone(), self.world.time());
+        let numbers: Vec<usize> = self.connections.keys().copied().collect();
+        for number in numbers {
+            for is_client in [true, false] {
+                let Some(connection) = self.connections.get_mut(&number) else { break };
+                let Some(chair) = connection.chair(is_client).take_if(|chair| chair.pid == pid) else {
+                    continue;
+                };
+                if !told {
+                    connection.swallow(is_client);
+                }
+                let at = connection.leave(is_client, now);
+                let other = End { connection: number, is_client: !is_client };
+                match connection.chair(!is_client) {
+                    Some(chair) => visit(&world, chair, other, at),
+                    None => self.forget(number),
+                }
+                world.run_as(pid, || drop(chair));
+            }
+        }
+    }
+}
+fn name(is_client: bool) -> &'static str {
+    if is_client { "client" } else { "server" }
+}

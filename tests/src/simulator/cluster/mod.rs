@@ -1,0 +1,297 @@
+//! The cluster: one server, many clients, and the connections between them; what happens in it, one thing after the other,
+//! until everybody is done.
+
+mod clients;
+mod connections;
+mod fate;
+mod server;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use blobferry_cache::client::{Invalidation, Session};
+use blobferry_store::session::Service;
+use blobferry_store::{EmbeddedStore, Store};
+use fastrand::Rng;
+
+use super::Scenario;
+use super::answer::Flag;
+use super::ledger::Ledger;
+use super::misfortune::Misfortune;
+use super::network::{Chair, Connection};
+use super::tap::Counts;
+use super::world::{End, Event, Machine, Node, Pid, World, chance_for};
+
+/// The server's machine.
+const SERVER: Machine = Machine(0);
+
+/// Whoever needs more to get done gets nowhere.
+const MOST_EVENTS: u64 = 5_000_000;
+
+/// What a session has heard of commits.
+pub(super) type Heard = Arc<Mutex<Vec<Invalidation>>>;
+
+struct Server {
+    pid: Pid,
+    store: Arc<EmbeddedStore>,
+    service: Service,
+    /// It is about to stop, and takes nobody in.
+    leaving: bool,
+}
+
+struct Client {
+    machine: Machine,
+    /// Operations that its users still want to make.
+    left: Vec<Rc<RefCell<usize>>>,
+    process: Option<Process>,
+}
+
+struct Process {
+    pid: Pid,
+    session: Session,
+}
+
+struct Living {
+    client: usize,
+    pid: Pid,
+    woken: Arc<Flag>,
+    planned: bool,
+    life: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+/// See the [module](self).
+pub(super) struct Cluster {
+    pub(super) world: Rc<World>,
+    pub(super) ledger: Rc<RefCell<Ledger>>,
+    scenario: Scenario,
+    plan: Vec<Misfortune>,
+    server: Option<Server>,
+    clients: Vec<Client>,
+    connections: BTreeMap<usize, Connection>,
+    made: usize,
+    users: BTreeMap<usize, Living>,
+    /// Users that there have been.
+    born: usize,
+    /// Everything that goes wrong has gone wrong.
+    pub(super) healed: bool,
+    /// Nobody can call the server before.
+    partition: Duration,
+    pub(super) heard: Vec<Heard>,
+    pub(super) counts: Counts,
+    pub(super) deaths: u64,
+    events: u64,
+    net: Rng,
+    fate: Rng,
+}
+
+impl Cluster {
+    pub(super) fn new(world: Rc<World>, scenario: &Scenario, plan: Vec<Misfortune>) -> Cluster {
+        let clients = (0..scenario.clients).map(|number| Client {
+            machine: Machine(1 + number % scenario.machines),
+            left: (0..scenario.users).map(|_| Rc::new(RefCell::new(scenario.operations))).collect(),
+            process: None,
+        });
+        let clients = clients.collect();
+        let cluster = Cluster {
+            ledger: Rc::default(),
+            net: chance_for(scenario.seed, "network"),
+            fate: chance_for(scenario.seed, "fate"),
+            scenario: scenario.clone(),
+            server: None,
+            clients,
+            connections: BTreeMap::new(),
+            made: 0,
+            users: BTreeMap::new(),
+            born: 0,
+            healed: false,
+            partition: Duration::ZERO,
+            heard: Vec::new(),
+            counts: Counts::default(),
+            deaths: 0,
+            events: 0,
+            plan,
+            world,
+        };
+        cluster.world.soon(Event::Start(Node::Server));
+        for number in 0..scenario.clients {
+            cluster.world.after(Duration::from_millis(50), Event::Start(Node::Client(number)));
+        }
+        for (place, misfortune) in cluster.plan.iter().enumerate() {
+            cluster.world.after(misfortune.at, Event::Misfortune(place));
+        }
+        cluster
+    }
+
+    /// Goes on until `enough`, or until the moment `until`; says which.
+    ///
+    /// `Err`: a rule was broken.
+    pub(super) fn run(&mut self, until: Duration, enough: impl Fn(&Cluster) -> bool) -> Result<bool, String> {
+        while !enough(self) {
+            let Some(event) = self.world.next(until) else {
+                self.world.pass(until);
+                return Ok(false);
+            };
+            self.events += 1;
+            if self.events > MOST_EVENTS {
+                return Err(format!("they go round in circles: {}", self.busy()));
+            }
+            let stirs = self.happen(event)?;
+            self.look_around(stirs)?;
+        }
+        Ok(true)
+    }
+
+    /// Has everybody done what they wanted?
+    pub(super) fn is_done(&self) -> bool {
+        let wishes = self.clients.iter().flat_map(|client| &client.left).all(|left| *left.borrow() == 0);
+        wishes && self.users.is_empty()
+    }
+
+    /// And have all of them, and the server, heard of everything?
+    pub(super) fn is_quiet(&self) -> bool {
+        let Some(server) = self.server.as_ref().filter(|server| !server.leaving) else { return false };
+        let last = server.store.last_tid();
+        self.is_done() && self.sessions().all(|session| session.last_tid() == last)
+    }
+
+    /// Who still wants something.
+    pub(super) fn busy(&self) -> String {
+        let users: Vec<String> = self.users.keys().map(|user| format!("u{user}")).collect();
+        format!("users {users:?}")
+    }
+
+    /// Something happens; says whether others may have something to do because of it.
+    fn happen(&mut self, event: Event) -> Result<bool, String> {
+        match event {
+            Event::Job(pid, job) => self.world.run_as(pid, job),
+            Event::Serve(pid) => return Ok(self.world.serve(pid)),
+            Event::Drive(end) => self.drive(end)?,
+            Event::User(user) => self.go_on(user),
+            Event::Dial(pid) => self.dial(pid),
+            Event::Start(Node::Server) => self.start_server()?,
+            Event::Start(Node::Client(number)) => self.start_client(number),
+            Event::Misfortune(place) => self.strike(place)?,
+            Event::Relief(place) => self.relieve(place),
+        }
+        Ok(true)
+    }
+
+    /// After everything that happens: who has something to do now, who must die, and is a rule broken?
+    fn look_around(&mut self, stirs: bool) -> Result<(), String> {
+        while let Some(pid) = self.world.dying() {
+            let power = self.fate.bool();
+            self.kill(pid, power)?;
+        }
+        if stirs {
+            self.world.stir();
+        }
+        let world = self.world.clone();
+        for (number, connection) in &mut self.connections {
+            for is_client in [true, false] {
+                if let Some(chair) = connection.chair(is_client)
+                    && chair.woken.load(Ordering::SeqCst)
+                {
+                    visit(&world, chair, End { connection: *number, is_client }, world.time());
+                }
+            }
+        }
+        for (number, user) in &mut self.users {
+            if user.woken.take() && !std::mem::replace(&mut user.planned, true) {
+                world.soon(Event::User(*number));
+            }
+        }
+        let broken =
+            self.ledger.borrow().broken().cloned().or_else(|| world.with_disk(|disk| disk.take_broken()));
+        broken.map_or(Ok(()), Err)
+    }
+
+    fn path(&self, machine: Machine) -> PathBuf {
+        self.world.with_disk(|disk| disk.path(machine))
+    }
+
+    pub(super) fn server_dir(&self) -> PathBuf {
+        self.path(SERVER).join("store")
+    }
+
+    /// What the server has open, where it runs.
+    pub(super) fn store(&self) -> Option<Arc<EmbeddedStore>> {
+        self.server.as_ref().map(|server| server.store.clone())
+    }
+
+    pub(super) fn run_as_server<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
+        let pid = self.server.as_ref()?.pid;
+        Some(self.world.run_as(pid, act))
+    }
+
+    /// Nothing is wrong any more: disks are well, everybody is up, and the network is what it should be.
+    pub(super) fn heal(&mut self) {
+        self.world.note(format_args!("everything is well from now on"));
+        self.healed = true;
+        self.partition = Duration::ZERO;
+        for machine in 0..=self.scenario.machines {
+            self.world.with_disk(|disk| disk.heal(Machine(machine)));
+        }
+        // A server whose disk has failed is started again.
+        self.leave_server();
+        self.stop_server();
+        self.world.soon(Event::Start(Node::Server));
+        let numbers: Vec<usize> = self.connections.keys().copied().collect();
+        for number in numbers {
+            self.cut(number);
+        }
+        for (number, client) in self.clients.iter().enumerate() {
+            if client.process.is_none() && client.left.iter().any(|left| *left.borrow() > 0) {
+                self.world.soon(Event::Start(Node::Client(number)));
+            }
+        }
+    }
+
+    /// Everybody says goodbye.
+    pub(super) fn say_goodbye(&mut self) {
+        self.world.note(format_args!("everybody says goodbye"));
+        for client in &self.clients {
+            if let Some(process) = &client.process {
+                self.world.run_as(process.pid, || process.session.goodbye());
+            }
+        }
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// The sessions that there are.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = &Session> {
+        self.clients.iter().filter_map(|client| client.process.as_ref()).map(|process| &process.session)
+    }
+
+    /// Everything ends. What is left is on the disks.
+    pub(super) fn end(&mut self) {
+        let pids: Vec<(usize, Pid)> = self
+            .clients
+            .iter()
+            .enumerate()
+            .filter_map(|(number, client)| Some((number, client.process.as_ref()?.pid)))
+            .collect();
+        for (number, pid) in pids {
+            self.end_client(number, pid);
+        }
+        self.leave_server();
+        self.stop_server();
+    }
+}
+
+/// An end is to be driven at a moment.
+fn visit(world: &World, chair: &mut Chair, end: End, at: Duration) {
+    if chair.visit.is_none_or(|visit| visit > at) {
+        chair.visit = Some(at);
+        world.after(at.saturating_sub(world.time()), Event::Drive(end));
+    }
+}

@@ -1,0 +1,76 @@
+//! The server of the cluster: how it starts, and how it stops in an orderly way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blobferry_store::session::Service;
+use blobferry_store::{EmbeddedStore, Store, StoreConfig};
+
+use super::{Cluster, SERVER, Server};
+use crate::simulator::world::{Event, Node};
+
+impl Cluster {
+    pub(super) fn start_server(&mut self) -> Result<(), String> {
+        if self.server.is_some() {
+            return Ok(());
+        }
+        let pid = self.world.spawn(SERVER);
+        let dir = self.server_dir();
+        let config = StoreConfig { inline_max: self.scenario.inline_max, ..self.scenario.store.clone() };
+        let opened = self.world.run_as(pid, || EmbeddedStore::open(&dir, config));
+        if self.world.dying() == Some(pid) {
+            drop(opened);
+            return Ok(()); // it is being killed
+        }
+        match opened {
+            Ok(store) => {
+                let store = Arc::new(store);
+                let shared: Arc<dyn Store> = store.clone();
+                let config = self.scenario.server.clone();
+                let service = self.world.run_as(pid, || Service::new(shared, config));
+                self.world.note(format_args!("{pid} the server starts, at {}", store.last_tid()));
+                self.server = Some(Server { pid, store, service, leaving: false });
+            }
+            Err(error) => {
+                self.world.note(format_args!("{pid} the server can not start: {error}"));
+                self.world.end(pid);
+                self.world.bury(pid);
+                if self.healed {
+                    return Err(format!(
+                        "the server can not start, although nothing is wrong any more: {error}"
+                    ));
+                }
+                self.world.after(Duration::from_secs(1), Event::Start(Node::Server));
+            }
+        }
+        Ok(())
+    }
+
+    /// The server begins to stop, as its operator wants it.
+    pub(super) fn leave_server(&mut self) {
+        if let Some(server) = &mut self.server
+            && !std::mem::replace(&mut server.leaving, true)
+        {
+            self.world.note(format_args!("{} the server is stopping", server.pid));
+            self.world.run_as(server.pid, || server.service.stop());
+        }
+    }
+
+    /// The time for that is over: what is being finished is, and then it ends.
+    pub(super) fn stop_server(&mut self) {
+        let Some(pid) = self.server.as_ref().filter(|server| server.leaving).map(|server| server.pid) else {
+            return;
+        };
+        self.unseat(pid, false);
+        if let Some(server) = self.server.take() {
+            self.world.run_as(pid, || {
+                server.store.close();
+                drop(server);
+            });
+        }
+        self.world.serve(pid);
+        self.world.end(pid);
+        self.world.bury(pid);
+        self.world.note(format_args!("{pid} the server has stopped"));
+    }
+}
