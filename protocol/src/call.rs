@@ -69,7 +69,7 @@ impl Call {
         }
     }
 
-    /// Does it bring a transaction nearer to its end? Those are asked and answered even after a goodbye.
+    /// See [`Request::ends`].
     pub(crate) fn ends(self) -> bool {
         matches!(self, Call::Vote(_) | Call::Finish(_) | Call::Commit(_) | Call::Abort(_) | Call::Outcome)
     }

@@ -67,23 +67,6 @@ impl Client {
 
     blobferry_cache::client_methods!(wait, async, await);
 
-    /// The transactions that are committed from now on, this client's own among them. Each comes before any answer
-    /// that exposes it. Of more than can wait to be heard, all that is told is that everything may have changed.
-    #[must_use]
-    pub fn invalidations(&self) -> Invalidations {
-        let (tell, news) = News::new();
-        self.0.session.listen(Box::new(tell));
-        news
-    }
-
-    /// What happens to the connection from now on.
-    #[must_use]
-    pub fn connection_events(&self) -> ConnectionEvents {
-        let (tell, news) = News::new();
-        self.0.session.watch(Box::new(tell));
-        news
-    }
-
     /// Says goodbye, waits until what is under way has come to its end, and closes the connection. Other clones can
     /// not use it any more either.
     pub async fn close(self) {

@@ -218,12 +218,6 @@ impl Outlets {
         read
     }
 
-    /// How many there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.outlets.len()
-    }
-
     /// The sources that were read to their ends since the last call.
     pub fn take_drained(&mut self) -> Vec<Drained> {
         std::mem::take(&mut self.drained)
@@ -267,7 +261,7 @@ mod tests {
         let digest = Some(Digest(*blake3::hash(b"hello world").as_bytes()));
         assert_eq!(outlets.take_drained(), [Drained { transfer: T, digest }]);
         outlets.remove(T);
-        assert_eq!(outlets.count(), 0);
+        assert_eq!(outlets.outlets.len(), 0);
     }
 
     #[test]
@@ -289,7 +283,7 @@ mod tests {
         let mut outlets = outlets(Source::file(file, 11));
         let error = outlets.read(slice(0, 11), &mut [0; 11]).unwrap_err();
         assert!(error.to_string().contains("shorter"), "{error}");
-        assert_eq!((outlets.count(), outlets.take_drained()), (0, Vec::new()));
+        assert_eq!((outlets.outlets.len(), outlets.take_drained()), (0, Vec::new()));
     }
 
     #[test]
@@ -325,7 +319,7 @@ mod tests {
             let error = read.unwrap_err();
             assert!(matches!(error, RequestError::Damaged { blob: it, .. } if it == blob), "{error}");
             assert!(error.to_string().contains(wrong), "{error}");
-            assert_eq!((wrong_one.count(), wrong_one.take_drained()), (0, Vec::new()));
+            assert_eq!((wrong_one.outlets.len(), wrong_one.take_drained()), (0, Vec::new()));
         }
     }
 

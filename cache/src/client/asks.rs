@@ -124,15 +124,7 @@ impl Ask {
 
     /// Does it bring a transaction nearer to its end? Those are asked even when one of the sides has taken leave.
     pub(super) fn ends(&self) -> bool {
-        let Ask::Call { request, .. } = self else { return false };
-        matches!(
-            request,
-            Request::Vote { .. }
-                | Request::Finish { .. }
-                | Request::Commit { .. }
-                | Request::Abort { .. }
-                | Request::Outcome { .. }
-        )
+        matches!(self, Ask::Call { request, .. } if request.ends())
     }
 
     pub(super) fn fail(self, error: CallError) {

@@ -5,7 +5,7 @@
 //! with `async` and `await` where it does that asynchronously.
 
 /// The methods of a transport's `Client` that do not depend on its runtime. Its `self.0.session` is the
-/// [`Session`](crate::client::Session); the `Transaction` in its scope is the transport's.
+/// [`Session`](crate::client::Session); the `Transaction`, `News` and their kinds in its scope are the transport's.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! client_methods {
@@ -21,6 +21,23 @@ macro_rules! client_methods {
         #[must_use]
         pub fn session(&self) -> &$crate::client::Session {
             &self.0.session
+        }
+
+        /// The transactions that are committed from now on, this client's own among them. Each comes before any answer
+        /// that exposes it. Of more than can wait to be heard, all that is told is that everything may have changed.
+        #[must_use]
+        pub fn invalidations(&self) -> Invalidations {
+            let (tell, news) = News::new();
+            self.session().listen(Box::new(tell));
+            news
+        }
+
+        /// What happens to the connection from now on.
+        #[must_use]
+        pub fn connection_events(&self) -> ConnectionEvents {
+            let (tell, news) = News::new();
+            self.session().watch(Box::new(tell));
+            news
         }
 
         /// The last transaction that this client has heard of. Everything up to it can be read: a good moment to

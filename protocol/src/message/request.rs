@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(doc)]
 use super::{Message, Reply};
+use crate::call::Call;
 use crate::words::{BlobId, Digest, Oid, Tid, TxnId};
 
 /// What a client can ask for.
@@ -192,5 +193,11 @@ impl Request {
             | Request::Status
             | Request::Pack { .. } => None,
         }
+    }
+
+    /// Does it bring a transaction nearer to its end? Those are asked and answered even after a goodbye.
+    #[must_use]
+    pub fn ends(&self) -> bool {
+        Call::of(self).ends()
     }
 }
