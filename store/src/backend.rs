@@ -45,6 +45,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// See [`Store::stage`](crate::Store::stage); the room is taken already.
     fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError>;
 
+    /// See [`Store::stages_in_memory`](crate::Store::stages_in_memory).
+    fn stages_in_memory(&self, size: u64) -> bool;
+
     /// Takes over a file that a client has left: see [`Store::store_shared`](crate::Store::store_shared).
     fn adopt(&self, name: &str, info: BlobInfo, room: Room) -> Result<Staged, RequestError>;
 
@@ -66,6 +69,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// What there is.
     fn totals(&self) -> Totals;
+
+    /// How often something was synced; see [`Counts::syncs`](crate::Counts::syncs).
+    fn syncs(&self) -> u64 {
+        0
+    }
 
     /// There will be no more writes.
     fn close(&self) {}

@@ -191,6 +191,10 @@ impl Backend for Memory {
         Ok(Box::new(SmallStage::new(size, room)))
     }
 
+    fn stages_in_memory(&self, _: u64) -> bool {
+        true
+    }
+
     fn adopt(&self, _: &str, _: BlobInfo, _: Room) -> Result<Staged, RequestError> {
         Err(RequestError::Unsupported {
             what: "files can be shared with a store that has a directory only".to_owned(),

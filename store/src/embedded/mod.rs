@@ -18,6 +18,7 @@ mod recover;
 mod schema;
 mod space;
 mod stage;
+mod syncs;
 
 use std::fs::File;
 use std::path::Path;
@@ -169,10 +170,14 @@ impl Backend for Disk {
     }
 
     fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {
-        if size <= self.inline_max {
+        if self.stages_in_memory(size) {
             return Ok(Box::new(SmallStage::new(size, room)));
         }
         Ok(Box::new(self.stage_file(size, room)?))
+    }
+
+    fn stages_in_memory(&self, size: u64) -> bool {
+        size <= self.inline_max
     }
 
     fn adopt(&self, name: &str, info: BlobInfo, room: Room) -> Result<Staged, RequestError> {
@@ -197,6 +202,10 @@ impl Backend for Disk {
 
     fn totals(&self) -> Totals {
         *lock(&self.totals)
+    }
+
+    fn syncs(&self) -> u64 {
+        self.database.syncs.get()
     }
 
     fn close(&self) {

@@ -13,6 +13,7 @@ use blobferry_protocol::{Config, Oid, Refusal, Tid};
 use super::counters::{Counters, rss_bytes};
 use super::keep::Keeper;
 use super::mailbox::{Mailbox, News};
+use super::pace::Pace;
 use crate::{Store, Subscription};
 
 /// How a server behaves, whatever its transport.
@@ -56,6 +57,7 @@ struct Shared {
     sessions: Mutex<Sessions>,
     stopping: AtomicBool,
     keeper: Arc<Keeper>,
+    pace: Arc<Pace>,
     _subscription: Subscription,
 }
 
@@ -92,6 +94,7 @@ impl Service {
                 counters: Counters::default(),
                 sessions: Mutex::default(),
                 stopping: AtomicBool::new(false),
+                pace: Arc::new(Pace::new()),
                 _subscription: subscription,
             }
         }))
@@ -115,6 +118,10 @@ impl Service {
 
     pub(super) fn keeper(&self) -> &Arc<Keeper> {
         &self.0.keeper
+    }
+
+    pub(super) fn pace(&self) -> &Arc<Pace> {
+        &self.0.pace
     }
 
     pub(super) fn counters(&self) -> &Counters {

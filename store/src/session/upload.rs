@@ -7,6 +7,7 @@ use blobferry_cache::carry::Sink;
 use blobferry_protocol::{Digest, Oid, Reply, RequestError, RequestId, Tid, TxnId};
 
 use super::keep::{Hold, Part};
+use super::lanes::Weight;
 use super::mailbox::Mailbox;
 use super::service::Service;
 
@@ -22,6 +23,8 @@ pub(super) struct Upload {
     pub(super) data: Vec<u8>,
     /// Where the bytes go. Before the transfer has begun: what is here from a connection before.
     pub(super) part: Option<Part>,
+    /// Of its transaction.
+    pub(super) weight: Weight,
 }
 
 impl Upload {
@@ -62,6 +65,14 @@ impl Upload {
         let data = std::mem::take(&mut self.data);
         let stored = self.service.store().store_blob(self.txn, self.oid, self.base, data, staged);
         stored.inspect(|()| self.hold.iter().for_each(|hold| hold.done(self.id)))
+    }
+}
+
+impl Upload {
+    /// Whether a blob of so many bytes stays in memory, as all that its transaction has put into the store.
+    #[expect(dead_code, reason = "asked for by the carrier")]
+    fn stays_in_memory(&self, size: u64) -> bool {
+        self.part.is_none() && self.service.store().stages_in_memory(size) && self.weight.add(size)
     }
 }
 
