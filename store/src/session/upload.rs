@@ -66,6 +66,10 @@ impl Upload {
 }
 
 impl Sink for Upload {
+    fn is_quick(&self, size: u64) -> bool {
+        self.service.store().is_inline(size)
+    }
+
     fn start(&mut self, from: u64, _: u64, size: u64) -> bool {
         let begun = self.begin(from, size);
         self.checked(begun)
