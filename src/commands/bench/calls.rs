@@ -59,57 +59,58 @@ impl Work {
     }
 
     /// Begins a piece. What this returns has to be kept until it is done.
-    ///
-    /// A commit is asked for behind what is stored, without waiting for an answer to that: it costs one round trip. Where
-    /// something can not be stored, the transaction is doomed, and the commit says so.
     fn begin(&self, session: &Session, piece: usize, done: Done) -> Option<Transaction> {
         match self {
             Work::StoreFile { path, oids } => {
-                self.commit(session, oid(oids, piece), Some(BlobSource::streamed(path)), done)
+                let blob = BlobSource::streamed(path);
+                commit(session, oid(oids, piece), Vec::new(), Some(blob), done)
             }
             Work::CommitBlob { bytes, oids } => {
-                self.commit(session, oid(oids, piece), Some(BlobSource::bytes(bytes.clone())), done)
+                let blob = BlobSource::bytes(bytes.clone());
+                commit(session, oid(oids, piece), Vec::new(), Some(blob), done)
             }
-            Work::CommitObject { oids, .. } => self.commit(session, oid(oids, piece), None, done),
+            Work::CommitObject { record, oids } => {
+                commit(session, oid(oids, piece), record.clone(), None, done)
+            }
             Work::LoadBlob { blobs } => {
                 let blob = blobs.get(piece).copied();
                 let blob = blob.unwrap_or(BlobId { oid: Oid::ROOT, tid: Tid::ZERO });
                 session.load_blob(blob, None, Box::new(|loaded| done(nothing_committed(loaded))));
                 None
             }
-            Work::LoadObject { oids } => {
-                session.load(oid(oids, piece), Box::new(|loaded| done(nothing_committed(loaded))));
-                None
-            }
-            Work::Ping { oid } => {
-                session.load(*oid, Box::new(|loaded| done(nothing_committed(loaded))));
-                None
-            }
+            Work::LoadObject { oids } => load(session, oid(oids, piece), done),
+            Work::Ping { oid } => load(session, *oid, done),
         }
     }
+}
 
-    fn commit(
-        &self,
-        session: &Session,
-        oid: Oid,
-        blob: Option<BlobSource>,
-        done: Done,
-    ) -> Option<Transaction> {
-        let mut transaction = match session.begin(TxnMeta::default()) {
-            Ok(transaction) => transaction,
-            Err(error) => {
-                done(Err(error.into()));
-                return None;
-            }
-        };
-        let record = if let Work::CommitObject { record, .. } = self { record.clone() } else { Vec::new() };
-        match blob {
-            Some(blob) => transaction.store_blob(oid, Tid::ZERO, record, blob, None, Box::new(|_| {})),
-            None => transaction.store(oid, Tid::ZERO, record, Box::new(|_| {})),
+/// Commits a new object. That is asked for behind what is stored, without waiting for an answer to that: it costs one
+/// round trip. Where something can not be stored, the transaction is doomed, and the commit says so.
+fn commit(
+    session: &Session,
+    oid: Oid,
+    record: Vec<u8>,
+    blob: Option<BlobSource>,
+    done: Done,
+) -> Option<Transaction> {
+    let mut transaction = match session.begin(TxnMeta::default()) {
+        Ok(transaction) => transaction,
+        Err(error) => {
+            done(Err(error.into()));
+            return None;
         }
-        transaction.commit(done);
-        Some(transaction)
+    };
+    match blob {
+        Some(blob) => transaction.store_blob(oid, Tid::ZERO, record, blob, None, Box::new(|_| {})),
+        None => transaction.store(oid, Tid::ZERO, record, Box::new(|_| {})),
     }
+    transaction.commit(done);
+    Some(transaction)
+}
+
+fn load(session: &Session, oid: Oid, done: Done) -> Option<Transaction> {
+    session.load(oid, Box::new(|loaded| done(nothing_committed(loaded))));
+    None
 }
 
 fn oid(oids: &[Oid], piece: usize) -> Oid {

@@ -56,13 +56,12 @@ struct Cost {
 
 /// Measures it.
 pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
-    let largest = bench.plan.sizes.len() - 1;
-    let wanted: Vec<usize> =
-        if bench.plan.has(Section::Large) { (0..=largest).collect() } else { vec![largest] };
-    let mut subjects = Vec::new();
-    for index in wanted {
-        subjects.push(subject(bench, index, index == largest)?);
+    let mut sizes = bench.plan.sizes.clone();
+    if !bench.plan.has(Section::Large) {
+        sizes.retain(|(size, _)| *size == bench.plan.largest);
     }
+    let subjects = sizes.into_iter().map(|(size, count)| subject(bench, size, count));
+    let subjects = subjects.collect::<io::Result<Vec<Subject>>>()?;
     for round in 0..bench.plan.rounds {
         for subject in &subjects {
             bare(bench, subject)?;
@@ -75,10 +74,10 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     subjects.iter().try_for_each(|subject| std::fs::remove_file(&subject.file))
 }
 
-fn subject(bench: &mut Bench, index: usize, is_largest: bool) -> io::Result<Subject> {
-    let (size, count) = bench.plan.sizes[index];
+fn subject(bench: &mut Bench, size: u64, count: usize) -> io::Result<Subject> {
+    let is_largest = size == bench.plan.largest;
     let name = size_name(size);
-    let file = bench.ground.file(&format!("source-{index}"), size)?;
+    let file = bench.ground.file(&format!("source-{size}"), size)?;
     let rows = bench.plan.has(Section::Large).then(|| rows(bench, size, &name));
     let in_memory = (is_largest && rows.is_some()).then(|| row_in_memory(bench, size, &name)).flatten();
     let costs = (is_largest && bench.plan.has(Section::Memory)).then(|| costs(bench, &name)).flatten();

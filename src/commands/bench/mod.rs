@@ -3,7 +3,8 @@
 //! Everything is measured in the same run and in turn: the bare loops of [`limits`], then each transport, then the same
 //! again for every round, so that what slows the machine down for a while slows all of them. Servers and clients are
 //! processes of their own ([`processes`]), started as users start them; clients take [`orders`], which their [`worker`]
-//! has done by as many callers as are asked for ([`calls`]). [`report`] makes figures of what comes of it.
+//! has done by as many callers as are asked for ([`calls`]). It happens on a [`ground`] with rests between; [`plan`] says
+//! how much of everything, and [`report`] makes figures of what comes of it.
 //!
 //! Each section has a file, but for what is measured by the way: [`large`] has memory and processor time, too, and
 //! [`small`] has objects.
@@ -17,6 +18,7 @@ mod large;
 mod limits;
 mod orders;
 mod ping;
+mod plan;
 mod processes;
 mod report;
 mod scale;
@@ -28,13 +30,13 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use serde::Serialize;
 use tempfile::TempDir;
 
 use self::ground::{Ground, IN_MEMORY, file_system};
-use self::processes::{Client, Server};
+use self::plan::Plan;
+use self::processes::{Client, Server, busy};
 use self::report::{Figure, Report, Row, RowId, Target, Unit};
 use super::serve::Stop;
 use crate::cli::{BenchArgs, Global, Section};
@@ -42,92 +44,11 @@ use crate::failure::Failure;
 use crate::output::{Line, Output};
 use crate::transport::Transport;
 
-/// What is measured where nothing else is asked for: what takes neither long nor thousands of descriptors.
-const USUAL: [Section; 7] = [
-    Section::Large,
-    Section::Memory,
-    Section::Clients,
-    Section::Small,
-    Section::Objects,
-    Section::Hits,
-    Section::Ping,
-];
+/// The part of the processors from which on others have more than a little of them.
+const BUSY: f64 = 0.1;
 
 /// Bytes of a small blob.
 const SMALL: usize = 10 << 10;
-
-/// How much of everything.
-struct Plan {
-    sections: Vec<Section>,
-    transports: Vec<Transport>,
-    rounds: usize,
-    /// Sizes of blobs, and how many of each: the last is the largest.
-    sizes: [(u64, usize); 3],
-    /// The size of the blobs that several clients load.
-    shared: u64,
-    /// How long callers go on with small things.
-    time: Duration,
-    /// How many small blobs there are to be loaded.
-    blobs: usize,
-    /// How often a bare round trip and a bare sync are made to have their mean.
-    trips: usize,
-    syncs: usize,
-    /// Connections that say nothing.
-    connections: u64,
-    /// Blobs and names of a store that is full of them.
-    count: usize,
-}
-
-impl Plan {
-    fn new(args: &BenchArgs, global: &Global) -> Plan {
-        let mut sections = if args.sections.is_empty() { USUAL.to_vec() } else { args.sections.clone() };
-        sections.sort_unstable();
-        sections.dedup();
-        let transports = if global.said.transport {
-            vec![global.transport]
-        } else {
-            vec![Transport::Mio, Transport::Tokio]
-        };
-        let rounds = args.rounds.map(|rounds| rounds.get() as usize);
-        let largest = args.size.map(|size| size.0.max(1));
-        let common = Plan {
-            sections,
-            transports,
-            rounds: rounds.unwrap_or(3),
-            sizes: [(1 << 20, 16), (64 << 20, 3), (largest.unwrap_or(1 << 30), 1)],
-            shared: 256 << 20,
-            time: Duration::from_millis(1500),
-            blobs: 10_000,
-            trips: 4000,
-            syncs: 100,
-            connections: u64::from(args.connections.map_or(10_000, NonZero::get)),
-            count: args.count.map_or(1_000_000, |count| count.get() as usize),
-        };
-        if !args.quick {
-            return common;
-        }
-        Plan {
-            rounds: rounds.unwrap_or(1),
-            sizes: [(1 << 20, 2), (8 << 20, 1), (largest.unwrap_or(32 << 20), 1)],
-            shared: 8 << 20,
-            time: Duration::from_millis(100),
-            blobs: 200,
-            trips: 100,
-            syncs: 5,
-            connections: u64::from(args.connections.map_or(200, NonZero::get)),
-            count: args.count.map_or(2000, |count| count.get() as usize),
-            ..common
-        }
-    }
-
-    fn has(&self, section: Section) -> bool {
-        self.sections.contains(&section)
-    }
-
-    fn largest(&self) -> u64 {
-        self.sizes[2].0
-    }
-}
 
 /// A benchmark that is under way.
 struct Bench {
@@ -168,18 +89,27 @@ struct Machine {
     file_system: String,
     directory: PathBuf,
     rounds: usize,
+    /// Which part of the processors was busy before it began.
+    busy: Option<f64>,
 }
 
 impl Line for Machine {
     fn plain(&self) -> String {
-        let Machine { version, optimised, processors, file_system, directory, rounds } = self;
+        let Machine { version, optimised, processors, file_system, directory, rounds, busy } = self;
         let build = if *optimised { "" } else { ", a debug build: its figures say nothing" };
         let memory = if file_system == IN_MEMORY { ", which is memory: its syncs say nothing" } else { "" };
         let rounds =
             if *rounds == 1 { "1 round".to_owned() } else { format!("the medians of {rounds} rounds") };
+        let busy = busy.filter(|busy| *busy > BUSY).map_or_else(String::new, |busy| {
+            let percent = busy * 100.0;
+            format!(
+                "The machine is busy with something else ({percent:.0} % of it): expect figures to be low.\n"
+            )
+        });
+        let directory = directory.display();
         format!(
-            "blobferry {version}{build}; {processors} processors; {} on {file_system}{memory}; {rounds}\n",
-            directory.display()
+            "blobferry {version}{build}; {processors} processors; {directory} on {file_system}{memory}; {rounds}\n\
+             {busy}"
         )
     }
 }
@@ -221,6 +151,7 @@ fn measure<W: Write>(
         file_system: file_system(ground.path()).unwrap_or_else(|| "an unknown file system".into()),
         directory: within,
         rounds: plan.rounds,
+        busy: busy(),
     };
     let server = global.said.server.then(|| global.server.clone());
     let mut bench = Bench { plan, ground, report: Report::default(), server, left_out: Vec::new() };

@@ -23,7 +23,7 @@ struct Way {
 
 /// Measures it.
 pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
-    let name = size_name(bench.plan.largest());
+    let name = size_name(bench.plan.largest);
     let ways = [("same", false), ("other", true)].map(|(which, on_another)| {
         let mut row = |part: &str, target| {
             let what = format!("small request during load of {name}, {which} connection, {part}");
@@ -36,7 +36,7 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
         };
         Way { on_another, p50: row("p50", 1.0), p99: row("p99", 5.0) }
     });
-    let file = bench.ground.file("source", bench.plan.largest())?;
+    let file = bench.ground.file("source", bench.plan.largest)?;
     let store = Order::StoreFile { path: file.clone(), count: 1 };
     for round in 0..bench.plan.rounds {
         bench.ground.doing("bare round trips")?;
@@ -50,7 +50,7 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
 }
 
 fn one(bench: &mut Bench, ways: &[Way], transport: Transport, store: &Order) -> io::Result<()> {
-    let size = bench.plan.largest();
+    let size = bench.plan.largest;
     let site = bench.site()?;
     bench.ground.doing(format!("storing a blob and an object, {}", transport.name()))?;
     let server = bench.serve(transport, site.path())?;

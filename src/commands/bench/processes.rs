@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::param::clock_ticks_per_second;
 use serde::de::DeserializeOwned;
@@ -108,6 +109,23 @@ fn ticks(stat: &str) -> Option<u64> {
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
+/// Which part of the time all processors were busy in a moment, with whatever it was; 1 is all of it.
+pub(super) fn busy() -> Option<f64> {
+    let before = std::fs::read_to_string("/proc/stat").ok()?;
+    std::thread::sleep(Duration::from_millis(300));
+    let after = std::fs::read_to_string("/proc/stat").ok()?;
+    let ((idle_before, all_before), (idle, all)) = (idle_and_all(&before)?, idle_and_all(&after)?);
+    let part = idle.saturating_sub(idle_before) as f64 / (all.checked_sub(all_before)?) as f64;
+    part.is_finite().then_some(1.0 - part)
+}
+
+/// Of all processors together. To wait for a disk is to be idle.
+fn idle_and_all(stat: &str) -> Option<(u64, u64)> {
+    let line = stat.lines().next()?.strip_prefix("cpu ")?;
+    let times: Vec<u64> = line.split_whitespace().take(8).map_while(|time| time.parse().ok()).collect();
+    Some((times.get(3)? + times.get(4)?, times.iter().sum()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,5 +136,13 @@ mod tests {
         assert_eq!(ticks(stat), Some(42));
         assert_eq!(ticks(""), None);
         assert!(processor_seconds(std::process::id()).is_some());
+    }
+
+    #[test]
+    fn processors_are_busy_when_they_neither_idle_nor_wait_for_a_disk() {
+        let stat = "cpu  100 1 50 800 40 2 3 4 0 0\ncpu0 1 2 3 4\n";
+        assert_eq!(idle_and_all(stat), Some((840, 1000)));
+        assert_eq!(idle_and_all("cpu 1 2\n"), None);
+        assert!(busy().is_some_and(|busy| (0.0..=1.0).contains(&busy)));
     }
 }
