@@ -127,6 +127,9 @@ pub(crate) enum Command {
     /// any program could reach at most: a bare loop from a socket to a file, the disk's sync, a bare round trip. Prints a
     /// table: every figure as a median, how far its runs differ, and its part of the limit.
     ///
+    /// With --server it measures a server that runs already, as far as that can be done from outside. What it stores there
+    /// stays there.
+    ///
     /// Takes some minutes, most of them pauses: disks are faster in short bursts than they are for long.
     Bench(BenchArgs),
     /// One of the clients that `bench` starts.
