@@ -42,11 +42,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// A file for a transaction's records.
     fn spool(&self) -> Spool;
 
+    /// See [`Store::is_inline`](crate::Store::is_inline).
+    fn is_inline(&self, size: u64) -> bool;
+
     /// See [`Store::stage`](crate::Store::stage); the room is taken already.
     fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError>;
-
-    /// See [`Store::stages_in_memory`](crate::Store::stages_in_memory).
-    fn stages_in_memory(&self, size: u64) -> bool;
 
     /// Takes over a file that a client has left: see [`Store::store_shared`](crate::Store::store_shared).
     fn adopt(&self, name: &str, info: BlobInfo, room: Room) -> Result<Staged, RequestError>;

@@ -187,12 +187,12 @@ impl Backend for Memory {
         Spool::new(usize::MAX, "memory".as_ref())
     }
 
-    fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {
-        Ok(Box::new(SmallStage::new(size, room)))
+    fn is_inline(&self, _: u64) -> bool {
+        true
     }
 
-    fn stages_in_memory(&self, _: u64) -> bool {
-        true
+    fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {
+        Ok(Box::new(SmallStage::new(size, room)))
     }
 
     fn adopt(&self, _: &str, _: BlobInfo, _: Room) -> Result<Staged, RequestError> {

@@ -100,14 +100,14 @@ impl<B: Backend> Store for Coordinator<B> {
         })
     }
 
+    fn is_inline(&self, size: u64) -> bool {
+        self.core.backend.is_inline(size)
+    }
+
     fn stage(&self, size: u64) -> Result<Box<dyn Stage>, RequestError> {
         self.core.check_writable()?;
         let room = self.core.quota.take(size)?;
         self.core.backend.stage(size, room).map(|stage| self.core.quota.count(stage))
-    }
-
-    fn stages_in_memory(&self, size: u64) -> bool {
-        self.core.backend.stages_in_memory(size)
     }
 
     fn store_blob(

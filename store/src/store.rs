@@ -245,14 +245,15 @@ pub trait Store: Send + Sync + 'static {
     /// [`Limit`](RequestError::Limit).
     fn delete(&self, txn: TxnId, oid: Oid, base: Tid) -> Result<(), RequestError>;
 
+    /// Is a blob of `size` bytes kept beside its object's record? Then it is staged without a file, and without waiting
+    /// for a sync.
+    fn is_inline(&self, size: u64) -> bool;
+
     /// Makes room for `size` bytes of a blob that is about to arrive.
     ///
     /// # Errors
     /// [`NoSpace`](RequestError::NoSpace), [`Limit`](RequestError::Limit).
     fn stage(&self, size: u64) -> Result<Box<dyn Stage>, RequestError>;
-
-    /// Whether a blob of `size` bytes is staged in memory, so that neither that nor storing it syncs anything.
-    fn stages_in_memory(&self, size: u64) -> bool;
 
     /// Stores an object's record with a blob that has arrived.
     ///

@@ -8,6 +8,7 @@
 )]
 
 mod at_once;
+mod bench;
 mod cache;
 mod check;
 mod conformance;

@@ -85,7 +85,7 @@ impl Pair {
         let now = Time(self.start.elapsed());
         let blob = &self.blob;
         buffered::transmit(&mut self.client, now, &mut self.up, usize::MAX, |slice, into| {
-            into.copy_from_slice(&blob[slice.offset as usize..][..into.len()]);
+            into.extend_from_slice(&blob[slice.offset as usize..][..slice.len as usize]);
             Ok(())
         });
         let (mut down, mut moved, start) = (Vec::new(), false, Instant::now());
@@ -95,7 +95,7 @@ impl Pair {
             let piece = std::mem::replace(&mut self.up, rest);
             self.session.receive(now, Bytes::from(piece)).expect("a session that lives");
         }
-        self.session.transmit(now, &mut down, 1 << 20);
+        self.session.transmit(now, &mut down, 1 << 20, false);
         self.took += start.elapsed();
         let mut heard = (&mut self.waiting, &mut self.answered);
         let event =

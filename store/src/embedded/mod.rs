@@ -169,15 +169,15 @@ impl Backend for Disk {
         Spool::new(SPOOL_IN_MEMORY, self.layout.tmp())
     }
 
+    fn is_inline(&self, size: u64) -> bool {
+        size <= self.inline_max
+    }
+
     fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {
-        if self.stages_in_memory(size) {
+        if self.is_inline(size) {
             return Ok(Box::new(SmallStage::new(size, room)));
         }
         Ok(Box::new(self.stage_file(size, room)?))
-    }
-
-    fn stages_in_memory(&self, size: u64) -> bool {
-        size <= self.inline_max
     }
 
     fn adopt(&self, name: &str, info: BlobInfo, room: Room) -> Result<Staged, RequestError> {

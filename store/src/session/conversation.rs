@@ -1,9 +1,9 @@
 //! One connection's conversation: what the machine hears goes to the store, what the store says goes to the machine.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use blobferry_cache::carry::{Endpoint, Inlets, Outlets, Report};
+use blobferry_cache::carry::{Body, Endpoint, Inlets, Outlets, Report};
 use blobferry_protocol::{
     PeerError, Phase, RequestError, RequestId, Slice, Time, TransferEvent, TransferId, TxnId, buffered,
     server,
@@ -14,6 +14,7 @@ use super::keep::Hold;
 use super::lanes::Lanes;
 use super::mailbox::{Mailbox, News};
 use super::pace::Turn;
+use super::proofs::Proof;
 use super::reads::{Opened, Reads, Where};
 use super::service::{Membership, Service};
 
@@ -34,8 +35,8 @@ pub(super) struct State {
     pub(super) membership: Option<Membership>,
     pub(super) inlets: Inlets,
     pub(super) outlets: Outlets,
-    /// The blobs among what leaves that are sent as a whole.
-    pub(super) whole: BTreeSet<TransferId>,
+    /// The blobs among what leaves that are sent as a whole, and what is known when that is done.
+    pub(super) whole: BTreeMap<TransferId, Option<Proof>>,
     /// The transactions that were begun here or attached, some of which are over. What others have begun is none of its
     /// business, whoever knows the name.
     pub(super) begun: BTreeMap<TxnId, Arc<Hold>>,
@@ -76,7 +77,7 @@ impl Session {
             mailbox,
             membership: None,
             outlets: Outlets::default(),
-            whole: BTreeSet::new(),
+            whole: BTreeMap::new(),
             begun: BTreeMap::new(),
             replaced: false,
             lanes: Lanes::new(service.workers()),
@@ -92,16 +93,24 @@ impl Session {
 }
 
 impl Endpoint for Session {
-    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize) {
+    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<Body> {
         let before = out.len();
         loop {
             self.catch_up();
-            self.say(now, out, enough);
+            let lent = self.say(now, out, enough, lend);
             // What waits for its turn has nobody to wake the session for it.
             if out.len() > before || !self.state.reads.wait_for_turn(&self.state.turn) {
-                return;
+                return lent;
             }
         }
+    }
+
+    fn not_moved(&mut self, transfer: TransferId, reason: RequestError) {
+        self.state.service.counters().damage(&reason);
+        self.state.outlets.remove(transfer);
+        self.state.whole.remove(&transfer);
+        // Over only if the client does not want it any more.
+        let _ = self.connection.abort_blob(transfer, reason);
     }
 
     fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError> {
@@ -185,10 +194,12 @@ impl Session {
         self.state.events(&mut self.connection);
     }
 
-    fn say(&mut self, now: Time, out: &mut Vec<u8>, enough: usize) {
+    fn say(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<Body> {
         let State { outlets, service, whole, .. } = &mut self.state;
+        let mut lent = None;
         buffered::transmit(&mut self.connection, now, out, enough, |slice, into| {
-            let read = outlets.read(slice, into);
+            lent = if lend { outlets.lend(slice) } else { None };
+            let read = if lent.is_some() { Ok(()) } else { outlets.read(slice, into) };
             match &read {
                 Ok(()) => drop(service.counters().bytes_sent.add(slice.len)),
                 Err(error) => {
@@ -201,8 +212,10 @@ impl Session {
         for drained in self.state.outlets.take_drained() {
             self.state.outlets.remove(drained.transfer);
             let whole = self.state.whole.remove(&drained.transfer);
-            self.state.count_sent(whole);
+            self.state.count_sent(whole.is_some());
+            whole.flatten().into_iter().for_each(|proof| self.state.service.proofs().add(proof));
         }
+        lent
     }
 }
 
@@ -314,14 +327,14 @@ impl State {
         transfer: TransferId,
         opened: Opened,
     ) -> Result<(), RequestError> {
-        let Opened { info, source, whole } = opened;
+        let Opened { info, source, whole, proves } = opened;
         let started = connection.start_blob(transfer, info.size, info.digest);
         started.map_err(|error| RequestError::Failed { detail: error.to_string() })?;
         match source {
             Some(source) => {
                 self.outlets.insert(transfer, source);
                 if whole {
-                    self.whole.insert(transfer);
+                    self.whole.insert(transfer, proves);
                 }
             }
             None => self.count_sent(whole),
@@ -377,7 +390,7 @@ mod tests {
             let (mut up, mut down) = (Vec::new(), Vec::new());
             buffered::transmit(client, Time::ZERO, &mut up, usize::MAX, |_, _| Ok(()));
             session.receive(Time::ZERO, Bytes::from(up)).unwrap();
-            session.transmit(Time::ZERO, &mut down, usize::MAX);
+            session.transmit(Time::ZERO, &mut down, usize::MAX, false);
             buffered::receive(client, Time::ZERO, &down, &mut (), |(), _, _| {}, |_, _, _| {}).unwrap();
             answered = client.is_connected();
             std::thread::yield_now();

@@ -3,15 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use blobferry_cache::sync::Arc;
-use blobferry_cache::sync::atomic::{AtomicU64, Ordering};
 use blobferry_cache::workers::{Lane, Workers};
 use blobferry_protocol::TxnId;
 
 use super::pace::Turn;
 
-/// So many bytes of a transaction are staged without a look at the disk: they stay in memory.
-const BYTES: u64 = 48 << 10;
+/// To put so many bytes into a transaction is quick: they stay in memory, or go to a file that is not synced.
+pub(super) const QUICK: u64 = 64 << 10;
 /// A vote on so many objects is quick.
 const OBJECTS: u64 = 32;
 
@@ -21,22 +19,10 @@ pub(super) struct Lanes {
     loads: BTreeMap<TxnId, Load>,
 }
 
-/// A transaction's lane, and what was put into the transaction.
+/// A transaction's lane, and how many objects were put into the transaction.
 struct Load {
     lane: Lane,
     objects: u64,
-    weight: Weight,
-}
-
-/// The bytes that were put into a transaction.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Weight(Arc<AtomicU64>);
-
-impl Weight {
-    /// So many more are put into it: whether all of them are few.
-    pub(super) fn add(&self, bytes: u64) -> bool {
-        self.0.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= BYTES
-    }
 }
 
 /// Where something is done in its turn.
@@ -76,20 +62,19 @@ impl Lanes {
     pub(super) fn put(&mut self, txn: TxnId, bytes: u64) -> Place {
         let load = self.load(txn);
         load.objects = load.objects.saturating_add(1);
-        load.weight.add(bytes);
-        self.place(txn)
+        Place { lane: load.lane.clone(), quick: bytes <= QUICK }
     }
 
-    /// A record of so many bytes is put into a transaction when its blob has arrived, in a lane of the blob's own.
-    pub(super) fn upload(&mut self, txn: TxnId, bytes: u64) -> Weight {
-        self.put(txn, bytes);
-        self.load(txn).weight.clone()
+    /// A blob is put into a transaction when it has arrived, in a lane of its own.
+    pub(super) fn upload(&mut self, txn: TxnId) {
+        let load = self.load(txn);
+        load.objects = load.objects.saturating_add(1);
     }
 
     /// Something else is done with it.
     pub(super) fn place(&mut self, txn: TxnId) -> Place {
         let load = self.load(txn);
-        Place { lane: load.lane.clone(), quick: load.objects <= OBJECTS && load.weight.add(0) }
+        Place { lane: load.lane.clone(), quick: load.objects <= OBJECTS }
     }
 
     /// The last thing is done with it.
@@ -111,7 +96,6 @@ impl Lanes {
 
     fn load(&mut self, txn: TxnId) -> &mut Load {
         let Lanes { workers, loads } = self;
-        let new = || Load { lane: Lane::new(workers), objects: 0, weight: Weight::default() };
-        loads.entry(txn).or_insert_with(new)
+        loads.entry(txn).or_insert_with(|| Load { lane: Lane::new(workers), objects: 0 })
     }
 }

@@ -13,6 +13,7 @@ mod keep;
 mod lanes;
 mod mailbox;
 mod pace;
+mod proofs;
 mod reads;
 mod requests;
 #[cfg(test)]

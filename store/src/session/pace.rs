@@ -45,6 +45,19 @@ impl Pace {
         Pace { start: system::now(), points: AtomicU64::new(0), rests_until: AtomicU64::new(0) }
     }
 
+    /// Whether something that is quick by its kind may be done on a thread with sockets now.
+    pub(super) fn is_quick(&self) -> bool {
+        self.may_try(system::now())
+    }
+
+    /// Does it there, and notes how long it took.
+    pub(super) fn act<T>(&self, act: impl FnOnce() -> T) -> T {
+        let from = system::now();
+        let done = act();
+        self.note(from, system::now());
+        done
+    }
+
     fn may_try(&self, now: Instant) -> bool {
         let until = self.rests_until.load(Ordering::Relaxed);
         (until == 0 || self.nanos(now) >= until) && system::is_quick()
@@ -107,11 +120,8 @@ impl Turn {
 
     /// Does something here that is allowed.
     pub(super) fn act<T>(&mut self, act: impl FnOnce() -> T) -> T {
-        let from = system::now();
-        let done = act();
         self.acts += 1;
-        self.pace.note(from, system::now());
-        done
+        self.pace.act(act)
     }
 
     /// Whether this was all for this turn, so that it would be for the next.

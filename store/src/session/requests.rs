@@ -112,11 +112,11 @@ impl State {
                     return;
                 }
                 self.held_for_blobs.insert(id, data.len() as u64);
-                let weight = self.lanes.upload(txn, data.len() as u64);
+                self.lanes.upload(txn);
                 let (service, hold) = (self.service.clone(), self.arrived(txn, id));
                 let part = hold.as_ref().and_then(|hold| hold.take_part(oid));
                 let part = part.map(|part| Part { request: id, ..part });
-                let upload = Upload { service, mailbox, hold, id, txn, oid, base, data, part, weight };
+                let upload = Upload { service, mailbox, hold, id, txn, oid, base, data, part };
                 self.inlets.expect(id.into(), Box::new(upload));
             }
             Request::Vote { txn } => {

@@ -14,6 +14,7 @@ use super::counters::{Counters, rss_bytes};
 use super::keep::Keeper;
 use super::mailbox::{Mailbox, News};
 use super::pace::Pace;
+use super::proofs::Proofs;
 use crate::{Store, Subscription};
 
 /// How a server behaves, whatever its transport.
@@ -54,6 +55,7 @@ struct Shared {
     config: ServerConfig,
     workers: Workers,
     counters: Counters,
+    proofs: Proofs,
     sessions: Mutex<Sessions>,
     stopping: AtomicBool,
     keeper: Arc<Keeper>,
@@ -92,6 +94,7 @@ impl Service {
                 workers: Workers::new(config.workers),
                 config,
                 counters: Counters::default(),
+                proofs: Proofs::default(),
                 sessions: Mutex::default(),
                 stopping: AtomicBool::new(false),
                 pace: Arc::new(Pace::new()),
@@ -122,6 +125,10 @@ impl Service {
 
     pub(super) fn pace(&self) -> &Arc<Pace> {
         &self.0.pace
+    }
+
+    pub(super) fn proofs(&self) -> &Proofs {
+        &self.0.proofs
     }
 
     pub(super) fn counters(&self) -> &Counters {

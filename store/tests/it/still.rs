@@ -134,7 +134,7 @@ impl Still {
     pub(crate) fn exchange(&mut self) -> Done {
         let (mut up, mut down, blob) = (Vec::new(), Vec::with_capacity(1 << 20), &self.blob);
         buffered::transmit(&mut self.client, Time::ZERO, &mut up, usize::MAX, |slice, into| {
-            into.copy_from_slice(&blob[slice.offset as usize..][..into.len()]);
+            into.extend_from_slice(&blob[slice.offset as usize..][..slice.len as usize]);
             Ok(())
         });
         let up = Bytes::from(up);
@@ -143,7 +143,7 @@ impl Still {
             if !up.is_empty() {
                 self.session.receive(Time::ZERO, up).unwrap();
             }
-            self.session.transmit(Time::ZERO, &mut down, 1 << 20);
+            self.session.transmit(Time::ZERO, &mut down, 1 << 20, false);
         });
         let mut heard = (&mut self.answered, &mut self.received);
         let event = |heard: &mut (&mut Vec<_>, &mut Vec<u8>), _: &mut client::Connection, event| match event {
