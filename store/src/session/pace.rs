@@ -26,9 +26,9 @@ const REST: u32 = 100;
 const LONGEST: Duration = Duration::from_secs(10);
 
 /// What is done here in one turn, at most.
-const ACTS: u32 = 32;
+const ACTS: u32 = 64;
 /// And for so long. What was begun before is finished.
-const TURN: Duration = Duration::from_micros(150);
+const TURN: Duration = Duration::from_micros(400);
 
 /// How quick things are at this time. Shared by all connections: they have one disk.
 #[derive(Debug)]
