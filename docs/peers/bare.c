@@ -5,8 +5,8 @@
  *                               seconds until the last write, seconds until it is synced, too
  *   bare trips SECONDS          asks for 10 KiB again and again: answers a second
  *   bare commits log|new FILE SECONDS
- *                               sends 10 KiB that are written to FILE, synced and answered: a second; with `log`, over what
- *                               was written there before, as data bases do with their logs; with `new`, at its end
+ *                               sends 10 KiB that are written to FILE, synced and answered: how many a second;
+ *                               with `log` over what was written there before, as databases do, with `new` at its end
  *
  * Sender and receiver are two processes, joined by one TCP connection. */
 #define _GNU_SOURCE

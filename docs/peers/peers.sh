@@ -48,7 +48,6 @@ start_peers() {
     large+=(bare_file)
     small+=(bare_trips bare_commits)
     version 'bare loop' "Linux $(uname -r)"
-    version 'bare append' "Linux $(uname -r)"
     if have rsync rsync rsync; then start_rsync; fi
     if have nginx 'nginx-light curl' nginx curl; then start_nginx; fi
     if have ZEO 'pip: ZEO' "$python"; then start_zeo; fi
@@ -87,12 +86,19 @@ fetch() {
     rm "$work/target"
 }
 
-bare_trips() { record 'bare loop' 'round trips with 10 KiB' /s trip "$("$work/bare" trips "$seconds")"; }
+bare_trips() {
+    local rate
+    rate=$("$work/bare" trips "$seconds")
+    record 'bare loop' 'round trips with 10 KiB' /s trip "$rate"
+}
 
 bare_commits() {
-    record 'bare loop' '10 KiB sent, logged, synced' /s commit "$("$work/bare" commits log "$work/target" "$seconds")"
+    local rate
+    rate=$("$work/bare" commits log "$work/target" "$seconds")
+    record 'bare loop' '10 KiB sent, logged, synced' /s commit "$rate"
     rm "$work/target"
-    record 'bare append' '10 KiB sent, appended, synced' /s commit "$("$work/bare" commits new "$work/target" "$seconds")"
+    rate=$("$work/bare" commits new "$work/target" "$seconds")
+    record 'bare loop' '10 KiB sent, appended, synced' /s commit "$rate"
     rm "$work/target"
 }
 
@@ -119,7 +125,7 @@ rsync_file() { fetch rsync rsync --whole-file "rsync://127.0.0.1:$rsync_port/ser
 # --- nginx, with curl and wrk ---------------------------------------------------------------------------------------
 
 start_nginx() {
-    local port user=
+    local port nginx user=
     port=$("$work/bare" port)
     ((EUID)) || user="user $(id -un) $(id -gn);" # who is root has to say whom the workers shall be
     mkdir "$work/nginx"
@@ -167,10 +173,12 @@ end
 END
     large+=(nginx_file)
     small+=(nginx_files nginx_files_parallel)
-    version 'nginx + curl' "$(nginx -v 2>&1 | sed 's|.*/||') + $(curl --version | awk 'NR == 1 { print $2 }')"
+    nginx=$(nginx -v 2>&1 | sed 's|.*/||')
+    version 'nginx + curl' "$nginx + $(curl --version | awk 'NR == 1 { print $2 }')"
     if have 'nginx + wrk' wrk wrk; then
         small+=(nginx_gets nginx_gets_parallel)
-        version 'nginx + wrk' "$(nginx -v 2>&1 | sed 's|.*/||') + $( (wrk -v || true) 2>&1 | sed -n 's|^wrk [^0-9]*\([^ ]*\).*|\1|p')"
+        # wrk tells its version, and that it failed.
+        version 'nginx + wrk' "$nginx + $( (wrk -v || true) 2>&1 | sed -n 's|^wrk [^0-9]*\([^ ]*\).*|\1|p')"
     fi
 }
 
@@ -207,7 +215,7 @@ nginx_files_parallel() { gets_into_files '10 KiB GETs into files, 64 connections
 
 start_zeo() {
     local found
-    if ! found=$("$python" -c 'from importlib.metadata import version as v; print(v("ZEO"), "+ ZODB", v("ZODB"))' 2>&1); then
+    if ! found=$("$python" "$here/zeo_calls.py" version 2>/dev/null); then
         say "measure: ZEO is left out: $python does not have it (pip: ZEO; see --python)"
         return
     fi
@@ -305,7 +313,8 @@ inserts() {
     local result commits wrong
     result=$("$postgres_bin/pgbench" -n -M prepared -c "$1" -j "$2" -T "$seconds" -D body="$body" -f "$work/insert.sql")
     commits=$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' <<<"$result")
-    wrong=$(sql -c "SELECT count(*) FILTER (WHERE body <> '$body') + (count(*) = 0)::int FROM objects" -c 'TRUNCATE objects')
+    wrong=$(sql -c "SELECT count(*) FILTER (WHERE body <> '$body') + (count(*) = 0)::int FROM objects")
+    sql -c 'TRUNCATE objects'
     ((wrong == 0)) || fail "PostgreSQL: $wrong rows are not what was inserted"
     record PostgreSQL "commits of a 10 KiB row, $1 at once" /s commit "$commits"
 }

@@ -1,7 +1,8 @@
 # Medians of what was measured in several rounds: a table, or one JSON object a line (-v format=json).
 #
-# Its first file has lines of: peer, version. Its second one has: round, peer, what, unit, limit, value. A value's ratio is
-# that to the bare loop's value of the same limit in the same round, so that what disturbs a whole round does not count.
+# Its first file has lines of: peer, version. Its second one has: round, peer, what, unit, limit, value.
+# A value's ratio is that to the bare loop's (first) value of the same limit in the same round, so that what disturbs a
+# whole round does not count.
 
 BEGIN { FS = "\t" }
 
@@ -20,7 +21,7 @@ FILENAME == ARGV[1] {
     }
     value[row, ++count[row]] = $6
     round[row, count[row]] = $1
-    if ($2 == "bare loop")
+    if ($2 == "bare loop" && !(($5, $1) in bare))
         bare[$5, $1] = $6
 }
 
@@ -54,13 +55,13 @@ function print_row(row,    i, n, middle, low, high, ratio, name) {
             "\"median\":%.1f,\"low\":%.1f,\"high\":%.1f,\"ratio\":%.4f}\n",
             name[1], version[name[1]], name[2], unit[row], limit[row], n, middle, low, high, ratio
     else
-        printf "%-13s  %-36s  %7.0f %-4s  %15s  %-9s  %5.2f\n",
+        printf "%-13s  %-38s  %7.0f %-4s  %15s  %-9s  %6.3f\n",
             name[1], name[2], middle, unit[row], sprintf("%.0f..%.0f", low, high), limit[row], ratio
 }
 
 END {
     if (format != "json")
-        printf "%-13s  %-36s  %12s  %15s  %-9s  %5s\n", "peer", "what", "median     ", "low..high", "limit", "ratio"
+        printf "%-13s  %-38s  %12s  %15s  %-9s  %6s\n", "peer", "what", "median     ", "low..high", "limit", "ratio"
     # The rows of one limit together, the limit itself first: the order in which they came is that of the rounds.
     split("file\tfile+sync\ttrip\tcommit", limits)
     for (l = 1; l in limits; l++)

@@ -1,5 +1,6 @@
 """The calls of one ZEO client, timed. Used by `measure`, which starts the server.
 
+    zeo_calls.py version                        those of ZEO and ZODB
     zeo_calls.py PORT DIR seed SOURCE COUNT     stores what the others load; prints nothing
     zeo_calls.py PORT DIR load-large            seconds, seconds with fdatasync, path
     zeo_calls.py PORT DIR store-large SOURCE    seconds, seconds with fdatasync, path
@@ -19,6 +20,7 @@ import random
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 
 from ZEO.ClientStorage import ClientStorage
 from ZODB.blob import FilesystemHelper
@@ -154,6 +156,9 @@ COMMANDS = {
 
 
 def main():
+    if sys.argv[1:] == ['version']:
+        print(f'{version("ZEO")} + ZODB {version("ZODB")}')
+        return
     port, work, command, *arguments = sys.argv[1:]
     client = Client(int(port), work)
     try:
