@@ -100,6 +100,10 @@ impl<B: Backend> Store for Coordinator<B> {
         })
     }
 
+    fn is_inline(&self, size: u64) -> bool {
+        self.core.backend.is_inline(size)
+    }
+
     fn stage(&self, size: u64) -> Result<Box<dyn Stage>, RequestError> {
         self.core.check_writable()?;
         let room = self.core.quota.take(size)?;

@@ -240,6 +240,10 @@ pub trait Store: Send + Sync + 'static {
     /// [`Limit`](RequestError::Limit).
     fn delete(&self, txn: TxnId, oid: Oid, base: Tid) -> Result<(), RequestError>;
 
+    /// Is a blob of `size` bytes kept beside its object's record? Then it is staged without a file, and without waiting
+    /// for a sync.
+    fn is_inline(&self, size: u64) -> bool;
+
     /// Makes room for `size` bytes of a blob that is about to arrive.
     ///
     /// # Errors

@@ -168,8 +168,12 @@ impl Backend for Disk {
         Spool::new(SPOOL_IN_MEMORY, self.layout.tmp())
     }
 
+    fn is_inline(&self, size: u64) -> bool {
+        size <= self.inline_max
+    }
+
     fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {
-        if size <= self.inline_max {
+        if self.is_inline(size) {
             return Ok(Box::new(SmallStage::new(size, room)));
         }
         Ok(Box::new(self.stage_file(size, room)?))

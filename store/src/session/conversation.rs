@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use blobferry_cache::carry::{Endpoint, Inlets, Outlets, Report};
+use blobferry_cache::carry::{Body, Endpoint, Inlets, Outlets, Report};
 use blobferry_cache::workers::Lane;
 use blobferry_protocol::{
     PeerError, Phase, Reply, Request, RequestError, RequestId, Slice, Time, TransferEvent, TransferId, TxnId,
@@ -14,6 +14,7 @@ use bytes::Bytes;
 use super::decide;
 use super::keep::{Hold, Part};
 use super::mailbox::{Mailbox, News};
+use super::proofs::Proof;
 use super::reads::{self, Opened};
 use super::service::{Membership, Service};
 use super::upload::Upload;
@@ -40,8 +41,8 @@ struct State {
     membership: Option<Membership>,
     inlets: Inlets,
     outlets: Outlets,
-    /// The blobs among what leaves that are sent as a whole.
-    whole: BTreeSet<TransferId>,
+    /// The blobs among what leaves that are sent as a whole, and what is known when that is done.
+    whole: BTreeMap<TransferId, Option<Proof>>,
     /// The transactions that were begun here or attached, some of which are over. What others have begun is none of its
     /// business, whoever knows the name.
     begun: BTreeMap<TxnId, Arc<Hold>>,
@@ -85,7 +86,7 @@ impl Session {
             mailbox,
             membership: None,
             outlets: Outlets::default(),
-            whole: BTreeSet::new(),
+            whole: BTreeMap::new(),
             begun: BTreeMap::new(),
             replaced: false,
             lanes: BTreeMap::new(),
@@ -102,11 +103,13 @@ impl Session {
 }
 
 impl Endpoint for Session {
-    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize) {
+    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<Body> {
         self.catch_up();
         let State { outlets, service, whole, .. } = &mut self.state;
+        let mut lent = None;
         buffered::transmit(&mut self.connection, now, out, enough, |slice, into| {
-            let read = outlets.read(slice, into);
+            lent = if lend { outlets.lend(slice) } else { None };
+            let read = if lent.is_some() { Ok(()) } else { outlets.read(slice, into) };
             match &read {
                 Ok(()) => drop(service.counters().bytes_sent.add(slice.len)),
                 Err(error) => {
@@ -119,8 +122,18 @@ impl Endpoint for Session {
         for drained in self.state.outlets.take_drained() {
             self.state.outlets.remove(drained.transfer);
             let whole = self.state.whole.remove(&drained.transfer);
-            self.state.count_sent(whole);
+            self.state.count_sent(whole.is_some());
+            whole.flatten().into_iter().for_each(|proof| self.state.service.proofs().add(proof));
         }
+        lent
+    }
+
+    fn not_moved(&mut self, transfer: TransferId, reason: RequestError) {
+        self.state.service.counters().damage(&reason);
+        self.state.outlets.remove(transfer);
+        self.state.whole.remove(&transfer);
+        // Over only if the client does not want it any more.
+        let _ = self.connection.abort_blob(transfer, reason);
     }
 
     fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError> {
@@ -416,14 +429,14 @@ impl State {
         transfer: TransferId,
         opened: Opened,
     ) -> Result<(), RequestError> {
-        let Opened { info, source, whole } = opened;
+        let Opened { info, source, whole, proves } = opened;
         let started = connection.start_blob(transfer, info.size, info.digest);
         started.map_err(|error| RequestError::Failed { detail: error.to_string() })?;
         match source {
             Some(source) => {
                 self.outlets.insert(transfer, source);
                 if whole {
-                    self.whole.insert(transfer);
+                    self.whole.insert(transfer, proves);
                 }
             }
             None => self.count_sent(whole),
@@ -479,7 +492,7 @@ mod tests {
             let (mut up, mut down) = (Vec::new(), Vec::new());
             buffered::transmit(client, Time::ZERO, &mut up, usize::MAX, |_, _| Ok(()));
             session.receive(Time::ZERO, Bytes::from(up)).unwrap();
-            session.transmit(Time::ZERO, &mut down, usize::MAX);
+            session.transmit(Time::ZERO, &mut down, usize::MAX, false);
             buffered::receive(client, Time::ZERO, &down, &mut (), |(), _, _| {}, |_, _, _| {}).unwrap();
             answered = client.is_connected();
             std::thread::yield_now();

@@ -10,6 +10,7 @@ mod counters;
 mod decide;
 mod keep;
 mod mailbox;
+mod proofs;
 mod reads;
 #[cfg(test)]
 #[cfg(feature = "shuttle")]

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use blobferry_cache::carry::Source;
+use blobferry_cache::carry::{Source, Stamp};
 use blobferry_protocol::{BlobId, BlobInfo, Reply, Request, RequestError, RequestId};
 use bytes::Bytes;
 
 use super::mailbox::{Mailbox, News};
+use super::proofs::Proof;
 use super::service::Service;
 use crate::OpenBlob;
 
@@ -17,6 +18,8 @@ pub(super) struct Opened {
     pub(super) source: Option<Source>,
     /// All of the blob, not a part.
     pub(super) whole: bool,
+    /// What is known when all of it was sent.
+    pub(super) proves: Option<Proof>,
 }
 
 /// Answers one request that changes nothing in a transaction.
@@ -66,13 +69,18 @@ fn open(service: &Service, blob: BlobId, from: u64, upto: u64) -> Result<Opened,
         return Err(RequestError::BadRange { blob, size, from, upto });
     }
     let whole = from == 0 && end == size;
+    let mut proves = None;
     let source = (from < end).then(|| match open {
         OpenBlob::Small { bytes, .. } => Source::memory(Bytes::from(bytes), end),
         OpenBlob::File { file, path, .. } => {
-            let source = Source::file(file, end).kept(blob, path);
             // Who has asked for a part only has the rest already, and checks the whole.
-            if whole { source.expecting(info.digest) } else { source }
+            let stamp = Stamp::of(&file).ok().filter(|_| whole);
+            let proof = stamp.map(|stamp| Proof { oid: blob.oid, digest: info.digest, stamp });
+            let proven = proof.is_some_and(|proof| service.proofs().hold(proof));
+            proves = proof.filter(|_| !proven);
+            let source = Source::file(file, end).kept(blob, path);
+            if whole && !proven { source.expecting(info.digest) } else { source }
         }
     });
-    Ok(Opened { info, source, whole })
+    Ok(Opened { info, source, whole, proves })
 }

@@ -13,6 +13,7 @@ use blobferry_protocol::{Config, Oid, Refusal, Tid};
 use super::counters::{Counters, rss_bytes};
 use super::keep::Keeper;
 use super::mailbox::{Mailbox, News};
+use super::proofs::Proofs;
 use crate::{Store, Subscription};
 
 /// How a server behaves, whatever its transport.
@@ -53,6 +54,7 @@ struct Shared {
     config: ServerConfig,
     workers: Workers,
     counters: Counters,
+    proofs: Proofs,
     sessions: Mutex<Sessions>,
     stopping: AtomicBool,
     keeper: Arc<Keeper>,
@@ -90,6 +92,7 @@ impl Service {
                 workers: Workers::new(config.workers),
                 config,
                 counters: Counters::default(),
+                proofs: Proofs::default(),
                 sessions: Mutex::default(),
                 stopping: AtomicBool::new(false),
                 _subscription: subscription,
@@ -115,6 +118,10 @@ impl Service {
 
     pub(super) fn keeper(&self) -> &Arc<Keeper> {
         &self.0.keeper
+    }
+
+    pub(super) fn proofs(&self) -> &Proofs {
+        &self.0.proofs
     }
 
     pub(super) fn counters(&self) -> &Counters {

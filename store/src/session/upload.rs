@@ -8,6 +8,7 @@ use blobferry_protocol::{Digest, Oid, Reply, RequestError, RequestId, Tid, TxnId
 
 use super::keep::{Hold, Part};
 use super::mailbox::Mailbox;
+use super::proofs::Proof;
 use super::service::Service;
 
 /// A [`StoreBlob`](blobferry_protocol::Request::StoreBlob) whose blob is on its way.
@@ -59,6 +60,9 @@ impl Upload {
             self.part.take().ok_or_else(|| RequestError::Failed { detail: "nothing was staged".into() })?;
         let staged = part.stage.complete(digest)?;
         self.service.counters().blobs_received.add(1);
+        if let Some(stamp) = staged.stamp() {
+            self.service.proofs().add(Proof { oid: self.oid, digest, stamp });
+        }
         let data = std::mem::take(&mut self.data);
         let stored = self.service.store().store_blob(self.txn, self.oid, self.base, data, staged);
         stored.inspect(|()| self.hold.iter().for_each(|hold| hold.done(self.id)))
@@ -66,6 +70,10 @@ impl Upload {
 }
 
 impl Sink for Upload {
+    fn is_quick(&self, size: u64) -> bool {
+        self.service.store().is_inline(size)
+    }
+
     fn start(&mut self, from: u64, _: u64, size: u64) -> bool {
         let begun = self.begin(from, size);
         self.checked(begun)
