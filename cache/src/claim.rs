@@ -47,8 +47,11 @@ impl Cache {
     /// # Errors
     /// [`CacheError::NotShared`] in shared mode, where the blob is not there; [`CacheError::Io`].
     pub fn claim(&self, blob: BlobId) -> Result<Claim, CacheError> {
+        if let Some(claim) = self.at_once(blob) {
+            return claim;
+        }
         let (answer, answered) = mpsc::sync_channel(1);
-        self.claim_with(blob, move |claim| _ = answer.send(claim));
+        self.enter(blob, Box::new(move |claim| _ = answer.send(claim)));
         answered.recv().unwrap_or(Err(CacheError::Abandoned { blob }))
     }
 
@@ -58,18 +61,25 @@ impl Cache {
     /// `done` should be quick, and not wait for anything (least of all for another claim): send the answer to
     /// where it is wanted. An answer that nobody wants any more can just be dropped.
     pub fn claim_with(&self, blob: BlobId, done: impl FnOnce(Result<Claim, CacheError>) + Send + 'static) {
+        match self.at_once(blob) {
+            Some(claim) => done(claim),
+            None => self.enter(blob, Box::new(done)),
+        }
+    }
+
+    /// The answer to a claim that nobody has to wait for.
+    fn at_once(&self, blob: BlobId) -> Option<Result<Claim, CacheError>> {
         match self.look(blob) {
-            Ok(Found::Ready(cached)) => done(Ok(Claim::Hit(cached))),
-            Ok(_) if self.is_shared() => done(Err(CacheError::NotShared { blob })),
-            Ok(_) => self.enter(blob, Box::new(done)),
-            Err(error) => done(Err(error)),
+            Ok(Found::Ready(cached)) => Some(Ok(Claim::Hit(cached))),
+            Ok(_) if self.is_shared() => Some(Err(CacheError::NotShared { blob })),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
         }
     }
 
     fn enter(&self, blob: BlobId, done: Done) {
         let bucket = blob.bucket();
-        let try_lock = || FileLock::try_exclusive(&self.lock_path(bucket)?);
-        let entered = self.registry().enter(blob, done, try_lock);
+        let entered = self.registry().enter(blob, done, || self.try_lock(bucket));
         match entered {
             Entered::InCharge(done) => self.in_charge(blob, done),
             Entered::Waits => {}
@@ -121,15 +131,13 @@ impl Cache {
     /// Blocks one thread in the bucket's file lock, which another process holds.
     fn wait_for_lock(&self, bucket: u64) {
         let cache = self.clone();
-        let waiting = self.lock_path(bucket).and_then(|path| {
-            FileLock::wait(path, move |locked| match locked {
-                Ok(lock) => {
-                    // Nobody may want anything any more: then the lock is dropped right here.
-                    let in_charge = cache.registry().locked(bucket, lock);
-                    in_charge.into_iter().for_each(|(blob, done)| cache.in_charge(blob, done));
-                }
-                Err(error) => cache.lock_failed(bucket, &error),
-            })
+        let waiting = FileLock::wait(self.layout().lock_path(bucket), move |locked| match locked {
+            Ok(lock) => {
+                // Nobody may want anything any more: then the lock is dropped right here.
+                let in_charge = cache.registry().locked(bucket, lock);
+                in_charge.into_iter().for_each(|(blob, done)| cache.in_charge(blob, done));
+            }
+            Err(error) => cache.lock_failed(bucket, &error),
         });
         if let Err(error) = waiting {
             self.lock_failed(bucket, &error);

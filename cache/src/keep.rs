@@ -170,7 +170,7 @@ impl Cache {
         const ATTRIBUTES: u64 = 4096;
         let room = self.own_room("pin blobs")?;
         let path = self.layout().blob_path(blob);
-        let Some((file, _)) = self.open_blob(&path)? else { return Err(CacheError::NotCached { blob }) };
+        let Some((file, _)) = self.open_blob(blob)? else { return Err(CacheError::NotCached { blob }) };
         match room.change(&file, ATTRIBUTES, || change(&file)).map_err(CacheError::Room)? {
             Err(error) if pin::is_unsupported(&error) => Err(CacheError::NoPins { path }),
             changed => changed.map_err(CacheError::io("pin or unpin", &path)),

@@ -35,7 +35,7 @@ impl Cache {
         let mut verified = Verified::default();
         for entry in self.blobs() {
             let entry = entry?;
-            let Some((file, _)) = self.open_blob(&entry.path)? else { continue };
+            let Some((file, _)) = self.open_blob(entry.blob)? else { continue };
             let failed = |operation| CacheError::io(operation, &entry.path);
             // To look at all of them is to use none of them.
             _ = rustix::fs::fcntl_setfl(&file, OFlags::NOATIME);

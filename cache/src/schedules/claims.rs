@@ -67,8 +67,7 @@ impl Machine {
         }
         for blob in BLOBS {
             assert!(*self.downloads[&blob].1.lock().unwrap() <= 1, "downloaded twice");
-            let path = self.caches[0].lock_path(blob.bucket()).unwrap();
-            assert!(FileLock::try_exclusive(&path).unwrap().is_some(), "a lock was not released");
+            assert!(self.caches[0].try_lock(blob.bucket()).unwrap().is_some(), "a lock was not released");
             _ = std::fs::remove_file(self.blob_path(blob));
         }
     }
@@ -213,7 +212,7 @@ fn every_claim_of_a_file_that_is_to_be_checked_is_answered() {
     explore(1000, move || {
         let machine = Machine::new(&home, 1);
         for (blob, bytes) in [(BLOBS[0], BYTES), (BLOBS[1], b"torn"), (BLOBS[2], BYTES)] {
-            machine.caches[0].lock_path(blob.bucket()).unwrap();
+            machine.caches[0].layout().create_bucket(blob.bucket()).unwrap();
             put(&machine.blob_path(blob), bytes);
         }
         claim_all(&machine, &[&[0, 1], &[1, 2], &[2, 0]], |_| false);
