@@ -15,13 +15,14 @@ use rustix::io::Errno;
 use crate::blob::{CachedBlob, touch};
 use crate::buffer::TransactionBuffer;
 use crate::check::Checks;
-use crate::claim::Done;
+use crate::claim::Waiter;
 use crate::error::CacheError;
 use crate::evict;
 use crate::known::Known;
 use crate::layout::Layout;
 use crate::lock::{self, FileLock};
 use crate::name::Name;
+use crate::packs::Packs;
 use crate::registry::Registry;
 use crate::room::Room;
 use crate::scratch::Scratch;
@@ -58,13 +59,14 @@ struct Inner {
     /// Of this process; `None` in shared mode, where the server looks after what is unfinished, and after room.
     own: Option<Own>,
     boot: Option<Boot>,
-    registry: Mutex<Registry<FileLock, Done>>,
+    registry: Mutex<Registry<FileLock, Waiter>>,
     checks: Mutex<Checks>,
     known: Known,
 }
 
 struct Own {
     room: Room,
+    packs: Packs,
     /// Where unfinished files are.
     scratch: Scratch,
 }
@@ -101,7 +103,8 @@ impl Cache {
             if swept || parts > 0 {
                 room.set_doubt().map_err(CacheError::Room)?;
             }
-            (layout, Some(Own { room, scratch }))
+            let packs = Packs::new(&layout);
+            (layout, Some(Own { room, packs, scratch }))
         };
         let root = File::open(layout.root()).map_err(CacheError::io("open", layout.root()))?;
         let cache = Cache(Arc::new(Inner {
@@ -242,6 +245,11 @@ impl Cache {
         self.0.own.as_ref().map(|own| &own.room)
     }
 
+    /// `None` in shared mode.
+    pub(crate) fn packs(&self) -> Option<&Packs> {
+        self.0.own.as_ref().map(|own| &own.packs)
+    }
+
     /// Where this process keeps unfinished files.
     pub(crate) fn tmp(&self) -> &Path {
         self.0.own.as_ref().map_or_else(|| self.layout().tmp(), |own| own.scratch.path())
@@ -255,7 +263,7 @@ impl Cache {
         self.0.boot
     }
 
-    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry<FileLock, Done>> {
+    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry<FileLock, Waiter>> {
         locked(&self.0.registry)
     }
 

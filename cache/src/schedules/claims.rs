@@ -5,12 +5,13 @@ use std::io::{Read, Seek};
 use std::path::Path;
 
 use blobferry_protocol::{BlobId, Digest, Oid, Tid};
+use bytes::Bytes;
 
 use super::{Alone, Home};
 use crate::lock::FileLock;
 use crate::stamp::{self, Boot};
 use crate::sync::{Arc, Mutex, explore, mpsc, thread};
-use crate::{Cache, Claim, Download};
+use crate::{Cache, Claim, Download, SmallClaim};
 
 const BYTES: &[u8] = b"what the blob is";
 
@@ -176,6 +177,40 @@ fn answers_that_nobody_wants_hand_over_as_well() {
         }
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         machine.check();
+    });
+}
+
+/// Some want the bytes of a small blob, one wants its file. Whoever writes it does so later.
+#[test]
+fn a_small_blob_is_downloaded_once_and_handed_out_before_and_after_it_is_written() {
+    let home = Home::new();
+    explore(500, move || {
+        let machine = Machine::new(&home, 2);
+        let writers = Arc::new(Mutex::new(Vec::new()));
+        let threads: Vec<_> = (0..4)
+            .map(|at| {
+                let (machine, writers) = (machine.clone(), writers.clone());
+                thread::spawn(move || match machine.caches[at % 2].claim_small(BLOBS[0]).unwrap() {
+                    _ if at == 3 => machine.answered(machine.caches[1].claim(BLOBS[0]).unwrap(), false),
+                    SmallClaim::Bytes(bytes) => assert_eq!(bytes, BYTES),
+                    SmallClaim::File(cached) => machine.answered(Claim::Hit(cached), false),
+                    SmallClaim::Download(download) => {
+                        let (alone, times) = &machine.downloads[&BLOBS[0]];
+                        alone.act(|| *times.lock().unwrap() += 1);
+                        let run =
+                            |write: crate::system::Job| writers.lock().unwrap().push(thread::spawn(write));
+                        download.keep(&Bytes::from_static(BYTES), digest(), run).unwrap();
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        let writers = std::mem::take(&mut *writers.lock().unwrap());
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1);
+        let packs = machine.caches[0].layout().packs().to_owned();
+        machine.check();
+        _ = std::fs::remove_dir_all(packs);
     });
 }
 
