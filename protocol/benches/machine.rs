@@ -31,16 +31,16 @@ impl Pair {
         let client = client::Connection::new(NOW, Config::default(), b"");
         let server = server::Connection::new(NOW, Config::default());
         let mut pair = Pair { client, server, up: Vec::new(), down: Vec::new() };
-        pair.to_server();
+        pair.carry_up();
         assert!(matches!(pair.server.poll_event(), Some(server::Event::Hello { .. })));
         assert_eq!(pair.server.welcome(Tid::ZERO), Ok(()));
-        assert!(!pair.to_client());
+        assert!(!pair.carry_down());
         assert!(matches!(pair.client.poll_event(), Some(client::Event::Connected(_))));
         pair
     }
 
     /// All that the client has to say.
-    fn to_server(&mut self) {
+    fn carry_up(&mut self) {
         self.up.clear();
         while self.client.poll_transmit(NOW, &mut self.up).is_some() {}
         let used = self.server.handle_control(NOW, &self.up);
@@ -48,7 +48,7 @@ impl Pair {
     }
 
     /// What the server has to say, up to the head of one chunk: says whether there was one.
-    fn to_client(&mut self) -> bool {
+    fn carry_down(&mut self) -> bool {
         self.down.clear();
         let mut chunk = false;
         while !chunk && let Some(transmit) = self.server.poll_transmit(NOW, &mut self.down) {
@@ -62,11 +62,11 @@ impl Pair {
     /// A small request and its answer: two frames.
     fn round_trip(&mut self, revision: &Revision) {
         let asked = self.client.request(Request::Load { oid: Oid(1) });
-        self.to_server();
+        self.carry_up();
         let Some(server::Event::Request { id, .. }) = self.server.poll_event() else { return };
         assert_eq!(asked, Ok(id));
         assert_eq!(self.server.reply(id, Ok(Reply::Revision(revision.clone()))), Ok(()));
-        self.to_client();
+        self.carry_down();
         let Some(client::Event::Reply { result, .. }) = self.client.poll_event() else { return };
         assert!(black_box(result).is_ok());
     }
@@ -75,7 +75,7 @@ impl Pair {
     fn download(&mut self) -> TransferId {
         let blob = BlobId { oid: Oid(1), tid: Tid(1) };
         let asked = self.client.request(Request::SendBlob { blob, from: 0, upto: u64::MAX });
-        self.to_server();
+        self.carry_up();
         while self.server.poll_event().is_some() {}
         let transfer: Option<TransferId> = asked.ok().map(Into::into);
         let transfer = transfer.unwrap_or(TransferId(0));
@@ -85,12 +85,12 @@ impl Pair {
 
     /// A chunk goes to the client, is stored there, and gives the server its credit back.
     fn chunk(&mut self) {
-        assert!(self.to_client(), "there is credit");
+        assert!(self.carry_down(), "there is credit");
         while self.client.poll_event().is_some() {}
         let Expect::Payload(slice) = self.client.expect() else { return };
         assert_eq!(self.client.payload_moved(NOW, slice.len), Ok(()));
         assert_eq!(self.client.stored(slice.transfer, slice.offset + slice.len), Ok(()));
-        self.to_server();
+        self.carry_up();
     }
 }
 
