@@ -221,8 +221,8 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc::{self, Receiver, Sender};
 
-    use blobferry_cache::carry::Carrier;
-    use blobferry_protocol::{PeerError, Time};
+    use blobferry_cache::carry::{Body, Carrier};
+    use blobferry_protocol::{PeerError, RequestError, Time, TransferId};
     use bytes::Bytes;
 
     use super::*;
@@ -236,7 +236,10 @@ mod tests {
     }
 
     impl Endpoint for Listener {
-        fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize) {}
+        fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize, _: bool) -> Option<Body> {
+            None
+        }
+        fn not_moved(&mut self, _: TransferId, _: RequestError) {}
         fn receive(&mut self, _: Time, bytes: Bytes) -> Result<(), PeerError> {
             assert_ne!(&bytes[..], b"panic", "on purpose");
             self.tell.send(bytes.len().to_string()).unwrap();

@@ -1,6 +1,7 @@
 //! The loop of one connection, the same for both ends: readiness of a socket, wake-ups, and a timer.
 
 use blobferry_cache::carry::{Carrier, Ended, Endpoint};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
@@ -12,7 +13,7 @@ pub(crate) async fn drive(
     woken: &Notify,
 ) -> Ended {
     loop {
-        if let Err(ended) = carrier.write(stream, |bytes| stream.try_write(bytes)) {
+        if let Err(ended) = carrier.write(stream, |write| stream.try_io(Interest::WRITABLE, write)) {
             return ended;
         }
         let deadline = carrier.deadline().map(Instant::from_std);

@@ -397,7 +397,7 @@ mod tests {
     /// Moves everything that is said, both ways; what the server is asked for.
     fn exchange(endpoint: &mut SessionEndpoint, server: &mut server::Connection) -> Vec<Request> {
         let (mut up, mut down, mut asked) = (Vec::new(), Vec::new(), Vec::new());
-        endpoint.transmit(Time::ZERO, &mut up, usize::MAX);
+        endpoint.transmit(Time::ZERO, &mut up, usize::MAX, false);
         let on_event = |asked: &mut Vec<Request>, server: &mut server::Connection, event| match event {
             server::Event::Hello { .. } => server.welcome(Tid::ZERO).unwrap(),
             server::Event::Request { id, request } => {

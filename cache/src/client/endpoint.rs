@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use blobferry_protocol::{PeerError, RequestId, Slice, Time, buffered, client};
+use blobferry_protocol::{PeerError, RequestError, RequestId, Slice, Time, TransferId, buffered, client};
 use bytes::Bytes;
 
 use super::asks::{State, Waiter};
 use super::session::Session;
-use crate::carry::Endpoint;
+use crate::carry::{Body, Endpoint};
 
 /// One connection of a [`Session`]. Dropped while the session takes it for alive, it closes the session: nobody waits for
 /// what can not come.
@@ -25,13 +25,14 @@ impl SessionEndpoint {
 }
 
 impl Endpoint for SessionEndpoint {
-    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize) {
-        let mut locked = self.session.lock();
+    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<Body> {
+        let (mut locked, mut lent) = (self.session.lock(), None);
         let inner = &mut *locked;
         loop {
             let outlets = &mut inner.state.outlets;
             buffered::transmit(&mut inner.connection, now, out, enough, |slice, into| {
-                outlets.read(slice, into)
+                lent = if lend { outlets.lend(slice) } else { None };
+                if lent.is_some() { Ok(()) } else { outlets.read(slice, into) }
             });
             let drained = outlets.take_drained();
             for drained in &drained {
@@ -44,11 +45,20 @@ impl Endpoint for SessionEndpoint {
                 let _ = inner.connection.finish_blob(drained.transfer, digest);
             }
             inner.pump();
-            if drained.is_empty() {
+            if drained.is_empty() || lent.is_some() {
                 break;
             }
         }
         self.session.unlock(locked, false);
+        lent
+    }
+
+    fn not_moved(&mut self, transfer: TransferId, reason: RequestError) {
+        let mut inner = self.session.lock();
+        inner.state.outlets.remove(transfer);
+        // Over only if the server has refused the blob meanwhile.
+        let _ = inner.connection.abort_blob(transfer, reason);
+        self.session.unlock(inner, false);
     }
 
     fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError> {

@@ -365,7 +365,7 @@ mod tests {
         let mut endpoint = session.converse(Time::ZERO, || {});
         let mut server = server::Connection::new(Time::ZERO, Config::default());
         let mut said = Vec::new();
-        endpoint.transmit(Time::ZERO, &mut said, usize::MAX);
+        endpoint.transmit(Time::ZERO, &mut said, usize::MAX, false);
         server.handle_control(Time::ZERO, &said).unwrap();
         server.welcome(Tid::ZERO).unwrap();
         let mut welcome = Vec::new();
