@@ -284,7 +284,9 @@ fn where_nothing_fits_the_bytes_are_handed_out_and_not_kept() {
 
 #[test]
 fn what_is_in_the_way_is_neither_followed_nor_waited_for_and_loads_go_on() {
-    let put: [(&str, fn(&Path, &Path)); 6] = [
+    /// Puts something at a path; or a link to another one.
+    type Put = fn(&Path, &Path);
+    let put: [(&str, Put); 6] = [
         ("index", |at, outside| symlink(outside, at).unwrap()),
         ("index", |at, _| fs::create_dir_all(at.join("full")).unwrap()),
         ("index", |at, _| rustix::fs::mkfifoat(rustix::fs::CWD, at, rustix::fs::Mode::RWXU).unwrap()),
