@@ -42,18 +42,16 @@ fn small_reads_change_no_thread() {
     let done = still.exchange();
     assert_eq!((done.jobs, done.woken), (0, 0));
     assert!(still.answer(load).is_some() && still.received == [7; SMALL]);
-    println!("load {:?}", done.session);
-    // Measured: 11 allocations of 31 KiB.
-    assert!(done.session.count_total <= 16, "{:?}", done.session);
-    assert!(done.session.bytes_total <= 40 << 10, "{:?}", done.session);
+    // Measured: 5 allocations of 12,144 bytes: the blob's are taken once.
+    assert!(done.session.count_total <= 8, "{:?}", done.session);
+    assert!(done.session.bytes_total <= 14 << 10, "{:?}", done.session);
 
     let load = still.ask(Request::Load { oid: Oid(1) });
     let done = still.exchange();
     assert_eq!((done.jobs, done.woken), (0, 0));
     assert!(matches!(still.answer(load), Some(Some(Ok(Reply::Revision(_))))));
-    println!("read {:?}", done.session);
     // Measured: 4 allocations.
-    assert!(done.session.count_total <= 8, "{:?}", done.session);
+    assert!(done.session.count_total <= 6, "{:?}", done.session);
 }
 
 #[test]
@@ -84,10 +82,9 @@ fn a_small_object_is_committed_by_the_committer_alone_with_one_sync_and_one_wake
     tid(&mut still, commit);
     let after = still.store.counts();
     assert_eq!((after.batches - before.batches, after.syncs - before.syncs), (1, 1));
-    println!("commit {:?} {:?}", asked.session, served.store);
-    // Measured: 40 and 44.
-    assert!(asked.session.count_total <= 60, "{:?}", asked.session);
-    assert!(served.store.count_total <= 60, "{:?}", served.store);
+    // Measured: 22 and 14 allocations.
+    assert!(asked.session.count_total <= 28, "{:?}", asked.session);
+    assert!(served.store.count_total <= 20, "{:?}", served.store);
 }
 
 #[test]
@@ -161,7 +158,6 @@ fn the_syncs_that_are_counted_are_those_that_are_made_and_a_commit_writes_few_pa
         return;
     };
     let each = (made - at_open) / COMMITS;
-    println!("{each} writes");
-    // Measured: 20, two for each of 10 pages.
-    assert!(each <= 22, "{each} writes a commit");
+    // Measured: 22, two for each of 11 pages.
+    assert!(each <= 24, "{each} writes a commit");
 }
