@@ -119,7 +119,8 @@ fn measure(
     what: &str,
     work: Work,
     callers: usize,
-    newest: &mut Newest,
+    size: usize,
+    newest: &Newest,
 ) -> Result<()> {
     static ROUND: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
     let service = Service::new(store.clone(), ServerConfig::default());

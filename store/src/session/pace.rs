@@ -2,9 +2,9 @@
 //!
 //! Two changes of threads cost several times what a small read costs that is answered from memory, and nearly all of
 //! them are. So what is quick by its kind is tried on the thread with the sockets, and the time is taken. Where many
-//! were slow, all go to the workers for a while, and then one is tried again: a hundred times as long as the last one
-//! took, so that the thread loses no more than about a hundredth of its time to a disk. One that is slow now and then
-//! says nothing: the system may have given the processor to somebody else.
+//! were slow, all go to the workers for a while, and then one is tried again: twenty times as long as the last one
+//! took, so that the thread loses no more than about a twentieth of its time to a disk. One that is slow now and then
+//! says nothing: most likely the system has given the processor to somebody else.
 //!
 //! And nobody else on the thread waits for long: what one connection does in a [`Turn`] is bounded.
 
@@ -15,13 +15,13 @@ use blobferry_cache::sync::atomic::{AtomicU64, Ordering};
 use blobferry_cache::system;
 
 /// Who takes longer has asked the disk.
-const SLOW: Duration = Duration::from_micros(500);
+const SLOW: Duration = Duration::from_millis(1);
 /// So many quick ones make one slow one good.
-const GOOD: u64 = 32;
+const GOOD: u64 = 8;
 /// That many points, [`GOOD`] for each slow one and less one for each quick one, are too many.
 const TOO_MANY: u64 = 2 * GOOD;
 /// So many times as long as it took nothing is tried after one too many.
-const REST: u32 = 100;
+const REST: u32 = 20;
 /// And at most so long.
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn slow_ones_are_not_tried_for_a_hundred_times_as_long_as_they_take() {
+    fn slow_ones_are_not_tried_for_many_times_as_long_as_they_take() {
         let mut clock = Clock::new();
         assert_eq!(clock.act(9, DISK), Err(2));
         clock.1 += DISK * REST - QUICK;

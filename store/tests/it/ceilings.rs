@@ -42,6 +42,7 @@ fn small_reads_change_no_thread() {
     let done = still.exchange();
     assert_eq!((done.jobs, done.woken), (0, 0));
     assert!(still.answer(load).is_some() && still.received == [7; SMALL]);
+    println!("load {:?}", done.session);
     // Measured: 11 allocations of 31 KiB.
     assert!(done.session.count_total <= 16, "{:?}", done.session);
     assert!(done.session.bytes_total <= 40 << 10, "{:?}", done.session);
@@ -50,6 +51,7 @@ fn small_reads_change_no_thread() {
     let done = still.exchange();
     assert_eq!((done.jobs, done.woken), (0, 0));
     assert!(matches!(still.answer(load), Some(Some(Ok(Reply::Revision(_))))));
+    println!("read {:?}", done.session);
     // Measured: 4 allocations.
     assert!(done.session.count_total <= 8, "{:?}", done.session);
 }
@@ -82,6 +84,7 @@ fn a_small_object_is_committed_by_the_committer_alone_with_one_sync_and_one_wake
     tid(&mut still, commit);
     let after = still.store.counts();
     assert_eq!((after.batches - before.batches, after.syncs - before.syncs), (1, 1));
+    println!("commit {:?} {:?}", asked.session, served.store);
     // Measured: 40 and 44.
     assert!(asked.session.count_total <= 60, "{:?}", asked.session);
     assert!(served.store.count_total <= 60, "{:?}", served.store);
@@ -158,6 +161,7 @@ fn the_syncs_that_are_counted_are_those_that_are_made_and_a_commit_writes_few_pa
         return;
     };
     let each = (made - at_open) / COMMITS;
+    println!("{each} writes");
     // Measured: 20, two for each of 10 pages.
     assert!(each <= 22, "{each} writes a commit");
 }
