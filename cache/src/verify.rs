@@ -11,7 +11,6 @@ use crate::error::CacheError;
 use crate::keep::Entry;
 use crate::packs::record;
 use crate::packs::{self, Packs};
-use crate::room::Room;
 use crate::stamp::{self, Trust};
 use crate::writer::digest_of;
 
@@ -66,7 +65,7 @@ impl Cache {
         }
         if let Some(packs) = self.packs() {
             for number in packs.numbers().map_err(CacheError::io("list", self.layout().packs()))? {
-                self.verify_pack(room, packs, number, &mut verified, &mut progress)?;
+                self.verify_pack(packs, number, &mut verified, &mut progress)?;
             }
         }
         Ok(verified)
@@ -74,7 +73,6 @@ impl Cache {
 
     fn verify_pack(
         &self,
-        room: &Room,
         packs: &Packs,
         number: u32,
         verified: &mut Verified,
@@ -95,7 +93,7 @@ impl Cache {
                 }
                 Ok(None) | Err(_) => {
                     tracing::warn!(blob = %entry.blob, path = %entry.path.display(), "forgot a damaged blob");
-                    packs.forget(room, entry.blob, number, at).map_err(CacheError::Room)?;
+                    packs.forget(entry.blob, number, at).map_err(CacheError::Room)?;
                     verified.damaged.push(entry.blob);
                 }
             }

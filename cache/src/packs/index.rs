@@ -8,6 +8,7 @@
 //! the worst is a blob that is downloaded once more. Who changes a bucket has the lock on the file, so that of two
 //! hints none is lost; a bucket that is full forgets one.
 
+use std::collections::BTreeSet;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 use blobferry_protocol::BlobId;
 
 use crate::lock::Owned;
-use crate::room::{self, Room};
+use crate::room::Room;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::system::files;
 use crate::writer::WriteError;
@@ -29,8 +30,6 @@ const PAGE: u64 = 4096;
 /// The table is so long where the cache has no limit: two million blobs.
 const LONGEST: u64 = 32 << 20;
 const SHORTEST: u64 = 16 << 10;
-/// Room is taken ahead for such a part of it.
-const AHEAD: u64 = 128;
 
 /// A place where a blob's record may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,16 +46,8 @@ pub(crate) struct Index {
     file: File,
     path: PathBuf,
     buckets: u64,
-    counted: Mutex<Counted>,
-}
-
-/// What the account has for the table, as far as this process knows.
-#[derive(Debug)]
-struct Counted {
     /// A bit for each page that is known to be on the disk, and so in the account.
-    pages: Vec<u64>,
-    /// Bytes that were taken for pages to come.
-    ahead: u64,
+    counted: Mutex<Vec<u64>>,
 }
 
 impl Index {
@@ -68,7 +59,7 @@ impl Index {
             file,
             path,
             buckets,
-            counted: Mutex::new(Counted { pages: vec![0; pages], ahead: 0 }),
+            counted: Mutex::new(vec![0; pages]),
         })
     }
 
@@ -107,22 +98,20 @@ impl Index {
         if !self.is_current() {
             return Ok(false);
         }
-        for (blob, hint) in hints {
-            let (at, tag) = self.place(*blob);
-            let bucket = self.read(at).map_err(self.failed())?;
-            let slot = slot_for(&bucket, tag, *hint);
-            self.write(room, at + (slot * SLOT) as u64, &slot_of(tag, *hint))?;
-        }
+        self.write_all(room, hints)?;
         Ok(true)
     }
 
     /// Takes a hint back.
-    pub(crate) fn forget(&self, room: &Room, blob: BlobId, hint: Hint) -> Result<(), WriteError> {
+    pub(crate) fn forget(&self, blob: BlobId, hint: Hint) -> Result<(), WriteError> {
         let _owned = Owned::wait(&self.file).map_err(self.failed())?;
         let (at, tag) = self.place(blob);
         let bucket = self.read(at).map_err(self.failed())?;
         match (0..SLOTS).find(|slot| self::hint(&bucket, *slot) == Some((tag, hint))) {
-            Some(slot) => self.write(room, at + (slot * SLOT) as u64, &[0; SLOT]),
+            Some(slot) => {
+                let forgotten = files::write_at(&self.file, &[0; SLOT], at + (slot * SLOT) as u64);
+                forgotten.map_err(self.failed())
+            }
             None => Ok(()),
         }
     }
@@ -139,45 +128,47 @@ impl Index {
         Ok(bucket)
     }
 
-    /// Writes a slot. The first one of a page takes room, of which some is taken ahead: who dies leaves it in the account
-    /// until the next recount, which is before anything is removed.
-    fn write(&self, room: &Room, at: u64, slot: &[u8; SLOT]) -> Result<(), WriteError> {
-        let write = || files::write_at(&self.file, slot, at).map_err(self.failed());
-        let page = at / PAGE;
-        let (word, bit) = ((page / 64) as usize, 1 << (page % 64));
+    /// Writes hints. The first one of a page takes room.
+    fn write_all(&self, room: &Room, hints: &[(BlobId, Hint)]) -> Result<(), WriteError> {
+        let new = self.new_pages(hints);
+        let write = || hints.iter().try_for_each(|(blob, hint)| self.write(*blob, *hint));
+        if new.is_empty() {
+            return write().map_err(self.failed());
+        }
+        // With each the file system may need to note where the page is.
+        let more = 2 * PAGE * new.len() as u64;
+        room.change(&self.file, more, write)?.map_err(self.failed())?;
         let mut counted = self.counted();
-        if counted.pages.get(word).is_some_and(|word| *word & bit != 0) {
-            return write();
-        }
-        // With it the file system may need to note where the page is.
-        if counted.ahead < 2 * PAGE {
-            counted.ahead += self.take(room)?;
-        }
-        let on_disk = || room::on_disk(&self.file).map_err(self.failed());
-        let before = on_disk()?;
-        let written = write();
-        counted.ahead = counted.ahead.saturating_sub(on_disk()?.saturating_sub(before));
-        written?;
-        if let Some(word) = counted.pages.get_mut(word) {
-            *word |= bit;
+        for (word, bit) in new {
+            if let Some(word) = counted.get_mut(word) {
+                *word |= bit;
+            }
         }
         Ok(())
     }
 
-    /// Takes room for some pages, or for one.
-    fn take(&self, room: &Room) -> Result<u64, WriteError> {
-        let some = (self.buckets * BUCKET as u64 / AHEAD).max(2 * PAGE);
-        match room.ledger()?.take(some) {
-            Err(WriteError::Full { .. }) => room.ledger()?.take(2 * PAGE).map(|()| 2 * PAGE),
-            taken => taken.map(|()| some),
-        }
+    /// The pages that hints come to, and that may not be on the disk yet: as places in `counted`.
+    fn new_pages(&self, hints: &[(BlobId, Hint)]) -> BTreeSet<(usize, u64)> {
+        let counted = self.counted();
+        let places = hints.iter().map(|(blob, _)| {
+            let page = self.place(*blob).0 / PAGE;
+            ((page / 64) as usize, 1 << (page % 64))
+        });
+        places.filter(|(word, bit)| counted.get(*word).is_none_or(|word| word & bit == 0)).collect()
+    }
+
+    /// Writes a hint to a slot of its bucket.
+    fn write(&self, blob: BlobId, hint: Hint) -> io::Result<()> {
+        let (at, tag) = self.place(blob);
+        let slot = slot_for(&self.read(at)?, tag, hint);
+        files::write_at(&self.file, &slot_of(tag, hint), at + (slot * SLOT) as u64)
     }
 
     fn failed(&self) -> impl FnOnce(io::Error) -> WriteError {
         WriteError::space("write to", &self.path, SLOT as u64)
     }
 
-    fn counted(&self) -> MutexGuard<'_, Counted> {
+    fn counted(&self) -> MutexGuard<'_, Vec<u64>> {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -245,9 +236,7 @@ mod tests {
     }
 
     fn note(index: &Index, room: &Room, n: u64, hint: Hint) {
-        let (at, tag) = index.place(blob(n));
-        let slot = slot_for(&index.read(at).unwrap(), tag, hint);
-        index.write(room, at + (slot * SLOT) as u64, &slot_of(tag, hint)).unwrap();
+        index.write_all(room, &[(blob(n), hint)]).unwrap();
     }
 
     #[test]
@@ -262,9 +251,9 @@ mod tests {
             }
             note(&index, room, 7, hint(8000));
             assert!(index.look(blob(7)).eq([hint(8000)]));
-            index.forget(room, blob(7), hint(7)).unwrap();
+            index.forget(blob(7), hint(7)).unwrap();
             assert!(index.look(blob(7)).eq([hint(8000)]), "that one was another");
-            index.forget(room, blob(7), hint(8000)).unwrap();
+            index.forget(blob(7), hint(8000)).unwrap();
             assert_eq!(index.look(blob(7)).count(), 0);
             assert!(
                 !index.note(room, &[(blob(7), hint(7))]).unwrap(),
@@ -299,8 +288,7 @@ mod tests {
             }
             let taken = crate::room::on_disk(&index.file).unwrap();
             assert!(taken > 0);
-            let ahead = used() - before - taken;
-            assert!(ahead <= LONGEST / AHEAD, "{ahead} bytes are taken ahead");
+            assert_eq!(used() - before, taken);
         });
     }
 }

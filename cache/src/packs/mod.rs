@@ -103,13 +103,13 @@ impl Packs {
     }
 
     /// Takes back what is noted of a blob whose record is damaged.
-    pub(crate) fn forget(&self, room: &Room, blob: BlobId, pack: u32, offset: u64) -> Result<(), WriteError> {
+    pub(crate) fn forget(&self, blob: BlobId, pack: u32, offset: u64) -> Result<(), WriteError> {
         let Some(house) = self.house() else { return Ok(()) };
         // The lock on the index is this process's, whichever of its threads has taken it.
         let _alone = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let there = |hint: &Hint| hint.pack == pack && u64::from(hint.offset) == offset;
         let hints: Vec<Hint> = house.index.look(blob).filter(there).collect();
-        hints.into_iter().try_for_each(|hint| house.index.forget(room, blob, hint))
+        hints.into_iter().try_for_each(|hint| house.index.forget(blob, hint))
     }
 
     /// Writes some blobs to a pack, and notes where they are.
