@@ -70,6 +70,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// What there is.
     fn totals(&self) -> Totals;
 
+    /// How often something was synced; see [`Counts::syncs`](crate::Counts::syncs).
+    fn syncs(&self) -> u64 {
+        0
+    }
+
     /// There will be no more writes.
     fn close(&self) {}
 }

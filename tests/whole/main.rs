@@ -10,6 +10,7 @@
 mod at_once;
 mod bench;
 mod cache;
+mod ceilings;
 mod check;
 mod conformance;
 mod crashes;

@@ -1,5 +1,7 @@
 //! The end of a client's connection that its transport drives.
 
+use std::ops::Range;
+
 use blobferry_protocol::{PeerError, RequestError, RequestId, Slice, Time, TransferId, buffered, client};
 use bytes::Bytes;
 
@@ -63,12 +65,18 @@ impl Endpoint for SessionEndpoint {
         let mut locked = self.session.lock();
         let inner = &mut *locked;
         let on_event = |state: &mut State, _: &mut client::Connection, event| state.event(event);
-        let on_payload = |state: &mut State, slice: Slice, at| {
+        let on_payload = |state: &mut State, slice: Slice, at: Range<usize>| {
             state.heard();
-            state.inlets.payload(slice, bytes.slice(at));
+            if !state.collectors.payload(slice, bytes.get(at.clone()).unwrap_or_default()) {
+                state.inlets.payload(slice, bytes.slice(at));
+            }
         };
         let received =
             buffered::receive(&mut inner.connection, now, &bytes, &mut inner.state, on_event, on_payload);
+        for (transfer, upto) in inner.state.collectors.take_stored() {
+            // It may be over, and the connection dead: then nobody needs to know.
+            let _ = inner.connection.stored(transfer, upto);
+        }
         inner.pump();
         self.session.unlock(locked, false);
         received

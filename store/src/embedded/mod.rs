@@ -18,6 +18,7 @@ mod recover;
 mod schema;
 mod space;
 mod stage;
+mod syncs;
 
 use std::fs::File;
 use std::path::Path;
@@ -201,6 +202,10 @@ impl Backend for Disk {
 
     fn totals(&self) -> Totals {
         *lock(&self.totals)
+    }
+
+    fn syncs(&self) -> u64 {
+        self.database.syncs.get()
     }
 
     fn close(&self) {

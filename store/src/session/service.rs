@@ -13,6 +13,7 @@ use blobferry_protocol::{Config, Oid, Refusal, Tid};
 use super::counters::{Counters, rss_bytes};
 use super::keep::Keeper;
 use super::mailbox::{Mailbox, News};
+use super::pace::Pace;
 use super::proofs::Proofs;
 use crate::{Store, Subscription};
 
@@ -58,6 +59,7 @@ struct Shared {
     sessions: Mutex<Sessions>,
     stopping: AtomicBool,
     keeper: Arc<Keeper>,
+    pace: Arc<Pace>,
     _subscription: Subscription,
 }
 
@@ -95,6 +97,7 @@ impl Service {
                 proofs: Proofs::default(),
                 sessions: Mutex::default(),
                 stopping: AtomicBool::new(false),
+                pace: Arc::new(Pace::new()),
                 _subscription: subscription,
             }
         }))
@@ -118,6 +121,10 @@ impl Service {
 
     pub(super) fn keeper(&self) -> &Arc<Keeper> {
         &self.0.keeper
+    }
+
+    pub(super) fn pace(&self) -> &Arc<Pace> {
+        &self.0.pace
     }
 
     pub(super) fn proofs(&self) -> &Proofs {

@@ -7,6 +7,7 @@ use blobferry_cache::carry::Sink;
 use blobferry_protocol::{Digest, Oid, Reply, RequestError, RequestId, Tid, TxnId};
 
 use super::keep::{Hold, Part};
+use super::lanes::QUICK;
 use super::mailbox::Mailbox;
 use super::proofs::Proof;
 use super::service::Service;
@@ -71,7 +72,7 @@ impl Upload {
 
 impl Sink for Upload {
     fn is_quick(&self, size: u64) -> bool {
-        self.service.store().is_inline(size)
+        size <= QUICK && self.service.store().is_inline(size) && self.service.pace().is_quick()
     }
 
     fn start(&mut self, from: u64, _: u64, size: u64) -> bool {
@@ -86,7 +87,8 @@ impl Sink for Upload {
     }
 
     fn stop(mut self: Box<Self>, digest: Digest) {
-        let result = self.complete(digest);
+        let service = self.service.clone();
+        let result = service.pace().act(|| self.complete(digest));
         self.mailbox.reply(self.id, result.map(|()| Reply::Done));
     }
 
