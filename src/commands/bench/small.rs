@@ -31,10 +31,11 @@ struct Rows {
 
 struct SmallRows {
     commit: RowId,
-    load: RowId,
-    /// Commits of a batch, and syncs of one: as the server counts them.
-    batch: RowId,
-    syncs: RowId,
+    /// What the server counts of that, where it counts syncs.
+    a_sync: RowId,
+    a_batch: RowId,
+    to_memory: RowId,
+    to_file: RowId,
 }
 
 struct ObjectRows {
@@ -80,7 +81,7 @@ fn rows(bench: &mut Bench, callers: usize) -> Rows {
     let by = if callers == 1 { "1 caller".to_owned() } else { format!("{callers} callers") };
     let name = size_name(SMALL as u64);
     let small = bench.plan.has(Section::Small).then(|| {
-        let (commit, load, batch, syncs) = match callers {
+        let (commit, load, a_sync, a_batch) = match callers {
             1 => (Some(Target::Ratio(0.6)), Some(Target::Ratio(0.6)), None, None),
             16 => {
                 (Some(Target::AtLeast(4000.0)), None, Some(Target::AtLeast(8.0)), Some(Target::AtMost(1.2)))
@@ -92,9 +93,10 @@ fn rows(bench: &mut Bench, callers: usize) -> Rows {
         };
         SmallRows {
             commit: row("commit-blobs", format!("commit a blob of {name}"), Unit::PerSecond, commit),
-            batch: row("commits-a-batch", "  commits a batch".into(), Unit::Each, batch),
-            syncs: row("syncs-a-batch", "  syncs a batch".into(), Unit::Each, syncs),
-            load: row("load-blobs", format!("load a blob of {name} to a file"), Unit::PerSecond, load),
+            a_sync: row("commits-a-sync", "  commits a sync".into(), Unit::Each, a_sync),
+            a_batch: row("syncs-a-batch", "  syncs a batch".into(), Unit::Each, a_batch),
+            to_memory: row("load-bytes", format!("load a blob of {name} to memory"), Unit::PerSecond, load),
+            to_file: row("load-blobs", format!("load a blob of {name} to a file"), Unit::PerSecond, None),
         }
     });
     let objects = bench.plan.has(Section::Objects).then(|| {
@@ -120,7 +122,9 @@ fn limit(bench: &mut Bench, rows: &Rows) -> io::Result<()> {
     let (blobs, records) = (commits(SMALL)?, commits(TINY)?);
     if let Some(small) = small {
         bench.report.limit(small.commit, blobs);
-        bench.report.limit(small.load, 1.0 / limits::round_trip(SMALL, *callers, trips)?);
+        let load = 1.0 / limits::round_trip(SMALL, *callers, trips)?;
+        bench.report.limit(small.to_memory, load);
+        bench.report.limit(small.to_file, load);
     }
     if let Some(objects) = objects {
         bench.report.limit(objects.commit, records);
@@ -164,18 +168,22 @@ fn small(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, blobs: &[BlobId]) ->
     let after: Counters = client.ask(&Order::Status)?;
     bench.report.value(small.commit, transport, committed.rate());
     let more = |name: &str| Some((after.get(name)? - before.get(name)?) as f64);
-    if let (Some(commits), Some(batches)) = (more("commits"), more("batches")) {
-        bench.report.value(small.batch, transport, commits / batches);
-    }
-    if let (Some(syncs), Some(batches)) = (more("syncs"), more("batches")) {
-        bench.report.value(small.syncs, transport, syncs / batches);
+    if let (Some(commits), Some(batches), Some(syncs)) = (more("commits"), more("batches"), more("syncs")) {
+        bench.report.value(small.a_sync, transport, commits / syncs);
+        bench.report.value(small.a_batch, transport, syncs / batches);
     }
     drop(client);
 
-    let what = Calls::LoadBlobs { blobs: blobs.to_vec() };
-    let loaded = call(bench, stage, &mut stage.client()?, "loads", what, rows.callers)?;
-    bench.report.value(small.load, transport, loaded.rate());
-    bench.ground.rest(loaded.done * SMALL as u64)
+    let ways = [
+        (small.to_memory, "loads to memory", Calls::LoadBytes { blobs: blobs.to_vec() }),
+        (small.to_file, "loads to files", Calls::LoadBlobs { blobs: blobs.to_vec() }),
+    ];
+    for (row, doing, what) in ways {
+        let loaded = call(bench, stage, &mut stage.client()?, doing, what, rows.callers)?;
+        bench.report.value(row, transport, loaded.rate());
+        bench.ground.rest(loaded.done * SMALL as u64)?;
+    }
+    Ok(())
 }
 
 fn objects(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, oids: &[Oid]) -> io::Result<()> {
