@@ -27,6 +27,8 @@ pub(super) enum Work {
     CommitObject { record: Vec<u8>, oids: Vec<Oid> },
     /// Load a blob into a file of the cache.
     LoadBlob { blobs: Vec<BlobId> },
+    /// Load a blob into memory.
+    LoadBytes { blobs: Vec<BlobId> },
     /// Load an object.
     LoadObject { oids: Vec<Oid> },
     /// Load the same object again and again, as long as others are busy.
@@ -43,7 +45,7 @@ impl Work {
             | Work::CommitBlob { oids, .. }
             | Work::CommitObject { oids, .. }
             | Work::LoadObject { oids } => oids.len(),
-            Work::LoadBlob { blobs } => blobs.len(),
+            Work::LoadBlob { blobs } | Work::LoadBytes { blobs } => blobs.len(),
             Work::Ping { .. } => usize::MAX,
         }
     }
@@ -54,7 +56,9 @@ impl Work {
             Work::StoreFile { oids, .. }
             | Work::CommitBlob { oids, .. }
             | Work::CommitObject { oids, .. } => oids.get(piece).copied(),
-            Work::LoadBlob { .. } | Work::LoadObject { .. } | Work::Ping { .. } => None,
+            Work::LoadBlob { .. } | Work::LoadBytes { .. } | Work::LoadObject { .. } | Work::Ping { .. } => {
+                None
+            }
         }
     }
 
@@ -73,9 +77,13 @@ impl Work {
                 commit(session, oid(oids, piece), record.clone(), None, done)
             }
             Work::LoadBlob { blobs } => {
-                let blob = blobs.get(piece).copied();
-                let blob = blob.unwrap_or(BlobId { oid: Oid::ROOT, tid: Tid::ZERO });
+                let blob = blob(blobs, piece);
                 session.load_blob(blob, None, Box::new(|loaded| done(nothing_committed(loaded))));
+                None
+            }
+            Work::LoadBytes { blobs } => {
+                let blob = blob(blobs, piece);
+                session.load_bytes(blob, Box::new(|loaded| done(nothing_committed(loaded))));
                 None
             }
             Work::LoadObject { oids } => load(session, oid(oids, piece), done),
@@ -115,6 +123,10 @@ fn load(session: &Session, oid: Oid, done: Done) -> Option<Transaction> {
 
 fn oid(oids: &[Oid], piece: usize) -> Oid {
     oids.get(piece).copied().unwrap_or_default()
+}
+
+fn blob(blobs: &[BlobId], piece: usize) -> BlobId {
+    blobs.get(piece).copied().unwrap_or(BlobId { oid: Oid::ROOT, tid: Tid::ZERO })
 }
 
 /// What was loaded is given up at once, as by a caller that needs it no longer.

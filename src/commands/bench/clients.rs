@@ -8,7 +8,7 @@ use blobferry_protocol::BlobId;
 use super::orders::{Calls, Order, Ran};
 use super::processes::Client;
 use super::report::{RowId, Target, Unit};
-use super::{Bench, limits, rate, size_name};
+use super::{Bench, Stage, limits, rate, size_name};
 use crate::transport::Transport;
 
 /// How many clients.
@@ -40,13 +40,13 @@ fn one(bench: &mut Bench, row: RowId, transport: Transport, store: &Order, all: 
     let site = bench.site()?;
     bench.ground.doing(format!("storing what {CLIENTS} clients will load, {}", transport.name()))?;
     let server = bench.serve(transport, site.path())?;
-    let stored: Ran = bench.client(transport, &server, site.path())?.ask(store)?;
+    let stage = Stage { transport, server: &server, dir: site.path() };
+    let stored: Ran = stage.client()?.ask(store)?;
     bench.ground.rest(all)?;
     bench.warm_server(site.path())?;
 
     bench.ground.doing(format!("{CLIENTS} clients load, {}", transport.name()))?;
-    let start = |_| bench.client(transport, &server, site.path());
-    let mut clients = (0..CLIENTS).map(start).collect::<io::Result<Vec<Client>>>()?;
+    let mut clients = (0..CLIENTS).map(|_| stage.client()).collect::<io::Result<Vec<Client>>>()?;
     for client in &mut clients {
         // They are connected when they have answered.
         client.ask::<serde_json::Value>(&Order::Status)?;

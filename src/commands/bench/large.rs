@@ -2,11 +2,12 @@
 //! in memory and processor time.
 //!
 //! What is stored is in memory before, and durable after. What is loaded is in the server's memory and not in the client's
-//! cache before, and verified and in a file of the cache after. Servers and clients are new for each, so that the most
-//! memory they ever had is what this took.
+//! cache before, and verified and in a file of the cache after. A server hashes what it sends, unless it has done so within
+//! the hour: the first load after its start is a figure of its own. Servers are new for each way, and clients for each load,
+//! so that the most memory they ever had is what this took.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use blobferry_protocol::BlobId;
@@ -15,7 +16,7 @@ use super::ground::in_memory;
 use super::orders::{Calls, Order, Ran};
 use super::processes::{Client, Server, processor_seconds};
 use super::report::{RowId, Spread, Target, Unit};
-use super::{Bench, limits, rate, size_name};
+use super::{Bench, Stage, limits, rate, size_name};
 use crate::cli::Section;
 use crate::memory::peak_of;
 use crate::transport::Transport;
@@ -37,6 +38,8 @@ struct Subject {
 #[derive(Clone, Copy)]
 struct Rows {
     load: RowId,
+    /// The first load after the start of a server; `None` where it is not known when that was.
+    first: Option<RowId>,
     store: RowId,
 }
 
@@ -92,8 +95,12 @@ fn rows(bench: &mut Bench, size: u64, name: &str) -> Rows {
     };
     let figure = name.replace(' ', "-");
     let (what_load, what_store) = (format!("load {name}, verified"), format!("store {name}, durable"));
+    let what_first = "  the first time after the server's start";
+    let load_row = bench.row(&format!("load-{figure}"), &what_load, Unit::Rate, load);
+    let is_ours = bench.server.is_none();
     Rows {
-        load: bench.row(&format!("load-{figure}"), &what_load, Unit::Rate, load),
+        load: load_row,
+        first: is_ours.then(|| bench.row(&format!("load-{figure}-first"), what_first, Unit::Rate, load)),
         store: bench.row(&format!("store-{figure}"), &what_store, Unit::Rate, store),
     }
 }
@@ -148,8 +155,10 @@ fn bare(bench: &mut Bench, subject: &Subject) -> io::Result<()> {
         let seconds = median(subject, || limits::copy(&subject.file, &to, subject.size, sync))?;
         let after = processor_seconds(std::process::id());
         if let Some(rows) = subject.rows {
-            let row = if sync { rows.store } else { rows.load };
-            bench.report.limit(row, rate(subject.size, seconds));
+            let rows = if sync { [Some(rows.store), None] } else { [Some(rows.load), rows.first] };
+            for row in rows.into_iter().flatten() {
+                bench.report.limit(row, rate(subject.size, seconds));
+            }
         }
         if let Some(costs) = subject.costs {
             let cost = if sync { costs.store } else { costs.load };
@@ -164,22 +173,34 @@ fn bare(bench: &mut Bench, subject: &Subject) -> io::Result<()> {
 
 /// One transport: stores, then loads what it has stored.
 fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::Result<()> {
-    let name = size_name(subject.size);
+    let (name, by) = (size_name(subject.size), transport.name());
     let site = bench.site()?;
-    let Subject { rows, costs, .. } = subject;
-    bench.ground.doing(format!("{name}: storing, {}", transport.name()))?;
-    let store = Order::StoreFile { path: subject.file.clone(), count: subject.count };
-    let rows_of = |way: fn(Rows) -> RowId, cost: fn(Costs) -> Cost| (rows.map(way), costs.map(cost));
-    let (row, cost) = rows_of(|rows| rows.store, |costs| costs.store);
-    let stored = one_way(bench, subject, transport, site.path(), &store, row, cost)?;
+    let stored = {
+        let server = bench.serve(transport, site.path())?;
+        let stage = Stage { transport, server: &server, dir: site.path() };
+        bench.ground.doing(format!("{name}: storing, {by}"))?;
+        let store = Order::StoreFile { path: subject.file.clone(), count: subject.count };
+        let (row, cost) = (subject.rows.map(|rows| rows.store), subject.costs.map(|costs| costs.store));
+        let stored = one_way(bench, subject, &stage, &store, row, cost)?;
+        server.stop()?;
+        stored
+    };
     bench.ground.rest(written(subject))?;
 
     bench.warm_server(site.path())?;
-    bench.ground.doing(format!("{name}: loading, {}", transport.name()))?;
+    let server = bench.serve(transport, site.path())?;
+    let stage = Stage { transport, server: &server, dir: site.path() };
     let blobs = stored.committed.iter().map(|(oid, tid)| BlobId { oid: *oid, tid: *tid }).collect();
     let load = Order::Call { what: Calls::LoadBlobs { blobs }, callers: 1, time: LONG };
-    let (row, cost) = rows_of(|rows| rows.load, |costs| costs.load);
-    one_way(bench, subject, transport, site.path(), &load, row, cost)?;
+    if let Some(first) = subject.rows.and_then(|rows| rows.first) {
+        bench.ground.doing(format!("{name}: loading for the first time, {by}"))?;
+        one_way(bench, subject, &stage, &load, Some(first), None)?;
+        bench.ground.rest(written(subject))?;
+    }
+    bench.ground.doing(format!("{name}: loading, {by}"))?;
+    let (row, cost) = (subject.rows.map(|rows| rows.load), subject.costs.map(|costs| costs.load));
+    one_way(bench, subject, &stage, &load, row, cost)?;
+    server.stop()?;
     drop(site);
     bench.ground.rest(2 * written(subject))
 }
@@ -187,17 +208,16 @@ fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::
 fn one_way(
     bench: &mut Bench,
     subject: &Subject,
-    transport: Transport,
-    site: &Path,
+    stage: &Stage<'_>,
     order: &Order,
     row: Option<RowId>,
     cost: Option<Cost>,
 ) -> io::Result<Ran> {
-    let server = bench.serve(transport, site)?;
-    let mut client = bench.client(transport, &server, site)?;
-    let before = both_processors(&server, &client);
+    let Stage { transport, server, .. } = *stage;
+    let mut client = stage.client()?;
+    let before = both_processors(server, &client);
     let ran: Ran = client.ask(order)?;
-    let after = both_processors(&server, &client);
+    let after = both_processors(server, &client);
     let report = &mut bench.report;
     if let Some(row) = row {
         report.value(row, Some(transport), rate(subject.size, ran.p50));
@@ -213,8 +233,6 @@ fn one_way(
             report.value(cost.processors, Some(transport), time);
         }
     }
-    drop(client);
-    server.stop()?;
     Ok(ran)
 }
 
@@ -231,8 +249,11 @@ fn without_sync(bench: &mut Bench, subject: &Subject, round: usize) -> io::Resul
     for transport in bench.transports(round) {
         bench.ground.doing(format!("{name}: storing into memory, {}", transport.name()))?;
         let memory = in_memory(subject.size).ok_or_else(gone)?;
+        let server = bench.serve(transport, memory.path())?;
+        let stage = Stage { transport, server: &server, dir: memory.path() };
         let store = Order::StoreFile { path: subject.file.clone(), count: subject.count };
-        one_way(bench, subject, transport, memory.path(), &store, Some(row), None)?;
+        one_way(bench, subject, &stage, &store, Some(row), None)?;
+        server.stop()?;
     }
     Ok(())
 }

@@ -245,16 +245,25 @@ impl Bench {
         self.ground.scratch()
     }
 
-    /// A client, with an empty cache of its own.
-    fn client(&self, transport: Transport, server: &Server, dir: &Path) -> io::Result<Client> {
-        let cache = tempfile::Builder::new().prefix("cache-").tempdir_in(dir)?.keep();
-        Client::start(transport, server, &cache)
-    }
-
     /// Reads what a server of ours will be asked for, so that its disk has no part in it.
     fn warm_server(&self, dir: &Path) -> io::Result<()> {
         let blobs = dir.join("server/blobs");
         if self.server.is_none() && blobs.exists() { ground::warm(&blobs) } else { Ok(()) }
+    }
+}
+
+/// A server, a transport to it, and where its clients have their caches.
+struct Stage<'a> {
+    transport: Transport,
+    server: &'a Server,
+    dir: &'a Path,
+}
+
+impl Stage<'_> {
+    /// A client, with an empty cache of its own.
+    fn client(&self) -> io::Result<Client> {
+        let cache = tempfile::Builder::new().prefix("cache-").tempdir_in(self.dir)?.keep();
+        Client::start(self.transport, self.server, &cache)
     }
 }
 

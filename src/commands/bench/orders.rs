@@ -34,6 +34,8 @@ pub(super) enum Calls {
     CommitObjects,
     /// Load blobs into files of the cache.
     LoadBlobs { blobs: Vec<BlobId> },
+    /// Load blobs into memory.
+    LoadBytes { blobs: Vec<BlobId> },
     /// Load objects.
     LoadObjects { oids: Vec<Oid> },
 }

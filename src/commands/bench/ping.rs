@@ -8,7 +8,7 @@ use blobferry_protocol::{BlobId, Oid, Tid};
 
 use super::orders::{Filled, Order, Ran};
 use super::report::{RowId, Target, Unit};
-use super::{Bench, limits, size_name};
+use super::{Bench, Stage, limits, size_name};
 use crate::transport::Transport;
 
 /// Bytes of a small answer.
@@ -54,7 +54,8 @@ fn one(bench: &mut Bench, ways: &[Way], transport: Transport, store: &Order) -> 
     let site = bench.site()?;
     bench.ground.doing(format!("storing a blob and an object, {}", transport.name()))?;
     let server = bench.serve(transport, site.path())?;
-    let mut client = bench.client(transport, &server, site.path())?;
+    let stage = Stage { transport, server: &server, dir: site.path() };
+    let mut client = stage.client()?;
     let stored: Ran = client.ask(store)?;
     let object: Filled = client.ask(&Order::Fill { count: 1, blob: None })?;
     drop(client);
@@ -65,7 +66,7 @@ fn one(bench: &mut Bench, ways: &[Way], transport: Transport, store: &Order) -> 
         bench.warm_server(site.path())?;
         bench.ground.doing(format!("small requests beside a large one, {}", transport.name()))?;
         let order = Order::Ping { oid: ping, during: BlobId { oid, tid }, on_another: way.on_another };
-        let pinged: Ran = bench.client(transport, &server, site.path())?.ask(&order)?;
+        let pinged: Ran = stage.client()?.ask(&order)?;
         bench.report.value(way.p50, Some(transport), pinged.p50 * 1e3);
         bench.report.value(way.p99, Some(transport), pinged.p99 * 1e3);
         bench.ground.rest(size)?;

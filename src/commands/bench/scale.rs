@@ -10,9 +10,8 @@ use std::time::Instant;
 use blobferry_protocol::BlobId;
 
 use super::orders::{Calls, Filled, Order, Ran};
-use super::processes::Server;
 use super::report::{RowId, Target, Unit};
-use super::{Bench, SMALL};
+use super::{Bench, SMALL, Stage};
 use crate::transport::Transport;
 
 /// Blobs and names in a transaction.
@@ -65,7 +64,7 @@ fn fill(bench: &mut Bench, dir: &Path, row: RowId) -> io::Result<Vec<BlobId>> {
     let count = bench.plan.count;
     let Some(transport) = bench.plan.transports.last().copied() else { return Ok(Vec::new()) };
     let server = bench.serve(transport, dir)?;
-    let mut client = bench.client(transport, &server, dir)?;
+    let mut client = Stage { transport, server: &server, dir }.client()?;
     let every = (count / bench.plan.blobs).max(1);
     let (mut blobs, mut done) = (Vec::new(), 0);
     let begun = Instant::now();
@@ -96,13 +95,14 @@ fn one(
     let begun = Instant::now();
     let server = bench.serve(transport, full)?;
     bench.report.value(rows.open, Some(transport), begun.elapsed().as_secs_f64());
-    let of_full = rates(bench, transport, &server, full, blobs)?;
+    let of_full = rates(bench, &Stage { transport, server: &server, dir: full }, blobs)?;
     server.stop()?;
 
     let server = bench.serve(transport, empty)?;
     let order = Order::Fill { count: blobs.len(), blob: Some(SIZE) };
-    let filled: Filled = bench.client(transport, &server, empty)?.ask(&order)?;
-    let of_empty = rates(bench, transport, &server, empty, &filled.blobs())?;
+    let stage = Stage { transport, server: &server, dir: empty };
+    let filled: Filled = stage.client()?.ask(&order)?;
+    let of_empty = rates(bench, &stage, &filled.blobs())?;
     server.stop()?;
     bench.report.value(rows.commit, Some(transport), of_full.commit / of_empty.commit);
     bench.report.value(rows.load, Some(transport), of_full.load / of_empty.load);
@@ -115,18 +115,12 @@ struct Rates {
     load: f64,
 }
 
-fn rates(
-    bench: &Bench,
-    transport: Transport,
-    server: &Server,
-    dir: &Path,
-    blobs: &[BlobId],
-) -> io::Result<Rates> {
+fn rates(bench: &Bench, stage: &Stage<'_>, blobs: &[BlobId]) -> io::Result<Rates> {
     let ask = |doing: &str, what: Calls| -> io::Result<f64> {
         bench.ground.rest(0)?;
-        bench.ground.doing(format!("{doing}, {}", transport.name()))?;
+        bench.ground.doing(format!("{doing}, {}", stage.transport.name()))?;
         let order = Order::Call { what, callers: CALLERS, time: bench.plan.time };
-        let ran: Ran = bench.client(transport, server, dir)?.ask(&order)?;
+        let ran: Ran = stage.client()?.ask(&order)?;
         Ok(ran.rate())
     };
     Ok(Rates {

@@ -6,14 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 
 use blobferry_protocol::{BlobId, Oid};
 
 use super::orders::{Calls, Filled, Order, Ran};
-use super::processes::{Client, Server};
+use super::processes::Client;
 use super::report::{RowId, Target, Unit};
-use super::{Bench, SMALL, limits, size_name};
+use super::{Bench, SMALL, Stage, limits, size_name};
 use crate::cli::Section;
 use crate::transport::Transport;
 
@@ -32,10 +31,11 @@ struct Rows {
 
 struct SmallRows {
     commit: RowId,
-    load: RowId,
-    /// Commits of a batch, and syncs of one: as the server counts them.
-    batch: RowId,
-    syncs: RowId,
+    /// What the server counts of that, where it counts syncs.
+    a_sync: RowId,
+    a_batch: RowId,
+    to_memory: RowId,
+    to_file: RowId,
 }
 
 struct ObjectRows {
@@ -81,7 +81,7 @@ fn rows(bench: &mut Bench, callers: usize) -> Rows {
     let by = if callers == 1 { "1 caller".to_owned() } else { format!("{callers} callers") };
     let name = size_name(SMALL as u64);
     let small = bench.plan.has(Section::Small).then(|| {
-        let (commit, load, batch, syncs) = match callers {
+        let (commit, load, a_sync, a_batch) = match callers {
             1 => (Some(Target::Ratio(0.6)), Some(Target::Ratio(0.6)), None, None),
             16 => {
                 (Some(Target::AtLeast(4000.0)), None, Some(Target::AtLeast(8.0)), Some(Target::AtMost(1.2)))
@@ -93,9 +93,10 @@ fn rows(bench: &mut Bench, callers: usize) -> Rows {
         };
         SmallRows {
             commit: row("commit-blobs", format!("commit a blob of {name}"), Unit::PerSecond, commit),
-            batch: row("commits-a-batch", "  commits a batch".into(), Unit::Each, batch),
-            syncs: row("syncs-a-batch", "  syncs a batch".into(), Unit::Each, syncs),
-            load: row("load-blobs", format!("load a blob of {name} to a file"), Unit::PerSecond, load),
+            a_sync: row("commits-a-sync", "  commits a sync".into(), Unit::Each, a_sync),
+            a_batch: row("syncs-a-batch", "  syncs a batch".into(), Unit::Each, a_batch),
+            to_memory: row("load-bytes", format!("load a blob of {name} to memory"), Unit::PerSecond, load),
+            to_file: row("load-blobs", format!("load a blob of {name} to a file"), Unit::PerSecond, None),
         }
     });
     let objects = bench.plan.has(Section::Objects).then(|| {
@@ -121,7 +122,9 @@ fn limit(bench: &mut Bench, rows: &Rows) -> io::Result<()> {
     let (blobs, records) = (commits(SMALL)?, commits(TINY)?);
     if let Some(small) = small {
         bench.report.limit(small.commit, blobs);
-        bench.report.limit(small.load, 1.0 / limits::round_trip(SMALL, *callers, trips)?);
+        let load = 1.0 / limits::round_trip(SMALL, *callers, trips)?;
+        bench.report.limit(small.to_memory, load);
+        bench.report.limit(small.to_file, load);
     }
     if let Some(objects) = objects {
         bench.report.limit(objects.commit, records);
@@ -134,9 +137,10 @@ fn limit(bench: &mut Bench, rows: &Rows) -> io::Result<()> {
 fn one(bench: &mut Bench, rows: &[Rows], transport: Transport) -> io::Result<()> {
     let site = bench.site()?;
     let server = bench.serve(transport, site.path())?;
+    let stage = Stage { transport, server: &server, dir: site.path() };
     let filled = |blob, bench: &Bench| -> io::Result<Filled> {
         bench.ground.doing(format!("storing what will be loaded, {}", transport.name()))?;
-        bench.client(transport, &server, site.path())?.ask(&Order::Fill { count: bench.plan.blobs, blob })
+        stage.client()?.ask(&Order::Fill { count: bench.plan.blobs, blob })
     };
     let blobs = match bench.plan.has(Section::Small) {
         true => filled(Some(SMALL), bench)?.blobs(),
@@ -147,71 +151,65 @@ fn one(bench: &mut Bench, rows: &[Rows], transport: Transport) -> io::Result<()>
         false => Vec::new(),
     };
     bench.ground.rest((SMALL * blobs.len()) as u64)?;
-    let stage = Stage { transport, server: &server, dir: site.path() };
     for rows in rows {
-        stage.small(bench, rows, &blobs)?;
-        stage.objects(bench, rows, &oids)?;
+        small(bench, &stage, rows, &blobs)?;
+        objects(bench, &stage, rows, &oids)?;
     }
     server.stop()
 }
 
-/// A server and a transport to it.
-struct Stage<'a> {
-    transport: Transport,
-    server: &'a Server,
-    dir: &'a Path,
+fn small(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, blobs: &[BlobId]) -> io::Result<()> {
+    let Some(small) = &rows.small else { return Ok(()) };
+    let transport = Some(stage.transport);
+    let mut client = stage.client()?;
+    let before: Counters = client.ask(&Order::Status)?;
+    let what = Calls::CommitBlobs { size: SMALL };
+    let committed = call(bench, stage, &mut client, "commits", what, rows.callers)?;
+    let after: Counters = client.ask(&Order::Status)?;
+    bench.report.value(small.commit, transport, committed.rate());
+    let more = |name: &str| Some((after.get(name)? - before.get(name)?) as f64);
+    if let (Some(commits), Some(batches), Some(syncs)) = (more("commits"), more("batches"), more("syncs")) {
+        bench.report.value(small.a_sync, transport, commits / syncs);
+        bench.report.value(small.a_batch, transport, syncs / batches);
+    }
+    drop(client);
+
+    let ways = [
+        (small.to_memory, "loads to memory", Calls::LoadBytes { blobs: blobs.to_vec() }),
+        (small.to_file, "loads to files", Calls::LoadBlobs { blobs: blobs.to_vec() }),
+    ];
+    for (row, doing, what) in ways {
+        let loaded = call(bench, stage, &mut stage.client()?, doing, what, rows.callers)?;
+        bench.report.value(row, transport, loaded.rate());
+        bench.ground.rest(loaded.done * SMALL as u64)?;
+    }
+    Ok(())
 }
 
-impl Stage<'_> {
-    fn small(&self, bench: &mut Bench, rows: &Rows, blobs: &[BlobId]) -> io::Result<()> {
-        let Some(small) = &rows.small else { return Ok(()) };
-        let mut client = self.client(bench)?;
-        let before: Counters = client.ask(&Order::Status)?;
-        let committed = self.call(bench, &mut client, "commits", Calls::CommitBlobs { size: SMALL }, rows)?;
-        let after: Counters = client.ask(&Order::Status)?;
-        bench.report.value(small.commit, Some(self.transport), committed.rate());
-        let more = |name: &str| Some((after.get(name)? - before.get(name)?) as f64);
-        if let (Some(commits), Some(batches)) = (more("commits"), more("batches")) {
-            bench.report.value(small.batch, Some(self.transport), commits / batches);
-        }
-        if let (Some(syncs), Some(batches)) = (more("syncs"), more("batches")) {
-            bench.report.value(small.syncs, Some(self.transport), syncs / batches);
-        }
-        drop(client);
-
-        let mut client = self.client(bench)?;
-        let what = Calls::LoadBlobs { blobs: blobs.to_vec() };
-        let loaded = self.call(bench, &mut client, "loads", what, rows)?;
-        bench.report.value(small.load, Some(self.transport), loaded.rate());
-        bench.ground.rest(loaded.done * SMALL as u64)
+fn objects(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, oids: &[Oid]) -> io::Result<()> {
+    let Some(objects) = &rows.objects else { return Ok(()) };
+    let mut client = stage.client()?;
+    let ways = [
+        (objects.commit, "commits of objects", Calls::CommitObjects),
+        (objects.load, "loads of objects", Calls::LoadObjects { oids: oids.to_vec() }),
+    ];
+    for (row, doing, what) in ways {
+        let ran = call(bench, stage, &mut client, doing, what, rows.callers)?;
+        bench.report.value(row, Some(stage.transport), ran.rate());
     }
+    Ok(())
+}
 
-    fn objects(&self, bench: &mut Bench, rows: &Rows, oids: &[Oid]) -> io::Result<()> {
-        let Some(objects) = &rows.objects else { return Ok(()) };
-        let mut client = self.client(bench)?;
-        let committed = self.call(bench, &mut client, "commits of objects", Calls::CommitObjects, rows)?;
-        bench.report.value(objects.commit, Some(self.transport), committed.rate());
-        let what = Calls::LoadObjects { oids: oids.to_vec() };
-        let loaded = self.call(bench, &mut client, "loads of objects", what, rows)?;
-        bench.report.value(objects.load, Some(self.transport), loaded.rate());
-        Ok(())
-    }
-
-    fn client(&self, bench: &Bench) -> io::Result<Client> {
-        bench.client(self.transport, self.server, self.dir)
-    }
-
-    fn call(
-        &self,
-        bench: &Bench,
-        client: &mut Client,
-        doing: &str,
-        what: Calls,
-        rows: &Rows,
-    ) -> io::Result<Ran> {
-        bench.ground.doing(format!("{doing}, {} at once, {}", rows.callers, self.transport.name()))?;
-        client.ask(&Order::Call { what, callers: rows.callers, time: bench.plan.time })
-    }
+fn call(
+    bench: &Bench,
+    stage: &Stage<'_>,
+    client: &mut Client,
+    doing: &str,
+    what: Calls,
+    callers: usize,
+) -> io::Result<Ran> {
+    bench.ground.doing(format!("{doing}, {callers} at once, {}", stage.transport.name()))?;
+    client.ask(&Order::Call { what, callers, time: bench.plan.time })
 }
 
 /// A server's counters by name.

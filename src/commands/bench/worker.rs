@@ -166,6 +166,7 @@ impl Client<'_> {
                 Work::CommitObject { record: vec![7; RECORD], oids: self.oids(COMMITS).await? }
             }
             Calls::LoadBlobs { blobs } => Work::LoadBlob { blobs },
+            Calls::LoadBytes { blobs } => Work::LoadBytes { blobs },
             Calls::LoadObjects { oids } => Work::LoadObject { oids },
         };
         self.work(work, callers, time).await
