@@ -7,6 +7,8 @@
 //! `load`, `object`, `read`), numbers are callers, `rows=1000000` fills the store with as many small blobs before, `bytes=1000`
 //! makes them smaller than they are; `BENCH_DIR` is where it is.
 
+#![expect(clippy::expect_used, reason = "a benchmark has nobody to give an error to")]
+
 mod pair;
 
 use std::sync::Arc;
