@@ -46,7 +46,7 @@ impl Endpoint for SessionEndpoint {
                 break;
             }
         }
-        self.session.unlock(locked, false);
+        self.session.unlock_driven(locked);
     }
 
     fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError> {
@@ -60,7 +60,7 @@ impl Endpoint for SessionEndpoint {
         let received =
             buffered::receive(&mut inner.connection, now, &bytes, &mut inner.state, on_event, on_payload);
         inner.pump();
-        self.session.unlock(locked, false);
+        self.session.unlock_driven(locked);
         received
     }
 
@@ -79,7 +79,7 @@ impl Endpoint for SessionEndpoint {
             locked.state.event(event);
         }
         locked.pump();
-        self.session.unlock(locked, false);
+        self.session.unlock_driven(locked);
         handled
     }
 
