@@ -1,9 +1,11 @@
 //! The command line: every subcommand and option, and what `--help` says about them.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use blobferry_protocol::Tid;
-use clap::{Args, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::catalog::{NameAt, NamePath};
 use crate::size::{Limit, Size};
@@ -54,6 +56,34 @@ pub(crate) struct Global {
     /// Print one JSON object a line.
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// What of this was said on the command line, and not left to defaults or the environment.
+    #[arg(skip)]
+    pub(crate) said: Said,
+}
+
+/// Which of the global options were said on the command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Said {
+    /// `--server`
+    pub(crate) server: bool,
+    /// `--transport`
+    pub(crate) transport: bool,
+}
+
+impl Cli {
+    /// Reads the command line. Where it can not be meant, or asks for help, the process ends here.
+    pub(crate) fn read() -> Cli {
+        let matches = Cli::command().get_matches();
+        Cli::understand(&matches).unwrap_or_else(|error| error.exit())
+    }
+
+    fn understand(matches: &ArgMatches) -> Result<Cli, clap::Error> {
+        let mut cli = Cli::from_arg_matches(matches)?;
+        let inner = matches.subcommand().map_or(matches, |(_, inner)| inner);
+        let said = |id| inner.value_source(id) == Some(ValueSource::CommandLine);
+        cli.global.said = Said { server: said("server"), transport: said("transport") };
+        Ok(cli)
+    }
 }
 
 /// The subcommands.
@@ -91,6 +121,20 @@ pub(crate) enum Command {
     /// One of the processes that `demo` starts.
     #[command(hide = true)]
     DemoWorker(DemoWorkerArgs),
+    /// Measure it beside the limits of this machine.
+    ///
+    /// Starts servers and clients of its own, both transports in turn, and measures beside them, in the same run, what
+    /// any program could reach at most: a bare loop from a socket to a file, the disk's sync, a bare round trip. Prints a
+    /// table: every figure as a median, how far its runs differ, and its part of the limit.
+    ///
+    /// With --server it measures a server that runs already, as far as that can be done from outside. What it stores there
+    /// stays there.
+    ///
+    /// Takes some minutes, most of them pauses: disks are faster in short bursts than they are for long.
+    Bench(BenchArgs),
+    /// One of the clients that `bench` starts.
+    #[command(hide = true)]
+    BenchWorker,
 }
 
 /// Arguments of `serve`.
@@ -270,10 +314,59 @@ pub(crate) struct DemoWorkerArgs {
     pub(crate) names: Vec<NameAt>,
 }
 
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// What to measure [default: all but idle and scale].
+    #[arg(value_enum, value_name = "SECTION")]
+    pub(crate) sections: Vec<Section>,
+    /// Where to make the files: on the disk that is to be measured [default: the current directory]. All of it is in one
+    /// directory that is gone afterwards.
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// How often everything is measured [default: 3; with --quick: 1].
+    #[arg(long, value_name = "N")]
+    pub(crate) rounds: Option<NonZero<u32>>,
+    /// The size of the largest blob [default: 1G; with --quick: 32M].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) size: Option<Size>,
+    /// How many blobs and names the full store of `scale` has [default: 1000000; with --quick: 2000].
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<NonZero<u32>>,
+    /// How many connections `idle` makes [default: 10000; with --quick: 200].
+    #[arg(long, value_name = "N")]
+    pub(crate) connections: Option<NonZero<u32>>,
+    /// Less of everything, and no pauses: to see that it works, not to compare.
+    #[arg(long)]
+    pub(crate) quick: bool,
+}
+
+/// What `bench` can measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Section {
+    /// Blobs of 1 MiB, 64 MiB and 1 GiB, stored and loaded.
+    Large,
+    /// Memory and processor time of both sides, for the largest blob each way.
+    Memory,
+    /// Four clients that load different blobs.
+    Clients,
+    /// Blobs of 10 KiB, committed and loaded by 1, 16 and 64 callers.
+    Small,
+    /// Objects without blobs, committed and loaded.
+    Objects,
+    /// Blobs that are in the cache.
+    Hits,
+    /// Small requests while a large blob is loaded.
+    Ping,
+    /// Connections that say nothing.
+    Idle,
+    /// A store that is full of small blobs and names, beside an empty one.
+    Scale,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split_whitespace())
@@ -293,6 +386,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_said_on_the_command_line_is_known_wherever_it_was_said() {
+        let said = |line: &str| {
+            let matches = Cli::command().try_get_matches_from(line.split_whitespace()).unwrap();
+            let said = Cli::understand(&matches).unwrap().global.said;
+            (said.server, said.transport)
+        };
+        assert_eq!(said("blobferry bench"), (false, false));
+        assert_eq!(said("blobferry --server a:1 bench"), (true, false));
+        assert_eq!(said("blobferry bench --transport tokio --server a:1"), (true, true));
+    }
+
+    #[test]
     fn what_can_not_be_meant_is_a_usage_error() {
         for line in [
             "blobferry",
@@ -302,6 +407,9 @@ mod tests {
             "blobferry rm",
             "blobferry cache pin",
             "blobferry ls --cache-limit much",
+            "blobferry bench nonsense",
+            "blobferry bench --rounds 0",
+            "blobferry bench --size much",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

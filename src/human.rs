@@ -55,15 +55,15 @@ fn civil(mut days: u64) -> (u64, u64, u64) {
     (year, month, days + 1)
 }
 
-/// Rows in aligned columns, two spaces apart; a column that has only numbers is aligned to the right.
+/// Rows in aligned columns, two spaces apart; a column that has only numbers, or `-`, is aligned to the right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
     let widths: Vec<(usize, bool)> = (0..columns)
         .map(|column| {
             let width = rows.iter().map(|row| cell(row, column).chars().count()).max().unwrap_or(0);
-            let numbers =
-                rows.iter().skip(1).all(|row| cell(row, column).starts_with(|c: char| c.is_ascii_digit()));
+            let is_number = |cell: &str| cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit());
+            let numbers = rows.iter().skip(1).all(|row| is_number(&cell(row, column)));
             (width, numbers && rows.len() > 1)
         })
         .collect();
@@ -118,10 +118,10 @@ mod tests {
 
     #[test]
     fn columns_of_numbers_are_aligned_to_the_right() {
-        let rows = [["name", "size"], ["a", "5"], ["longer", "1234"]];
+        let rows = [["name", "size"], ["a", "5"], ["b", "-"], ["longer", "1234"]];
         let rows: Vec<Vec<String>> =
             rows.iter().map(|row| row.iter().map(ToString::to_string).collect()).collect();
-        assert_eq!(table(&rows), "name    size\na          5\nlonger  1234\n");
+        assert_eq!(table(&rows), "name    size\na          5\nb          -\nlonger  1234\n");
     }
 
     proptest! {

@@ -12,6 +12,7 @@ mod human;
 mod local;
 mod memory;
 mod output;
+mod process;
 mod progress;
 mod remote;
 mod server;
@@ -22,7 +23,6 @@ use std::io::{IsTerminal, Write};
 use std::num::NonZero;
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -30,7 +30,7 @@ use cli::{Cli, Command};
 use failure::{Exit, Failure};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     log_to_stderr();
     let done = run(cli);
     tracing::debug!(peak_memory_bytes = memory::peak(), "at the end");
@@ -61,11 +61,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 /// Threads for connections: one for a client, so that it answers its server also while whoever reads its standard
-/// output takes a rest. Disks have threads of their own.
+/// output takes a rest. Disks have threads of their own. The clients of a benchmark have as many as a server: they
+/// stand for programs that are busy with what they load.
 fn threads(command: &Command) -> usize {
     const MOST: usize = 4;
     match command {
-        Command::Serve(_) => std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST),
+        Command::Serve(_) | Command::BenchWorker => {
+            std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST)
+        }
         _ => 1,
     }
 }

@@ -10,6 +10,7 @@ use blobferry_cache::client::{BlobSource, CallError, ConnectError, Session, Tran
 use blobferry_cache::{Cache, CacheError};
 use blobferry_protocol::{BlobId, BlobInfo, HistoryEntry, Oid, Packed, RequestError, Revision, Tid, TxnMeta};
 use blobferry_transport_tokio::wait;
+use bytes::Bytes;
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 
@@ -125,8 +126,14 @@ impl Remote {
         self.link.close().await;
     }
 
-    fn session(&self) -> &Session {
+    /// The calls that a transport has, for those who need more of them than stands here.
+    pub(crate) fn session(&self) -> &Session {
         self.link.session()
+    }
+
+    /// Another connection to the same server, with the same cache.
+    pub(crate) async fn another(&self, transport: Transport) -> Result<Remote, RemoteError> {
+        Remote::connect(transport, &self.server, self.session().cache().clone()).await
     }
 
     /// Opens a transaction. With `cached`, the files that it stores are copied into the cache.
@@ -187,6 +194,15 @@ impl Objects for Remote {
 
     async fn new_oids(&self, count: u32) -> Result<Vec<Oid>, RemoteError> {
         Ok(wait(|done| self.session().new_oids(count, done)).await?)
+    }
+}
+
+impl RemoteTxn<'_> {
+    /// Stores a new object's record with bytes from memory.
+    pub(crate) async fn store_bytes(&self, oid: Oid, data: Vec<u8>, bytes: Bytes) -> Result<(), RemoteError> {
+        let from = BlobSource::bytes(bytes);
+        wait(|done| self.transaction.store_blob(oid, Tid::ZERO, data, from, None, done)).await?;
+        Ok(())
     }
 }
 

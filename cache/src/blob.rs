@@ -2,10 +2,13 @@
 
 use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use blobferry_protocol::BlobId;
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+
+use crate::layout::Layout;
 
 /// A blob in the cache: an open read-only file, all of it.
 ///
@@ -15,14 +18,17 @@ use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 #[derive(Debug)]
 pub struct CachedBlob {
     blob: BlobId,
-    path: PathBuf,
+    layout: Layout,
+    /// Made when somebody asks for it.
+    path: OnceLock<PathBuf>,
     file: File,
     size: u64,
 }
 
 impl CachedBlob {
-    pub(crate) fn new(blob: BlobId, path: PathBuf, file: File, metadata: &Metadata) -> CachedBlob {
-        CachedBlob { blob, path, file, size: metadata.len() }
+    pub(crate) fn new(blob: BlobId, layout: &Layout, file: File, metadata: &Metadata) -> CachedBlob {
+        let layout = layout.clone();
+        CachedBlob { blob, layout, path: OnceLock::new(), file, size: metadata.len() }
     }
 
     /// The blob that it is.
@@ -34,7 +40,7 @@ impl CachedBlob {
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.path.get_or_init(|| self.layout.blob_path(self.blob))
     }
 
     /// The file, open for reading. Nobody else has this one open: its cursor is the caller's.

@@ -3,22 +3,26 @@
 //! How processes and threads agree on who fills it is told in `claim.rs`.
 
 use std::fmt;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use blobferry_protocol::{BlobId, Digest};
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
 
 use crate::blob::{CachedBlob, touch};
 use crate::buffer::TransactionBuffer;
 use crate::check::Checks;
-use crate::claim::Done;
+use crate::claim::Waiter;
 use crate::error::CacheError;
 use crate::evict;
+use crate::known::Known;
 use crate::layout::Layout;
 use crate::lock::{self, FileLock};
+use crate::name::Name;
+use crate::packs::Packs;
 use crate::registry::Registry;
 use crate::room::Room;
 use crate::scratch::Scratch;
@@ -50,15 +54,19 @@ pub struct Cache(Arc<Inner>);
 struct Inner {
     layout: Layout,
     shared: bool,
+    /// The directory, open: its blobs are opened from there.
+    root: File,
     /// Of this process; `None` in shared mode, where the server looks after what is unfinished, and after room.
     own: Option<Own>,
     boot: Option<Boot>,
-    registry: Mutex<Registry<FileLock, Done>>,
+    registry: Mutex<Registry<FileLock, Waiter>>,
     checks: Mutex<Checks>,
+    known: Known,
 }
 
 struct Own {
     room: Room,
+    packs: Packs,
     /// Where unfinished files are.
     scratch: Scratch,
 }
@@ -95,15 +103,19 @@ impl Cache {
             if swept || parts > 0 {
                 room.set_doubt().map_err(CacheError::Room)?;
             }
-            (layout, Some(Own { room, scratch }))
+            let packs = Packs::new(&layout);
+            (layout, Some(Own { room, packs, scratch }))
         };
+        let root = File::open(layout.root()).map_err(CacheError::io("open", layout.root()))?;
         let cache = Cache(Arc::new(Inner {
             layout,
             shared: config.shared,
+            root,
             own,
             boot,
             registry: Mutex::new(Registry::new()),
             checks: Mutex::new(Checks::default()),
+            known: Known::default(),
         }));
         if config.limit.is_some() {
             cache.set_limit(config.limit)?;
@@ -138,39 +150,41 @@ impl Cache {
     }
 
     pub(crate) fn look(&self, blob: BlobId) -> Result<Found, CacheError> {
-        let path = self.layout().blob_path(blob);
-        let Some((file, metadata)) = self.open_blob(&path)? else { return Ok(Found::Missing) };
+        let Some((file, metadata)) = self.open_blob(blob)? else { return Ok(Found::Missing) };
         if !self.is_shared() {
-            let trust =
-                stamp::trust(&file, self.boot()).map_err(CacheError::io("read the stamp of", &path))?;
-            if let Trust::Unproven(digest) = trust
-                && !self.checks().is_proven(blob)
-            {
-                return Ok(Found::Unproven(file, digest));
+            if !self.0.known.contains(&metadata) {
+                let trust = stamp::trust(&file, self.boot());
+                match trust.map_err(|error| self.io("read the stamp of", blob, error))? {
+                    Trust::Trusted => self.0.known.insert(&metadata),
+                    Trust::Unproven(_) if self.checks().is_proven(blob) => {}
+                    Trust::Unproven(digest) => return Ok(Found::Unproven(file, digest)),
+                }
             }
             touch(&file, &metadata);
         }
-        Ok(Found::Ready(CachedBlob::new(blob, path, file, &metadata)))
+        Ok(Found::Ready(CachedBlob::new(blob, self.layout(), file, &metadata)))
     }
 
     /// Opens a blob's file. From then on it is in use, and is not removed, but by the server in shared mode.
     ///
     /// What is no regular file is none, whatever it is called; a pipe is not waited for.
-    pub(crate) fn open_blob(&self, path: &Path) -> Result<Option<(File, Metadata)>, CacheError> {
-        let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    pub(crate) fn open_blob(&self, blob: BlobId) -> Result<Option<(File, Metadata)>, CacheError> {
+        let name = Name::of(blob);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         loop {
-            let file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(path) {
-                Ok(file) => file,
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(CacheError::io("open", path)(error)),
+            let file = match openat(&self.0.root, name.as_c_str(), flags, Mode::empty()) {
+                Ok(file) => File::from(file),
+                Err(Errno::NOENT) => return Ok(None),
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(self.io("open", blob, error.into())),
             };
             if !self.is_shared() {
-                lock::share(&file).map_err(CacheError::io("lock", path))?;
+                lock::share(&file).map_err(|error| self.io("lock", blob, error))?;
             }
-            let metadata = file.metadata().map_err(CacheError::io("read the size of", path))?;
+            let metadata = file.metadata().map_err(|error| self.io("read the size of", blob, error))?;
             if !metadata.is_file() {
                 let what = io::Error::new(ErrorKind::InvalidInput, "it is not a regular file");
-                return Err(CacheError::io("open", path)(what));
+                return Err(self.io("open", blob, what));
             }
             if self.is_shared() || metadata.nlink() > 0 {
                 return Ok(Some((file, metadata)));
@@ -212,7 +226,7 @@ impl Cache {
         let opened = file.persist(&path)?;
         let metadata = opened.metadata().map_err(WriteError::io("read the size of", &path))?;
         touch(&opened, &metadata); // a file that was moved here was last used elsewhere
-        Ok(CachedBlob::new(blob, path, opened, &metadata))
+        Ok(CachedBlob::new(blob, self.layout(), opened, &metadata))
     }
 
     /// A new file for bytes, in which room can be reserved.
@@ -231,6 +245,11 @@ impl Cache {
         self.0.own.as_ref().map(|own| &own.room)
     }
 
+    /// `None` in shared mode.
+    pub(crate) fn packs(&self) -> Option<&Packs> {
+        self.0.own.as_ref().map(|own| &own.packs)
+    }
+
     /// Where this process keeps unfinished files.
     pub(crate) fn tmp(&self) -> &Path {
         self.0.own.as_ref().map_or_else(|| self.layout().tmp(), |own| own.scratch.path())
@@ -244,7 +263,7 @@ impl Cache {
         self.0.boot
     }
 
-    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry<FileLock, Done>> {
+    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry<FileLock, Waiter>> {
         locked(&self.0.registry)
     }
 
@@ -252,10 +271,21 @@ impl Cache {
         locked(&self.0.checks)
     }
 
-    /// The path of a bucket's lock file, in a bucket that is there.
-    pub(crate) fn lock_path(&self, bucket: u64) -> std::io::Result<PathBuf> {
-        self.layout().create_bucket(bucket)?;
-        Ok(self.layout().lock_path(bucket))
+    /// Takes a bucket's lock where nobody has it. The bucket is made where there is none.
+    pub(crate) fn try_lock(&self, bucket: u64) -> io::Result<Option<FileLock>> {
+        let path = self.layout().lock_path(bucket);
+        match FileLock::try_exclusive(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.layout().create_bucket(bucket)?;
+                FileLock::try_exclusive(&path)
+            }
+            locked => locked,
+        }
+    }
+
+    /// What went wrong with a blob's file.
+    fn io(&self, operation: &'static str, blob: BlobId, error: io::Error) -> CacheError {
+        CacheError::io(operation, &self.layout().blob_path(blob))(error)
     }
 }
 

@@ -7,7 +7,8 @@
 //! 2. Else the claim enters the registry. If another claim of this process is in charge of the blob, it waits. If the
 //!    bucket's file lock is held by another process, it waits, and one thread blocks in the lock for all claims of
 //!    the bucket. Else it is in charge.
-//! 3. Who is in charge looks again, since the file may have come meanwhile; else it gets the [`Download`].
+//! 3. Who is in charge looks again, since the file may have come meanwhile, and whether the blob is in a pack, of which
+//!    its file can be made; else it gets the [`Download`].
 //! 4. A download that ends well answers all who wait; one that ends badly hands its charge to the next of them.
 //!
 //! Nothing here polls, and no mutex is held while a callback runs.
@@ -23,6 +24,7 @@ use crate::download::Download;
 use crate::error::CacheError;
 use crate::lock::FileLock;
 use crate::registry::Entered;
+use crate::small::SmallClaim;
 use crate::sync::mpsc;
 use crate::turns;
 
@@ -36,7 +38,36 @@ pub enum Claim {
 }
 
 /// What is called with the answer to a claim.
-pub(crate) type Done = Box<dyn FnOnce(Result<Claim, CacheError>) + Send>;
+pub(crate) type Done<T> = Box<dyn FnOnce(Result<T, CacheError>) + Send>;
+
+/// Somebody who wants a blob, as a file, or its bytes.
+pub(crate) enum Waiter {
+    File(Done<Claim>),
+    Bytes(Done<SmallClaim>),
+}
+
+impl Waiter {
+    pub(crate) fn hit(self, cached: CachedBlob) {
+        match self {
+            Waiter::File(done) => done(Ok(Claim::Hit(cached))),
+            Waiter::Bytes(done) => done(Ok(SmallClaim::File(cached))),
+        }
+    }
+
+    pub(crate) fn download(self, download: Download) {
+        match self {
+            Waiter::File(done) => done(Ok(Claim::Download(download))),
+            Waiter::Bytes(done) => done(Ok(SmallClaim::Download(download))),
+        }
+    }
+
+    pub(crate) fn fail(self, error: CacheError) {
+        match self {
+            Waiter::File(done) => done(Err(error)),
+            Waiter::Bytes(done) => done(Err(error)),
+        }
+    }
+}
 
 impl Cache {
     /// Claims a blob, and waits while another thread or process downloads it.
@@ -47,8 +78,11 @@ impl Cache {
     /// # Errors
     /// [`CacheError::NotShared`] in shared mode, where the blob is not there; [`CacheError::Io`].
     pub fn claim(&self, blob: BlobId) -> Result<Claim, CacheError> {
+        if let Some(claim) = self.at_once(blob) {
+            return claim;
+        }
         let (answer, answered) = mpsc::sync_channel(1);
-        self.claim_with(blob, move |claim| _ = answer.send(claim));
+        self.enter(blob, Waiter::File(Box::new(move |claim| _ = answer.send(claim))));
         answered.recv().unwrap_or(Err(CacheError::Abandoned { blob }))
     }
 
@@ -58,36 +92,56 @@ impl Cache {
     /// `done` should be quick, and not wait for anything (least of all for another claim): send the answer to
     /// where it is wanted. An answer that nobody wants any more can just be dropped.
     pub fn claim_with(&self, blob: BlobId, done: impl FnOnce(Result<Claim, CacheError>) + Send + 'static) {
-        match self.look(blob) {
-            Ok(Found::Ready(cached)) => done(Ok(Claim::Hit(cached))),
-            Ok(_) if self.is_shared() => done(Err(CacheError::NotShared { blob })),
-            Ok(_) => self.enter(blob, Box::new(done)),
-            Err(error) => done(Err(error)),
+        match self.at_once(blob) {
+            Some(claim) => done(claim),
+            None => self.enter(blob, Waiter::File(Box::new(done))),
         }
     }
 
-    fn enter(&self, blob: BlobId, done: Done) {
+    /// The answer to a claim that nobody has to wait for.
+    fn at_once(&self, blob: BlobId) -> Option<Result<Claim, CacheError>> {
+        match self.look(blob) {
+            Ok(Found::Ready(cached)) => Some(Ok(Claim::Hit(cached))),
+            Ok(_) if self.is_shared() => Some(Err(CacheError::NotShared { blob })),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    pub(crate) fn enter(&self, blob: BlobId, waiter: Waiter) {
         let bucket = blob.bucket();
-        let try_lock = || FileLock::try_exclusive(&self.lock_path(bucket)?);
-        let entered = self.registry().enter(blob, done, try_lock);
+        let entered = self.registry().enter(blob, waiter, || self.try_lock(bucket));
         match entered {
-            Entered::InCharge(done) => self.in_charge(blob, done),
+            Entered::InCharge(waiter) => self.in_charge(blob, waiter),
             Entered::Waits => {}
             Entered::WaitsForLock => self.wait_for_lock(bucket),
-            Entered::Refused(done, error) => done(Err(self.no_lock(bucket, error))),
+            Entered::Refused(waiter, error) => waiter.fail(self.no_lock(bucket, error)),
         }
     }
 
     /// Answers a claim that is in charge of its blob.
-    pub(crate) fn in_charge(&self, blob: BlobId, done: Done) {
+    pub(crate) fn in_charge(&self, blob: BlobId, waiter: Waiter) {
+        let waiter = match waiter {
+            Waiter::Bytes(done) => match self.in_memory_or_packed(blob) {
+                Some(bytes) => {
+                    self.settle(blob);
+                    return done(Ok(SmallClaim::Bytes(bytes)));
+                }
+                None => Waiter::Bytes(done),
+            },
+            waiter => waiter,
+        };
         match self.look(blob) {
             Ok(Found::Ready(cached)) => {
                 self.settle(blob);
-                done(Ok(Claim::Hit(cached)));
+                waiter.hit(cached);
             }
-            Ok(Found::Missing) => done(Ok(Claim::Download(Download::new(self.clone(), blob)))),
-            Ok(Found::Unproven(..)) => self.check_later(blob, done),
-            Err(error) => self.fail(blob, done, error),
+            Ok(Found::Missing) if matches!(waiter, Waiter::File(_)) && self.may_be_packed(blob) => {
+                self.prepare_later(blob, waiter);
+            }
+            Ok(Found::Missing) => waiter.download(Download::new(self.clone(), blob)),
+            Ok(Found::Unproven(..)) => self.prepare_later(blob, waiter),
+            Err(error) => self.fail(blob, waiter, error),
         }
     }
 
@@ -97,39 +151,40 @@ impl Cache {
         if planted(Bug::LoseWaiter) {
             waiting.pop_back();
         }
-        for done in waiting {
+        for waiter in waiting {
             // Each opens the file for itself. Should somebody have removed it already, they begin again.
-            self.claim_with(blob, done);
+            match waiter {
+                Waiter::File(done) => self.claim_with(blob, done),
+                Waiter::Bytes(done) => self.claim_small_with(blob, done),
+            }
         }
     }
 
     /// Who was in charge of the blob leaves without it: the next one is in charge.
     pub(crate) fn give_up(&self, blob: BlobId) {
         let next = self.registry().give_up(blob);
-        if let Some(done) = next {
+        if let Some(waiter) = next {
             let cache = self.clone();
-            turns::run(move || cache.in_charge(blob, done));
+            turns::run(move || cache.in_charge(blob, waiter));
         }
     }
 
     /// Who was in charge of the blob leaves with an error.
-    pub(crate) fn fail(&self, blob: BlobId, done: Done, error: CacheError) {
-        done(Err(error));
+    pub(crate) fn fail(&self, blob: BlobId, waiter: Waiter, error: CacheError) {
+        waiter.fail(error);
         self.give_up(blob);
     }
 
     /// Blocks one thread in the bucket's file lock, which another process holds.
     fn wait_for_lock(&self, bucket: u64) {
         let cache = self.clone();
-        let waiting = self.lock_path(bucket).and_then(|path| {
-            FileLock::wait(path, move |locked| match locked {
-                Ok(lock) => {
-                    // Nobody may want anything any more: then the lock is dropped right here.
-                    let in_charge = cache.registry().locked(bucket, lock);
-                    in_charge.into_iter().for_each(|(blob, done)| cache.in_charge(blob, done));
-                }
-                Err(error) => cache.lock_failed(bucket, &error),
-            })
+        let waiting = FileLock::wait(self.layout().lock_path(bucket), move |locked| match locked {
+            Ok(lock) => {
+                // Nobody may want anything any more: then the lock is dropped right here.
+                let in_charge = cache.registry().locked(bucket, lock);
+                in_charge.into_iter().for_each(|(blob, waiter)| cache.in_charge(blob, waiter));
+            }
+            Err(error) => cache.lock_failed(bucket, &error),
         });
         if let Err(error) = waiting {
             self.lock_failed(bucket, &error);
@@ -138,8 +193,8 @@ impl Cache {
 
     fn lock_failed(&self, bucket: u64, error: &io::Error) {
         let failed = self.registry().lock_failed(bucket);
-        for (_, done) in failed {
-            done(Err(self.no_lock(bucket, copy_of(error))));
+        for (_, waiter) in failed {
+            waiter.fail(self.no_lock(bucket, copy_of(error)));
         }
     }
 

@@ -1,30 +1,33 @@
 //! Making room: what was used longest ago goes first, and nothing goes that is in use.
 //!
 //! All of this happens while the account is locked, so by one process at a time. It walks through the directory, which
-//! counts its bytes anew, and remembers the blobs that were used longest ago. They are removed one by one, as room is
-//! needed, in this call and later ones, until none of those is left; then it walks again. A blob that was used since it
-//! was remembered is passed over.
+//! counts its bytes anew, and remembers the blobs, and packs of small ones, that were used longest ago. They are removed one
+//! by one, as room is needed, in this call and later ones, until none of those is left; then it walks again. What was
+//! used since it was remembered is passed over. When nothing else is left, the index of the packs goes.
 //!
 //! Before the first walk the files of dead processes are removed, and partial downloads that nobody goes on with.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::fs::{self, DirEntry, File, Metadata};
+use std::fs::{self, DirEntry, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use blobferry_protocol::BlobId;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::account::{Account, Doubt};
 use crate::layout::Layout;
 use crate::lock::{FileLock, Owned};
+use crate::packs::{self, file::pack_number};
 use crate::room::{MARK, Room, slack};
 use crate::sync::MutexGuard;
 use crate::system::files;
 use crate::writer::WriteError;
 use crate::{pin, scratch};
 
-/// How many blobs are remembered in a walk.
+/// How much is remembered in a walk.
 const REMEMBERED: usize = 256;
 
 /// The account, locked, and what can be removed to lower it.
@@ -34,19 +37,35 @@ pub(crate) struct Ledger<'a> {
     queue: MutexGuard<'a, Queue>,
 }
 
-/// The blobs that were used longest ago, first those.
+/// What was used longest ago, first that.
 #[derive(Debug, Default)]
 pub(crate) struct Queue(VecDeque<Candidate>);
 
-/// A blob as it was when it was remembered. In the order of their last use.
+/// A file as it was when it was remembered. In the order of their last use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     used: (i64, i64),
-    blob: BlobId,
+    what: What,
     inode: u64,
 }
 
-/// One search for what can be removed: it looks at no blob twice.
+/// What can be removed to make room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Blob(BlobId),
+    Pack(u32),
+}
+
+impl What {
+    fn path(self, layout: &Layout) -> PathBuf {
+        match self {
+            What::Blob(blob) => layout.blob_path(blob),
+            What::Pack(number) => layout.packs().join(packs::file::pack_name(number)),
+        }
+    }
+}
+
+/// One search for what can be removed: it looks at nothing twice.
 #[derive(Debug, Default)]
 pub(crate) struct Search {
     /// Up to here everything was looked at, and whatever is left can not be removed.
@@ -54,8 +73,9 @@ pub(crate) struct Search {
     /// How many more walks it may take, so that it ends also where blobs are used faster than it looks at them.
     /// `None` before the first.
     walks: Option<u64>,
-    /// How many blobs were removed, and the bytes that they had.
+    /// How many blobs, and packs, were removed, and the bytes that they had.
     pub(crate) removed: u64,
+    pub(crate) packs: u64,
     pub(crate) freed: u64,
 }
 
@@ -104,7 +124,10 @@ impl<'a> Ledger<'a> {
             while let Some(candidate) = self.queue.0.pop_front() {
                 search.passed = Some(candidate);
                 if let Some(bytes) = self.remove_unused(candidate).map_err(self.room.failed())? {
-                    search.removed += 1;
+                    match candidate.what {
+                        What::Blob(_) => search.removed += 1,
+                        What::Pack(_) => search.packs += 1,
+                    }
                     search.freed += bytes;
                     return Ok(true);
                 }
@@ -116,12 +139,12 @@ impl<'a> Ledger<'a> {
                     search.walks = Some(blobs / REMEMBERED as u64 + 1);
                     return Ok(true);
                 }
-                Some(0) => return Ok(false),
+                Some(0) => return self.remove_index(search),
                 Some(walks) => search.walks = Some(walks - 1),
             }
             self.walk(search.passed)?;
             if self.queue.0.is_empty() {
-                return Ok(false);
+                return self.remove_index(search);
             }
         }
     }
@@ -148,20 +171,35 @@ impl<'a> Ledger<'a> {
         Ok(bytes)
     }
 
+    /// Removes the index of the packs, if it takes any room. It is made again when it is needed.
+    fn remove_index(&mut self, search: &mut Search) -> Result<bool, WriteError> {
+        if !self.room.layout().has_packs() {
+            return Ok(false);
+        }
+        let path = self.room.layout().packs().join(packs::INDEX);
+        let file = open(&path).map_err(self.room.failed())?;
+        let is_file = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
+        let removed = match file.filter(is_file) {
+            Some(file) => match Owned::try_new(&file).map_err(self.room.failed())? {
+                Some(_owned) => self.remove(&path).map_err(self.room.failed())?,
+                None => 0,
+            },
+            None => 0,
+        };
+        search.freed += removed;
+        Ok(removed > 0)
+    }
+
     /// Removes a blob that is neither in use nor pinned, and was not used since it was remembered; the bytes it had.
     fn remove_unused(&mut self, candidate: Candidate) -> io::Result<Option<u64>> {
-        let path = self.room.layout().blob_path(candidate.blob);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let path = candidate.what.path(self.room.layout());
+        let Some(file) = open(&path)? else { return Ok(None) };
         let Some(_owned) = Owned::try_new(&file)? else { return Ok(None) };
-        if Candidate::new(candidate.blob, &file.metadata()?) != candidate || pin::is_pinned(&file)? {
+        if Candidate::new(candidate.what, &file.metadata()?) != candidate || pin::is_pinned(&file)? {
             return Ok(None);
         }
         let bytes = self.remove(&path)?;
-        tracing::debug!(blob = %candidate.blob, bytes, "removed a blob to make room");
+        tracing::debug!(what = ?candidate.what, bytes, "removed it to make room");
         Ok(Some(bytes))
     }
 
@@ -170,9 +208,9 @@ impl<'a> Ledger<'a> {
     fn walk(&mut self, passed: Option<Candidate>) -> Result<u64, WriteError> {
         let mut oldest = BTreeSet::new();
         let mut blobs = 0;
-        let bytes = count(self.room.layout(), |blob, metadata| {
+        let bytes = count(self.room.layout(), |what, metadata| {
             blobs += 1;
-            let candidate = Candidate::new(blob, metadata);
+            let candidate = Candidate::new(what, metadata);
             if Some(candidate) > passed {
                 oldest.insert(candidate);
             }
@@ -188,8 +226,19 @@ impl<'a> Ledger<'a> {
 }
 
 impl Candidate {
-    fn new(blob: BlobId, metadata: &Metadata) -> Candidate {
-        Candidate { used: (metadata.atime(), metadata.atime_nsec()), blob, inode: metadata.ino() }
+    fn new(what: What, metadata: &Metadata) -> Candidate {
+        Candidate { used: (metadata.atime(), metadata.atime_nsec()), what, inode: metadata.ino() }
+    }
+}
+
+/// Opens a file that is there, but for what a link leads to; a pipe is not waited for.
+fn open(path: &Path) -> io::Result<Option<File>> {
+    let careful = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    match OpenOptions::new().read(true).custom_flags(careful.bits().cast_signed()).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -204,10 +253,10 @@ pub(crate) fn unfinished(layout: &Layout) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// The bytes that all files of a cache take; `found` is told of every blob.
+/// The bytes that all files of a cache take; `found` is told of every blob, and every pack.
 ///
 /// First `tmp/`: what becomes a blob meanwhile is counted twice then, rather than not at all.
-fn count(layout: &Layout, mut found: impl FnMut(BlobId, &Metadata)) -> io::Result<u64> {
+fn count(layout: &Layout, mut found: impl FnMut(What, &Metadata)) -> io::Result<u64> {
     let mut bytes = 0_u64;
     let mut add = |more: u64| bytes = bytes.saturating_add(more);
     add(fs::metadata(layout.marker())?.blocks().saturating_mul(512));
@@ -221,12 +270,22 @@ fn count(layout: &Layout, mut found: impl FnMut(BlobId, &Metadata)) -> io::Resul
             false => on_disk,
         });
     })?;
+    if layout.has_packs() {
+        each_file(layout.packs(), &mut |dir, entry, metadata| {
+            add(metadata.blocks().saturating_mul(512));
+            if dir == layout.packs()
+                && let Some(number) = entry.file_name().to_str().and_then(pack_number)
+            {
+                found(What::Pack(number), metadata);
+            }
+        })?;
+    }
     for bucket in 0..BlobId::BUCKETS {
         each_file(&layout.bucket_path(bucket), &mut |_, entry, metadata| {
             add(metadata.blocks().saturating_mul(512));
             let name = entry.file_name();
             if let Some(blob) = name.to_str().and_then(|name| BlobId::from_file_name(bucket, name)) {
-                found(blob, metadata);
+                found(What::Blob(blob), metadata);
             }
         })?;
     }

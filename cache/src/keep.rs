@@ -1,4 +1,6 @@
 //! Keeping house in a cache: what is in there, what it takes, what may go, and what is to stay.
+//!
+//! Small blobs in packs are kept and removed with their pack; `small.rs` says how they come there.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -7,11 +9,13 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use blobferry_protocol::BlobId;
+use rustix::fs::OFlags;
 
 use crate::cache::Cache;
 use crate::error::CacheError;
 use crate::evict::{self, Search};
 use crate::lock::Owned;
+use crate::packs::record::{self, Head};
 use crate::pin;
 use crate::room::Room;
 
@@ -23,7 +27,7 @@ const AT_ONCE: u64 = 64;
 pub struct Entry {
     /// The blob.
     pub blob: BlobId,
-    /// Its file.
+    /// Its file; or the pack that it is in, with others.
     pub path: PathBuf,
     /// How many bytes it has.
     pub size: u64,
@@ -48,6 +52,10 @@ pub struct Usage {
     pub in_use: u64,
     /// The bytes of those blobs that are pinned.
     pub pinned: u64,
+    /// How many packs of small blobs there are.
+    pub packs: u64,
+    /// The bytes of those.
+    pub packed: u64,
     /// The bytes of downloads that are under way or broken off, and of the files of open transactions.
     pub unfinished: u64,
     /// The bytes that all of it may have.
@@ -57,8 +65,10 @@ pub struct Usage {
 /// What was removed from a cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// How many blobs.
+    /// How many blobs that have files of their own.
     pub blobs: u64,
+    /// How many packs of small blobs.
+    pub packs: u64,
     /// The bytes that these took on the disk.
     pub bytes: u64,
 }
@@ -95,13 +105,61 @@ impl Cache {
         checked.map_err(|source| CacheError::Write { blob, source })
     }
 
-    /// Every blob, as [`Layout::blobs`](crate::Layout::blobs) gives them.
+    /// Every blob that has a file of its own, as [`Layout::blobs`](crate::Layout::blobs) gives them.
     pub fn blobs(&self) -> impl Iterator<Item = Result<Entry, CacheError>> + use<> {
         let root = self.layout().root().to_owned();
         self.layout().blobs().filter_map(move |found| match found {
             Ok((blob, path)) => entry(blob, path).transpose(),
             Err(error) => Some(Err(CacheError::io("list", &root)(error))),
         })
+    }
+
+    /// Every small blob that would be read from a pack, pack by pack.
+    pub fn packed_blobs(&self) -> impl Iterator<Item = Result<Entry, CacheError>> + use<> {
+        let cache = self.clone();
+        let numbers = self.packs().map_or(Ok(Vec::new()), |packs| packs.numbers());
+        let (numbers, failed) = match numbers {
+            Ok(numbers) => (numbers, None),
+            Err(error) => (Vec::new(), Some(CacheError::io("list", self.layout().packs())(error))),
+        };
+        let blobs = numbers.into_iter().flat_map(move |number| match cache.packed_in(number) {
+            Ok(entries) => entries.into_iter().map(|(_, entry)| Ok(entry)).collect(),
+            Err(error) => vec![Err(error)],
+        });
+        failed.map(Err).into_iter().chain(blobs)
+    }
+
+    /// The small blobs that would be read from one pack, with their records' offsets.
+    pub(crate) fn packed_in(&self, number: u32) -> Result<Vec<(u64, Entry)>, CacheError> {
+        let Some(packs) = self.packs() else { return Ok(Vec::new()) };
+        let Some(file) = packs.open(number) else { return Ok(Vec::new()) };
+        let path = packs.path(number);
+        // To look at all of them is to use none of them.
+        _ = rustix::fs::fcntl_setfl(&file, OFlags::NOATIME);
+        let look = || {
+            let (used, in_use) = (file.metadata()?.accessed()?, Owned::try_new(&file)?.is_none());
+            let entry = |head: Head| {
+                let on_disk = head.record_len();
+                Entry {
+                    blob: head.blob,
+                    path: path.clone(),
+                    size: head.size,
+                    on_disk,
+                    used,
+                    in_use,
+                    pinned: false,
+                }
+            };
+            let mut entries = Vec::new();
+            for found in record::all(&file) {
+                let (at, head) = found?;
+                if packs.serves(head.blob, number, at) {
+                    entries.push((at, entry(head)));
+                }
+            }
+            Ok(entries)
+        };
+        look().map_err(CacheError::io("look at", &path))
     }
 
     /// What the cache takes on the disk.
@@ -119,10 +177,18 @@ impl Cache {
             usage.in_use += if entry.in_use { entry.on_disk } else { 0 };
             usage.pinned += if entry.pinned { entry.on_disk } else { 0 };
         }
+        if let Some(packs) = self.packs() {
+            for number in packs.numbers().map_err(CacheError::io("list", self.layout().packs()))? {
+                if let Some(metadata) = packs.open(number).and_then(|file| file.metadata().ok()) {
+                    usage.packs += 1;
+                    usage.packed += metadata.blocks().saturating_mul(512);
+                }
+            }
+        }
         Ok(usage)
     }
 
-    /// Removes what dead processes have left, and partial downloads that nobody goes on with; then blobs, as long as the
+    /// Removes what dead processes have left, and partial downloads that nobody goes on with; then blobs and packs, as long as the
     /// cache takes more than `target` bytes, or more than its limit where there is none: those first that were used
     /// longest ago, and none that is in use or pinned.
     ///
@@ -170,7 +236,7 @@ impl Cache {
         const ATTRIBUTES: u64 = 4096;
         let room = self.own_room("pin blobs")?;
         let path = self.layout().blob_path(blob);
-        let Some((file, _)) = self.open_blob(&path)? else { return Err(CacheError::NotCached { blob }) };
+        let Some((file, _)) = self.open_blob(blob)? else { return Err(CacheError::NotCached { blob }) };
         match room.change(&file, ATTRIBUTES, || change(&file)).map_err(CacheError::Room)? {
             Err(error) if pin::is_unsupported(&error) => Err(CacheError::NoPins { path }),
             changed => changed.map_err(CacheError::io("pin or unpin", &path)),
@@ -180,7 +246,7 @@ impl Cache {
     fn shrink(&self, room: &Room, target: u64) -> Result<Removed, CacheError> {
         let mut search = Search::default();
         while room.shrink(target, AT_ONCE, &mut search).map_err(CacheError::Room)? {}
-        Ok(Removed { blobs: search.removed, bytes: search.freed })
+        Ok(Removed { blobs: search.removed, packs: search.packs, bytes: search.freed })
     }
 
     pub(crate) fn own_room(&self, operation: &'static str) -> Result<&Room, CacheError> {

@@ -9,6 +9,8 @@
 //! tmp/.room                            how many bytes all of this takes, and may take
 //! tmp/blobferry-<random>/              a process's own unfinished files
 //! tmp/partial/<oid>.<tid>.part         a download that somebody can go on with
+//! packs/<number>.pack                  small blobs, many in a file
+//! packs/index                          hints where which of them is
 //! <oid mod 997>/.lock                  locked while somebody fills this bucket; never deleted
 //! <oid mod 997>/<oid div 997>.<tid>.blob
 //! ```
@@ -38,6 +40,7 @@ pub struct Layout(Arc<Paths>);
 struct Paths {
     root: PathBuf,
     tmp: PathBuf,
+    packs: PathBuf,
 }
 
 /// Why a directory can not be used for blobs.
@@ -168,8 +171,8 @@ impl Layout {
     /// The paths below `root`, which stay right when the process changes its working directory.
     fn at(root: &Path) -> Result<Layout, LayoutError> {
         let root = std::path::absolute(root).map_err(LayoutError::io("find", root))?;
-        let tmp = root.join("tmp");
-        Ok(Layout(Arc::new(Paths { root, tmp })))
+        let (tmp, packs) = (root.join("tmp"), root.join("packs"));
+        Ok(Layout(Arc::new(Paths { root, tmp, packs })))
     }
 
     /// The directory itself, as an absolute path.
@@ -182,6 +185,16 @@ impl Layout {
     #[must_use]
     pub fn tmp(&self) -> &Path {
         &self.0.tmp
+    }
+
+    /// Where packs of small blobs are, if there are any. ZEO looks at nothing that is not a bucket.
+    pub(crate) fn packs(&self) -> &Path {
+        &self.0.packs
+    }
+
+    /// Whether they have a directory there, and not a link to one.
+    pub(crate) fn has_packs(&self) -> bool {
+        fs::symlink_metadata(self.packs()).is_ok_and(|found| found.is_dir())
     }
 
     /// The path that a blob's file has, whether it is there or not.

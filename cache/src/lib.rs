@@ -66,9 +66,12 @@ mod error;
 mod evict;
 mod follow;
 mod keep;
+mod known;
 mod layout;
 mod line;
 mod lock;
+mod name;
+mod packs;
 mod partial;
 mod pin;
 mod registry;
@@ -77,6 +80,7 @@ mod room;
 #[cfg(feature = "shuttle")]
 mod schedules;
 mod scratch;
+mod small;
 mod stamp;
 /// For the crates above.
 #[doc(hidden)]
@@ -92,6 +96,9 @@ mod writer;
 /// For the macros of [`client`], whose signatures have the protocol's words in them.
 #[doc(hidden)]
 pub use blobferry_protocol as protocol;
+/// For the same.
+#[doc(hidden)]
+pub use bytes;
 
 pub use blob::CachedBlob;
 pub use buffer::{Buffered, Take, TransactionBuffer};
@@ -103,5 +110,6 @@ pub use follow::Follow;
 pub use keep::{Entry, Removed, Usage};
 pub use layout::{Layout, LayoutError};
 pub use line::{FollowEnd, FollowError};
+pub use small::SmallClaim;
 pub use verify::Verified;
 pub use writer::{BlobFile, BlobWriter, WriteError};

@@ -138,6 +138,12 @@ impl Owned<'_> {
     pub(crate) fn try_new(file: &File) -> io::Result<Option<Owned<'_>>> {
         Ok(try_lock(file)?.then_some(Owned(file)))
     }
+
+    /// Owns a file, and blocks until nobody else does.
+    pub(crate) fn wait(file: &File) -> io::Result<Owned<'_>> {
+        wait_for(file)?;
+        Ok(Owned(file))
+    }
 }
 
 impl Drop for Owned<'_> {

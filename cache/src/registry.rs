@@ -109,6 +109,15 @@ impl<L, W> Registry<L, W> {
         queue
     }
 
+    /// Of those who wait for a blob, those leave who `can` be answered before its file is there. Who is in charge stays.
+    pub(crate) fn leave(&mut self, blob: BlobId, can: impl Fn(&W) -> bool) -> VecDeque<W> {
+        let waiting = self.buckets.get_mut(&blob.bucket()).and_then(|bucket| bucket.blobs.get_mut(&blob));
+        let Some(waiting) = waiting else { return VecDeque::new() };
+        let (leave, stay): (VecDeque<W>, VecDeque<W>) = std::mem::take(waiting).into_iter().partition(can);
+        *waiting = stay;
+        leave
+    }
+
     /// Who is in charge of the blob leaves without a file. The next one is in charge now.
     pub(crate) fn give_up(&mut self, blob: BlobId) -> Option<W> {
         let next = self.buckets.get_mut(&blob.bucket())?.blobs.get_mut(&blob)?.pop_front();
@@ -187,6 +196,19 @@ mod tests {
         assert_eq!(registry.settle(blob(2)), []);
         assert_eq!(registry.settle(blob(1)), []);
         assert!(registry.buckets.is_empty());
+    }
+
+    #[test]
+    fn who_can_be_answered_leaves_early_and_the_others_wait_on() {
+        let mut registry = Registry::new();
+        in_charge(registry.enter(blob(1), 1, || Ok(Some(()))));
+        for waiter in 2..7 {
+            registry.enter(blob(1), waiter, || unreachable!());
+        }
+        assert_eq!(registry.leave(blob(1), |waiter| waiter % 2 == 0), [2, 4, 6]);
+        assert!(registry.leave(blob(2), |_| true).is_empty());
+        assert!(matches!(registry.enter(blob(1), 7, || unreachable!()), Entered::Waits), "one is in charge");
+        assert_eq!(registry.settle(blob(1)), [3, 5, 7]);
     }
 
     #[test]

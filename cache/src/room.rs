@@ -205,9 +205,9 @@ impl Room {
     /// nothing is left that can be removed.
     pub(crate) fn shrink(&self, target: u64, most: u64, search: &mut Search) -> Result<bool, WriteError> {
         let mut ledger = self.ledger()?;
-        let before = search.removed;
+        let before = search.removed + search.packs;
         while ledger.account.used() > target {
-            if search.removed - before >= most {
+            if search.removed + search.packs - before >= most {
                 return Ok(true);
             }
             if !ledger.evict(search)? {

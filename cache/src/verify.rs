@@ -1,6 +1,7 @@
 //! Proving all of a cache: every blob is read, and must have the digest that its stamp tells.
 
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
 
 use blobferry_protocol::BlobId;
 use rustix::fs::OFlags;
@@ -8,6 +9,8 @@ use rustix::fs::OFlags;
 use crate::cache::Cache;
 use crate::error::CacheError;
 use crate::keep::Entry;
+use crate::packs::record;
+use crate::packs::{self, Packs};
 use crate::stamp::{self, Trust};
 use crate::writer::digest_of;
 
@@ -21,7 +24,7 @@ pub struct Verified {
     /// Blobs of which nothing tells what they should be: files of ZEO's, or on a file system without attributes. They
     /// were left as they are.
     pub unverifiable: u64,
-    /// Blobs that were damaged. Their files are removed: who wants one downloads it again.
+    /// Blobs that were damaged. Their files are removed, and small ones in packs forgotten: who wants one downloads it again.
     pub damaged: Vec<BlobId>,
 }
 
@@ -35,7 +38,7 @@ impl Cache {
         let mut verified = Verified::default();
         for entry in self.blobs() {
             let entry = entry?;
-            let Some((file, _)) = self.open_blob(&entry.path)? else { continue };
+            let Some((file, _)) = self.open_blob(entry.blob)? else { continue };
             let failed = |operation| CacheError::io(operation, &entry.path);
             // To look at all of them is to use none of them.
             _ = rustix::fs::fcntl_setfl(&file, OFlags::NOATIME);
@@ -60,7 +63,43 @@ impl Cache {
             }
             progress(&entry);
         }
+        if let Some(packs) = self.packs() {
+            for number in packs.numbers().map_err(CacheError::io("list", self.layout().packs()))? {
+                self.verify_pack(packs, number, &mut verified, &mut progress)?;
+            }
+        }
         Ok(verified)
+    }
+
+    fn verify_pack(
+        &self,
+        packs: &Packs,
+        number: u32,
+        verified: &mut Verified,
+        progress: &mut impl FnMut(&Entry),
+    ) -> Result<(), CacheError> {
+        let Some(pack) = packs.open(number) else { return Ok(()) };
+        _ = rustix::fs::fcntl_setfl(&pack, OFlags::NOATIME);
+        for (at, entry) in self.packed_in(number)? {
+            let mut bytes = vec![0; usize::try_from(entry.on_disk.min(packs::LARGEST)).unwrap_or_default()];
+            let read = pack.read_exact_at(&mut bytes, at);
+            match read.map(|()| record::open(entry.blob, bytes)) {
+                Ok(Some((bytes, _))) => {
+                    verified.proven += 1;
+                    verified.bytes += bytes.len() as u64;
+                }
+                Err(error) if !is_damage(&error) && error.kind() != ErrorKind::UnexpectedEof => {
+                    return Err(CacheError::io("read", &entry.path)(error));
+                }
+                Ok(None) | Err(_) => {
+                    tracing::warn!(blob = %entry.blob, path = %entry.path.display(), "forgot a damaged blob");
+                    packs.forget(entry.blob, number, at).map_err(CacheError::Room)?;
+                    verified.damaged.push(entry.blob);
+                }
+            }
+            progress(&entry);
+        }
+        Ok(())
     }
 }
 

@@ -150,7 +150,28 @@ fn does(house: &House, cache: &Cache, act: u8, bytes: &mut Bytes<'_>) {
             }
         }
         9 => leave(house, cache, blob(bytes), bytes),
+        10 | 11 => house.load(cache, blob(bytes)),
+        12 => damage(house, bytes),
         _ => house.fetch(cache, blob(bytes), bytes.flag()),
+    }
+}
+
+/// Writes anything to one of the files in which small blobs are.
+fn damage(house: &House, bytes: &mut Bytes<'_>) {
+    let entries = std::fs::read_dir(house.root().join("packs")).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    files.sort();
+    let Some(path) = files.get(usize::from(bytes.byte()) % files.len().max(1)) else { return };
+    let file = std::fs::File::options().write(true).open(path).expect("it is the cache's own");
+    let len = file.metadata().expect("it is there").len();
+    match bytes.below(4) {
+        0 => file.set_len(bytes.number().min(len)).expect("it is shorter"),
+        _ => {
+            // Most of the index is empty: a part that is not is found by chance only where all of it is written.
+            let run: Vec<u8> = bytes.run().iter().copied().cycle().take(len.min(1 << 17) as usize).collect();
+            let at = bytes.number() % (len + 1);
+            std::os::unix::fs::FileExt::write_all_at(&file, &run, at).expect("it can be written to");
+        }
     }
 }
 

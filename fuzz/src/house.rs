@@ -17,7 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use blobferry_cache::{Cache, CacheError, CachedBlob, Claim, Download};
+use blobferry_cache::{Cache, CacheError, CachedBlob, Claim, Download, SmallClaim};
 use blobferry_protocol::{BlobId, Digest};
 use rustix::fs::{CWD, Mode, XattrFlags};
 use tempfile::TempDir;
@@ -185,6 +185,20 @@ impl House {
         }
     }
 
+    /// Claims a blob's bytes, and keeps them where they are not there.
+    pub(crate) fn load(&self, cache: &Cache, blob: BlobId) {
+        let truth = truth(blob);
+        match cache.claim_small(blob) {
+            Ok(SmallClaim::Bytes(bytes)) => assert_eq!(bytes, truth, "only that was ever packed"),
+            Ok(SmallClaim::File(cached)) => self.serves(&cached),
+            Ok(SmallClaim::Download(download)) => {
+                let digest = digest_of(&truth);
+                download.keep(&truth.into(), digest, |write| write()).expect("it is small, and right");
+            }
+            Err(error) => self.excuses(blob, &error),
+        }
+    }
+
     /// Is there a reason why this blob can not be had? Something is in its way, or there is no room.
     fn excuses(&self, blob: BlobId, error: &CacheError) {
         let full = matches!(error, CacheError::Write { .. } | CacheError::Room(_));
@@ -261,6 +275,7 @@ fn may_change(at: &Path, thing: &Thing) -> bool {
     match names[..] {
         [b"tmp", b".room"] => *thing != Thing::Dir,
         [b"tmp", b"partial", part] => *thing != Thing::Dir && numbers(part, b".part").is_some(),
+        [b"packs", name] => *thing != Thing::Dir && (name == b"index" || name.ends_with(b".pack")),
         [b"tmp", scratch, ..] => scratch.starts_with(b"blobferry-"),
         // Where something else than a file is, the blob takes its place when it is downloaded.
         [bucket, blob] => {

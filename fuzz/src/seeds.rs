@@ -99,8 +99,8 @@ fn said<H: blobferry_protocol::connection::Half>(
     machine: &mut blobferry_protocol::connection::Connection<H>,
 ) -> Vec<u8> {
     let mut stream = Vec::new();
-    buffered::transmit(machine, Time::ZERO, &mut stream, usize::MAX, |_, into| {
-        into.fill(7);
+    buffered::transmit(machine, Time::ZERO, &mut stream, usize::MAX, |slice, into| {
+        into.resize(into.len() + slice.len as usize, 7);
         Ok(())
     });
     stream

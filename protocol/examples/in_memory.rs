@@ -52,7 +52,7 @@ impl World {
     fn client_says(&mut self) -> Vec<u8> {
         let mut up = Vec::new();
         let nothing =
-            |_: Slice, _: &mut [u8]| Err(RequestError::Source { detail: "it uploads nothing".into() });
+            |_: Slice, _: &mut Vec<u8>| Err(RequestError::Source { detail: "it uploads nothing".into() });
         buffered::transmit(&mut self.client, self.now, &mut up, usize::MAX, nothing);
         up
     }
@@ -81,8 +81,8 @@ impl World {
     fn server_says(&mut self) -> Vec<u8> {
         let (mut down, blob) = (Vec::new(), &self.blob);
         buffered::transmit(&mut self.server, self.now, &mut down, usize::MAX, |slice, into| {
-            let bytes = blob.get(slice.offset as usize..).and_then(|rest| rest.get(..into.len()));
-            into.copy_from_slice(bytes.ok_or(RequestError::Source { detail: "too short".into() })?);
+            let bytes = blob.get(slice.offset as usize..).and_then(|rest| rest.get(..slice.len as usize));
+            into.extend_from_slice(bytes.ok_or(RequestError::Source { detail: "too short".into() })?);
             Ok(())
         });
         down

@@ -29,10 +29,9 @@
 //! }
 //!
 //! // What goes from one machine to the other: sources fill the slices that are asked for.
-//! fn bytes_of(blob: &[u8], slice: Slice, into: &mut [u8]) -> Result<(), RequestError> {
-//!     let at = slice.offset as usize;
-//!     let bytes = blob.get(at..at + into.len());
-//!     into.copy_from_slice(bytes.ok_or(RequestError::Source { detail: "too short".into() })?);
+//! fn bytes_of(blob: &[u8], slice: Slice, into: &mut Vec<u8>) -> Result<(), RequestError> {
+//!     let bytes = blob.get(slice.offset as usize..(slice.offset + slice.len) as usize);
+//!     into.extend_from_slice(bytes.ok_or(RequestError::Source { detail: "too short".into() })?);
 //!     Ok(())
 //! }
 //!
@@ -236,7 +235,8 @@
 //! # while client.poll_transmit(now, &mut up).is_some() {}
 //! # server.handle_control(now, &up)?;
 //! # server.start_blob(transfer, 5_000_000, blobferry_protocol::Digest([0; 32]))?;
-//! # blobferry_protocol::buffered::transmit(server, now, &mut down, usize::MAX, |_, _| Ok(()));
+//! # let zeros = |slice: Slice, into: &mut Vec<u8>| Ok(into.resize(into.len() + slice.len as usize, 0));
+//! # blobferry_protocol::buffered::transmit(server, now, &mut down, usize::MAX, zeros);
 //!
 //! // Mistake 1. It takes the messages in front, and not a byte more.
 //! let used = client.handle_control(now, &down)?;

@@ -41,14 +41,16 @@ struct Told {
     bytes: u64,
     in_use: u64,
     pinned: u64,
+    packs: u64,
+    packed: u64,
     unfinished: u64,
     limit: Option<u64>,
 }
 
 impl From<Usage> for Told {
     fn from(usage: Usage) -> Told {
-        let Usage { blobs, bytes, in_use, pinned, unfinished, limit } = usage;
-        Told { blobs, bytes, in_use, pinned, unfinished, limit }
+        let Usage { blobs, bytes, in_use, pinned, packs, packed, unfinished, limit } = usage;
+        Told { blobs, bytes, in_use, pinned, packs, packed, unfinished, limit }
     }
 }
 
@@ -60,6 +62,8 @@ impl Line for Told {
             ("bytes", self.bytes),
             ("in_use", self.in_use),
             ("pinned", self.pinned),
+            ("packs", self.packs),
+            ("packed", self.packed),
             ("unfinished", self.unfinished),
         ];
         let lines = numbers.map(|(name, number)| format!("{name}\t{number}\n"));
@@ -100,7 +104,7 @@ impl Line for Listed<'_> {
 }
 
 fn ls<W: Write>(args: &CacheLsArgs, cache: &Cache, output: &mut Output<W>) -> Result<(), Failure> {
-    for entry in cache.blobs() {
+    for entry in cache.blobs().chain(cache.packed_blobs()) {
         let Entry { blob, path, size, on_disk, used, in_use, pinned } = entry?;
         let used = iso(used.duration_since(UNIX_EPOCH).unwrap_or_default());
         let (oid, tid) = (blob.oid.0, blob.tid);
@@ -123,18 +127,23 @@ fn ls<W: Write>(args: &CacheLsArgs, cache: &Cache, output: &mut Output<W>) -> Re
 #[derive(Serialize)]
 struct Freed {
     blobs: u64,
+    packs: u64,
     bytes: u64,
 }
 
 impl From<Removed> for Freed {
-    fn from(Removed { blobs, bytes }: Removed) -> Freed {
-        Freed { blobs, bytes }
+    fn from(Removed { blobs, packs, bytes }: Removed) -> Freed {
+        Freed { blobs, packs, bytes }
     }
 }
 
 impl Line for Freed {
     fn plain(&self) -> String {
-        format!("removed {} blobs ({})", self.blobs, size(self.bytes))
+        let packs = match self.packs {
+            0 => String::new(),
+            packs => format!(" and {packs} packs of small ones"),
+        };
+        format!("removed {} blobs{packs} ({})", self.blobs, size(self.bytes))
     }
 }
 
@@ -144,7 +153,11 @@ fn gc<W: Write>(args: &CacheGcArgs, cache: &Cache, output: &mut Output<W>) -> Re
         Some(limit) => {
             let first = cache.set_limit(limit.0)?;
             let then = cache.gc(to)?;
-            Removed { blobs: first.blobs + then.blobs, bytes: first.bytes + then.bytes }
+            Removed {
+                blobs: first.blobs + then.blobs,
+                packs: first.packs + then.packs,
+                bytes: first.bytes + then.bytes,
+            }
         }
         None => cache.gc(to)?,
     };
@@ -169,7 +182,8 @@ impl Line for Verified {
 }
 
 fn verify<W: Write>(cache: &Cache, output: &mut Output<W>) -> Result<(), Failure> {
-    let bar = Bar::new("verifying", cache.usage()?.bytes);
+    let usage = cache.usage()?;
+    let bar = Bar::new("verifying", usage.bytes + usage.packed);
     let verified = cache.verify(|entry| bar.part(entry.on_disk).complete())?;
     drop(bar);
     let damaged: Vec<String> = verified.damaged.iter().map(ToString::to_string).collect();

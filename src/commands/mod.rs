@@ -1,5 +1,6 @@
 //! The subcommands: one file each. Here is what they share, and which of them runs.
 
+mod bench;
 mod cache;
 mod cat;
 mod check;
@@ -43,6 +44,10 @@ pub(crate) async fn run(cli: Cli, stdout: impl Write) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(args, global, output).await,
         Command::DemoWorker(args) => {
             connected(global, async |remote| demo::worker::run(args, remote, output).await).await
+        }
+        Command::Bench(args) => bench::run(args, global, output).await,
+        Command::BenchWorker => {
+            connected(global, async |remote| bench::worker::run(global.transport, remote, output).await).await
         }
         Command::Put(args) => put::run(args, global, output).await,
         Command::Get(args) => connected(global, async |remote| get::run(args, remote, output).await).await,

@@ -42,6 +42,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// A file for a transaction's records.
     fn spool(&self) -> Spool;
 
+    /// See [`Store::is_inline`](crate::Store::is_inline).
+    fn is_inline(&self, size: u64) -> bool;
+
     /// See [`Store::stage`](crate::Store::stage); the room is taken already.
     fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError>;
 
@@ -66,6 +69,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// What there is.
     fn totals(&self) -> Totals;
+
+    /// How often something was synced; see [`Counts::syncs`](crate::Counts::syncs).
+    fn syncs(&self) -> u64 {
+        0
+    }
 
     /// There will be no more writes.
     fn close(&self) {}

@@ -2,8 +2,10 @@
 //!
 //! Two threads belong to a store. The *committer* takes all transactions that are to be finished as one batch, has
 //! the back end make it durable, and announces each. The *steward* checks votes whose turn has come, and gives up
-//! what has waited too long for its locks, or is not finished in time. Whoever releases locks only notes whose turn it is now: nobody's call takes the
-//! time of another's vote.
+//! what has waited too long for its locks, or is not finished in time. Whoever releases locks only notes whose turn it is
+//! now: nobody's call takes the time of another's vote.
+
+use std::time::Duration;
 
 use blobferry_cache::sync::atomic::{AtomicU64, Ordering};
 use blobferry_cache::sync::thread::{self, JoinHandle};
@@ -16,8 +18,10 @@ use crate::changes::Changes;
 use crate::config::StoreConfig;
 use crate::desk::{Answer, Ballot, Desk, Ended, Errand, Job};
 use crate::errors::OpenError;
+use crate::gather::Gather;
 use crate::lock;
 use crate::publish::Bulletin;
+use crate::rest::Call;
 use crate::staged::Quota;
 use crate::store::{Done, Vote};
 
@@ -48,16 +52,24 @@ pub(crate) struct Office {
 }
 
 impl Office {
-    pub(crate) fn desk(&self) -> MutexGuard<'_, Desk> {
+    /// The desk, for the two who work at it.
+    fn desk(&self) -> MutexGuard<'_, Desk> {
         lock(&self.desk)
     }
 
-    /// Puts away what has ended, and has the steward look for what follows from that.
-    pub(crate) fn put_away(&self, ended: Option<Ended>) {
-        self.steward.notify_one();
-        if let Some(ended) = ended {
-            ended.tell();
+    /// Does something at the desk, and calls those who rest and have something to do then.
+    pub(crate) fn at_desk<T>(&self, act: impl FnOnce(&mut Desk) -> T) -> T {
+        let mut desk = self.desk();
+        let done = act(&mut desk);
+        let Call { committer, steward } = desk.call();
+        drop(desk);
+        if committer {
+            self.committer.notify_one();
         }
+        if steward {
+            self.steward.notify_one();
+        }
+        done
     }
 }
 
@@ -80,7 +92,7 @@ pub(crate) fn start<B: Backend>(
 impl<B: Backend> Core<B> {
     /// Refuses whatever would write when nothing can be written any more.
     pub(crate) fn check_writable(&self) -> Result<(), RequestError> {
-        self.office.desk().check_running()?;
+        self.office.at_desk(|desk| desk.check_running())?;
         self.backend.check_writable()
     }
 
@@ -92,7 +104,7 @@ impl<B: Backend> Core<B> {
             return Err(RequestError::Limit { what, limit, actual });
         }
         let changes = Changes::new(self.backend.spool(), self.config.max_objects, &self.quota)?;
-        self.office.desk().begin(txn, meta, changes)
+        self.office.at_desk(|desk| desk.begin(txn, meta, changes))
     }
 
     /// Whether a transaction takes stores at this moment.
@@ -107,14 +119,15 @@ impl<B: Backend> Core<B> {
         change: impl FnOnce(&mut Changes) -> Result<(), RequestError>,
     ) -> Result<(), RequestError> {
         self.backend.check_writable()?;
-        let changes = self.office.desk().changes(txn)?;
+        let changes = self.office.at_desk(|desk| desk.changes(txn))?;
         let mut locked = lock(&changes);
-        self.office.desk().check_open(txn, &changes)?;
-        change(&mut locked).inspect_err(|_| self.office.desk().doom(txn, &changes))
+        self.office.at_desk(|desk| desk.check_open(txn, &changes))?;
+        change(&mut locked).inspect_err(|_| self.office.at_desk(|desk| desk.doom(txn, &changes)))
     }
 
     pub(crate) fn vote(&self, txn: TxnId, done: Done<Vote>) {
-        let changes = self.backend.check_writable().and_then(|()| self.office.desk().changes(txn));
+        let changes = self.backend.check_writable();
+        let changes = changes.and_then(|()| self.office.at_desk(|desk| desk.changes(txn)));
         let changes = match changes {
             Ok(changes) => changes,
             Err(error) => return done(Err(error)),
@@ -123,12 +136,11 @@ impl<B: Backend> Core<B> {
             let locked = lock(&changes);
             let oids: Arc<[Oid]> = locked.bases().map(|(oid, _)| oid).collect();
             let ballot = Ballot { txn, changes: changes.clone(), done };
-            self.office.desk().line_up(ballot, oids, system::now())
+            self.office.at_desk(|desk| desk.line_up(ballot, oids, system::now()))
         };
         match lined_up {
             Ok(Some(ballot)) => self.check(ballot),
-            // Its deadline may be the next.
-            Ok(None) => self.office.steward.notify_one(),
+            Ok(None) => {}
             Err((ballot, error)) => (ballot.done)(Err(error)),
         }
     }
@@ -137,31 +149,26 @@ impl<B: Backend> Core<B> {
     fn check(&self, ballot: Ballot) {
         let Ballot { txn, changes, done } = ballot;
         let checked = self.backend.check(txn, &lock(&changes));
-        let vote = self.office.desk().decide(txn, &changes, checked, system::now());
-        self.office.steward.notify_one();
+        let vote = self.office.at_desk(|desk| desk.decide(txn, &changes, checked, system::now()));
         done(vote);
     }
 
     pub(crate) fn finish(&self, txn: TxnId, done: Done<Tid>) {
-        let queued = self.office.desk().finish(txn, done);
-        match queued {
-            Ok(()) => self.office.committer.notify_one(),
-            Err((done, error)) => done(Err(error)),
+        let queued = self.office.at_desk(|desk| desk.finish(txn, done));
+        if let Err((done, error)) = queued {
+            done(Err(error));
         }
     }
 
     pub(crate) fn abort(&self, txn: TxnId) {
-        let ended = self.office.desk().end(txn, None);
-        self.office.put_away(ended);
+        let ended = self.office.at_desk(|desk| desk.end(txn, None));
+        put_away(ended);
     }
 
     pub(crate) fn outcome(&self, txn: TxnId, done: Done<Outcome>) {
-        let queued = self.office.desk().outcome(txn, done);
+        let queued = self.office.at_desk(|desk| desk.outcome(txn, done));
         match queued {
-            Ok(ended) => {
-                self.office.committer.notify_one();
-                self.office.put_away(ended);
-            }
+            Ok(ended) => put_away(ended),
             Err((done, error)) => done(Err(error)),
         }
     }
@@ -182,25 +189,47 @@ impl<B: Backend> Core<B> {
     }
 
     fn run_committer(&self) {
-        loop {
-            let mut desk = self.office.desk();
-            let jobs = loop {
-                match desk.take_jobs() {
-                    None => return,
-                    Some(jobs) if !jobs.is_empty() => break jobs,
-                    Some(_) => {
-                        desk = self.office.committer.wait(desk).unwrap_or_else(PoisonError::into_inner);
-                    }
-                }
-            };
-            drop(desk);
-            self.commit(jobs);
+        let mut gather = Gather::default();
+        while let Some(jobs) = self.gather(&mut gather) {
+            let count = jobs.len();
+            let took = self.commit(jobs);
+            let behind = self.office.at_desk(|desk| desk.queued());
+            gather.made(count, behind.unwrap_or(0), took);
         }
+    }
+
+    /// Waits until there is something to commit, and a little longer for others; `None` when there will be no more.
+    fn gather(&self, gather: &mut Gather) -> Option<Vec<Job>> {
+        let mut desk = self.office.desk();
+        let here = loop {
+            match desk.queued()? {
+                0 => {
+                    desk.rest_until(1);
+                    desk = self.office.committer.wait(desk).unwrap_or_else(PoisonError::into_inner);
+                }
+                here => break here,
+            }
+        };
+        if let Some((enough, patience)) = gather.wait(here) {
+            let until = system::now().checked_add(patience);
+            while desk.queued().is_some_and(|here| here < enough) && !desk.is_stopping() {
+                let left =
+                    until.map_or(Duration::ZERO, |until| until.saturating_duration_since(system::now()));
+                if left.is_zero() {
+                    break;
+                }
+                desk.rest_until(enough);
+                let woken = self.office.committer.wait_timeout(desk, left);
+                desk = woken.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            gather.waited(desk.queued()?.saturating_sub(here));
+        }
+        Some(desk.take_jobs())
     }
 
     /// What the committer does next, where it has no thread of its own.
     fn commit_next(&self) -> Next {
-        let jobs = self.office.desk().take_jobs();
+        let jobs = self.office.at_desk(|desk| desk.queued().map(|_| desk.take_jobs()));
         match jobs {
             None => Next::Over,
             Some(jobs) if jobs.is_empty() => Next::Waits,
@@ -211,15 +240,19 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    fn commit(&self, jobs: Vec<Job>) {
+    /// Commits all of this at once, and tells everybody. How long it took to make it durable.
+    fn commit(&self, jobs: Vec<Job>) -> Duration {
         let (batch, answers): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.work, job.answer)).unzip();
+        let start = system::now();
         let results = self.backend.commit(self.bulletin.last(), &batch);
+        let took = system::now().saturating_duration_since(start);
         drop(batch);
         if results.iter().any(Result::is_ok) {
             self.batches.fetch_add(1, Ordering::Relaxed);
         }
         answers.into_iter().zip(results).for_each(|(answer, result)| self.announce(answer, result));
         self.backend.tidy();
+        took
     }
 
     /// Tells of a commit that is durable: subscribers, then readers, then those who wait for its locks, then its
@@ -228,20 +261,20 @@ impl<B: Backend> Core<B> {
         match (answer, result) {
             (Answer::Finish { txn, oids, done }, Ok(Outcome::Committed { tid })) => {
                 self.bulletin.publish(tid, &oids);
-                let ended = self.office.desk().committed(txn);
-                self.office.put_away(ended);
+                let ended = self.office.at_desk(|desk| desk.committed(txn));
+                put_away(ended);
                 done(Ok(tid));
             }
             (Answer::Finish { txn, done, .. }, failed) => {
                 let error = failed.err().unwrap_or(RequestError::TransactionExists { txn });
                 let reason = error.to_string();
                 tracing::error!(%txn, reason, "a transaction that was voted for could not be committed");
-                let ended = self.office.desk().failed(txn, &reason);
-                self.office.put_away(ended);
+                let ended = self.office.at_desk(|desk| desk.failed(txn, &reason));
+                put_away(ended);
                 done(Err(error));
             }
             (Answer::Outcome { txn, done }, outcome) => {
-                self.office.desk().fenced(txn);
+                self.office.at_desk(|desk| desk.fenced(txn));
                 done(outcome);
             }
         }
@@ -289,7 +322,14 @@ impl<B: Backend> Core<B> {
 
     fn give_up(&self, txn: TxnId, ended: Ended) {
         tracing::warn!(%txn, reason = %ended.error(), "gave up a transaction");
-        self.office.put_away(Some(ended));
+        put_away(Some(ended));
+    }
+}
+
+/// Puts away what has ended: outside of the desk, as it removes files, and tells who waits for it.
+fn put_away(ended: Option<Ended>) {
+    if let Some(ended) = ended {
+        ended.tell();
     }
 }
 
@@ -326,9 +366,7 @@ impl Threads {
 
     /// Commits what is being finished, ends everything else, and waits for the threads.
     pub(crate) fn stop(&self) {
-        let ended = self.office.desk().stop();
-        self.office.committer.notify_all();
-        self.office.steward.notify_all();
+        let ended = self.office.at_desk(Desk::stop);
         ended.into_iter().for_each(Ended::tell);
         let handles = std::mem::take(&mut *lock(&self.handles));
         for handle in handles {

@@ -16,6 +16,7 @@ use crate::changes::Changes;
 use crate::config::StoreConfig;
 use crate::given_up::GivenUp;
 use crate::locks::LockTable;
+use crate::rest::{Call, Rest};
 use crate::store::{Done, Vote};
 
 const BY_CLIENT: &str = "it was aborted by its client";
@@ -45,6 +46,7 @@ pub(crate) struct Desk {
     fencing: BTreeMap<TxnId, usize>,
     given_up: GivenUp,
     stopping: bool,
+    rest: Rest,
     config: StoreConfig,
     pub(crate) tally: Tally,
 }
@@ -162,6 +164,7 @@ impl Desk {
             fencing: BTreeMap::new(),
             given_up: GivenUp::default(),
             stopping: false,
+            rest: Rest::default(),
             config,
             tally: Tally::default(),
         }
@@ -348,13 +351,44 @@ impl Desk {
         self.remove(txn, reason, true)
     }
 
-    /// All work for the committer, in order; `None` when there will be no more.
-    pub(crate) fn take_jobs(&mut self) -> Option<Vec<Job>> {
-        if self.queue.is_empty() && self.stopping { None } else { Some(mem::take(&mut self.queue)) }
+    /// Who has to be called because of what has happened here.
+    pub(crate) fn call(&mut self) -> Call {
+        let deadline = self.deadlines.first().map(|(deadline, _)| *deadline);
+        self.rest.call(self.queue.len(), !self.turns.is_empty(), deadline, self.stopping)
     }
 
-    /// What the steward has to do next.
+    /// How many jobs there are for the committer; `None` when there will be no more.
+    pub(crate) fn queued(&self) -> Option<usize> {
+        if self.queue.is_empty() && self.stopping { None } else { Some(self.queue.len()) }
+    }
+
+    /// The committer waits to be called when so many jobs are queued.
+    pub(crate) fn rest_until(&mut self, jobs: usize) {
+        self.rest.committer(Some(jobs));
+    }
+
+    /// All jobs for the committer, in order.
+    pub(crate) fn take_jobs(&mut self) -> Vec<Job> {
+        self.rest.committer(None);
+        mem::take(&mut self.queue)
+    }
+
+    /// Whether nothing new is begun.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// What the steward has to do next. If it is to wait, it rests.
     pub(crate) fn errand(&mut self, now: Instant) -> Errand {
+        let errand = self.next_errand(now);
+        self.rest.steward(match errand {
+            Errand::Wait(time) => Some(time.and_then(|time| now.checked_add(time))),
+            _ => None,
+        });
+        errand
+    }
+
+    fn next_errand(&mut self, now: Instant) -> Errand {
         while let Some(txn) = self.turns.pop_front() {
             if let Some(ballot) = self.turn(txn) {
                 return Errand::Check(ballot);

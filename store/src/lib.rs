@@ -53,7 +53,8 @@
 //! # Inside
 //!
 //! What is true of transactions in every store is written once. `desk` knows where each open transaction stands, with
-//! its `locks`; `changes` has what it has stored; `coordinator` runs votes and commits; `publish` announces them. A
+//! its `locks`; `changes` has what it has stored; `coordinator` runs votes and commits, as many at once as
+//! `gather` says; `publish` announces them. A
 //! `backend` keeps the revisions: `model` in memory, `embedded` on the disk.
 
 mod backend;
@@ -63,11 +64,13 @@ mod coordinator;
 mod desk;
 mod embedded;
 mod errors;
+mod gather;
 mod given_up;
 mod locks;
 mod model;
 mod operations;
 mod publish;
+mod rest;
 #[cfg(test)]
 #[cfg(feature = "shuttle")]
 mod schedules;

@@ -187,6 +187,10 @@ impl Backend for Memory {
         Spool::new(usize::MAX, "memory".as_ref())
     }
 
+    fn is_inline(&self, _: u64) -> bool {
+        true
+    }
+
     fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {
         Ok(Box::new(SmallStage::new(size, room)))
     }

@@ -100,6 +100,10 @@ impl<B: Backend> Store for Coordinator<B> {
         })
     }
 
+    fn is_inline(&self, size: u64) -> bool {
+        self.core.backend.is_inline(size)
+    }
+
     fn stage(&self, size: u64) -> Result<Box<dyn Stage>, RequestError> {
         self.core.check_writable()?;
         let room = self.core.quota.take(size)?;
@@ -158,10 +162,7 @@ impl<B: Backend> Store for Coordinator<B> {
 
     fn counts(&self) -> Counts {
         let totals = self.core.backend.totals();
-        let (tally, open) = {
-            let desk = self.core.office.desk();
-            (desk.tally, desk.open())
-        };
+        let (tally, open) = self.core.office.at_desk(|desk| (desk.tally, desk.open()));
         Counts {
             objects: totals.objects,
             revisions: totals.revisions,
@@ -170,6 +171,7 @@ impl<B: Backend> Store for Coordinator<B> {
             damaged: totals.damaged,
             commits: tally.commits,
             batches: self.core.batches.load(Ordering::Relaxed),
+            syncs: self.core.backend.syncs(),
             aborts: tally.aborts,
             timeouts: tally.timeouts,
             conflicts: tally.conflicts,

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use blobferry_cache::carry::Stamp;
 use blobferry_cache::sync::Arc;
 use blobferry_cache::sync::atomic::{AtomicU64, Ordering};
 use blobferry_cache::system::files;
@@ -50,6 +51,15 @@ impl Staged {
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.info.digest
+    }
+
+    /// What its file looks like, where it has one.
+    #[must_use]
+    pub fn stamp(&self) -> Option<Stamp> {
+        match &self.content {
+            Content::Small(_) => None,
+            Content::File(file) => std::fs::metadata(file.path()).ok().as_ref().map(Stamp::from),
+        }
     }
 }
 

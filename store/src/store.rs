@@ -83,6 +83,10 @@ pub struct Counts {
     pub commits: u64,
     /// Durable writes that these took: one for each batch of transactions that finished together.
     pub batches: u64,
+    /// Syncs since the store was opened: how often it had the system bring something to the disk, and waited for it. A
+    /// batch is one, with one more for each blob in a file and for each directory that got a file; now and then the
+    /// database is tidied up, which is three. A store in memory has none.
+    pub syncs: u64,
     /// Transactions given up since the store was opened, for whatever reason.
     pub aborts: u64,
     /// Those of them whose time was up: they did not get their locks, or were voted for and not finished.
@@ -109,6 +113,7 @@ impl Counts {
             ("damaged", self.damaged),
             ("commits", self.commits),
             ("batches", self.batches),
+            ("syncs", self.syncs),
             ("aborts", self.aborts),
             ("timeouts", self.timeouts),
             ("conflicts", self.conflicts),
@@ -239,6 +244,10 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`Limit`](RequestError::Limit).
     fn delete(&self, txn: TxnId, oid: Oid, base: Tid) -> Result<(), RequestError>;
+
+    /// Is a blob of `size` bytes kept beside its object's record? Then it is staged without a file, and without waiting
+    /// for a sync.
+    fn is_inline(&self, size: u64) -> bool;
 
     /// Makes room for `size` bytes of a blob that is about to arrive.
     ///

@@ -8,7 +8,9 @@
 )]
 
 mod at_once;
+mod bench;
 mod cache;
+mod ceilings;
 mod check;
 mod conformance;
 mod crashes;

@@ -4,7 +4,7 @@
 //! has found nothing, or less than it had room for. So it is remembered here until then, also while nobody wants to
 //! read, and when a turn was over too early.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -100,13 +100,12 @@ impl<E: Endpoint> Connection<E> {
 
     fn write(&mut self) -> Result<bool, Ended> {
         let mut writes = 0;
-        let mut stream = &self.stream;
-        self.carrier.write(&self.stream, |bytes| {
+        self.carrier.write(&self.stream, |write| {
             if !self.writable || writes == WRITES {
                 return Err(ErrorKind::WouldBlock.into());
             }
             writes += 1;
-            let written = stream.write(bytes);
+            let written = write();
             self.writable = !matches!(&written, Err(error) if error.kind() == ErrorKind::WouldBlock);
             written
         })?;

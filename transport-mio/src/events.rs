@@ -225,8 +225,8 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc::{self, Receiver, Sender};
 
-    use blobferry_cache::carry::Carrier;
-    use blobferry_protocol::{PeerError, Time};
+    use blobferry_cache::carry::{Body, Carrier};
+    use blobferry_protocol::{PeerError, RequestError, Time, TransferId};
     use bytes::Bytes;
 
     use super::*;
@@ -242,9 +242,11 @@ mod tests {
     }
 
     impl Endpoint for Listener {
-        fn transmit(&mut self, _: Time, out: &mut Vec<u8>, _: usize) {
+        fn transmit(&mut self, _: Time, out: &mut Vec<u8>, _: usize, _: bool) -> Option<Body> {
             out.append(&mut self.answer);
+            None
         }
+        fn not_moved(&mut self, _: TransferId, _: RequestError) {}
         fn receive(&mut self, _: Time, bytes: Bytes) -> Result<(), PeerError> {
             assert_ne!(&bytes[..], b"panic", "on purpose");
             if bytes.contains(&b'?') {

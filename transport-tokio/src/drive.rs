@@ -10,7 +10,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use blobferry_cache::carry::{Carrier, Ended, Endpoint};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -119,12 +119,12 @@ impl<E: Endpoint> Driver<'_, E> {
 
     fn write(&mut self) -> Result<(), Ended> {
         let (stream, mut writes) = (&*self.stream, 0);
-        self.carrier.write(stream, |bytes| {
+        self.carrier.write(stream, |write| {
             if writes == WRITES {
                 return Err(io::Error::from(ErrorKind::WouldBlock));
             }
             writes += 1;
-            stream.try_write(bytes)
+            stream.try_io(Interest::WRITABLE, write)
         })
     }
 }

@@ -47,20 +47,23 @@ impl<E: Endpoint> Carrier<E> {
         &self.endpoint
     }
 
-    /// Writes until the stream takes no more ([`io::ErrorKind::WouldBlock`]) or there is no more to say. When everything
-    /// was said, shuts the socket for writing; then what still comes is dropped, until the peer closes it, too.
+    /// Writes until the stream takes no more or there is no more to say. When everything was said, shuts the socket for
+    /// writing; then what still comes is dropped, until the peer closes it, too.
+    ///
+    /// `attempt` does what it is given to do with the socket if that is writable, and remembers if it is not any more: then
+    /// that gives [`ErrorKind::WouldBlock`], as do attempts that are not made.
     ///
     /// # Errors
     /// The connection has ended: [`Ended::Peer`] if the peer does not read what is said.
     pub fn write(
         &mut self,
         socket: &impl AsFd,
-        write: impl FnMut(&[u8]) -> io::Result<usize>,
+        mut attempt: impl FnMut(&mut dyn FnMut() -> io::Result<usize>) -> io::Result<usize>,
     ) -> Result<(), Ended> {
         if self.leaving.is_some() {
             return Ok(());
         }
-        self.output.write(&mut self.endpoint, self.clock.now(), write)?;
+        self.output.write(&mut self.endpoint, self.clock.now(), socket, &mut attempt)?;
         if !self.output.is_empty() {
             self.endpoint.catch_up();
         }

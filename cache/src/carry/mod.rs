@@ -12,19 +12,24 @@ mod stream;
 
 use std::sync::Arc;
 
-use blobferry_protocol::{PeerError, Time};
+use blobferry_protocol::{PeerError, RequestError, Time, TransferId};
 use bytes::Bytes;
 
 pub use carrier::Carrier;
 pub use sinks::{Inlets, Report, Sink};
-pub use sources::{Drained, Outlets, Source, Stamp};
+pub use sources::{Body, Drained, Outlets, Source, Stamp};
 pub use stream::{Ended, widen_door};
 
 /// One end of a connection, with everything behind it. A transport drives it through a [`Carrier`], and adds a socket,
 /// its readiness, and a timer.
 pub trait Endpoint {
-    /// Appends what is to be sent to `out` until that holds at least `enough` bytes or there is nothing to send now.
-    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize);
+    /// Appends what is to be sent to `out` until that holds at least `enough` bytes or there is nothing to send now. With
+    /// `lend`, it ends sooner where the next bytes lie in a file that nobody has to look at: those are for the caller to
+    /// move, right behind what is in `out`.
+    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<Body>;
+
+    /// What was lent can not be read; zeros are sent in its place.
+    fn not_moved(&mut self, transfer: TransferId, reason: RequestError);
 
     /// Takes bytes that have arrived.
     ///

@@ -1,4 +1,5 @@
-//! Sinks: where transfers that arrive go, in order, on threads that may block.
+//! Sinks: where transfers that arrive go, in order, on threads that may block; those that are at hand at once take no
+//! thread.
 
 use std::collections::BTreeMap;
 
@@ -12,6 +13,11 @@ use crate::workers::{Lane, Workers};
 ///
 /// A sink that fails says so itself to whoever waits for it, and answers `false`: the rest is dropped.
 pub trait Sink: Send {
+    /// Does it take a blob of `size` bytes without waiting for a disk? Then it is called on the thread that receives
+    /// them, inside of [`Endpoint::receive`](super::Endpoint::receive): a thread's time costs more than so few bytes.
+    fn is_quick(&self, _size: u64) -> bool {
+        false
+    }
     /// The transfer begins: bytes `from..end` of a blob of `size` bytes will come.
     fn start(&mut self, from: u64, end: u64, size: u64) -> bool;
     /// The next bytes.
@@ -51,6 +57,16 @@ struct Inlet {
     /// `None` when the sink has failed or is done.
     sink: Arc<Slot>,
     waiting: Arc<Mutex<Waiting>>,
+    is_quick: bool,
+}
+
+impl Inlet {
+    fn run(&self, job: impl FnOnce() + Send + 'static) {
+        match self.is_quick {
+            true => self.lane.run_in_turn(job),
+            false => self.lane.run(job),
+        }
+    }
 }
 
 /// Payload that waits for its sink, each run with the offset behind it. There is one job for all of it: a peer may send
@@ -108,21 +124,23 @@ impl Inlets {
     pub fn expect(&mut self, transfer: TransferId, sink: Box<dyn Sink>) {
         let sink = Arc::new(Mutex::new(Some(sink)));
         let (lane, waiting) = (Lane::new(&self.workers), Arc::default());
-        self.inlets.insert(transfer, Inlet { lane, sink, waiting });
+        self.inlets.insert(transfer, Inlet { lane, sink, waiting, is_quick: false });
     }
 
     /// Passes on what the connection says about a transfer.
     pub fn event(&mut self, event: TransferEvent) {
         match event {
             TransferEvent::Started { transfer, from, end, size, .. } => {
-                let Some(inlet) = self.inlets.get(&transfer) else { return };
+                let Some(inlet) = self.inlets.get_mut(&transfer) else { return };
+                inlet.is_quick = lock(&inlet.sink).as_ref().is_some_and(|sink| sink.is_quick(size));
                 let (sink, report) = (inlet.sink.clone(), self.report.clone());
-                inlet.lane.run(move || attempt(&sink, &report, transfer, |sink| sink.start(from, end, size)));
+                inlet.run(move || attempt(&sink, &report, transfer, |sink| sink.start(from, end, size)));
             }
             TransferEvent::Stopped { transfer, digest } => {
                 let Some(inlet) = self.inlets.remove(&transfer) else { return };
-                inlet.lane.run(move || {
-                    if let Some(sink) = take(&inlet.sink) {
+                let sink = inlet.sink.clone();
+                inlet.run(move || {
+                    if let Some(sink) = take(&sink) {
                         sink.stop(digest);
                     }
                 });
@@ -157,12 +175,19 @@ impl Inlets {
     pub fn payload(&mut self, slice: Slice, bytes: Bytes) {
         let Slice { transfer, offset, len } = slice;
         let Some(inlet) = self.inlets.get(&transfer) else { return };
+        let (sink, report) = (inlet.sink.clone(), self.report.clone());
+        if inlet.is_quick {
+            return inlet.lane.run_in_turn(move || {
+                attempt(&sink, &report, transfer, |sink| sink.write(&bytes));
+                report(Report::Stored { transfer, upto: offset + len });
+            });
+        }
         let mut waiting = lock(&inlet.waiting);
         let is_first = waiting.0.is_empty();
         waiting.push(bytes, offset + len);
         drop(waiting);
         if is_first {
-            let (sink, waiting, report) = (inlet.sink.clone(), inlet.waiting.clone(), self.report.clone());
+            let waiting = inlet.waiting.clone();
             inlet.lane.run(move || {
                 let Waiting(runs) = std::mem::take(&mut *lock(&waiting));
                 for (run, upto) in runs {
@@ -213,10 +238,13 @@ mod tests {
         Slice { transfer: T, offset, len }
     }
 
-    /// Says what happens to it; fails at the byte `!`.
+    /// Says what happens to it; fails at the byte `!`. Is quick with blobs of four bytes.
     struct Teller(Sender<String>);
 
     impl Sink for Teller {
+        fn is_quick(&self, size: u64) -> bool {
+            size == 4
+        }
         fn start(&mut self, from: u64, end: u64, size: u64) -> bool {
             self.0.send(format!("start {from}..{end} of {size}")).is_ok()
         }
@@ -252,6 +280,27 @@ mod tests {
         let told: Vec<String> = told.iter().collect();
         assert_eq!(told, ["start 0..3 of 3", "write ab", "write c", "stop"]);
         assert_eq!(reports.iter().collect::<Vec<_>>(), [stored(3)]);
+    }
+
+    #[test]
+    fn a_quick_sink_has_taken_everything_when_the_call_returns_and_no_thread_was_needed() {
+        let (tell, told) = mpsc::channel();
+        let (report, reports) = mpsc::channel();
+        // Its only thread is busy to the end.
+        let workers = Workers::new(1);
+        let (go, wait) = mpsc::channel::<()>();
+        workers.run(move || wait.recv().unwrap());
+        let mut inlets = Inlets::new(&workers, Arc::new(move |what| report.send(what).unwrap()));
+        inlets.expect(T, Box::new(Teller(tell)));
+        inlets.event(TransferEvent::Started { transfer: T, from: 0, end: 4, size: 4, digest: None });
+        inlets.payload(slice(0, 1), Bytes::from_static(b"a"));
+        inlets.payload(slice(1, 3), Bytes::from_static(b"bcd"));
+        inlets.event(TransferEvent::Stopped { transfer: T, digest: Digest([0; 32]) });
+        let told: Vec<String> = told.try_iter().collect();
+        assert_eq!(told, ["start 0..4 of 4", "write a", "write bcd", "stop"]);
+        let reported: Vec<Report> = reports.try_iter().collect();
+        assert_eq!(reported, [1, 4].map(|upto| Report::Stored { transfer: T, upto }));
+        go.send(()).unwrap();
     }
 
     #[test]

@@ -1,13 +1,18 @@
-//! Sources: where transfers that leave come from, read when the socket takes them.
+//! Sources: where transfers that leave come from, read when the socket takes them. What nobody has to look at is lent: it
+//! goes from its file to the socket inside the kernel.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use blobferry_protocol::{BlobId, Digest, RequestError, Slice, TransferId};
 use bytes::Bytes;
+use rustix::io::Errno;
 
 use super::{OnProgress, Progress};
 
@@ -19,7 +24,7 @@ pub struct Source {
     /// The file must be like this when the last byte was read.
     unchanged: Option<Stamp>,
     /// The blob that is kept there, and where that is.
-    kept: Option<(BlobId, PathBuf)>,
+    kept: Option<Arc<Kept>>,
     /// What the bytes must have hashed to when the last one was read.
     expected: Option<Digest>,
     progress: Option<OnProgress>,
@@ -34,14 +39,85 @@ impl std::fmt::Debug for Source {
 #[derive(Debug)]
 enum SourceBytes {
     Memory(Bytes),
-    File(File),
+    File(Arc<File>),
+}
+
+#[derive(Debug)]
+struct Kept {
+    blob: BlobId,
+    path: PathBuf,
+}
+
+/// A slice of a file that is to go from there to a socket, and what is left of it.
+#[derive(Debug)]
+pub struct Body {
+    file: Arc<File>,
+    slice: Slice,
+    kept: Option<Arc<Kept>>,
+}
+
+impl Body {
+    /// The transfer.
+    #[must_use]
+    pub fn transfer(&self) -> TransferId {
+        self.slice.transfer
+    }
+
+    /// Bytes that are still to be moved.
+    pub(super) fn left(&self) -> u64 {
+        self.slice.len
+    }
+
+    /// Moves as many bytes as the socket takes at once.
+    pub(super) fn send(&mut self, socket: &impl AsFd) -> io::Result<usize> {
+        let (mut offset, most) = (self.slice.offset, usize::try_from(self.slice.len).unwrap_or(usize::MAX));
+        match rustix::fs::sendfile(socket, &self.file, Some(&mut offset), most)? {
+            0 if most > 0 => Err(ErrorKind::UnexpectedEof.into()),
+            n => {
+                self.slice.offset += n as u64;
+                self.slice.len -= n as u64;
+                Ok(n)
+            }
+        }
+    }
+
+    /// Appends what is left to a buffer.
+    ///
+    /// # Errors
+    /// Why the file can not be read: abort the transfer with it.
+    pub(super) fn read(&self, into: &mut Vec<u8>) -> Result<(), RequestError> {
+        let read = append(&self.file, self.slice, into);
+        read.map_err(|error| unreadable(self.kept.as_deref(), not_read(&error)))
+    }
+}
+
+fn not_read(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => "the file became shorter while it was read".into(),
+        _ => format!("the file can not be read: {error}"),
+    }
+}
+
+fn unreadable(kept: Option<&Kept>, detail: String) -> RequestError {
+    match kept {
+        Some(Kept { blob, path }) => {
+            RequestError::Damaged { blob: *blob, detail: format!("{}: {detail}", path.display()) }
+        }
+        None => RequestError::Source { detail },
+    }
 }
 
 /// What a file looks like that nobody writes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp {
     size: u64,
     modified: Option<SystemTime>,
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(metadata: &Metadata) -> Stamp {
+        Stamp { size: metadata.len(), modified: metadata.modified().ok() }
+    }
 }
 
 impl Stamp {
@@ -50,8 +126,7 @@ impl Stamp {
     /// # Errors
     /// The file system's.
     pub fn of(file: &File) -> std::io::Result<Stamp> {
-        let meta = file.metadata()?;
-        Ok(Stamp { size: meta.len(), modified: meta.modified().ok() })
+        Ok(Stamp::from(&file.metadata()?))
     }
 
     /// The file's size in bytes.
@@ -65,7 +140,7 @@ impl Source {
     /// A file that is read up to the offset `end`.
     #[must_use]
     pub fn file(file: File, end: u64) -> Source {
-        Source::new(SourceBytes::File(file), end)
+        Source::new(SourceBytes::File(Arc::new(file)), end)
     }
 
     /// Bytes in memory; offsets are those of the whole blob, `end` is where reading stops.
@@ -96,7 +171,7 @@ impl Source {
     /// [`Damaged`](RequestError::Damaged).
     #[must_use]
     pub fn kept(mut self, blob: BlobId, path: PathBuf) -> Source {
-        self.kept = Some((blob, path));
+        self.kept = Some(Arc::new(Kept { blob, path }));
         self
     }
 
@@ -115,38 +190,45 @@ impl Source {
         self
     }
 
-    fn read(&mut self, slice: Slice, into: &mut [u8]) -> Result<(), RequestError> {
-        self.try_read(slice, into).map_err(|detail| match &self.kept {
-            Some((blob, path)) => {
-                RequestError::Damaged { blob: *blob, detail: format!("{}: {detail}", path.display()) }
-            }
-            None => RequestError::Source { detail },
-        })
+    fn read(&mut self, slice: Slice, into: &mut Vec<u8>) -> Result<(), RequestError> {
+        self.try_read(slice, into).map_err(|detail| unreadable(self.kept.as_deref(), detail))
     }
 
-    fn try_read(&mut self, slice: Slice, into: &mut [u8]) -> Result<(), String> {
+    /// Lends what nobody has to look at.
+    fn lend(&self, slice: Slice) -> Option<Body> {
         match &self.bytes {
-            SourceBytes::Memory(bytes) => {
-                let start = usize::try_from(slice.offset).unwrap_or(usize::MAX);
-                let part = bytes.get(start..start.saturating_add(into.len()));
-                into.copy_from_slice(part.ok_or("it is shorter than announced")?);
+            SourceBytes::File(file) if self.hasher.is_none() && self.unchanged.is_none() => {
+                self.tell_progress(slice);
+                Some(Body { file: file.clone(), slice, kept: self.kept.clone() })
             }
-            SourceBytes::File(file) => {
-                file.read_exact_at(into, slice.offset).map_err(|error| match error.kind() {
-                    std::io::ErrorKind::UnexpectedEof => "the file became shorter while it was read".into(),
-                    _ => format!("the file can not be read: {error}"),
-                })?;
-            }
+            _ => None,
         }
-        if let Some(hasher) = &mut self.hasher {
-            // What is read again, because a connection was lost, was hashed before.
-            let known = hasher.count().saturating_sub(slice.offset);
-            let new = usize::try_from(known).ok().and_then(|known| into.get(known..));
-            hasher.update(new.unwrap_or_default());
-        }
+    }
+
+    fn tell_progress(&self, slice: Slice) {
         if let Some(progress) = &self.progress {
             progress(Progress { done: slice.offset + slice.len, total: self.end });
         }
+    }
+
+    fn try_read(&mut self, slice: Slice, into: &mut Vec<u8>) -> Result<(), String> {
+        let before = into.len();
+        match &self.bytes {
+            SourceBytes::Memory(bytes) => {
+                let start = usize::try_from(slice.offset).unwrap_or(usize::MAX);
+                let end = start.saturating_add(usize::try_from(slice.len).unwrap_or(usize::MAX));
+                into.extend_from_slice(bytes.get(start..end).ok_or("it is shorter than announced")?);
+            }
+            SourceBytes::File(file) => append(file, slice, into).map_err(|error| not_read(&error))?,
+        }
+        if let Some(hasher) = &mut self.hasher {
+            let read = into.get(before..).unwrap_or_default();
+            // What is read again, because a connection was lost, was hashed before.
+            let known = hasher.count().saturating_sub(slice.offset);
+            let new = usize::try_from(known).ok().and_then(|known| read.get(known..));
+            hasher.update(new.unwrap_or_default());
+        }
+        self.tell_progress(slice);
         if slice.offset + slice.len == self.end { self.check_whole() } else { Ok(()) }
     }
 
@@ -166,6 +248,30 @@ impl Source {
             _ => Ok(()),
         }
     }
+}
+
+/// Appends a slice of a file to a buffer. The kernel fills memory that was never written to: to fill that with zeros
+/// first would cost a quarter of the time that the copy takes.
+fn append(file: &File, slice: Slice, into: &mut Vec<u8>) -> io::Result<()> {
+    /// So many bytes may be read in vain behind the slice.
+    const VAIN: usize = 4096;
+    let len = usize::try_from(slice.len).unwrap_or(usize::MAX);
+    let (start, end) = (into.len(), into.len().saturating_add(len));
+    into.reserve_exact(len);
+    if into.capacity() - end > VAIN {
+        into.resize(end, 0);
+        return file.read_exact_at(into.get_mut(start..).unwrap_or_default(), slice.offset);
+    }
+    while into.len() < end {
+        let offset = slice.offset + (into.len() - start) as u64;
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(into), offset) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    into.truncate(end);
+    Ok(())
 }
 
 /// A source that was read to its end.
@@ -200,11 +306,11 @@ impl Outlets {
         self.outlets.remove(&transfer)
     }
 
-    /// Reads what is to be sent.
+    /// Appends what is to be sent to a buffer.
     ///
     /// # Errors
     /// Why the source fails: abort the transfer with it. The source is dropped.
-    pub fn read(&mut self, slice: Slice, into: &mut [u8]) -> Result<(), RequestError> {
+    pub fn read(&mut self, slice: Slice, into: &mut Vec<u8>) -> Result<(), RequestError> {
         let transfer = slice.transfer;
         let source = self.outlets.get_mut(&transfer);
         let source = source.ok_or_else(|| RequestError::Source { detail: "it is gone".into() })?;
@@ -216,6 +322,18 @@ impl Outlets {
             self.drained.push(Drained { transfer, digest });
         }
         read
+    }
+
+    /// Lends what is to be sent, where it need not be looked at: the caller moves it to the socket. If that fails, abort
+    /// the transfer.
+    pub fn lend(&mut self, slice: Slice) -> Option<Body> {
+        let transfer = slice.transfer;
+        let source = self.outlets.get(&transfer)?;
+        let body = source.lend(slice)?;
+        if slice.offset + slice.len == source.end {
+            self.drained.push(Drained { transfer, digest: None });
+        }
+        Some(body)
     }
 
     /// The sources that were read to their ends since the last call.
@@ -253,11 +371,12 @@ mod tests {
     fn a_source_is_read_in_pieces_and_hashed_on_the_way() {
         let (_named, file) = file(b"hello world");
         let mut outlets = outlets(Source::file(file, 11).hashed());
-        let mut piece = [0; 6];
-        outlets.read(slice(0, 6), &mut piece).unwrap();
-        assert_eq!(&piece, b"hello ");
+        let mut read = Vec::new();
+        outlets.read(slice(0, 6), &mut read).unwrap();
+        assert_eq!(&read, b"hello ");
         assert_eq!(outlets.take_drained(), []);
-        outlets.read(slice(6, 5), &mut piece[..5]).unwrap();
+        outlets.read(slice(6, 5), &mut read).unwrap();
+        assert_eq!(&read, b"hello world");
         let digest = Some(Digest(*blake3::hash(b"hello world").as_bytes()));
         assert_eq!(outlets.take_drained(), [Drained { transfer: T, digest }]);
         outlets.remove(T);
@@ -267,11 +386,11 @@ mod tests {
     #[test]
     fn what_is_read_again_is_hashed_once() {
         let mut outlets = outlets(Source::memory(Bytes::from_static(b"hello world"), 11).hashed());
-        outlets.read(slice(0, 8), &mut [0; 8]).unwrap();
+        outlets.read(slice(0, 8), &mut Vec::new()).unwrap();
         let mut again = Outlets::default();
         again.insert(T, outlets.take(T).unwrap());
-        again.read(slice(2, 3), &mut [0; 3]).unwrap();
-        again.read(slice(5, 6), &mut [0; 6]).unwrap();
+        again.read(slice(2, 3), &mut Vec::new()).unwrap();
+        again.read(slice(5, 6), &mut Vec::new()).unwrap();
         let digest = Some(Digest(*blake3::hash(b"hello world").as_bytes()));
         assert_eq!(again.take_drained(), [Drained { transfer: T, digest }]);
     }
@@ -281,7 +400,7 @@ mod tests {
         let (named, file) = file(b"hello world");
         named.as_file().set_len(5).unwrap();
         let mut outlets = outlets(Source::file(file, 11));
-        let error = outlets.read(slice(0, 11), &mut [0; 11]).unwrap_err();
+        let error = outlets.read(slice(0, 11), &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("shorter"), "{error}");
         assert_eq!((outlets.outlets.len(), outlets.take_drained()), (0, Vec::new()));
     }
@@ -291,9 +410,9 @@ mod tests {
         let (mut named, file) = file(b"hello world");
         let stamp = Stamp::of(&file).unwrap();
         let mut outlets = outlets(Source::file(file, 11).unchanged(stamp));
-        outlets.read(slice(0, 5), &mut [0; 5]).unwrap();
+        outlets.read(slice(0, 5), &mut Vec::new()).unwrap();
         named.write_all(b" and more").unwrap();
-        let error = outlets.read(slice(5, 6), &mut [0; 6]).unwrap_err();
+        let error = outlets.read(slice(5, 6), &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("changed"), "{error}");
     }
 
@@ -306,16 +425,15 @@ mod tests {
             let path = named.path().to_owned();
             (named, outlets(Source::file(file, end).kept(blob, path).expecting(digest)))
         };
-        let mut piece = [0; 6];
         let (_named, mut right) = kept(b"hello world", 11);
-        right.read(slice(0, 6), &mut piece).unwrap();
-        right.read(slice(6, 5), &mut piece[..5]).unwrap();
+        right.read(slice(0, 6), &mut Vec::new()).unwrap();
+        right.read(slice(6, 5), &mut Vec::new()).unwrap();
         assert_eq!(right.take_drained().len(), 1);
 
         for (bytes, wrong) in [(&b"hello_world"[..], "digest"), (b"hello", "shorter")] {
             let (_named, mut wrong_one) = kept(bytes, 11);
-            let read = wrong_one.read(slice(0, 6), &mut piece);
-            let read = read.and_then(|()| wrong_one.read(slice(6, 5), &mut piece[..5]));
+            let read = wrong_one.read(slice(0, 6), &mut Vec::new());
+            let read = read.and_then(|()| wrong_one.read(slice(6, 5), &mut Vec::new()));
             let error = read.unwrap_err();
             assert!(matches!(error, RequestError::Damaged { blob: it, .. } if it == blob), "{error}");
             assert!(error.to_string().contains(wrong), "{error}");
@@ -326,6 +444,23 @@ mod tests {
     #[test]
     fn bytes_in_memory_are_never_read_beyond_their_end() {
         let mut outlets = outlets(Source::memory(Bytes::from_static(b"hello"), 5));
-        assert!(outlets.read(slice(3, 4), &mut [0; 4]).is_err());
+        assert!(outlets.read(slice(3, 4), &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_slice_is_read_whole_whatever_the_buffer_has_room_for_and_nothing_behind_it_stays() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|n| (n % 251) as u8).collect();
+        let (_named, file) = file(&bytes);
+        for (before, room) in [(0, 0), (10, 0), (10, 5_000), (10, 10_100), (10, 90_000)] {
+            let mut into = Vec::with_capacity(before + room);
+            into.resize(before, 9);
+            append(&file, slice(777, 10_000), &mut into).unwrap();
+            assert_eq!(into[..before], vec![9; before]);
+            assert_eq!(into[before..], bytes[777..10_777], "with room for {room}");
+        }
+        for room in [0, 200_000] {
+            let past = append(&file, slice(99_000, 1_001), &mut Vec::with_capacity(room)).unwrap_err();
+            assert_eq!(past.kind(), ErrorKind::UnexpectedEof);
+        }
     }
 }

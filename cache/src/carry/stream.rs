@@ -12,8 +12,10 @@ use crate::sync::{Arc, Mutex, PoisonError};
 
 use blobferry_protocol::{PeerError, Time};
 use bytes::Bytes;
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 
-use super::Endpoint;
+use super::{Body, Endpoint};
 
 /// Bytes that are taken from the endpoint before they are written: one chunk of payload, and small messages
 /// between two of them.
@@ -115,20 +117,25 @@ impl Ended {
     }
 }
 
-/// What is on its way from an endpoint to a stream.
+/// What is on its way from an endpoint to a stream: bytes, and behind them perhaps a run of a file.
 #[derive(Debug, Default)]
 pub(super) struct Output {
     bytes: Vec<u8>,
     written: usize,
+    body: Option<Body>,
 }
+
+/// Does something with a socket if that is writable, and remembers if it is not any more: then that gives
+/// [`ErrorKind::WouldBlock`], as do attempts that are not made.
+pub(super) type Attempt<'a> = &'a mut dyn FnMut(&mut dyn FnMut() -> io::Result<usize>) -> io::Result<usize>;
 
 impl Output {
     /// Is nothing left to be written?
     pub(super) fn is_empty(&self) -> bool {
-        self.written == self.bytes.len()
+        self.body.is_none() && self.written == self.bytes.len()
     }
 
-    /// Writes until the stream takes no more ([`ErrorKind::WouldBlock`]) or the endpoint has no more to say.
+    /// Writes until the stream takes no more or the endpoint has no more to say.
     ///
     /// # Errors
     /// The stream's.
@@ -136,26 +143,73 @@ impl Output {
         &mut self,
         endpoint: &mut (impl Endpoint + ?Sized),
         now: Time,
-        mut write: impl FnMut(&[u8]) -> io::Result<usize>,
+        socket: &impl AsFd,
+        attempt: Attempt<'_>,
     ) -> Result<(), Ended> {
         loop {
             if self.is_empty() {
                 self.bytes.clear();
                 self.written = 0;
-                endpoint.transmit(now, &mut self.bytes, ENOUGH);
-                if self.bytes.is_empty() {
+                self.body = endpoint.transmit(now, &mut self.bytes, ENOUGH, true);
+                if self.is_empty() {
                     self.bytes = Vec::new();
                     return Ok(());
                 }
             }
-            match write(self.bytes.get(self.written..).unwrap_or_default()) {
-                Ok(n) => self.written += n,
+            let moved = match self.bytes.get(self.written..) {
+                Some(rest @ [_, ..]) => {
+                    let more = if self.body.is_some() { SendFlags::MORE } else { SendFlags::empty() };
+                    let mut write = || Ok(rustix::net::send(socket, rest, SendFlags::NOSIGNAL | more)?);
+                    attempt(&mut write).map(|n| self.written += n)
+                }
+                _ => self.move_body(endpoint, socket, &mut *attempt),
+            };
+            match moved {
+                Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
         }
     }
+
+    /// Moves what the socket takes at once of what was lent. Where the file does not allow that, it is read. Where it can
+    /// not be read either, zeros go in its place: the peer waits for so many bytes, and is told behind them.
+    fn move_body(
+        &mut self,
+        endpoint: &mut (impl Endpoint + ?Sized),
+        socket: &impl AsFd,
+        attempt: Attempt<'_>,
+    ) -> io::Result<()> {
+        let Some(body) = &mut self.body else { return Ok(()) };
+        let mut refused = false;
+        attempt(&mut || match body.send(socket) {
+            Err(error) if is_the_files(&error) => {
+                refused = true;
+                Ok(0)
+            }
+            sent => sent,
+        })?;
+        if refused {
+            self.bytes.clear();
+            self.written = 0;
+            if let Err(reason) = body.read(&mut self.bytes) {
+                self.bytes.clear();
+                self.bytes.resize(usize::try_from(body.left()).unwrap_or(usize::MAX), 0);
+                endpoint.not_moved(body.transfer(), reason);
+            }
+        }
+        if refused || body.left() == 0 {
+            self.body = None;
+        }
+        Ok(())
+    }
+}
+
+/// Is it about the file, and not about the socket?
+fn is_the_files(error: &io::Error) -> bool {
+    let codes = [Errno::IO, Errno::INVAL, Errno::NOSYS, Errno::OVERFLOW].map(Errno::raw_os_error);
+    error.kind() == ErrorKind::UnexpectedEof || error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 /// What is on its way from a stream to an endpoint.

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use blobferry_protocol::{BlobId, Digest, Oid, Reply, Request, RequestError, RequestId, Tid, TxnId, client};
+use blobferry_protocol::{
+    BlobId, Digest, Oid, Reply, Request, RequestError, RequestId, Tid, TransferEvent, TxnId, client,
+};
 
 use super::call::{CallError, Completion};
+use super::collect::{Collected, Collectors, ToBytes};
 use super::dial::{ConnectionEvent, Dialer};
 use super::download::{Arriving, Target};
 use super::recover::Txn;
@@ -31,6 +34,8 @@ pub(super) struct State {
     /// The transactions that are open.
     pub(super) transactions: BTreeMap<TxnId, Txn>,
     pub(super) inlets: Inlets,
+    /// Small blobs that come to memory: not through the inlets.
+    pub(super) collectors: Collectors,
     pub(super) outlets: Outlets,
     pub(super) last_tid: Tid,
     /// Who waits for the handshake.
@@ -68,6 +73,10 @@ pub(super) enum Ask {
         blob: BlobId,
         range: Range<u64>,
         target: Target,
+    },
+    /// A blob that is wanted in memory.
+    Load {
+        to: Box<ToBytes>,
     },
     Upload {
         txn: TxnId,
@@ -109,7 +118,7 @@ impl Ask {
         match self {
             Ask::Call { request, .. } => request.txn(),
             Ask::Upload { txn, .. } | Ask::Attach(txn) => Some(*txn),
-            Ask::Download { .. } => None,
+            Ask::Download { .. } | Ask::Load { .. } => None,
         }
     }
 
@@ -120,7 +129,7 @@ impl Ask {
                 request: Request::Store { data, .. } | Request::StoreShared { data, .. }, ..
             }
             | Ask::Upload { data, .. } => data.len(),
-            Ask::Call { .. } | Ask::Attach(_) | Ask::Download { .. } => 0,
+            Ask::Call { .. } | Ask::Attach(_) | Ask::Download { .. } | Ask::Load { .. } => 0,
         }
     }
 
@@ -134,6 +143,7 @@ impl Ask {
             Ask::Call { done, .. } => done(Err(error)),
             Ask::Upload { done, .. } => done(Err(error)),
             Ask::Download { target, .. } => target.fail(error),
+            Ask::Load { to } => to.fail(error),
             Ask::Attach(_) => {}
         }
     }
@@ -154,7 +164,9 @@ impl Inner {
                 && self.connection.requests_in_flight() < limits.requests as usize
                 && match ask {
                     Ask::Call { .. } | Ask::Attach(_) => true,
-                    Ask::Download { .. } => self.connection.downloads() < self.state.downloads,
+                    Ask::Download { .. } | Ask::Load { .. } => {
+                        self.connection.downloads() < self.state.downloads
+                    }
                     Ask::Upload { .. } => self.connection.uploads() < limits.transfers as usize,
                 };
             if !room {
@@ -181,6 +193,13 @@ impl Inner {
                 match connection.request(request) {
                     Ok(id) => state.inlets.expect(id.into(), Box::new(Arriving::new(target))),
                     Err(error) => state.after(move || target.fail(error.into())),
+                }
+            }
+            Ask::Load { to } => {
+                let request = Request::SendBlob { blob: to.blob(), from: 0, upto: u64::MAX };
+                match connection.request(request) {
+                    Ok(id) => state.collectors.expect(id.into(), to),
+                    Err(error) => state.after(move || to.fail(error.into())),
                 }
             }
             Ask::Upload { txn, oid, base, data, from, size, digest, source, done } => {
@@ -221,6 +240,7 @@ impl State {
             waiters: BTreeMap::new(),
             transactions: BTreeMap::new(),
             inlets: Inlets::new(workers, Arc::new(|_| {})),
+            collectors: Collectors::default(),
             outlets: Outlets::default(),
             last_tid: Tid::ZERO,
             greeters: Vec::new(),
@@ -285,11 +305,25 @@ impl State {
                 self.last_tid = self.last_tid.max(tid);
                 self.tell(&Invalidation { tid, oids: Some(oids.into()) });
             }
-            client::Event::Transfer(event) => self.inlets.event(event),
+            client::Event::Transfer(event) => self.transfer(event),
             client::Event::Goodbye => {
                 tracing::info!("the server is stopping");
                 self.server_leaves = true;
             }
+        }
+    }
+
+    fn transfer(&mut self, event: TransferEvent) {
+        match self.collectors.event(event) {
+            Collected::Some => {}
+            Collected::All(to, bytes, digest) => self.after(move || to.finish(bytes, digest)),
+            Collected::Elsewhere(event, target) => {
+                if let (TransferEvent::Started { transfer, .. }, Some(target)) = (&event, target) {
+                    self.inlets.expect(*transfer, Box::new(Arriving::new(target)));
+                }
+                self.inlets.event(event);
+            }
+            Collected::Aborted(to, reason) => self.after(move || to.abort(reason)),
         }
     }
 
@@ -333,7 +367,10 @@ impl State {
                 let error = result.err().unwrap_or(RequestError::Cancelled);
                 self.after(move || done(Err(error.into())));
             }
-            (None, Err(reason)) => self.inlets.abort(id.into(), Some(reason)),
+            (None, Err(reason)) => match self.collectors.remove(id.into()) {
+                Some(to) => self.after(move || to.abort(reason)),
+                None => self.inlets.abort(id.into(), Some(reason)),
+            },
             (None, Ok(_)) => {}
         }
     }
@@ -370,7 +407,7 @@ mod tests {
     /// Moves everything that is said, both ways; what the server is asked for.
     fn exchange(endpoint: &mut SessionEndpoint, server: &mut server::Connection) -> Vec<Request> {
         let (mut up, mut down, mut asked) = (Vec::new(), Vec::new(), Vec::new());
-        endpoint.transmit(Time::ZERO, &mut up, usize::MAX);
+        endpoint.transmit(Time::ZERO, &mut up, usize::MAX, false);
         let on_event = |asked: &mut Vec<Request>, server: &mut server::Connection, event| match event {
             server::Event::Hello { .. } => server.welcome(Tid::ZERO).unwrap(),
             server::Event::Request { id, request } => {

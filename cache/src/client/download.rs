@@ -45,6 +45,15 @@ impl Target {
         Target::Memory(Box::new(ToMemory { session, blob, rest, bytes: Vec::new(), done }))
     }
 
+    pub(super) fn cache(
+        session: Session,
+        download: Download,
+        progress: Option<OnProgress>,
+        done: Completion<CachedBlob>,
+    ) -> Target {
+        Target::Cache(Box::new(ToCache { session, download, progress, done }))
+    }
+
     /// Asks for what is missing.
     pub(super) fn ask(self) {
         let (session, blob, range) = match &self {
@@ -134,7 +143,7 @@ impl Session {
         done: Completion<CachedBlob>,
     ) {
         let session = self.clone();
-        let target = |download| Target::Cache(Box::new(ToCache { session, download, progress, done }));
+        let target = |download| Target::cache(session, download, progress, done);
         if download.found() == 0 {
             return target(download).ask();
         }

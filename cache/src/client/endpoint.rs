@@ -1,11 +1,13 @@
 //! The end of a client's connection that its transport drives.
 
-use blobferry_protocol::{PeerError, RequestId, Slice, Time, buffered, client};
+use std::ops::Range;
+
+use blobferry_protocol::{PeerError, RequestError, RequestId, Slice, Time, TransferId, buffered, client};
 use bytes::Bytes;
 
 use super::asks::{State, Waiter};
 use super::session::Session;
-use crate::carry::Endpoint;
+use crate::carry::{Body, Endpoint};
 
 /// One connection of a [`Session`]. Dropped while the session takes it for alive, it closes the session: nobody waits for
 /// what can not come.
@@ -23,13 +25,14 @@ impl SessionEndpoint {
 }
 
 impl Endpoint for SessionEndpoint {
-    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize) {
-        let mut locked = self.session.lock();
+    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<Body> {
+        let (mut locked, mut lent) = (self.session.lock(), None);
         let inner = &mut *locked;
         loop {
             let outlets = &mut inner.state.outlets;
             buffered::transmit(&mut inner.connection, now, out, enough, |slice, into| {
-                outlets.read(slice, into)
+                lent = if lend { outlets.lend(slice) } else { None };
+                if lent.is_some() { Ok(()) } else { outlets.read(slice, into) }
             });
             let drained = outlets.take_drained();
             for drained in &drained {
@@ -42,23 +45,38 @@ impl Endpoint for SessionEndpoint {
                 let _ = inner.connection.finish_blob(drained.transfer, digest);
             }
             inner.pump();
-            if drained.is_empty() {
+            if drained.is_empty() || lent.is_some() {
                 break;
             }
         }
         self.session.unlock_driven(locked);
+        lent
+    }
+
+    fn not_moved(&mut self, transfer: TransferId, reason: RequestError) {
+        let mut inner = self.session.lock();
+        inner.state.outlets.remove(transfer);
+        // Over only if the server has refused the blob meanwhile.
+        let _ = inner.connection.abort_blob(transfer, reason);
+        self.session.unlock_driven(inner);
     }
 
     fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError> {
         let mut locked = self.session.lock();
         let inner = &mut *locked;
         let on_event = |state: &mut State, _: &mut client::Connection, event| state.event(event);
-        let on_payload = |state: &mut State, slice: Slice, at| {
+        let on_payload = |state: &mut State, slice: Slice, at: Range<usize>| {
             state.heard();
-            state.inlets.payload(slice, bytes.slice(at));
+            if !state.collectors.payload(slice, bytes.get(at.clone()).unwrap_or_default()) {
+                state.inlets.payload(slice, bytes.slice(at));
+            }
         };
         let received =
             buffered::receive(&mut inner.connection, now, &bytes, &mut inner.state, on_event, on_payload);
+        for (transfer, upto) in inner.state.collectors.take_stored() {
+            // It may be over, and the connection dead: then nobody needs to know.
+            let _ = inner.connection.stored(transfer, upto);
+        }
         inner.pump();
         self.session.unlock_driven(locked);
         received

@@ -10,6 +10,7 @@
 mod asks;
 mod call;
 mod calls;
+mod collect;
 mod dial;
 mod download;
 mod endpoint;

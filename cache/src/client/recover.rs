@@ -184,6 +184,9 @@ impl State {
         self.outlets = Outlets::default();
         // The sinks ask for the rest of their blobs.
         self.inlets.abort_all();
+        for to in self.collectors.take_all() {
+            self.after(move || to.ask());
+        }
     }
 
     fn wait_again(&mut self, sent: Option<RequestId>, ask: Ask) {

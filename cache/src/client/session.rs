@@ -217,7 +217,13 @@ impl Session {
     pub fn load_range(&self, blob: BlobId, range: Range<u64>, done: Completion<Vec<u8>>) {
         match self.0.cache.get(blob) {
             Ok(Some(cached)) => self.0.workers.run(move || done(read_range(&cached, range))),
-            Ok(None) => Target::memory(self.clone(), blob, range, done).ask(),
+            Ok(None) => match self.0.cache.packed(blob) {
+                Some(bytes) => {
+                    let part = clamp(blob, bytes.len() as u64, range).map(|range| bytes.slice(range).into());
+                    done(part);
+                }
+                None => Target::memory(self.clone(), blob, range, done).ask(),
+            },
             Err(error) => done(Err(error.into())),
         }
     }
@@ -364,15 +370,20 @@ impl Session {
     }
 }
 
-fn read_range(cached: &CachedBlob, range: Range<u64>) -> Result<Vec<u8>, CallError> {
-    let size = cached.size();
+/// The part of a range that is in a blob.
+fn clamp(blob: BlobId, size: u64, range: Range<u64>) -> Result<Range<usize>, CallError> {
     let (from, upto) = (range.start, range.end.min(size));
     if from > upto {
-        let blob = cached.blob();
         return Err(RequestError::BadRange { blob, size, from, upto: range.end }.into());
     }
-    let mut bytes = vec![0; usize::try_from(upto - from).unwrap_or(usize::MAX)];
-    let read = cached.file().read_exact_at(&mut bytes, from);
+    let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+    Ok(place(from)..place(upto))
+}
+
+pub(super) fn read_range(cached: &CachedBlob, range: Range<u64>) -> Result<Vec<u8>, CallError> {
+    let range = clamp(cached.blob(), cached.size(), range)?;
+    let mut bytes = vec![0; range.len()];
+    let read = cached.file().read_exact_at(&mut bytes, range.start as u64);
     read.map_err(|source| CallError::File { path: cached.path().to_owned(), source })?;
     Ok(bytes)
 }
@@ -397,7 +408,7 @@ mod tests {
         let mut endpoint = session.converse(Time::ZERO, || {});
         let mut server = server::Connection::new(Time::ZERO, Config::default());
         let mut said = Vec::new();
-        endpoint.transmit(Time::ZERO, &mut said, usize::MAX);
+        endpoint.transmit(Time::ZERO, &mut said, usize::MAX, false);
         server.handle_control(Time::ZERO, &said).unwrap();
         server.welcome(Tid::ZERO).unwrap();
         let mut welcome = Vec::new();

@@ -162,6 +162,20 @@ macro_rules! client_methods {
             $wait(self.session(), |done| self.session().load_blob(blob, Some(progress), done))$(.$await)?
         }
 
+        /// A blob's bytes, in memory, whole and verified: from the cache, or from the server, or from who is downloading it
+        /// already. This is the way to load small blobs, of at most [`Cache::SMALL`](blobferry_cache::Cache::SMALL) bytes:
+        /// all processes of the machine find them in the cache, but no file is made for each. A larger blob goes through
+        /// a file, as with [`load_blob`](Self::load_blob), and all of it is read.
+        ///
+        /// # Errors
+        /// As [`load_blob`](Self::load_blob).
+        pub $($async)? fn load_bytes(
+            &self,
+            blob: $crate::protocol::BlobId,
+        ) -> Result<$crate::bytes::Bytes, $crate::client::CallError> {
+            $wait(|done| self.session().load_bytes(blob, done))$(.$await)?
+        }
+
         /// Reads a blob while it arrives, whoever on this machine downloads it; if nobody does, this client does. The
         /// bytes come as they arrive; the end comes only when all of them were verified, and if they can not be, an error
         /// comes in its place. Reading blocks the thread, also where calls are awaited.

@@ -5,12 +5,13 @@ use std::io::{Read, Seek};
 use std::path::Path;
 
 use blobferry_protocol::{BlobId, Digest, Oid, Tid};
+use bytes::Bytes;
 
 use super::{Alone, Home};
 use crate::lock::FileLock;
 use crate::stamp::{self, Boot};
 use crate::sync::{Arc, Mutex, explore, mpsc, thread};
-use crate::{Cache, Claim, Download};
+use crate::{Cache, Claim, Download, SmallClaim};
 
 const BYTES: &[u8] = b"what the blob is";
 
@@ -67,8 +68,7 @@ impl Machine {
         }
         for blob in BLOBS {
             assert!(*self.downloads[&blob].1.lock().unwrap() <= 1, "downloaded twice");
-            let path = self.caches[0].lock_path(blob.bucket()).unwrap();
-            assert!(FileLock::try_exclusive(&path).unwrap().is_some(), "a lock was not released");
+            assert!(self.caches[0].try_lock(blob.bucket()).unwrap().is_some(), "a lock was not released");
             _ = std::fs::remove_file(self.blob_path(blob));
         }
     }
@@ -180,6 +180,40 @@ fn answers_that_nobody_wants_hand_over_as_well() {
     });
 }
 
+/// Some want the bytes of a small blob, one wants its file. Whoever writes it does so later.
+#[test]
+fn a_small_blob_is_downloaded_once_and_handed_out_before_and_after_it_is_written() {
+    let home = Home::new();
+    explore(500, move || {
+        let machine = Machine::new(&home, 2);
+        let writers = Arc::new(Mutex::new(Vec::new()));
+        let threads: Vec<_> = (0..4)
+            .map(|at| {
+                let (machine, writers) = (machine.clone(), writers.clone());
+                thread::spawn(move || match machine.caches[at % 2].claim_small(BLOBS[0]).unwrap() {
+                    _ if at == 3 => machine.answered(machine.caches[1].claim(BLOBS[0]).unwrap(), false),
+                    SmallClaim::Bytes(bytes) => assert_eq!(bytes, BYTES),
+                    SmallClaim::File(cached) => machine.answered(Claim::Hit(cached), false),
+                    SmallClaim::Download(download) => {
+                        let (alone, times) = &machine.downloads[&BLOBS[0]];
+                        alone.act(|| *times.lock().unwrap() += 1);
+                        let run =
+                            |write: crate::system::Job| writers.lock().unwrap().push(thread::spawn(write));
+                        download.keep(&Bytes::from_static(BYTES), digest(), run).unwrap();
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        let writers = std::mem::take(&mut *writers.lock().unwrap());
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1);
+        let packs = machine.caches[0].layout().packs().to_owned();
+        machine.check();
+        _ = std::fs::remove_dir_all(packs);
+    });
+}
+
 /// The blob is removed while those who waited for it are given it: they begin again, and one of them downloads it again.
 #[test]
 fn a_blob_that_is_removed_at_once_is_downloaded_again() {
@@ -213,7 +247,7 @@ fn every_claim_of_a_file_that_is_to_be_checked_is_answered() {
     explore(1000, move || {
         let machine = Machine::new(&home, 1);
         for (blob, bytes) in [(BLOBS[0], BYTES), (BLOBS[1], b"torn"), (BLOBS[2], BYTES)] {
-            machine.caches[0].lock_path(blob.bucket()).unwrap();
+            machine.caches[0].layout().create_bucket(blob.bucket()).unwrap();
             put(&machine.blob_path(blob), bytes);
         }
         claim_all(&machine, &[&[0, 1], &[1, 2], &[2, 0]], |_| false);

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use blobferry_protocol::planted::{Bug, planted};
@@ -16,6 +17,15 @@ pub enum Step<'a> {
         file: &'a File,
         /// How many bytes.
         len: usize,
+    },
+    /// Bytes are written over others, in a file that keeps its length.
+    Overwrite {
+        /// The file.
+        file: &'a File,
+        /// The first one's offset.
+        at: u64,
+        /// The bytes.
+        bytes: &'a [u8],
     },
     /// A file's bytes are made durable.
     Sync(&'a File),
@@ -58,6 +68,15 @@ pub fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Writes all of `bytes` over others that are there, from an offset on.
+///
+/// # Errors
+/// As for [`write`].
+pub fn write_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    ask(Step::Overwrite { file, at, bytes })?;
+    file.write_all_at(bytes, at)
 }
 
 /// Waits until the bytes of a file are on the disk.

@@ -65,6 +65,14 @@ pub fn chance(bytes: &mut [u8]) -> Result<(), getrandom::Error> {
     getrandom::fill(bytes)
 }
 
+/// Whether to expect that something is as quick as it mostly is. That is found out by trying; but no time passes in a
+/// simulation while something is done, so it has to say.
+#[must_use]
+pub fn is_quick() -> bool {
+    simulated!(simulation => simulation.is_quick());
+    true
+}
+
 /// Runs a task on a thread of its own that nobody joins.
 ///
 /// # Errors

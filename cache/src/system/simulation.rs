@@ -28,6 +28,11 @@ pub trait Simulation {
     /// Takes the place of a thread that would take a step again and again.
     fn serve(&self, step: Box<dyn FnMut() -> Next + Send>);
 
+    /// See [`is_quick`](super::is_quick).
+    fn is_quick(&self) -> bool {
+        true
+    }
+
     /// The bytes that are free on the disk.
     fn free(&self) -> u64;
 

@@ -5,11 +5,15 @@ mod boots;
 #[cfg(test)]
 mod buffer;
 #[cfg(test)]
+mod cost;
+#[cfg(test)]
 mod follow;
 #[cfg(test)]
 mod house;
 #[cfg(test)]
 mod mounts;
+#[cfg(test)]
+mod packs;
 #[cfg(test)]
 mod processes;
 #[cfg(test)]

@@ -31,6 +31,7 @@ fn child() {
         "taker" => takeover::taker(&dir),
         "filler" => crate::room::filler(&dir),
         "holder" => crate::room::holder(&dir),
+        "packer" => crate::packs::packer(&dir),
         "loader" => crate::strain::loader(&dir),
         other => panic!("{other}"),
     }

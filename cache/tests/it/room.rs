@@ -37,6 +37,7 @@ pub(crate) fn taken_at_once(cache: &Cache) -> u64 {
     let buckets = (0..BlobId::BUCKETS).map(|bucket| taken(&cache.layout().bucket_path(bucket)));
     buckets.sum::<u64>()
         + taken(cache.layout().tmp())
+        + taken(&cache.layout().root().join("packs"))
         + fs::metadata(cache.layout().root().join(".layout")).unwrap().blocks() * 512
 }
 

@@ -75,11 +75,11 @@ impl Source {
         Source { bytes: bytes.to_vec(), digest_at_end: false, fails_at: None }
     }
 
-    fn read(&self, slice: Slice, into: &mut [u8]) -> Result<(), RequestError> {
+    fn read(&self, slice: Slice, into: &mut Vec<u8>) -> Result<(), RequestError> {
         let end = slice.offset + slice.len;
         let bytes = self.bytes.get(slice.offset as usize..end as usize);
         match bytes.filter(|_| self.fails_at.is_none_or(|offset| end <= offset)) {
-            Some(bytes) => into.copy_from_slice(bytes),
+            Some(bytes) => into.extend_from_slice(bytes),
             None => return Err(RequestError::Source { detail: "the source of a test fails".to_string() }),
         }
         Ok(())
@@ -174,24 +174,25 @@ impl<S: Side> End<S> {
         }
         let (mut out, mut last) = (Vec::new(), None);
         let sources = &self.sources;
-        let mut read = |slice: Slice, into: &mut [u8]| {
+        let mut read = |slice: Slice, into: &mut Vec<u8>| {
             let source = sources.get(&slice.transfer);
             let missing = || RequestError::Source { detail: "the test has given it no source".to_string() };
             last = Some(slice);
             source.ok_or_else(missing)?.read(slice, into)
         };
         match self.style {
-            Style::Buffered => buffered::transmit(&mut self.connection, now, &mut out, 1, read),
+            Style::Buffered => {
+                buffered::transmit(&mut self.connection, now, &mut out, 1, read);
+            }
             Style::Splicing => {
                 let Some(transmit) = self.connection.poll_transmit(now, &mut out) else { return false };
                 assert_eq!(transmit.head, out.len(), "the head is what was appended");
                 wire.send(now, core::mem::take(&mut out));
-                if let Some(slice) = transmit.body {
+                if let Some(slice) = transmit.body
+                    && let Err(reason) = read(slice, &mut out)
+                {
                     out = vec![0; slice.len as usize];
-                    if let Err(reason) = read(slice, &mut out) {
-                        out.fill(0);
-                        assert_eq!(self.connection.abort_blob(slice.transfer, reason), Ok(()));
-                    }
+                    assert_eq!(self.connection.abort_blob(slice.transfer, reason), Ok(()));
                 }
             }
         }

@@ -94,7 +94,7 @@ fn stream_of<H: Half>(connection: &mut Connection<H>, sources: &BTreeMap<Transfe
         if source.fails_at.is_some_and(|at| slice.offset + slice.len > at) {
             return Err(RequestError::Source { detail: "it fails".into() });
         }
-        into.copy_from_slice(&source.bytes[slice.offset as usize..][..slice.len as usize]);
+        into.extend_from_slice(&source.bytes[slice.offset as usize..][..slice.len as usize]);
         Ok(())
     });
     stream

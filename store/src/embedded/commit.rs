@@ -5,7 +5,7 @@
 //! transactions have happened. A crash before it leaves files that no row speaks of, and the next open removes them.
 
 use blobferry_cache::sync::Mutex;
-use blobferry_protocol::{BlobId, BlobInfo, Conflict, Outcome, RequestError, Tid, TxnId, TxnMeta};
+use blobferry_protocol::{BlobId, BlobInfo, Conflict, Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::Disk;
@@ -22,6 +22,10 @@ use crate::staged::StagedFile;
 pub(super) const CURRENT: &str =
     "SELECT tid, size IS NULL FROM revisions WHERE oid = ?1 ORDER BY tid DESC LIMIT 1";
 
+/// The transaction of a name, or nothing where the name is fenced off.
+const KNOWN: &str =
+    "SELECT tid FROM transactions WHERE txn = ?1 UNION ALL SELECT NULL FROM fences WHERE txn = ?1";
+
 const NEW_TRANSACTION: &str = "INSERT INTO transactions(tid, txn, user, description) VALUES (?1, ?2, ?3, ?4)";
 
 const NEW_REVISION: &str = "
@@ -32,6 +36,9 @@ const NEW_SMALL_BLOB: &str = "INSERT INTO small_blobs(id, bytes) VALUES (last_in
 
 const NEW_STATE: &str =
     "UPDATE state SET last_oid = ?1, objects = ?2, revisions = ?3, blobs = ?4, blob_bytes = ?5";
+
+/// Objects of a vote that are looked at in one step.
+const VOTE_STEP: usize = 256;
 
 /// What was there when the store was closed, or crashed.
 pub(super) fn read_totals(connection: &Connection) -> rusqlite::Result<Totals> {
@@ -44,15 +51,31 @@ pub(super) fn read_totals(connection: &Connection) -> rusqlite::Result<Totals> {
 
 /// What has become of a name: committed, fenced off, or neither.
 fn known_outcome(connection: &Connection, txn: TxnId) -> rusqlite::Result<Option<Outcome>> {
-    let committed = connection
-        .prepare_cached("SELECT tid FROM transactions WHERE txn = ?1")?
-        .query_row([&txn.0], |row| row.get(0))
-        .optional()?;
-    if let Some(committed) = committed {
-        return Ok(Some(Outcome::Committed { tid: tid(committed) }));
+    let known: Option<Option<i64>> =
+        connection.prepare_cached(KNOWN)?.query_row([&txn.0], |row| row.get(0)).optional()?;
+    Ok(known.map(|committed| match committed {
+        Some(committed) => Outcome::Committed { tid: tid(committed) },
+        None => Outcome::NotCommitted,
+    }))
+}
+
+/// Adds those objects that have changed since.
+fn compare(
+    connection: &Connection,
+    bases: impl Iterator<Item = (Oid, Tid)>,
+    conflicts: &mut Vec<Conflict>,
+) -> rusqlite::Result<()> {
+    let mut current = connection.prepare_cached(CURRENT)?;
+    for (oid, base) in bases {
+        let found = current
+            .query_row([key(oid.0)], |row| Ok((tid(row.get(0)?), row.get::<_, bool>(1)?)))
+            .optional()?;
+        let committed = found.filter(|(_, deleted)| !deleted).map_or(Tid::ZERO, |(tid, _)| tid);
+        if committed != base {
+            conflicts.push(Conflict { oid, committed, base });
+        }
     }
-    let fenced = connection.prepare_cached("SELECT 1 FROM fences WHERE txn = ?1")?.exists([&txn.0])?;
-    Ok(fenced.then_some(Outcome::NotCommitted))
+    Ok(())
 }
 
 /// A number of bytes or things, as SQLite keeps it. No disk holds 2^63.
@@ -67,24 +90,17 @@ impl Disk {
         txn: TxnId,
         changes: &Changes,
     ) -> Result<Vec<Conflict>, RequestError> {
-        let conflicts = self.database.read("check a vote", |connection| {
-            if known_outcome(connection, txn)?.is_some() {
-                return Ok(None);
-            }
-            let mut current = connection.prepare_cached(CURRENT)?;
-            let mut conflicts = Vec::new();
-            for (oid, base) in changes.bases() {
-                let found = current
-                    .query_row([key(oid.0)], |row| Ok((tid(row.get(0)?), row.get::<_, bool>(1)?)))
-                    .optional()?;
-                let committed = found.filter(|(_, deleted)| !deleted).map_or(Tid::ZERO, |(tid, _)| tid);
-                if committed != base {
-                    conflicts.push(Conflict { oid, committed, base });
-                }
-            }
-            Ok(Some(conflicts))
-        })?;
-        conflicts.ok_or(RequestError::TransactionExists { txn })
+        let known = self.database.read("check a vote", |connection| known_outcome(connection, txn))?;
+        if known.is_some() {
+            return Err(RequestError::TransactionExists { txn });
+        }
+        let (mut bases, mut conflicts) = (changes.bases().peekable(), Vec::new());
+        while bases.peek().is_some() {
+            // In steps: others want to read, too.
+            let step = bases.by_ref().take(VOTE_STEP);
+            self.database.read("check a vote", |connection| compare(connection, step, &mut conflicts))?;
+        }
+        Ok(conflicts)
     }
 
     pub(super) fn commit_batch(&self, after: Tid, batch: &[Work]) -> Vec<Result<Outcome, RequestError>> {
@@ -138,7 +154,7 @@ impl Disk {
         batch: &[Work],
     ) -> Result<Vec<Result<Outcome, RequestError>>, RequestError> {
         let last_oid = writer.last_oid.max(last_oid);
-        let mut transaction = self.database.begin(&mut writer.connection)?;
+        let transaction = self.database.begin(&mut writer.connection)?;
         let files = Files::new(&self.layout, &self.new_bucket);
         let mut step = Step { files, totals: *lock(&self.totals), written: 0 };
         let mut last = after;
@@ -148,7 +164,7 @@ impl Disk {
                 Work::Fence(txn) => self.fence(&transaction, *txn),
                 Work::Commit { txn, meta, changes } => {
                     let tid = last.next(now());
-                    let done = self.write_alone(&mut transaction, &mut step, tid, (*txn, meta, changes));
+                    let done = self.write_alone(&transaction, &mut step, tid, (*txn, meta, changes));
                     done.inspect(|()| last = tid).map(|()| Outcome::Committed { tid })
                 }
             };
@@ -162,7 +178,7 @@ impl Disk {
         }
         // A disk that has failed may have done so in a way that concerns everybody.
         self.database.poison.check()?;
-        step.files.sync().map_err(|error| self.database.poison.set(&error))?;
+        step.files.sync(&self.database.syncs).map_err(|error| self.database.poison.set(&error))?;
         let Step { files, totals, written } = step;
         self.write_state(&transaction, last_oid, totals)
             .map_err(|error| self.database.error("commit", &error))?;
@@ -184,17 +200,21 @@ impl Disk {
     /// Writes one transaction, or nothing of it.
     fn write_alone(
         &self,
-        transaction: &mut Transaction<'_>,
+        transaction: &Transaction<'_>,
         step: &mut Step<'_>,
         tid: Tid,
         (txn, meta, changes): (TxnId, &TxnMeta, &Mutex<Changes>),
     ) -> Result<(), RequestError> {
         let failed = |error: rusqlite::Error| self.database.error("write a transaction", &error);
-        let savepoint = transaction.savepoint().map_err(failed)?;
+        // Prepared once, unlike those that the library has: they are as long as what they surround.
+        let run = |sql| -> Result<(), RequestError> {
+            transaction.prepare_cached(sql).and_then(|mut it| it.execute([])).map(drop).map_err(failed)
+        };
+        run("SAVEPOINT one")?;
         let (before, files) = ((step.totals, step.written), step.files.count());
         let mut write = || {
             let parameters = params![key(tid.0), txn.0, meta.user, meta.description];
-            savepoint
+            transaction
                 .prepare_cached(NEW_TRANSACTION)
                 .and_then(|mut new| new.execute(parameters))
                 .map_err(failed)?;
@@ -202,18 +222,14 @@ impl Disk {
             while let Some(entry) = changes.entry_after(after)? {
                 after = Some(entry.oid);
                 let file = changes.take_file(entry.oid);
-                self.write_revision(&savepoint, step, tid, entry, file)?;
+                self.write_revision(transaction, step, tid, entry, file)?;
             }
             Ok(())
         };
-        let written = match write() {
-            Ok(()) => savepoint.commit().map_err(failed),
-            Err(error) => {
-                drop(savepoint); // rolls back
-                Err(error)
-            }
-        };
+        let written = write().and_then(|()| run("RELEASE one"));
         if written.is_err() {
+            // Where SQLite had to undo everything, there is nothing of it any more.
+            let _ = run("ROLLBACK TO one").and_then(|()| run("RELEASE one"));
             (step.totals, step.written) = before;
             step.files.remove_from(files);
         }

@@ -5,26 +5,73 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use blobferry_cache::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use blobferry_cache::sync::{Condvar, Mutex, PoisonError};
 use blobferry_protocol::RequestError;
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
+use rusqlite::{Connection, ErrorCode, Row, Transaction, TransactionBehavior, ffi};
 
 use super::poison::Poison;
 use super::schema;
+use super::syncs::Syncs;
 use crate::errors::{OpenError, database_error, disk_error};
 use crate::lock;
 
 /// How many reads go on at once; more wait for each other.
 const READERS: usize = 4;
-/// So many bytes may be in the log before they are moved to the database.
-const CHECKPOINT: u64 = 4 << 20;
+/// So many bytes may be in the log before they are moved to the database: few, as the next open writes them all again,
+/// and many, as to move them takes three syncs.
+const CHECKPOINT: u64 = 16 << 20;
 
 pub(crate) struct Database {
     pub(super) path: PathBuf,
     pub(super) poison: Poison,
+    pub(super) syncs: Syncs,
+    /// How often the database has changed.
+    commits: AtomicU64,
+    /// The next commit begins the log anew.
+    anew: AtomicBool,
     writer: Mutex<Writer>,
-    readers: Mutex<Vec<Connection>>,
+    readers: Mutex<Readers>,
     returned: Condvar,
+}
+
+/// The connections that read.
+struct Readers {
+    free: Vec<Reader>,
+    /// So many wait for one.
+    waiting: usize,
+}
+
+/// A connection that reads. Its view of the database stays open from one read to the next as long as that is not changed:
+/// to open one costs as much as a small read.
+struct Reader {
+    connection: Connection,
+    /// So many commits there had been when its view was opened.
+    sees: Option<u64>,
+}
+
+impl Reader {
+    fn new(connection: Connection) -> Reader {
+        Reader { connection, sees: None }
+    }
+
+    /// Sees all of so many commits.
+    fn look(&mut self, commits: u64) -> rusqlite::Result<()> {
+        if self.sees != Some(commits) {
+            self.look_away();
+            self.connection.prepare_cached("BEGIN")?.execute([])?;
+            self.sees = Some(commits);
+        }
+        Ok(())
+    }
+
+    /// Keeps nothing of the log from being moved.
+    fn look_away(&mut self) {
+        if self.sees.take().is_some() {
+            // What was not open is not there to be ended.
+            let _ = self.connection.prepare_cached("COMMIT").and_then(|mut end| end.execute([]));
+        }
+    }
 }
 
 /// The one connection that writes.
@@ -42,12 +89,16 @@ impl Database {
         let last_oid = connection
             .query_row("SELECT last_oid FROM state", [], |row| row.get(0).map(schema::id))
             .map_err(schema::opening("read", path))?;
-        let readers = (0..READERS).map(|_| schema::open_reader(path)).collect::<Result<_, _>>()?;
+        let reader = |_| schema::open_reader(path).map(Reader::new);
+        let free = (0..READERS).map(reader).collect::<Result<_, _>>()?;
         Ok(Database {
             path: path.to_owned(),
             poison: Poison::default(),
+            syncs: Syncs::default(),
+            commits: AtomicU64::new(0),
+            anew: AtomicBool::new(true),
             writer: Mutex::new(Writer { connection, last_oid, written: 0 }),
-            readers: Mutex::new(readers),
+            readers: Mutex::new(Readers { free, waiting: 0 }),
             returned: Condvar::new(),
         })
     }
@@ -58,18 +109,32 @@ impl Database {
         operation: &str,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, RequestError> {
+        let mut reader = self.take_reader();
+        let looked = reader.look(self.commits.load(Ordering::Acquire));
+        let result = looked.and_then(|()| read(&reader.connection));
+        if result.is_err() {
+            reader.look_away();
+        }
         let mut readers = lock(&self.readers);
-        let reader = loop {
-            match readers.pop() {
-                Some(reader) => break reader,
-                None => readers = self.returned.wait(readers).unwrap_or_else(PoisonError::into_inner),
-            }
-        };
+        readers.free.push(reader);
+        let awaited = readers.waiting > 0;
         drop(readers);
-        let result = read(&reader);
-        lock(&self.readers).push(reader);
-        self.returned.notify_one();
+        if awaited {
+            self.returned.notify_one();
+        }
         result.map_err(|error| database_error(operation, &self.path, &error))
+    }
+
+    fn take_reader(&self) -> Reader {
+        let mut readers = lock(&self.readers);
+        loop {
+            if let Some(reader) = readers.free.pop() {
+                return reader;
+            }
+            readers.waiting += 1;
+            readers = self.returned.wait(readers).unwrap_or_else(PoisonError::into_inner);
+            readers.waiting -= 1;
+        }
     }
 
     /// No oid up to this one is given again.
@@ -96,7 +161,10 @@ impl Database {
     /// Makes a transaction durable. Where SQLite could not write, it has put no end mark into its log, and nothing has
     /// happened. If it fails in any other way, nobody knows whether it is: that is for the next open to find out.
     pub(super) fn commit(&self, transaction: Transaction<'_>) -> Result<(), RequestError> {
-        transaction.commit().map_err(|error| match error.sqlite_error().map(|error| error.extended_code) {
+        self.syncs.add(1 + u64::from(self.anew.swap(false, Ordering::Relaxed)));
+        let committed = transaction.commit();
+        self.commits.fetch_add(1, Ordering::Release);
+        committed.map_err(|error| match error.sqlite_error().map(|error| error.extended_code) {
             Some(ffi::SQLITE_FULL | ffi::SQLITE_IOERR_WRITE) => self.error("commit", &error),
             _ => self.failed("commit", &error),
         })
@@ -138,28 +206,36 @@ impl Database {
         let path = self.path.display();
         self.poison.set(&format!("could not {operation} in {path}: {error} (SQLite's code {code})"))
     }
+
     /// Moves what is in the log to the database, if it is much.
     pub(super) fn tidy(&self) {
         let mut writer = lock(&self.writer);
-        if writer.written > CHECKPOINT && self.poison.check().is_ok() {
-            writer.written = 0;
-            self.checkpoint(&writer.connection, "PRAGMA wal_checkpoint(PASSIVE)");
+        if writer.written > CHECKPOINT {
+            self.checkpoint(&mut writer, "PRAGMA wal_checkpoint(PASSIVE)");
         }
     }
 
     /// Moves all that is in the log to the database, and empties it.
     pub(super) fn empty_log(&self) {
-        let writer = lock(&self.writer);
-        if self.poison.check().is_ok() {
-            self.checkpoint(&writer.connection, "PRAGMA wal_checkpoint(TRUNCATE)");
-        }
+        self.checkpoint(&mut lock(&self.writer), "PRAGMA wal_checkpoint(TRUNCATE)");
     }
 
-    fn checkpoint(&self, connection: &Connection, pragma: &str) {
-        if let Err(error) = connection.query_row(pragma, [], |_| Ok(())) {
-            // Nothing is lost by it: the log just stays as it is.
-            let error = self.error("move the log into the database", &error);
-            tracing::warn!(%error, path = %self.path.display(), "the database's log stays as it is");
+    fn checkpoint(&self, writer: &mut Writer, pragma: &str) {
+        if self.poison.check().is_err() {
+            return;
+        }
+        if std::mem::take(&mut writer.written) > 0 {
+            self.syncs.add(2);
+        }
+        lock(&self.readers).free.iter_mut().for_each(Reader::look_away);
+        let frames = |row: &Row<'_>| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
+        match writer.connection.query_row(pragma, [], frames) {
+            Ok((all, moved)) => self.anew.store(all == moved, Ordering::Relaxed),
+            Err(error) => {
+                // Nothing is lost by it: the log just stays as it is.
+                let error = self.error("move the log into the database", &error);
+                tracing::warn!(%error, path = %self.path.display(), "the database's log stays as it is");
+            }
         }
     }
 }

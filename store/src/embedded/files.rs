@@ -8,6 +8,7 @@ use blobferry_cache::{Layout, system};
 use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{BlobId, RequestError};
 
+use super::syncs::Syncs;
 use crate::errors::disk_error;
 use crate::staged::StagedFile;
 
@@ -44,9 +45,10 @@ impl<'a> Files<'a> {
     }
 
     /// Makes the names durable.
-    pub(super) fn sync(&self) -> Result<(), String> {
+    pub(super) fn sync(&self, syncs: &Syncs) -> Result<(), String> {
         let unsynced = if planted(Bug::SkipDirectorySync) { Vec::new() } else { self.unsynced() };
         for path in unsynced {
+            syncs.add(1);
             system::files::sync_names(&path)
                 .map_err(|error| format!("could not sync {}: {error}", path.display()))?;
         }
@@ -115,7 +117,9 @@ mod tests {
         assert!(bucket.exists());
         let files = named(5 + BlobId::BUCKETS);
         assert_eq!(files.unsynced(), [bucket.clone(), root]);
-        files.sync().unwrap();
+        let syncs = Syncs::default();
+        files.sync(&syncs).unwrap();
+        assert_eq!(syncs.get(), 2);
         files.keep();
         assert_eq!(named(5).unsynced(), [bucket], "the bucket's own name is durable now");
     }

@@ -18,6 +18,7 @@ mod recover;
 mod schema;
 mod space;
 mod stage;
+mod syncs;
 
 use std::fs::File;
 use std::path::Path;
@@ -168,8 +169,12 @@ impl Backend for Disk {
         Spool::new(SPOOL_IN_MEMORY, self.layout.tmp())
     }
 
+    fn is_inline(&self, size: u64) -> bool {
+        size <= self.inline_max
+    }
+
     fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {
-        if size <= self.inline_max {
+        if self.is_inline(size) {
             return Ok(Box::new(SmallStage::new(size, room)));
         }
         Ok(Box::new(self.stage_file(size, room)?))
@@ -197,6 +202,10 @@ impl Backend for Disk {
 
     fn totals(&self) -> Totals {
         *lock(&self.totals)
+    }
+
+    fn syncs(&self) -> u64 {
+        self.database.syncs.get()
     }
 
     fn close(&self) {

@@ -29,7 +29,7 @@ const REVISIONS: &str = "
     SELECT tid, size, blob_size, blob_digest, oid
     FROM revisions WHERE (tid, oid) > (?1, ?2) AND tid <= ?3 ORDER BY tid, oid LIMIT ?4";
 
-const BLOB: &str = "
+pub(super) const BLOB: &str = "
     SELECT r.tid, r.size, r.blob_size, r.blob_digest, r.in_file, s.bytes
     FROM revisions r LEFT JOIN small_blobs s ON s.id = r.id WHERE r.oid = ?1 AND r.tid = ?2";
 

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::Disk;
 use super::poison::Poison;
 use super::space::Promise;
+use super::syncs::Syncs;
 use crate::errors::{blob_error, disk_error};
 use crate::staged::{Content, Room, Stage, Staged, StagedFile, Staging, mismatch};
 
@@ -23,6 +24,7 @@ pub(super) struct FileStage {
     promise: Promise,
     staging: Arc<Staging>,
     poison: Poison,
+    syncs: Syncs,
     room: Room,
 }
 
@@ -34,7 +36,7 @@ impl Disk {
             error => blob_error(&error),
         })?;
         let (staging, poison) = (self.staging.clone(), self.database.poison.clone());
-        Ok(FileStage { writer, promise, staging, poison, room })
+        Ok(FileStage { writer, promise, staging, poison, syncs: self.database.syncs.clone(), room })
     }
 
     /// Takes over a file that a client has left in `tmp`.
@@ -50,6 +52,7 @@ impl Disk {
         let mode = file.metadata().map(|metadata| metadata.mode());
         mode.and_then(|mode| Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777 & !0o222))?))
             .map_err(|error| disk_error("make read-only", &path, &error))?;
+        self.database.syncs.add(1);
         files::sync(&file)
             .map_err(|error| self.database.poison.set(&format!("could not sync {name:?}: {error}")))?;
         Ok(Staged { info, content: Content::File(staged), room })
@@ -114,6 +117,7 @@ impl Stage for FileStage {
     fn complete(self: Box<Self>, digest: Digest) -> Result<Staged, RequestError> {
         let failed = |error: WriteError| blob_error(&error);
         let blob = self.writer.complete_checked(digest).map_err(failed)?;
+        self.syncs.add(1);
         blob.sync().map_err(|error| self.poison.set(&error))?;
         let info = BlobInfo { size: blob.size(), digest };
         let staged = self.staging.reserve();

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use blobferry_cache::carry::{Carrier, Ended, Endpoint};
@@ -96,6 +97,22 @@ impl Stream {
         Ok(some)
     }
 
+    /// Writes all that can be read from a socket now.
+    fn pass_on(&self, mut from: &UnixStream) -> io::Result<()> {
+        let mut buffer = [0; 4096];
+        loop {
+            let mut rest = match from.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => &buffer[..n],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            while !rest.is_empty() {
+                rest = &rest[self.write(rest)?..];
+            }
+        }
+    }
+
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut state = self.from.state.lock().unwrap();
         match state.1 {
@@ -107,8 +124,16 @@ impl Stream {
 
     /// What a transport does.
     fn drive(&self, carrier: &mut Carrier<impl Endpoint>) -> Ended {
+        // A carrier writes to a socket only: what it has written there is passed on at once.
+        let (near, far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        far.set_nonblocking(true).unwrap();
         loop {
-            if let Err(ended) = carrier.write(&socket(), |bytes| self.write(bytes)) {
+            let written = carrier.write(&near, |write| write());
+            if let Err(error) = self.pass_on(&far) {
+                return error.into();
+            }
+            if let Err(ended) = written {
                 return ended;
             }
             let read =

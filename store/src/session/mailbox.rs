@@ -1,9 +1,9 @@
-//! What a session's helpers send it: from any thread, with one wake-up for all that waits.
+//! What a session's helpers send it: from any thread, with one wake-up for all that waits, or with none.
 
 use std::collections::VecDeque;
 
 use blobferry_cache::carry::Report;
-use blobferry_cache::sync::{Arc, Mutex, PoisonError};
+use blobferry_cache::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use blobferry_protocol::{Oid, Reply, RequestError, RequestId, Tid};
 
 use super::keep::Hold;
@@ -27,21 +27,32 @@ pub(super) enum News {
 
 /// A session's mailbox.
 pub(super) struct Mailbox {
-    news: Mutex<VecDeque<News>>,
+    waiting: Mutex<Waiting>,
     wake: Box<dyn Fn() + Send + Sync>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    news: VecDeque<News>,
+    /// The session is at work, and looks in here before it rests: nobody has to wake it.
+    attended: bool,
 }
 
 impl Mailbox {
     pub(super) fn new(wake: Box<dyn Fn() + Send + Sync>) -> Arc<Mailbox> {
-        Arc::new(Mailbox { news: Mutex::default(), wake })
+        Arc::new(Mailbox { waiting: Mutex::default(), wake })
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn post(&self, news: News) {
-        let mut waiting = self.news.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.push_back(news);
-        let first = waiting.len() == 1;
+        let mut waiting = self.waiting();
+        waiting.news.push_back(news);
+        let wake = waiting.news.len() == 1 && !waiting.attended;
         drop(waiting);
-        if first {
+        if wake {
             (self.wake)();
         }
     }
@@ -50,13 +61,51 @@ impl Mailbox {
         self.post(News::Reply { id, result });
     }
 
+    /// The session is at work, and looks in here before it [`leaves`](Self::leave).
+    pub(super) fn attend(&self) {
+        self.waiting().attended = true;
+    }
+
     /// All that waits, in order.
     pub(super) fn take(&self) -> VecDeque<News> {
-        std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.waiting().news)
+    }
+
+    /// The session is about to rest: whether it may. Then it is woken for what comes; else something has come.
+    pub(super) fn leave(&self) -> bool {
+        let mut waiting = self.waiting();
+        waiting.attended = !waiting.news.is_empty();
+        !waiting.attended
     }
 
     /// Wakes the session without news: somebody wants it to look at itself.
     pub(super) fn wake(&self) {
         (self.wake)();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blobferry_cache::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_session_is_woken_once_for_all_that_waits_and_not_at_all_while_it_is_at_work() {
+        let woken = Arc::new(AtomicUsize::new(0));
+        let count = woken.clone();
+        let mailbox = Mailbox::new(Box::new(move || _ = count.fetch_add(1, Ordering::SeqCst)));
+        let woken = || woken.swap(0, Ordering::SeqCst);
+        mailbox.post(News::Replaced);
+        mailbox.post(News::Replaced);
+        assert_eq!((woken(), mailbox.take().len()), (1, 2));
+        mailbox.attend();
+        mailbox.post(News::Replaced);
+        assert!(!mailbox.leave());
+        mailbox.post(News::Replaced);
+        assert_eq!((woken(), mailbox.take().len()), (0, 2));
+        assert!(mailbox.leave());
+        mailbox.post(News::Replaced);
+        assert_eq!((woken(), mailbox.take().len()), (1, 1));
     }
 }

@@ -13,6 +13,8 @@ use blobferry_protocol::{Config, Oid, Refusal, Tid};
 use super::counters::{Counters, rss_bytes};
 use super::keep::Keeper;
 use super::mailbox::{Mailbox, News};
+use super::pace::Pace;
+use super::proofs::Proofs;
 use crate::{Store, Subscription};
 
 /// How a server behaves, whatever its transport.
@@ -53,9 +55,11 @@ struct Shared {
     config: ServerConfig,
     workers: Workers,
     counters: Counters,
+    proofs: Proofs,
     sessions: Mutex<Sessions>,
     stopping: AtomicBool,
     keeper: Arc<Keeper>,
+    pace: Arc<Pace>,
     _subscription: Subscription,
 }
 
@@ -90,8 +94,10 @@ impl Service {
                 workers: Workers::new(config.workers),
                 config,
                 counters: Counters::default(),
+                proofs: Proofs::default(),
                 sessions: Mutex::default(),
                 stopping: AtomicBool::new(false),
+                pace: Arc::new(Pace::new()),
                 _subscription: subscription,
             }
         }))
@@ -115,6 +121,14 @@ impl Service {
 
     pub(super) fn keeper(&self) -> &Arc<Keeper> {
         &self.0.keeper
+    }
+
+    pub(super) fn pace(&self) -> &Arc<Pace> {
+        &self.0.pace
+    }
+
+    pub(super) fn proofs(&self) -> &Proofs {
+        &self.0.proofs
     }
 
     pub(super) fn counters(&self) -> &Counters {

@@ -7,7 +7,9 @@ use blobferry_cache::carry::Sink;
 use blobferry_protocol::{Digest, Oid, Reply, RequestError, RequestId, Tid, TxnId};
 
 use super::keep::{Hold, Part};
+use super::lanes::QUICK;
 use super::mailbox::Mailbox;
+use super::proofs::Proof;
 use super::service::Service;
 
 /// A [`StoreBlob`](blobferry_protocol::Request::StoreBlob) whose blob is on its way.
@@ -59,6 +61,9 @@ impl Upload {
             self.part.take().ok_or_else(|| RequestError::Failed { detail: "nothing was staged".into() })?;
         let staged = part.stage.complete(digest)?;
         self.service.counters().blobs_received.add(1);
+        if let Some(stamp) = staged.stamp() {
+            self.service.proofs().add(Proof { oid: self.oid, digest, stamp });
+        }
         let data = std::mem::take(&mut self.data);
         let stored = self.service.store().store_blob(self.txn, self.oid, self.base, data, staged);
         stored.inspect(|()| self.hold.iter().for_each(|hold| hold.done(self.id)))
@@ -66,6 +71,10 @@ impl Upload {
 }
 
 impl Sink for Upload {
+    fn is_quick(&self, size: u64) -> bool {
+        size <= QUICK && self.service.store().is_inline(size) && self.service.pace().is_quick()
+    }
+
     fn start(&mut self, from: u64, _: u64, size: u64) -> bool {
         let begun = self.begin(from, size);
         self.checked(begun)
@@ -78,7 +87,8 @@ impl Sink for Upload {
     }
 
     fn stop(mut self: Box<Self>, digest: Digest) {
-        let result = self.complete(digest);
+        let service = self.service.clone();
+        let result = service.pace().act(|| self.complete(digest));
         self.mailbox.reply(self.id, result.map(|()| Reply::Done));
     }
 

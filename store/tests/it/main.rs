@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
 
+mod ceilings;
 mod check;
 mod crash;
 mod differential;
@@ -10,5 +11,6 @@ mod embedded;
 mod memory;
 mod sessions;
 mod shared_files;
+mod still;
 mod suite;
 mod support;

@@ -61,10 +61,10 @@ impl Pair {
         let (mut down, waiting) = (Vec::new(), self.up.len());
         let blob = &self.blob;
         buffered::transmit(&mut self.client, Time::ZERO, &mut self.up, usize::MAX, |slice, into| {
-            into.copy_from_slice(&blob[slice.offset as usize..][..into.len()]);
+            into.extend_from_slice(&blob[slice.offset as usize..][..slice.len as usize]);
             Ok(())
         });
-        self.session.transmit(Time::ZERO, &mut down, 1 << 20);
+        self.session.transmit(Time::ZERO, &mut down, 1 << 20, false);
         let mut moved = self.up.len() > waiting || !down.is_empty();
         while self.session.wants_input() && !self.up.is_empty() {
             moved = true;
@@ -306,7 +306,7 @@ fn a_service_that_stops_finishes_what_was_voted_for_and_begins_nothing() {
     buffered::transmit(&mut late.client, Time::ZERO, &mut hello, usize::MAX, |_, _| Ok(()));
     late.session.receive(Time::ZERO, Bytes::from(hello)).unwrap();
     let mut refusal = Vec::new();
-    late.session.transmit(Time::ZERO, &mut refusal, 1 << 20);
+    late.session.transmit(Time::ZERO, &mut refusal, 1 << 20, false);
     assert!(late.session.is_finished() && late.client.handle_control(Time::ZERO, &refusal).is_err());
 }
 

@@ -25,6 +25,12 @@ pub(crate) fn examine_cache(dir: &Path, ledger: &Ledger) -> Result<(), Wrong> {
             }
         }
     }
+    for entry in cache.packed_blobs() {
+        let blob = entry.or_wrong("the packs can not be listed")?.blob;
+        // What is torn is not there.
+        let (Some(found), Some(expected)) = (cache.packed(blob), ledger.blob(blob)) else { continue };
+        ensure!(found == expected, "{blob} is torn in a pack");
+    }
     for blob in ledger.cached() {
         let claim = cache.claim(*blob).or_wrong(format!("{blob} can not be claimed"))?;
         ensure!(matches!(claim, Claim::Hit(_)), "{blob} was in the cache, and is not any more");

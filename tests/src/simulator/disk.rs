@@ -1,6 +1,6 @@
 //! The disks: real files in memory, of which is known what a power cut could take, and steps that fail when they are told to.
 //!
-//! What was written and not synced may be lost in any part; names that were given or taken in a directory that was not
+//! What was written and not synced may be lost in any part, and what was written over others may be as it was; names that were given or taken in a directory that was not
 //! synced since may be as they were. The database is SQLite's own business, which syncs it at every commit.
 
 use std::collections::btree_map::Entry;
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blobferry_cache::system::files::Step;
+use blobferry_protocol::{BlobId, Oid, Tid};
 use fastrand::Rng;
 
 use super::world::{Machine, Pid};
@@ -54,6 +55,13 @@ struct Unsynced {
     safe: u64,
 }
 
+/// A page that was written over, and is not synced.
+struct Overwritten {
+    machine: Machine,
+    file: File,
+    before: Vec<u8>,
+}
+
 /// A change of names that is not synced.
 enum Renamed {
     Given { from: PathBuf, to: PathBuf },
@@ -65,10 +73,14 @@ pub(super) struct Disk {
     chance: Rng,
     conditions: BTreeMap<Machine, Condition>,
     unsynced: BTreeMap<u64, Unsynced>,
+    /// By inode and page.
+    overwritten: BTreeMap<(u64, u64), Overwritten>,
     names: Vec<(Machine, Renamed)>,
     saved: u64,
     /// Blobs that were downloaded, and are still there.
     downloaded: BTreeSet<PathBuf>,
+    /// Small blobs that were downloaded, and are still found: by the directory of packs that they are in.
+    packed: BTreeSet<(PathBuf, BlobId)>,
     /// What has been seen that must not be.
     broken: Option<String>,
 }
@@ -82,9 +94,11 @@ impl Disk {
             chance,
             conditions: BTreeMap::new(),
             unsynced: BTreeMap::new(),
+            overwritten: BTreeMap::new(),
             names: Vec::new(),
             saved: 0,
             downloaded: BTreeSet::new(),
+            packed: BTreeSet::new(),
             broken: None,
         })
     }
@@ -133,7 +147,7 @@ impl Disk {
     pub(super) fn burns(&mut self, machine: Machine, step: Step<'_>) -> bool {
         let condition = self.conditions.entry(machine).or_default();
         match &mut condition.fuse {
-            _ if condition.by_writes && !matches!(step, Step::Write { .. }) => false,
+            _ if condition.by_writes && !matches!(step, Step::Write { .. } | Step::Overwrite { .. }) => false,
             None => false,
             Some(0) => {
                 condition.fuse = None;
@@ -150,7 +164,9 @@ impl Disk {
     pub(super) fn step(&mut self, machine: Machine, pid: Pid, step: Step<'_>) -> io::Result<usize> {
         let condition = self.conditions.entry(machine).or_default();
         match (condition.health, step) {
-            (Health::Full, Step::Write { .. }) => return Err(io::Error::from_raw_os_error(NO_SPACE)),
+            (Health::Full, Step::Write { .. } | Step::Overwrite { .. }) => {
+                return Err(io::Error::from_raw_os_error(NO_SPACE));
+            }
             (Health::Failing, Step::Sync(_) | Step::SyncNames(_)) => {
                 condition.health = Health::Well;
                 return Err(io::Error::from_raw_os_error(BROKEN));
@@ -159,6 +175,10 @@ impl Disk {
         }
         match step {
             Step::Write { file, len } => self.write(machine, pid, file, len),
+            Step::Overwrite { file, at, bytes } => {
+                self.overwrite(machine, pid, file, at, bytes)?;
+                Ok(bytes.len())
+            }
             Step::Sync(file) => {
                 self.unsynced.remove(&file.metadata()?.ino());
                 Ok(0)
@@ -207,6 +227,30 @@ impl Disk {
         Ok(if len > 1 && self.chance.u8(..) < 24 { self.chance.usize(1..len) } else { len })
     }
 
+    /// A hint is written to the index of the packs: it leads to a small blob that has come, in the place of another.
+    fn overwrite(&mut self, machine: Machine, pid: Pid, file: &File, at: u64, slot: &[u8]) -> io::Result<()> {
+        let (page, inode) = (at / PAGE, file.metadata()?.ino());
+        if let Entry::Vacant(entry) = self.overwritten.entry((inode, page)) {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let file = OpenOptions::new().read(true).write(true).open(path)?;
+            let mut before = vec![0; PAGE as usize];
+            file.read_exact_at(&mut before, page * PAGE)?;
+            entry.insert(Overwritten { machine, file, before });
+        }
+        let packs = path_of(file)?.parent().map(Path::to_owned).unwrap_or_default();
+        let mut old = vec![0; slot.len()];
+        file.read_exact_at(&mut old, at)?;
+        if let Some(forgotten) = packed_at(&packs, &old) {
+            self.packed.remove(&(packs.clone(), forgotten));
+        }
+        if let Some(blob) = packed_at(&packs, slot)
+            && !self.packed.insert((packs, blob))
+        {
+            self.break_rule(format!("{pid} downloaded small blob {blob}, that was there already"));
+        }
+        Ok(())
+    }
+
     /// A blob that was downloaded has got its name.
     fn published(&mut self, pid: Pid, from: &Path, to: &Path) {
         if from.extension().is_none_or(|extension| extension != "part") {
@@ -247,6 +291,14 @@ impl Disk {
                 }
             }
         }
+        for ((inode, page), lost) in std::mem::take(&mut self.overwritten) {
+            if lost.machine != machine {
+                self.overwritten.insert((inode, page), lost);
+            } else if self.chance.bool() {
+                lost.file.write_all_at(&lost.before, page * PAGE)?;
+                torn += 1;
+            }
+        }
         let mut kept = Vec::new();
         for (of, change) in std::mem::take(&mut self.names).into_iter().rev() {
             if of != machine {
@@ -258,6 +310,7 @@ impl Disk {
         self.names = kept.into_iter().rev().collect();
         let below = self.path(machine);
         self.downloaded.retain(|path| !path.starts_with(&below));
+        self.packed.retain(|(packs, _)| !packs.starts_with(&below));
         Ok((torn, undone))
     }
 
@@ -301,6 +354,17 @@ fn undo(change: &Renamed) -> bool {
         Renamed::Given { from, to } => fs::rename(to, from).is_ok(),
         Renamed::Taken { path, saved } => fs::rename(saved, path).is_ok(),
     }
+}
+
+/// The blob that a slot of an index leads to, if it does: it names a pack, and the place of a record in there.
+fn packed_at(packs: &Path, slot: &[u8]) -> Option<BlobId> {
+    let number = |at: usize| Some(u32::from_le_bytes(*slot.get(at..)?.first_chunk()?));
+    let pack = File::open(packs.join(format!("{:08x}.pack", number(4)?))).ok()?;
+    let mut head = [0; 24];
+    pack.read_exact_at(&mut head, number(8)?.into()).ok()?;
+    let id = |at: usize| Some(u64::from_le_bytes(*head.get(at..)?.first_chunk()?));
+    let is_record = head.starts_with(b"blob-001");
+    is_record.then_some(BlobId { oid: Oid(id(8)?), tid: Tid(id(16)?) })
 }
 
 fn path_of(file: &File) -> io::Result<PathBuf> {

@@ -227,7 +227,7 @@ impl Connection {
         // What there is to say.
         while leaving.bytes < self.manner.capacity {
             let mut out = Vec::new();
-            endpoint.transmit(clock, &mut out, ENOUGH);
+            endpoint.transmit(clock, &mut out, ENOUGH, false);
             if out.is_empty() {
                 break;
             }

@@ -106,20 +106,30 @@ impl User {
         self.load_blob_of(oid, &revision).await;
     }
 
-    async fn load_blob_of(&self, oid: Oid, revision: &Revision) {
+    /// Loads the blob of a revision, as a file or into memory.
+    async fn load_blob_of(&mut self, oid: Oid, revision: &Revision) {
         let Some(size) = revision.blob.map(|blob| blob.size) else { return };
         let blob = BlobId { oid, tid: revision.tid };
-        let loaded = ask(|done| self.session.load_blob(blob, None, done));
-        let Some(loaded) = self.answer("load_blob", loaded).await else { return };
+        let loaded = match self.chance.bool() {
+            true => {
+                let loaded = ask(|done| self.session.load_blob(blob, None, done));
+                let loaded = self.answer("load_blob", loaded).await;
+                loaded.map(|loaded| loaded.map(|cached| read_all(&cached).ok()))
+            }
+            false => {
+                let loaded = self.answer("load_bytes", ask(|done| self.session.load_bytes(blob, done))).await;
+                loaded.map(|loaded| loaded.map(|bytes| Some(bytes.to_vec())))
+            }
+        };
+        let Some(loaded) = loaded else { return };
         match loaded {
-            Ok(cached) => {
+            Ok(found) => {
                 let whose = self.ledger.borrow_mut().look_at(oid, revision);
                 let Some(writing) = whose else { return };
-                let found = read_all(&cached);
                 self.note(format_args!("blob {blob}: {} bytes", found.as_ref().map_or(0, Vec::len)));
                 let mut ledger = self.ledger.borrow_mut();
                 ledger.blobs_read += 1;
-                if found.ok().as_deref() != Some(&blob_bytes(writing, oid, size)[..]) {
+                if found.as_deref() != Some(&blob_bytes(writing, oid, size)[..]) {
                     ledger.break_rule(format!("user {} was given wrong bytes for blob {blob}", self.number));
                 }
             }

@@ -439,6 +439,12 @@ impl Simulation for World {
         u128::from(boot + 1).to_be_bytes()
     }
 
+    fn is_quick(&self) -> bool {
+        let mut inner = self.inner.borrow_mut();
+        let slow = inner.current.is_some_and(|pid| !inner.a_while(pid).is_zero());
+        !slow && inner.pace.u8(..4) > 0
+    }
+
     fn free(&self) -> u64 {
         DISK
     }

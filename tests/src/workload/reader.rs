@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::path::Path;
 
-use blobferry_cache::{Cache, CacheConfig, CacheError, CachedBlob, Claim, Download, Take};
+use blobferry_cache::{Cache, CacheConfig, CacheError, CachedBlob, Claim, Download, SmallClaim, Take};
 use blobferry_protocol::BlobId;
 
 use super::Tell;
@@ -39,6 +39,25 @@ impl<'a> Reader<'a> {
         let cached = self.note(have())?;
         (self.tell)(Said::Cached { blob });
         self.compare(&cached, bytes);
+        Ok(())
+    }
+
+    /// Has a blob in memory, and keeps it in a pack where it was not there. After a crash it may be there or not.
+    pub(crate) fn load(&self, blob: BlobId, bytes: &[u8]) -> Result<(), CacheError> {
+        let load = || match self.cache.claim_small(blob)? {
+            SmallClaim::Bytes(found) => Ok(Some(found)),
+            SmallClaim::File(cached) => {
+                self.compare(&cached, bytes);
+                Ok(None)
+            }
+            SmallClaim::Download(download) => {
+                download.keep(&bytes.to_vec().into(), digest(bytes), |write| write())?;
+                Ok(self.cache.packed(blob))
+            }
+        };
+        if self.note(load())?.is_some_and(|found| found != bytes) {
+            (self.tell)(Said::Wrong { what: format!("{blob} is torn in a pack") });
+        }
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use crate::ledger::{Change, Said};
 use crate::wrong::{OrWrong, Wrong};
 
 /// The blobs that a client downloads: as if a server had committed them long ago.
-const BLOBS: usize = 8;
+const BLOBS: usize = 10;
 
 fn txn(n: usize) -> TxnId {
     TxnId([u8::try_from(n).unwrap_or(u8::MAX); 16])
@@ -176,6 +176,10 @@ pub(super) fn download(dir: &Path, tell: Tell<'_>) {
         if fs::write(&file, content(5)).is_ok() {
             _ = reader.copy(blob(5), &file);
         }
+        _ = reader.load(blob(8), &content(8));
+        _ = reader.load(blob(9), &content(9));
+        _ = reader.load(blob(8), &content(8));
+        _ = reader.have(blob(9), &content(9)); // of a pack
         _ = reader.begin(blob(6), &content(6), true);
         _ = reader.have(blob(7), &content(7)); // what is there of it is torn
         _ = reader.make_room((0..BLOBS).map(blob));
@@ -187,6 +191,12 @@ pub(super) fn download(dir: &Path, tell: Tell<'_>) {
             what: "a cache can not be opened when nothing fails any more".to_owned(),
         });
     };
+    for n in 8..BLOBS {
+        if let Err(error) = reader.load(blob(n), &content(n)) {
+            let what = format!("{} can not be loaded when nothing fails any more: {error}", blob(n));
+            tell(Said::Wrong { what });
+        }
+    }
     for n in 0..BLOBS {
         if let Err(error) = reader.have(blob(n), &content(n)) {
             let what = format!("{} can not be had when nothing fails any more: {error}", blob(n));

@@ -138,11 +138,12 @@ fn read(dir: &Path, mut dice: Rng, blobs: Receiver<(BlobId, Vec<u8>)>, tell: Tel
     let (cache, file) = (cache(dir), dir.join("a file"));
     let Ok(reader) = Reader::open(&cache, tell) else { return };
     for (blob, bytes) in blobs {
-        let done = match dice.u8(..7) {
+        let done = match dice.u8(..10) {
             0 => reader.write(blob, &bytes),
             1 => reader.begin(blob, &bytes, true),
             2 => reader.begin(blob, &bytes, true).and_then(|()| reader.have(blob, &bytes)),
             3 | 4 if fs::write(&file, &bytes).is_ok() => reader.copy(blob, &file),
+            5..8 => reader.load(blob, &bytes),
             _ => reader.have(blob, &bytes),
         };
         if done.is_err() {

@@ -27,6 +27,9 @@ for_every_pair!(
     ten_threads_that_want_one_blob_share_one_download,
     two_clients_of_one_cache_share_one_download,
     a_range_is_read_with_and_without_the_cache,
+    small_blobs_are_loaded_into_memory_once_for_all_and_no_file_is_made_for_each,
+    a_blob_is_loaded_into_memory_whatever_its_size_and_wherever_it_is,
+    ten_threads_that_want_one_blob_in_memory_share_one_download,
     progress_is_told_up_to_the_last_byte,
     a_blob_that_is_not_there_is_refused_and_leaves_nothing,
     what_can_not_be_read_is_refused_before_anything_is_sent,
@@ -219,6 +222,82 @@ fn a_range_is_read_with_and_without_the_cache(pair: &Pair) {
         client.load_blob(blob).unwrap();
     }
     assert_eq!(client.counter("blobs_sent"), 1);
+}
+
+fn small_blobs_are_loaded_into_memory_once_for_all_and_no_file_is_made_for_each(pair: &Pair) {
+    let world = World::new(pair);
+    let (writer, reader) = (world.client("writer"), world.client("reader"));
+    let small: Vec<(BlobId, Vec<u8>)> = (0..40)
+        .map(|n| {
+            let whole = bytes(&n.to_string(), n * 1600);
+            (writer.store(BlobSource::bytes(whole.clone())), whole)
+        })
+        .collect();
+    for _ in 0..2 {
+        for (blob, whole) in &small {
+            assert!(reader.load_bytes(*blob).unwrap() == *whole);
+        }
+    }
+    // It may have to wait until they are written.
+    let other = world.client("reader");
+    for (blob, whole) in &small {
+        assert!(other.load_bytes(*blob).unwrap() == *whole);
+        let upto = whole.len().min(100);
+        assert!(other.load_range(*blob, 0..100).unwrap() == whole[..upto]);
+    }
+    assert!(world.cached("reader").is_empty());
+    for (blob, whole) in &small[..3] {
+        for client in [&other, &reader] {
+            let cached = client.load_blob(*blob).unwrap();
+            assert!(std::fs::read(cached.path()).unwrap() == *whole);
+            assert!(client.load_bytes(*blob).unwrap() == *whole);
+        }
+    }
+    assert_eq!(world.cached("reader").len(), 3);
+    assert_eq!(other.counter("blobs_sent"), 40);
+}
+
+fn a_blob_is_loaded_into_memory_whatever_its_size_and_wherever_it_is(pair: &Pair) {
+    let world = World::new(pair);
+    let (writer, reader) = (world.client("writer"), world.client("reader"));
+    for size in [0, 1, 65_536, 65_537, 3_000_000] {
+        let whole = bytes("whole", size);
+        let cached = writer.store(BlobSource::copied(world.file("file", &whole)));
+        let streamed = writer.store(BlobSource::bytes(whole.clone()));
+        for client in [&writer, &reader] {
+            for blob in [cached, streamed] {
+                assert!(client.load_bytes(blob).unwrap() == whole, "{size}");
+                assert!(client.load_bytes(blob).unwrap() == whole, "{size}");
+            }
+        }
+    }
+    assert_eq!(reader.counter("blobs_sent"), 5 + 10, "the writer had what it had copied");
+    let missing = BlobId { oid: reader.new_oid(), tid: Tid(1) };
+    let refused = reader.load_bytes(missing);
+    assert!(matches!(refused, Err(CallError::Refused(RequestError::NoSuchBlob { .. }))), "{refused:?}");
+}
+
+fn ten_threads_that_want_one_blob_in_memory_share_one_download(pair: &Pair) {
+    let world = World::new(pair);
+    let writer = world.client("writer");
+    let whole = bytes("whole", 50_000);
+    let blob = writer.store(BlobSource::bytes(whole.clone()));
+    let readers = [world.client("reader"), world.client("reader")];
+    let barrier = Barrier::new(10);
+    scope(|scope| {
+        for n in 0..10 {
+            let (barrier, whole) = (&barrier, &whole);
+            let client = readers[n % 2].another();
+            scope.spawn(move || {
+                barrier.wait();
+                match n {
+                    0..8 => assert!(client.load_bytes(blob).unwrap() == *whole),
+                    _ => assert!(std::fs::read(client.load_blob(blob).unwrap().path()).unwrap() == *whole),
+                }
+            });
+        }
+    });
+    assert_eq!(writer.counter("blobs_sent"), 1);
 }
 
 fn progress_is_told_up_to_the_last_byte(pair: &Pair) {

@@ -54,6 +54,7 @@ pub(crate) trait Client: Send + Sync {
     fn outcome(&self, txn: TxnId) -> Result<Outcome, CallError>;
     fn load_blob(&self, blob: BlobId) -> Result<CachedBlob, CallError>;
     fn load_blob_with(&self, blob: BlobId, progress: OnProgress) -> Result<CachedBlob, CallError>;
+    fn load_bytes(&self, blob: BlobId) -> Result<Vec<u8>, CallError>;
     fn load_range(&self, blob: BlobId, range: Range<u64>) -> Result<Vec<u8>, CallError>;
     fn begin_with(&self, meta: TxnMeta) -> Result<Box<dyn Transaction>, CallError>;
     /// Ends with the connection.
@@ -203,6 +204,10 @@ macro_rules! implement_with {
 
             fn load_blob_with(&self, blob: BlobId, progress: OnProgress) -> Result<CachedBlob, CallError> {
                 $wait(self.load_blob_with(blob, progress))
+            }
+
+            fn load_bytes(&self, blob: BlobId) -> Result<Vec<u8>, CallError> {
+                Ok($wait(self.load_bytes(blob))?.to_vec())
             }
 
             fn load_range(&self, blob: BlobId, range: Range<u64>) -> Result<Vec<u8>, CallError> {

@@ -1,0 +1,258 @@
+//! Callers: tasks or threads that use one connection at once, in the way of its transport.
+//!
+//! On tokio a caller is a task of the runtime that the connection lives on. On mio it is a thread of its own, that
+//! sleeps until its answer is there. What they call is written once: see [`Work::begin`].
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use blobferry_cache::client::{BlobSource, CallError, Completion, Session, Transaction, VoteError};
+use blobferry_protocol::{BlobId, Oid, Tid, TxnMeta};
+use blobferry_transport_mio as mio;
+use blobferry_transport_tokio as tokio_transport;
+use bytes::Bytes;
+
+use super::orders::Ran;
+use crate::transport::Transport;
+
+/// What callers do, in numbered pieces.
+pub(super) enum Work {
+    /// Store a file, each time as a blob of its own.
+    StoreFile { path: PathBuf, oids: Vec<Oid> },
+    /// Commit a small blob.
+    CommitBlob { bytes: Bytes, oids: Vec<Oid> },
+    /// Commit an object.
+    CommitObject { record: Vec<u8>, oids: Vec<Oid> },
+    /// Load a blob into a file of the cache.
+    LoadBlob { blobs: Vec<BlobId> },
+    /// Load a blob into memory.
+    LoadBytes { blobs: Vec<BlobId> },
+    /// Load an object.
+    LoadObject { oids: Vec<Oid> },
+    /// Load the same object again and again, as long as others are busy.
+    Ping { oid: Oid },
+}
+
+type Done = Completion<Tid, VoteError>;
+
+impl Work {
+    /// How many pieces there are.
+    fn count(&self) -> usize {
+        match self {
+            Work::StoreFile { oids, .. }
+            | Work::CommitBlob { oids, .. }
+            | Work::CommitObject { oids, .. }
+            | Work::LoadObject { oids } => oids.len(),
+            Work::LoadBlob { blobs } | Work::LoadBytes { blobs } => blobs.len(),
+            Work::Ping { .. } => usize::MAX,
+        }
+    }
+
+    /// The object that a piece commits.
+    fn commits(&self, piece: usize) -> Option<Oid> {
+        match self {
+            Work::StoreFile { oids, .. }
+            | Work::CommitBlob { oids, .. }
+            | Work::CommitObject { oids, .. } => oids.get(piece).copied(),
+            Work::LoadBlob { .. } | Work::LoadBytes { .. } | Work::LoadObject { .. } | Work::Ping { .. } => {
+                None
+            }
+        }
+    }
+
+    /// Begins a piece. What this returns has to be kept until it is done.
+    fn begin(&self, session: &Session, piece: usize, done: Done) -> Option<Transaction> {
+        match self {
+            Work::StoreFile { path, oids } => {
+                let blob = BlobSource::streamed(path);
+                commit(session, oid(oids, piece), Vec::new(), Some(blob), done)
+            }
+            Work::CommitBlob { bytes, oids } => {
+                let blob = BlobSource::bytes(bytes.clone());
+                commit(session, oid(oids, piece), Vec::new(), Some(blob), done)
+            }
+            Work::CommitObject { record, oids } => {
+                commit(session, oid(oids, piece), record.clone(), None, done)
+            }
+            Work::LoadBlob { blobs } => {
+                let blob = blob(blobs, piece);
+                session.load_blob(blob, None, Box::new(|loaded| done(nothing_committed(loaded))));
+                None
+            }
+            Work::LoadBytes { blobs } => {
+                let blob = blob(blobs, piece);
+                session.load_bytes(blob, Box::new(|loaded| done(nothing_committed(loaded))));
+                None
+            }
+            Work::LoadObject { oids } => load(session, oid(oids, piece), done),
+            Work::Ping { oid } => load(session, *oid, done),
+        }
+    }
+}
+
+/// Commits a new object. That is asked for behind what is stored, without waiting for an answer to that: it costs one
+/// round trip. Where something can not be stored, the transaction is doomed, and the commit says so.
+fn commit(
+    session: &Session,
+    oid: Oid,
+    record: Vec<u8>,
+    blob: Option<BlobSource>,
+    done: Done,
+) -> Option<Transaction> {
+    let mut transaction = match session.begin(TxnMeta::default()) {
+        Ok(transaction) => transaction,
+        Err(error) => {
+            done(Err(error.into()));
+            return None;
+        }
+    };
+    match blob {
+        Some(blob) => transaction.store_blob(oid, Tid::ZERO, record, blob, None, Box::new(|_| {})),
+        None => transaction.store(oid, Tid::ZERO, record, Box::new(|_| {})),
+    }
+    transaction.commit(done);
+    Some(transaction)
+}
+
+fn load(session: &Session, oid: Oid, done: Done) -> Option<Transaction> {
+    session.load(oid, Box::new(|loaded| done(nothing_committed(loaded))));
+    None
+}
+
+fn oid(oids: &[Oid], piece: usize) -> Oid {
+    oids.get(piece).copied().unwrap_or_default()
+}
+
+fn blob(blobs: &[BlobId], piece: usize) -> BlobId {
+    blobs.get(piece).copied().unwrap_or(BlobId { oid: Oid::ROOT, tid: Tid::ZERO })
+}
+
+/// What was loaded is given up at once, as by a caller that needs it no longer.
+fn nothing_committed<T>(loaded: Result<T, CallError>) -> Result<Tid, VoteError> {
+    loaded.map(|_| Tid::ZERO).map_err(VoteError::Call)
+}
+
+/// Work that callers share.
+pub(super) struct Shift {
+    session: Session,
+    work: Work,
+    next: AtomicUsize,
+    begun: Instant,
+    time: Duration,
+    over: AtomicBool,
+    log: Mutex<Log>,
+}
+
+/// What callers have done.
+#[derive(Default)]
+struct Log {
+    took: Vec<f64>,
+    committed: Vec<(Oid, Tid)>,
+}
+
+impl Log {
+    fn note(&mut self, shift: &Shift, piece: usize, begun: Instant, tid: Tid) {
+        self.took.push(begun.elapsed().as_secs_f64());
+        self.committed.extend(shift.work.commits(piece).map(|oid| (oid, tid)));
+    }
+}
+
+impl Shift {
+    /// Work that begins now.
+    pub(super) fn new(session: &Session, work: Work, time: Duration) -> Arc<Shift> {
+        Arc::new(Shift {
+            session: session.clone(),
+            work,
+            next: AtomicUsize::new(0),
+            begun: Instant::now(),
+            time,
+            over: AtomicBool::new(false),
+            log: Mutex::default(),
+        })
+    }
+
+    /// Nobody begins anything any more.
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Has `callers` do it, and returns when all of them are done.
+    ///
+    /// # Errors
+    /// The first error of any of them. The others then begin nothing any more.
+    pub(super) async fn run(self: Arc<Shift>, by: Transport, callers: usize) -> Result<Ran, VoteError> {
+        let begin = |_| match by {
+            Transport::Tokio => tokio::spawn(self.clone().caller_task()),
+            Transport::Mio => {
+                let shift = self.clone();
+                tokio::task::spawn_blocking(move || shift.caller_thread())
+            }
+        };
+        let callers: Vec<_> = (0..callers).map(begin).collect();
+        let mut failed = None;
+        for caller in callers {
+            // One that has panicked was not answered either.
+            let done = caller.await.unwrap_or_else(|_| Err(CallError::unanswered().into()));
+            failed = failed.or(done.err());
+        }
+        failed.map_or_else(|| Ok(self.ran()), Err)
+    }
+
+    async fn caller_task(self: Arc<Shift>) -> Result<(), VoteError> {
+        let mut log = Log::default();
+        while let Some(piece) = self.take() {
+            let (mut kept, begun) = (None, Instant::now());
+            let begin = |done| kept = self.work.begin(&self.session, piece, done);
+            let tid = self.checked(tokio_transport::wait(begin).await)?;
+            log.note(&self, piece, begun, tid);
+            drop(kept);
+        }
+        self.hand_in(log);
+        Ok(())
+    }
+
+    fn caller_thread(self: Arc<Shift>) -> Result<(), VoteError> {
+        let mut log = Log::default();
+        while let Some(piece) = self.take() {
+            let (mut kept, begun) = (None, Instant::now());
+            let begin = |done| kept = self.work.begin(&self.session, piece, done);
+            let tid = self.checked(mio::wait(begin))?;
+            log.note(&self, piece, begun, tid);
+            drop(kept);
+        }
+        self.hand_in(log);
+        Ok(())
+    }
+
+    fn take(&self) -> Option<usize> {
+        if self.over.load(Ordering::Relaxed) || self.begun.elapsed() >= self.time {
+            return None;
+        }
+        Some(self.next.fetch_add(1, Ordering::Relaxed)).filter(|piece| *piece < self.work.count())
+    }
+
+    fn checked(&self, done: Result<Tid, VoteError>) -> Result<Tid, VoteError> {
+        if done.is_err() {
+            self.end();
+        }
+        done
+    }
+
+    fn hand_in(&self, log: Log) {
+        let mut all = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        all.took.extend(log.took);
+        all.committed.extend(log.committed);
+    }
+
+    fn ran(&self) -> Ran {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let Log { mut took, committed } =
+            std::mem::take(&mut *self.log.lock().unwrap_or_else(PoisonError::into_inner));
+        took.sort_by(f64::total_cmp);
+        let at = |part: usize| took.get((took.len() * part / 100).min(took.len().saturating_sub(1)));
+        let percentile = |part| at(part).copied().unwrap_or_default();
+        Ran { done: took.len() as u64, seconds, p50: percentile(50), p99: percentile(99), committed }
+    }
+}

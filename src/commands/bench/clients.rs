@@ -1,0 +1,68 @@
+//! Several clients at once, each with a cache of its own, that load different large blobs from one server.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use blobferry_protocol::BlobId;
+
+use super::orders::{Calls, Order, Ran};
+use super::processes::Client;
+use super::report::{RowId, Target, Unit};
+use super::{Bench, Stage, limits, rate, size_name};
+use crate::transport::Transport;
+
+/// How many clients.
+const CLIENTS: usize = 4;
+
+/// Measures it.
+pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
+    let size = bench.plan.shared;
+    let name = size_name(size);
+    let target = (size == 256 << 20).then_some(Target::Ratio(0.85));
+    let what = format!("load {CLIENTS} x {name} at once, by {CLIENTS} clients");
+    let figure = format!("load-{CLIENTS}-clients-{}", name.replace(' ', "-"));
+    let row = bench.row(&figure, &what, Unit::Rate, target);
+    let file = bench.ground.file("source", size)?;
+    let all = size * CLIENTS as u64;
+    for round in 0..bench.plan.rounds {
+        bench.ground.doing(format!("{CLIENTS} bare loops at once"))?;
+        let seconds = limits::copies(&[&*file; CLIENTS], bench.ground.path(), size)?;
+        bench.report.limit(row, rate(all, seconds));
+        bench.ground.rest(all)?;
+        for transport in bench.transports(round) {
+            one(bench, row, transport, &Order::StoreFile { path: file.clone(), count: CLIENTS }, all)?;
+        }
+    }
+    std::fs::remove_file(file)
+}
+
+fn one(bench: &mut Bench, row: RowId, transport: Transport, store: &Order, all: u64) -> io::Result<()> {
+    let site = bench.site()?;
+    bench.ground.doing(format!("storing what {CLIENTS} clients will load, {}", transport.name()))?;
+    let server = bench.serve(transport, site.path())?;
+    let stage = Stage { transport, server: &server, dir: site.path() };
+    let stored: Ran = stage.client()?.ask(store)?;
+    bench.ground.rest(all)?;
+    bench.warm_server(site.path())?;
+
+    bench.ground.doing(format!("{CLIENTS} clients load, {}", transport.name()))?;
+    let mut clients = (0..CLIENTS).map(|_| stage.client()).collect::<io::Result<Vec<Client>>>()?;
+    for client in &mut clients {
+        // They are connected when they have answered.
+        client.ask::<serde_json::Value>(&Order::Status)?;
+    }
+    let begun = Instant::now();
+    for (client, (oid, tid)) in clients.iter_mut().zip(&stored.committed) {
+        let what = Calls::LoadBlobs { blobs: vec![BlobId { oid: *oid, tid: *tid }] };
+        client.order(&Order::Call { what, callers: 1, time: Duration::from_secs(1 << 32) })?;
+    }
+    for client in &mut clients {
+        client.answer::<Ran>()?;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    bench.report.value(row, Some(transport), rate(all, seconds));
+    drop(clients);
+    server.stop()?;
+    drop(site);
+    bench.ground.rest(all)
+}

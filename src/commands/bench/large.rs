@@ -1,0 +1,276 @@
+//! Large blobs: stored and loaded by one client, beside a bare loop from a socket to a file; and what the largest costs
+//! in memory and processor time.
+//!
+//! What is stored is in memory before, and durable after. What is loaded is in the server's memory and not in the client's
+//! cache before, and verified and in a file of the cache after. A server hashes what it sends, unless it has done so within
+//! the hour: the first load after its start is a figure of its own. Servers are new for each way, and clients for each load,
+//! so that the most memory they ever had is what this took.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use blobferry_protocol::BlobId;
+
+use super::ground::in_memory;
+use super::orders::{Calls, Order, Ran};
+use super::processes::{Client, Server, processor_seconds};
+use super::report::{RowId, Spread, Target, Unit};
+use super::{Bench, Stage, limits, rate, size_name};
+use crate::cli::Section;
+use crate::memory::peak_of;
+use crate::transport::Transport;
+
+/// Longer than any of it takes.
+const LONG: Duration = Duration::from_secs(1 << 32);
+
+/// One size.
+struct Subject {
+    size: u64,
+    /// How many blobs of it are moved in a round: their median counts.
+    count: usize,
+    file: PathBuf,
+    rows: Option<Rows>,
+    in_memory: Option<RowId>,
+    costs: Option<Costs>,
+}
+
+#[derive(Clone, Copy)]
+struct Rows {
+    load: RowId,
+    /// The first load after the start of a server; `None` where it is not known when that was.
+    first: Option<RowId>,
+    store: RowId,
+}
+
+/// What one way of the largest blob takes of both sides.
+#[derive(Clone, Copy)]
+struct Costs {
+    load: Cost,
+    store: Cost,
+}
+
+#[derive(Clone, Copy)]
+struct Cost {
+    server: RowId,
+    client: RowId,
+    processors: RowId,
+}
+
+/// Measures it.
+pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
+    let mut sizes = bench.plan.sizes.clone();
+    if !bench.plan.has(Section::Large) {
+        sizes.retain(|(size, _)| *size == bench.plan.largest);
+    }
+    let subjects = sizes.into_iter().map(|(size, count)| subject(bench, size, count));
+    let subjects = subjects.collect::<io::Result<Vec<Subject>>>()?;
+    for round in 0..bench.plan.rounds {
+        for subject in &subjects {
+            bare(bench, subject)?;
+            for transport in bench.transports(round) {
+                both_ways(bench, subject, transport)?;
+            }
+            without_sync(bench, subject, round)?;
+        }
+    }
+    subjects.iter().try_for_each(|subject| std::fs::remove_file(&subject.file))
+}
+
+fn subject(bench: &mut Bench, size: u64, count: usize) -> io::Result<Subject> {
+    let is_largest = size == bench.plan.largest;
+    let name = size_name(size);
+    let file = bench.ground.file(&format!("source-{size}"), size)?;
+    let rows = bench.plan.has(Section::Large).then(|| rows(bench, size, &name));
+    let in_memory = (is_largest && rows.is_some()).then(|| row_in_memory(bench, size, &name)).flatten();
+    let costs = (is_largest && bench.plan.has(Section::Memory)).then(|| costs(bench, &name)).flatten();
+    Ok(Subject { size, count, file, rows, in_memory, costs })
+}
+
+fn rows(bench: &mut Bench, size: u64, name: &str) -> Rows {
+    let (load, store) = match size >> 20 {
+        64 => (Some(Target::Ratio(0.75)), None),
+        1024 => (Some(Target::Ratio(0.80)), Some(Target::Ratio(0.80))),
+        _ => (None, None),
+    };
+    let figure = name.replace(' ', "-");
+    let (what_load, what_store) = (format!("load {name}, verified"), format!("store {name}, durable"));
+    let what_first = "  the first time after the server's start";
+    let load_row = bench.row(&format!("load-{figure}"), &what_load, Unit::Rate, load);
+    let is_ours = bench.server.is_none();
+    Rows {
+        load: load_row,
+        first: is_ours.then(|| bench.row(&format!("load-{figure}-first"), what_first, Unit::Rate, load)),
+        store: bench.row(&format!("store-{figure}"), &what_store, Unit::Rate, store),
+    }
+}
+
+fn row_in_memory(bench: &mut Bench, size: u64, name: &str) -> Option<RowId> {
+    let figure = format!("store-{}-in-memory", name.replace(' ', "-"));
+    if bench.server.is_some() {
+        bench.leave_out(&figure, "the server is not of our own");
+        return None;
+    }
+    // A blob and what a bare loop has written before, and as much again for whoever else needs memory.
+    if in_memory(size.saturating_mul(4)).is_none() {
+        bench.leave_out(&figure, "there is no directory in memory with enough room");
+        return None;
+    }
+    let target = (size == 1 << 30).then_some(Target::Ratio(0.75));
+    let what = format!("store {name}, the server's directory in memory");
+    Some(bench.row(&figure, &what, Unit::Rate, target))
+}
+
+fn costs(bench: &mut Bench, name: &str) -> Option<Costs> {
+    if bench.server.is_some() {
+        bench.leave_out("memory", "the server's process is not of our own");
+        return None;
+    }
+    let mut cost = |way: &str| {
+        let peak =
+            |side| (format!("memory-{way}-{side}"), format!("peak memory of the {side}, {way} {name}"));
+        let limit = Some(Target::AtMost(16.0));
+        let (server, client) = (peak("server"), peak("client"));
+        Cost {
+            server: bench.row(&server.0, &server.1, Unit::MiB, limit),
+            client: bench.row(&client.0, &client.1, Unit::MiB, limit),
+            processors: bench.row(
+                &format!("processors-{way}"),
+                &format!("processor time of both sides, {way} {name}"),
+                Unit::CpuSeconds,
+                None,
+            ),
+        }
+    };
+    Some(Costs { load: cost("load"), store: cost("store") })
+}
+
+/// The bare loops of this round.
+fn bare(bench: &mut Bench, subject: &Subject) -> io::Result<()> {
+    let to = bench.ground.path().join("bare");
+    let name = size_name(subject.size);
+    for sync in [false, true] {
+        bench.ground.doing(format!("{name}: a bare loop{}", if sync { " and a sync" } else { "" }))?;
+        let before = processor_seconds(std::process::id());
+        let seconds = median(subject, || limits::copy(&subject.file, &to, subject.size, sync))?;
+        let after = processor_seconds(std::process::id());
+        if let Some(rows) = subject.rows {
+            let rows = if sync { [Some(rows.store), None] } else { [Some(rows.load), rows.first] };
+            for row in rows.into_iter().flatten() {
+                bench.report.limit(row, rate(subject.size, seconds));
+            }
+        }
+        if let Some(costs) = subject.costs {
+            let cost = if sync { costs.store } else { costs.load };
+            per_gib(subject, before, after)
+                .into_iter()
+                .for_each(|time| bench.report.limit(cost.processors, time));
+        }
+        bench.ground.rest(written(subject))?;
+    }
+    Ok(())
+}
+
+/// One transport: stores, then loads what it has stored.
+fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::Result<()> {
+    let (name, by) = (size_name(subject.size), transport.name());
+    let site = bench.site()?;
+    let stored = {
+        let server = bench.serve(transport, site.path())?;
+        let stage = Stage { transport, server: &server, dir: site.path() };
+        bench.ground.doing(format!("{name}: storing, {by}"))?;
+        let store = Order::StoreFile { path: subject.file.clone(), count: subject.count };
+        let (row, cost) = (subject.rows.map(|rows| rows.store), subject.costs.map(|costs| costs.store));
+        let stored = one_way(bench, subject, &stage, &store, row, cost)?;
+        server.stop()?;
+        stored
+    };
+    bench.ground.rest(written(subject))?;
+
+    bench.warm_server(site.path())?;
+    let server = bench.serve(transport, site.path())?;
+    let stage = Stage { transport, server: &server, dir: site.path() };
+    let blobs = stored.committed.iter().map(|(oid, tid)| BlobId { oid: *oid, tid: *tid }).collect();
+    let load = Order::Call { what: Calls::LoadBlobs { blobs }, callers: 1, time: LONG };
+    if let Some(first) = subject.rows.and_then(|rows| rows.first) {
+        bench.ground.doing(format!("{name}: loading for the first time, {by}"))?;
+        one_way(bench, subject, &stage, &load, Some(first), None)?;
+        bench.ground.rest(written(subject))?;
+    }
+    bench.ground.doing(format!("{name}: loading, {by}"))?;
+    let (row, cost) = (subject.rows.map(|rows| rows.load), subject.costs.map(|costs| costs.load));
+    one_way(bench, subject, &stage, &load, row, cost)?;
+    server.stop()?;
+    drop(site);
+    bench.ground.rest(2 * written(subject))
+}
+
+fn one_way(
+    bench: &mut Bench,
+    subject: &Subject,
+    stage: &Stage<'_>,
+    order: &Order,
+    row: Option<RowId>,
+    cost: Option<Cost>,
+) -> io::Result<Ran> {
+    let Stage { transport, server, .. } = *stage;
+    let mut client = stage.client()?;
+    let before = both_processors(server, &client);
+    let ran: Ran = client.ask(order)?;
+    let after = both_processors(server, &client);
+    let report = &mut bench.report;
+    if let Some(row) = row {
+        report.value(row, Some(transport), rate(subject.size, ran.p50));
+    }
+    if let Some(cost) = cost {
+        let peaks = [(cost.server, server.process()), (cost.client, Some(client.process()))];
+        for (row, process) in peaks {
+            if let Some(peak) = process.and_then(peak_of) {
+                report.value(row, Some(transport), peak as f64 / f64::from(1 << 20));
+            }
+        }
+        if let Some(time) = per_gib(subject, before, after) {
+            report.value(cost.processors, Some(transport), time);
+        }
+    }
+    Ok(ran)
+}
+
+/// Stores where a sync costs nothing, beside a bare loop into the same memory: what the disk hides.
+fn without_sync(bench: &mut Bench, subject: &Subject, round: usize) -> io::Result<()> {
+    let Some(row) = subject.in_memory else { return Ok(()) };
+    let gone = || io::Error::other("there is not enough memory any more for a directory in it");
+    let name = size_name(subject.size);
+    bench.ground.doing(format!("{name}: a bare loop into memory"))?;
+    let memory = in_memory(subject.size).ok_or_else(gone)?;
+    let seconds = limits::copy(&subject.file, &memory.path().join("bare"), subject.size, false)?;
+    bench.report.limit(row, rate(subject.size, seconds));
+    drop(memory);
+    for transport in bench.transports(round) {
+        bench.ground.doing(format!("{name}: storing into memory, {}", transport.name()))?;
+        let memory = in_memory(subject.size).ok_or_else(gone)?;
+        let server = bench.serve(transport, memory.path())?;
+        let stage = Stage { transport, server: &server, dir: memory.path() };
+        let store = Order::StoreFile { path: subject.file.clone(), count: subject.count };
+        one_way(bench, subject, &stage, &store, Some(row), None)?;
+        server.stop()?;
+    }
+    Ok(())
+}
+
+fn median(subject: &Subject, mut measure: impl FnMut() -> io::Result<f64>) -> io::Result<f64> {
+    let times = (0..subject.count).map(|_| measure()).collect::<io::Result<Vec<f64>>>()?;
+    Ok(Spread::of(&times).map_or(f64::NAN, |spread| spread.median))
+}
+
+fn written(subject: &Subject) -> u64 {
+    subject.size * subject.count as u64
+}
+
+fn both_processors(server: &Server, client: &Client) -> Option<f64> {
+    Some(processor_seconds(server.process()?)? + processor_seconds(client.process())?)
+}
+
+fn per_gib(subject: &Subject, before: Option<f64>, after: Option<f64>) -> Option<f64> {
+    Some((after? - before?) / (written(subject) as f64 / f64::from(1 << 30)))
+}

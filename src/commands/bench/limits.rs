@@ -1,0 +1,166 @@
+//! What any program could do at most on this machine: bare loops around the system's calls, with the standard library's
+//! blocking sockets and two threads.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+/// Bytes that a loop reads and writes at once.
+const BLOCK: usize = 256 << 10;
+
+/// Bytes of a small request.
+const REQUEST: usize = 32;
+
+/// Two connected ends of a stream over the loopback.
+fn connected() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let near = TcpStream::connect(listener.local_addr()?)?;
+    let far = listener.accept()?.0;
+    near.set_nodelay(true)?;
+    far.set_nodelay(true)?;
+    Ok((near, far))
+}
+
+fn joined<T>(thread: JoinHandle<io::Result<T>>) -> io::Result<T> {
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread of a bare loop panicked")))
+}
+
+/// Copies `size` bytes of a file over a socket into a new file, which has its room from the beginning; seconds. They
+/// begin with a request on a connection that is there already.
+///
+/// With `sync`, the file is also synced. It is removed afterwards.
+pub(super) fn copy(from: &Path, to: &Path, size: u64, sync: bool) -> io::Result<f64> {
+    let (mut near, far) = connected()?;
+    let source = File::open(from)?;
+    let sender = std::thread::spawn(move || send(source, far, size));
+    let begun = Instant::now();
+    near.write_all(&[0; REQUEST])?;
+    let mut file = File::create(to)?;
+    fallocate(&file, FallocateFlags::empty(), 0, size)?;
+    let mut buffer = vec![0; BLOCK];
+    let mut left = size;
+    while left > 0 {
+        let most = buffer.len().min(usize::try_from(left).unwrap_or(BLOCK));
+        let n = near.read(&mut buffer[..most])?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        file.write_all(&buffer[..n])?;
+        left -= n as u64;
+    }
+    if sync {
+        file.sync_data()?;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    joined(sender)?;
+    std::fs::remove_file(to)?;
+    Ok(seconds)
+}
+
+fn send(source: File, mut to: TcpStream, size: u64) -> io::Result<()> {
+    to.read_exact(&mut [0; REQUEST])?;
+    let mut source = source.take(size);
+    let mut buffer = vec![0; BLOCK];
+    loop {
+        let n = source.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..n])?;
+    }
+}
+
+/// The same with several pairs of threads at once, each with files of its own: seconds until all are done.
+pub(super) fn copies(from: &[&Path], to: &Path, size: u64) -> io::Result<f64> {
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let start = |(number, from): (usize, &&Path)| {
+            let (from, to) = (from.to_path_buf(), to.join(format!("bare-{number}")));
+            scope.spawn(move || copy(&from, &to, size, false))
+        };
+        let loops: Vec<_> = from.iter().enumerate().map(start).collect();
+        loops.into_iter().try_for_each(|one| match one.join() {
+            Ok(copied) => copied.map(drop),
+            Err(_) => Err(io::Error::other("a thread of a bare loop panicked")),
+        })
+    })?;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// Asks `times` for answers of so many bytes, `depth` of them at once on one connection; seconds for each.
+pub(super) fn round_trip(answer: usize, depth: usize, times: usize) -> io::Result<f64> {
+    let (mut near, mut far) = connected()?;
+    let answering = std::thread::spawn(move || {
+        let (mut requests, answers) = (vec![0; REQUEST * depth], vec![7; answer * depth]);
+        for _ in 0..times {
+            far.read_exact(&mut requests)?;
+            far.write_all(&answers)?;
+        }
+        Ok(())
+    });
+    let (requests, mut answers) = (vec![0; REQUEST * depth], vec![0; answer * depth]);
+    let begun = Instant::now();
+    for _ in 0..times {
+        near.write_all(&requests)?;
+        near.read_exact(&mut answers)?;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    joined(answering)?;
+    Ok(seconds / (times * depth) as f64)
+}
+
+/// Appends so many bytes to a file and syncs it, `times`; seconds for each.
+pub(super) fn append_and_sync(dir: &Path, bytes: usize, times: usize) -> io::Result<f64> {
+    let path = dir.join("appended");
+    let mut file = File::create(&path)?;
+    let bytes = vec![7; bytes];
+    let begun = Instant::now();
+    for _ in 0..times {
+        file.write_all(&bytes)?;
+        file.sync_data()?;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    std::fs::remove_file(path)?;
+    Ok(seconds / times as f64)
+}
+
+/// Opens each of some files; how many a second.
+pub(super) fn opens(paths: &[impl AsRef<Path>]) -> io::Result<f64> {
+    let begun = Instant::now();
+    for path in paths {
+        File::open(path)?.metadata()?;
+    }
+    Ok(paths.len() as f64 / begun.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_loop_copies_as_much_as_it_says_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("from");
+        std::fs::write(&from, vec![1; 600_000]).unwrap();
+        let to = dir.path().join("to");
+        assert!(copy(&from, &to, 600_000, true).unwrap() > 0.0);
+        assert!(copy(&from, &to, 600_001, false).is_err(), "there is no more");
+        assert!(copies(&[&from, &from], dir.path(), 600_000).unwrap() > 0.0);
+        let _ = std::fs::remove_file(&to);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn round_trips_and_syncs_take_time() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(round_trip(10_000, 3, 5).unwrap() > 0.0);
+        assert!(append_and_sync(dir.path(), 100, 2).unwrap() > 0.0);
+        assert!(opens(&[dir.path()]).unwrap() > 0.0);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

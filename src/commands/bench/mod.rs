@@ -1,0 +1,297 @@
+//! `bench`: how fast it is, beside what this machine could do at most.
+//!
+//! Everything is measured in the same run and in turn: the bare loops of [`limits`], then each transport, then the same
+//! again for every round, so that what slows the machine down for a while slows all of them. Servers and clients are
+//! processes of their own ([`processes`]), started as users start them; clients take [`orders`], which their [`worker`]
+//! has done by as many callers as are asked for ([`calls`]). It happens on a [`ground`] with rests between; [`plan`] says
+//! how much of everything, and [`report`] makes figures of what comes of it.
+//!
+//! Each section has a file, but for what is measured by the way: [`large`] has memory and processor time, too, and
+//! [`small`] has objects.
+
+mod calls;
+mod clients;
+mod ground;
+mod hits;
+mod idle;
+mod large;
+mod limits;
+mod orders;
+mod ping;
+mod plan;
+mod processes;
+mod report;
+mod scale;
+mod small;
+pub(super) mod worker;
+
+use std::io::{self, Write};
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
+use tempfile::TempDir;
+
+use self::ground::{Ground, IN_MEMORY, file_system};
+use self::plan::Plan;
+use self::processes::{Client, Server, busy};
+use self::report::{Figure, Report, Row, RowId, Target, Unit};
+use super::serve::Stop;
+use crate::cli::{BenchArgs, Global, Section};
+use crate::failure::Failure;
+use crate::output::{Line, Output};
+use crate::transport::Transport;
+
+/// The part of the processors from which on others have more than a little of them.
+const BUSY: f64 = 0.1;
+
+/// Bytes of a small blob.
+const SMALL: usize = 10 << 10;
+
+/// A benchmark that is under way.
+struct Bench {
+    plan: Plan,
+    ground: Ground,
+    report: Report,
+    /// The server that is measured, where it is not one of its own.
+    server: Option<String>,
+    left_out: Vec<LeftOut>,
+}
+
+/// Something that was asked for and can not be measured.
+#[derive(Clone, Debug, Serialize)]
+struct LeftOut {
+    left_out: String,
+    why: String,
+}
+
+impl Line for LeftOut {
+    fn plain(&self) -> String {
+        format!("left out: {} ({})", self.left_out, self.why)
+    }
+}
+
+impl Line for Figure<'_> {
+    fn plain(&self) -> String {
+        // People get a table of all of them.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// Where all this was measured.
+#[derive(Serialize)]
+struct Machine {
+    version: &'static str,
+    optimised: bool,
+    processors: usize,
+    file_system: String,
+    directory: PathBuf,
+    rounds: usize,
+    /// Which part of the processors was busy before it began.
+    busy: Option<f64>,
+}
+
+impl Line for Machine {
+    fn plain(&self) -> String {
+        let Machine { version, optimised, processors, file_system, directory, rounds, busy } = self;
+        let build = if *optimised { "" } else { ", a debug build: its figures say nothing" };
+        let memory = if file_system == IN_MEMORY { ", which is memory: its syncs say nothing" } else { "" };
+        let rounds =
+            if *rounds == 1 { "1 round".to_owned() } else { format!("the medians of {rounds} rounds") };
+        let busy = busy.filter(|busy| *busy > BUSY).map_or_else(String::new, |busy| {
+            let percent = busy * 100.0;
+            format!(
+                "The machine is busy with something else ({percent:.0} % of it): expect figures to be low.\n"
+            )
+        });
+        let directory = directory.display();
+        format!(
+            "blobferry {version}{build}; {processors} processors; {directory} on {file_system}{memory}; {rounds}\n\
+             {busy}"
+        )
+    }
+}
+
+/// Runs `bench`.
+pub(super) async fn run<W: Write>(
+    args: &BenchArgs,
+    global: &Global,
+    output: &mut Output<W>,
+) -> Result<(), Failure> {
+    // Its processes get an interrupt, too, and end; this one goes on to clean up.
+    let mut stop = Stop::new()?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let asked = interrupted.clone();
+    let listening = tokio::spawn(async move {
+        stop.asked().await;
+        asked.store(true, Ordering::Relaxed);
+    });
+    let done = measure(args, global, interrupted, output);
+    listening.abort();
+    done
+}
+
+/// All of it, on this thread: a benchmark waits for others.
+fn measure<W: Write>(
+    args: &BenchArgs,
+    global: &Global,
+    interrupted: Arc<AtomicBool>,
+    output: &mut Output<W>,
+) -> Result<(), Failure> {
+    let plan = Plan::new(args, global);
+    let within = args.dir.clone().map_or_else(here, Ok).map_err(system("finding a directory"))?;
+    let ground = Ground::new(&within, !args.quick, interrupted);
+    let ground = ground.map_err(system(format!("making a directory in {}", within.display())))?;
+    let machine = Machine {
+        version: env!("CARGO_PKG_VERSION"),
+        optimised: !cfg!(debug_assertions),
+        processors: std::thread::available_parallelism().map_or(1, NonZero::get),
+        file_system: file_system(ground.path()).unwrap_or_else(|| "an unknown file system".into()),
+        directory: within,
+        rounds: plan.rounds,
+        busy: busy(),
+    };
+    let server = global.said.server.then(|| global.server.clone());
+    let mut bench = Bench { plan, ground, report: Report::default(), server, left_out: Vec::new() };
+    output.line(&machine)?;
+    output.flush()?;
+    let measured = bench.sections(output);
+    if !output.is_json() {
+        // What was measured until then is told, also where something fails.
+        bench.tell(output)?;
+    }
+    measured
+}
+
+/// The current directory, or the system's for temporary files where that can not be written to.
+fn here() -> io::Result<PathBuf> {
+    let here = std::env::current_dir()?;
+    let writable = rustix::fs::access(&here, rustix::fs::Access::WRITE_OK).is_ok();
+    Ok(if writable { here } else { std::env::temp_dir() })
+}
+
+fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Failure {
+    let doing = doing.into();
+    move |source| Failure::System { doing, source }
+}
+
+impl Bench {
+    /// Measures what was asked for. Scripts get the figures of each section when it is done.
+    fn sections<W: Write>(&mut self, output: &mut Output<W>) -> Result<(), Failure> {
+        type Measure = fn(&mut Bench) -> io::Result<()>;
+        let all: [(&[Section], Measure); 7] = [
+            (&[Section::Large, Section::Memory], large::run),
+            (&[Section::Clients], clients::run),
+            (&[Section::Small, Section::Objects], small::run),
+            (&[Section::Hits], hits::run),
+            (&[Section::Ping], ping::run),
+            (&[Section::Idle], idle::run),
+            (&[Section::Scale], scale::run),
+        ];
+        for (sections, measure) in all {
+            if !sections.iter().any(|section| self.plan.has(*section)) {
+                continue;
+            }
+            let (figures, left_out) = (self.report.len(), self.left_out.len());
+            measure(self).map_err(system("measuring"))?;
+            if output.is_json() {
+                self.report.figures(figures).try_for_each(|figure| output.line(&figure))?;
+                self.left_out.iter().skip(left_out).try_for_each(|left_out| output.line(left_out))?;
+                output.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell<W: Write>(&self, output: &mut Output<W>) -> Result<(), Failure> {
+        let written = write!(output.bytes(), "{}", self.report.table(&self.plan.transports));
+        written.map_err(Failure::Output)?;
+        self.left_out.iter().try_for_each(|left_out| output.line(left_out))?;
+        if self.report.has_missed() {
+            writeln!(output.bytes(), "!  misses its target").map_err(Failure::Output)?;
+        }
+        Ok(())
+    }
+
+    fn row(&mut self, figure: &str, what: &str, unit: Unit, target: Option<Target>) -> RowId {
+        self.report.row(Row { figure: figure.into(), what: what.into(), unit, target })
+    }
+
+    /// Something of what was asked for will not be measured.
+    fn leave_out(&mut self, what: &str, why: &str) {
+        self.left_out.push(LeftOut { left_out: what.into(), why: why.into() });
+    }
+
+    /// The transports in the order of a round: each is the first in its turn.
+    fn transports(&self, round: usize) -> Vec<Transport> {
+        let mut transports = self.plan.transports.clone();
+        let first = round % transports.len().max(1);
+        transports.rotate_left(first);
+        transports
+    }
+
+    /// The server that is to be measured: with a directory of its own, or the one that runs already.
+    fn serve(&self, transport: Transport, dir: &Path) -> io::Result<Server> {
+        match &self.server {
+            Some(address) => Ok(Server::running(address)),
+            None => Server::start(transport, &dir.join("server")),
+        }
+    }
+
+    /// A place for a server and its clients.
+    fn site(&self) -> io::Result<TempDir> {
+        self.ground.scratch()
+    }
+
+    /// Reads what a server of ours will be asked for, so that its disk has no part in it.
+    fn warm_server(&self, dir: &Path) -> io::Result<()> {
+        let blobs = dir.join("server/blobs");
+        if self.server.is_none() && blobs.exists() { ground::warm(&blobs) } else { Ok(()) }
+    }
+}
+
+/// A server, a transport to it, and where its clients have their caches.
+struct Stage<'a> {
+    transport: Transport,
+    server: &'a Server,
+    dir: &'a Path,
+}
+
+impl Stage<'_> {
+    /// A client, with an empty cache of its own.
+    fn client(&self) -> io::Result<Client> {
+        let cache = tempfile::Builder::new().prefix("cache-").tempdir_in(self.dir)?.keep();
+        Client::start(self.transport, self.server, &cache)
+    }
+}
+
+/// A size, as it is called in a figure's name: `64 MiB`.
+fn size_name(bytes: u64) -> String {
+    for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if bytes != 0 && bytes.is_multiple_of(1 << shift) {
+            return format!("{} {unit}", bytes >> shift);
+        }
+    }
+    format!("{bytes} B")
+}
+
+/// Millions of bytes a second.
+fn rate(bytes: u64, seconds: f64) -> f64 {
+    bytes as f64 / 1e6 / seconds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_names() {
+        for (bytes, name) in
+            [(1 << 30, "1 GiB"), (3 << 29, "1536 MiB"), (10 << 10, "10 KiB"), (1000, "1000 B")]
+        {
+            assert_eq!(size_name(bytes), name);
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! What comes of a benchmark: figures, each from several rounds, beside their limits and what they should be.
+//!
+//! A figure is the median of its rounds, and its spread the least and the most of them. Its ratio is how much of the
+//! limit it reaches (1 is all of it, whether more is better or less): of each round by itself, since the machine changes
+//! from one to the next, and then the median.
+
+use serde::Serialize;
+
+use crate::human;
+use crate::transport::Transport;
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    /// Its name, for scripts.
+    pub(super) figure: String,
+    /// The same for people.
+    pub(super) what: String,
+    pub(super) unit: Unit,
+    pub(super) target: Option<Target>,
+}
+
+/// What a number counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// Millions of bytes a second.
+    Rate,
+    /// Of anything, a second.
+    PerSecond,
+    Milliseconds,
+    /// Seconds of a processor for a GiB.
+    CpuSeconds,
+    Seconds,
+    MiB,
+    Bytes,
+    /// So many of one for each of another.
+    Each,
+}
+
+impl Unit {
+    fn name(self) -> &'static str {
+        match self {
+            Unit::Rate => "MB/s",
+            Unit::PerSecond => "1/s",
+            Unit::Milliseconds => "ms",
+            Unit::CpuSeconds => "s/GiB",
+            Unit::Seconds => "s",
+            Unit::MiB => "MiB",
+            Unit::Bytes => "B",
+            Unit::Each => "each",
+        }
+    }
+
+    /// Is more of it better?
+    fn more_is_better(self) -> bool {
+        matches!(self, Unit::Rate | Unit::PerSecond | Unit::Each)
+    }
+}
+
+/// What a figure should be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Target {
+    /// So much of its limit.
+    Ratio(f64),
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Target {
+    fn is_met(self, median: f64, ratio: Option<f64>) -> bool {
+        match self {
+            Target::Ratio(least) => ratio.is_some_and(|ratio| ratio >= least),
+            Target::AtLeast(least) => median >= least,
+            Target::AtMost(most) => median <= most,
+        }
+    }
+
+    fn number(self) -> f64 {
+        match self {
+            Target::Ratio(number) | Target::AtLeast(number) | Target::AtMost(number) => number,
+        }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Target::Ratio(_) => "ratio at least",
+            Target::AtLeast(_) => "at least",
+            Target::AtMost(_) => "at most",
+        }
+    }
+
+    fn plain(self) -> String {
+        match self {
+            Target::Ratio(least) => format!("ratio >= {least:.2}"),
+            Target::AtLeast(least) => format!(">= {}", number(least)),
+            Target::AtMost(most) => format!("<= {}", number(most)),
+        }
+    }
+}
+
+/// Which row of a [`Report`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RowId(usize);
+
+/// All figures.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    rows: Vec<(Row, Samples)>,
+}
+
+/// The rounds of a row.
+#[derive(Debug, Default)]
+struct Samples {
+    limit: Vec<f64>,
+    /// Of what carries it; `None` for what no transport has a part in.
+    values: Vec<(Option<Transport>, Vec<f64>)>,
+}
+
+/// A figure as scripts read it.
+#[derive(Debug, Serialize)]
+pub(super) struct Figure<'a> {
+    figure: &'a str,
+    transport: Option<&'static str>,
+    unit: &'static str,
+    median: f64,
+    low: f64,
+    high: f64,
+    limit: Option<f64>,
+    ratio: Option<f64>,
+    target: Option<f64>,
+    target_is: Option<&'static str>,
+    met: Option<bool>,
+}
+
+impl Report {
+    /// A row that is to be measured.
+    pub(super) fn row(&mut self, row: Row) -> RowId {
+        self.rows.push((row, Samples::default()));
+        RowId(self.rows.len() - 1)
+    }
+
+    /// How many rows there are.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// A round's limit.
+    pub(super) fn limit(&mut self, row: RowId, value: f64) {
+        if let Some((_, samples)) = self.rows.get_mut(row.0) {
+            samples.limit.push(value);
+        }
+    }
+
+    /// What came of a round.
+    pub(super) fn value(&mut self, row: RowId, transport: Option<Transport>, value: f64) {
+        let Some((_, samples)) = self.rows.get_mut(row.0) else { return };
+        match samples.values.iter_mut().find(|(by, _)| *by == transport) {
+            Some((_, values)) => values.push(value),
+            None => samples.values.push((transport, vec![value])),
+        }
+    }
+
+    /// The figures of the rows from one on. What is nothing but a limit is a figure, too.
+    pub(super) fn figures(&self, from: usize) -> impl Iterator<Item = Figure<'_>> {
+        self.rows.iter().skip(from).flat_map(|(row, samples)| {
+            let bare = samples.values.is_empty().then_some((None, samples.limit.as_slice(), None));
+            let measured = samples.values.iter();
+            let measured =
+                measured.map(move |(by, values)| (*by, values.as_slice(), Some(samples.limit.as_slice())));
+            bare.into_iter()
+                .chain(measured)
+                .filter_map(move |(by, values, limit)| figure(row, by, values, limit))
+        })
+    }
+
+    /// The table for people.
+    pub(super) fn table(&self, transports: &[Transport]) -> String {
+        let mut head = vec!["what".to_owned(), "unit".into(), "limit".into()];
+        for transport in transports {
+            head.extend([transport.name().to_owned(), "ratio".into()]);
+        }
+        head.push("target".into());
+        let rows = self.rows.iter().filter(|(_, samples)| !samples.is_empty());
+        let rows = rows.map(|(row, samples)| line(row, samples, transports));
+        human::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+    }
+
+    /// Was a target missed?
+    pub(super) fn has_missed(&self) -> bool {
+        self.figures(0).any(|figure| figure.met == Some(false))
+    }
+}
+
+impl Samples {
+    fn is_empty(&self) -> bool {
+        self.limit.is_empty() && self.values.is_empty()
+    }
+}
+
+fn figure<'a>(
+    row: &'a Row,
+    by: Option<Transport>,
+    values: &[f64],
+    limit: Option<&[f64]>,
+) -> Option<Figure<'a>> {
+    let Spread { median, low, high } = Spread::of(values)?;
+    let ratio = limit.and_then(|limit| ratio(values, limit, row.unit.more_is_better()));
+    Some(Figure {
+        figure: &row.figure,
+        transport: by.map(Transport::name),
+        unit: row.unit.name(),
+        median,
+        low,
+        high,
+        limit: limit.and_then(Spread::of).map(|limit| limit.median),
+        ratio,
+        target: row.target.map(Target::number),
+        target_is: row.target.map(Target::kind),
+        met: row.target.map(|target| target.is_met(median, ratio)),
+    })
+}
+
+fn line(row: &Row, samples: &Samples, transports: &[Transport]) -> Vec<String> {
+    let spread = |values: &[f64]| Spread::of(values).map_or_else(|| "-".to_owned(), Spread::plain);
+    let mut cells = vec![row.what.clone(), row.unit.name().to_owned(), spread(&samples.limit)];
+    let limit = Some(samples.limit.as_slice());
+    for (column, transport) in transports.iter().enumerate() {
+        let of_column = |by: &Option<Transport>| *by == Some(*transport) || (by.is_none() && column == 0);
+        let values = samples.values.iter().find(|(by, _)| of_column(by));
+        let figure = values.and_then(|(by, values)| Some((values, figure(row, *by, values, limit)?)));
+        let Some((values, figure)) = figure else {
+            cells.extend(["-".to_owned(), "-".to_owned()]);
+            continue;
+        };
+        let missed = if figure.met == Some(false) { " !" } else { "" };
+        let ratio = figure.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+        match row.target {
+            Some(Target::Ratio(_)) => cells.extend([spread(values), format!("{ratio}{missed}")]),
+            _ => cells.extend([format!("{}{missed}", spread(values)), ratio]),
+        }
+    }
+    cells.push(row.target.map_or_else(|| "-".to_owned(), Target::plain));
+    cells
+}
+
+/// The middle of some numbers, and their ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Spread {
+    pub(super) median: f64,
+    pub(super) low: f64,
+    pub(super) high: f64,
+}
+
+impl Spread {
+    /// `None` for no numbers.
+    pub(super) fn of(values: &[f64]) -> Option<Spread> {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (low, high) = (*sorted.first()?, *sorted.last()?);
+        let (below, above) = (sorted.get((sorted.len() - 1) / 2)?, sorted.get(sorted.len() / 2)?);
+        Some(Spread { median: f64::midpoint(*below, *above), low, high })
+    }
+
+    /// The median, and how far the farthest is from it: `812 ±4%`.
+    fn plain(self) -> String {
+        let far = (self.high - self.median).max(self.median - self.low) / self.median * 100.0;
+        let text = number(self.median);
+        if self.low < self.high && far.is_finite() { format!("{text} ±{far:.0}%") } else { text }
+    }
+}
+
+/// How much of its limit is reached.
+fn ratio(values: &[f64], limit: &[f64], more_is_better: bool) -> Option<f64> {
+    let each = |(value, limit): (&f64, &f64)| if more_is_better { value / limit } else { limit / value };
+    let ratios: Vec<f64> = values.iter().zip(limit).map(each).filter(|ratio| ratio.is_finite()).collect();
+    Spread::of(&ratios).map(|spread| spread.median)
+}
+
+/// A number with as many digits as mean anything.
+fn number(value: f64) -> String {
+    match value {
+        value if value >= 100.0 => format!("{value:.0}"),
+        value if value >= 10.0 => format!("{value:.1}"),
+        value if value >= 0.1 => format!("{value:.2}"),
+        value => format!("{value:.4}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(figure: &str, unit: Unit, target: Option<Target>) -> Row {
+        Row { figure: figure.into(), what: format!("the {figure}"), unit, target }
+    }
+
+    fn spread(values: &[f64]) -> (f64, f64, f64) {
+        let Spread { median, low, high } = Spread::of(values).unwrap();
+        (median, low, high)
+    }
+
+    #[test]
+    fn a_median_is_the_middle_or_between_the_two_in_the_middle() {
+        assert_eq!(spread(&[7.0]), (7.0, 7.0, 7.0));
+        assert_eq!(spread(&[9.0, 1.0, 2.0]), (2.0, 1.0, 9.0));
+        assert_eq!(spread(&[4.0, 1.0, 2.0, 100.0]), (3.0, 1.0, 100.0));
+        assert_eq!(Spread::of(&[]), None);
+    }
+
+    #[test]
+    fn a_ratio_is_of_each_round_and_says_how_much_of_the_limit_is_reached() {
+        // The machine was twice as fast in the second round: that is no spread of the ratio.
+        assert_eq!(ratio(&[50.0, 100.0, 40.0], &[100.0, 200.0, 100.0], true), Some(0.5));
+        assert_eq!(ratio(&[4.0], &[1.0], false), Some(0.25), "to take four times as long is a quarter");
+        assert_eq!(ratio(&[4.0], &[], true), None);
+        assert_eq!(ratio(&[4.0], &[0.0], true), None);
+    }
+
+    #[test]
+    fn a_target_is_met_by_the_ratio_or_by_the_figure() {
+        assert!(Target::Ratio(0.8).is_met(1.0, Some(0.8)));
+        assert!(!Target::Ratio(0.8).is_met(1.0, Some(0.79)));
+        assert!(!Target::Ratio(0.8).is_met(1.0, None));
+        assert!(
+            Target::AtLeast(4000.0).is_met(4000.0, None) && !Target::AtLeast(4000.0).is_met(3999.0, None)
+        );
+        assert!(Target::AtMost(16.0).is_met(16.0, None) && !Target::AtMost(16.0).is_met(16.1, None));
+    }
+
+    #[test]
+    fn scripts_get_a_figure_for_every_transport_and_for_a_bare_limit() {
+        let mut report = Report::default();
+        let bare = report.row(row("bare", Unit::Milliseconds, None));
+        report.limit(bare, 2.0);
+        let load = report.row(row("load", Unit::Rate, Some(Target::Ratio(0.8))));
+        for (limit, mio, tokio) in [(100.0, 90.0, 70.0), (200.0, 180.0, 140.0)] {
+            report.limit(load, limit);
+            report.value(load, Some(Transport::Mio), mio);
+            report.value(load, Some(Transport::Tokio), tokio);
+        }
+        report.row(row("left out", Unit::Rate, None));
+        let figures: Vec<_> = report.figures(0).map(|figure| serde_json::to_value(figure).unwrap()).collect();
+        assert_eq!(figures.len(), 3, "{figures:?}");
+        assert_eq!((&figures[0]["figure"], &figures[0]["median"]), (&"bare".into(), &2.0.into()));
+        assert!(figures[0]["transport"].is_null() && figures[0]["limit"].is_null());
+        let tokio = &figures[2];
+        assert_eq!((&tokio["transport"], &tokio["unit"]), (&"tokio".into(), &"MB/s".into()));
+        assert_eq!((&tokio["median"], &tokio["low"]), (&105.0.into(), &70.0.into()));
+        assert_eq!((&tokio["limit"], &tokio["ratio"]), (&150.0.into(), &0.7.into()));
+        assert_eq!((&tokio["target"], &tokio["met"]), (&0.8.into(), &false.into()));
+        assert_eq!(figures[1]["met"], true);
+        assert_eq!(report.figures(1).count(), 2);
+        assert!(report.has_missed());
+    }
+
+    #[test]
+    fn people_get_a_line_for_every_row_and_see_what_misses_its_target() {
+        let mut report = Report::default();
+        let load = report.row(row("load", Unit::Rate, Some(Target::Ratio(0.8))));
+        report.limit(load, 1000.0);
+        report.value(load, Some(Transport::Mio), 900.0);
+        report.value(load, Some(Transport::Tokio), 500.0);
+        let hits = report.row(row("hits", Unit::PerSecond, Some(Target::AtLeast(100.0))));
+        report.value(hits, None, 90.0);
+        report.value(hits, None, 45.0);
+        report.row(row("left out", Unit::Rate, None));
+        let table = report.table(&[Transport::Mio, Transport::Tokio]);
+        let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0].join(" "), "what unit limit mio ratio tokio ratio target");
+        assert_eq!(lines[1].join(" "), "the load MB/s 1000 900 0.90 500 0.50 ! ratio >= 0.80");
+        assert_eq!(lines[2].join(" "), "the hits 1/s - 67.5 ±33% ! - - - >= 100");
+        assert_eq!(lines.len(), 3);
+    }
+}

@@ -1,0 +1,130 @@
+//! A store that is full of small blobs and names: how long it takes to open, and what commits and loads come to, beside
+//! an empty one.
+//!
+//! The store is filled through ordinary transactions, a directory of names in each.
+
+use std::io;
+use std::path::Path;
+use std::time::Instant;
+
+use blobferry_protocol::BlobId;
+
+use super::orders::{Calls, Filled, Order, Ran};
+use super::report::{RowId, Target, Unit};
+use super::{Bench, SMALL, Stage};
+use crate::transport::Transport;
+
+/// Blobs and names in a transaction.
+const BATCH: usize = 20_000;
+
+/// Bytes of a blob.
+const SIZE: usize = 1 << 10;
+
+/// Callers that commit and load.
+const CALLERS: usize = 16;
+
+struct Rows {
+    fill: RowId,
+    open: RowId,
+    commit: RowId,
+    load: RowId,
+}
+
+/// Measures it.
+pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
+    if bench.server.is_some() {
+        bench.leave_out("scale", "the server's directory is not of our own");
+        return Ok(());
+    }
+    let rows = rows(bench);
+    let (full, empty) = (bench.site()?, bench.site()?);
+    let blobs = fill(bench, full.path(), rows.fill)?;
+    for round in 0..bench.plan.rounds {
+        for transport in bench.transports(round) {
+            one(bench, &rows, transport, full.path(), empty.path(), &blobs)?;
+        }
+    }
+    Ok(())
+}
+
+fn rows(bench: &mut Bench) -> Rows {
+    let store = format!("a store of {0} blobs and {0} names", bench.plan.count);
+    let mut row = |figure: &str, what: String, unit, target| bench.row(figure, &what, unit, target);
+    let like_empty = Some(Target::AtLeast(0.8));
+    Rows {
+        fill: row("scale-fill", format!("fill {store}"), Unit::Seconds, None),
+        open: row("scale-open", format!("open {store}"), Unit::Seconds, Some(Target::AtMost(1.0))),
+        commit: row("scale-commit", "  commits, beside an empty store".into(), Unit::Each, like_empty),
+        load: row("scale-load", "  loads, beside an empty store".into(), Unit::Each, like_empty),
+    }
+}
+
+/// Fills a store; the blobs that will be loaded, from everywhere in it.
+fn fill(bench: &mut Bench, dir: &Path, row: RowId) -> io::Result<Vec<BlobId>> {
+    let count = bench.plan.count;
+    let Some(transport) = bench.plan.transports.last().copied() else { return Ok(Vec::new()) };
+    let server = bench.serve(transport, dir)?;
+    let mut client = Stage { transport, server: &server, dir }.client()?;
+    let every = (count / bench.plan.blobs).max(1);
+    let (mut blobs, mut done) = (Vec::new(), 0);
+    let begun = Instant::now();
+    while done < count {
+        bench.ground.doing(format!("filling a store: {done} of {count} blobs and names"))?;
+        let batch = BATCH.min(count - done);
+        let order = Order::Publish { directory: format!("directory-{done}"), count: batch, blob: SIZE };
+        let filled: Filled = client.ask(&order)?;
+        blobs.extend(filled.blobs().into_iter().step_by(every));
+        done += batch;
+    }
+    bench.report.value(row, None, begun.elapsed().as_secs_f64());
+    drop(client);
+    server.stop()?;
+    bench.ground.rest((count * SIZE) as u64)?;
+    Ok(blobs)
+}
+
+fn one(
+    bench: &mut Bench,
+    rows: &Rows,
+    transport: Transport,
+    full: &Path,
+    empty: &Path,
+    blobs: &[BlobId],
+) -> io::Result<()> {
+    bench.ground.doing(format!("opening a full store, {}", transport.name()))?;
+    let begun = Instant::now();
+    let server = bench.serve(transport, full)?;
+    bench.report.value(rows.open, Some(transport), begun.elapsed().as_secs_f64());
+    let of_full = rates(bench, &Stage { transport, server: &server, dir: full }, blobs)?;
+    server.stop()?;
+
+    let server = bench.serve(transport, empty)?;
+    let order = Order::Fill { count: blobs.len(), blob: Some(SIZE) };
+    let stage = Stage { transport, server: &server, dir: empty };
+    let filled: Filled = stage.client()?.ask(&order)?;
+    let of_empty = rates(bench, &stage, &filled.blobs())?;
+    server.stop()?;
+    bench.report.value(rows.commit, Some(transport), of_full.commit / of_empty.commit);
+    bench.report.value(rows.load, Some(transport), of_full.load / of_empty.load);
+    Ok(())
+}
+
+/// A second.
+struct Rates {
+    commit: f64,
+    load: f64,
+}
+
+fn rates(bench: &Bench, stage: &Stage<'_>, blobs: &[BlobId]) -> io::Result<Rates> {
+    let ask = |doing: &str, what: Calls| -> io::Result<f64> {
+        bench.ground.rest(0)?;
+        bench.ground.doing(format!("{doing}, {}", stage.transport.name()))?;
+        let order = Order::Call { what, callers: CALLERS, time: bench.plan.time };
+        let ran: Ran = stage.client()?.ask(&order)?;
+        Ok(ran.rate())
+    };
+    Ok(Rates {
+        commit: ask("commits", Calls::CommitBlobs { size: SMALL })?,
+        load: ask("loads", Calls::LoadBlobs { blobs: blobs.to_vec() })?,
+    })
+}

@@ -1,0 +1,216 @@
+//! Small blobs and objects: committed and loaded, by one caller and by many on one connection.
+//!
+//! A commit waits for the disk once, and its limit is a bare append and sync of as many bytes, and a bare round trip: for
+//! 16 callers, of 16 times as many bytes, since one sync can be for all of them. The limit of a load is a bare round trip
+//! with as large an answer: for 16 callers, of 16 requests at once.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use blobferry_protocol::{BlobId, Oid};
+
+use super::orders::{Calls, Filled, Order, Ran};
+use super::processes::Client;
+use super::report::{RowId, Target, Unit};
+use super::{Bench, SMALL, Stage, limits, size_name};
+use crate::cli::Section;
+use crate::transport::Transport;
+
+/// Bytes of a small answer, or of the record of an object.
+const TINY: usize = 256;
+
+/// Callers on one connection.
+const CALLERS: [usize; 3] = [1, 16, 64];
+
+/// The figures for one number of callers.
+struct Rows {
+    callers: usize,
+    small: Option<SmallRows>,
+    objects: Option<ObjectRows>,
+}
+
+struct SmallRows {
+    commit: RowId,
+    /// What the server counts of that, where it counts syncs.
+    a_sync: RowId,
+    a_batch: RowId,
+    to_memory: RowId,
+    to_file: RowId,
+}
+
+struct ObjectRows {
+    commit: RowId,
+    load: RowId,
+}
+
+/// Measures it.
+pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
+    let bare = bare_rows(bench);
+    let rows: Vec<Rows> = CALLERS.iter().map(|callers| rows(bench, *callers)).collect();
+    for round in 0..bench.plan.rounds {
+        bench.ground.doing("bare syncs and round trips")?;
+        bench
+            .report
+            .limit(bare.sync, limits::append_and_sync(bench.ground.path(), SMALL, bench.plan.syncs)? * 1e3);
+        bench.report.limit(bare.trip, limits::round_trip(TINY, 1, bench.plan.trips)? * 1e3);
+        for rows in &rows {
+            limit(bench, rows)?;
+        }
+        for transport in bench.transports(round) {
+            one(bench, &rows, transport)?;
+        }
+    }
+    Ok(())
+}
+
+struct Bare {
+    sync: RowId,
+    trip: RowId,
+}
+
+fn bare_rows(bench: &mut Bench) -> Bare {
+    let name = size_name(SMALL as u64);
+    let sync = format!("bare append of {name}, and its sync");
+    Bare {
+        sync: bench.row("bare-sync", &sync, Unit::Milliseconds, None),
+        trip: bench.row("bare-round-trip", "bare round trip", Unit::Milliseconds, None),
+    }
+}
+
+fn rows(bench: &mut Bench, callers: usize) -> Rows {
+    let by = if callers == 1 { "1 caller".to_owned() } else { format!("{callers} callers") };
+    let name = size_name(SMALL as u64);
+    let small = bench.plan.has(Section::Small).then(|| {
+        let (commit, load, a_sync, a_batch) = match callers {
+            1 => (Some(Target::Ratio(0.6)), Some(Target::Ratio(0.6)), None, None),
+            16 => {
+                (Some(Target::AtLeast(4000.0)), None, Some(Target::AtLeast(8.0)), Some(Target::AtMost(1.2)))
+            }
+            _ => (None, Some(Target::AtLeast(50_000.0)), None, None),
+        };
+        let mut row = |figure: &str, what: String, unit, target| {
+            bench.row(&format!("{figure}-{callers}"), &format!("{what}, {by}"), unit, target)
+        };
+        SmallRows {
+            commit: row("commit-blobs", format!("commit a blob of {name}"), Unit::PerSecond, commit),
+            a_sync: row("commits-a-sync", "  commits a sync".into(), Unit::Each, a_sync),
+            a_batch: row("syncs-a-batch", "  syncs a batch".into(), Unit::Each, a_batch),
+            to_memory: row("load-bytes", format!("load a blob of {name} to memory"), Unit::PerSecond, load),
+            to_file: row("load-blobs", format!("load a blob of {name} to a file"), Unit::PerSecond, None),
+        }
+    });
+    let objects = bench.plan.has(Section::Objects).then(|| {
+        let mut row = |figure: &str, what: &str| {
+            bench.row(&format!("{figure}-{callers}"), &format!("{what}, {by}"), Unit::PerSecond, None)
+        };
+        ObjectRows {
+            commit: row("commit-objects", "commit an object"),
+            load: row("load-objects", "load an object"),
+        }
+    });
+    Rows { callers, small, objects }
+}
+
+fn limit(bench: &mut Bench, rows: &Rows) -> io::Result<()> {
+    let Rows { callers, small, objects } = rows;
+    let trips = (bench.plan.trips / callers).max(1);
+    let tiny = limits::round_trip(TINY, *callers, trips)?;
+    let commits = |bytes: usize| {
+        let sync = limits::append_and_sync(bench.ground.path(), bytes * callers, bench.plan.syncs)?;
+        Ok::<f64, io::Error>(*callers as f64 / (sync + tiny * *callers as f64))
+    };
+    let (blobs, records) = (commits(SMALL)?, commits(TINY)?);
+    if let Some(small) = small {
+        bench.report.limit(small.commit, blobs);
+        let load = 1.0 / limits::round_trip(SMALL, *callers, trips)?;
+        bench.report.limit(small.to_memory, load);
+        bench.report.limit(small.to_file, load);
+    }
+    if let Some(objects) = objects {
+        bench.report.limit(objects.commit, records);
+        bench.report.limit(objects.load, 1.0 / tiny);
+    }
+    Ok(())
+}
+
+/// One transport, on a server of its own. Every figure has a client of its own, with an empty cache.
+fn one(bench: &mut Bench, rows: &[Rows], transport: Transport) -> io::Result<()> {
+    let site = bench.site()?;
+    let server = bench.serve(transport, site.path())?;
+    let stage = Stage { transport, server: &server, dir: site.path() };
+    let filled = |blob, bench: &Bench| -> io::Result<Filled> {
+        bench.ground.doing(format!("storing what will be loaded, {}", transport.name()))?;
+        stage.client()?.ask(&Order::Fill { count: bench.plan.blobs, blob })
+    };
+    let blobs = match bench.plan.has(Section::Small) {
+        true => filled(Some(SMALL), bench)?.blobs(),
+        false => Vec::new(),
+    };
+    let oids = match bench.plan.has(Section::Objects) {
+        true => filled(None, bench)?.oids,
+        false => Vec::new(),
+    };
+    bench.ground.rest((SMALL * blobs.len()) as u64)?;
+    for rows in rows {
+        small(bench, &stage, rows, &blobs)?;
+        objects(bench, &stage, rows, &oids)?;
+    }
+    server.stop()
+}
+
+fn small(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, blobs: &[BlobId]) -> io::Result<()> {
+    let Some(small) = &rows.small else { return Ok(()) };
+    let transport = Some(stage.transport);
+    let mut client = stage.client()?;
+    let before: Counters = client.ask(&Order::Status)?;
+    let what = Calls::CommitBlobs { size: SMALL };
+    let committed = call(bench, stage, &mut client, "commits", what, rows.callers)?;
+    let after: Counters = client.ask(&Order::Status)?;
+    bench.report.value(small.commit, transport, committed.rate());
+    let more = |name: &str| Some((after.get(name)? - before.get(name)?) as f64);
+    if let (Some(commits), Some(batches), Some(syncs)) = (more("commits"), more("batches"), more("syncs")) {
+        bench.report.value(small.a_sync, transport, commits / syncs);
+        bench.report.value(small.a_batch, transport, syncs / batches);
+    }
+    drop(client);
+
+    let ways = [
+        (small.to_memory, "loads to memory", Calls::LoadBytes { blobs: blobs.to_vec() }),
+        (small.to_file, "loads to files", Calls::LoadBlobs { blobs: blobs.to_vec() }),
+    ];
+    for (row, doing, what) in ways {
+        let loaded = call(bench, stage, &mut stage.client()?, doing, what, rows.callers)?;
+        bench.report.value(row, transport, loaded.rate());
+        bench.ground.rest(loaded.done * SMALL as u64)?;
+    }
+    Ok(())
+}
+
+fn objects(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, oids: &[Oid]) -> io::Result<()> {
+    let Some(objects) = &rows.objects else { return Ok(()) };
+    let mut client = stage.client()?;
+    let ways = [
+        (objects.commit, "commits of objects", Calls::CommitObjects),
+        (objects.load, "loads of objects", Calls::LoadObjects { oids: oids.to_vec() }),
+    ];
+    for (row, doing, what) in ways {
+        let ran = call(bench, stage, &mut client, doing, what, rows.callers)?;
+        bench.report.value(row, Some(stage.transport), ran.rate());
+    }
+    Ok(())
+}
+
+fn call(
+    bench: &Bench,
+    stage: &Stage<'_>,
+    client: &mut Client,
+    doing: &str,
+    what: Calls,
+    callers: usize,
+) -> io::Result<Ran> {
+    bench.ground.doing(format!("{doing}, {callers} at once, {}", stage.transport.name()))?;
+    client.ask(&Order::Call { what, callers, time: bench.plan.time })
+}
+
+/// A server's counters by name.
+type Counters = BTreeMap<String, u64>;

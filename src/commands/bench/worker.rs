@@ -1,0 +1,201 @@
+//! A client of a benchmark, in a process of its own: it takes orders from its standard input until that ends.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use blobferry_cache::client::{BlobSource, CallError, Session, VoteError};
+use blobferry_protocol::{BlobId, Oid, Tid, TxnMeta};
+use blobferry_transport_tokio::wait;
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::calls::{Shift, Work};
+use super::orders::{Calls, Filled, Order, Ran};
+use crate::catalog::{CatalogError, Edit, FileRecord, NameError, NamePath, Record, View, commit};
+use crate::concurrent::{REQUESTS, each};
+use crate::failure::Failure;
+use crate::output::{Line, Output};
+use crate::remote::{Remote, RemoteError};
+use crate::transport::Transport;
+
+/// The most commits that callers make in one order.
+const COMMITS: u32 = 20_000;
+
+/// Bytes of the record of an object that has no blob.
+const RECORD: usize = 256;
+
+/// Longer than anything takes.
+const FOR_EVER: Duration = Duration::from_secs(1 << 32);
+
+/// An answer, in the one form that there is.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Answer<T>(T);
+
+impl<T: Serialize> Line for Answer<T> {
+    fn plain(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// Runs one process.
+pub(in crate::commands) async fn run<W: Write>(
+    transport: Transport,
+    remote: &Remote,
+    output: &mut Output<W>,
+) -> Result<(), Failure> {
+    let client = Client { transport, remote };
+    while let Some(line) = next_line().await {
+        let order = serde_json::from_str(&line);
+        let order = order.map_err(|error| Failure::Usage(format!("not an order: {error}")))?;
+        match order {
+            Order::StoreFile { path, count } => output.line(&Answer(client.store_file(path, count).await?)),
+            Order::Fill { count, blob } => output.line(&Answer(client.fill(count, blob).await?)),
+            Order::Publish { directory, count, blob } => {
+                output.line(&Answer(client.publish(&directory, count, blob).await?))
+            }
+            Order::Call { what, callers, time } => {
+                output.line(&Answer(client.call(what, callers, time).await?))
+            }
+            Order::Ping { oid, during, on_another } => {
+                output.line(&Answer(client.ping(oid, during, on_another).await?))
+            }
+            Order::Status => {
+                let counters: BTreeMap<String, u64> = remote.status().await?.into_iter().collect();
+                output.line(&Answer(counters))
+            }
+        }?;
+        output.flush()?;
+    }
+    Ok(())
+}
+
+/// `None` where the process that started this one is gone, or wants nothing more.
+async fn next_line() -> Option<String> {
+    let read = || {
+        let mut line = String::new();
+        io::stdin().read_line(&mut line).map(|_| line)
+    };
+    let line = tokio::task::spawn_blocking(read).await.ok()?.ok()?;
+    (!line.is_empty()).then_some(line)
+}
+
+/// Why an order was not done.
+fn failed(error: VoteError) -> RemoteError {
+    match error {
+        VoteError::Call(error) => error.into(),
+        // Nobody else knows of the objects that it writes.
+        conflict => RemoteError::Call(CallError::Stream(io::Error::other(conflict))),
+    }
+}
+
+fn unnamed(error: &NameError) -> RemoteError {
+    RemoteError::Call(CallError::Stream(io::Error::other(error.to_string())))
+}
+
+struct Client<'a> {
+    transport: Transport,
+    remote: &'a Remote,
+}
+
+impl Client<'_> {
+    fn session(&self) -> &Session {
+        self.remote.session()
+    }
+
+    async fn oids(&self, count: u32) -> Result<Vec<Oid>, RemoteError> {
+        Ok(wait(|done| self.session().new_oids(count, done)).await?)
+    }
+
+    async fn work(&self, work: Work, callers: usize, time: Duration) -> Result<Ran, RemoteError> {
+        Shift::new(self.session(), work, time).run(self.transport, callers).await.map_err(failed)
+    }
+
+    async fn store_file(&self, path: PathBuf, count: usize) -> Result<Ran, RemoteError> {
+        let oids = self.oids(count as u32).await?;
+        self.work(Work::StoreFile { path, oids }, 1, FOR_EVER).await
+    }
+
+    async fn fill(&self, count: usize, blob: Option<usize>) -> Result<Filled, RemoteError> {
+        let oids = self.oids(count as u32).await?;
+        let mut transaction = self.session().begin(TxnMeta::default())?;
+        let bytes = blob.map(some_bytes);
+        each(REQUESTS, &oids, |oid| {
+            let (transaction, bytes) = (&transaction, bytes.clone());
+            async move {
+                match bytes {
+                    Some(bytes) => {
+                        let bytes = BlobSource::bytes(bytes);
+                        let store = |done| {
+                            transaction.store_blob(*oid, Tid::ZERO, Vec::new(), bytes, None, done);
+                        };
+                        wait(store).await.map(drop)
+                    }
+                    None => wait(|done| transaction.store(*oid, Tid::ZERO, vec![7; RECORD], done)).await,
+                }
+            }
+        })
+        .await?;
+        let tid = wait(|done| transaction.commit(done)).await.map_err(failed)?;
+        Ok(Filled { oids, tid })
+    }
+
+    async fn publish(&self, directory: &str, count: usize, blob: usize) -> Result<Filled, CatalogError> {
+        let (oids, bytes) = (self.oids(count as u32).await?, some_bytes(blob));
+        let view = View::now(self.remote);
+        let mut edit = Edit::default();
+        for oid in &oids {
+            let path = format!("{directory}/name-{oid}").parse::<NamePath>();
+            edit.add_file(&path.map_err(|error| unnamed(&error))?, *oid);
+        }
+        let mut transaction = self.remote.begin(TxnMeta::default(), false)?;
+        let record = Record::File(FileRecord { executable: false, modified: 0 }).encode();
+        each(REQUESTS, &oids, |oid| transaction.store_bytes(*oid, record.clone(), bytes.clone())).await?;
+        let tid = commit(view, &mut transaction, &edit).await?;
+        Ok(Filled { oids, tid })
+    }
+
+    async fn call(&self, what: Calls, callers: usize, time: Duration) -> Result<Ran, RemoteError> {
+        let work = match what {
+            Calls::CommitBlobs { size } => {
+                Work::CommitBlob { bytes: some_bytes(size), oids: self.oids(COMMITS).await? }
+            }
+            Calls::CommitObjects => {
+                Work::CommitObject { record: vec![7; RECORD], oids: self.oids(COMMITS).await? }
+            }
+            Calls::LoadBlobs { blobs } => Work::LoadBlob { blobs },
+            Calls::LoadBytes { blobs } => Work::LoadBytes { blobs },
+            Calls::LoadObjects { oids } => Work::LoadObject { oids },
+        };
+        self.work(work, callers, time).await
+    }
+
+    async fn ping(&self, oid: Oid, during: BlobId, on_another: bool) -> Result<Ran, RemoteError> {
+        let another = match on_another {
+            true => Some(self.remote.another(self.transport).await?),
+            false => None,
+        };
+        let session = another.as_ref().map_or(self.session(), Remote::session);
+        let pings = Shift::new(session, Work::Ping { oid }, FOR_EVER);
+        let load = Shift::new(self.session(), Work::LoadBlob { blobs: vec![during] }, FOR_EVER);
+        let loading = tokio::spawn(load.run(self.transport, 1));
+        let pinging = tokio::spawn(pings.clone().run(self.transport, 1));
+        let loaded = loading.await;
+        pings.end();
+        let pinged = pinging.await;
+        let unanswered = |_| Err(CallError::unanswered().into());
+        loaded.unwrap_or_else(unanswered).map_err(failed)?;
+        let pinged = pinged.unwrap_or_else(unanswered).map_err(failed)?;
+        if let Some(another) = another {
+            another.close().await;
+        }
+        Ok(pinged)
+    }
+}
+
+/// Bytes that are not all the same.
+fn some_bytes(size: usize) -> Bytes {
+    (0..size).map(|n| (n % 251) as u8).collect()
+}

@@ -1,0 +1,109 @@
+//! How long the committer waits for others, so that they share a sync.
+//!
+//! Whoever was answered in the last batch, or waited behind it, will be back soon if it commits one thing after the
+//! other. A batch without them costs as much as one with them, and keeps them waiting for the next. So the committer waits
+//! until as many are there as were there before, at most as long as a batch takes: who is disappointed has waited
+//! twice as long, once. When nobody came it does not wait again for a while. One who is alone waits for nobody.
+
+use std::time::Duration;
+
+/// Nothing is waited for longer, however slow the disk is.
+const LONGEST: Duration = Duration::from_millis(2);
+/// Batches that are made without waiting after nobody came, again and again: so many at most.
+const MOST_SKIPPED: u32 = 32;
+
+/// What the committer knows of those who commit.
+#[derive(Debug, Default)]
+pub(crate) struct Gather {
+    /// Who was in the last batch, or waited behind it.
+    there: usize,
+    /// What a batch takes, smoothed.
+    takes: Duration,
+    /// Batches that are still to be made without waiting.
+    skip: u32,
+    /// And so many the next time that nobody comes.
+    skip_next: u32,
+}
+
+impl Gather {
+    /// A batch was made of so many, and others wait behind it.
+    pub(crate) fn made(&mut self, batch: usize, behind: usize, took: Duration) {
+        self.there = batch + behind;
+        self.takes = if self.takes.is_zero() { took } else { (self.takes * 7 + took) / 8 };
+    }
+
+    /// So many are there now: until how many there are to wait, and for how long at most.
+    pub(crate) fn wait(&mut self, here: usize) -> Option<(usize, Duration)> {
+        let patience = self.takes.min(LONGEST);
+        if here >= self.there || patience.is_zero() {
+            return None;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return None;
+        }
+        Some((self.there, patience))
+    }
+
+    /// So many came while it waited.
+    pub(crate) fn waited(&mut self, came: usize) {
+        if came > 0 {
+            self.skip_next = 0;
+        } else {
+            self.skip_next = (2 * self.skip_next).clamp(1, MOST_SKIPPED);
+            self.skip = self.skip_next;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SYNC: Duration = Duration::from_micros(200);
+
+    #[test]
+    fn who_is_alone_waits_for_nobody() {
+        let mut gather = Gather::default();
+        for _ in 0..3 {
+            assert_eq!(gather.wait(1), None);
+            gather.made(1, 0, SYNC);
+        }
+    }
+
+    #[test]
+    fn all_who_were_there_are_waited_for_but_not_for_long() {
+        let mut gather = Gather::default();
+        gather.made(3, 5, SYNC);
+        assert_eq!(gather.wait(5), Some((8, SYNC)));
+        gather.waited(3);
+        gather.made(8, 0, Duration::from_secs(1));
+        assert_eq!(gather.wait(1), Some((8, LONGEST)));
+        assert_eq!(gather.wait(8), None);
+    }
+
+    #[test]
+    fn where_nobody_comes_it_waits_less_and_less_often() {
+        let mut gather = Gather::default();
+        let mut waits = 0;
+        for _ in 0..1000 {
+            gather.made(1, 1, SYNC);
+            if gather.wait(1).is_some() {
+                waits += 1;
+                gather.waited(0);
+            }
+        }
+        assert!((20..50).contains(&waits), "{waits}");
+        gather.skip = 0;
+        gather.waited(1);
+        gather.made(1, 1, SYNC);
+        assert!(gather.wait(1).is_some());
+    }
+
+    #[test]
+    fn where_no_time_passes_nothing_is_waited_for() {
+        let mut gather = Gather::default();
+        gather.made(8, 8, Duration::ZERO);
+        assert_eq!(gather.wait(1), None);
+    }
+}

@@ -1,0 +1,130 @@
+//! What a large blob costs in system calls, on both sides and over both transports: counted with `strace`, not timed. The
+//! ceilings are for each chunk of 256 KiB, and about twice what was counted: how much one call moves is up to the kernel.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{Home, Ran, Serve, bytes};
+
+const CHUNKS: usize = 256;
+const SIZE: usize = CHUNKS * (256 << 10);
+
+/// Calls by their names, and those that moved at least a page, by the same.
+#[derive(Debug, Default)]
+struct Calls {
+    all: BTreeMap<String, usize>,
+    large: BTreeMap<String, usize>,
+}
+
+impl Calls {
+    /// In what `strace -f` has written.
+    fn read(log: &Path) -> Calls {
+        let mut calls = Calls::default();
+        for line in std::fs::read_to_string(log).unwrap().lines() {
+            let line = line.split_once(' ').unwrap().1.trim_start();
+            // A call that was interrupted by another thread's has two lines: the result is in the second.
+            let name = match line.strip_prefix("<... ") {
+                Some(resumed) => resumed.split_whitespace().next().unwrap(),
+                None if line.contains("<unfinished ...>") => continue,
+                None => line.split('(').next().unwrap(),
+            };
+            let Some((_, result)) = line.rsplit_once(" = ") else { continue };
+            *calls.all.entry(name.to_owned()).or_default() += 1;
+            let moved = result.split_whitespace().next().unwrap().parse::<i64>().unwrap_or(0);
+            if moved >= 4096 {
+                *calls.large.entry(name.to_owned()).or_default() += 1;
+            }
+        }
+        calls
+    }
+
+    fn of(map: &BTreeMap<String, usize>, names: &[&str]) -> usize {
+        names.iter().filter_map(|name| map.get(*name)).sum()
+    }
+
+    /// So many of these calls together for a chunk, at most.
+    #[track_caller]
+    fn at_most(&self, ceiling: usize, names: &[&str]) {
+        let count = Calls::of(&self.all, names);
+        assert!(count <= ceiling * CHUNKS, "{count} of {names:?} for {CHUNKS} chunks: {self:?}");
+    }
+
+    /// How often payload went through one of these calls.
+    fn moves(&self, names: &[&str]) -> usize {
+        Calls::of(&self.large, names)
+    }
+}
+
+/// What `strace` is told. Locks and memory are not for each chunk; what waits for sockets and other threads is.
+const TRACE: &str = "trace=read,write,pread64,pwrite64,readv,writev,recvfrom,sendto,sendmsg,recvmsg,sendfile,splice,\
+    epoll_wait,epoll_pwait,epoll_ctl,futex,accept4";
+
+const READS: &[&str] = &["read", "pread64", "readv"];
+
+/// A server, a client that gets a large blob from it, and the calls of both. `None` where they can not be counted here.
+fn get(transport: &str) -> Option<(Calls, Calls)> {
+    let serve = |home: &Path| Serve::start_with(&home.join("server"), &["--transport", transport]);
+    let home = Home::with(serve);
+    let file = home.file("large", bytes("large", SIZE));
+    home.run(&["put", "--transport", transport, &file]).ok();
+
+    let (server_log, client_log) = (home.path("server.strace"), home.path("client.strace"));
+    let attached = Command::new("strace")
+        .args(["-f", "-e", TRACE, "-p", &home.server.pid().to_string(), "-o"])
+        .arg(&server_log)
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut strace) = attached else {
+        println!("skipped: there is no strace here");
+        return None;
+    };
+    let mut said = String::new();
+    BufReader::new(strace.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+    if !said.contains("attached") {
+        println!("skipped: strace does not work here: {said}");
+        strace.wait().unwrap();
+        return None;
+    }
+    let get = home.command(&["get", "--transport", transport, "large"]);
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-e", TRACE, "-o"]).arg(&client_log).arg(get.get_program()).args(get.get_args());
+    for (name, value) in get.get_envs() {
+        match value {
+            Some(value) => traced.env(name, value),
+            None => traced.env_remove(name),
+        };
+    }
+    let got = Ran::from(traced.output().unwrap()).ok();
+    assert_eq!(std::fs::metadata(got.trim()).unwrap().len(), SIZE as u64);
+    kill_process(Pid::from_child(&strace), Signal::TERM).unwrap();
+    strace.wait().unwrap();
+    Some((Calls::read(&server_log), Calls::read(&client_log)))
+}
+
+fn a_large_blob_is_within_its_ceilings(transport: &str) {
+    let Some((server, client)) = get(transport) else { return };
+    // What was hashed on its way in goes from its file to the socket, and never into the server's memory.
+    assert!(server.moves(&["sendfile", "splice"]) >= CHUNKS / 8, "{server:?}");
+    assert_eq!(server.moves(READS), 0, "{server:?}");
+    server.at_most(6, &["sendfile", "splice", "sendto", "sendmsg", "write"]);
+    server.at_most(6, &["epoll_wait", "epoll_pwait", "epoll_ctl", "futex", "accept4", "recvfrom"]);
+    // The client moves each byte twice: out of the socket, and into the file.
+    client.at_most(10, &["recvfrom", "read"]);
+    client.at_most(10, &["write", "pwrite64"]);
+    client.at_most(10, &["epoll_wait", "epoll_pwait", "epoll_ctl", "futex"]);
+    assert_eq!(client.moves(&["pread64", "readv"]), 0, "{client:?}");
+}
+
+#[test]
+fn a_large_blob_over_mio_is_sent_without_a_copy_and_within_its_ceilings() {
+    a_large_blob_is_within_its_ceilings("mio");
+}
+
+#[test]
+fn a_large_blob_over_tokio_is_sent_without_a_copy_and_within_its_ceilings() {
+    a_large_blob_is_within_its_ceilings("tokio");
+}
