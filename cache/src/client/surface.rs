@@ -173,7 +173,7 @@ macro_rules! client_methods {
             &self,
             blob: $crate::protocol::BlobId,
         ) -> Result<$crate::bytes::Bytes, $crate::client::CallError> {
-            $wait(|done| self.session().load_bytes(blob, done))$(.$await)?
+            $wait(self.session(), |done| self.session().load_bytes(blob, done))$(.$await)?
         }
 
         /// Reads a blob while it arrives, whoever on this machine downloads it; if nobody does, this client does. The
