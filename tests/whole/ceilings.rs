@@ -13,7 +13,7 @@ use crate::support::{Home, Ran, Serve, bytes};
 const CHUNKS: usize = 256;
 const SIZE: usize = CHUNKS * (256 << 10);
 
-/// Calls by their names, and those that moved at least a page, by the same.
+/// Calls by their names, and those that moved more than a page of the database, by the same.
 #[derive(Debug, Default)]
 struct Calls {
     all: BTreeMap<String, usize>,
@@ -35,7 +35,7 @@ impl Calls {
             let Some((_, result)) = line.rsplit_once(" = ") else { continue };
             *calls.all.entry(name.to_owned()).or_default() += 1;
             let moved = result.split_whitespace().next().unwrap().parse::<i64>().unwrap_or(0);
-            if moved >= 4096 {
+            if moved > 16 << 10 {
                 *calls.large.entry(name.to_owned()).or_default() += 1;
             }
         }

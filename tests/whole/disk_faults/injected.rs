@@ -231,10 +231,11 @@ fn what_can_not_be_read_is_told_and_never_taken_for_what_it_is_not() {
     assert!(said.contains(server.join("store.sqlite").to_str().unwrap()), "{said}");
     assert!(injection.end() > 0);
 
-    // The database can be read, and a blob's file can not.
+    // The database can be read, and a blob's file can not: neither lent to the socket, nor otherwise.
     let blob = blob_files(&server).into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
     let strace = &mut Command::new("strace");
-    let injection = Injection::begin_with(&home, "pread64", fault, strace.arg("-P").arg(&blob)).unwrap();
+    let injection =
+        Injection::begin_with(&home, "pread64,sendfile", fault, strace.arg("-P").arg(&blob)).unwrap();
     let said = home.run(&["get", "before/0"]).fails(6);
     assert!(said.contains("is damaged on the server") && said.contains("Input/output error"), "{said}");
     assert!(said.contains(blob.to_str().unwrap()), "{said}");

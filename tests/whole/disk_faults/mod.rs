@@ -25,7 +25,7 @@ use super::support::{Home, Serve, blobferry, bytes};
 const SIZES: [usize; 3] = [100_000, 700, 70_000];
 
 /// So much that the database's log is moved into the database.
-const MANY: [usize; 80] = [60_000; 80];
+const MANY: [usize; 300] = [60_000; 300];
 
 /// What was put, and what came of it.
 struct Ledger {
