@@ -114,8 +114,9 @@ fn who_waits_for_a_transaction_is_told_when_its_client_is_dropped() {
     let home = tempfile::tempdir().unwrap();
     let server = server(1);
     let other = connect(&server, &home.path().join("other"));
-    let oid = object(&other);
     for round in 0..ROUNDS {
+        // Each its own: the server may commit it, if it does not know yet that its client is gone.
+        let oid = object(&other);
         let first = holding(&other, oid);
         let client = connect(&server, &home.path().join(round.to_string()));
         let mut waits = blocked(&client, oid);
