@@ -25,20 +25,13 @@ pub(crate) struct Queue<E> {
     /// For whom it rang.
     pub(crate) rung: Vec<Arc<Bell<E>>>,
     /// New connections.
-    pub(crate) joining: Vec<(Token, Box<Connection<E>>)>,
-    /// No connections will come after these.
-    pub(crate) finish: Option<Finish>,
-    /// The loop was woken, and has not looked yet.
-    woken: bool,
-}
-
-/// When a loop ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Finish {
-    /// When all of its connections have ended.
-    Last,
-    /// Then too, but at this moment at the latest.
-    By(Instant),
+    pub(crate) joining: Vec<(Arc<Bell<E>>, Box<Connection<E>>)>,
+    /// No connections will come after these. The loop ends with the last one, at this moment at the latest.
+    pub(crate) finish: Option<Instant>,
+    /// There is more than rings: a connection, or the end.
+    more: bool,
+    /// The loop waits for events, and was not woken. Else it looks here before it does.
+    asleep: bool,
 }
 
 impl<E> Clone for Remote<E> {
@@ -56,7 +49,7 @@ impl<E> std::fmt::Debug for Remote<E> {
 impl<E> Remote<E> {
     /// Connections have tokens from `first` on.
     pub(crate) fn new(waker: Waker, first: Token) -> Remote<E> {
-        let queue = Queue { rung: Vec::new(), joining: Vec::new(), finish: None, woken: false };
+        let queue = Queue { rung: Vec::new(), joining: Vec::new(), finish: None, more: false, asleep: false };
         let (next, load) = (AtomicUsize::new(first.0), AtomicUsize::new(0));
         Remote(Arc::new(Shared { waker, queue: Mutex::new(queue), next, load }))
     }
@@ -68,19 +61,20 @@ impl<E> Remote<E> {
     }
 
     /// Brings the connection that a bell is for. Where the loop is finishing it is closed.
-    pub(crate) fn join(&self, bell: &Bell<E>, connection: Connection<E>) {
+    pub(crate) fn join(&self, bell: Arc<Bell<E>>, connection: Connection<E>) {
         let mut queue = self.0.lock();
         if queue.finish.is_none() {
             self.0.load.fetch_add(1, Ordering::Relaxed);
-            queue.joining.push((bell.token, Box::new(connection)));
+            queue.joining.push((bell, Box::new(connection)));
+            queue.more = true;
             self.0.wake(queue);
         }
     }
 
-    /// The loop gets no more connections, and ends.
-    pub(crate) fn finish(&self, finish: Finish) {
+    /// The loop gets no more connections, and ends with the last one, at this moment at the latest.
+    pub(crate) fn finish(&self, by: Instant) {
         let mut queue = self.0.lock();
-        queue.finish = Some(finish);
+        (queue.finish, queue.more) = (Some(by), true);
         self.0.wake(queue);
     }
 
@@ -94,11 +88,20 @@ impl<E> Remote<E> {
         self.0.load.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// All that waits. What comes from here on wakes the loop again.
+    /// The loop is about to wait for events; `false` if it must not, because something waits for it.
+    pub(crate) fn sleep(&self) -> bool {
+        let mut queue = self.0.lock();
+        // Who rang for itself in its turn was heard in that turn.
+        queue.rung.retain(|bell| bell.rung.load(Ordering::Acquire));
+        queue.asleep = queue.rung.is_empty() && !queue.more;
+        queue.asleep
+    }
+
+    /// The loop is awake, and takes all that waits.
     pub(crate) fn take(&self) -> Queue<E> {
         let mut queue = self.0.lock();
         let finish = queue.finish;
-        let empty = Queue { rung: Vec::new(), joining: Vec::new(), finish, woken: false };
+        let empty = Queue { rung: Vec::new(), joining: Vec::new(), finish, more: false, asleep: false };
         std::mem::replace(&mut *queue, empty)
     }
 }
@@ -108,11 +111,11 @@ impl<E> Shared<E> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Unlocks, and wakes the loop unless it was woken before: one system call for all that waits.
+    /// Unlocks, and wakes the loop where it sleeps: one system call for all that waits, and none while it is awake.
     fn wake(&self, mut queue: MutexGuard<'_, Queue<E>>) {
-        let woken = std::mem::replace(&mut queue.woken, true);
+        let asleep = std::mem::take(&mut queue.asleep);
         drop(queue);
-        if !woken && let Err(error) = self.waker.wake() {
+        if asleep && let Err(error) = self.waker.wake() {
             tracing::error!(%error, "an event loop can not be woken");
         }
     }
@@ -145,8 +148,12 @@ impl<E> Bell<E> {
     }
 
     /// The loop comes: what rings from here on rings again.
-    pub(crate) fn answer(&self) -> Token {
+    pub(crate) fn answer(&self) {
         self.rung.store(false, Ordering::Release);
+    }
+
+    /// The connection that it is for.
+    pub(crate) fn token(&self) -> Token {
         self.token
     }
 }
@@ -159,28 +166,60 @@ mod tests {
 
     use super::*;
 
+    fn remote() -> (Poll, Remote<()>) {
+        let poll = Poll::new().unwrap();
+        let remote = Remote::new(Waker::new(poll.registry(), Token(0)).unwrap(), Token(2));
+        (poll, remote)
+    }
+
+    /// How many events there are, waiting for them.
+    fn events(poll: &mut Poll, patience: Option<Duration>) -> usize {
+        let mut events = Events::with_capacity(8);
+        poll.poll(&mut events, patience).unwrap();
+        events.iter().count()
+    }
+
     #[test]
     fn however_many_ring_however_often_the_loop_is_woken_once() {
-        let mut poll = Poll::new().unwrap();
-        let remote: Remote<()> = Remote::new(Waker::new(poll.registry(), Token(0)).unwrap(), Token(2));
+        let (mut poll, remote) = remote();
         let bells: Vec<_> = (0..3).map(|_| remote.bell()).collect();
+        assert!(remote.sleep());
         std::thread::scope(|threads| {
             for _ in 0..4 {
                 threads.spawn(|| (0..1000).for_each(|_| bells.iter().for_each(|bell| bell.ring())));
             }
         });
-        let mut events = Events::with_capacity(8);
-        poll.poll(&mut events, None).unwrap();
-        assert_eq!(events.iter().count(), 1);
-        let mut rung: Vec<Token> = remote.take().rung.iter().map(|bell| bell.answer()).collect();
+        assert_eq!(events(&mut poll, None), 1);
+        let rung = remote.take().rung;
+        rung.iter().for_each(|bell| bell.answer());
+        let mut rung: Vec<Token> = rung.iter().map(|bell| bell.token()).collect();
         rung.sort();
         assert_eq!(rung, [Token(2), Token(3), Token(4)]);
         assert!(remote.take().rung.is_empty());
         // Nothing is left over, and the next one is heard again.
-        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
-        assert!(events.is_empty());
+        assert_eq!(events(&mut poll, Some(Duration::ZERO)), 0);
+        assert!(remote.sleep());
         bells[1].ring();
-        poll.poll(&mut events, None).unwrap();
+        assert_eq!(events(&mut poll, None), 1);
         assert_eq!(remote.take().rung.len(), 1);
+    }
+
+    #[test]
+    fn a_loop_that_is_awake_is_not_woken_and_does_not_sleep_before_it_has_looked() {
+        let (mut poll, remote) = remote();
+        let bell = remote.bell();
+        bell.ring();
+        assert_eq!(events(&mut poll, Some(Duration::ZERO)), 0);
+        assert!(!remote.sleep());
+        assert_eq!(remote.take().rung.len(), 1);
+        // It rang, and the loop was there already.
+        bell.answer();
+        bell.ring();
+        bell.answer();
+        assert!(remote.sleep());
+        remote.take();
+        remote.finish(Instant::now());
+        assert_eq!(events(&mut poll, Some(Duration::ZERO)), 0);
+        assert!(!remote.sleep());
     }
 }

@@ -2,20 +2,18 @@
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use blobferry_cache::Cache;
 use blobferry_cache::carry::Ended;
-use blobferry_cache::client::{
-    Addresses, CallError, ClientConfig, Completion, ConnectError, Session, SessionEndpoint,
-};
+use blobferry_cache::client::{Addresses, ClientConfig, ConnectError, Session};
 
-use crate::bell::{Finish, Remote};
-use crate::connection::Connection;
-use crate::events::Loop;
+use crate::crew::Crew;
+use crate::here;
 use crate::news::{ConnectionEvents, Invalidations, News};
+use crate::seat::{wait, wait_on};
 use crate::thread;
 use crate::transaction::Transaction;
 
@@ -57,19 +55,20 @@ impl Client {
 
     fn start(session: Session, address: &str, patience: Duration) -> Result<Client, ConnectError> {
         let line = Arc::new(Line::new(session.clone(), patience));
-        let events = line.connect(address)?;
+        let crew = line.connect(address)?;
         let running = line.clone();
-        let thread = Mutex::new(Some(thread::start("blobferry-client", move || running.run(events))?));
+        let thread = Mutex::new(Some(thread::start("blobferry-client", move || running.run(crew))?));
         let client = Client(Arc::new(Inner { session, line, thread }));
         wait(|done| client.0.session.connected(done)).map_err(ConnectError::Handshake)?;
         Ok(client)
     }
 
-    blobferry_cache::client_methods!(wait);
+    blobferry_cache::client_methods!(wait_on);
 
     /// Says goodbye, waits until what is under way has come to its end, and closes the connection. Other clones can
     /// not use it any more either.
     pub fn close(self) {
+        here::give_up_leads();
         self.0.session.goodbye();
         self.0.line.wake();
         self.0.join();
@@ -89,6 +88,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        here::give_up_leads();
         // Without goodbye: what is under way is given up.
         self.session.close("the client was dropped");
         self.line.cut();
@@ -96,7 +96,8 @@ impl Drop for Inner {
     }
 }
 
-/// The connection of a client, and the thread that drives it and makes another when it is lost.
+/// The connection of a client, and its own thread, which drives it while nobody else does, and makes another when it is
+/// lost.
 #[derive(Debug)]
 struct Line {
     session: Session,
@@ -110,8 +111,8 @@ struct Line {
 struct LineState {
     /// A server is being called.
     calling: bool,
-    /// The loop of the connection that there is.
-    remote: Option<Remote<SessionEndpoint>>,
+    /// Those who drive the connection that there is.
+    crew: Option<Arc<Crew>>,
     /// The thread is to look whether there is anything left to do.
     woken: bool,
     cut: bool,
@@ -126,45 +127,40 @@ impl Line {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Connects, and gives the loop that drives the connection to its end.
-    fn connect(&self, address: &str) -> io::Result<Loop<SessionEndpoint>> {
+    /// Connects, and gives those who drive the connection to its end.
+    fn connect(&self, address: &str) -> io::Result<Arc<Crew>> {
         self.state().calling = true;
         let stream = call(address, self.patience);
         self.state().calling = false;
         let stream = stream?;
         stream.set_nonblocking(true)?;
         let stream = mio::net::TcpStream::from_std(stream);
-        let events = Loop::new()?;
-        let remote = events.remote();
-        let bell = remote.bell();
-        let wake = bell.clone();
-        let carrier = self.session.connect(&stream, move || wake.ring())?;
-        let session = self.session.clone();
-        remote.join(&bell, Connection::new(stream, carrier, Box::new(move |ended| session.lost(ended))));
-        remote.finish(Finish::Last);
+        let crew = Crew::new(self.session.clone(), stream)?;
         let mut state = self.state();
         if state.cut {
-            remote.finish(Finish::By(Instant::now()));
+            crew.cut();
         }
-        state.remote = Some(remote);
-        Ok(events)
+        state.crew = Some(crew.clone());
+        Ok(crew)
     }
 
-    fn run(&self, first: Loop<SessionEndpoint>) {
+    fn run(&self, first: Arc<Crew>) {
+        here::becomes_clients();
         let mut next = Some(first);
-        while let Some(events) = next {
-            events.run(|_| None);
-            self.state().remote = None;
+        while let Some(crew) = next {
+            let ended = crew.stand_by();
+            crew.end(&ended);
+            self.state().crew = None;
             next = self.connect_again();
         }
     }
 
-    fn connect_again(&self) -> Option<Loop<SessionEndpoint>> {
+    fn connect_again(&self) -> Option<Arc<Crew>> {
         loop {
             let dial = self.session.next_dial()?;
             if self.pause(dial.pause) {
                 match self.connect(&dial.address) {
-                    Ok(events) => return Some(events),
+                    Ok(crew) => return Some(crew),
                     Err(error) => self.session.lost(&Ended::Stream(error)),
                 }
             }
@@ -180,7 +176,10 @@ impl Line {
 
     /// The session may be over.
     fn wake(&self) {
-        self.state().woken = true;
+        let mut state = self.state();
+        state.woken = true;
+        state.crew.iter().for_each(|crew| crew.finish());
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -188,9 +187,7 @@ impl Line {
     fn cut(&self) {
         let mut state = self.state();
         (state.cut, state.woken) = (true, true);
-        if let Some(remote) = &state.remote {
-            remote.finish(Finish::By(Instant::now()));
-        }
+        state.crew.iter().for_each(|crew| crew.cut());
         drop(state);
         self.changed.notify_all();
     }
@@ -206,17 +203,4 @@ fn call(address: &str, patience: Duration) -> io::Result<TcpStream> {
         }
     }
     Err(failed)
-}
-
-/// Blocks the thread until a callback is called: for calls to a [`Session`], whoever drives it. Must not be used on a
-/// thread that calls callbacks itself.
-///
-/// # Errors
-/// The call's; [`CallError::Disconnected`] where nobody is left to answer.
-pub fn wait<T: Send + 'static, E: From<CallError> + Send + 'static>(
-    start: impl FnOnce(Completion<T, E>),
-) -> Result<T, E> {
-    let (sender, receiver) = mpsc::sync_channel(1);
-    start(Box::new(move |result| drop(sender.send(result))));
-    receiver.recv().unwrap_or_else(|_| Err(CallError::unanswered().into()))
 }

@@ -1,8 +1,8 @@
 //! One connection of a loop: its socket, what is known of the socket's readiness, and how much it may do in a turn.
 //!
 //! Readiness is edge-triggered: the kernel tells once that a socket has become readable, and not again before a read
-//! has found nothing. So it is remembered here until then, also while nobody wants to read, and when a turn was over
-//! too early.
+//! has found nothing, or less than it had room for. So it is remembered here until then, also while nobody wants to
+//! read, and when a turn was over too early.
 
 use std::io::{self, ErrorKind, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,6 +24,8 @@ pub(crate) struct Connection<E> {
     carrier: Carrier<E>,
     readable: bool,
     writable: bool,
+    /// The kernel will tell nothing new: only a read that finds nothing says that all was read.
+    hung: bool,
     /// Its place in the list of those that are to have a turn.
     pub(crate) queued: bool,
     /// Its time has come.
@@ -38,8 +40,8 @@ pub(crate) type OnEnd = Box<dyn FnOnce(&Ended) + Send>;
 
 impl<E: Endpoint> Connection<E> {
     pub(crate) fn new(stream: TcpStream, carrier: Carrier<E>, ended: OnEnd) -> Connection<E> {
-        let (readable, writable, queued, due) = (false, false, false, false);
-        Connection { stream, carrier, readable, writable, queued, due, timer: None, ended }
+        let (readable, writable, hung, queued, due) = (false, false, false, false, false);
+        Connection { stream, carrier, readable, writable, hung, queued, due, timer: None, ended }
     }
 
     /// Has the kernel tell of its readiness.
@@ -49,20 +51,35 @@ impl<E: Endpoint> Connection<E> {
 
     /// The kernel has told. Ends and errors are found out by reading and writing.
     pub(crate) fn ready(&mut self, event: &Event) {
-        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        self.hung |= event.is_read_closed() || event.is_error();
+        self.readable |= self.hung || event.is_readable();
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
     }
 
-    /// One turn; whether there is more to do at once. A panic ends this connection, and no other.
-    pub(crate) fn turn(&mut self) -> Result<bool, Ended> {
-        catch_unwind(AssertUnwindSafe(|| self.act())).unwrap_or_else(|_| {
+    /// One turn; whether there is more to do at once. `look` is called after what has arrived was taken, and before what
+    /// is to be sent is: what was rung for until then is done with. A panic ends this connection, and no other.
+    pub(crate) fn turn(&mut self, look: impl FnOnce()) -> Result<bool, Ended> {
+        self.safely(|connection| {
+            connection.receive()?;
+            look();
+            connection.write()
+        })
+    }
+
+    /// The part of a turn that sends what waits; whether there is more to do at once.
+    pub(crate) fn transmit(&mut self) -> Result<bool, Ended> {
+        self.safely(Self::write)
+    }
+
+    fn safely(&mut self, act: impl FnOnce(&mut Self) -> Result<bool, Ended>) -> Result<bool, Ended> {
+        catch_unwind(AssertUnwindSafe(|| act(self))).unwrap_or_else(|_| {
             let error = "its handling panicked: this is a defect";
             tracing::error!(error, "a connection is given up");
             Err(Ended::Stream(io::Error::other(error)))
         })
     }
 
-    fn act(&mut self) -> Result<bool, Ended> {
+    fn receive(&mut self) -> Result<(), Ended> {
         if std::mem::take(&mut self.due) {
             self.carrier.timeout()?;
         }
@@ -70,8 +87,18 @@ impl<E: Endpoint> Connection<E> {
             if !self.readable || !self.carrier.wants_input() {
                 break;
             }
-            self.readable = self.carrier.read(|buffer| self.stream.read(buffer))?;
+            let (mut stream, mut all) = (&self.stream, false);
+            let some = self.carrier.read(|buffer| {
+                let read = stream.read(buffer);
+                all = matches!(read, Ok(n) if n < buffer.len());
+                read
+            })?;
+            self.readable = some && (!all || self.hung);
         }
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<bool, Ended> {
         let mut writes = 0;
         self.carrier.write(&self.stream, |write| {
             if !self.writable || writes == WRITES {

@@ -64,7 +64,79 @@ impl Door {
         let bell = remote.bell();
         let wake = bell.clone();
         let carrier = Carrier::begin(&stream, |now| Session::new(&self.service, now, move || wake.ring()))?;
-        remote.join(&bell, Connection::new(stream, carrier, Box::new(move |ended| ended.log(peer))));
+        remote.join(bell, Connection::new(stream, carrier, Box::new(move |ended| ended.log(peer))));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::sync::Arc;
+
+    use blobferry_protocol::{Config, Time, buffered, client};
+    use blobferry_store::session::ServerConfig;
+    use blobferry_store::{ModelStore, StoreConfig};
+
+    use super::*;
+    use crate::events::Loop;
+
+    /// Connections that are counted together.
+    const MANY: usize = 500;
+    /// Bytes of the heap that each of them may hold.
+    const EACH: i64 = 2048;
+
+    /// A server whose loop is turned by the test.
+    struct Turned {
+        events: Loop<Session>,
+        door: Door,
+        hello: Vec<u8>,
+    }
+
+    impl Turned {
+        fn new() -> Turned {
+            let events = Loop::new().unwrap();
+            let mut listener = TcpListener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            events.watch(&mut listener).unwrap();
+            let store = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
+            let service = Service::new(store, ServerConfig::default());
+            let door = Door { listener, service, loops: vec![events.remote()], knocked: false, shut: None };
+            let mut machine = client::Connection::new(Time::ZERO, Config::default(), b"");
+            let mut hello = Vec::new();
+            buffered::transmit(&mut machine, Time::ZERO, &mut hello, usize::MAX, |_, _| Ok(()));
+            Turned { events, door, hello }
+        }
+
+        /// Connects, and shakes hands.
+        fn connect(&mut self) -> std::net::TcpStream {
+            let mut stream = std::net::TcpStream::connect(self.door.listener.local_addr().unwrap()).unwrap();
+            stream.write_all(&self.hello).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let mut welcome = [0; 256];
+            loop {
+                let knocked = self.events.turn(None).unwrap();
+                self.door.open(knocked);
+                match stream.read(&mut welcome) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    read => {
+                        assert!(read.unwrap() > 0, "the server has closed the connection");
+                        return stream;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_idle_connection_holds_little_on_the_heap() {
+        let mut server = Turned::new();
+        let mut connections = Vec::with_capacity(MANY + 1);
+        connections.push(server.connect());
+        let held = allocation_counter::measure(|| {
+            connections.extend((0..MANY).map(|_| server.connect()));
+        });
+        let each = held.bytes_current / MANY as i64;
+        println!("an idle connection holds {each} bytes");
+        assert!(each <= EACH, "{each} bytes each");
     }
 }

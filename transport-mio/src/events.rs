@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blobferry_cache::carry::{Ended, Endpoint};
 use mio::event::Source;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use crate::bell::{Finish, Remote};
+use crate::bell::{Bell, Remote};
 use crate::connection::Connection;
 
 const WAKER: Token = Token(0);
@@ -24,13 +25,20 @@ pub(crate) struct Loop<E: Endpoint> {
     poll: Poll,
     events: Events,
     remote: Remote<E>,
-    connections: BTreeMap<Token, Box<Connection<E>>>,
+    connections: BTreeMap<Token, Member<E>>,
     /// Who is to have a turn, each once.
     ready: VecDeque<Token>,
     /// When which connection's time comes. A connection whose deadline moves on is left where it is, looked at too
     /// early, and put where it belongs then: most deadlines move with every byte that arrives.
     timers: BTreeSet<(Instant, Token)>,
-    finish: Option<Finish>,
+    /// It gets no more connections, and ends then at the latest.
+    finish: Option<Instant>,
+}
+
+/// A connection, and how others ring for it.
+struct Member<E> {
+    connection: Box<Connection<E>>,
+    bell: Arc<Bell<E>>,
 }
 
 impl<E: Endpoint> Loop<E> {
@@ -82,7 +90,7 @@ impl<E: Endpoint> Loop<E> {
 
     fn is_over(&self) -> bool {
         match self.finish {
-            Some(Finish::By(moment)) if moment <= Instant::now() => true,
+            Some(moment) if moment <= Instant::now() => true,
             Some(_) => self.connections.is_empty(),
             None => false,
         }
@@ -90,8 +98,11 @@ impl<E: Endpoint> Loop<E> {
 
     /// Waits until there is something to do, `until` then at the latest, and gives everybody who has something to do
     /// one turn; whether somebody knocked at the door.
-    fn turn(&mut self, until: Option<Instant>) -> io::Result<bool> {
-        let patience = self.patience(until);
+    pub(crate) fn turn(&mut self, until: Option<Instant>) -> io::Result<bool> {
+        let patience = match self.ready.is_empty() && self.remote.sleep() {
+            true => self.patience(until),
+            false => Some(Duration::ZERO),
+        };
         match self.poll.poll(&mut self.events, patience) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
             // Interrupted, it leaves no events.
@@ -103,9 +114,9 @@ impl<E: Endpoint> Loop<E> {
                 WAKER => {}
                 DOOR => knocked = true,
                 token => {
-                    if let Some(connection) = self.connections.get_mut(&token) {
-                        connection.ready(event);
-                        queue(&mut self.ready, token, connection);
+                    if let Some(member) = self.connections.get_mut(&token) {
+                        member.connection.ready(event);
+                        queue(&mut self.ready, token, &mut member.connection);
                     }
                 }
             }
@@ -121,15 +132,8 @@ impl<E: Endpoint> Loop<E> {
 
     /// How long to wait for events.
     fn patience(&self, until: Option<Instant>) -> Option<Duration> {
-        if !self.ready.is_empty() {
-            return Some(Duration::ZERO);
-        }
         let timer = self.timers.first().map(|(moment, _)| *moment);
-        let finish = match self.finish {
-            Some(Finish::By(moment)) => Some(moment),
-            _ => None,
-        };
-        let first = [timer, until, finish].into_iter().flatten().min()?;
+        let first = [timer, until, self.finish].into_iter().flatten().min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
 
@@ -137,11 +141,12 @@ impl<E: Endpoint> Loop<E> {
     fn take_messages(&mut self) {
         let messages = self.remote.take();
         self.finish = messages.finish;
-        for (token, mut connection) in messages.joining {
+        for (bell, mut connection) in messages.joining {
+            let token = bell.token();
             match connection.register(self.poll.registry(), token) {
                 Ok(()) => {
                     queue(&mut self.ready, token, &mut connection);
-                    self.connections.insert(token, connection);
+                    self.connections.insert(token, Member { connection, bell });
                 }
                 Err(error) => {
                     self.remote.left();
@@ -150,9 +155,8 @@ impl<E: Endpoint> Loop<E> {
             }
         }
         for bell in messages.rung {
-            let token = bell.answer();
-            if let Some(connection) = self.connections.get_mut(&token) {
-                queue(&mut self.ready, token, connection);
+            if let Some(member) = self.connections.get_mut(&bell.token()) {
+                queue(&mut self.ready, bell.token(), &mut member.connection);
             }
         }
     }
@@ -160,7 +164,7 @@ impl<E: Endpoint> Loop<E> {
     fn take_timers(&mut self, now: Instant) {
         while let Some((_, token)) = self.timers.first().copied().filter(|(moment, _)| *moment <= now) {
             self.timers.pop_first();
-            if let Some(connection) = self.connections.get_mut(&token) {
+            if let Some(Member { connection, .. }) = self.connections.get_mut(&token) {
                 connection.timer = None;
                 connection.due = connection.deadline().is_some_and(|deadline| deadline <= now);
                 queue(&mut self.ready, token, connection);
@@ -169,9 +173,9 @@ impl<E: Endpoint> Loop<E> {
     }
 
     fn give_turn(&mut self, token: Token) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(Member { connection, bell }) = self.connections.get_mut(&token) else { return };
         connection.queued = false;
-        match connection.turn() {
+        match connection.turn(|| bell.answer()) {
             Ok(more) => {
                 if more {
                     queue(&mut self.ready, token, connection);
@@ -189,7 +193,7 @@ impl<E: Endpoint> Loop<E> {
     }
 
     fn end(&mut self, token: Token, how: &Ended) {
-        let Some(connection) = self.connections.remove(&token) else { return };
+        let Some(Member { connection, .. }) = self.connections.remove(&token) else { return };
         if let Some(timer) = connection.timer {
             self.timers.remove(&(timer, token));
         }
@@ -215,7 +219,7 @@ impl<E: Endpoint> Drop for Loop<E> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -228,20 +232,27 @@ mod tests {
     use super::*;
     use crate::bell::Bell;
 
-    /// Says nothing, and tells what happens to it.
+    /// Answers questions, and tells what happens to it.
     struct Listener {
         wants: Arc<AtomicBool>,
         timeout: Option<Time>,
+        answer: Vec<u8>,
+        bell: Arc<Bell<Listener>>,
         tell: Sender<String>,
     }
 
     impl Endpoint for Listener {
-        fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize, _: bool) -> Option<Body> {
+        fn transmit(&mut self, _: Time, out: &mut Vec<u8>, _: usize, _: bool) -> Option<Body> {
+            out.append(&mut self.answer);
             None
         }
         fn not_moved(&mut self, _: TransferId, _: RequestError) {}
         fn receive(&mut self, _: Time, bytes: Bytes) -> Result<(), PeerError> {
             assert_ne!(&bytes[..], b"panic", "on purpose");
+            if bytes.contains(&b'?') {
+                self.answer.push(b'!');
+                self.bell.ring();
+            }
             self.tell.send(bytes.len().to_string()).unwrap();
             Ok(())
         }
@@ -281,11 +292,12 @@ mod tests {
         let other = mio::net::TcpStream::from_std(other);
         let (tell, told) = mpsc::channel();
         let wants = Arc::new(AtomicBool::new(true));
-        let endpoint = Listener { wants: wants.clone(), timeout, tell: tell.clone() };
+        let bell = events.remote.bell();
+        let (answer, told_by) = (Vec::new(), tell.clone());
+        let endpoint = Listener { wants: wants.clone(), timeout, answer, bell: bell.clone(), tell: told_by };
         let carrier = Carrier::begin(&other, |_| endpoint).unwrap();
         let ended = Box::new(move |ended: &_| drop(tell.send(format!("{ended}"))));
-        let bell = events.remote.bell();
-        events.remote.join(&bell, Connection::new(other, carrier, ended));
+        events.remote.join(bell.clone(), Connection::new(other, carrier, ended));
         turn(events);
         Peer { stream, bell, wants, told }
     }
@@ -308,6 +320,24 @@ mod tests {
         peer.bell.ring();
         turn(&mut events);
         assert_eq!(peer.told.try_recv().unwrap(), "5");
+    }
+
+    #[test]
+    fn an_answer_that_is_there_at_once_leaves_in_the_same_turn_and_wakes_nobody() {
+        let mut events = Loop::new().unwrap();
+        let mut peer = join(&mut events, None);
+        for _ in 0..10 {
+            peer.stream.write_all(b"?").unwrap();
+            while peer.told.try_recv().is_err() {
+                events.turn(None).unwrap();
+            }
+            let mut answer = [0; 2];
+            assert_eq!(peer.stream.read(&mut answer).unwrap(), 1);
+            assert!(events.ready.is_empty() && events.remote.sleep(), "there is nothing left to do");
+        }
+        let mut fetched = Events::with_capacity(8);
+        events.poll.poll(&mut fetched, Some(Duration::ZERO)).unwrap();
+        assert!(fetched.iter().all(|event| event.token() != WAKER));
     }
 
     #[test]
@@ -364,7 +394,7 @@ mod tests {
     fn a_loop_that_finishes_ends_with_its_last_connection_and_takes_no_other() {
         let mut events = Loop::new().unwrap();
         let peer = join(&mut events, None);
-        events.remote.finish(Finish::Last);
+        events.remote.finish(Instant::now() + Duration::from_secs(3600));
         turn(&mut events);
         assert!(!events.is_over());
         let late = join(&mut events, None);

@@ -40,21 +40,26 @@
 //! # }
 //! ```
 //!
-//! A call blocks its thread, which sleeps until the answer is there. Callbacks (progress, and those of
-//! [`Client::session`]) run on threads that work for everybody: they must not make blocking calls.
+//! A call blocks its thread, which drives the connection until its answer is there, or sleeps while another caller does.
+//! Callbacks (progress, and those of [`Client::session`]) run on threads that work for everybody, a caller's among them:
+//! they must not block. Those of answers may make calls that wait for answers, all the same; while they do, others drive.
 //!
 //! # Inside
 //!
-//! `connection` is one connection, and how much it may do in a turn. `events` is the loop that gives turns to those
-//! that have something to do; `bell` is how other threads tell it so. `server` is a door beside such a loop, `client`
-//! a loop with one connection.
+//! `connection` is one connection, and how much it may do in a turn. `events` is a server's loop, which gives turns to
+//! those that have something to do; `bell` is how other threads tell it so, `server` is such a loop with a `door`
+//! beside it. `client` makes one connection after the other, and `crew` is who drives it: `seat` is where a caller waits
+//! for its answer, and `here` what is known of the thread that calls.
 
 mod bell;
 mod client;
 mod connection;
+mod crew;
 mod door;
 mod events;
+mod here;
 mod news;
+mod seat;
 mod server;
 mod thread;
 mod transaction;
@@ -65,7 +70,8 @@ pub use blobferry_cache::client::{
     VoteError,
 };
 pub use blobferry_store::session::ServerConfig;
-pub use client::{Client, wait};
+pub use client::Client;
 pub use news::{ConnectionEvents, Invalidations, News};
+pub use seat::wait;
 pub use server::Server;
 pub use transaction::Transaction;

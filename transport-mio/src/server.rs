@@ -11,7 +11,7 @@ use blobferry_store::Store;
 use blobferry_store::session::{ServerConfig, Service, Session};
 use mio::net::TcpListener;
 
-use crate::bell::{Finish, Remote};
+use crate::bell::Remote;
 use crate::door::Door;
 use crate::events::Loop;
 use crate::thread;
@@ -89,7 +89,7 @@ impl Server {
 
     /// Ends the loops; how many connections had to be closed at that moment.
     fn end(&mut self, by: Instant) -> usize {
-        self.loops.iter().for_each(|remote| remote.finish(Finish::By(by)));
+        self.loops.iter().for_each(|remote| remote.finish(by));
         self.service.stop();
         self.threads.drain(..).filter_map(thread::join).sum()
     }

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read};
 use blobferry_cache::client::{self, BlobSource, CallError};
 use blobferry_protocol::{BlobInfo, Oid, Tid};
 
-use crate::client::wait;
+use crate::seat::wait_on;
 
 /// A transaction that is open; from [`Client::begin`](crate::Client::begin). Dropped before it was finished or
 /// committed, it is aborted, and the files that were moved into it are gone.
@@ -16,7 +16,7 @@ pub struct Transaction(client::Transaction);
 const READ: usize = 256 << 10;
 
 impl Transaction {
-    blobferry_cache::transaction_methods!(wait);
+    blobferry_cache::transaction_methods!(wait_on);
 
     /// Stores an object's record with a blob, from anything that can be read to its end. It is written into the cache
     /// first, and is the cached blob when the transaction is finished.

@@ -10,10 +10,11 @@ use blobferry_cache::client::{
     Addresses, CallError, ClientConfig, Completion, ConnectError, Session, SessionEndpoint,
 };
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::bell::Bell;
 use crate::drive::drive;
 use crate::news::{ConnectionEvents, Invalidations, News};
 use crate::transaction::Transaction;
@@ -29,7 +30,7 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     session: Session,
     driver: Mutex<Option<JoinHandle<()>>>,
-    woken: Arc<Notify>,
+    bell: Arc<Bell>,
 }
 
 impl Client {
@@ -56,22 +57,22 @@ impl Client {
 
     async fn start(session: Session, address: &str, patience: Duration) -> Result<Client, ConnectError> {
         let stream = call(address, patience).await?;
-        let woken = Arc::new(Notify::new());
-        let carrier = connect(&session, &stream, &woken)?;
-        let running = run(stream, carrier, session.clone(), woken.clone(), patience);
+        let bell = Arc::new(Bell::default());
+        let carrier = connect(&session, &stream, &bell)?;
+        let running = run(stream, carrier, session.clone(), bell.clone(), patience);
         let driver = Mutex::new(Some(tokio::spawn(running)));
-        let client = Client(Arc::new(Inner { session, driver, woken }));
+        let client = Client(Arc::new(Inner { session, driver, bell }));
         wait(|done| client.0.session.connected(done)).await.map_err(ConnectError::Handshake)?;
         Ok(client)
     }
 
-    blobferry_cache::client_methods!(wait, async, await);
+    blobferry_cache::client_methods!(wait_on, async, await);
 
     /// Says goodbye, waits until what is under way has come to its end, and closes the connection. Other clones can
     /// not use it any more either.
     pub async fn close(self) {
         self.0.session.goodbye();
-        self.0.woken.notify_one();
+        self.0.bell.ring();
         let driver = self.0.driver.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(driver) = driver {
             // A task that has panicked has ended, too.
@@ -95,11 +96,11 @@ async fn run(
     mut stream: TcpStream,
     mut carrier: Carrier<SessionEndpoint>,
     session: Session,
-    woken: Arc<Notify>,
+    bell: Arc<Bell>,
     patience: Duration,
 ) {
     loop {
-        let ended = drive(&stream, &mut carrier, &woken).await;
+        let ended = drive(&mut stream, &mut carrier, &bell).await;
         drop(stream);
         session.lost(&ended);
         drop(carrier);
@@ -108,10 +109,10 @@ async fn run(
             tokio::select! {
                 () = sleep(dial.pause) => {}
                 // The client may have been closed.
-                () = woken.notified() => continue,
+                () = bell.rung() => continue,
             }
             let called = call(&dial.address, patience).await;
-            match called.and_then(|stream| Ok((connect(&session, &stream, &woken)?, stream))) {
+            match called.and_then(|stream| Ok((connect(&session, &stream, &bell)?, stream))) {
                 Ok((carrier, stream)) => break (stream, carrier),
                 Err(error) => session.lost(&Ended::Stream(error)),
             }
@@ -123,13 +124,9 @@ async fn call(address: &str, patience: Duration) -> io::Result<TcpStream> {
     timeout(patience, TcpStream::connect(address)).await.unwrap_or_else(|late| Err(late.into()))
 }
 
-fn connect(
-    session: &Session,
-    stream: &TcpStream,
-    woken: &Arc<Notify>,
-) -> io::Result<Carrier<SessionEndpoint>> {
-    let wake = woken.clone();
-    session.connect(stream, move || wake.notify_one())
+fn connect(session: &Session, stream: &TcpStream, bell: &Arc<Bell>) -> io::Result<Carrier<SessionEndpoint>> {
+    let ring = bell.clone();
+    session.connect(stream, move || ring.ring())
 }
 
 /// Turns a callback into a future: for calls to a [`Session`], whoever drives it.
@@ -142,4 +139,12 @@ pub async fn wait<T: Send + 'static, E: From<CallError> + Send + 'static>(
     let (sender, receiver) = oneshot::channel();
     start(Box::new(move |result| drop(sender.send(result))));
     receiver.await.unwrap_or_else(|_| Err(CallError::unanswered().into()))
+}
+
+/// The same for a call to a known session.
+pub(crate) async fn wait_on<T: Send + 'static, E: From<CallError> + Send + 'static>(
+    _: &Session,
+    start: impl FnOnce(Completion<T, E>),
+) -> Result<T, E> {
+    wait(start).await
 }

@@ -1,50 +1,130 @@
-//! The loop of one connection, the same for both ends: readiness of a socket, wake-ups, and a timer.
+//! The loop of one connection, the same for both ends: readiness of a socket, a bell, and a timer.
+//!
+//! It is written as one future, polled as a whole: nothing is registered anew that is registered already. The timer is
+//! moved only when the deadline comes nearer; most deadlines move on with every byte that arrives, and are looked at too
+//! early then.
+
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 
 use blobferry_cache::carry::{Carrier, Ended, Endpoint};
-use tokio::io::Interest;
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Drives one connection to its end. `woken` is notified whenever the endpoint has something new to send.
-pub(crate) async fn drive(
-    stream: &TcpStream,
-    carrier: &mut Carrier<impl Endpoint + Send>,
-    woken: &Notify,
+use crate::bell::Bell;
+
+/// Reads in one turn. One takes at most 256 KiB, so others wait for at most a megabyte of anybody's.
+const READS: usize = 4;
+/// Writes in one turn. One gives about 64 KiB, or a chunk.
+const WRITES: usize = 8;
+/// Turns before the other tasks of the thread have theirs.
+const TURNS: usize = 4;
+
+/// Drives one connection to its end. The bell rings whenever the endpoint has something new to send.
+pub(crate) async fn drive<E: Endpoint + Send>(
+    stream: &mut TcpStream,
+    carrier: &mut Carrier<E>,
+    bell: &Bell,
 ) -> Ended {
-    loop {
-        if let Err(ended) = carrier.write(stream, |write| stream.try_io(Interest::WRITABLE, write)) {
-            return ended;
+    let timer = pin!(sleep_until(Instant::now()));
+    let mut driver = Driver { stream, carrier, bell, timer, at: None, anew: true };
+    poll_fn(|context| driver.poll(context)).await
+}
+
+struct Driver<'a, E> {
+    stream: &'a mut TcpStream,
+    carrier: &'a mut Carrier<E>,
+    bell: &'a Bell,
+    timer: Pin<&'a mut Sleep>,
+    /// When the timer fires, where it still will.
+    at: Option<Instant>,
+    /// Something has happened, and there may be something to send.
+    anew: bool,
+}
+
+impl<E: Endpoint> Driver<'_, E> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
+        self.bell.awake();
+        for _ in 0..TURNS {
+            match self.turn(context) {
+                Err(ended) => return Poll::Ready(ended),
+                Ok(true) => {}
+                Ok(false) if self.bell.sleep(context) => return Poll::Pending,
+                Ok(false) => {}
+            }
         }
-        let deadline = carrier.deadline().map(Instant::from_std);
-        let wants_input = carrier.wants_input();
-        let turn = tokio::select! {
-            ready = stream.readable(), if wants_input => ready.map(|()| Turn::Read),
-            ready = stream.writable(), if carrier.has_output() => ready.map(|()| Turn::Write),
-            () = woken.notified() => Ok(Turn::Write),
-            () = until(deadline) => Ok(Turn::Timeout),
-        };
-        let result = match turn {
-            Ok(Turn::Read) => carrier.read(|buffer| stream.try_read(buffer)).map(drop),
-            Ok(Turn::Write) => Ok(()),
-            Ok(Turn::Timeout) => carrier.timeout(),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(ended) = result {
-            return ended;
-        }
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
-}
 
-enum Turn {
-    Read,
-    Write,
-    Timeout,
-}
+    /// One turn; whether another may find something to do. If not, what there may be later wakes the task.
+    fn turn(&mut self, context: &mut Context<'_>) -> Result<bool, Ended> {
+        let (mut reads, wanted) = (0, self.carrier.wants_input());
+        while reads < READS && self.is_readable(context) && self.read(context)? {
+            reads += 1;
+        }
+        let rung = self.bell.hear();
+        if rung || reads > 0 || self.anew || self.carrier.has_output() {
+            self.anew = false;
+            self.write()?;
+        }
+        let wants = !wanted && self.carrier.wants_input();
+        let writes = self.carrier.has_output() && self.stream.poll_write_ready(context).is_ready();
+        if rung || reads > 0 || wants || writes {
+            return Ok(true);
+        }
+        self.anew = self.is_late(context);
+        if self.anew {
+            self.carrier.timeout()?;
+        }
+        Ok(self.anew)
+    }
 
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => std::future::pending().await,
+    /// Whether the deadline has passed; if not, the task is woken when it does.
+    fn is_late(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(deadline) = self.carrier.deadline().map(Instant::from_std) else { return false };
+        let sooner = self.at.is_none_or(|at| deadline < at);
+        if !sooner && self.timer.as_mut().poll(context).is_pending() {
+            return false;
+        }
+        // It is wanted sooner, or has fired for a deadline that has moved on.
+        self.timer.as_mut().reset(deadline);
+        self.at = Some(deadline);
+        let late = self.timer.as_mut().poll(context).is_ready();
+        if late {
+            self.at = None;
+        }
+        late
+    }
+
+    /// Whether there is something to read for who wants it; if not, the task is woken when there is.
+    fn is_readable(&self, context: &mut Context<'_>) -> bool {
+        // Errors are found by reading.
+        self.carrier.wants_input() && self.stream.poll_read_ready(context).is_ready()
+    }
+
+    fn read(&mut self, context: &mut Context<'_>) -> Result<bool, Ended> {
+        let stream = &mut *self.stream;
+        self.carrier.read(|buffer| {
+            let mut buffer = ReadBuf::new(buffer);
+            match Pin::new(&mut *stream).poll_read(context, &mut buffer) {
+                Poll::Ready(read) => read.map(|()| buffer.filled().len()),
+                Poll::Pending => Err(ErrorKind::WouldBlock.into()),
+            }
+        })
+    }
+
+    fn write(&mut self) -> Result<(), Ended> {
+        let (stream, mut writes) = (&*self.stream, 0);
+        self.carrier.write(stream, |write| {
+            if writes == WRITES {
+                return Err(io::Error::from(ErrorKind::WouldBlock));
+            }
+            writes += 1;
+            stream.try_io(Interest::WRITABLE, write)
+        })
     }
 }

@@ -38,6 +38,7 @@
 //! # }
 //! ```
 
+mod bell;
 mod client;
 mod drive;
 mod news;

@@ -8,9 +8,10 @@ use blobferry_cache::carry::{Carrier, Ended, widen_door};
 use blobferry_store::Store;
 use blobferry_store::session::{ServerConfig, Service, Session};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::bell::Bell;
 use crate::drive::drive;
 
 /// A server that runs until it is stopped or dropped.
@@ -94,13 +95,17 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, service: Service) {
-    let woken = Arc::new(Notify::new());
-    let wake = woken.clone();
-    let begun = Carrier::begin(&stream, |now| Session::new(&service, now, move || wake.notify_one()));
-    let ended = match begun {
-        Ok(mut carrier) => drive(&stream, &mut carrier, &woken).await,
+async fn serve(mut stream: TcpStream, peer: SocketAddr, service: Service) {
+    let bell = Arc::new(Bell::default());
+    let ended = match begin(&stream, &service, &bell) {
+        Ok(mut carrier) => drive(&mut stream, &mut carrier, &bell).await,
         Err(error) => Ended::Stream(error),
     };
     ended.log(peer);
+}
+
+/// Begins a conversation; in a box, because a task has room for everything that is moved in it twice.
+fn begin(stream: &TcpStream, service: &Service, bell: &Arc<Bell>) -> io::Result<Box<Carrier<Session>>> {
+    let ring = bell.clone();
+    Carrier::begin(stream, |now| Session::new(service, now, move || ring.ring())).map(Box::new)
 }

@@ -4,7 +4,7 @@ use blobferry_cache::client::{self, BlobSource, CallError};
 use blobferry_protocol::{BlobInfo, Oid, Tid};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::client::wait;
+use crate::client::wait_on;
 
 /// A transaction that is open; from [`Client::begin`](crate::Client::begin). Dropped before it was finished or
 /// committed, it is aborted, and the files that were moved into it are gone.
@@ -15,7 +15,7 @@ pub struct Transaction(client::Transaction);
 const READ: usize = 256 << 10;
 
 impl Transaction {
-    blobferry_cache::transaction_methods!(wait, async, await);
+    blobferry_cache::transaction_methods!(wait_on, async, await);
 
     /// Stores an object's record with a blob, from anything that can be read to its end. It is written into the cache first, and is the cached blob
     /// when the transaction is finished.

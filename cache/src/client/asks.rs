@@ -54,10 +54,12 @@ pub(super) struct State {
     pub(super) down: Option<String>,
     pub(super) closed: Option<String>,
     after: Vec<After>,
+    /// What drivers have to do later, where they want to do it themselves.
+    pub(super) deferred: Option<VecDeque<After>>,
 }
 
 /// What to do as soon as the lock is free, in order.
-type After = Box<dyn FnOnce() + Send>;
+pub(super) type After = Box<dyn FnOnce() + Send>;
 
 /// A call that is not sent yet.
 pub(super) enum Ask {
@@ -250,6 +252,7 @@ impl State {
             down: None,
             closed: None,
             after: Vec::new(),
+            deferred: None,
         }
     }
 
@@ -265,6 +268,13 @@ impl State {
 
     pub(super) fn take_after(&mut self) -> Vec<impl FnOnce() + Send + use<>> {
         std::mem::take(&mut self.after)
+    }
+
+    /// Leaves what is to be done to who drives the endpoint; `false` if that one has not asked for it.
+    pub(super) fn defer(&mut self) -> bool {
+        let Some(deferred) = &mut self.deferred else { return false };
+        deferred.extend(self.after.drain(..));
+        true
     }
 
     /// The server has said something that gets us on.

@@ -49,7 +49,7 @@ impl Endpoint for SessionEndpoint {
                 break;
             }
         }
-        self.session.unlock(locked, false);
+        self.session.unlock_driven(locked);
         lent
     }
 
@@ -58,7 +58,7 @@ impl Endpoint for SessionEndpoint {
         inner.state.outlets.remove(transfer);
         // Over only if the server has refused the blob meanwhile.
         let _ = inner.connection.abort_blob(transfer, reason);
-        self.session.unlock(inner, false);
+        self.session.unlock_driven(inner);
     }
 
     fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError> {
@@ -78,7 +78,7 @@ impl Endpoint for SessionEndpoint {
             let _ = inner.connection.stored(transfer, upto);
         }
         inner.pump();
-        self.session.unlock(locked, false);
+        self.session.unlock_driven(locked);
         received
     }
 
@@ -97,7 +97,7 @@ impl Endpoint for SessionEndpoint {
             locked.state.event(event);
         }
         locked.pump();
-        self.session.unlock(locked, false);
+        self.session.unlock_driven(locked);
         handled
     }
 

@@ -1,5 +1,6 @@
 //! A client's calls, whatever becomes of its connection: who waits for which answer, and where which blob goes.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -296,6 +297,48 @@ impl Session {
         if let Some(wake) = wake {
             wake();
         }
+    }
+
+    /// Has the callbacks of answers called by [`call_back`](Self::call_back) from here on, and not while the endpoint is
+    /// being driven: for who drives it under a lock.
+    pub fn defer_callbacks(&self) {
+        self.lock().state.deferred.get_or_insert_default();
+    }
+
+    /// Calls the first of the callbacks that were [deferred](Self::defer_callbacks); `false` if there is none.
+    pub fn call_back(&self) -> bool {
+        let act = self.lock().state.deferred.as_mut().and_then(VecDeque::pop_front);
+        act.map(|act| act()).is_some()
+    }
+
+    /// Wakes who drives the connection, as if there was something to send.
+    pub fn ring(&self) {
+        let wake = self.lock().state.wake.clone();
+        if let Some(wake) = wake {
+            wake();
+        }
+    }
+
+    /// Is an answer outstanding, whoever waits for it?
+    #[must_use]
+    pub fn awaits_answers(&self) -> bool {
+        let inner = self.lock();
+        inner.connection.requests_in_flight() > 0 || !inner.state.waiting.is_empty()
+    }
+
+    /// Unlocks after the endpoint was driven.
+    pub(super) fn unlock_driven(&self, mut inner: MutexGuard<'_, Inner>) {
+        if !inner.state.defer() {
+            self.unlock(inner, false);
+        }
+    }
+
+    /// Asks for something that can wait for what is asked next, to be sent with it.
+    pub(super) fn ask_by_the_way(&self, ask: Ask) {
+        let mut inner = self.lock();
+        inner.state.ask(ask);
+        inner.pump();
+        self.unlock(inner, false);
     }
 
     pub(super) fn ask(&self, ask: Ask) {

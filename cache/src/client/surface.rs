@@ -1,8 +1,8 @@
 //! What users call, written once: a transport says how it waits, and has the same methods as every other.
 //!
 //! Rust can not be generic over `async`, so these are macros. They are expanded inside the `impl` of a transport's
-//! `Client` and `Transaction`, with the name of its function that waits for a [`Completion`](super::Completion), and
-//! with `async` and `await` where it does that asynchronously.
+//! `Client` and `Transaction`, with the name of its function that waits for a [`Completion`](super::Completion) of a
+//! session, and with `async` and `await` where it does that asynchronously.
 
 /// The methods of a transport's `Client` that do not depend on its runtime. Its `self.0.session` is the
 /// [`Session`](crate::client::Session); the `Transaction`, `News` and their kinds in its scope are the transport's.
@@ -55,7 +55,7 @@ macro_rules! client_methods {
             &self,
             count: u32,
         ) -> Result<Vec<$crate::protocol::Oid>, $crate::client::CallError> {
-            $wait(|done| self.session().new_oids(count, done))$(.$await)?
+            $wait(self.session(), |done| self.session().new_oids(count, done))$(.$await)?
         }
 
         /// The current revision of an object.
@@ -66,7 +66,7 @@ macro_rules! client_methods {
             &self,
             oid: $crate::protocol::Oid,
         ) -> Result<$crate::protocol::Revision, $crate::client::CallError> {
-            $wait(|done| self.session().load(oid, done))$(.$await)?
+            $wait(self.session(), |done| self.session().load(oid, done))$(.$await)?
         }
 
         /// One exact revision of an object.
@@ -79,7 +79,7 @@ macro_rules! client_methods {
             oid: $crate::protocol::Oid,
             tid: $crate::protocol::Tid,
         ) -> Result<$crate::protocol::Revision, $crate::client::CallError> {
-            $wait(|done| self.session().load_serial(oid, tid, done))$(.$await)?
+            $wait(self.session(), |done| self.session().load_serial(oid, tid, done))$(.$await)?
         }
 
         /// The last revision of an object before a transaction; `None` if it is younger than that.
@@ -91,7 +91,7 @@ macro_rules! client_methods {
             oid: $crate::protocol::Oid,
             before: $crate::protocol::Tid,
         ) -> Result<Option<$crate::protocol::Revision>, $crate::client::CallError> {
-            $wait(|done| self.session().load_before(oid, before, done))$(.$await)?
+            $wait(self.session(), |done| self.session().load_before(oid, before, done))$(.$await)?
         }
 
         /// The revisions of an object, newest first, at most `limit` (the server may give fewer).
@@ -103,7 +103,7 @@ macro_rules! client_methods {
             oid: $crate::protocol::Oid,
             limit: u32,
         ) -> Result<Vec<$crate::protocol::HistoryEntry>, $crate::client::CallError> {
-            $wait(|done| self.session().history(oid, limit, done))$(.$await)?
+            $wait(self.session(), |done| self.session().history(oid, limit, done))$(.$await)?
         }
 
         /// The server's counters, by name.
@@ -111,7 +111,7 @@ macro_rules! client_methods {
         /// # Errors
         /// See [`CallError`](crate::CallError).
         pub $($async)? fn status(&self) -> Result<Vec<(String, u64)>, $crate::client::CallError> {
-            $wait(|done| self.session().status(done))$(.$await)?
+            $wait(self.session(), |done| self.session().status(done))$(.$await)?
         }
 
         /// Forgets the revisions that were replaced before a transaction.
@@ -122,7 +122,7 @@ macro_rules! client_methods {
             &self,
             before: $crate::protocol::Tid,
         ) -> Result<$crate::protocol::Packed, $crate::client::CallError> {
-            $wait(|done| self.session().pack(before, done))$(.$await)?
+            $wait(self.session(), |done| self.session().pack(before, done))$(.$await)?
         }
 
         /// What has become of a transaction; if it is not committed, it never will be.
@@ -133,7 +133,7 @@ macro_rules! client_methods {
             &self,
             txn: $crate::protocol::TxnId,
         ) -> Result<$crate::protocol::Outcome, $crate::client::CallError> {
-            $wait(|done| self.session().outcome(txn, done))$(.$await)?
+            $wait(self.session(), |done| self.session().outcome(txn, done))$(.$await)?
         }
 
         /// A blob, as an open file in the cache: it is there, or somebody on this machine is downloading it, or it is
@@ -146,7 +146,7 @@ macro_rules! client_methods {
             &self,
             blob: $crate::protocol::BlobId,
         ) -> Result<$crate::CachedBlob, $crate::client::CallError> {
-            $wait(|done| self.session().load_blob(blob, None, done))$(.$await)?
+            $wait(self.session(), |done| self.session().load_blob(blob, None, done))$(.$await)?
         }
 
         /// The same, telling how far the download is. Where there is nothing to download nothing is told.
@@ -159,7 +159,7 @@ macro_rules! client_methods {
             progress: impl Fn($crate::carry::Progress) + Send + Sync + 'static,
         ) -> Result<$crate::CachedBlob, $crate::client::CallError> {
             let progress: $crate::carry::OnProgress = ::std::sync::Arc::new(progress);
-            $wait(|done| self.session().load_blob(blob, Some(progress), done))$(.$await)?
+            $wait(self.session(), |done| self.session().load_blob(blob, Some(progress), done))$(.$await)?
         }
 
         /// A blob's bytes, in memory, whole and verified: from the cache, or from the server, or from who is downloading it
@@ -173,7 +173,7 @@ macro_rules! client_methods {
             &self,
             blob: $crate::protocol::BlobId,
         ) -> Result<$crate::bytes::Bytes, $crate::client::CallError> {
-            $wait(|done| self.session().load_bytes(blob, done))$(.$await)?
+            $wait(self.session(), |done| self.session().load_bytes(blob, done))$(.$await)?
         }
 
         /// Reads a blob while it arrives, whoever on this machine downloads it; if nobody does, this client does. The
@@ -199,7 +199,7 @@ macro_rules! client_methods {
             blob: $crate::protocol::BlobId,
             range: ::std::ops::Range<u64>,
         ) -> Result<Vec<u8>, $crate::client::CallError> {
-            $wait(|done| self.session().load_range(blob, range, done))$(.$await)?
+            $wait(self.session(), |done| self.session().load_range(blob, range, done))$(.$await)?
         }
 
         /// Begins a transaction. Does not wait for the server: should it refuse, the next call in the transaction
@@ -243,7 +243,7 @@ macro_rules! transaction_methods {
             base: $crate::protocol::Tid,
             data: Vec<u8>,
         ) -> Result<(), $crate::client::CallError> {
-            $wait(|done| self.0.store(oid, base, data, done))$(.$await)?
+            $wait(&self.0.session().clone(), |done| self.0.store(oid, base, data, done))$(.$await)?
         }
 
         /// Deletes an object; with [`Tid::ZERO`](blobferry_protocol::Tid::ZERO) as its base, takes back that it was
@@ -256,7 +256,7 @@ macro_rules! transaction_methods {
             oid: $crate::protocol::Oid,
             base: $crate::protocol::Tid,
         ) -> Result<(), $crate::client::CallError> {
-            $wait(|done| self.0.delete(oid, base, done))$(.$await)?
+            $wait(&self.0.session().clone(), |done| self.0.delete(oid, base, done))$(.$await)?
         }
 
         /// Stores an object's record with a blob. Done when the server has it on disk. Many may run at once in one
@@ -271,7 +271,7 @@ macro_rules! transaction_methods {
             data: Vec<u8>,
             source: $crate::client::BlobSource,
         ) -> Result<$crate::protocol::BlobInfo, $crate::client::CallError> {
-            $wait(|done| self.0.store_blob(oid, base, data, source, None, done))$(.$await)?
+            $wait(&self.0.session().clone(), |done| self.0.store_blob(oid, base, data, source, None, done))$(.$await)?
         }
 
         /// The same, telling how far it is.
@@ -287,7 +287,7 @@ macro_rules! transaction_methods {
             progress: impl Fn($crate::carry::Progress) + Send + Sync + 'static,
         ) -> Result<$crate::protocol::BlobInfo, $crate::client::CallError> {
             let progress: $crate::carry::OnProgress = ::std::sync::Arc::new(progress);
-            $wait(|done| self.0.store_blob(oid, base, data, source, Some(progress), done))$(.$await)?
+            $wait(&self.0.session().clone(), |done| self.0.store_blob(oid, base, data, source, Some(progress), done))$(.$await)?
         }
 
         /// Asks whether everything can be committed, and makes sure that it then can.
@@ -296,7 +296,7 @@ macro_rules! transaction_methods {
         /// [`VoteError::Conflict`](crate::VoteError::Conflict), with the transaction open as before; or
         /// [`VoteError::Call`](crate::VoteError::Call), and it is over.
         pub $($async)? fn vote(&mut self) -> Result<(), $crate::client::VoteError> {
-            $wait(|done| self.0.vote(done))$(.$await)?
+            $wait(&self.0.session().clone(), |done| self.0.vote(done))$(.$await)?
         }
 
         /// Commits what was voted for: everything in the transaction is durable, and visible to all, at the tid that
@@ -307,7 +307,7 @@ macro_rules! transaction_methods {
         /// [`CallError::Disconnected`](crate::CallError::Disconnected) ask for the
         /// [outcome](crate::Client::outcome).
         pub $($async)? fn finish(self) -> Result<$crate::protocol::Tid, $crate::client::CallError> {
-            $wait(|done| self.0.finish(done))$(.$await)?
+            $wait(&self.0.session().clone(), |done| self.0.finish(done))$(.$await)?
         }
 
         /// Votes and finishes in one round trip, for who coordinates nothing else.
@@ -316,7 +316,7 @@ macro_rules! transaction_methods {
         /// [`VoteError::Conflict`](crate::VoteError::Conflict), with the transaction open as before: store what is
         /// resolved, and commit again. Or [`VoteError::Call`](crate::VoteError::Call), and it is over.
         pub $($async)? fn commit(&mut self) -> Result<$crate::protocol::Tid, $crate::client::VoteError> {
-            $wait(|done| self.0.commit(done))$(.$await)?
+            $wait(&self.0.session().clone(), |done| self.0.commit(done))$(.$await)?
         }
 
         /// Gives it up.
@@ -324,7 +324,7 @@ macro_rules! transaction_methods {
         /// # Errors
         /// See [`CallError`](crate::CallError).
         pub $($async)? fn abort(self) -> Result<(), $crate::client::CallError> {
-            $wait(|done| self.0.abort(done))$(.$await)?
+            $wait(&self.0.session().clone(), |done| self.0.abort(done))$(.$await)?
         }
     };
 }

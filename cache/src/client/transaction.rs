@@ -7,6 +7,7 @@ use blobferry_protocol::{
     BlobInfo, Conflict, Digest, Oid, Phase, Reply, Request, RequestError, Tid, TxnId, TxnMeta, UsageError,
 };
 
+use super::asks::Ask;
 use super::call::{CallError, Completion};
 use super::session::Session;
 use super::source::{BlobSource, Taken, not_taken, take};
@@ -111,17 +112,16 @@ impl Session {
         let buffer = Mutex::new(Some(self.cache().buffer()));
         let shared = Arc::new(Shared { buffer, begin: OnceLock::new() });
         let begun = shared.clone();
-        self.call(
-            Request::Begin { txn, meta },
-            Box::new(move |result| {
-                let cause = match result {
-                    Err(CallError::Refused(error)) => NotBegun::Refused(error),
-                    Err(CallError::Usage(error)) => NotBegun::Usage(error),
-                    _ => return,
-                };
-                let _ = begun.begin.set(cause);
-            }),
-        );
+        let done: Completion<Reply> = Box::new(move |result| {
+            let cause = match result {
+                Err(CallError::Refused(error)) => NotBegun::Refused(error),
+                Err(CallError::Usage(error)) => NotBegun::Usage(error),
+                _ => return,
+            };
+            let _ = begun.begin.set(cause);
+        });
+        // Nobody waits for it, and something will follow.
+        self.ask_by_the_way(Ask::Call { request: Request::Begin { txn, meta }, done });
         let lane = Lane::new(self.workers());
         Ok(Transaction { session: self.clone(), txn, shared, lane, over: false })
     }
@@ -132,6 +132,12 @@ impl Transaction {
     #[must_use]
     pub fn id(&self) -> TxnId {
         self.txn
+    }
+
+    /// The session that it is one of.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.session
     }
 
     /// Puts an object without a file into it, behind files that are still being taken: what was stored last is what

@@ -7,3 +7,4 @@ mod dependencies;
 mod descriptors;
 mod idle;
 mod support;
+mod waiting;
