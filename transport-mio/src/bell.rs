@@ -20,12 +20,15 @@ struct Shared<E> {
     load: AtomicUsize,
 }
 
+/// A connection that is to join a loop, and its bell.
+type Joining<E> = (Arc<Bell<E>>, Box<Connection<E>>);
+
 /// What other threads have left for a loop since it looked last.
 pub(crate) struct Queue<E> {
     /// For whom it rang.
     pub(crate) rung: Vec<Arc<Bell<E>>>,
     /// New connections.
-    pub(crate) joining: Vec<(Arc<Bell<E>>, Box<Connection<E>>)>,
+    pub(crate) joining: Vec<Joining<E>>,
     /// No connections will come after these. The loop ends with the last one, at this moment at the latest.
     pub(crate) finish: Option<Instant>,
     /// There is more than rings: a connection, or the end.

@@ -8,7 +8,6 @@ use blobferry_protocol::{BlobId, Digest, Oid, Tid};
 use bytes::Bytes;
 
 use super::{Alone, Home};
-use crate::lock::FileLock;
 use crate::stamp::{self, Boot};
 use crate::sync::{Arc, Mutex, explore, mpsc, thread};
 use crate::{Cache, Claim, Download, SmallClaim};
