@@ -73,7 +73,7 @@ pub fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
 /// Writes all of `bytes` over others that are there, from an offset on.
 ///
 /// # Errors
-/// As for [`write`].
+/// As for [`write`](fn@write).
 pub fn write_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     ask(Step::Overwrite { file, at, bytes })?;
     file.write_all_at(bytes, at)

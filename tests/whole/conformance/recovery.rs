@@ -333,6 +333,8 @@ fn what_is_kept_is_aborted_when_its_time_is_over(pair: &Pair) {
     let (client, other) = (world.steady(&road.address, "cache"), world.client("other"));
     let (oid, file) = (client.new_oid(), world.file("file", bytes("file", SIZE)));
     let transaction = client.begin();
+    // It has begun, and the client has heard of it: else it may begin again.
+    transaction.store(client.new_oid(), Tid::ZERO, Vec::new()).unwrap();
     road.limit(UP, PART);
     scope(|scope| {
         let storing =
