@@ -16,7 +16,7 @@ use crate::time::Time;
 ///
 /// `read` appends the bytes of a slice, all of them. If it fails, the peer gets zeros in their place, and the transfer
 /// is aborted with the reason. (It appends, where it could fill a slice, because a buffer of zeros would have to be made
-/// for that, which costs a tenth of the time that a large blob takes.)
+/// for that: one more pass over every byte.)
 ///
 /// If `read` appends nothing and does not fail, that is where it ends: the slice is given back, and its bytes are for
 /// the caller to move, right behind what is in `out`.

@@ -251,7 +251,7 @@ impl Source {
 }
 
 /// Appends a slice of a file to a buffer. The kernel fills memory that was never written to: to fill that with zeros
-/// first would cost a quarter of the time that the copy takes.
+/// first would be one more pass over every byte.
 fn append(file: &File, slice: Slice, into: &mut Vec<u8>) -> io::Result<()> {
     /// So many bytes may be read in vain behind the slice.
     const VAIN: usize = 4096;
