@@ -149,6 +149,7 @@ fn call(error: &CallError) -> Exit {
     match error {
         CallError::Refused(error) => refused(error),
         CallError::Disconnected { .. }
+        | CallError::Unanswered
         | CallError::NotCommitted { .. }
         | CallError::OutcomeUnknown { .. } => Exit::NoServer,
         CallError::Cache(CacheError::Write { source, .. }) if is_damage(source) => Exit::Damaged,

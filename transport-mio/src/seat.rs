@@ -104,7 +104,7 @@ impl<T> Drop for Awaited<T> {
 /// meanwhile. May be used in a callback; there it does not outlast the connection.
 ///
 /// # Errors
-/// The call's; [`CallError::Disconnected`] where nobody is left to answer.
+/// The call's; [`CallError::Unanswered`] where nobody is left to answer.
 pub fn wait<T: Send + 'static, E: From<CallError> + Send + 'static>(
     start: impl FnOnce(Completion<T, E>),
 ) -> Result<T, E> {

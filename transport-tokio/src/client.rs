@@ -132,7 +132,7 @@ fn connect(session: &Session, stream: &TcpStream, bell: &Arc<Bell>) -> io::Resul
 /// Turns a callback into a future: for calls to a [`Session`], whoever drives it.
 ///
 /// # Errors
-/// The call's; [`CallError::Disconnected`] where nobody is left to answer.
+/// The call's; [`CallError::Unanswered`] where nobody is left to answer.
 pub async fn wait<T: Send + 'static, E: From<CallError> + Send + 'static>(
     start: impl FnOnce(Completion<T, E>),
 ) -> Result<T, E> {

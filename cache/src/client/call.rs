@@ -55,16 +55,22 @@ pub enum CallError {
     /// The call makes no sense now; nothing was sent.
     #[error(transparent)]
     Usage(#[from] UsageError),
+    /// Nobody is left to answer. What became of the call is not known here; for a commit, ask for the transaction's outcome.
+    #[error(
+        "nobody is left to answer, and what became of the call is not known: ask for the outcome of a commit"
+    )]
+    Unanswered,
     /// The operating system has no random numbers to name a transaction with.
     #[error("no random numbers for a transaction's name: {0}")]
     NoName(String),
 }
 
 impl CallError {
-    /// Whoever had to answer was dropped without a word: a defect, told to who waits rather than left to hang.
+    /// Whoever had to answer was dropped without a word, or can not come as long as somebody waits for it in a callback:
+    /// told to who waits rather than left to hang.
     #[must_use]
     pub fn unanswered() -> CallError {
-        CallError::Disconnected { reason: "nobody is left to answer".into() }
+        CallError::Unanswered
     }
 }
 
