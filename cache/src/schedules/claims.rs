@@ -189,16 +189,22 @@ fn a_small_blob_is_downloaded_once_and_handed_out_before_and_after_it_is_written
         let threads: Vec<_> = (0..4)
             .map(|at| {
                 let (machine, writers) = (machine.clone(), writers.clone());
-                thread::spawn(move || match machine.caches[at % 2].claim_small(BLOBS[0]).unwrap() {
-                    _ if at == 3 => machine.answered(machine.caches[1].claim(BLOBS[0]).unwrap(), false),
-                    SmallClaim::Bytes(bytes) => assert_eq!(bytes, BYTES),
-                    SmallClaim::File(cached) => machine.answered(Claim::Hit(cached), false),
-                    SmallClaim::Download(download) => {
-                        let (alone, times) = &machine.downloads[&BLOBS[0]];
-                        alone.act(|| *times.lock().unwrap() += 1);
-                        let run =
-                            |write: crate::system::Job| writers.lock().unwrap().push(thread::spawn(write));
-                        download.keep(&Bytes::from_static(BYTES), digest(), run).unwrap();
+                thread::spawn(move || {
+                    let cache = &machine.caches[at % 2];
+                    if at == 3 {
+                        return machine.answered(cache.claim(BLOBS[0]).unwrap(), false);
+                    }
+                    match cache.claim_small(BLOBS[0]).unwrap() {
+                        SmallClaim::Bytes(bytes) => assert_eq!(bytes, BYTES),
+                        SmallClaim::File(cached) => machine.answered(Claim::Hit(cached), false),
+                        SmallClaim::Download(download) => {
+                            let (alone, times) = &machine.downloads[&BLOBS[0]];
+                            alone.act(|| *times.lock().unwrap() += 1);
+                            let run = |write: crate::system::Job| {
+                                writers.lock().unwrap().push(thread::spawn(write))
+                            };
+                            download.keep(&Bytes::from_static(BYTES), digest(), run).unwrap();
+                        }
                     }
                 })
             })

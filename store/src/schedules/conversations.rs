@@ -97,14 +97,14 @@ impl Stream {
         Ok(some)
     }
 
-    /// Writes all that can be read from a socket now.
-    fn pass_on(&self, mut from: &UnixStream) -> io::Result<()> {
+    /// Writes all that can be read from a socket now; whether nothing more will come there.
+    fn pass_on(&self, mut from: &UnixStream) -> io::Result<bool> {
         let mut buffer = [0; 4096];
         loop {
             let mut rest = match from.read(&mut buffer) {
-                Ok(0) => return Ok(()),
+                Ok(0) => return Ok(true),
                 Ok(n) => &buffer[..n],
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             };
             while !rest.is_empty() {
@@ -130,11 +130,12 @@ impl Stream {
         far.set_nonblocking(true).unwrap();
         loop {
             let written = carrier.write(&near, |write| write());
-            if let Err(error) = self.pass_on(&far) {
-                return error.into();
-            }
-            if let Err(ended) = written {
-                return ended;
+            match (self.pass_on(&far), written) {
+                (Err(error), _) => return error.into(),
+                (Ok(_), Err(ended)) => return ended,
+                // Everything was said. Nobody waits here until the other end has closed, too.
+                (Ok(true), Ok(())) => return Ended::Finished,
+                (Ok(false), Ok(())) => {}
             }
             let read =
                 if carrier.wants_input() { carrier.read(|buffer| self.read(buffer)) } else { Ok(false) };
