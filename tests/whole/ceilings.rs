@@ -2,12 +2,10 @@
 //! ceilings are for each chunk of 256 KiB, and about twice what was counted: how much one call moves is up to the kernel.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use rustix::process::{Pid, Signal, kill_process};
-
+use crate::strace::{self, Strace};
 use crate::support::{Home, Ran, Serve, bytes};
 
 const CHUNKS: usize = 256;
@@ -22,9 +20,9 @@ struct Calls {
 
 impl Calls {
     /// In what `strace -f` has written.
-    fn read(log: &Path) -> Calls {
+    fn of_log(log: &str) -> Calls {
         let mut calls = Calls::default();
-        for line in std::fs::read_to_string(log).unwrap().lines() {
+        for line in log.lines() {
             let line = line.split_once(' ').unwrap().1.trim_start();
             // A call that was interrupted by another thread's has two lines: the result is in the second.
             let name = match line.strip_prefix("<... ") {
@@ -42,20 +40,20 @@ impl Calls {
         calls
     }
 
-    fn of(map: &BTreeMap<String, usize>, names: &[&str]) -> usize {
+    fn sum(map: &BTreeMap<String, usize>, names: &[&str]) -> usize {
         names.iter().filter_map(|name| map.get(*name)).sum()
     }
 
     /// So many of these calls together for a chunk, at most.
     #[track_caller]
     fn at_most(&self, ceiling: usize, names: &[&str]) {
-        let count = Calls::of(&self.all, names);
+        let count = Calls::sum(&self.all, names);
         assert!(count <= ceiling * CHUNKS, "{count} of {names:?} for {CHUNKS} chunks: {self:?}");
     }
 
     /// How often payload went through one of these calls.
     fn moves(&self, names: &[&str]) -> usize {
-        Calls::of(&self.large, names)
+        Calls::sum(&self.large, names)
     }
 }
 
@@ -72,37 +70,17 @@ fn get(transport: &str) -> Option<(Calls, Calls)> {
     let file = home.file("large", bytes("large", SIZE));
     home.run(&["put", "--transport", transport, &file]).ok();
 
-    let (server_log, client_log) = (home.path("server.strace"), home.path("client.strace"));
-    let attached = Command::new("strace")
-        .args(["-f", "-e", TRACE, "-p", &home.server.pid().to_string(), "-o"])
-        .arg(&server_log)
-        .stderr(Stdio::piped())
-        .spawn();
-    let Ok(mut strace) = attached else {
-        println!("skipped: there is no strace here");
-        return None;
+    let told = || {
+        let mut strace = Command::new("strace");
+        strace.args(["-e", TRACE]);
+        strace
     };
-    let mut said = String::new();
-    BufReader::new(strace.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
-    if !said.contains("attached") {
-        println!("skipped: strace does not work here: {said}");
-        strace.wait().unwrap();
-        return None;
-    }
+    let looks = Strace::attach(&mut told(), &home.server, home.path("server.strace"))?;
     let get = home.command(&["get", "--transport", transport, "large"]);
-    let mut traced = Command::new("strace");
-    traced.args(["-f", "-e", TRACE, "-o"]).arg(&client_log).arg(get.get_program()).args(get.get_args());
-    for (name, value) in get.get_envs() {
-        match value {
-            Some(value) => traced.env(name, value),
-            None => traced.env_remove(name),
-        };
-    }
-    let got = Ran::from(traced.output().unwrap()).ok();
+    let (output, client) = strace::run(&mut told(), &get, &home.path("client.strace"))?;
+    let got = Ran::from(output).ok();
     assert_eq!(std::fs::metadata(got.trim()).unwrap().len(), SIZE as u64);
-    kill_process(Pid::from_child(&strace), Signal::TERM).unwrap();
-    strace.wait().unwrap();
-    Some((Calls::read(&server_log), Calls::read(&client_log)))
+    Some((Calls::of_log(&looks.end()), Calls::of_log(&client)))
 }
 
 fn a_large_blob_is_within_its_ceilings(transport: &str) {

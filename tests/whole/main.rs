@@ -22,5 +22,6 @@ mod names;
 mod readme;
 mod road;
 mod serving;
+mod strace;
 mod support;
 mod writers;

@@ -2,8 +2,9 @@
 //! between both and a stream.
 //!
 //! Both halves of the conversation use it, and every transport: a client's downloads and a server's uploads are sinks
-//! alike. Bytes that arrive are handed to a [lane](crate::workers::Lane) at once, so the thread with the sockets never
-//! waits for a disk; what the sink has taken is reported back, and that, through credit, is what keeps memory flat.
+//! alike. Bytes that arrive are handed to a [lane](crate::workers::Lane) at once, so that the thread with the sockets does not
+//! wait for a disk, but where a sink [is quick](Sink::is_quick); what it has taken is reported back, and that, through
+//! credit, is what keeps memory flat.
 
 mod carrier;
 mod sinks;

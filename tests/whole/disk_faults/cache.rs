@@ -4,6 +4,7 @@
 use std::fs;
 use std::process::Command;
 
+use super::super::strace;
 use super::super::support::{Home, Ran, bytes};
 
 /// A system call, perhaps only with the file that the blob is downloaded to, and what becomes of it.
@@ -23,31 +24,12 @@ const FAULTS: [(&str, bool, &str); 11] = [
 
 /// Runs a `get` of which calls fail; how many did. `None` where that can not be done here.
 fn get(home: &Home, calls: &str, path: Option<&str>, error: &str) -> Option<(Ran, usize)> {
-    let (log, plain) = (home.path("strace"), home.command(&["get", "blob"]));
     let mut strace = Command::new("strace");
-    strace.args([
-        "-f",
-        "-e",
-        &format!("trace={calls}"),
-        "-e",
-        &format!("inject={calls}:error={error}"),
-        "-o",
-    ]);
-    strace.arg(&log).args(path.into_iter().flat_map(|path| ["-P", path]));
-    strace.arg(plain.get_program()).args(plain.get_args());
-    plain.get_envs().filter_map(|(name, value)| Some((name, value?))).for_each(|(name, value)| {
-        strace.env(name, value);
-    });
-    let Ok(output) = strace.output() else {
-        println!("skipped: there is no strace here");
-        return None;
-    };
-    let log = fs::read_to_string(log).unwrap_or_default();
-    if log.is_empty() {
-        println!("skipped: strace does not work here: {}", String::from_utf8_lossy(&output.stderr));
-        return None;
-    }
-    Some((output.into(), log.lines().filter(|line| line.contains("(INJECTED)")).count()))
+    strace.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:error={error}")]);
+    strace.args(path.into_iter().flat_map(|path| ["-P", path]));
+    let get = home.command(&["get", "blob"]);
+    let (output, seen) = strace::run(&mut strace, &get, &home.path("strace"))?;
+    Some((output.into(), strace::injected(&seen)))
 }
 
 #[test]

@@ -3,11 +3,11 @@
 //! `BLOBFERRY_FAULTS=20` tries the first 20 calls of each kind and thread instead of a few.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
+use super::super::strace::{Strace, injected};
 use super::super::support::{Home, Ran, blob_files};
 use super::{Ledger, MANY, quiet, serving};
 
@@ -18,10 +18,7 @@ fn rounds() -> Vec<String> {
 }
 
 /// A fault that goes on until it is ended.
-struct Injection {
-    strace: Child,
-    log: PathBuf,
-}
+struct Injection(Strace);
 
 impl Injection {
     /// Has system calls of a home's server fail. `None` where that can not be done here.
@@ -31,34 +28,13 @@ impl Injection {
 
     /// The same, by a `strace` that was told more.
     fn begin_with(home: &Home, calls: &str, fault: &str, strace: &mut Command) -> Option<Injection> {
-        let log = home.path("strace");
-        let strace = strace
-            .args(["-f", "-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{fault}"), "-o"])
-            .arg(&log)
-            .args(["-p", &home.server.pid().to_string()])
-            .stderr(Stdio::piped())
-            .spawn();
-        let Ok(mut strace) = strace else {
-            println!("skipped: there is no strace here");
-            return None;
-        };
-        let mut said = String::new();
-        BufReader::new(strace.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
-        if said.contains("attached") {
-            return Some(Injection { strace, log });
-        }
-        println!("skipped: strace does not work here: {said}");
-        strace.wait().unwrap();
-        None
+        strace.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{fault}")]);
+        Strace::attach(strace, &home.server, home.path("strace")).map(Injection)
     }
 
     /// How often something failed.
-    fn end(mut self) -> usize {
-        // It lets go of the server, which goes on.
-        kill_process(Pid::from_child(&self.strace), Signal::TERM).unwrap();
-        self.strace.wait().unwrap();
-        let log = std::fs::read_to_string(self.log).unwrap();
-        log.lines().filter(|line| line.contains("(INJECTED)")).count()
+    fn end(self) -> usize {
+        injected(&self.0.end())
     }
 }
 
