@@ -35,13 +35,35 @@ pub(super) enum Health {
     Failing,
 }
 
+/// What a fuse burns by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Burns {
+    /// Every step with files.
+    Steps,
+    /// Bytes that are written.
+    Writes,
+    /// Bytes of a download that are written.
+    Downloads,
+}
+
+impl Burns {
+    fn counts(self, step: Step<'_>) -> bool {
+        match step {
+            _ if self == Burns::Steps => true,
+            Step::Write { file, .. } if self == Burns::Downloads => {
+                path_of(file).is_ok_and(|path| path.extension().is_some_and(|extension| extension == "part"))
+            }
+            Step::Write { .. } | Step::Overwrite { .. } => self == Burns::Writes,
+            _ => false,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Condition {
     health: Health,
     /// So many more steps until the process that takes the last one ends in the middle of it.
-    fuse: Option<u32>,
-    /// Only writes count for that.
-    by_writes: bool,
+    fuse: Option<(Burns, u32)>,
     /// Everything takes up to so much longer.
     slow: Duration,
     boots: u64,
@@ -132,10 +154,9 @@ impl Disk {
         self.conditions.get(&machine).map_or(Duration::ZERO, |condition| condition.slow)
     }
 
-    /// Whoever takes one of the next steps on a machine, or of the next writes, ends in the middle of it.
-    pub(super) fn light_fuse(&mut self, machine: Machine, steps: u32, by_writes: bool) {
-        let condition = self.conditions.entry(machine).or_default();
-        (condition.fuse, condition.by_writes) = (Some(steps), by_writes);
+    /// Whoever takes one of the next steps on a machine ends in the middle of it.
+    pub(super) fn light_fuse(&mut self, machine: Machine, steps: u32, by: Burns) {
+        self.conditions.entry(machine).or_default().fuse = Some((by, steps));
     }
 
     /// What has been seen that must not be.
@@ -147,13 +168,13 @@ impl Disk {
     pub(super) fn burns(&mut self, machine: Machine, step: Step<'_>) -> bool {
         let condition = self.conditions.entry(machine).or_default();
         match &mut condition.fuse {
-            _ if condition.by_writes && !matches!(step, Step::Write { .. } | Step::Overwrite { .. }) => false,
+            Some((by, _)) if !by.counts(step) => false,
             None => false,
-            Some(0) => {
+            Some((_, 0)) => {
                 condition.fuse = None;
                 true
             }
-            Some(steps) => {
+            Some((_, steps)) => {
                 *steps -= 1;
                 false
             }

@@ -46,6 +46,8 @@ pub enum Kind {
     FuseClient {
         /// In which of its next writes.
         steps: u32,
+        /// Only what is written of downloads counts.
+        download: bool,
     },
     /// A disk is full for a while.
     DiskFull {
@@ -65,6 +67,12 @@ pub enum Kind {
     DiskFails {
         /// At the server.
         server: bool,
+    },
+    /// The connection that brings the server the next commit is cut then, and the server's disk is slow for a while: the
+    /// client asks what became of the commit while it is being made.
+    CutCommit {
+        /// For so long.
+        millis: u64,
     },
     /// Everybody's time of day jumps.
     ClockJumps {
@@ -90,14 +98,17 @@ impl fmt::Display for Misfortune {
     }
 }
 
+/// So many kinds of bad things there are.
+const KINDS: u8 = 16;
+
 /// A plan of what goes wrong in `span`. Unless it is to be rough, each seed is hit by some kinds only, so that rare ones are not drowned by others.
 pub(super) fn plan(chance: &mut Rng, span: Duration, rough: bool) -> Vec<Misfortune> {
     let mut kinds: Vec<u8> = match rough {
-        true => (0..15).chain([0, 0, 0, 13]).collect(),
-        false => (0..15).filter(|_| chance.u8(..3) == 0).collect(),
+        true => (0..KINDS).chain([0, 0, 0, 10, 10, 13, 14]).collect(),
+        false => (0..KINDS).filter(|_| chance.u8(..3) == 0).collect(),
     };
     if kinds.is_empty() {
-        kinds.push(chance.u8(..15));
+        kinds.push(chance.u8(..KINDS));
     }
     let count = if rough { chance.usize(40..80) } else { chance.usize(..30) };
     let mut plan: Vec<Misfortune> = (0..count)
@@ -132,10 +143,11 @@ fn kind(number: u8, chance: &mut Rng) -> Kind {
         7 => Kind::PowerClient,
         8 => Kind::PowerServer,
         9 => Kind::FuseServer { steps: chance.u32(..30) },
-        10 => Kind::FuseClient { steps: chance.u32(..6) },
+        10 => Kind::FuseClient { steps: chance.u32(..12), download: chance.bool() },
         11 => Kind::DiskFull { server: chance.bool(), millis: chance.u64(1..20_000) },
         12 => Kind::DiskFails { server: chance.u8(..4) == 0 },
         13 => Kind::DiskSlow { server: chance.u8(..4) > 0, millis: chance.u64(500..10_000) },
+        14 => Kind::CutCommit { millis: chance.u64(500..10_000) },
         _ => Kind::ClockJumps { millis: chance.i64(-10_000_000..10_000_000) },
     }
 }

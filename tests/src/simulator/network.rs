@@ -136,6 +136,11 @@ impl Connection {
         if is_client { &mut self.client } else { &mut self.server }
     }
 
+    /// Has the server a commit in hand?
+    pub(super) fn brings_commit(&self) -> bool {
+        self.up.flying.is_empty() && self.tap.is_committing()
+    }
+
     /// Nothing arrives for a while, on the way to the client or to the server.
     pub(super) fn stick(&mut self, to_client: bool, until: Duration) {
         let way = if to_client { &mut self.down } else { &mut self.up };

@@ -32,8 +32,30 @@ pub(super) struct User {
     pub(super) packs: bool,
     /// Where it puts files that it wants to store.
     pub(super) directory: PathBuf,
-    /// Operations that it still wants to make.
-    pub(super) left: Rc<RefCell<usize>>,
+    pub(super) wishes: Rc<RefCell<Wishes>>,
+}
+
+/// What a user still wants. It outlives the user's process.
+#[derive(Debug)]
+pub(super) struct Wishes {
+    /// So many operations.
+    operations: usize,
+    /// The blob that it was loading, of this revision of this object: whoever is killed amid that asks for it again.
+    blob: Option<(Oid, Revision)>,
+}
+
+impl Wishes {
+    pub(super) fn of(operations: usize) -> Wishes {
+        Wishes { operations, blob: None }
+    }
+
+    pub(super) fn operations(&self) -> usize {
+        self.operations
+    }
+
+    pub(super) fn is_fulfilled(&self) -> bool {
+        self.operations == 0 && self.blob.is_none()
+    }
 }
 
 impl User {
@@ -43,8 +65,12 @@ impl User {
             Some(Ok(())) => {}
             _ => return, // it has no server: it will try again
         }
-        while *self.left.borrow() > 0 {
-            *self.left.borrow_mut() -= 1;
+        let unread = self.wishes.borrow_mut().blob.take();
+        if let Some((oid, revision)) = unread {
+            self.load_blob_of(oid, &revision).await;
+        }
+        while self.wishes.borrow().operations > 0 {
+            self.wishes.borrow_mut().operations -= 1;
             match self.chance.u8(..100) {
                 0..40 => self.write().await,
                 40..75 => self.read().await,
@@ -110,6 +136,7 @@ impl User {
     async fn load_blob_of(&mut self, oid: Oid, revision: &Revision) {
         let Some(size) = revision.blob.map(|blob| blob.size) else { return };
         let blob = BlobId { oid, tid: revision.tid };
+        self.wishes.borrow_mut().blob = Some((oid, revision.clone()));
         let loaded = match self.chance.bool() {
             true => {
                 let loaded = ask(|done| self.session.load_blob(blob, None, done));
@@ -121,6 +148,7 @@ impl User {
                 loaded.map(|loaded| loaded.map(|bytes| Some(bytes.to_vec())))
             }
         };
+        self.wishes.borrow_mut().blob = None;
         let Some(loaded) = loaded else { return };
         match loaded {
             Ok(found) => {

@@ -14,6 +14,7 @@ use blobferry_protocol::{Limits, Message, Outcome, Reply, Request, RequestId, Ti
 pub(super) struct Tap {
     client: Side,
     server: Side,
+    /// What is not answered yet, and whether it is a commit.
     asked: BTreeMap<RequestId, bool>,
     last_asked: RequestId,
     told: Tid,
@@ -85,6 +86,11 @@ impl Tap {
         !self.asked.is_empty()
     }
 
+    /// Was a commit asked for that is not answered yet?
+    pub(super) fn is_committing(&self) -> bool {
+        self.asked.values().any(|commits| *commits)
+    }
+
     fn side(&mut self, is_client: bool) -> &mut Side {
         if is_client { &mut self.client } else { &mut self.server }
     }
@@ -110,7 +116,7 @@ impl Tap {
                 {
                     self.counts.resumed += 1;
                 }
-                self.asked.insert(id, matches!(request, Request::SendBlob { .. }));
+                self.asked.insert(id, matches!(request, Request::Finish { .. } | Request::Commit { .. }));
             }
             Message::Reply { id, result } => {
                 if self.asked.remove(&id).is_none() {

@@ -15,7 +15,7 @@ use blobferry_store::session;
 
 use super::{Cluster, Heard, Living, Process, SERVER};
 use crate::simulator::network::{Chair, Connection, Manner, Seat};
-use crate::simulator::people::User;
+use crate::simulator::people::{User, Wishes};
 use crate::simulator::world::{Event, Node, Pid, chance_for};
 
 impl Cluster {
@@ -48,10 +48,10 @@ impl Cluster {
         });
         self.heard.push(heard);
         self.world.note(format_args!("{pid} client {number} starts on {machine}"));
-        let left: Vec<_> = client.left.clone();
-        for (place, left) in left.into_iter().enumerate() {
-            if *left.borrow() > 0 {
-                self.begin_life(number, place, pid, &session, left);
+        let wishes: Vec<_> = client.wishes.clone();
+        for (place, wishes) in wishes.into_iter().enumerate() {
+            if !wishes.borrow().is_fulfilled() {
+                self.begin_life(number, place, pid, &session, wishes);
             }
         }
         if let Some(client) = self.clients.get_mut(number) {
@@ -66,7 +66,7 @@ impl Cluster {
         place: usize,
         pid: Pid,
         session: &Session,
-        left: Rc<RefCell<usize>>,
+        wishes: Rc<RefCell<Wishes>>,
     ) {
         let number = self.born;
         self.born += 1;
@@ -76,12 +76,15 @@ impl Cluster {
             world: self.world.clone(),
             session: session.clone(),
             ledger: self.ledger.clone(),
-            chance: chance_for(self.scenario.seed, &format!("user {client} {place} {}", *left.borrow())),
+            chance: chance_for(
+                self.scenario.seed,
+                &format!("user {client} {place} {}", wishes.borrow().operations()),
+            ),
             objects: self.scenario.objects,
             largest: self.scenario.largest,
             packs: self.scenario.packs,
             directory: self.path(machine).join("files"),
-            left,
+            wishes,
         };
         let life = Box::pin(user.live());
         self.users.insert(number, Living { client, pid, woken: Arc::default(), planned: true, life });
@@ -108,7 +111,7 @@ impl Cluster {
             return;
         }
         let Some(client) = self.clients.get(number) else { return };
-        if client.left.iter().any(|left| *left.borrow() > 0)
+        if client.wants_more()
             && let Some(pid) = client.process.as_ref().map(|process| process.pid)
         {
             self.end_client(number, pid);

@@ -32,10 +32,16 @@ impl Cluster {
         if let (Some(at), Some(chair)) = (driven.other, connection.chair(other.is_client)) {
             visit(&world, chair, other, at);
         }
-        match driven.ended {
-            Some(ended) => self.end_connection(end, &ended),
-            None => Ok(()),
+        let brings_commit = !end.is_client && connection.brings_commit();
+        if let Some(ended) = driven.ended {
+            return self.end_connection(end, &ended);
         }
+        if brings_commit && self.to_cut > 0 {
+            self.to_cut -= 1;
+            self.world.note(format_args!("c{} has brought a commit", end.connection));
+            self.cut(end.connection);
+        }
+        Ok(())
     }
 
     /// A connection is over for one of its ends.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use blobferry_store::Store;
 
-use super::{Cluster, SERVER, visit};
-use crate::simulator::disk::Health;
+use super::{Client, Cluster, SERVER, visit};
+use crate::simulator::disk::{Burns, Health};
 use crate::simulator::misfortune::{Kind, Misfortune};
 use crate::simulator::world::{End, Event, Machine, Node, Pid};
 
@@ -71,11 +71,7 @@ impl Cluster {
                 // What waits in it has it in hand, too.
                 world.run_as(pid, || process.session.close("it is dead"));
             }
-            if self
-                .clients
-                .get(number)
-                .is_some_and(|client| client.left.iter().any(|left| *left.borrow() > 0))
-            {
+            if self.clients.get(number).is_some_and(Client::wants_more) {
                 world.after(delay, Event::Start(Node::Client(number)));
             }
         } else {
@@ -140,11 +136,14 @@ impl Cluster {
                 self.leave_server();
                 self.world.after(Duration::from_millis(500), Event::Relief(place));
             }
-            Kind::FuseServer { steps } => self.world.with_disk(|disk| disk.light_fuse(SERVER, steps, false)),
-            Kind::FuseClient { steps } => {
+            Kind::FuseServer { steps } => {
+                self.world.with_disk(|disk| disk.light_fuse(SERVER, steps, Burns::Steps))
+            }
+            Kind::FuseClient { steps, download } => {
                 if let Some(pid) = client {
                     let machine = self.machine_of(pid);
-                    self.world.with_disk(|disk| disk.light_fuse(machine, steps, true));
+                    let by = if download { Burns::Downloads } else { Burns::Writes };
+                    self.world.with_disk(|disk| disk.light_fuse(machine, steps, by));
                 }
             }
             Kind::DiskFull { server, millis } => {
@@ -156,6 +155,11 @@ impl Cluster {
                 let machine = self.struck(misfortune, server);
                 let by = Duration::from_millis(millis / 4);
                 self.world.with_disk(|disk| disk.slow_down(machine, by));
+                self.world.after(Duration::from_millis(millis), Event::Relief(place));
+            }
+            Kind::CutCommit { millis } => {
+                self.to_cut += 1;
+                self.world.with_disk(|disk| disk.slow_down(SERVER, Duration::from_millis(millis / 4)));
                 self.world.after(Duration::from_millis(millis), Event::Relief(place));
             }
             Kind::DiskFails { server } => {
@@ -194,6 +198,9 @@ impl Cluster {
             Kind::DiskSlow { server, .. } => {
                 let machine = self.struck(misfortune, server);
                 self.world.with_disk(|disk| disk.slow_down(machine, Duration::ZERO));
+            }
+            Kind::CutCommit { .. } => {
+                self.world.with_disk(|disk| disk.slow_down(SERVER, Duration::ZERO));
             }
             Kind::DiskFails { server } => {
                 let machine = self.struck(misfortune, server);

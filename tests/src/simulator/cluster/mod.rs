@@ -26,6 +26,7 @@ use super::answer::Flag;
 use super::ledger::Ledger;
 use super::misfortune::Misfortune;
 use super::network::{Chair, Connection};
+use super::people::Wishes;
 use super::tap::Counts;
 use super::world::{End, Event, Machine, Node, Pid, World, chance_for};
 
@@ -48,9 +49,15 @@ struct Server {
 
 struct Client {
     machine: Machine,
-    /// Operations that its users still want to make.
-    left: Vec<Rc<RefCell<usize>>>,
+    /// What its users still want.
+    wishes: Vec<Rc<RefCell<Wishes>>>,
     process: Option<Process>,
+}
+
+impl Client {
+    fn wants_more(&self) -> bool {
+        self.wishes.iter().any(|wishes| !wishes.borrow().is_fulfilled())
+    }
 }
 
 struct Process {
@@ -81,6 +88,8 @@ pub(super) struct Cluster {
     born: usize,
     /// Everything that goes wrong has gone wrong.
     pub(super) healed: bool,
+    /// So many connections are cut when they bring a commit.
+    to_cut: usize,
     /// Nobody can call the server before.
     partition: Duration,
     pub(super) heard: Vec<Heard>,
@@ -93,9 +102,10 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) fn new(world: Rc<World>, scenario: &Scenario, plan: Vec<Misfortune>) -> Cluster {
+        let wishes = || Rc::new(RefCell::new(Wishes::of(scenario.operations)));
         let clients = (0..scenario.clients).map(|number| Client {
             machine: Machine(1 + number % scenario.machines),
-            left: (0..scenario.users).map(|_| Rc::new(RefCell::new(scenario.operations))).collect(),
+            wishes: (0..scenario.users).map(|_| wishes()).collect(),
             process: None,
         });
         let clients = clients.collect();
@@ -111,6 +121,7 @@ impl Cluster {
             users: BTreeMap::new(),
             born: 0,
             healed: false,
+            to_cut: 0,
             partition: Duration::ZERO,
             heard: Vec::new(),
             counts: Counts::default(),
@@ -150,8 +161,7 @@ impl Cluster {
 
     /// Has everybody done what they wanted?
     pub(super) fn is_done(&self) -> bool {
-        let wishes = self.clients.iter().flat_map(|client| &client.left).all(|left| *left.borrow() == 0);
-        wishes && self.users.is_empty()
+        !self.clients.iter().any(Client::wants_more) && self.users.is_empty()
     }
 
     /// And have all of them, and the server, heard of everything?
@@ -234,7 +244,7 @@ impl Cluster {
     pub(super) fn heal(&mut self) {
         self.world.note(format_args!("everything is well from now on"));
         self.healed = true;
-        self.partition = Duration::ZERO;
+        (self.partition, self.to_cut) = (Duration::ZERO, 0);
         for machine in 0..=self.scenario.machines {
             self.world.with_disk(|disk| disk.heal(Machine(machine)));
         }
@@ -247,7 +257,7 @@ impl Cluster {
             self.cut(number);
         }
         for (number, client) in self.clients.iter().enumerate() {
-            if client.process.is_none() && client.left.iter().any(|left| *left.borrow() > 0) {
+            if client.process.is_none() && client.wants_more() {
                 self.world.soon(Event::Start(Node::Client(number)));
             }
         }
