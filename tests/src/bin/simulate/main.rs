@@ -35,7 +35,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    #[cfg(blobferry_planted)]
+    #[cfg(feature = "planted")]
     outcome::plant();
     let cli = Cli::parse();
     match cli.command {

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-#[cfg(blobferry_planted)]
+#[cfg(feature = "planted")]
 use blobferry_protocol::planted::{Bug, plant};
-#[cfg(blobferry_planted)]
+#[cfg(feature = "planted")]
 use blobferry_tests::simulator::{Scenario, run};
 use clap::Args;
 
@@ -22,14 +22,14 @@ pub(crate) struct Mutants {
 }
 
 impl Mutants {
-    #[cfg(not(blobferry_planted))]
+    #[cfg(not(feature = "planted"))]
     pub(crate) fn run(&self) -> ExitCode {
         let Mutants { seeds: _, from: _, only: _ } = self;
-        eprintln!("no bugs are planted in this build: build it with RUSTFLAGS=\"--cfg blobferry_planted\"");
+        eprintln!("no bugs are planted in this build: build it with --features planted");
         ExitCode::FAILURE
     }
 
-    #[cfg(blobferry_planted)]
+    #[cfg(feature = "planted")]
     pub(crate) fn run(&self) -> ExitCode {
         let (mut survivors, mut untried) = (0, 0);
         println!("| bug | what goes wrong | caught by | how |\n|---|---|---|---|");
@@ -66,12 +66,12 @@ impl Mutants {
     }
 
     /// Who catches the bug that is planted, and what is said then.
-    #[cfg(blobferry_planted)]
+    #[cfg(feature = "planted")]
     fn catch(&self, bug: Bug) -> Caught {
         self.simulate().unwrap_or_else(|| with_real_files(bug))
     }
 
-    #[cfg(blobferry_planted)]
+    #[cfg(feature = "planted")]
     fn simulate(&self) -> Option<Caught> {
         for (nth, seed) in (self.from..self.from.saturating_add(self.seeds)).enumerate() {
             if let Err(failure) = run(&Scenario::rough(seed)) {
@@ -86,7 +86,7 @@ impl Mutants {
 }
 
 /// What became of a planted bug.
-#[cfg(blobferry_planted)]
+#[cfg(feature = "planted")]
 enum Caught {
     /// By whom, and what was said then.
     By(String, String),
@@ -96,7 +96,7 @@ enum Caught {
 }
 
 /// What a power cut leaves on a real file system, and what calls that fail do, is tried by this program's other commands.
-#[cfg(blobferry_planted)]
+#[cfg(feature = "planted")]
 fn with_real_files(bug: Bug) -> Caught {
     let mut caught = Caught::Nowhere;
     for arguments in

@@ -25,7 +25,7 @@ pub(crate) fn enclosed<R: Display>(run: impl FnOnce(&Enclosure, &Path) -> Result
 }
 
 /// Plants the bug that the environment names, in this process and in those that it starts.
-#[cfg(blobferry_planted)]
+#[cfg(feature = "planted")]
 pub(crate) fn plant() {
     use blobferry_protocol::planted::{Bug, plant};
     let name = std::env::var(blobferry_tests::PLANTED).unwrap_or_default();
