@@ -63,38 +63,54 @@ const TRACE: &str = "trace=read,write,pread64,pwrite64,readv,writev,recvfrom,sen
 
 const READS: &[&str] = &["read", "pread64", "readv"];
 
-/// A server, a client that gets a large blob from it, and the calls of both. `None` where they can not be counted here.
-fn get(transport: &str) -> Option<(Calls, Calls)> {
+/// The calls of both sides of a large blob.
+struct Counted {
+    put: Calls,
+    server: Calls,
+    get: Calls,
+}
+
+/// A client that puts a large blob, and one that gets it, and the server meanwhile. `None` where calls can not be counted.
+fn put_and_get(transport: &str) -> Option<Counted> {
     let serve = |home: &Path| Serve::start_with(&home.join("server"), &["--transport", transport]);
     let home = Home::with(serve);
     let file = home.file("large", bytes("large", SIZE));
-    home.run(&["put", "--transport", transport, &file]).ok();
-
     let told = || {
         let mut strace = Command::new("strace");
         strace.args(["-e", TRACE]);
         strace
     };
+    let put = home.command(&["put", "--transport", transport, &file]);
+    let (output, put) = strace::run(&mut told(), &put, &home.path("put.strace"))?;
+    Ran::from(output).ok();
+
     let looks = Strace::attach(&mut told(), &home.server, home.path("server.strace"))?;
     let get = home.command(&["get", "--transport", transport, "large"]);
     let (output, client) = strace::run(&mut told(), &get, &home.path("client.strace"))?;
     let got = Ran::from(output).ok();
     assert_eq!(std::fs::metadata(got.trim()).unwrap().len(), SIZE as u64);
-    Some((Calls::of_log(&looks.end()), Calls::of_log(&client)))
+    let [put, server, get] = [put, looks.end(), client].map(|log| Calls::of_log(&log));
+    Some(Counted { put, server, get })
 }
 
 fn a_large_blob_is_within_its_ceilings(transport: &str) {
-    let Some((server, client)) = get(transport) else { return };
+    let Some(Counted { put, server, get }) = put_and_get(transport) else { return };
+    // Who stores reads each byte once, to hash it, and never copies it to the socket.
+    assert!(put.moves(&["sendfile", "splice"]) >= CHUNKS / 8, "{put:?}");
+    assert_eq!(put.moves(&["sendto", "sendmsg", "writev"]), 0, "{put:?}");
+    put.at_most(10, READS);
+    put.at_most(6, &["sendfile", "splice", "sendto", "sendmsg"]);
+    put.at_most(6, &["epoll_wait", "epoll_pwait", "epoll_ctl", "futex", "recvfrom"]);
     // What was hashed on its way in goes from its file to the socket, and never into the server's memory.
     assert!(server.moves(&["sendfile", "splice"]) >= CHUNKS / 8, "{server:?}");
     assert_eq!(server.moves(READS), 0, "{server:?}");
     server.at_most(6, &["sendfile", "splice", "sendto", "sendmsg", "write"]);
     server.at_most(6, &["epoll_wait", "epoll_pwait", "epoll_ctl", "futex", "accept4", "recvfrom"]);
     // The client moves each byte twice: out of the socket, and into the file.
-    client.at_most(10, &["recvfrom", "read"]);
-    client.at_most(10, &["write", "pwrite64"]);
-    client.at_most(10, &["epoll_wait", "epoll_pwait", "epoll_ctl", "futex"]);
-    assert_eq!(client.moves(&["pread64", "readv"]), 0, "{client:?}");
+    get.at_most(10, &["recvfrom", "read"]);
+    get.at_most(10, &["write", "pwrite64"]);
+    get.at_most(10, &["epoll_wait", "epoll_pwait", "epoll_ctl", "futex"]);
+    assert_eq!(get.moves(&["pread64", "readv"]), 0, "{get:?}");
 }
 
 #[test]

@@ -31,8 +31,8 @@ impl Endpoint for SessionEndpoint {
         loop {
             let outlets = &mut inner.state.outlets;
             buffered::transmit(&mut inner.connection, now, out, enough, |slice, into| {
-                lent = if lend { outlets.lend(slice) } else { None };
-                if lent.is_some() { Ok(()) } else { outlets.read(slice, into) }
+                lent = outlets.give(slice, into, lend)?;
+                Ok(())
             });
             let drained = outlets.take_drained();
             for drained in &drained {

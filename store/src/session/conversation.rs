@@ -198,16 +198,18 @@ impl Session {
         let State { outlets, service, whole, .. } = &mut self.state;
         let mut lent = None;
         buffered::transmit(&mut self.connection, now, out, enough, |slice, into| {
-            lent = if lend { outlets.lend(slice) } else { None };
-            let read = if lent.is_some() { Ok(()) } else { outlets.read(slice, into) };
-            match &read {
-                Ok(()) => drop(service.counters().bytes_sent.add(slice.len)),
+            match outlets.give(slice, into, lend) {
+                Ok(given) => {
+                    service.counters().bytes_sent.add(slice.len);
+                    lent = given;
+                    Ok(())
+                }
                 Err(error) => {
-                    service.counters().damage(error);
+                    service.counters().damage(&error);
                     whole.remove(&slice.transfer);
+                    Err(error)
                 }
             }
-            read
         });
         for drained in self.state.outlets.take_drained() {
             self.state.outlets.remove(drained.transfer);
