@@ -118,6 +118,12 @@ impl TransactionBuffer {
         self.files.get(&oid)
     }
 
+    /// Whether it has no files.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
     /// Removes the file for an object, which is not to be stored after all.
     pub fn remove(&mut self, oid: Oid) {
         self.files.remove(&oid);

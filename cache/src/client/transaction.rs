@@ -12,6 +12,7 @@ use super::call::{CallError, Completion};
 use super::session::Session;
 use super::source::{BlobSource, Taken, not_taken, take};
 use crate::carry::OnProgress;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::system;
 use crate::workers::Lane;
@@ -49,6 +50,7 @@ struct Shared {
     buffer: Mutex<Option<TransactionBuffer>>,
     /// Why it could not even begin: the cause of every error that follows from it.
     begin: OnceLock<NotBegun>,
+    committed: AtomicBool,
 }
 
 /// Why a transaction could not begin.
@@ -110,7 +112,7 @@ impl Session {
         system::chance(&mut name).map_err(|error| CallError::NoName(error.to_string()))?;
         let txn = TxnId(name);
         let buffer = Mutex::new(Some(self.cache().buffer()));
-        let shared = Arc::new(Shared { buffer, begin: OnceLock::new() });
+        let shared = Arc::new(Shared { buffer, begin: OnceLock::new(), committed: AtomicBool::new(false) });
         let begun = shared.clone();
         let done: Completion<Reply> = Box::new(move |result| {
             let cause = match result {
@@ -191,7 +193,8 @@ impl Transaction {
     ) {
         let (session, shared, txn, ended) =
             (self.session.clone(), self.shared.clone(), self.txn, self.ended());
-        self.lane.run(move || {
+        let blocks = session.cache().is_shared() || !matches!(source, BlobSource::Bytes(_));
+        let store = move || {
             let taken = match shared.buffer().as_mut() {
                 Some(buffer) => take(buffer, oid, source, session.cache().is_shared()),
                 None => Err(ended.into()),
@@ -224,7 +227,11 @@ impl Transaction {
                     session.upload(txn, oid, base, data, size, source.on_progress(progress), done);
                 }
             }
-        });
+        };
+        match blocks {
+            true => self.lane.run(store),
+            false => self.lane.run_in_turn(store),
+        }
     }
 
     /// Asks whether everything can be committed, and makes sure that it then can.
@@ -267,13 +274,25 @@ impl Transaction {
             session.call(
                 request,
                 Box::new(move |result| match result {
-                    Ok(Reply::Finished { tid }) => lane.run(move || {
-                        if let Some(Err(error)) = shared.buffer().take().map(|buffer| buffer.finish(tid)) {
-                            // It is committed all the same, and can be loaded from the server.
-                            tracing::warn!(%tid, %error, "a stored file did not get into the cache");
+                    Ok(Reply::Finished { tid }) => {
+                        shared.committed.store(true, Ordering::Relaxed);
+                        // Before the commit was sent all files were taken.
+                        let Some(buffer) = shared.buffer().take() else {
+                            return done(Ok(Reply::Finished { tid }));
+                        };
+                        let blocks = !buffer.is_empty();
+                        let finish = move || {
+                            if let Err(error) = buffer.finish(tid) {
+                                // It is committed all the same, and can be loaded from the server.
+                                tracing::warn!(%tid, %error, "a stored file did not get into the cache");
+                            }
+                            done(Ok(Reply::Finished { tid }));
+                        };
+                        match blocks {
+                            true => lane.run(finish),
+                            false => lane.run_in_turn(finish),
                         }
-                        done(Ok(Reply::Finished { tid }));
-                    }),
+                    }
                     Ok(reply) => done(Ok(reply)),
                     Err(error) => done(Err(shared.explain(error))),
                 }),
@@ -304,7 +323,7 @@ impl Transaction {
 
 impl Drop for Transaction {
     fn drop(&mut self) {
-        if !self.over {
+        if !self.over && !self.shared.committed.load(Ordering::Relaxed) {
             self.give_up(Box::new(|_| {}));
         }
     }
