@@ -9,6 +9,9 @@ use std::time::Duration;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, thread};
 use crate::system::{self, Job};
 
+/// How often a thread without work looks for some before it sleeps, and lets others go first meanwhile: to wake one costs
+/// more, and who receives a large blob has something for it every moment.
+const LOOKS: u32 = if cfg!(feature = "shuttle") { 0 } else { 40 };
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -29,7 +32,10 @@ struct Pool {
 struct State {
     jobs: VecDeque<Job>,
     threads: usize,
+    /// They sleep.
     idle: usize,
+    /// They look again, and need not be woken.
+    looking: usize,
 }
 
 impl std::fmt::Debug for State {
@@ -51,7 +57,10 @@ impl Workers {
         system::simulated!(simulation => simulation.run(Box::new(job)));
         let mut state = self.0.lock();
         state.jobs.push_back(Box::new(job));
-        if state.idle >= state.jobs.len() {
+        if state.looking >= state.jobs.len() {
+            // One of those takes it.
+        } else if state.looking + state.idle >= state.jobs.len() {
+            drop(state);
             self.0.work.notify_one();
         } else if state.threads < self.0.most {
             state.threads += 1;
@@ -83,6 +92,10 @@ impl Pool {
                 state = self.lock();
                 continue;
             }
+            state = self.look(state);
+            if !state.jobs.is_empty() {
+                continue;
+            }
             state.idle += 1;
             let (back, wait) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
             state = back;
@@ -92,6 +105,21 @@ impl Pool {
                 return;
             }
         }
+    }
+
+    /// Looks for work for a moment.
+    fn look<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.looking += 1;
+        for _ in 0..LOOKS {
+            drop(state);
+            thread::yield_now();
+            state = self.lock();
+            if !state.jobs.is_empty() {
+                break;
+            }
+        }
+        state.looking -= 1;
+        state
     }
 }
 

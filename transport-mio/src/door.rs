@@ -29,6 +29,9 @@ impl Door {
     /// Lets in who waits; when to be called again without a knock.
     pub(crate) fn open(&mut self, knocked: bool) -> Option<Instant> {
         self.knocked |= knocked;
+        if !self.knocked {
+            return None;
+        }
         if self.shut.is_some_and(|until| Instant::now() < until) {
             return self.shut;
         }
