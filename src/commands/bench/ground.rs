@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rustix::fs::{statvfs, syncfs};
+use rustix::fs::{Advice, fadvise, statvfs, syncfs};
 use tempfile::TempDir;
 
 /// The kind of a file system that has no disk.
@@ -109,6 +109,11 @@ pub(super) fn warm(path: &Path) -> io::Result<()> {
         return std::fs::read_dir(path)?.try_for_each(|entry| warm(&entry?.path()));
     }
     io::copy(&mut File::open(path)?, &mut io::sink()).map(drop)
+}
+
+/// Has a file that was written out leave the memory: a machine that has to find memory first is another machine.
+pub(super) fn forget(path: &Path) -> io::Result<()> {
+    Ok(fadvise(File::open(path)?, 0, None, Advice::DontNeed)?)
 }
 
 /// A directory in memory, with room for so many bytes, if the system has one.

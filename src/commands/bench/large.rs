@@ -5,6 +5,8 @@
 //! cache before, and verified and in a file of the cache after. A server hashes what it sends, unless it has done so within
 //! the hour: the first load after its start is a figure of its own. Servers are new for each way, and clients for each load,
 //! so that the most memory they ever had is what this took.
+//!
+//! No more is in memory than has to be: a virtual machine that needs much waits for its host, page by page.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,7 +14,7 @@ use std::time::Duration;
 
 use blobferry_protocol::BlobId;
 
-use super::ground::in_memory;
+use super::ground::{forget, in_memory, warm};
 use super::orders::{Calls, Order, Ran};
 use super::processes::{Client, Server, processor_seconds};
 use super::report::{RowId, Spread, Target, Unit};
@@ -32,6 +34,8 @@ struct Subject {
     file: PathBuf,
     rows: Option<Rows>,
     in_memory: Option<RowId>,
+    /// What it takes to look at all bytes, which each side does.
+    hash: Option<RowId>,
     costs: Option<Costs>,
 }
 
@@ -81,10 +85,13 @@ fn subject(bench: &mut Bench, size: u64, count: usize) -> io::Result<Subject> {
     let is_largest = size == bench.plan.largest;
     let name = size_name(size);
     let file = bench.ground.file(&format!("source-{size}"), size)?;
+    let is_shown = is_largest && bench.plan.has(Section::Large);
+    let hash = is_shown
+        .then(|| bench.row("bare-hash", &format!("bare hash of {name}, one thread"), Unit::Rate, None));
     let rows = bench.plan.has(Section::Large).then(|| rows(bench, size, &name));
     let in_memory = (is_largest && rows.is_some()).then(|| row_in_memory(bench, size, &name)).flatten();
     let costs = (is_largest && bench.plan.has(Section::Memory)).then(|| costs(bench, &name)).flatten();
-    Ok(Subject { size, count, file, rows, in_memory, costs })
+    Ok(Subject { size, count, file, rows, in_memory, hash, costs })
 }
 
 fn rows(bench: &mut Bench, size: u64, name: &str) -> Rows {
@@ -149,6 +156,11 @@ fn costs(bench: &mut Bench, name: &str) -> Option<Costs> {
 fn bare(bench: &mut Bench, subject: &Subject) -> io::Result<()> {
     let to = bench.ground.path().join("bare");
     let name = size_name(subject.size);
+    if let Some(row) = subject.hash {
+        bench.ground.doing(format!("{name}: a bare hash"))?;
+        bench.report.limit(row, rate(subject.size, limits::hash(subject.size)));
+    }
+    warm(&subject.file)?;
     for sync in [false, true] {
         bench.ground.doing(format!("{name}: a bare loop{}", if sync { " and a sync" } else { "" }))?;
         let before = processor_seconds(std::process::id());
@@ -179,10 +191,12 @@ fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::
         let server = bench.serve(transport, site.path())?;
         let stage = Stage { transport, server: &server, dir: site.path() };
         bench.ground.doing(format!("{name}: storing, {by}"))?;
+        warm(&subject.file)?;
         let store = Order::StoreFile { path: subject.file.clone(), count: subject.count };
         let (row, cost) = (subject.rows.map(|rows| rows.store), subject.costs.map(|costs| costs.store));
         let stored = one_way(bench, subject, &stage, &store, row, cost)?;
         server.stop()?;
+        forget(&subject.file)?;
         stored
     };
     bench.ground.rest(written(subject))?;
@@ -242,6 +256,7 @@ fn without_sync(bench: &mut Bench, subject: &Subject, round: usize) -> io::Resul
     let gone = || io::Error::other("there is not enough memory any more for a directory in it");
     let name = size_name(subject.size);
     bench.ground.doing(format!("{name}: a bare loop into memory"))?;
+    warm(&subject.file)?;
     let memory = in_memory(subject.size).ok_or_else(gone)?;
     let seconds = limits::copy(&subject.file, &memory.path().join("bare"), subject.size, false)?;
     bench.report.limit(row, rate(subject.size, seconds));

@@ -129,6 +129,21 @@ pub(super) fn append_and_sync(dir: &Path, bytes: usize, times: usize) -> io::Res
     Ok(seconds / times as f64)
 }
 
+/// Hashes so many bytes, of which no more than a processor keeps beside itself are different; seconds.
+pub(super) fn hash(size: u64) -> f64 {
+    let block = vec![7; BLOCK];
+    let mut hasher = blake3::Hasher::new();
+    let begun = Instant::now();
+    let mut left = size;
+    while left > 0 {
+        let n = block.len().min(usize::try_from(left).unwrap_or(BLOCK));
+        hasher.update(&block[..n]);
+        left -= n as u64;
+    }
+    std::hint::black_box(hasher.finalize());
+    begun.elapsed().as_secs_f64()
+}
+
 /// Opens each of some files; how many a second.
 pub(super) fn opens(paths: &[impl AsRef<Path>]) -> io::Result<f64> {
     let begun = Instant::now();

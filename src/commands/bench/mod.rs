@@ -262,8 +262,8 @@ struct Stage<'a> {
 impl Stage<'_> {
     /// A client, with an empty cache of its own.
     fn client(&self) -> io::Result<Client> {
-        let cache = tempfile::Builder::new().prefix("cache-").tempdir_in(self.dir)?.keep();
-        Client::start(self.transport, self.server, &cache)
+        let cache = tempfile::Builder::new().prefix("cache-").tempdir_in(self.dir)?;
+        Client::start(self.transport, self.server, cache)
     }
 }
 

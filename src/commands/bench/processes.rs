@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::param::clock_ticks_per_second;
 use serde::de::DeserializeOwned;
+use tempfile::TempDir;
 
 use super::orders::Order;
 use crate::process::Process;
@@ -47,20 +48,24 @@ impl Server {
     }
 }
 
-/// A client, with one connection. Dropped, it is ended.
-pub(super) struct Client(Process);
+/// A client, with one connection and a cache of its own. Dropped, it is ended, and the cache is gone.
+pub(super) struct Client {
+    process: Process,
+    _cache: TempDir,
+}
 
 impl Client {
     /// Starts one.
-    pub(super) fn start(transport: Transport, server: &Server, cache: &Path) -> io::Result<Client> {
+    pub(super) fn start(transport: Transport, server: &Server, cache: TempDir) -> io::Result<Client> {
         let mut command = program(transport)?;
-        command.args([OsStr::new("--server"), server.address.as_ref(), "--cache".as_ref(), cache.as_ref()]);
-        Ok(Client(Process::start(command.arg("bench-worker"))?))
+        command.args([OsStr::new("--server"), server.address.as_ref(), "--cache".as_ref()]);
+        let process = Process::start(command.arg(cache.path()).arg("bench-worker"))?;
+        Ok(Client { process, _cache: cache })
     }
 
     /// Its process.
     pub(super) fn process(&self) -> u32 {
-        self.0.id()
+        self.process.id()
     }
 
     /// Has it do something, and waits for the answer.
@@ -72,15 +77,15 @@ impl Client {
     /// Has it do something.
     pub(super) fn order(&mut self, order: &Order) -> io::Result<()> {
         // One that has ended says why when it is asked for the answer.
-        let _ = self.0.say(&serde_json::to_string(order)?);
+        let _ = self.process.say(&serde_json::to_string(order)?);
         Ok(())
     }
 
     /// What came of the last order.
     pub(super) fn answer<A: DeserializeOwned>(&mut self) -> io::Result<A> {
-        let line = self.0.hear()?;
+        let line = self.process.hear()?;
         if line.is_empty() {
-            return Err(self.0.ended());
+            return Err(self.process.ended());
         }
         Ok(serde_json::from_str(&line)?)
     }
