@@ -130,7 +130,7 @@ pub(crate) enum Command {
     /// With --server it measures a server that runs already, as far as that can be done from outside. What it stores there
     /// stays there.
     ///
-    /// Takes some minutes, most of them pauses: disks are faster in short bursts than they are for long.
+    /// Takes about half an hour, much of it pauses: disks are faster in short bursts than they are for long.
     Bench(BenchArgs),
     /// One of the clients that `bench` starts.
     #[command(hide = true)]

@@ -224,6 +224,15 @@ impl Source {
         self.hashed()
     }
 
+    /// Why the receiver did not want what was sent: a file that has changed behind our back is the reason that helps.
+    #[must_use]
+    pub fn explain(&self, error: RequestError) -> RequestError {
+        match (&error, self.check_unchanged()) {
+            (RequestError::Mismatch { .. }, Err(detail)) => unreadable(self.kept.as_deref(), detail),
+            _ => error,
+        }
+    }
+
     /// Tells how far it is after every read.
     #[must_use]
     pub fn on_progress(mut self, progress: Option<OnProgress>) -> Source {
@@ -275,13 +284,18 @@ impl Source {
         if slice.offset + slice.len == self.end { self.check_whole() } else { Ok(()) }
     }
 
+    fn check_unchanged(&self) -> Result<(), String> {
+        match (&self.bytes, self.unchanged) {
+            (SourceBytes::File(file), Some(before)) if Stamp::of(file).ok() != Some(before) => {
+                Err("the file was changed while it was read".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What can be said only when the last byte was read.
     fn check_whole(&self) -> Result<(), String> {
-        if let (SourceBytes::File(file), Some(before)) = (&self.bytes, self.unchanged)
-            && Stamp::of(file).ok() != Some(before)
-        {
-            return Err("the file was changed while it was read".into());
-        }
+        self.check_unchanged()?;
         match (&self.hashing, self.expected) {
             (Some(hashing), Some(expected)) => {
                 let found = hashing.digest();
@@ -503,9 +517,17 @@ mod tests {
         assert_eq!(lend(&mut outlets, 200_000, 100_000), Ok(100_000));
         assert_eq!(outlets.take_drained(), [Drained { transfer: T, digest: Some(digest) }]);
 
+        // It may change when it was looked at, and before it is moved: the receiver finds that out.
         named.write_all(b"more").unwrap();
+        let refused = RequestError::Mismatch { detail: "another digest".into() };
+        let explained = outlets.outlets[&T].explain(refused.clone());
+        assert!(explained.to_string().contains("changed"), "{explained}");
+        assert_eq!(outlets.outlets[&T].explain(RequestError::Stopping), RequestError::Stopping);
         let error = lend(&mut outlets, 200_000, 100_000).unwrap_err();
         assert!(error.to_string().contains("changed"), "{error}");
+        let (_named, fine) = file(&bytes);
+        let stamp = Stamp::of(&fine).unwrap();
+        assert_eq!(Source::file(fine, 1).unchanged(stamp).explain(refused.clone()), refused);
 
         let blob = BlobId { oid: blobferry_protocol::Oid(1), tid: blobferry_protocol::Tid(2) };
         let source = Source::file(named.reopen().unwrap(), 300_000);

@@ -362,9 +362,13 @@ impl State {
                 self.after(move || done(Ok(digest)));
             }
             (Some(Waiter::Upload { done, .. }), result) => {
-                self.outlets.remove(id.into());
+                let source = self.outlets.take(id.into());
                 // Done without having had the digest can not be: the machine refuses such an answer.
                 let error = result.err().unwrap_or(RequestError::Cancelled);
+                let error = match source {
+                    Some(source) => source.explain(error),
+                    None => error,
+                };
                 self.after(move || done(Err(error.into())));
             }
             (None, Err(reason)) => match self.collectors.remove(id.into()) {

@@ -30,11 +30,14 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use blobferry_protocol::BlobId;
 use serde::Serialize;
 use tempfile::TempDir;
 
 use self::ground::{Ground, IN_MEMORY, file_system};
+use self::orders::{Calls, Order, Ran};
 use self::plan::Plan;
 use self::processes::{Client, Server, busy};
 use self::report::{Figure, Report, Row, RowId, Target, Unit};
@@ -265,7 +268,21 @@ impl Stage<'_> {
         let cache = tempfile::Builder::new().prefix("cache-").tempdir_in(self.dir)?;
         Client::start(self.transport, self.server, cache)
     }
+
+    /// A client whose cache has its directories already, which are made once in a cache's life: it has loaded as many
+    /// blobs as there are of those. What is left to be loaded comes with it.
+    fn client_that_has_loaded(&self, loads: Loads, blobs: &[BlobId]) -> io::Result<(Client, Calls)> {
+        // Those of consecutive objects are in different directories.
+        let (first, rest) = blobs.split_at((BlobId::BUCKETS as usize).min(blobs.len() / 2));
+        let mut client = self.client()?;
+        let order = Order::Call { what: loads(first), callers: 16, time: Duration::from_secs(60) };
+        client.ask::<Ran>(&order)?;
+        Ok((client, loads(rest)))
+    }
 }
+
+/// How blobs are loaded.
+type Loads = fn(&[BlobId]) -> Calls;
 
 /// A size, as it is called in a figure's name: `64 MiB`.
 fn size_name(bytes: u64) -> String {

@@ -10,6 +10,7 @@ use std::time::Instant;
 use blobferry_protocol::BlobId;
 
 use super::orders::{Calls, Filled, Order, Ran};
+use super::processes::Client;
 use super::report::{RowId, Target, Unit};
 use super::{Bench, SMALL, Stage};
 use crate::transport::Transport;
@@ -116,15 +117,15 @@ struct Rates {
 }
 
 fn rates(bench: &Bench, stage: &Stage<'_>, blobs: &[BlobId]) -> io::Result<Rates> {
-    let ask = |doing: &str, what: Calls| -> io::Result<f64> {
+    let ask = |doing: &str, (mut client, what): (Client, Calls)| -> io::Result<f64> {
         bench.ground.rest(0)?;
         bench.ground.doing(format!("{doing}, {}", stage.transport.name()))?;
         let order = Order::Call { what, callers: CALLERS, time: bench.plan.time };
-        let ran: Ran = stage.client()?.ask(&order)?;
-        Ok(ran.rate())
+        Ok(client.ask::<Ran>(&order)?.rate())
     };
+    let loads = |blobs: &[BlobId]| Calls::LoadBytes { blobs: blobs.to_vec() };
     Ok(Rates {
-        commit: ask("commits", Calls::CommitBlobs { size: SMALL })?,
-        load: ask("loads", Calls::LoadBlobs { blobs: blobs.to_vec() })?,
+        commit: ask("commits", (stage.client()?, Calls::CommitBlobs { size: SMALL }))?,
+        load: ask("loads", stage.client_that_has_loaded(loads, blobs)?)?,
     })
 }

@@ -3,12 +3,9 @@
 //! A commit waits for the disk once, and its limit is a bare append and sync of as many bytes, and a bare round trip: for
 //! 16 callers, of 16 times as many bytes, since one sync can be for all of them. The limit of a load is a bare round trip
 //! with as large an answer: for 16 callers, of 16 requests at once.
-//!
-//! Blobs are loaded into caches that have all their directories already: those are made once in a cache's life.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::time::Duration;
 
 use blobferry_protocol::{BlobId, Oid};
 
@@ -21,9 +18,6 @@ use crate::transport::Transport;
 
 /// Bytes of a small answer, or of the record of an object.
 const TINY: usize = 256;
-
-/// Longer than it takes to load some hundred blobs.
-const UNTIL_DONE: Duration = Duration::from_secs(60);
 
 /// Callers on one connection.
 const CALLERS: [usize; 3] = [1, 16, 64];
@@ -180,18 +174,14 @@ fn small(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, blobs: &[BlobId]) ->
     }
     drop(client);
 
-    // Those of consecutive objects are in different directories.
-    let (first, rest) = blobs.split_at((BlobId::BUCKETS as usize).min(blobs.len() / 2));
-    type Loads = fn(&[BlobId]) -> Calls;
-    let ways: [(RowId, &str, Loads); 2] = [
+    let ways: [(RowId, &str, super::Loads); 2] = [
         (small.to_memory, "loads to memory", |blobs| Calls::LoadBytes { blobs: blobs.to_vec() }),
         (small.to_file, "loads to files", |blobs| Calls::LoadBlobs { blobs: blobs.to_vec() }),
     ];
     for (row, doing, what) in ways {
-        let mut client = stage.client()?;
         bench.ground.doing("making the directories of a cache")?;
-        client.ask::<Ran>(&Order::Call { what: what(first), callers: 16, time: UNTIL_DONE })?;
-        let loaded = call(bench, stage, &mut client, doing, what(rest), rows.callers)?;
+        let (mut client, what) = stage.client_that_has_loaded(what, blobs)?;
+        let loaded = call(bench, stage, &mut client, doing, what, rows.callers)?;
         bench.report.value(row, transport, loaded.rate());
         bench.ground.rest(loaded.done * SMALL as u64)?;
     }
