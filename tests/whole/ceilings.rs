@@ -1,9 +1,13 @@
-//! What a large blob costs in system calls, on both sides and over both transports: counted with `strace`, not timed. The
-//! ceilings are for each chunk of 256 KiB, and about twice what was counted: how much one call moves is up to the kernel.
+//! What a large blob costs in system calls, on both sides and over both transports, and a small one its client: counted with
+//! `strace`, not timed. The ceilings are for each chunk of 256 KiB, or each small blob, and about twice what was counted: how
+//! much one call moves is up to the kernel.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
+
+use serde_json::{Value, json};
 
 use crate::strace::{self, Strace};
 use crate::support::{Home, Ran, Serve, bytes};
@@ -47,8 +51,14 @@ impl Calls {
     /// So many of these calls together for a chunk, at most.
     #[track_caller]
     fn at_most(&self, ceiling: usize, names: &[&str]) {
+        self.at_most_for(CHUNKS, ceiling, names);
+    }
+
+    /// So many of these calls together for each of some things, at most.
+    #[track_caller]
+    fn at_most_for(&self, things: usize, ceiling: usize, names: &[&str]) {
         let count = Calls::sum(&self.all, names);
-        assert!(count <= ceiling * CHUNKS, "{count} of {names:?} for {CHUNKS} chunks: {self:?}");
+        assert!(count <= ceiling * things, "{count} of {names:?} for {things}: {self:?}");
     }
 
     /// How often payload went through one of these calls.
@@ -121,4 +131,72 @@ fn a_large_blob_over_mio_is_sent_without_a_copy_and_within_its_ceilings() {
 #[test]
 fn a_large_blob_over_tokio_is_sent_without_a_copy_and_within_its_ceilings() {
     a_large_blob_is_within_its_ceilings("tokio");
+}
+
+/// Small blobs that are loaded, behind those whose directories the cache makes first.
+const SMALL: usize = 300;
+const BUCKETS: usize = 997;
+
+/// Orders for a client of a benchmark, which does them and ends.
+fn worker(home: &Home, transport: &str, orders: &[Value]) -> (Command, File) {
+    let lines: String = orders.iter().map(|order| format!("{order}\n")).collect();
+    let orders = File::open(home.file("orders", lines)).unwrap();
+    (home.command(&["--transport", transport, "bench-worker"]), orders)
+}
+
+fn done(home: &Home, transport: &str, order: &Value) -> Value {
+    let (mut command, orders) = worker(home, transport, std::slice::from_ref(order));
+    serde_json::from_str(&Ran::from(command.stdin(orders).output().unwrap()).ok()).unwrap()
+}
+
+fn loads(blobs: &[Value]) -> Value {
+    let what = json!({"LoadBytes": {"blobs": blobs}});
+    json!({"Call": {"what": what, "callers": 1, "time": {"secs": 600, "nanos": 0}}})
+}
+
+fn a_small_load_is_within_its_ceilings(transport: &str) {
+    let home = Home::with(|home| Serve::start_with(&home.join("server"), &["--transport", transport]));
+    let filled = done(&home, transport, &json!({"Fill": {"count": BUCKETS + SMALL, "blob": 10 << 10}}));
+    let oids = filled["oids"].as_array().unwrap().iter();
+    let blobs: Vec<Value> = oids.map(|oid| json!({"oid": oid, "tid": filled["tid"]})).collect();
+    let (first, rest) = blobs.split_at(BUCKETS);
+    assert_eq!(done(&home, transport, &loads(first))["done"], BUCKETS);
+
+    let (command, _) = worker(&home, transport, &[loads(rest)]);
+    // What strace runs reads its orders from a file.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$@\" < \"$ORDERS\"", "sh"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell.env("ORDERS", home.path("orders"));
+    let Some((output, log)) = strace::run(&mut Command::new("strace"), &shell, &home.path("strace")) else {
+        return;
+    };
+    let loaded: Value = serde_json::from_str(&Ran::from(output).ok()).unwrap();
+    assert_eq!(loaded["done"], SMALL);
+    let calls = Calls::of_log(&log);
+    // The request and its answer.
+    calls.at_most_for(SMALL, 2, &["sendto", "write"]);
+    calls.at_most_for(SMALL, 3, &["recvfrom", "read"]);
+    calls.at_most_for(SMALL, 4, &["epoll_wait", "epoll_pwait"]);
+    // The claim, and the note in the packs, by which the index grows: no file is made, and none is synced.
+    calls.at_most_for(SMALL, 5, &["openat", "open"]);
+    calls.at_most_for(SMALL, 7, &["flock"]);
+    calls.at_most_for(SMALL, 5, &["pread64"]);
+    calls.at_most_for(SMALL, 5, &["pwrite64"]);
+    assert_eq!(Calls::sum(&calls.all, &["fsync", "fdatasync", "link", "linkat"]), 0, "{calls:?}");
+}
+
+#[test]
+fn a_small_load_over_mio_is_within_its_ceilings() {
+    a_small_load_is_within_its_ceilings("mio");
+}
+
+#[test]
+fn a_small_load_over_tokio_is_within_its_ceilings() {
+    a_small_load_is_within_its_ceilings("tokio");
 }
