@@ -11,7 +11,7 @@ use crate::system::{self, Job};
 
 /// How often a thread without work looks for some before it sleeps, and lets others go first meanwhile: to wake one costs
 /// more, and who receives a large blob has something for it every moment.
-const LOOKS: u32 = if cfg!(feature = "shuttle") { 0 } else { 40 };
+const LOOKS: u32 = if cfg!(feature = "shuttle") { 1 } else { 40 };
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);
 
