@@ -25,7 +25,7 @@ pub use stream::{Ended, widen_door};
 /// its readiness, and a timer.
 pub trait Endpoint {
     /// Appends what is to be sent to `out` until that holds at least `enough` bytes or there is nothing to send now. With
-    /// `lend`, it ends sooner where the next bytes lie in a file that nobody has to look at: those are for the caller to
+    /// `lend`, it ends sooner where the next bytes lie in a file, and were hashed if they have to be: those are for the caller to
     /// move, right behind what is in `out`.
     fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<Body>;
 
