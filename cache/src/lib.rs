@@ -54,6 +54,7 @@
 
 mod account;
 mod blob;
+mod block;
 mod buffer;
 mod cache;
 pub mod carry;
@@ -101,6 +102,7 @@ pub use blobferry_protocol as protocol;
 pub use bytes;
 
 pub use blob::CachedBlob;
+pub use block::Block;
 pub use buffer::{Buffered, Take, TransactionBuffer};
 pub use cache::{Cache, CacheConfig};
 pub use claim::Claim;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use blobferry_protocol::Digest;
 use blobferry_protocol::planted::{Bug, planted};
 
+use crate::block::Block;
 use crate::stamp;
 use crate::system::files;
 use crate::temporary::Temporary;
@@ -210,6 +211,12 @@ impl BlobWriter {
         Ok(())
     }
 
+    /// The name that the file has until it is complete.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
     /// How many bytes were written.
     #[must_use]
     pub fn written(&self) -> u64 {
@@ -319,7 +326,7 @@ pub(crate) fn digest_of(file: &File) -> io::Result<(Digest, u64)> {
 
 /// Hashes the bytes of a file from where the hasher is to its end, whatever its cursor.
 fn hash(file: &File, hasher: &mut blake3::Hasher) -> io::Result<()> {
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = Block::new(256 << 10);
     loop {
         match file.read_at(&mut buffer, hasher.count()) {
             Ok(0) => return Ok(()),

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read};
 
+use blobferry_cache::Block;
 use blobferry_cache::client::{self, BlobSource, CallError};
 use blobferry_protocol::{BlobInfo, Oid, Tid};
 
@@ -31,7 +32,7 @@ impl Transaction {
         mut reader: impl Read,
     ) -> Result<BlobInfo, CallError> {
         let mut writer = self.0.spool()?;
-        let mut bytes = vec![0; READ];
+        let mut bytes = Block::new(READ);
         loop {
             match reader.read(&mut bytes) {
                 Ok(0) => break,

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::{OnProgress, Progress};
+use crate::block::Block;
 
 /// Where the bytes of one transfer come from.
 pub struct Source {
@@ -50,7 +51,7 @@ enum SourceBytes {
 struct Hashing {
     hasher: blake3::Hasher,
     /// Where bytes that are lent are read to.
-    buffer: Vec<u8>,
+    buffer: Option<Block>,
 }
 
 /// Bytes that are read at once only to be hashed.
@@ -67,10 +68,10 @@ impl Hashing {
     /// Reads bytes that are going to be lent.
     fn look_at(&mut self, file: &File, slice: Slice) -> io::Result<()> {
         let (mut offset, end) = (self.hasher.count().max(slice.offset), slice.offset + slice.len);
-        self.buffer.resize(HASHED, 0);
+        let block = self.buffer.get_or_insert_with(|| Block::new(HASHED));
         while offset < end {
             let len = usize::try_from(end - offset).map_or(HASHED, |rest| rest.min(HASHED));
-            let buffer = self.buffer.get_mut(..len).unwrap_or_default();
+            let buffer = block.get_mut(..len).unwrap_or_default();
             file.read_exact_at(buffer, offset)?;
             self.hasher.update(buffer);
             offset += len as u64;

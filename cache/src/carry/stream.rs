@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use super::{Body, Endpoint};
+use crate::block::Block;
 
 /// Bytes that are taken from the endpoint before they are written: one chunk of payload, and small messages
 /// between two of them.
@@ -221,7 +222,7 @@ pub(super) struct Input {
 }
 
 #[derive(Debug, Default)]
-struct Spare(Mutex<Vec<Vec<u8>>>);
+struct Spare(Mutex<Vec<Block>>);
 
 impl Input {
     /// Reads once; `false` if there was nothing to read ([`ErrorKind::WouldBlock`]).
@@ -234,35 +235,20 @@ impl Input {
         now: Time,
         mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
     ) -> Result<bool, Ended> {
-        let mut buffer = if self.busy { self.spare.take() } else { vec![0; SMALL] };
-        let result = loop {
-            match read(&mut buffer) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                result => break result,
-            }
+        let (bytes, n, full) = if self.busy {
+            let mut lent = Lent { buffer: self.spare.take(), spare: self.spare.clone() };
+            let Some(n) = once(&mut lent.buffer, &mut read)? else { return Ok(false) };
+            let full = n == lent.buffer.len();
+            (Bytes::from_owner(lent).slice(..n), n, full)
+        } else {
+            let mut buffer = vec![0; SMALL];
+            let Some(n) = once(&mut buffer, &mut read)? else { return Ok(false) };
+            buffer.truncate(n);
+            (Bytes::from(buffer), n, n == SMALL)
         };
-        match result {
-            Ok(0) => Err(Ended::Closed),
-            Ok(n) => {
-                let full = n == buffer.len();
-                let bytes = if self.busy {
-                    let spare = self.spare.clone();
-                    Bytes::from_owner(Lent { buffer, spare }).slice(..n)
-                } else {
-                    buffer.truncate(n);
-                    Bytes::from(buffer)
-                };
-                self.busy = full || self.busy && n > SMALL;
-                endpoint.receive(now, bytes)?;
-                Ok(true)
-            }
-            Err(error) => {
-                if self.busy {
-                    self.spare.put(buffer);
-                }
-                if error.kind() == ErrorKind::WouldBlock { Ok(false) } else { Err(error.into()) }
-            }
-        }
+        self.busy = full || self.busy && n > SMALL;
+        endpoint.receive(now, bytes)?;
+        Ok(true)
     }
 
     /// The connection has been idle for a while: it keeps nothing.
@@ -272,16 +258,32 @@ impl Input {
     }
 }
 
+/// Reads at least a byte; `None` where there is none yet.
+fn once(
+    buffer: &mut [u8],
+    mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
+) -> Result<Option<usize>, Ended> {
+    loop {
+        return match read(buffer) {
+            Ok(0) => Err(Ended::Closed),
+            Ok(n) => Ok(Some(n)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => Err(error.into()),
+        };
+    }
+}
+
 impl Spare {
-    fn with<T>(&self, act: impl FnOnce(&mut Vec<Vec<u8>>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut Vec<Block>) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn take(&self) -> Vec<u8> {
-        self.with(Vec::pop).unwrap_or_else(|| vec![0; LARGE])
+    fn take(&self) -> Block {
+        self.with(Vec::pop).unwrap_or_else(|| Block::new(LARGE))
     }
 
-    fn put(&self, buffer: Vec<u8>) {
+    fn put(&self, buffer: Block) {
         self.with(|spare| {
             if spare.len() < SPARE {
                 spare.push(buffer);
@@ -296,7 +298,7 @@ impl Spare {
 
 /// A large buffer that is read from; dropped, it is spare again.
 struct Lent {
-    buffer: Vec<u8>,
+    buffer: Block,
     spare: Arc<Spare>,
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use blobferry_cache::Block;
 use rustix::fs::{FallocateFlags, fallocate};
 
 /// Bytes that a loop reads and writes at once.
@@ -42,7 +43,7 @@ pub(super) fn copy(from: &Path, to: &Path, size: u64, sync: bool) -> io::Result<
     near.write_all(&[0; REQUEST])?;
     let mut file = File::create(to)?;
     fallocate(&file, FallocateFlags::empty(), 0, size)?;
-    let mut buffer = vec![0; BLOCK];
+    let mut buffer = Block::new(BLOCK);
     let mut left = size;
     while left > 0 {
         let most = buffer.len().min(usize::try_from(left).unwrap_or(BLOCK));
@@ -65,7 +66,7 @@ pub(super) fn copy(from: &Path, to: &Path, size: u64, sync: bool) -> io::Result<
 fn send(source: File, mut to: TcpStream, size: u64) -> io::Result<()> {
     to.read_exact(&mut [0; REQUEST])?;
     let mut source = source.take(size);
-    let mut buffer = vec![0; BLOCK];
+    let mut buffer = Block::new(BLOCK);
     loop {
         let n = source.read(&mut buffer)?;
         if n == 0 {
