@@ -9,6 +9,9 @@ pub struct StoreConfig {
     /// everything else together. 0 gives every blob that has bytes a file of its own, as clients need who share
     /// the directory. At most [`StoreConfig::INLINE_LIMIT`] counts. Default: 64 KiB.
     pub inline_max: u64,
+    /// While a blob of more than so many bytes arrives, what is there is brought to the disk, each time that so many have
+    /// come, so that little is left to wait for at its end. 0: only at its end. Default: 8 MiB.
+    pub sync_ahead: u64,
     /// How long a transaction may hold its locks between vote and finish; then the store gives it up.
     /// Default: 30 seconds.
     pub vote_timeout: Duration,
@@ -36,6 +39,7 @@ impl Default for StoreConfig {
     fn default() -> StoreConfig {
         StoreConfig {
             inline_max: 64 << 10,
+            sync_ahead: 8 << 20,
             vote_timeout: Duration::from_secs(30),
             lock_timeout: Duration::from_secs(30),
             max_objects: 1_000_000,

@@ -84,7 +84,8 @@ pub struct Counts {
     /// Durable writes that these took: one for each batch of transactions that finished together.
     pub batches: u64,
     /// Syncs since the store was opened: how often it had the system bring something to the disk, and waited for it. A
-    /// batch is one, with one more for each blob in a file and for each directory that got a file; now and then the
+    /// batch is one, with one more for each blob in a file (some more for a large one, see
+    /// [`StoreConfig::sync_ahead`](crate::StoreConfig::sync_ahead)) and for each directory that got a file; now and then the
     /// database is tidied up, which is three. A store in memory has none.
     pub syncs: u64,
     /// Transactions given up since the store was opened, for whatever reason.

@@ -6,6 +6,7 @@
 //! DIR/blobs/           the blob files, in the layout that caches have; its tmp/ is where blobs are staged
 //! ```
 
+mod ahead;
 mod check;
 mod commit;
 mod database;
@@ -30,6 +31,7 @@ use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId,
 };
 
+use self::ahead::Ahead;
 pub use self::check::{CheckOptions, CheckReport, Finding, FindingKind, check};
 use self::database::Database;
 use self::oids::Oids;
@@ -86,6 +88,7 @@ impl EmbeddedStore {
         let tmp = stage::open_dir(layout.tmp()).map_err(opening("open", layout.tmp()))?;
         let disk = Disk {
             space: Space::of(layout.tmp()),
+            ahead: Ahead::new(config.sync_ahead, &database.syncs, &database.poison),
             staging: Arc::new(Staging::new(layout.tmp())),
             new_bucket: AtomicBool::new(false), // the directory of all buckets was synced just now
             inline_max: config.inline_max.min(StoreConfig::INLINE_LIMIT),
@@ -109,6 +112,7 @@ pub struct Disk {
     /// Where clients who share the directory leave files.
     tmp: File,
     space: Space,
+    ahead: Ahead,
     staging: Arc<Staging>,
     inline_max: u64,
     /// See [`files::Files`].

@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Disk;
+use super::ahead::Following;
 use super::poison::Poison;
 use super::space::Promise;
 use super::syncs::Syncs;
@@ -21,6 +22,7 @@ use crate::staged::{Content, Room, Stage, Staged, StagedFile, Staging, mismatch}
 /// A blob's file that is being filled.
 pub(super) struct FileStage {
     writer: BlobWriter,
+    following: Following,
     promise: Promise,
     staging: Arc<Staging>,
     poison: Poison,
@@ -36,7 +38,8 @@ impl Disk {
             error => blob_error(&error),
         })?;
         let (staging, poison) = (self.staging.clone(), self.database.poison.clone());
-        Ok(FileStage { writer, promise, staging, poison, syncs: self.database.syncs.clone(), room })
+        let (following, syncs) = (self.ahead.follow(size), self.database.syncs.clone());
+        Ok(FileStage { writer, following, promise, staging, poison, syncs, room })
     }
 
     /// Takes over a file that a client has left in `tmp`.
@@ -111,6 +114,7 @@ impl Stage for FileStage {
     fn write(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
         self.writer.write(bytes).map_err(|error| blob_error(&error))?;
         self.promise.redeem(bytes.len() as u64);
+        self.following.written(self.writer.written(), || File::open(self.writer.path()));
         Ok(())
     }
 

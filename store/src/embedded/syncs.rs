@@ -2,7 +2,8 @@
 //! commit must cost.
 //!
 //! A commit of the database is one, with a second one where it begins the log anew; moving what is in the log to the
-//! database is two; each file and each directory is one. What is done at open, before anybody is served, is not counted.
+//! database is two; each file and each directory is one, a large file one more for each step that is
+//! synced [ahead](super::ahead). What is done at open, before anybody is served, is not counted.
 
 use blobferry_cache::sync::Arc;
 use blobferry_cache::sync::atomic::{AtomicU64, Ordering};

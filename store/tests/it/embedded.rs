@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use blobferry_protocol::{BlobId, Oid, Outcome, RequestError, Tid, TxnMeta};
+use blobferry_protocol::{BlobId, Digest, Oid, Outcome, RequestError, Tid, TxnMeta};
 use blobferry_store::{EmbeddedStore, OpenBlob, OpenError, StoreConfig, Vote};
 
 use crate::support::{Fixture, Gate, StoreExt, embedded, new_txn, open};
@@ -158,6 +158,27 @@ fn a_damaged_file_is_reported_and_never_served() {
     let it = reopen(it, small_files());
     check(&it);
     assert_eq!(it.store.counts().damaged, 2);
+}
+
+#[test]
+fn a_blob_is_brought_to_the_disk_while_it_arrives() {
+    let it = embedded(StoreConfig { sync_ahead: 1000, ..small_files() });
+    let before = it.store.counts().syncs;
+    let mut stage = it.store.stage(2500).unwrap();
+    stage.write(&[7; 999]).unwrap();
+    assert_eq!(it.store.counts().syncs, before);
+    stage.write(&[7; 1]).unwrap();
+    while it.store.counts().syncs == before {
+        std::thread::yield_now();
+    }
+    stage.write(&[7; 1500]).unwrap();
+    let staged = stage.complete(Digest(*blake3::hash(&[7; 2500]).as_bytes())).unwrap();
+    let synced = it.store.counts().syncs - before;
+    assert_eq!(synced, 2, "the last bytes are left to the sync at the end");
+    let txn = it.store.begin_new();
+    it.store.store_blob(txn, Oid(1), Tid::ZERO, vec![], staged).unwrap();
+    let tid = it.store.commit(txn);
+    assert_eq!(it.store.blob(1, tid), Ok(vec![7; 2500]));
 }
 
 #[test]

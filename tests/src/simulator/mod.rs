@@ -132,6 +132,7 @@ impl Scenario {
             store: StoreConfig {
                 vote_timeout: Duration::from_secs([5, 30][chance.usize(..2)]),
                 lock_timeout: Duration::from_secs([5, 30][chance.usize(..2)]),
+                sync_ahead: [0, 10 << 10, 50 << 10][chance.usize(..3)],
                 ..StoreConfig::default()
             },
         }
