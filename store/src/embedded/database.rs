@@ -26,8 +26,8 @@ pub(crate) struct Database {
     pub(super) path: PathBuf,
     pub(super) poison: Poison,
     pub(super) syncs: Syncs,
-    /// How often the database has changed.
-    commits: AtomicU64,
+    /// How often the database has changed, or its log was moved into it: a view from before is an old one.
+    changes: AtomicU64,
     /// The next commit begins the log anew.
     anew: AtomicBool,
     writer: Mutex<Writer>,
@@ -46,7 +46,7 @@ struct Readers {
 /// to open one costs as much as a small read.
 struct Reader {
     connection: Connection,
-    /// So many commits there had been when its view was opened.
+    /// So many changes there had been when its view was opened.
     sees: Option<u64>,
 }
 
@@ -55,12 +55,12 @@ impl Reader {
         Reader { connection, sees: None }
     }
 
-    /// Sees all of so many commits.
-    fn look(&mut self, commits: u64) -> rusqlite::Result<()> {
-        if self.sees != Some(commits) {
+    /// Sees all of so many changes.
+    fn look(&mut self, changes: u64) -> rusqlite::Result<()> {
+        if self.sees != Some(changes) {
             self.look_away();
             self.connection.prepare_cached("BEGIN")?.execute([])?;
-            self.sees = Some(commits);
+            self.sees = Some(changes);
         }
         Ok(())
     }
@@ -95,7 +95,7 @@ impl Database {
             path: path.to_owned(),
             poison: Poison::default(),
             syncs: Syncs::default(),
-            commits: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
             anew: AtomicBool::new(true),
             writer: Mutex::new(Writer { connection, last_oid, written: 0 }),
             readers: Mutex::new(Readers { free, waiting: 0 }),
@@ -110,12 +110,12 @@ impl Database {
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, RequestError> {
         let mut reader = self.take_reader();
-        let looked = reader.look(self.commits.load(Ordering::Acquire));
+        let looked = reader.look(self.changes.load(Ordering::Acquire));
         let result = looked.and_then(|()| read(&reader.connection));
-        if result.is_err() {
+        let mut readers = lock(&self.readers);
+        if result.is_err() || reader.sees != Some(self.changes.load(Ordering::Acquire)) {
             reader.look_away();
         }
-        let mut readers = lock(&self.readers);
         readers.free.push(reader);
         let awaited = readers.waiting > 0;
         drop(readers);
@@ -163,7 +163,7 @@ impl Database {
     pub(super) fn commit(&self, transaction: Transaction<'_>) -> Result<(), RequestError> {
         self.syncs.add(1 + u64::from(self.anew.swap(false, Ordering::Relaxed)));
         let committed = transaction.commit();
-        self.commits.fetch_add(1, Ordering::Release);
+        self.changes.fetch_add(1, Ordering::Release);
         committed.map_err(|error| match error.sqlite_error().map(|error| error.extended_code) {
             Some(ffi::SQLITE_FULL | ffi::SQLITE_IOERR_WRITE) => self.error("commit", &error),
             _ => self.failed("commit", &error),
@@ -207,36 +207,52 @@ impl Database {
         self.poison.set(&format!("could not {operation} in {path}: {error} (SQLite's code {code})"))
     }
 
-    /// Moves what is in the log to the database, if it is much.
+    /// Moves what is in the log to the database, if it is much, so that the next commit begins the log anew: to write over
+    /// a file takes less than to have it grow.
     pub(super) fn tidy(&self) {
         let mut writer = lock(&self.writer);
         if writer.written > CHECKPOINT {
-            self.checkpoint(&mut writer, "PRAGMA wal_checkpoint(PASSIVE)");
+            // What somebody still reads who has begun before the last commit is not moved; nobody reads for long.
+            let mut tries = 0..3;
+            while tries.next().is_some() && !self.checkpoint(&mut writer, "PRAGMA wal_checkpoint(PASSIVE)") {}
         }
     }
 
     /// Moves all that is in the log to the database, and empties it.
     pub(super) fn empty_log(&self) {
-        self.checkpoint(&mut lock(&self.writer), "PRAGMA wal_checkpoint(TRUNCATE)");
+        let _ = self.checkpoint(&mut lock(&self.writer), "PRAGMA wal_checkpoint(TRUNCATE)");
     }
 
-    fn checkpoint(&self, writer: &mut Writer, pragma: &str) {
+    /// Whether all was moved, or nothing can be.
+    fn checkpoint(&self, writer: &mut Writer, pragma: &str) -> bool {
         if self.poison.check().is_err() {
-            return;
+            return true;
         }
         if std::mem::take(&mut writer.written) > 0 {
             self.syncs.add(2);
         }
-        lock(&self.readers).free.iter_mut().for_each(Reader::look_away);
+        self.look_away();
         let frames = |row: &Row<'_>| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
         match writer.connection.query_row(pragma, [], frames) {
-            Ok((all, moved)) => self.anew.store(all == moved, Ordering::Relaxed),
+            Ok((all, moved)) => {
+                self.anew.store(all == moved, Ordering::Relaxed);
+                // Views that were opened meanwhile are of the log, and would keep it from being begun anew.
+                self.changes.fetch_add(1, Ordering::Release);
+                self.look_away();
+                all == moved
+            }
             Err(error) => {
                 // Nothing is lost by it: the log just stays as it is.
                 let error = self.error("move the log into the database", &error);
                 tracing::warn!(%error, path = %self.path.display(), "the database's log stays as it is");
+                true
             }
         }
+    }
+
+    /// Has nobody see anything who does not read at the moment.
+    fn look_away(&self) {
+        lock(&self.readers).free.iter_mut().for_each(Reader::look_away);
     }
 }
 
@@ -245,4 +261,39 @@ pub(super) fn log_path(database: &Path) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
     path.push("-wal");
     path.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_is_begun_anew_although_somebody_reads_while_it_is_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let database = Database::open(&path).unwrap();
+        database.empty_log();
+        let log = || fs::metadata(log_path(&path)).unwrap().len();
+        let mut lengths = Vec::new();
+        for n in 0..5 {
+            let write = |writer: &mut Writer| {
+                let transaction = database.begin(&mut writer.connection)?;
+                transaction.execute("INSERT INTO small_blobs VALUES (?1, ?2)", (n, [7; 100_000])).unwrap();
+                database.commit(transaction)?;
+                writer.written = CHECKPOINT + 1;
+                Ok(())
+            };
+            database.with_writer(write).unwrap();
+            lengths.push(log());
+            let tidied = database.read("count", |connection| {
+                let count = || connection.query_row("SELECT count(*) FROM small_blobs", [], |row| row.get(0));
+                assert_eq!(count(), Ok(n + 1));
+                std::thread::scope(|scope| scope.spawn(|| database.tidy()).join().unwrap());
+                count()
+            });
+            assert_eq!(tidied, Ok(n + 1));
+        }
+        // As SQLite writes its log: a page more where the database grows by one.
+        assert!(lengths.iter().all(|length| *length < 2 * lengths[0]), "{lengths:?}");
+    }
 }
