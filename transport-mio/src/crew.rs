@@ -12,6 +12,7 @@
 //!   is outstanding for which nobody waits wakes it at once.
 //! * Who has something to send rings. A leader that is awake looks before it sleeps, and sends what many have rung for at
 //!   once; if it sleeps, or there is none, who rang sends it on its own thread.
+//! * Who leads because it waits for an answer [looks](crate::looking) for it for a moment before it sleeps.
 //! * Only the own thread ends a connection: who finds out that it has ended leaves that here and wakes it.
 //! * Callbacks are called when nothing is locked, by the leader, which keeps the lead meanwhile: what they ask for is sent
 //!   together. One that waits for an answer itself, or for the end of a client, gives up all leads of its thread first, so
@@ -32,6 +33,7 @@ use mio::{Events, Poll, Token, Waker};
 
 use crate::connection::Connection;
 use crate::here;
+use crate::looking;
 use crate::seat::Seat;
 
 const WAKER: Token = Token(0);
@@ -51,6 +53,9 @@ pub(crate) struct Crew {
     /// The own thread is wanted.
     wanted: Condvar,
 }
+
+/// How a leader waits for events.
+type Wait = fn(&mut Poll, &mut Events, Option<Duration>) -> io::Result<()>;
 
 struct Poller {
     poll: Poll,
@@ -249,10 +254,10 @@ impl Crew {
 
     /// Drives the connection until the seat's answer is there, or the lead or the connection is lost.
     pub(crate) fn lead_for(self: &Arc<Self>, lead: Lead, seat: &Seat) {
-        self.lead(lead, |_| seat.is_done());
+        self.lead(lead, looking::wait, |_| seat.is_done());
     }
 
-    fn lead(self: &Arc<Self>, lead: Lead, enough: impl Fn(&State) -> bool) {
+    fn lead(self: &Arc<Self>, lead: Lead, wait: Wait, enough: impl Fn(&State) -> bool) {
         let _leading = Leading { crew: self, lead };
         loop {
             let mut state = self.state();
@@ -265,16 +270,16 @@ impl Crew {
                 false => Some(Duration::ZERO),
             };
             drop(state);
-            self.turn(patience);
+            self.turn(patience, wait);
             here::lead_while(self, lead, || self.call_back());
         }
     }
 
     /// Waits for events, and lets the connection have a turn.
-    fn turn(&self, patience: Option<Duration>) {
+    fn turn(&self, patience: Option<Duration>, wait: Wait) {
         let mut poller = lock(&self.poll);
         let Poller { poll, events } = &mut *poller;
-        let polled = poll.poll(events, patience);
+        let polled = wait(poll, events, patience);
         let mut state = self.state();
         state.asleep = false;
         let late = state.deadline;
@@ -336,7 +341,7 @@ impl Crew {
     pub(crate) fn stand_by(self: &Arc<Self>) -> Ended {
         loop {
             match self.take_over() {
-                Ok((lead, followed)) => self.lead(lead, |state| state.followed != followed),
+                Ok((lead, followed)) => self.lead(lead, Poll::poll, |state| state.followed != followed),
                 Err(ended) => return ended,
             }
         }

@@ -58,6 +58,7 @@ mod crew;
 mod door;
 mod events;
 mod here;
+mod looking;
 mod news;
 mod seat;
 mod server;

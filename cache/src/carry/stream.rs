@@ -24,7 +24,7 @@ const ENOUGH: usize = 64 << 10;
 /// Bytes that are read at once from a stream that has much to say.
 const LARGE: usize = 256 << 10;
 /// The same while it has little to say.
-const SMALL: usize = 8 << 10;
+const SMALL: usize = 16 << 10;
 /// Large buffers that are kept while nobody uses them.
 const SPARE: usize = 8;
 /// Bytes that the kernel may hold unsent: more would only make small messages wait behind them.
