@@ -280,7 +280,7 @@ impl Reserved {
     }
 
     fn allocate(&mut self, file: &File, size: u64) -> Result<(), Errno> {
-        match allocate(file, size, self.room.free())? {
+        match allocate(file, 0, size, self.room.free())? {
             true => Ok(()),
             false => self
                 .make_mark(self.room.cost(size))
@@ -340,18 +340,18 @@ impl Drop for Reserved {
     }
 }
 
-/// Allocates `size` bytes for a file, whose length stays: how many were written is still seen in it. `false` where the file
-/// system can not do that, or does it in a way that can not be seen.
+/// Allocates `size` bytes of a file, from the offset `from` on. Its length stays: how many were written is still seen in it.
+/// `false` where the file system can not do that, or does it in a way that can not be seen.
 ///
 /// Not with `fs2::allocate`: on Linux that returns whatever the last error was instead of "disk full", and where
 /// the file system cannot reserve it writes all the zeros itself.
-pub(crate) fn allocate(file: &File, size: u64, free: Option<u64>) -> Result<bool, Errno> {
+pub(crate) fn allocate(file: &File, from: u64, size: u64, free: Option<u64>) -> Result<bool, Errno> {
     if size == 0 {
         return Ok(true);
     }
     let blocks = || on_disk(file).unwrap_or_default();
     loop {
-        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, size) {
+        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, from, size) {
             Err(Errno::INTR) => {}
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 let missing = size.saturating_sub(blocks());

@@ -71,7 +71,7 @@ impl Temporary {
         match &mut self.reserved {
             Some(reserved) => reserved.extend(&self.file, size),
             None => {
-                let allocated = room::allocate(&self.file, size, None).map_err(io::Error::from);
+                let allocated = room::allocate(&self.file, 0, size, None).map_err(io::Error::from);
                 allocated.map(drop).map_err(WriteError::space("reserve room for", &self.path, size))
             }
         }

@@ -11,13 +11,15 @@
 use std::collections::BTreeSet;
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use blobferry_protocol::BlobId;
 
 use crate::lock::Owned;
-use crate::room::Room;
+use crate::room::{self, Room, slack};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::system::files;
 use crate::writer::WriteError;
@@ -27,6 +29,8 @@ const SLOTS: usize = 16;
 const BUCKET: usize = SLOT * SLOTS;
 /// What the file system gives room in, or more.
 const PAGE: u64 = 4096;
+/// How the table gets its room: so many pages at once, or one by one where the file system can not do that.
+const REGION: u64 = 256 * PAGE;
 /// The table is so long where the cache has no limit: two million blobs.
 const LONGEST: u64 = 32 << 20;
 const SHORTEST: u64 = 16 << 10;
@@ -46,20 +50,22 @@ pub(crate) struct Index {
     file: File,
     path: PathBuf,
     buckets: u64,
-    /// A bit for each page that is known to be on the disk, and so in the account.
-    counted: Mutex<Vec<u64>>,
+    /// What is known to be on the disk, and so in the account.
+    counted: Mutex<Pages>,
+    /// It gets no room in advance.
+    page_by_page: AtomicBool,
 }
 
 impl Index {
     /// A table that is there; `None` where it is just being made.
     pub(crate) fn new(file: File, metadata: &Metadata, path: PathBuf) -> Option<Index> {
         let buckets = metadata.len() / BUCKET as u64;
-        let pages = usize::try_from(metadata.len() / PAGE / 64 + 1).ok()?;
         (buckets > 0 && metadata.len() <= LONGEST).then(|| Index {
             file,
             path,
             buckets,
-            counted: Mutex::new(vec![0; pages]),
+            counted: Mutex::default(),
+            page_by_page: AtomicBool::new(false),
         })
     }
 
@@ -130,6 +136,9 @@ impl Index {
 
     /// Writes hints. The first one of a page takes room.
     fn write_all(&self, room: &Room, hints: &[(BlobId, Hint)]) -> Result<(), WriteError> {
+        for page in self.new_pages(hints) {
+            self.take_region(room, page)?;
+        }
         let new = self.new_pages(hints);
         let write = || hints.iter().try_for_each(|(blob, hint)| self.write(*blob, *hint));
         if new.is_empty() {
@@ -139,22 +148,34 @@ impl Index {
         let more = 2 * PAGE * new.len() as u64;
         room.change(&self.file, more, write)?.map_err(self.failed())?;
         let mut counted = self.counted();
-        for (word, bit) in new {
-            if let Some(word) = counted.get_mut(word) {
-                *word |= bit;
+        new.into_iter().for_each(|page| counted.add(page..page + 1));
+        Ok(())
+    }
+
+    /// Takes room for all pages of a page's region at once, where that can be had.
+    fn take_region(&self, room: &Room, page: u64) -> Result<(), WriteError> {
+        if self.page_by_page.load(Ordering::Relaxed) || self.counted().has(page) {
+            return Ok(());
+        }
+        let begin = page * PAGE / REGION * REGION;
+        let size = REGION.min((self.buckets * BUCKET as u64).saturating_sub(begin));
+        let allocate = || Ok(room::allocate(&self.file, begin, size, None)?);
+        match room.change(&self.file, size + slack(size), allocate) {
+            Ok(Ok(true)) => self.counted().add(begin / PAGE..(begin + size).div_ceil(PAGE)),
+            // There may still be room for a page.
+            Ok(_) | Err(WriteError::Full { .. } | WriteError::NoSpace { .. }) => {
+                self.page_by_page.store(true, Ordering::Relaxed);
             }
+            Err(error) => return Err(error),
         }
         Ok(())
     }
 
-    /// The pages that hints come to, and that may not be on the disk yet: as places in `counted`.
-    fn new_pages(&self, hints: &[(BlobId, Hint)]) -> BTreeSet<(usize, u64)> {
+    /// The pages that hints come to, and that may not be on the disk yet.
+    fn new_pages(&self, hints: &[(BlobId, Hint)]) -> BTreeSet<u64> {
         let counted = self.counted();
-        let places = hints.iter().map(|(blob, _)| {
-            let page = self.place(*blob).0 / PAGE;
-            ((page / 64) as usize, 1 << (page % 64))
-        });
-        places.filter(|(word, bit)| counted.get(*word).is_none_or(|word| word & bit == 0)).collect()
+        let pages = hints.iter().map(|(blob, _)| self.place(*blob).0 / PAGE);
+        pages.filter(|page| !counted.has(*page)).collect()
     }
 
     /// Writes a hint to a slot of its bucket.
@@ -168,8 +189,27 @@ impl Index {
         WriteError::space("write to", &self.path, SLOT as u64)
     }
 
-    fn counted(&self) -> MutexGuard<'_, Vec<u64>> {
+    fn counted(&self) -> MutexGuard<'_, Pages> {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A set of pages: a bit for each.
+#[derive(Debug, Default)]
+struct Pages(Vec<u64>);
+
+impl Pages {
+    fn has(&self, page: u64) -> bool {
+        self.0.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 != 0)
+    }
+
+    fn add(&mut self, pages: Range<u64>) {
+        self.0.resize(self.0.len().max(pages.end.div_ceil(64) as usize), 0);
+        for page in pages {
+            if let Some(word) = self.0.get_mut((page / 64) as usize) {
+                *word |= 1 << (page % 64);
+            }
+        }
     }
 }
 
@@ -279,15 +319,22 @@ mod tests {
     }
 
     #[test]
-    fn what_it_takes_on_the_disk_is_in_the_account() {
+    fn what_it_takes_on_the_disk_is_in_the_account_page_by_page_or_many_at_once() {
+        for page_by_page in [false, true] {
+            what_it_takes_is_in_the_account(page_by_page);
+        }
+    }
+
+    fn what_it_takes_is_in_the_account(page_by_page: bool) {
         index(None, |room, index| {
+            index.page_by_page.store(page_by_page, Ordering::Relaxed);
             let used = || room.ledger().unwrap().account.used();
             let before = used();
             for n in 0..500 {
                 note(&index, room, n, hint(n as u32));
             }
             let taken = crate::room::on_disk(&index.file).unwrap();
-            assert!(taken > 0);
+            assert_eq!(taken > 500 * PAGE, !page_by_page, "{taken}");
             assert_eq!(used() - before, taken);
         });
     }

@@ -147,7 +147,7 @@ impl Active {
         let ample = end.max((begin + STEP).min(self.most));
         let upto = |size: u64| {
             let more = room.cost(size.saturating_sub(on_disk));
-            room.change(&self.file, more, || Ok(room::allocate(&self.file, size, None)?))?
+            room.change(&self.file, more, || Ok(room::allocate(&self.file, 0, size, None)?))?
                 .map_err(WriteError::space("reserve room in", room.layout().tmp(), size - begin))
         };
         match upto(ample) {
