@@ -316,9 +316,80 @@ impl Drop for Lent {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::net::{TcpListener, TcpStream};
 
+    use blobferry_protocol::{RequestError, Slice, TransferId};
+
+    use super::super::{Outlets, Source};
     use super::*;
+
+    /// Notes what it is told was not moved.
+    #[derive(Default)]
+    struct Told(Vec<RequestError>);
+
+    impl Endpoint for Told {
+        fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize, _: bool) -> Option<Body> {
+            None
+        }
+        fn not_moved(&mut self, _: TransferId, reason: RequestError) {
+            self.0.push(reason);
+        }
+        fn receive(&mut self, _: Time, _: Bytes) -> Result<(), PeerError> {
+            Ok(())
+        }
+        fn wants_input(&self) -> bool {
+            true
+        }
+        fn poll_timeout(&self) -> Option<Time> {
+            None
+        }
+        fn handle_timeout(&mut self, _: Time) -> Result<(), PeerError> {
+            Ok(())
+        }
+        fn catch_up(&mut self) {}
+        fn error(&self) -> Option<PeerError> {
+            None
+        }
+        fn is_finished(&self) -> bool {
+            false
+        }
+    }
+
+    /// What is to be written of ten bytes that were lent of a file, which has so many when they are moved, to where the
+    /// kernel moves nothing.
+    fn moved_where_that_is_refused(len: u64) -> (Vec<u8>, Told, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"0123456789abcdef").unwrap();
+        let (transfer, mut outlets) = (TransferId(1), Outlets::default());
+        outlets.insert(transfer, Source::file(File::open(&path).unwrap(), 16));
+        let body = outlets.give(Slice { transfer, offset: 2, len: 10 }, &mut Vec::new(), true).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
+
+        // Nothing can be moved to the end of a file, wherever that is.
+        let end = File::options().append(true).create(true).open(dir.path().join("end")).unwrap();
+        let (mut output, mut told) = (Output { body, ..Output::default() }, Told::default());
+        output.move_body(&mut told, &end, &mut |attempt| attempt()).unwrap();
+        (output.bytes, told, output.body.is_none())
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_move_is_read() {
+        let (bytes, told, done) = moved_where_that_is_refused(16);
+        assert_eq!((&bytes[..], told.0.len(), done), (&b"23456789ab"[..], 0, true));
+    }
+
+    #[test]
+    fn what_can_not_be_read_either_is_zeros_and_the_reason_is_told() {
+        let (bytes, told, done) = moved_where_that_is_refused(7);
+        assert_eq!((&bytes[..], done), (&[0; 10][..], true));
+        assert!(
+            matches!(&told.0[..], [RequestError::Source { detail }] if detail.contains("shorter")),
+            "{:?}",
+            told.0
+        );
+    }
 
     #[test]
     fn a_crowd_can_wait_at_the_door_before_anybody_is_let_in() {
