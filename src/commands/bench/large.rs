@@ -34,8 +34,8 @@ struct Subject {
     file: PathBuf,
     rows: Option<Rows>,
     in_memory: Option<RowId>,
-    /// What it takes to look at all bytes, which each side does.
-    hash: Option<RowId>,
+    /// What it takes to look at all bytes, which each side does, and a bare loop that does.
+    hash: Option<(RowId, RowId)>,
     costs: Option<Costs>,
 }
 
@@ -86,8 +86,11 @@ fn subject(bench: &mut Bench, size: u64, count: usize) -> io::Result<Subject> {
     let name = size_name(size);
     let file = bench.ground.file(&format!("source-{size}"), size)?;
     let is_shown = is_largest && bench.plan.has(Section::Large);
-    let hash = is_shown
-        .then(|| bench.row("bare-hash", &format!("bare hash of {name}, one thread"), Unit::Rate, None));
+    let hash = is_shown.then(|| {
+        let hash = bench.row("bare-hash", &format!("bare hash of {name}, one thread"), Unit::Rate, None);
+        let what = format!("bare loop of {name} that hashes what it receives");
+        (hash, bench.row("bare-loop-and-hash", &what, Unit::Rate, None))
+    });
     let rows = bench.plan.has(Section::Large).then(|| rows(bench, size, &name));
     let in_memory = (is_largest && rows.is_some()).then(|| row_in_memory(bench, size, &name)).flatten();
     let costs = (is_largest && bench.plan.has(Section::Memory)).then(|| costs(bench, &name)).flatten();
@@ -156,11 +159,15 @@ fn costs(bench: &mut Bench, name: &str) -> Option<Costs> {
 fn bare(bench: &mut Bench, subject: &Subject) -> io::Result<()> {
     let to = bench.ground.path().join("bare");
     let name = size_name(subject.size);
-    if let Some(row) = subject.hash {
-        bench.ground.doing(format!("{name}: a bare hash"))?;
-        bench.report.limit(row, rate(subject.size, limits::hash(subject.size)));
-    }
     warm(&subject.file)?;
+    if let Some((hash, loop_and_hash)) = subject.hash {
+        bench.ground.doing(format!("{name}: a bare hash"))?;
+        bench.report.limit(hash, rate(subject.size, limits::hash(subject.size)));
+        bench.ground.doing(format!("{name}: a bare loop that hashes"))?;
+        let seconds = median(subject, || limits::copy_and_hash(&subject.file, &to, subject.size))?;
+        bench.report.limit(loop_and_hash, rate(subject.size, seconds));
+        bench.ground.rest(written(subject))?;
+    }
     for sync in [false, true] {
         bench.ground.doing(format!("{name}: a bare loop{}", if sync { " and a sync" } else { "" }))?;
         let before = processor_seconds(std::process::id());
