@@ -1,10 +1,11 @@
 //! A file under a temporary name: removed when it is dropped, unless it was given its final name before.
 
-use std::fs::{File, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use tempfile::TempPath;
 
 use blobferry_protocol::planted::{Bug, planted};
@@ -104,6 +105,13 @@ impl Temporary {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Opens the file once more, for reading. Should somebody have put something else in its place, a pipe for instance, that
+    /// is not waited for.
+    pub(crate) fn open_again(&self) -> io::Result<File> {
+        let careful = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        OpenOptions::new().read(true).custom_flags(careful.bits().cast_signed()).open(&self.path)
     }
 
     /// Waits until the bytes are on the disk.

@@ -211,10 +211,12 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// The name that the file has until it is complete.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        self.file.path()
+    /// Opens the file once more, for who has something to do with it while it is being filled.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn open_again(&self) -> io::Result<File> {
+        self.file.open_again()
     }
 
     /// How many bytes were written.

@@ -114,7 +114,7 @@ impl Stage for FileStage {
     fn write(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
         self.writer.write(bytes).map_err(|error| blob_error(&error))?;
         self.promise.redeem(bytes.len() as u64);
-        self.following.written(self.writer.written(), || File::open(self.writer.path()));
+        self.following.written(self.writer.written(), || self.writer.open_again());
         Ok(())
     }
 
