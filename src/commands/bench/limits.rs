@@ -81,7 +81,7 @@ fn send(source: File, mut to: TcpStream, size: u64) -> io::Result<()> {
 }
 
 /// The same, verified: what goes to the socket does so inside the kernel, and behind the thread that reads the socket another
-/// hashes and writes. More no program can do that does what blobferry does; it knows the length, and has nothing else to do.
+/// hashes and writes. It is in no other shape faster that was tried; it knows the length, and has nothing else to do.
 pub(super) fn copy_and_hash(from: &Path, to: &Path, size: u64) -> io::Result<f64> {
     let (mut near, far) = connected()?;
     let source = File::open(from)?;

@@ -213,8 +213,7 @@ impl Database {
         let mut writer = lock(&self.writer);
         if writer.written > CHECKPOINT {
             // What somebody still reads who has begun before the last commit is not moved; nobody reads for long.
-            let mut tries = 0..3;
-            while tries.next().is_some() && !self.checkpoint(&mut writer, "PRAGMA wal_checkpoint(PASSIVE)") {}
+            let _ = (0..3).any(|_| self.checkpoint(&mut writer, "PRAGMA wal_checkpoint(PASSIVE)"));
         }
     }
 
