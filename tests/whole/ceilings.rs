@@ -183,14 +183,16 @@ fn a_small_load_is_within_its_ceilings(transport: &str) {
     assert_eq!(loaded["done"], SMALL);
     let calls = Calls::of_log(&log);
     // The request and its answer.
-    calls.at_most_for(SMALL, 2, &["sendto", "write"]);
+    calls.at_most_for(SMALL, 2, &["sendto"]);
     calls.at_most_for(SMALL, 3, &["recvfrom", "read"]);
     // Who waits over mio looks 50 times before it sleeps.
     let waits = if transport == "mio" { 52 } else { 4 };
     calls.at_most_for(SMALL, waits, &["epoll_wait", "epoll_pwait"]);
-    // The claim, and the note in the packs, by which the index grows: no file is made, and none is synced.
+    // The claim, and the note in the packs, by which the index grows: no file is made, and none is synced. How many notes
+    // are written together is up to the kernel; one by one is the most.
+    calls.at_most_for(SMALL, 2, &["write"]);
     calls.at_most_for(SMALL, 4, &["openat", "open"]);
-    calls.at_most_for(SMALL, 7, &["flock"]);
+    calls.at_most_for(SMALL, 8, &["flock"]);
     calls.at_most_for(SMALL, 4, &["pread64"]);
     calls.at_most_for(SMALL, 2, &["pwrite64"]);
     assert_eq!(Calls::sum(&calls.all, &["fsync", "fdatasync", "link", "linkat"]), 0, "{calls:?}");
