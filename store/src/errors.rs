@@ -45,6 +45,19 @@ pub enum OpenError {
         /// The last format that this program knows.
         known: i64,
     },
+    /// The database was written by an earlier version of this program, and is not to be changed.
+    #[error(
+        "{path} has format {found}, and only format {needed} can be looked at: let a server serve it once, or check it with \
+         repair, which brings it to that format"
+    )]
+    Older {
+        /// The database file.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+        /// The one that it will have.
+        needed: i64,
+    },
     /// The database failed.
     #[error("could not {operation} in {path}: {source}")]
     Database {

@@ -29,10 +29,8 @@ const KNOWN: &str =
 const NEW_TRANSACTION: &str = "INSERT INTO transactions(tid, txn, user, description) VALUES (?1, ?2, ?3, ?4)";
 
 const NEW_REVISION: &str = "
-    INSERT INTO revisions(oid, tid, size, blob_size, blob_digest, in_file, data)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-
-const NEW_SMALL_BLOB: &str = "INSERT INTO small_blobs(id, bytes) VALUES (last_insert_rowid(), ?1)";
+    INSERT INTO revisions(oid, tid, size, blob_size, blob_digest, in_file, data, small_blob)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
 const NEW_STATE: &str =
     "UPDATE state SET last_oid = ?1, objects = ?2, revisions = ?3, blobs = ?4, blob_bytes = ?5";
@@ -260,12 +258,8 @@ impl Disk {
         let in_file = info.is_some() && small.is_none();
         let insert = || {
             let (blob_size, digest) = (info.map(|info| number(info.size)), info.map(|info| info.digest.0));
-            let row = params![key(oid.0), key(tid.0), size, blob_size, digest, in_file, data];
-            connection.prepare_cached(NEW_REVISION)?.execute(row)?;
-            if let Some(bytes) = &small {
-                connection.prepare_cached(NEW_SMALL_BLOB)?.execute([bytes])?;
-            }
-            Ok(())
+            let row = params![key(oid.0), key(tid.0), size, blob_size, digest, in_file, data, small];
+            connection.prepare_cached(NEW_REVISION)?.execute(row)
         };
         insert().map_err(|error| self.database.error("write a revision", &error))?;
         step.count(base, size.is_none(), info, data.len() + small.map_or(0, |bytes| bytes.len()));

@@ -277,7 +277,7 @@ mod tests {
         for n in 0..5 {
             let write = |writer: &mut Writer| {
                 let transaction = database.begin(&mut writer.connection)?;
-                transaction.execute("INSERT INTO small_blobs VALUES (?1, ?2)", (n, [7; 100_000])).unwrap();
+                transaction.execute("INSERT INTO fences VALUES (?1)", [[n; 100_000]]).unwrap();
                 database.commit(transaction)?;
                 writer.written = CHECKPOINT + 1;
                 Ok(())
@@ -285,7 +285,7 @@ mod tests {
             database.with_writer(write).unwrap();
             lengths.push(log());
             let tidied = database.read("count", |connection| {
-                let count = || connection.query_row("SELECT count(*) FROM small_blobs", [], |row| row.get(0));
+                let count = || connection.query_row("SELECT count(*) FROM fences", [], |row| row.get(0));
                 assert_eq!(count(), Ok(n + 1));
                 std::thread::scope(|scope| scope.spawn(|| database.tidy()).join().unwrap());
                 count()

@@ -49,10 +49,8 @@ fn find(connection: &Connection, after: (Oid, Tid), before: Tid) -> rusqlite::Re
 }
 
 fn delete(connection: &Connection, useless: &[Useless]) -> rusqlite::Result<()> {
-    let mut small_blob = connection.prepare_cached("DELETE FROM small_blobs WHERE id = ?1")?;
     let mut revision = connection.prepare_cached("DELETE FROM revisions WHERE id = ?1")?;
     for Useless { row, .. } in useless {
-        small_blob.execute([row])?;
         revision.execute([row])?;
     }
     Ok(())

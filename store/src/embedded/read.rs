@@ -30,8 +30,8 @@ const REVISIONS: &str = "
     FROM revisions WHERE (tid, oid) > (?1, ?2) AND tid <= ?3 ORDER BY tid, oid LIMIT ?4";
 
 pub(super) const BLOB: &str = "
-    SELECT r.tid, r.size, r.blob_size, r.blob_digest, r.in_file, s.bytes
-    FROM revisions r LEFT JOIN small_blobs s ON s.id = r.id WHERE r.oid = ?1 AND r.tid = ?2";
+    SELECT tid, size, blob_size, blob_digest, in_file, small_blob
+    FROM revisions WHERE oid = ?1 AND tid = ?2";
 
 /// A number of bytes, as SQLite keeps it.
 fn size(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {

@@ -15,11 +15,11 @@ use crate::errors::OpenError;
 
 /// Says that a database is one of ours: "bfry".
 const APPLICATION_ID: i64 = 0x6266_7279;
-/// The format that this program writes, and the last one that it can read.
-const FORMAT: i64 = 1;
+/// The format that this program writes, and the only one that it reads. One that is older becomes it.
+const FORMAT: i64 = 2;
 
-/// Finding an object's current revision is one seek in `revisions_by_object`. A record comes last in its row, and
-/// small blobs are in a table of their own, so that histories, votes and lists read neither.
+/// Finding an object's current revision is one seek in `revisions_by_object`. A record and a small blob come last in their
+/// row, so that histories, votes and lists read neither, and together, so that a commit writes as few pages as can be.
 const TABLES: &str = "
     CREATE TABLE state(
         one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -45,16 +45,22 @@ const TABLES: &str = "
         size INTEGER,                   -- of the record; NULL: the object was deleted
         blob_size INTEGER,              -- NULL: no blob
         blob_digest BLOB,
-        in_file INTEGER NOT NULL,       -- whether the blob is in a file; if not, it is in small_blobs
-        data BLOB NOT NULL
+        in_file INTEGER NOT NULL,       -- whether the blob is in a file; if not, it is in small_blob
+        data BLOB NOT NULL,
+        small_blob BLOB
     ) STRICT;
     CREATE UNIQUE INDEX revisions_by_object ON revisions(oid, tid);
     CREATE UNIQUE INDEX revisions_by_transaction ON revisions(tid, oid);
     CREATE INDEX blob_files ON revisions(oid, tid, blob_size) WHERE in_file;
-    CREATE TABLE small_blobs(
-        id INTEGER PRIMARY KEY,         -- of the revision
-        bytes BLOB NOT NULL
-    ) STRICT;
+";
+
+/// Brings a database of format 1 to format 2: there, small blobs were in a table of their own.
+const FROM_1_TO_2: &str = "
+    ALTER TABLE revisions ADD COLUMN small_blob BLOB;
+    UPDATE revisions SET small_blob = (SELECT bytes FROM small_blobs s WHERE s.id = revisions.id)
+        WHERE blob_size IS NOT NULL AND NOT in_file;
+    DROP TABLE small_blobs;
+    PRAGMA user_version = 2;
 ";
 
 /// An unsigned 64-bit id as SQLite can keep it: in the same order, from the most negative number on.
@@ -90,13 +96,18 @@ pub(crate) fn exists(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.len() > 0)
 }
 
-/// Opens the one connection that writes, and creates the database if there is none.
+/// Opens the one connection that writes, and creates the database if there is none. One of an older format is brought to
+/// today's.
 pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let mut connection =
         open(path, OpenFlags::SQLITE_OPEN_CREATE).map_err(opening("open the database", path))?;
-    check_format(&connection, path)?;
+    let format = check_format(&connection, path)?;
     settle(&connection).map_err(opening("set up the database", path))?;
-    create_tables(&mut connection).map_err(opening("create the tables", path))?;
+    match format {
+        None => create_tables(&mut connection).map_err(opening("create the tables", path))?,
+        Some(FORMAT) => {}
+        Some(_) => upgrade(&mut connection).map_err(opening("bring all rows to today's format", path))?,
+    }
     Ok(connection)
 }
 
@@ -124,8 +135,12 @@ pub(crate) fn open_to_look(path: &Path) -> Result<Connection, OpenError> {
             Ok(connection)
         })
         .map_err(opening("open the database", path))?;
-    check_format(&connection, path)?;
-    Ok(connection)
+    match check_format(&connection, path)? {
+        Some(found) if found < FORMAT => {
+            Err(OpenError::Older { path: path.to_owned(), found, needed: FORMAT })
+        }
+        _ => Ok(connection),
+    }
 }
 
 /// A path as SQLite takes it together with options.
@@ -155,17 +170,17 @@ fn open(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Refuses a database that is not ours, or of a later format. Changes nothing.
-fn check_format(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+/// The format of a database; `None` where it is empty. One that is not ours, or of a later format, is refused. Changes nothing.
+fn check_format(connection: &Connection, path: &Path) -> Result<Option<i64>, OpenError> {
     let ask = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(opening("read", path));
     if ask("SELECT count(*) FROM sqlite_schema")? == 0 {
-        return Ok(());
+        return Ok(None);
     }
     if ask("PRAGMA application_id")? != APPLICATION_ID {
         return Err(OpenError::Foreign { path: path.to_owned() });
     }
     match ask("PRAGMA user_version")? {
-        FORMAT => Ok(()),
+        found @ 1..=FORMAT => Ok(Some(found)),
         found => Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT }),
     }
 }
@@ -187,13 +202,17 @@ fn settle(connection: &Connection) -> rusqlite::Result<()> {
 
 fn create_tables(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if tables == 0 {
-        transaction.execute_batch(TABLES)?;
-        transaction.execute("INSERT INTO state VALUES (1, ?1, 0, 0, 0, 0)", [key(0)])?;
-        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", FORMAT)?;
-    }
+    transaction.execute_batch(TABLES)?;
+    transaction.execute("INSERT INTO state VALUES (1, ?1, 0, 0, 0, 0)", [key(0)])?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", FORMAT)?;
+    transaction.commit()
+}
+
+/// All of it, or nothing.
+fn upgrade(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(FROM_1_TO_2)?;
     transaction.commit()
 }
 
@@ -243,7 +262,7 @@ mod tests {
 
         let newer = dir.path().join("newer");
         open_writer(&newer).unwrap().pragma_update(None, "user_version", FORMAT + 1).unwrap();
-        assert!(matches!(open_writer(&newer), Err(OpenError::Newer { found: 2, known: 1, .. })));
+        assert!(matches!(open_writer(&newer), Err(OpenError::Newer { found: 3, known: 2, .. })));
     }
 
     #[test]

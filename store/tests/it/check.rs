@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use blobferry_protocol::{Oid, Tid};
-use blobferry_store::{CheckOptions, CheckReport, FindingKind, StoreConfig, check};
+use blobferry_store::{CheckOptions, CheckReport, FindingKind, OpenError, StoreConfig, check};
 use rusqlite::Connection;
 
 use crate::support::{StoreExt, open};
@@ -135,15 +135,45 @@ fn rows_that_contradict_each_other_stay_listed() {
         "DELETE FROM transactions WHERE tid = (SELECT max(tid) FROM transactions);
          INSERT INTO fences SELECT txn FROM transactions LIMIT 1;
          UPDATE revisions SET size = 1 WHERE oid = (SELECT min(oid) FROM revisions);
-         INSERT INTO small_blobs VALUES (77, x'00');",
+         UPDATE revisions SET small_blob = x'00' WHERE in_file;",
     );
-    let stray = [FindingKind::Row, FindingKind::Row, FindingKind::Row, FindingKind::Orphan];
-    assert_eq!(kinds(&look(dir.path())), stray);
+    let contradictions = [FindingKind::Row; 4];
+    assert_eq!(kinds(&look(dir.path())), contradictions);
     let report = repair(dir.path());
     assert!(!report.is_well());
     let left: Vec<_> = report.findings.iter().filter(|it| it.is_damage()).map(|it| it.kind).collect();
-    assert_eq!(left, [FindingKind::Row; 3]);
-    assert_eq!(kinds(&look(dir.path())), [FindingKind::Row; 3], "the stray is gone");
+    assert_eq!(left, contradictions);
+    assert_eq!(kinds(&look(dir.path())), contradictions);
+}
+
+#[test]
+fn a_store_of_the_first_format_is_brought_to_todays_with_all_that_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = |dir: &Path| {
+        let tid = closed(dir);
+        meddle(
+            dir,
+            "CREATE TABLE small_blobs(id INTEGER PRIMARY KEY, bytes BLOB NOT NULL) STRICT;
+             INSERT INTO small_blobs SELECT id, small_blob FROM revisions WHERE small_blob IS NOT NULL;
+             ALTER TABLE revisions DROP COLUMN small_blob;
+             PRAGMA user_version = 1;",
+        );
+        tid
+    };
+    let tid = first(dir.path());
+    let refused = check(dir.path(), CheckOptions::default(), &mut |_| {});
+    assert!(matches!(refused, Err(OpenError::Older { found: 1, needed: 2, .. })), "{refused:?}");
+    let store = open(dir.path(), config());
+    assert_eq!(store.blob(1, tid), Ok(vec![1; 5000]));
+    let small = store.load(Oid(2)).unwrap().tid;
+    assert_eq!(store.blob(2, small), Ok(b"small".to_vec()));
+    drop(store);
+    assert!(look(dir.path()).findings.is_empty());
+
+    let other = tempfile::tempdir().unwrap();
+    first(other.path());
+    assert!(repair(other.path()).findings.is_empty());
+    assert!(look(other.path()).findings.is_empty());
 }
 
 #[test]

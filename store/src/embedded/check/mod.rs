@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use blobferry_cache::carry::Progress;
 use blobferry_cache::{Block, Layout};
 use blobferry_protocol::{BlobId, Digest};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 
 pub use self::report::{CheckReport, Finding, FindingKind};
 use super::schema::{self, oid, tid};
@@ -170,8 +170,9 @@ impl Check<'_> {
     /// What is wrong with a blob in the database.
     fn small(&mut self, known: &Known) -> Option<(FindingKind, PathBuf, String)> {
         let read = |connection: &Connection| {
-            let mut bytes = connection.prepare_cached("SELECT bytes FROM small_blobs WHERE id = ?1")?;
-            bytes.query_row([known.row], |row| row.get::<_, Vec<u8>>(0)).optional()
+            let mut bytes =
+                connection.prepare_cached("SELECT small_blob FROM revisions NOT INDEXED WHERE id = ?1")?;
+            bytes.query_row([known.row], |row| row.get::<_, Option<Vec<u8>>>(0))
         };
         let bytes = self.attempt("read a small blob", read)?;
         let missing =
@@ -204,15 +205,6 @@ impl Check<'_> {
                 let detail = "no committed revision has this blob".to_owned();
                 self.find(FindingKind::Orphan, Some(blob), &path, detail, mended);
             }
-        }
-        let strays = self.attempt("look for small blobs", rows::strays).unwrap_or_default();
-        let mended = self.repair
-            && !strays.is_empty()
-            && self.attempt("remove small blobs", rows::remove_strays).is_some();
-        let path = self.path.clone();
-        for row in strays {
-            let detail = format!("no committed revision has the small blob in row {row}");
-            self.find(FindingKind::Orphan, None, &path, detail, mended);
         }
     }
 

@@ -35,7 +35,8 @@ const CONTRADICTIONS: [(&str, &str); 4] = [
     (
         "SELECT oid, tid FROM revisions NOT INDEXED
          WHERE (blob_size IS NULL) <> (blob_digest IS NULL) OR blob_size IS NULL AND in_file
-            OR blob_size IS NOT NULL AND size IS NULL OR length(blob_digest) <> 32",
+            OR blob_size IS NOT NULL AND size IS NULL OR length(blob_digest) <> 32
+            OR small_blob IS NOT NULL AND (blob_size IS NULL OR in_file)",
         "the row does not say clearly whether there is a blob",
     ),
     (
@@ -63,19 +64,6 @@ pub(super) fn contradictions(connection: &Connection) -> rusqlite::Result<Vec<Co
         }
     }
     Ok(found)
-}
-
-/// Rows of small blobs that belong to no revision.
-const STRAYS: &str =
-    "id NOT IN (SELECT id FROM revisions NOT INDEXED WHERE blob_size IS NOT NULL AND NOT in_file)";
-
-pub(super) fn strays(connection: &Connection) -> rusqlite::Result<Vec<i64>> {
-    let mut statement = connection.prepare(&format!("SELECT id FROM small_blobs WHERE {STRAYS}"))?;
-    statement.query_map([], |row| row.get(0))?.collect()
-}
-
-pub(super) fn remove_strays(connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute(&format!("DELETE FROM small_blobs WHERE {STRAYS}"), []).map(drop)
 }
 
 /// What the rows add up to.
