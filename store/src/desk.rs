@@ -46,6 +46,8 @@ pub(crate) struct Desk {
     fencing: BTreeMap<TxnId, usize>,
     given_up: GivenUp,
     stopping: bool,
+    /// A vote was begun a moment ago, and will decide at once: the committer may have something to do soon.
+    soon: bool,
     rest: Rest,
     config: StoreConfig,
     pub(crate) tally: Tally,
@@ -164,6 +166,7 @@ impl Desk {
             fencing: BTreeMap::new(),
             given_up: GivenUp::default(),
             stopping: false,
+            soon: false,
             rest: Rest::default(),
             config,
             tally: Tally::default(),
@@ -236,6 +239,7 @@ impl Desk {
         slot.oids = oids;
         if granted {
             slot.state = State::Checking;
+            self.soon = true;
             return Ok(Some(Ballot { txn, changes, done }));
         }
         let deadline = now.checked_add(self.config.lock_timeout);
@@ -354,7 +358,8 @@ impl Desk {
     /// Who has to be called because of what has happened here.
     pub(crate) fn call(&mut self) -> Call {
         let deadline = self.deadlines.first().map(|(deadline, _)| *deadline);
-        self.rest.call(self.queue.len(), !self.turns.is_empty(), deadline, self.stopping)
+        let soon = usize::from(mem::take(&mut self.soon));
+        self.rest.call(self.queue.len().max(soon), !self.turns.is_empty(), deadline, self.stopping)
     }
 
     /// How many jobs there are for the committer; `None` when there will be no more.
@@ -468,6 +473,35 @@ impl Desk {
         match self.given_up.reason(txn) {
             Some(reason) => RequestError::Aborted { txn, reason: reason.to_owned() },
             None => RequestError::NoSuchTransaction { txn },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::changes::Spool;
+    use crate::staged::Quota;
+
+    fn ballot(desk: &mut Desk, n: u8) -> Ballot {
+        let txn = TxnId([n; 16]);
+        let changes = Changes::new(Spool::new(0, std::path::Path::new("")), 1, &Quota::new(1)).unwrap();
+        desk.begin(txn, TxnMeta::default(), changes).unwrap();
+        Ballot { txn, changes: desk.changes(txn).unwrap(), done: Box::new(|_| ()) }
+    }
+
+    #[test]
+    fn the_committer_is_called_when_a_vote_begins_that_need_not_wait() {
+        let mut desk = Desk::new(StoreConfig::default());
+        let oids: Arc<[Oid]> = [Oid(1)].into();
+        desk.rest_until(1);
+        for (n, called) in [(1, true), (2, false)] {
+            let ballot = ballot(&mut desk, n);
+            assert!(!desk.call().committer);
+            let voting = desk.line_up(ballot, oids.clone(), Instant::now()).map_err(|(_, error)| error);
+            assert_eq!(voting.unwrap().is_some(), called, "the second waits for its lock");
+            assert_eq!(desk.call().committer, called);
+            desk.rest_until(1);
         }
     }
 }
