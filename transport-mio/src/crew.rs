@@ -12,7 +12,8 @@
 //!   is outstanding for which nobody waits wakes it at once.
 //! * Who has something to send rings. A leader that is awake looks before it sleeps, and sends what many have rung for at
 //!   once; if it sleeps, or there is none, who rang sends it on its own thread.
-//! * Who leads because it waits for an answer [looks](crate::looking) for it for a moment before it sleeps.
+//! * Who leads because it waits for an answer that will soon be there [looks](crate::looking) for it for a moment before it
+//!   sleeps.
 //! * Only the own thread ends a connection: who finds out that it has ended leaves that here and wakes it.
 //! * Callbacks are called when nothing is locked, by the leader, which keeps the lead meanwhile: what they ask for is sent
 //!   together. One that waits for an answer itself, or for the end of a client, gives up all leads of its thread first, so
@@ -254,10 +255,10 @@ impl Crew {
 
     /// Drives the connection until the seat's answer is there, or the lead or the connection is lost.
     pub(crate) fn lead_for(self: &Arc<Self>, lead: Lead, seat: &Seat) {
-        self.lead(lead, looking::wait, |_| seat.is_done());
+        self.lead(lead, true, |_| seat.is_done());
     }
 
-    fn lead(self: &Arc<Self>, lead: Lead, wait: Wait, enough: impl Fn(&State) -> bool) {
+    fn lead(self: &Arc<Self>, lead: Lead, looks: bool, enough: impl Fn(&State) -> bool) {
         let _leading = Leading { crew: self, lead };
         loop {
             let mut state = self.state();
@@ -270,6 +271,7 @@ impl Crew {
                 false => Some(Duration::ZERO),
             };
             drop(state);
+            let wait = if looks && self.session.answers_soon() { looking::wait } else { Poll::poll };
             self.turn(patience, wait);
             here::lead_while(self, lead, || self.call_back());
         }
@@ -341,7 +343,7 @@ impl Crew {
     pub(crate) fn stand_by(self: &Arc<Self>) -> Ended {
         loop {
             match self.take_over() {
-                Ok((lead, followed)) => self.lead(lead, Poll::poll, |state| state.followed != followed),
+                Ok((lead, followed)) => self.lead(lead, false, |state| state.followed != followed),
                 Err(ended) => return ended,
             }
         }

@@ -100,7 +100,7 @@ async fn run(
     patience: Duration,
 ) {
     loop {
-        let ended = drive(&mut stream, &mut carrier, &bell).await;
+        let ended = drive(&mut stream, &mut carrier, &bell, || session.answers_soon()).await;
         drop(stream);
         session.lost(&ended);
         drop(carrier);

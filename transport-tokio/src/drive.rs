@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use blobferry_cache::carry::{Carrier, Ended, Endpoint};
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::bell::Bell;
@@ -22,42 +23,62 @@ const READS: usize = 4;
 const WRITES: usize = 8;
 /// Turns before the other tasks of the thread have theirs.
 const TURNS: usize = 4;
+/// How often a task looks for what will soon be there.
+const LOOKS: u32 = 50;
 
-/// Drives one connection to its end. The bell rings whenever the endpoint has something new to send.
+/// Drives one connection to its end. The bell rings whenever the endpoint has something new to send. While something will
+/// arrive `soon`, the task looks for it for a moment before it sleeps.
 pub(crate) async fn drive<E: Endpoint + Send>(
     stream: &mut TcpStream,
     carrier: &mut Carrier<E>,
     bell: &Bell,
+    soon: impl Fn() -> bool,
 ) -> Ended {
     let timer = pin!(sleep_until(Instant::now()));
-    let mut driver = Driver { stream, carrier, bell, timer, at: None, anew: true };
+    let mut driver = Driver { stream, carrier, bell, soon, timer, at: None, anew: true, looks: 0 };
     poll_fn(|context| driver.poll(context)).await
 }
 
-struct Driver<'a, E> {
+struct Driver<'a, E, S> {
     stream: &'a mut TcpStream,
     carrier: &'a mut Carrier<E>,
     bell: &'a Bell,
+    soon: S,
     timer: Pin<&'a mut Sleep>,
     /// When the timer fires, where it still will.
     at: Option<Instant>,
     /// Something has happened, and there may be something to send.
     anew: bool,
+    /// It may look so often before it sleeps.
+    looks: u32,
 }
 
-impl<E: Endpoint> Driver<'_, E> {
+impl<E: Endpoint, S: Fn() -> bool> Driver<'_, E, S> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
         self.bell.awake();
         for _ in 0..TURNS {
             match self.turn(context) {
                 Err(ended) => return Poll::Ready(ended),
-                Ok(true) => {}
-                Ok(false) if self.bell.sleep(context) => return Poll::Pending,
+                Ok(true) => self.looks = LOOKS,
+                Ok(false) if self.bell.sleep(context) => {
+                    self.look(context);
+                    return Poll::Pending;
+                }
                 Ok(false) => {}
             }
         }
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Has the task woken again when all others of the thread had their turn, and the runtime has looked for events: to wake a
+    /// thread whose processor has gone to sleep takes as long as a small request does.
+    fn look(&mut self, context: &mut Context<'_>) {
+        if self.looks > 0 && (self.soon)() {
+            self.looks -= 1;
+            // It is never ready the first time.
+            let _ = pin!(yield_now()).poll(context);
+        }
     }
 
     /// One turn; whether another may find something to do. If not, what there may be later wakes the task.

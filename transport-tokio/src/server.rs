@@ -98,7 +98,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 async fn serve(mut stream: TcpStream, peer: SocketAddr, service: Service) {
     let bell = Arc::new(Bell::default());
     let ended = match begin(&stream, &service, &bell) {
-        Ok(mut carrier) => drive(&mut stream, &mut carrier, &bell).await,
+        Ok(mut carrier) => drive(&mut stream, &mut carrier, &bell, || false).await,
         Err(error) => Ended::Stream(error),
     };
     ended.log(peer);

@@ -120,6 +120,12 @@ impl Inlets {
         Inlets { workers: workers.clone(), report, inlets: BTreeMap::new() }
     }
 
+    /// Whether there is none: nothing arrives.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.inlets.is_empty()
+    }
+
     /// Has a sink ready for a transfer that may begin.
     pub fn expect(&mut self, transfer: TransferId, sink: Box<dyn Sink>) {
         let sink = Arc::new(Mutex::new(Some(sink)));

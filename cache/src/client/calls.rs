@@ -6,8 +6,12 @@ use blobferry_protocol::{
     HistoryEntry, Oid, Outcome, Packed, Reply, Request, RequestError, Revision, Tid, TxnId,
 };
 
+use super::asks::Waiter;
 use super::call::{CallError, Completion};
 use super::session::Session;
+
+/// So many answers are few: who awaits more has enough to do.
+const FEW: usize = 4;
 
 impl Session {
     /// Asks, and takes the answer out of the reply. The machine lets no reply of another kind through.
@@ -17,6 +21,20 @@ impl Session {
             request,
             Box::new(move |reply| done(reply.and_then(|reply| answer(reply).ok_or_else(other)))),
         );
+    }
+
+    /// Will all answers that are outstanding soon be there: are there some, but few, and is none of them a file, or of something
+    /// that waits for a disk? Then it may be worth while to look for them for a moment before one sleeps.
+    #[must_use]
+    pub fn answers_soon(&self) -> bool {
+        let inner = self.lock();
+        let soon = |waiter: &Waiter| match waiter {
+            Waiter::Call { request, .. } => is_read(request),
+            Waiter::Attach(_) | Waiter::Upload { .. } => false,
+        };
+        (1..=FEW).contains(&inner.connection.requests_in_flight())
+            && inner.state.inlets.is_empty()
+            && inner.state.waiters.values().all(soon)
     }
 
     /// The current revision of an object, or [`RequestError::NoSuchObject`].
@@ -100,9 +118,49 @@ impl Session {
     }
 }
 
+/// Is it a question that a server answers from its memory, or as good as that?
+fn is_read(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Load { .. }
+            | Request::LoadBefore { .. }
+            | Request::LoadSerial { .. }
+            | Request::History { .. }
+            | Request::SendBlob { .. }
+            | Request::Status
+    )
+}
+
 fn revision(reply: Reply) -> Option<Revision> {
     match reply {
         Reply::Revision(revision) => Some(revision),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blobferry_protocol::{BlobId, Config, TxnMeta};
+
+    use super::super::session::tests::welcomed;
+    use super::*;
+
+    #[test]
+    fn answers_come_soon_where_a_few_are_outstanding_and_no_disk_is_waited_for() {
+        let (few, _endpoint, _dir) = welcomed(Config::default());
+        assert!(!few.answers_soon(), "there are none");
+        for oid in 1..=FEW as u64 + 1 {
+            few.load_bytes(BlobId { oid: Oid(oid), tid: Tid(1) }, Box::new(|_| {}));
+            assert_eq!(few.answers_soon(), oid <= FEW as u64);
+        }
+        let (commit, _endpoint, _dir) = welcomed(Config::default());
+        commit.status(Box::new(|_| {}));
+        assert!(commit.answers_soon());
+        let mut transaction = commit.begin(TxnMeta::default()).unwrap();
+        transaction.commit(Box::new(|_| {}));
+        assert!(!commit.answers_soon());
+        let (file, _endpoint, _dir) = welcomed(Config::default());
+        file.load_blob(BlobId { oid: Oid(1), tid: Tid(1) }, None, Box::new(|_| {}));
+        assert!(!file.answers_soon());
     }
 }

@@ -389,21 +389,20 @@ pub(super) fn read_range(cached: &CachedBlob, range: Range<u64>) -> Result<Vec<u
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use blobferry_protocol::{Limits, RequestId, server};
     use bytes::Bytes;
+    use tempfile::TempDir;
 
     use super::*;
     use crate::CacheConfig;
     use crate::carry::Endpoint;
 
-    #[test]
-    fn a_download_waits_for_its_place_although_the_one_before_is_not_wanted_any_more() {
+    /// A session with a cache of its own, on a connection that a server has welcomed.
+    pub(in super::super) fn welcomed(config: Config) -> (Session, SessionEndpoint, TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path(), CacheConfig::default()).unwrap();
-        let limits = Limits { transfers: 1, ..Limits::default() };
-        let connection = Config { limits, ..Config::default() };
-        let config = ClientConfig { connection, ..ClientConfig::default() };
+        let config = ClientConfig { connection: config, ..ClientConfig::default() };
         let session = Session::new(cache, &config, Addresses::from("nobody:1"), 0);
         let mut endpoint = session.converse(Time::ZERO, || {});
         let mut server = server::Connection::new(Time::ZERO, Config::default());
@@ -414,7 +413,13 @@ mod tests {
         let mut welcome = Vec::new();
         assert!(server.poll_transmit(Time::ZERO, &mut welcome).is_some());
         endpoint.receive(Time::ZERO, Bytes::from(welcome)).unwrap();
+        (session, endpoint, dir)
+    }
 
+    #[test]
+    fn a_download_waits_for_its_place_although_the_one_before_is_not_wanted_any_more() {
+        let limits = Limits { transfers: 1, ..Limits::default() };
+        let (session, _endpoint, _dir) = welcomed(Config { limits, ..Config::default() });
         // Of different buckets, so that they do not wait for each other in the cache.
         for oid in [1, 2] {
             let blob = BlobId { oid: Oid(oid), tid: Tid(1) };
