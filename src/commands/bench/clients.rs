@@ -1,6 +1,7 @@
 //! Several clients at once, each with a cache of its own, that load different large blobs from one server.
 
 use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use blobferry_protocol::BlobId;
@@ -23,25 +24,26 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let figure = format!("load-{CLIENTS}-clients-{}", name.replace(' ', "-"));
     let row = bench.row(&figure, &what, Unit::Rate, target);
     let file = bench.ground.file("source", size)?;
-    let all = size * CLIENTS as u64;
     for round in 0..bench.plan.rounds {
-        bench.ground.doing(format!("{CLIENTS} bare loops at once"))?;
-        let seconds = limits::copies(&[&*file; CLIENTS], bench.ground.path(), size)?;
-        bench.report.limit(row, rate(all, seconds));
-        bench.ground.rest(all)?;
         for transport in bench.transports(round) {
-            one(bench, row, transport, &Order::StoreFile { path: file.clone(), count: CLIENTS }, all)?;
+            one(bench, row, transport, &file, size)?;
         }
     }
     std::fs::remove_file(file)
 }
 
-fn one(bench: &mut Bench, row: RowId, transport: Transport, store: &Order, all: u64) -> io::Result<()> {
+fn one(bench: &mut Bench, row: RowId, transport: Transport, file: &Path, size: u64) -> io::Result<()> {
+    let all = size * CLIENTS as u64;
+    let store = &Order::StoreFile { path: file.to_owned(), count: CLIENTS };
     let site = bench.site()?;
     bench.ground.doing(format!("storing what {CLIENTS} clients will load, {}", transport.name()))?;
     let server = bench.serve(transport, site.path())?;
     let stage = Stage { transport, server: &server, dir: site.path() };
     let stored: Ran = stage.client()?.ask(store)?;
+    bench.ground.rest(all)?;
+
+    bench.ground.doing(format!("{CLIENTS} bare loops at once"))?;
+    let bare = limits::copies(&[file; CLIENTS], bench.ground.path(), size)?;
     bench.ground.rest(all)?;
     bench.warm_server(site.path())?;
 
@@ -60,7 +62,7 @@ fn one(bench: &mut Bench, row: RowId, transport: Transport, store: &Order, all: 
         client.answer::<Ran>()?;
     }
     let seconds = begun.elapsed().as_secs_f64();
-    bench.report.value(row, Some(transport), rate(all, seconds));
+    bench.report.value_beside(row, transport, rate(all, seconds), rate(all, bare));
     drop(clients);
     server.stop()?;
     drop(site);

@@ -1,4 +1,4 @@
-//! Large blobs: stored and loaded by one client, beside a bare loop from a socket to a file; and what the largest costs
+//! Large blobs: stored and loaded by one client, right behind a bare loop from a socket to a file; and what the largest costs
 //! in memory and processor time.
 //!
 //! What is stored is in memory before, and durable after. What is loaded is in the server's memory and not in the client's
@@ -71,7 +71,7 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let subjects = subjects.collect::<io::Result<Vec<Subject>>>()?;
     for round in 0..bench.plan.rounds {
         for subject in &subjects {
-            bare(bench, subject)?;
+            hashes(bench, subject)?;
             for transport in bench.transports(round) {
                 both_ways(bench, subject, transport)?;
             }
@@ -155,44 +155,42 @@ fn costs(bench: &mut Bench, name: &str) -> Option<Costs> {
     Some(Costs { load: cost("load"), store: cost("store") })
 }
 
-/// The bare loops of this round.
-fn bare(bench: &mut Bench, subject: &Subject) -> io::Result<()> {
-    let to = bench.ground.path().join("bare");
+/// What a bare loop is, at most, which is measured right before what it is the limit of.
+struct Bare {
+    rate: f64,
+    /// Processor time for a GiB.
+    processors: Option<f64>,
+}
+
+fn bare_loop(bench: &Bench, subject: &Subject, sync: bool) -> io::Result<Bare> {
     let name = size_name(subject.size);
+    bench.ground.doing(format!("{name}: a bare loop{}", if sync { " and a sync" } else { "" }))?;
     warm(&subject.file)?;
-    if let Some((hash, loop_and_hash)) = subject.hash {
-        bench.ground.doing(format!("{name}: a bare hash"))?;
-        bench.report.limit(hash, rate(subject.size, limits::hash(subject.size)));
-        bench.ground.doing(format!("{name}: a bare loop that hashes"))?;
-        let seconds = median(subject, || limits::copy_and_hash(&subject.file, &to, subject.size))?;
-        bench.report.limit(loop_and_hash, rate(subject.size, seconds));
-        bench.ground.rest(written(subject))?;
-    }
-    for sync in [false, true] {
-        bench.ground.doing(format!("{name}: a bare loop{}", if sync { " and a sync" } else { "" }))?;
-        let before = processor_seconds(std::process::id());
-        let seconds = median(subject, || limits::copy(&subject.file, &to, subject.size, sync))?;
-        let after = processor_seconds(std::process::id());
-        if let Some(rows) = subject.rows {
-            let rows = if sync { [Some(rows.store), None] } else { [Some(rows.load), rows.first] };
-            for row in rows.into_iter().flatten() {
-                bench.report.limit(row, rate(subject.size, seconds));
-            }
-        }
-        if let Some(costs) = subject.costs {
-            let cost = if sync { costs.store } else { costs.load };
-            per_gib(subject, before, after)
-                .into_iter()
-                .for_each(|time| bench.report.limit(cost.processors, time));
-        }
-        bench.ground.rest(written(subject))?;
-    }
-    Ok(())
+    let to = bench.ground.path().join("bare");
+    let before = processor_seconds(std::process::id());
+    let seconds = median(subject, || limits::copy(&subject.file, &to, subject.size, sync))?;
+    let after = processor_seconds(std::process::id());
+    bench.ground.rest(written(subject))?;
+    Ok(Bare { rate: rate(subject.size, seconds), processors: per_gib(subject, before, after) })
+}
+
+/// What it takes to look at all bytes.
+fn hashes(bench: &mut Bench, subject: &Subject) -> io::Result<()> {
+    let Some((hash, loop_and_hash)) = subject.hash else { return Ok(()) };
+    let (to, name) = (bench.ground.path().join("bare"), size_name(subject.size));
+    warm(&subject.file)?;
+    bench.ground.doing(format!("{name}: a bare hash"))?;
+    bench.report.limit(hash, rate(subject.size, limits::hash(subject.size)));
+    bench.ground.doing(format!("{name}: a bare loop that hashes"))?;
+    let seconds = median(subject, || limits::copy_and_hash(&subject.file, &to, subject.size))?;
+    bench.report.limit(loop_and_hash, rate(subject.size, seconds));
+    bench.ground.rest(written(subject))
 }
 
 /// One transport: stores, then loads what it has stored.
 fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::Result<()> {
     let (name, by) = (size_name(subject.size), transport.name());
+    let bare = bare_loop(bench, subject, true)?;
     let site = bench.site()?;
     let stored = {
         let server = bench.serve(transport, site.path())?;
@@ -201,13 +199,15 @@ fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::
         warm(&subject.file)?;
         let store = Order::StoreFile { path: subject.file.clone(), count: subject.count };
         let (row, cost) = (subject.rows.map(|rows| rows.store), subject.costs.map(|costs| costs.store));
-        let stored = one_way(bench, subject, &stage, &store, row, cost)?;
+        let stored = one_way(bench, subject, &stage, &store, &bare, row, cost)?;
         server.stop()?;
         forget(&subject.file)?;
         stored
     };
     bench.ground.rest(written(subject))?;
 
+    let bare = bare_loop(bench, subject, false)?;
+    forget(&subject.file)?;
     bench.warm_server(site.path())?;
     let server = bench.serve(transport, site.path())?;
     let stage = Stage { transport, server: &server, dir: site.path() };
@@ -215,12 +215,12 @@ fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::
     let load = Order::Call { what: Calls::LoadBlobs { blobs }, callers: 1, time: LONG };
     if let Some(first) = subject.rows.and_then(|rows| rows.first) {
         bench.ground.doing(format!("{name}: loading for the first time, {by}"))?;
-        one_way(bench, subject, &stage, &load, Some(first), None)?;
+        one_way(bench, subject, &stage, &load, &bare, Some(first), None)?;
         bench.ground.rest(written(subject))?;
     }
     bench.ground.doing(format!("{name}: loading, {by}"))?;
     let (row, cost) = (subject.rows.map(|rows| rows.load), subject.costs.map(|costs| costs.load));
-    one_way(bench, subject, &stage, &load, row, cost)?;
+    one_way(bench, subject, &stage, &load, &bare, row, cost)?;
     server.stop()?;
     drop(site);
     bench.ground.rest(2 * written(subject))
@@ -231,6 +231,7 @@ fn one_way(
     subject: &Subject,
     stage: &Stage<'_>,
     order: &Order,
+    bare: &Bare,
     row: Option<RowId>,
     cost: Option<Cost>,
 ) -> io::Result<Ran> {
@@ -241,7 +242,7 @@ fn one_way(
     let after = both_processors(server, &client);
     let report = &mut bench.report;
     if let Some(row) = row {
-        report.value(row, Some(transport), rate(subject.size, ran.p50));
+        report.value_beside(row, transport, rate(subject.size, ran.p50), bare.rate);
     }
     if let Some(cost) = cost {
         let peaks = [(cost.server, server.process()), (cost.client, Some(client.process()))];
@@ -250,8 +251,8 @@ fn one_way(
                 report.value(row, Some(transport), peak as f64 / f64::from(1 << 20));
             }
         }
-        if let Some(time) = per_gib(subject, before, after) {
-            report.value(cost.processors, Some(transport), time);
+        if let (Some(time), Some(limit)) = (per_gib(subject, before, after), bare.processors) {
+            report.value_beside(cost.processors, transport, time, limit);
         }
     }
     Ok(ran)
@@ -262,19 +263,19 @@ fn without_sync(bench: &mut Bench, subject: &Subject, round: usize) -> io::Resul
     let Some(row) = subject.in_memory else { return Ok(()) };
     let gone = || io::Error::other("there is not enough memory any more for a directory in it");
     let name = size_name(subject.size);
-    bench.ground.doing(format!("{name}: a bare loop into memory"))?;
-    warm(&subject.file)?;
-    let memory = in_memory(subject.size).ok_or_else(gone)?;
-    let seconds = limits::copy(&subject.file, &memory.path().join("bare"), subject.size, false)?;
-    bench.report.limit(row, rate(subject.size, seconds));
-    drop(memory);
     for transport in bench.transports(round) {
+        bench.ground.doing(format!("{name}: a bare loop into memory"))?;
+        warm(&subject.file)?;
+        let memory = in_memory(subject.size).ok_or_else(gone)?;
+        let seconds = limits::copy(&subject.file, &memory.path().join("bare"), subject.size, false)?;
+        let bare = Bare { rate: rate(subject.size, seconds), processors: None };
+        drop(memory);
         bench.ground.doing(format!("{name}: storing into memory, {}", transport.name()))?;
         let memory = in_memory(subject.size).ok_or_else(gone)?;
         let server = bench.serve(transport, memory.path())?;
         let stage = Stage { transport, server: &server, dir: memory.path() };
         let store = Order::StoreFile { path: subject.file.clone(), count: subject.count };
-        one_way(bench, subject, &stage, &store, Some(row), None)?;
+        one_way(bench, subject, &stage, &store, &bare, Some(row), None)?;
         server.stop()?;
     }
     Ok(())

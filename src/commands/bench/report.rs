@@ -2,7 +2,8 @@
 //!
 //! A figure is the median of its rounds, and its spread the least and the most of them. Its ratio is how much of the
 //! limit it reaches (1 is all of it, whether more is better or less): of each round by itself, since the machine changes
-//! from one to the next, and then the median.
+//! from one to the next, and then the median. Where it changes within a round, too, a value has a limit of its own, which
+//! was measured beside it.
 
 use serde::Serialize;
 
@@ -112,8 +113,17 @@ pub(super) struct Report {
 #[derive(Debug, Default)]
 struct Samples {
     limit: Vec<f64>,
-    /// Of what carries it; `None` for what no transport has a part in.
-    values: Vec<(Option<Transport>, Vec<f64>)>,
+    measured: Vec<Measured>,
+}
+
+/// What came of the rounds of a row.
+#[derive(Debug, Default)]
+struct Measured {
+    /// What carries it; `None` for what no transport has a part in.
+    by: Option<Transport>,
+    values: Vec<f64>,
+    /// The limit of each, where it has one of its own.
+    beside: Vec<f64>,
 }
 
 /// A figure as scripts read it.
@@ -153,23 +163,26 @@ impl Report {
 
     /// What came of a round.
     pub(super) fn value(&mut self, row: RowId, transport: Option<Transport>, value: f64) {
-        let Some((_, samples)) = self.rows.get_mut(row.0) else { return };
-        match samples.values.iter_mut().find(|(by, _)| *by == transport) {
-            Some((_, values)) => values.push(value),
-            None => samples.values.push((transport, vec![value])),
+        if let Some((_, samples)) = self.rows.get_mut(row.0) {
+            samples.by(transport).values.push(value);
         }
+    }
+
+    /// What came of a round, and the limit that was measured beside it.
+    pub(super) fn value_beside(&mut self, row: RowId, transport: Transport, value: f64, limit: f64) {
+        self.value(row, Some(transport), value);
+        if let Some((_, samples)) = self.rows.get_mut(row.0) {
+            samples.by(Some(transport)).beside.push(limit);
+        }
+        self.limit(row, limit);
     }
 
     /// The figures of the rows from one on. What is nothing but a limit is a figure, too.
     pub(super) fn figures(&self, from: usize) -> impl Iterator<Item = Figure<'_>> {
         self.rows.iter().skip(from).flat_map(|(row, samples)| {
-            let bare = samples.values.is_empty().then_some((None, samples.limit.as_slice(), None));
-            let measured = samples.values.iter();
-            let measured =
-                measured.map(move |(by, values)| (*by, values.as_slice(), Some(samples.limit.as_slice())));
-            bare.into_iter()
-                .chain(measured)
-                .filter_map(move |(by, values, limit)| figure(row, by, values, limit))
+            let bare = samples.measured.is_empty().then(|| figure(row, None, &samples.limit, None));
+            let measured = samples.measured.iter().map(|measured| samples.figure(row, measured));
+            bare.into_iter().chain(measured).flatten()
         })
     }
 
@@ -193,7 +206,21 @@ impl Report {
 
 impl Samples {
     fn is_empty(&self) -> bool {
-        self.limit.is_empty() && self.values.is_empty()
+        self.limit.is_empty() && self.measured.is_empty()
+    }
+
+    fn by(&mut self, transport: Option<Transport>) -> &mut Measured {
+        let at = self.measured.iter().position(|measured| measured.by == transport);
+        let at = at.unwrap_or_else(|| {
+            self.measured.push(Measured { by: transport, ..Measured::default() });
+            self.measured.len() - 1
+        });
+        &mut self.measured[at]
+    }
+
+    fn figure<'a>(&self, row: &'a Row, measured: &Measured) -> Option<Figure<'a>> {
+        let Measured { by, values, beside } = measured;
+        figure(row, *by, values, Some(if beside.is_empty() { &self.limit } else { beside }))
     }
 }
 
@@ -223,11 +250,10 @@ fn figure<'a>(
 fn line(row: &Row, samples: &Samples, transports: &[Transport]) -> Vec<String> {
     let spread = |values: &[f64]| Spread::of(values).map_or_else(|| "-".to_owned(), Spread::plain);
     let mut cells = vec![row.what.clone(), row.unit.name().to_owned(), spread(&samples.limit)];
-    let limit = Some(samples.limit.as_slice());
     for (column, transport) in transports.iter().enumerate() {
         let of_column = |by: &Option<Transport>| *by == Some(*transport) || (by.is_none() && column == 0);
-        let values = samples.values.iter().find(|(by, _)| of_column(by));
-        let figure = values.and_then(|(by, values)| Some((values, figure(row, *by, values, limit)?)));
+        let measured = samples.measured.iter().find(|measured| of_column(&measured.by));
+        let figure = measured.and_then(|it| Some((&it.values, samples.figure(row, it)?)));
         let Some((values, figure)) = figure else {
             cells.extend(["-".to_owned(), "-".to_owned()]);
             continue;
@@ -314,6 +340,20 @@ mod tests {
         assert_eq!(ratio(&[4.0], &[1.0], false), Some(0.25), "to take four times as long is a quarter");
         assert_eq!(ratio(&[4.0], &[], true), None);
         assert_eq!(ratio(&[4.0], &[0.0], true), None);
+    }
+
+    #[test]
+    fn a_value_with_a_limit_beside_it_is_compared_with_that_one() {
+        let mut report = Report::default();
+        let load = report.row(row("load", Unit::PerSecond, None));
+        for (slow, mio, tokio) in [(1.0, 60.0, 40.0), (2.0, 30.0, 20.0)] {
+            report.value_beside(load, Transport::Mio, mio, 100.0 / slow);
+            report.value_beside(load, Transport::Tokio, tokio, 50.0 / slow);
+        }
+        let figures: Vec<_> = report.figures(0).map(|figure| (figure.limit, figure.ratio)).collect();
+        assert_eq!(figures, [(Some(75.0), Some(0.6)), (Some(37.5), Some(0.8))]);
+        let table = report.table(&[Transport::Mio, Transport::Tokio]);
+        assert!(table.contains("50.0 ±100%"), "the limit is the median of all: {table}");
     }
 
     #[test]

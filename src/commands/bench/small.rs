@@ -2,7 +2,8 @@
 //!
 //! A commit waits for the disk once, and its limit is a bare append and sync of as many bytes, and a bare round trip: for
 //! 16 callers, of 16 times as many bytes, since one sync can be for all of them. The limit of a load is a bare round trip
-//! with as large an answer: for 16 callers, of 16 requests at once.
+//! with as large an answer: for 16 callers, of 16 requests at once. It is measured right before and after what it is the
+//! limit of: such short times change with every moment of a machine that is not alone.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -49,13 +50,9 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let rows: Vec<Rows> = CALLERS.iter().map(|callers| rows(bench, *callers)).collect();
     for round in 0..bench.plan.rounds {
         bench.ground.doing("bare syncs and round trips")?;
-        bench
-            .report
-            .limit(bare.sync, limits::append_and_sync(bench.ground.path(), SMALL, bench.plan.syncs)? * 1e3);
-        bench.report.limit(bare.trip, limits::round_trip(TINY, 1, bench.plan.trips)? * 1e3);
-        for rows in &rows {
-            limit(bench, rows)?;
-        }
+        let (sync, trip) = (Bare::Sync(SMALL).measure(bench, 1)?, Bare::Trip(TINY).measure(bench, 1)?);
+        bench.report.limit(bare.sync, sync * 1e3);
+        bench.report.limit(bare.trip, trip * 1e3);
         for transport in bench.transports(round) {
             one(bench, &rows, transport)?;
         }
@@ -63,15 +60,42 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     Ok(())
 }
 
-struct Bare {
+/// What a machine has to do at least.
+#[derive(Clone, Copy)]
+enum Bare {
+    /// A round trip with so many bytes in its answer.
+    Trip(usize),
+    /// An append of so many bytes, and a sync.
+    Sync(usize),
+    /// Both, as a commit of so many bytes needs them.
+    Commit(usize),
+}
+
+impl Bare {
+    /// For so many callers at once; seconds for each.
+    fn measure(self, bench: &Bench, callers: usize) -> io::Result<f64> {
+        match self {
+            Bare::Trip(bytes) => limits::round_trip(bytes, callers, (bench.plan.trips / callers).max(1)),
+            Bare::Sync(bytes) => {
+                let all = limits::append_and_sync(bench.ground.path(), bytes * callers, bench.plan.syncs)?;
+                Ok(all / callers as f64)
+            }
+            Bare::Commit(bytes) => {
+                Ok(Bare::Trip(TINY).measure(bench, callers)? + Bare::Sync(bytes).measure(bench, callers)?)
+            }
+        }
+    }
+}
+
+struct BareRows {
     sync: RowId,
     trip: RowId,
 }
 
-fn bare_rows(bench: &mut Bench) -> Bare {
+fn bare_rows(bench: &mut Bench) -> BareRows {
     let name = size_name(SMALL as u64);
     let sync = format!("bare append of {name}, and its sync");
-    Bare {
+    BareRows {
         sync: bench.row("bare-sync", &sync, Unit::Milliseconds, None),
         trip: bench.row("bare-round-trip", "bare round trip", Unit::Milliseconds, None),
     }
@@ -111,28 +135,6 @@ fn rows(bench: &mut Bench, callers: usize) -> Rows {
     Rows { callers, small, objects }
 }
 
-fn limit(bench: &mut Bench, rows: &Rows) -> io::Result<()> {
-    let Rows { callers, small, objects } = rows;
-    let trips = (bench.plan.trips / callers).max(1);
-    let tiny = limits::round_trip(TINY, *callers, trips)?;
-    let commits = |bytes: usize| {
-        let sync = limits::append_and_sync(bench.ground.path(), bytes * callers, bench.plan.syncs)?;
-        Ok::<f64, io::Error>(*callers as f64 / (sync + tiny * *callers as f64))
-    };
-    let (blobs, records) = (commits(SMALL)?, commits(TINY)?);
-    if let Some(small) = small {
-        bench.report.limit(small.commit, blobs);
-        let load = 1.0 / limits::round_trip(SMALL, *callers, trips)?;
-        bench.report.limit(small.to_memory, load);
-        bench.report.limit(small.to_file, load);
-    }
-    if let Some(objects) = objects {
-        bench.report.limit(objects.commit, records);
-        bench.report.limit(objects.load, 1.0 / tiny);
-    }
-    Ok(())
-}
-
 /// One transport, on a server of its own. Every figure has a client of its own, with an empty cache.
 fn one(bench: &mut Bench, rows: &[Rows], transport: Transport) -> io::Result<()> {
     let site = bench.site()?;
@@ -164,9 +166,10 @@ fn small(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, blobs: &[BlobId]) ->
     let mut client = stage.client()?;
     let before: Counters = client.ask(&Order::Status)?;
     let what = Calls::CommitBlobs { size: SMALL };
-    let committed = call(bench, stage, &mut client, "commits", what, rows.callers)?;
+    beside(bench, stage, small.commit, Bare::Commit(SMALL), rows.callers, |bench| {
+        call(bench, stage, &mut client, "commits", what, rows.callers)
+    })?;
     let after: Counters = client.ask(&Order::Status)?;
-    bench.report.value(small.commit, transport, committed.rate());
     let more = |name: &str| Some((after.get(name)? - before.get(name)?) as f64);
     if let (Some(commits), Some(batches), Some(syncs)) = (more("commits"), more("batches"), more("syncs")) {
         bench.report.value(small.a_sync, transport, commits / syncs);
@@ -181,8 +184,9 @@ fn small(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, blobs: &[BlobId]) ->
     for (row, doing, what) in ways {
         bench.ground.doing("making the directories of a cache")?;
         let (mut client, what) = stage.client_that_has_loaded(what, blobs)?;
-        let loaded = call(bench, stage, &mut client, doing, what, rows.callers)?;
-        bench.report.value(row, transport, loaded.rate());
+        let loaded = beside(bench, stage, row, Bare::Trip(SMALL), rows.callers, |bench| {
+            call(bench, stage, &mut client, doing, what, rows.callers)
+        })?;
         bench.ground.rest(loaded.done * SMALL as u64)?;
     }
     Ok(())
@@ -192,14 +196,31 @@ fn objects(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, oids: &[Oid]) -> i
     let Some(objects) = &rows.objects else { return Ok(()) };
     let mut client = stage.client()?;
     let ways = [
-        (objects.commit, "commits of objects", Calls::CommitObjects),
-        (objects.load, "loads of objects", Calls::LoadObjects { oids: oids.to_vec() }),
+        (objects.commit, Bare::Commit(TINY), "commits of objects", Calls::CommitObjects),
+        (objects.load, Bare::Trip(TINY), "loads of objects", Calls::LoadObjects { oids: oids.to_vec() }),
     ];
-    for (row, doing, what) in ways {
-        let ran = call(bench, stage, &mut client, doing, what, rows.callers)?;
-        bench.report.value(row, Some(stage.transport), ran.rate());
+    for (row, bare, doing, what) in ways {
+        beside(bench, stage, row, bare, rows.callers, |bench| {
+            call(bench, stage, &mut client, doing, what, rows.callers)
+        })?;
     }
     Ok(())
+}
+
+/// Has calls made, between two measurements of their limit.
+fn beside(
+    bench: &mut Bench,
+    stage: &Stage<'_>,
+    row: RowId,
+    bare: Bare,
+    callers: usize,
+    calls: impl FnOnce(&Bench) -> io::Result<Ran>,
+) -> io::Result<Ran> {
+    let before = bare.measure(bench, callers)?;
+    let ran = calls(bench)?;
+    let seconds = f64::midpoint(before, bare.measure(bench, callers)?);
+    bench.report.value_beside(row, stage.transport, ran.rate(), 1.0 / seconds);
+    Ok(ran)
 }
 
 fn call(
