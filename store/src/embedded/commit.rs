@@ -9,9 +9,10 @@ use blobferry_protocol::{BlobId, BlobInfo, Conflict, Oid, Outcome, RequestError,
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::Disk;
-use super::database::Writer;
+use super::database::{Writer, is_much};
 use super::files::Files;
 use super::schema::{key, tid};
+use super::totals;
 use crate::backend::{Totals, now};
 use crate::changes::{Body, Bytes, Changes, Entry};
 use crate::desk::Work;
@@ -32,20 +33,8 @@ const NEW_REVISION: &str = "
     INSERT INTO revisions(oid, tid, size, blob_size, blob_digest, in_file, data, small_blob)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
-const NEW_STATE: &str =
-    "UPDATE state SET last_oid = ?1, objects = ?2, revisions = ?3, blobs = ?4, blob_bytes = ?5";
-
 /// Objects of a vote that are looked at in one step.
 const VOTE_STEP: usize = 256;
-
-/// What was there when the store was closed, or crashed.
-pub(super) fn read_totals(connection: &Connection) -> rusqlite::Result<Totals> {
-    connection.query_row("SELECT objects, revisions, blobs, blob_bytes FROM state", [], |row| {
-        let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
-        let (objects, revisions, blobs, blob_bytes) = (number(0)?, number(1)?, number(2)?, number(3)?);
-        Ok(Totals { objects, revisions, blobs, blob_bytes, damaged: 0 })
-    })
-}
 
 /// What has become of a name: committed, fenced off, or neither.
 fn known_outcome(connection: &Connection, txn: TxnId) -> rusqlite::Result<Option<Outcome>> {
@@ -151,7 +140,7 @@ impl Disk {
         last_oid: u64,
         batch: &[Work],
     ) -> Result<Vec<Result<Outcome, RequestError>>, RequestError> {
-        let last_oid = writer.last_oid.max(last_oid);
+        let (last_oid, before) = (writer.last_oid.max(last_oid), writer.written);
         let transaction = self.database.begin(&mut writer.connection)?;
         let files = Files::new(&self.layout, &self.new_bucket);
         let mut step = Step { files, totals: *lock(&self.totals), written: 0 };
@@ -177,9 +166,11 @@ impl Disk {
         // A disk that has failed may have done so in a way that concerns everybody.
         self.database.poison.check()?;
         step.files.sync(&self.database.syncs).map_err(|error| self.database.poison.set(&error))?;
-        let Step { files, totals, written } = step;
-        self.write_state(&transaction, last_oid, totals)
-            .map_err(|error| self.database.error("commit", &error))?;
+        let Step { files, totals: sums, written } = step;
+        if is_much(before + written) {
+            totals::write(&transaction, last_oid, sums)
+                .map_err(|error| self.database.error("commit", &error))?;
+        }
         match self.database.commit(transaction) {
             Ok(()) => files.keep(),
             Err(error) if self.database.poison.check().is_ok() => return Err(error),
@@ -189,7 +180,7 @@ impl Disk {
                 return Ok(results.map(|(result, work)| self.undecided(work, result, &error)).collect());
             }
         }
-        *lock(&self.totals) = totals;
+        *lock(&self.totals) = sums;
         writer.last_oid = last_oid;
         writer.written += written;
         Ok(results)
@@ -275,24 +266,6 @@ impl Disk {
             Ok(Outcome::NotCommitted)
         };
         fence().map_err(|error| self.database.error("answer for a transaction", &error))
-    }
-
-    pub(super) fn write_state(
-        &self,
-        connection: &Connection,
-        last_oid: u64,
-        totals: Totals,
-    ) -> rusqlite::Result<()> {
-        let Totals { objects, revisions, blobs, blob_bytes, .. } = totals;
-        let numbers = [objects, revisions, blobs, blob_bytes].map(number);
-        connection.prepare_cached(NEW_STATE)?.execute(params![
-            key(last_oid),
-            numbers[0],
-            numbers[1],
-            numbers[2],
-            numbers[3]
-        ])?;
-        Ok(())
     }
 }
 

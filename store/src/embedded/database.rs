@@ -13,6 +13,7 @@ use rusqlite::{Connection, ErrorCode, Row, Transaction, TransactionBehavior, ffi
 use super::poison::Poison;
 use super::schema;
 use super::syncs::Syncs;
+use super::totals;
 use crate::errors::{OpenError, database_error, disk_error};
 use crate::lock;
 
@@ -83,12 +84,15 @@ pub(super) struct Writer {
     pub(super) written: u64,
 }
 
+/// Whether so many bytes of a log are moved to the database.
+pub(super) fn is_much(written: u64) -> bool {
+    written > CHECKPOINT
+}
+
 impl Database {
     pub(super) fn open(path: &Path) -> Result<Database, OpenError> {
         let connection = schema::open_writer(path)?;
-        let last_oid = connection
-            .query_row("SELECT last_oid FROM state", [], |row| row.get(0).map(schema::id))
-            .map_err(schema::opening("read", path))?;
+        let last_oid = totals::read(&connection).map_err(schema::opening("read", path))?.last_oid;
         let reader = |_| schema::open_reader(path).map(Reader::new);
         let free = (0..READERS).map(reader).collect::<Result<_, _>>()?;
         Ok(Database {
@@ -135,11 +139,6 @@ impl Database {
             readers = self.returned.wait(readers).unwrap_or_else(PoisonError::into_inner);
             readers.waiting -= 1;
         }
-    }
-
-    /// No oid up to this one is given again.
-    pub(super) fn last_oid(&self) -> u64 {
-        lock(&self.writer).last_oid
     }
 
     /// Lends the writer out, unless nothing may be written any more.
@@ -211,7 +210,7 @@ impl Database {
     /// a file takes less than to have it grow.
     pub(super) fn tidy(&self) {
         let mut writer = lock(&self.writer);
-        if writer.written > CHECKPOINT {
+        if is_much(writer.written) {
             // What somebody still reads who has begun before the last commit is not moved; nobody reads for long.
             let _ = (0..3).any(|_| self.checkpoint(&mut writer, "PRAGMA wal_checkpoint(PASSIVE)"));
         }

@@ -20,6 +20,7 @@ mod schema;
 mod space;
 mod stage;
 mod syncs;
+mod totals;
 
 use std::fs::File;
 use std::path::Path;
@@ -82,9 +83,8 @@ impl EmbeddedStore {
         for made in [layout.root(), dir] {
             system::files::sync_names(made).map_err(opening("sync", made))?;
         }
-        let totals =
-            database.read("read the totals", commit::read_totals).map_err(recover::failed(&database))?;
-        let last_oid = database.last_oid();
+        let sums = database.read("read the totals", totals::read).map_err(recover::failed(&database))?;
+        let last_oid = sums.last_oid;
         let tmp = stage::open_dir(layout.tmp()).map_err(opening("open", layout.tmp()))?;
         let disk = Disk {
             space: Space::of(layout.tmp()),
@@ -93,12 +93,13 @@ impl EmbeddedStore {
             new_bucket: AtomicBool::new(false), // the directory of all buckets was synced just now
             inline_max: config.inline_max.min(StoreConfig::INLINE_LIMIT),
             oids: Mutex::new(Oids { last: last_oid, reserved: last_oid }),
-            totals: Mutex::new(Totals { damaged, ..totals }),
+            totals: Mutex::new(Totals { damaged, ..sums.totals }),
             database,
             layout,
             tmp,
             _claim: claim,
         };
+        disk.try_to_keep_totals();
         let last = disk.last_tid().map_err(recover::failed(&disk.database))?;
         tracing::info!(dir = %dir.display(), %last, staged, orphans, damaged, "opened the store");
         coordinator::start(disk, config, last)
@@ -213,6 +214,7 @@ impl Backend for Disk {
     }
 
     fn close(&self) {
+        self.try_to_keep_totals();
         self.database.empty_log();
     }
 }

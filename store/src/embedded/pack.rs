@@ -12,6 +12,7 @@ use rusqlite::{Connection, params};
 
 use super::Disk;
 use super::schema::{key, oid, tid};
+use super::totals;
 use crate::lock;
 
 /// Revisions in one step.
@@ -77,13 +78,13 @@ impl Disk {
     fn remove_rows(&self, useless: &[Useless], packed: Packed) -> Result<(), RequestError> {
         self.database.with_writer(|writer| {
             let transaction = self.database.begin(&mut writer.connection)?;
-            let mut totals = *lock(&self.totals);
-            totals.subtract(packed);
+            let mut sums = *lock(&self.totals);
+            sums.subtract(packed);
             delete(&transaction, useless)
-                .and_then(|()| self.write_state(&transaction, writer.last_oid, totals))
+                .and_then(|()| totals::write(&transaction, writer.last_oid, sums))
                 .map_err(|error| self.database.error("remove old revisions", &error))?;
             self.database.commit(transaction)?;
-            *lock(&self.totals) = totals;
+            *lock(&self.totals) = sums;
             writer.written += packed.revisions * 4096;
             Ok(())
         })?;

@@ -140,7 +140,7 @@ pub(super) fn remove_orphans(layout: &Layout, database: &Database) -> Result<u64
 pub(super) fn has_file(connection: &Connection, blob: BlobId) -> rusqlite::Result<bool> {
     const ROW: [&str; 2] = [
         "SELECT 1 FROM revisions INDEXED BY revisions_by_object WHERE oid = ?1 AND tid = ?2 AND in_file",
-        "SELECT 1 FROM revisions INDEXED BY revisions_by_transaction WHERE oid = ?1 AND tid = ?2 AND in_file",
+        "SELECT 1 FROM revisions INDEXED BY blob_files WHERE oid = ?1 AND tid = ?2 AND in_file",
     ];
     for row in ROW {
         if connection.prepare_cached(row)?.exists(params![key(blob.oid.0), key(blob.tid.0)])? {

@@ -18,7 +18,8 @@ const APPLICATION_ID: i64 = 0x6266_7279;
 /// The format that this program writes, and the only one that it reads. One that is older becomes it.
 const FORMAT: i64 = 2;
 
-/// Finding an object's current revision is one seek in `revisions_by_object`. A record and a small blob come last in their
+/// Finding an object's current revision is one seek in `revisions_by_object`. Revisions get their ids in the order of their
+/// transactions, so that there needs no index for that. A record and a small blob come last in their
 /// row, so that histories, votes and lists read neither, and together, so that a commit writes as few pages as can be.
 const TABLES: &str = "
     CREATE TABLE state(
@@ -27,7 +28,8 @@ const TABLES: &str = "
         objects INTEGER NOT NULL,
         revisions INTEGER NOT NULL,
         blobs INTEGER NOT NULL,
-        blob_bytes INTEGER NOT NULL
+        blob_bytes INTEGER NOT NULL,
+        counted INTEGER NOT NULL        -- those are of the revisions up to this one; others came after
     ) STRICT;
     CREATE TABLE transactions(
         tid INTEGER PRIMARY KEY,
@@ -39,7 +41,7 @@ const TABLES: &str = "
         txn BLOB PRIMARY KEY            -- never to be committed under
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE revisions(
-        id INTEGER PRIMARY KEY,
+        id INTEGER PRIMARY KEY,         -- in the order of (tid, oid)
         oid INTEGER NOT NULL,
         tid INTEGER NOT NULL,
         size INTEGER,                   -- of the record; NULL: the object was deleted
@@ -50,16 +52,18 @@ const TABLES: &str = "
         small_blob BLOB
     ) STRICT;
     CREATE UNIQUE INDEX revisions_by_object ON revisions(oid, tid);
-    CREATE UNIQUE INDEX revisions_by_transaction ON revisions(tid, oid);
     CREATE INDEX blob_files ON revisions(oid, tid, blob_size) WHERE in_file;
 ";
 
-/// Brings a database of format 1 to format 2: there, small blobs were in a table of their own.
+/// Brings a database of format 1 to format 2: there, small blobs were in a table of their own, and each commit kept the totals.
 const FROM_1_TO_2: &str = "
     ALTER TABLE revisions ADD COLUMN small_blob BLOB;
     UPDATE revisions SET small_blob = (SELECT bytes FROM small_blobs s WHERE s.id = revisions.id)
         WHERE blob_size IS NOT NULL AND NOT in_file;
     DROP TABLE small_blobs;
+    DROP INDEX revisions_by_transaction;
+    ALTER TABLE state ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;
+    UPDATE state SET counted = (SELECT coalesce(max(id), 0) FROM revisions);
     PRAGMA user_version = 2;
 ";
 
@@ -203,7 +207,7 @@ fn settle(connection: &Connection) -> rusqlite::Result<()> {
 fn create_tables(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(TABLES)?;
-    transaction.execute("INSERT INTO state VALUES (1, ?1, 0, 0, 0, 0)", [key(0)])?;
+    transaction.execute("INSERT INTO state VALUES (1, ?1, 0, 0, 0, 0, 0)", [key(0)])?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", FORMAT)?;
     transaction.commit()

@@ -156,6 +156,8 @@ fn a_store_of_the_first_format_is_brought_to_todays_with_all_that_is_in_it() {
             "CREATE TABLE small_blobs(id INTEGER PRIMARY KEY, bytes BLOB NOT NULL) STRICT;
              INSERT INTO small_blobs SELECT id, small_blob FROM revisions WHERE small_blob IS NOT NULL;
              ALTER TABLE revisions DROP COLUMN small_blob;
+             ALTER TABLE state DROP COLUMN counted;
+             CREATE UNIQUE INDEX revisions_by_transaction ON revisions(tid, oid);
              PRAGMA user_version = 1;",
         );
         tid

@@ -4,8 +4,8 @@
 use blobferry_protocol::BlobId;
 use rusqlite::{Connection, Row};
 
-use super::super::commit::read_totals;
-use super::super::schema::{key, oid, tid};
+use super::super::schema::{id, key, oid, tid};
+use super::super::totals;
 use crate::backend::Totals;
 
 /// What SQLite's own check says; nothing where all is well.
@@ -90,8 +90,8 @@ pub(super) fn add_up(connection: &Connection) -> rusqlite::Result<Sums> {
 
 /// What the database says that it adds up to, where that is something else.
 pub(super) fn wrong_totals(connection: &Connection, sums: &Sums) -> rusqlite::Result<Vec<String>> {
-    let said = read_totals(connection)?;
-    let last_oid: i64 = connection.query_row("SELECT last_oid FROM state", [], |row| row.get(0))?;
+    let totals::Sums { totals: said, last_oid, .. } = totals::read(connection)?;
+    let last_oid = key(last_oid);
     let Totals { objects, revisions, blobs, blob_bytes, .. } = sums.totals;
     let numbers = [
         ("objects", said.objects, objects),
@@ -109,13 +109,5 @@ pub(super) fn wrong_totals(connection: &Connection, sums: &Sums) -> rusqlite::Re
 }
 
 pub(super) fn write_totals(connection: &Connection, sums: &Sums) -> rusqlite::Result<()> {
-    let Totals { objects, revisions, blobs, blob_bytes, .. } = sums.totals;
-    let numbers = [objects, revisions, blobs, blob_bytes].map(u64::cast_signed);
-    let last_oid = sums.last_oid.unwrap_or(key(0));
-    connection
-        .execute(
-            "UPDATE state SET last_oid = max(last_oid, ?1), objects = ?2, revisions = ?3, blobs = ?4, blob_bytes = ?5",
-            rusqlite::params![last_oid, numbers[0], numbers[1], numbers[2], numbers[3]],
-        )
-        .map(drop)
+    totals::write(connection, sums.last_oid.map_or(0, id), sums.totals)
 }
