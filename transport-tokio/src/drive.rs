@@ -35,7 +35,8 @@ pub(crate) async fn drive<E: Endpoint + Send>(
     soon: impl Fn() -> bool,
 ) -> Ended {
     let timer = pin!(sleep_until(Instant::now()));
-    let mut driver = Driver { stream, carrier, bell, soon, timer, at: None, anew: true, looks: 0 };
+    let mut driver =
+        Driver { stream, carrier, bell, soon, timer, at: None, anew: true, looks: 0, looking: false };
     poll_fn(|context| driver.poll(context)).await
 }
 
@@ -51,6 +52,8 @@ struct Driver<'a, E, S> {
     anew: bool,
     /// It may look so often before it sleeps.
     looks: u32,
+    /// It has not slept since it looked last.
+    looking: bool,
 }
 
 impl<E: Endpoint, S: Fn() -> bool> Driver<'_, E, S> {
@@ -71,11 +74,11 @@ impl<E: Endpoint, S: Fn() -> bool> Driver<'_, E, S> {
         Poll::Pending
     }
 
-    /// Has the task woken again when all others of the thread had their turn, and the runtime has looked for events: to wake a
-    /// thread whose processor has gone to sleep takes as long as a small request does.
+    /// Has the task woken again when all others of the thread had their turn: to wake a thread whose processor has gone to sleep
+    /// takes as long as a small request does.
     fn look(&mut self, context: &mut Context<'_>) {
         if self.looks > 0 && (self.soon)() {
-            self.looks -= 1;
+            (self.looks, self.looking) = (self.looks - 1, true);
             // It is never ready the first time.
             let _ = pin!(yield_now()).poll(context);
         }
@@ -121,15 +124,20 @@ impl<E: Endpoint, S: Fn() -> bool> Driver<'_, E, S> {
         late
     }
 
-    /// Whether there is something to read for who wants it; if not, the task is woken when there is.
+    /// Whether there may be something to read for who wants it; if not, the task is woken when there is.
     fn is_readable(&self, context: &mut Context<'_>) -> bool {
         // Errors are found by reading.
-        self.carrier.wants_input() && self.stream.poll_read_ready(context).is_ready()
+        self.carrier.wants_input() && (self.stream.poll_read_ready(context).is_ready() || self.looking)
     }
 
     fn read(&mut self, context: &mut Context<'_>) -> Result<bool, Ended> {
         let stream = &mut *self.stream;
+        // Who looks does not ask the runtime: the thread of it that hears of events may be another one, and asleep.
+        let looking = std::mem::take(&mut self.looking);
         self.carrier.read(|buffer| {
+            if looking {
+                return Ok(rustix::io::read(&*stream, buffer)?);
+            }
             let mut buffer = ReadBuf::new(buffer);
             match Pin::new(&mut *stream).poll_read(context, &mut buffer) {
                 Poll::Ready(read) => read.map(|()| buffer.filled().len()),
