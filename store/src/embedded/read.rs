@@ -26,7 +26,7 @@ const HISTORY: &str = "
     WHERE r.oid = ?1 AND r.tid <= ?2 ORDER BY r.tid DESC LIMIT ?3";
 
 /// Revisions behind one, in their order. Where that one is gone, they are looked for from the first on.
-const REVISIONS: &str = "
+pub(super) const REVISIONS: &str = "
     SELECT tid, size, blob_size, blob_digest, oid
     FROM revisions WHERE id > coalesce((SELECT id FROM revisions WHERE oid = ?2 AND tid = ?1), 0)
         AND (tid, oid) > (?1, ?2) AND tid <= ?3 ORDER BY id LIMIT ?4";

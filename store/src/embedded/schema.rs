@@ -284,6 +284,18 @@ mod tests {
     }
 
     #[test]
+    fn revisions_are_listed_from_one_of_them_on_without_looking_at_others_or_sorting() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = open_writer(&dir.path().join("db")).unwrap();
+        let sql = format!("EXPLAIN QUERY PLAN {}", super::super::read::REVISIONS);
+        let mut plan = connection.prepare(&sql).unwrap();
+        let rows = plan.query_map([1_i64; 4], |row| row.get::<_, String>(3)).unwrap();
+        let rows: Vec<String> = rows.map(Result::unwrap).collect();
+        assert_eq!(rows[0], "SEARCH revisions USING INTEGER PRIMARY KEY (rowid>?)");
+        assert!(rows.iter().all(|row| !row.contains("SCAN") && !row.contains("TEMP B-TREE")), "{rows:?}");
+    }
+
+    #[test]
     fn the_current_revision_is_found_by_one_index_search() {
         let dir = tempfile::tempdir().unwrap();
         let connection = open_writer(&dir.path().join("db")).unwrap();

@@ -122,6 +122,13 @@ fn all_revisions_are_listed_in_commit_order_page_by_page(make: Make) {
         }
         assert_eq!(listed, expected, "in pages of {limit}");
     }
+    let gone = (expected[1].tid, expected[1].oid);
+    it.store.pack(base).unwrap();
+    assert_eq!(
+        it.store.revisions(Some(gone), 100).unwrap(),
+        expected[3..],
+        "what a list had come to is gone"
+    );
 }
 
 fn blobs_of_all_sizes_read_back(make: Make) {
