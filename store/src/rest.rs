@@ -33,8 +33,8 @@ impl Rest {
         self.steward = until;
     }
 
-    /// Who is to be called when so many jobs are queued (or one will be soon), a vote waits to be checked or not, and this is the next
-    /// deadline: once, and only who rests. Where everything `stops`, all are.
+    /// Who is to be called when so many jobs are queued (or one will be soon), a vote waits to be checked or not, and
+    /// this is the next deadline: once, and only who rests. Where everything `stops`, all are.
     pub(crate) fn call(&mut self, jobs: usize, votes: bool, deadline: Option<Instant>, stops: bool) -> Call {
         let committer = self.committer.take_if(|until| stops || jobs >= *until);
         let sooner = |until: Option<Instant>| {

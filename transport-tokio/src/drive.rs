@@ -125,14 +125,20 @@ impl<E: Endpoint, S: Fn() -> bool> Driver<'_, E, S> {
     }
 
     /// Whether there may be something to read for who wants it; if not, the task is woken when there is.
-    fn is_readable(&self, context: &mut Context<'_>) -> bool {
-        // Errors are found by reading.
-        self.carrier.wants_input() && (self.stream.poll_read_ready(context).is_ready() || self.looking)
+    fn is_readable(&mut self, context: &mut Context<'_>) -> bool {
+        if !self.carrier.wants_input() {
+            return false;
+        }
+        // Errors are found by reading. What the runtime says is asked of the runtime, too: else it would go on saying so where
+        // there is nothing any more, and wake nobody.
+        let ready = self.stream.poll_read_ready(context).is_ready();
+        self.looking &= !ready;
+        ready || self.looking
     }
 
     fn read(&mut self, context: &mut Context<'_>) -> Result<bool, Ended> {
         let stream = &mut *self.stream;
-        // Who looks does not ask the runtime: the thread of it that hears of events may be another one, and asleep.
+        // Who looks asks the socket: the thread of the runtime that hears of events may be another one, and asleep.
         let looking = std::mem::take(&mut self.looking);
         self.carrier.read(|buffer| {
             if looking {
@@ -155,5 +161,95 @@ impl<E: Endpoint, S: Fn() -> bool> Driver<'_, E, S> {
             writes += 1;
             stream.try_io(Interest::WRITABLE, write)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::{Wake, Waker};
+    use std::time::Duration;
+
+    use blobferry_cache::carry::Body;
+    use blobferry_protocol::{PeerError, RequestError, Time, TransferId};
+    use bytes::Bytes;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+    use tokio::sync::Notify;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Counts what arrives.
+    #[derive(Default)]
+    struct Listener(usize);
+
+    impl Endpoint for Listener {
+        fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize, _: bool) -> Option<Body> {
+            None
+        }
+        fn not_moved(&mut self, _: TransferId, _: RequestError) {}
+        fn receive(&mut self, _: Time, bytes: Bytes) -> Result<(), PeerError> {
+            self.0 += bytes.len();
+            Ok(())
+        }
+        fn wants_input(&self) -> bool {
+            true
+        }
+        fn poll_timeout(&self) -> Option<Time> {
+            None
+        }
+        fn handle_timeout(&mut self, _: Time) -> Result<(), PeerError> {
+            Ok(())
+        }
+        fn catch_up(&mut self) {}
+        fn error(&self) -> Option<PeerError> {
+            None
+        }
+        fn is_finished(&self) -> bool {
+            false
+        }
+    }
+
+    struct Woken(Notify);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.notify_one();
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_looked_in_vain_is_woken_although_the_runtime_thought_that_there_was_something() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut far = listener.accept().await.unwrap().0;
+        far.write_all(b"1").await.unwrap();
+        near.readable().await.unwrap();
+        // Taken without the runtime's knowledge, as by one that has looked before the runtime has heard of it.
+        assert_eq!(rustix::io::read(&near, &mut [0; 8]), Ok(1));
+
+        let mut carrier = Carrier::begin(&near, |_| Listener::default()).unwrap();
+        let (bell, timer) = (Bell::default(), pin!(sleep_until(Instant::now())));
+        let (stream, carrier, bell) = (&mut near, &mut carrier, &bell);
+        let mut driver = Driver {
+            stream,
+            carrier,
+            bell,
+            soon: || true,
+            timer,
+            at: None,
+            anew: false,
+            looks: 0,
+            looking: true,
+        };
+        let woken = Arc::new(Woken(Notify::new()));
+        let waker = Waker::from(woken.clone());
+        let mut context = Context::from_waker(&waker);
+        assert!(driver.poll(&mut context).is_pending());
+        far.write_all(b"2").await.unwrap();
+        timeout(Duration::from_secs(60), woken.0.notified()).await.expect("it is woken");
+        assert!(driver.poll(&mut context).is_pending());
+        assert_eq!(driver.carrier.endpoint().0, 1);
     }
 }
