@@ -13,12 +13,13 @@ use crate::lock;
 
 const KEPT: &str = "SELECT objects, revisions, blobs, blob_bytes, last_oid, counted FROM state";
 
-/// What came after a revision (1). An object has become one more where it was not there before, or one less.
+/// What revisions after one (1) add up to. An object has become one more where it was not there before, or one less. Rows are
+/// found without any index, so what is wrong with those hides none.
 const AFTER: &str = "
     SELECT coalesce(sum((r.size IS NOT NULL) - coalesce((
             SELECT n.size IS NOT NULL FROM revisions n WHERE n.oid = r.oid AND n.tid < r.tid ORDER BY n.tid DESC LIMIT 1
         ), 0)), 0), count(*), count(blob_size), coalesce(sum(blob_size), 0), max(oid)
-    FROM revisions r WHERE r.id > ?1";
+    FROM revisions r NOT INDEXED WHERE r.id > ?1";
 
 const KEEP: &str = "
     UPDATE state SET last_oid = max(last_oid, ?1), objects = ?2, revisions = ?3, blobs = ?4, blob_bytes = ?5,
@@ -35,28 +36,38 @@ pub(super) struct Sums {
 
 /// What is kept, and what came after.
 pub(super) fn read(connection: &Connection) -> rusqlite::Result<Sums> {
-    let (kept, last_oid, counted) = connection.query_row(KEPT, [], |row| {
-        let kept: [i64; 4] = [row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?];
-        Ok((kept, row.get::<_, i64>(4)?, row.get::<_, i64>(5)?))
+    let (kept, counted) = connection.query_row(KEPT, [], |row| {
+        let number = |n: usize| row.get::<_, i64>(n).map(i64::cast_unsigned);
+        let (objects, revisions, blobs, blob_bytes) = (number(0)?, number(1)?, number(2)?, number(3)?);
+        let totals = Totals { objects, revisions, blobs, blob_bytes, damaged: 0 };
+        Ok((Sums { totals, last_oid: id(row.get(4)?), is_kept: true }, row.get(5)?))
     })?;
-    connection.query_row(AFTER, [counted], |row| {
-        let sum =
-            |n: usize, kept: i64| row.get::<_, i64>(n).map(|more| kept.wrapping_add(more).cast_unsigned());
-        let [objects, revisions, blobs, blob_bytes] = kept;
+    add(connection, kept, counted)
+}
+
+/// What all revisions add up to, whatever is kept.
+pub(super) fn count(connection: &Connection) -> rusqlite::Result<Sums> {
+    add(connection, Sums { totals: Totals::default(), last_oid: 0, is_kept: true }, i64::MIN)
+}
+
+/// Adds what came after a revision.
+fn add(connection: &Connection, to: Sums, after: i64) -> rusqlite::Result<Sums> {
+    connection.query_row(AFTER, [after], |row| {
+        let sum = |n: usize, to: u64| row.get::<_, i64>(n).map(|more| to.wrapping_add_signed(more));
+        let Totals { objects, revisions, blobs, blob_bytes, damaged } = to.totals;
         let totals = Totals {
             objects: sum(0, objects)?,
             revisions: sum(1, revisions)?,
             blobs: sum(2, blobs)?,
             blob_bytes: sum(3, blob_bytes)?,
-            damaged: 0,
+            damaged,
         };
-        let used: Option<i64> = row.get(4)?;
-        let last_oid = id(used.map_or(last_oid, |used| used.max(last_oid)));
-        Ok(Sums { totals, last_oid, is_kept: used.is_none() })
+        let used = row.get::<_, Option<i64>>(4)?.map(id);
+        Ok(Sums { totals, last_oid: to.last_oid.max(used.unwrap_or(0)), is_kept: used.is_none() })
     })
 }
 
-/// Keeps what all revisions add up to.
+/// Keeps what all revisions add up to. An oid that was set aside stays so.
 pub(super) fn write(connection: &Connection, last_oid: u64, totals: Totals) -> rusqlite::Result<()> {
     let Totals { objects, revisions, blobs, blob_bytes, .. } = totals;
     // No disk holds 2^63 of anything.

@@ -18,7 +18,7 @@ use rusqlite::Connection;
 
 pub use self::report::{CheckReport, Finding, FindingKind};
 use super::schema::{self, oid, tid};
-use super::{DATABASE, recover};
+use super::{DATABASE, recover, totals};
 use crate::errors::OpenError;
 
 /// How a store is checked.
@@ -209,13 +209,13 @@ impl Check<'_> {
     }
 
     fn totals(&mut self) {
-        let Some(sums) = self.attempt("count its rows", rows::add_up) else { return };
+        let Some(sums) = self.attempt("count its rows", totals::count) else { return };
         self.report.revisions = sums.totals.revisions;
         let wrong = self.attempt("read its totals", |connection| rows::wrong_totals(connection, &sums));
         let wrong = wrong.unwrap_or_default();
         let mended = self.repair
             && !wrong.is_empty()
-            && self.attempt("write its totals", |connection| rows::write_totals(connection, &sums)).is_some();
+            && self.attempt("write its totals", |it| totals::write(it, sums.last_oid, sums.totals)).is_some();
         let path = self.path.clone();
         for detail in wrong {
             self.find(FindingKind::Totals, None, &path, detail, mended);

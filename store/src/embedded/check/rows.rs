@@ -1,12 +1,11 @@
 //! What can be said of the database alone: whether SQLite finds it sound, whether its rows agree with each other, and
 //! whether its totals are those of its rows.
 
-use blobferry_protocol::BlobId;
-use rusqlite::{Connection, Row};
+use blobferry_protocol::{BlobId, Oid};
+use rusqlite::Connection;
 
-use super::super::schema::{id, key, oid, tid};
-use super::super::totals;
-use crate::backend::Totals;
+use super::super::schema::{oid, tid};
+use super::super::totals::{self, Sums};
 
 /// What SQLite's own check says; nothing where all is well.
 pub(super) fn integrity(connection: &Connection) -> rusqlite::Result<Vec<String>> {
@@ -66,48 +65,22 @@ pub(super) fn contradictions(connection: &Connection) -> rusqlite::Result<Vec<Co
     Ok(found)
 }
 
-/// What the rows add up to.
-pub(super) struct Sums {
-    pub(super) totals: Totals,
-    /// The highest oid in use, as a key.
-    last_oid: Option<i64>,
-}
-
-const SUMS: &str = "
-    SELECT (SELECT count(*) FROM revisions r NOT INDEXED WHERE r.size IS NOT NULL
-            AND NOT EXISTS (SELECT 1 FROM revisions n WHERE n.oid = r.oid AND n.tid > r.tid)),
-        count(*), count(blob_size), coalesce(sum(blob_size), 0), max(oid)
-    FROM revisions NOT INDEXED";
-
-pub(super) fn add_up(connection: &Connection) -> rusqlite::Result<Sums> {
-    connection.query_row(SUMS, [], |row: &Row<'_>| {
-        let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
-        let (objects, revisions, blobs, blob_bytes) = (number(0)?, number(1)?, number(2)?, number(3)?);
-        let totals = Totals { objects, revisions, blobs, blob_bytes, damaged: 0 };
-        Ok(Sums { totals, last_oid: row.get(4)? })
-    })
-}
-
 /// What the database says that it adds up to, where that is something else.
 pub(super) fn wrong_totals(connection: &Connection, sums: &Sums) -> rusqlite::Result<Vec<String>> {
-    let totals::Sums { totals: said, last_oid, .. } = totals::read(connection)?;
-    let last_oid = key(last_oid);
-    let Totals { objects, revisions, blobs, blob_bytes, .. } = sums.totals;
+    let said = totals::read(connection)?;
+    let (kept, real) = (said.totals, sums.totals);
     let numbers = [
-        ("objects", said.objects, objects),
-        ("revisions", said.revisions, revisions),
-        ("blobs", said.blobs, blobs),
-        ("blob_bytes", said.blob_bytes, blob_bytes),
+        ("objects", kept.objects, real.objects),
+        ("revisions", kept.revisions, real.revisions),
+        ("blobs", kept.blobs, real.blobs),
+        ("blob_bytes", kept.blob_bytes, real.blob_bytes),
     ];
     let wrong = numbers.into_iter().filter(|(_, said, is)| said != is);
     let mut wrong: Vec<String> =
         wrong.map(|(name, said, is)| format!("{name} is kept as {said}, and is {is}")).collect();
-    if let Some(used) = sums.last_oid.filter(|used| *used > last_oid) {
-        wrong.push(format!("last_oid is kept as {}, and {} is in use", oid(last_oid), oid(used)));
+    if sums.last_oid > said.last_oid {
+        let (kept, used) = (Oid(said.last_oid), Oid(sums.last_oid));
+        wrong.push(format!("last_oid is kept as {kept}, and {used} is in use"));
     }
     Ok(wrong)
-}
-
-pub(super) fn write_totals(connection: &Connection, sums: &Sums) -> rusqlite::Result<()> {
-    totals::write(connection, sums.last_oid.map_or(0, id), sums.totals)
 }
