@@ -2,7 +2,8 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -22,6 +23,8 @@ pub struct Server {
     address: SocketAddr,
     service: Service,
     loops: Vec<Remote<Session>>,
+    /// Ends when nobody is let in any more.
+    door: Mutex<Receiver<()>>,
     /// Of the loops. Each says how many connections it had to close.
     threads: Vec<JoinHandle<usize>>,
 }
@@ -58,10 +61,17 @@ impl Server {
 
         let service = Service::new(store, config);
         // From here on it is dropped where something fails, and ends what was started.
-        let mut server = Server { address, service, loops: remotes, threads: Vec::new() };
+        let (open, door) = mpsc::channel();
+        let mut server =
+            Server { address, service, loops: remotes, door: Mutex::new(door), threads: Vec::new() };
         let (service, loops) = (server.service.clone(), server.loops.clone());
         let mut door = Door { listener, service, loops, knocked: false, shut: None };
-        server.start(move || first.run(move |knocked| door.open(knocked)))?;
+        let door = move |knocked| {
+            // It goes with the door.
+            let _open = &open;
+            door.open(knocked)
+        };
+        server.start(move || first.run(door))?;
         for other in others {
             server.start(move || other.run(|_| None))?;
         }
@@ -90,6 +100,9 @@ impl Server {
     /// Ends the loops; how many connections had to be closed at that moment.
     fn end(&mut self, by: Instant) -> usize {
         self.loops.iter().for_each(|remote| remote.finish(by));
+        // Who is told to go may come back at once, and is not to be let in.
+        let door = self.door.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _: Result<(), _> = door.recv();
         self.service.stop();
         self.threads.drain(..).filter_map(thread::join).sum()
     }
