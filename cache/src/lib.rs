@@ -71,6 +71,7 @@ mod known;
 mod layout;
 mod line;
 mod lock;
+mod looking;
 mod name;
 mod packs;
 mod partial;

@@ -6,12 +6,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::looking::Looking;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, thread};
 use crate::system::{self, Job};
 
-/// How often a thread without work looks for some before it sleeps, and lets others go first meanwhile: to wake one costs
-/// more, and who receives a large blob has something for it every moment.
-const LOOKS: u32 = if cfg!(feature = "shuttle") { 1 } else { 40 };
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -81,10 +79,11 @@ impl Pool {
     }
 
     fn work(&self) {
-        let mut state = self.lock();
+        let (mut state, mut looking) = (self.lock(), Looking::default());
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
+                looking.found();
                 // A job that panics is a defect in it, and must not take the thread from the others.
                 if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
                     tracing::error!("a job panicked");
@@ -92,7 +91,7 @@ impl Pool {
                 state = self.lock();
                 continue;
             }
-            state = self.look(state);
+            state = self.look(state, &mut looking);
             if !state.jobs.is_empty() {
                 continue;
             }
@@ -107,16 +106,13 @@ impl Pool {
         }
     }
 
-    /// Looks for work for a moment.
-    fn look<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    /// Looks for work for a moment: who receives a large blob has some every moment.
+    fn look<'a>(&'a self, mut state: MutexGuard<'a, State>, looking: &mut Looking) -> MutexGuard<'a, State> {
         state.looking += 1;
-        for _ in 0..LOOKS {
+        while state.jobs.is_empty() && looking.again() {
             drop(state);
             thread::yield_now();
             state = self.lock();
-            if !state.jobs.is_empty() {
-                break;
-            }
         }
         state.looking -= 1;
         state

@@ -36,8 +36,13 @@ impl Calls {
             };
             let Some((_, result)) = line.rsplit_once(" = ") else { continue };
             let moved = result.split_whitespace().next().unwrap().parse::<i64>().unwrap_or(0);
-            // Eight bytes are written to wake who waits for events.
-            let name = if name == "write" && moved == 8 { "wake" } else { name };
+            let name = match name {
+                // Eight bytes are written to wake who waits for events.
+                "write" if moved == 8 => "wake",
+                // Nobody waited, and nothing had happened.
+                "epoll_wait" if line.ends_with(", 0) = 0") => "look",
+                name => name,
+            };
             *calls.all.entry(name.to_owned()).or_default() += 1;
             if moved > 16 << 10 {
                 *calls.large.entry(name.to_owned()).or_default() += 1;

@@ -35,6 +35,18 @@ pub(crate) struct Connection<E> {
     ended: OnEnd,
 }
 
+/// What a connection wants when its turn is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Then {
+    /// To sleep until something happens.
+    #[default]
+    Sleep,
+    /// Another turn in a moment: there will be more of something large.
+    Look,
+    /// Another turn at once.
+    Work,
+}
+
 /// Told how a connection has ended, after its socket was closed.
 pub(crate) type OnEnd = Box<dyn FnOnce(&Ended) + Send>;
 
@@ -56,22 +68,25 @@ impl<E: Endpoint> Connection<E> {
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
     }
 
-    /// One turn; whether there is more to do at once. `look` is called after what has arrived was taken, and before what
-    /// is to be sent is: what was rung for until then is done with. A panic ends this connection, and no other.
-    pub(crate) fn turn(&mut self, look: impl FnOnce()) -> Result<bool, Ended> {
+    /// One turn. `look` is called after what has arrived was taken, and before what is to be sent is: what was rung for
+    /// until then is done with. A panic ends this connection, and no other.
+    pub(crate) fn turn(&mut self, look: impl FnOnce()) -> Result<Then, Ended> {
         self.safely(|connection| {
             connection.receive()?;
             look();
-            connection.write()
+            match connection.write()? {
+                Then::Sleep if connection.carrier.looks_again() => Ok(Then::Look),
+                then => Ok(then),
+            }
         })
     }
 
-    /// The part of a turn that sends what waits; whether there is more to do at once.
-    pub(crate) fn transmit(&mut self) -> Result<bool, Ended> {
+    /// The part of a turn that sends what waits.
+    pub(crate) fn transmit(&mut self) -> Result<Then, Ended> {
         self.safely(Self::write)
     }
 
-    fn safely(&mut self, act: impl FnOnce(&mut Self) -> Result<bool, Ended>) -> Result<bool, Ended> {
+    fn safely(&mut self, act: impl FnOnce(&mut Self) -> Result<Then, Ended>) -> Result<Then, Ended> {
         catch_unwind(AssertUnwindSafe(|| act(self))).unwrap_or_else(|_| {
             let error = "its handling panicked: this is a defect";
             tracing::error!(error, "a connection is given up");
@@ -81,7 +96,7 @@ impl<E: Endpoint> Connection<E> {
 
     fn receive(&mut self) -> Result<(), Ended> {
         if std::mem::take(&mut self.due) {
-            self.carrier.timeout()?;
+            self.carrier.timeout(&self.stream)?;
         }
         for _ in 0..READS {
             if !self.readable || !self.carrier.wants_input() {
@@ -98,7 +113,7 @@ impl<E: Endpoint> Connection<E> {
         Ok(())
     }
 
-    fn write(&mut self) -> Result<bool, Ended> {
+    fn write(&mut self) -> Result<Then, Ended> {
         let mut writes = 0;
         self.carrier.write(&self.stream, |write| {
             if !self.writable || writes == WRITES {
@@ -110,7 +125,8 @@ impl<E: Endpoint> Connection<E> {
             written
         })?;
         let reads = self.readable && self.carrier.wants_input();
-        Ok(reads || self.writable && self.carrier.has_output())
+        let work = reads || self.writable && self.carrier.has_output();
+        Ok(if work { Then::Work } else { Then::Sleep })
     }
 
     /// When it wants a turn whatever happens.

@@ -13,7 +13,7 @@
 //! * Who has something to send rings. A leader that is awake looks before it sleeps, and sends what many have rung for at
 //!   once; if it sleeps, or there is none, who rang sends it on its own thread.
 //! * Who leads because it waits for an answer that will soon be there [looks](crate::looking) for it for a moment before it
-//!   sleeps.
+//!   sleeps, and so does whoever leads while a large blob is moved.
 //! * Only the own thread ends a connection: who finds out that it has ended leaves that here and wakes it.
 //! * Callbacks are called when nothing is locked, by the leader, which keeps the lead meanwhile: what they ask for is sent
 //!   together. One that waits for an answer itself, or for the end of a client, gives up all leads of its thread first, so
@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use blobferry_cache::carry::Ended;
@@ -32,7 +33,7 @@ use blobferry_cache::client::{Session, SessionEndpoint};
 use mio::net::TcpStream;
 use mio::{Events, Poll, Token, Waker};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Then};
 use crate::here;
 use crate::looking;
 use crate::seat::Seat;
@@ -73,8 +74,8 @@ struct State {
     asleep: bool,
     /// There is something to send that nobody has looked at.
     rung: bool,
-    /// The last turn was over before everything was done.
-    more: bool,
+    /// What the connection wanted when its last turn was over.
+    then: Then,
     /// When the connection wants a turn whatever happens, or an earlier moment.
     deadline: Option<Instant>,
     /// Those who wait, by their numbers.
@@ -194,15 +195,15 @@ impl Crew {
     }
 
     /// Notes what has become of a connection, while it is locked. The kernel does not tell again what is left to do.
-    fn note(&self, connection: &Connection<SessionEndpoint>, done: Result<bool, Ended>) {
+    fn note(&self, connection: &Connection<SessionEndpoint>, done: Result<Then, Ended>) {
         let deadline = connection.deadline();
         let mut state = self.state();
         let sooner = deadline.is_some_and(|new| state.deadline.is_none_or(|old| new < old));
         state.deadline = deadline;
-        state.more = matches!(done, Ok(true));
+        state.then = *done.as_ref().unwrap_or(&Then::Sleep);
         if let Err(ended) = done {
             self.give_up(&mut state, ended);
-        } else if sooner || state.more {
+        } else if sooner || state.then == Then::Work {
             self.rouse(&mut state);
         }
     }
@@ -265,12 +266,16 @@ impl Crew {
             if state.leader != Some(lead) || state.ended.is_some() || enough(&state) {
                 return;
             }
-            state.asleep = !state.rung && !state.more;
+            state.asleep = !state.rung && state.then == Then::Sleep;
             let patience = match state.asleep {
                 true => state.deadline.map(|moment| moment.saturating_duration_since(Instant::now())),
                 false => Some(Duration::ZERO),
             };
+            let looked = state.then == Then::Look && !state.rung;
             drop(state);
+            if looked {
+                thread::yield_now();
+            }
             let wait = if looks && self.session.answers_soon() { looking::wait } else { Poll::poll };
             self.turn(patience, wait);
             here::lead_while(self, lead, || self.call_back());
@@ -318,7 +323,7 @@ impl Crew {
         let rung = state.rung;
         if let Some((_, seat)) = next {
             seat.give(state.take_lead());
-        } else if owes || rung || state.more || state.wanted || state.ended.is_some() {
+        } else if owes || rung || state.then == Then::Work || state.wanted || state.ended.is_some() {
             self.want(&mut state);
         } else if state.off {
             self.wanted.notify_all();
@@ -334,7 +339,7 @@ impl Crew {
     pub(crate) fn need_not(&self) {
         let owes = self.session.awaits_answers();
         let mut state = self.state();
-        if (owes || state.more) && state.leader.is_none() {
+        if (owes || state.then == Then::Work) && state.leader.is_none() {
             self.want(&mut state);
         }
     }

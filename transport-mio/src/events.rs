@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use blobferry_cache::carry::{Ended, Endpoint};
@@ -11,7 +12,7 @@ use mio::event::Source;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::bell::{Bell, Remote};
-use crate::connection::Connection;
+use crate::connection::{Connection, Then};
 
 const WAKER: Token = Token(0);
 /// What is beside the connections: a server's listener.
@@ -70,20 +71,23 @@ impl<E: Endpoint> Loop<E> {
     /// Turns until it is told to finish; how many connections it had to close then.
     ///
     /// `door` is called after every turn, with whether somebody knocked at it, and says when it wants to be called
-    /// without that. When the loop is told to finish it is dropped.
+    /// without that. When the loop is told to finish it is dropped, before any connection hears of that.
     pub(crate) fn run(mut self, door: impl FnMut(bool) -> Option<Instant>) -> usize {
         let (mut door, mut again) = (Some(door), None);
         while !self.is_over() {
-            match self.turn(again) {
-                Ok(knocked) if self.finish.is_none() => {
-                    again = door.as_mut().and_then(|door| door(knocked));
-                }
-                Ok(_) => (door, again) = (None, None),
+            let knocked = match self.wait(again) {
+                Ok(knocked) => knocked,
                 Err(error) => {
                     tracing::error!(%error, "an event loop has failed");
                     break;
                 }
+            };
+            // Before anybody is let go, who might come back.
+            if self.finish.is_some() {
+                door = None;
             }
+            self.give_turns();
+            again = door.as_mut().and_then(|door| door(knocked));
         }
         self.connections.len()
     }
@@ -96,9 +100,8 @@ impl<E: Endpoint> Loop<E> {
         }
     }
 
-    /// Waits until there is something to do, `until` then at the latest, and gives everybody who has something to do
-    /// one turn; whether somebody knocked at the door.
-    pub(crate) fn turn(&mut self, until: Option<Instant>) -> io::Result<bool> {
+    /// Waits until there is something to do, `until` then at the latest; whether somebody knocked at the door.
+    fn wait(&mut self, until: Option<Instant>) -> io::Result<bool> {
         let patience = match self.ready.is_empty() && self.remote.sleep() {
             true => self.patience(until),
             false => Some(Duration::ZERO),
@@ -123,11 +126,27 @@ impl<E: Endpoint> Loop<E> {
         }
         self.take_messages();
         self.take_timers(Instant::now());
+        Ok(knocked)
+    }
+
+    /// Both halves of a round; whether somebody knocked at the door.
+    #[cfg(test)]
+    pub(crate) fn turn(&mut self, until: Option<Instant>) -> io::Result<bool> {
+        let knocked = self.wait(until)?;
+        self.give_turns();
+        Ok(knocked)
+    }
+
+    /// Gives everybody who has something to do one turn.
+    fn give_turns(&mut self) {
+        let mut then = Then::Sleep;
         for _ in 0..self.ready.len() {
             let Some(token) = self.ready.pop_front() else { break };
-            self.give_turn(token);
+            then = then.max(self.give_turn(token));
         }
-        Ok(knocked)
+        if then == Then::Look {
+            thread::yield_now();
+        }
     }
 
     /// How long to wait for events.
@@ -172,12 +191,12 @@ impl<E: Endpoint> Loop<E> {
         }
     }
 
-    fn give_turn(&mut self, token: Token) {
-        let Some(Member { connection, bell }) = self.connections.get_mut(&token) else { return };
+    fn give_turn(&mut self, token: Token) -> Then {
+        let Some(Member { connection, bell }) = self.connections.get_mut(&token) else { return Then::Sleep };
         connection.queued = false;
         match connection.turn(|| bell.answer()) {
-            Ok(more) => {
-                if more {
+            Ok(then) => {
+                if then > Then::Sleep {
                     queue(&mut self.ready, token, connection);
                 }
                 let deadline = connection.deadline();
@@ -187,8 +206,12 @@ impl<E: Endpoint> Loop<E> {
                     }
                     self.timers.insert((deadline, token));
                 }
+                then
             }
-            Err(how) => self.end(token, &how),
+            Err(how) => {
+                self.end(token, &how);
+                Then::Sleep
+            }
         }
     }
 
@@ -258,6 +281,9 @@ mod tests {
         }
         fn wants_input(&self) -> bool {
             self.wants.load(Ordering::SeqCst)
+        }
+        fn payload_due(&self) -> u64 {
+            0
         }
         fn poll_timeout(&self) -> Option<Time> {
             self.timeout

@@ -31,9 +31,14 @@ impl Bell {
         }
     }
 
+    /// Has it rung since it was heard?
+    pub(crate) fn has_rung(&self) -> bool {
+        self.rung.load(Ordering::Acquire)
+    }
+
     /// Whether it rang since the task looked last.
     pub(crate) fn hear(&self) -> bool {
-        self.rung.load(Ordering::Acquire) && self.rung.swap(false, Ordering::AcqRel)
+        self.has_rung() && self.rung.swap(false, Ordering::AcqRel)
     }
 
     /// The task is awake, whatever has woken it.
@@ -45,7 +50,7 @@ impl Bell {
     pub(crate) fn sleep(&self, context: &Context<'_>) -> bool {
         let mut sleeper = self.sleeper();
         // Who rings from here on waits for the lock, and finds the sleeper.
-        if self.rung.load(Ordering::Acquire) {
+        if self.has_rung() {
             return false;
         }
         *sleeper = Some(context.waker().clone());

@@ -8,8 +8,10 @@ use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::thread;
 
 use blobferry_cache::carry::{Carrier, Ended, Endpoint};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
@@ -25,6 +27,8 @@ const WRITES: usize = 8;
 const TURNS: usize = 4;
 /// How often a task looks for what will soon be there.
 const LOOKS: u32 = 50;
+/// How often it looks for more of a large blob before the other tasks of the thread have their turn: for some 50 µs.
+const STRETCH: u32 = 64;
 
 /// Drives one connection to its end. The bell rings whenever the endpoint has something new to send. While something will
 /// arrive `soon`, the task looks for it for a moment before it sleeps.
@@ -35,8 +39,7 @@ pub(crate) async fn drive<E: Endpoint + Send>(
     soon: impl Fn() -> bool,
 ) -> Ended {
     let timer = pin!(sleep_until(Instant::now()));
-    let mut driver =
-        Driver { stream, carrier, bell, soon, timer, at: None, anew: true, looks: 0, looking: false };
+    let mut driver = Driver::new(stream, carrier, bell, soon, timer);
     poll_fn(|context| driver.poll(context)).await
 }
 
@@ -52,17 +55,53 @@ struct Driver<'a, E, S> {
     anew: bool,
     /// It may look so often before it sleeps.
     looks: u32,
-    /// It has not slept since it looked last.
+    /// It looks, and has not slept since.
     looking: bool,
+    /// What the socket itself said in this turn.
+    there: There,
 }
 
-impl<E: Endpoint, S: Fn() -> bool> Driver<'_, E, S> {
+/// What can be done with a socket at once.
+#[derive(Clone, Copy, Default)]
+struct There {
+    readable: bool,
+    writable: bool,
+}
+
+impl There {
+    /// Asks the socket.
+    fn ask(stream: &TcpStream) -> There {
+        let mut asked = [PollFd::new(stream, PollFlags::IN | PollFlags::OUT)];
+        // Where that fails, the runtime tells as always.
+        let _ = poll(&mut asked, Some(&Timespec::default()));
+        let [asked] = asked;
+        let there = asked.revents();
+        There { readable: there.intersects(PollFlags::IN), writable: there.intersects(PollFlags::OUT) }
+    }
+}
+
+impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
+    fn new(
+        stream: &'a mut TcpStream,
+        carrier: &'a mut Carrier<E>,
+        bell: &'a Bell,
+        soon: S,
+        timer: Pin<&'a mut Sleep>,
+    ) -> Driver<'a, E, S> {
+        let (at, anew, looks, looking, there) = (None, true, 0, false, There::default());
+        Driver { stream, carrier, bell, soon, timer, at, anew, looks, looking, there }
+    }
+
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
         self.bell.awake();
+        if std::mem::take(&mut self.looking) {
+            self.there = There::ask(self.stream);
+        }
         for _ in 0..TURNS {
             match self.turn(context) {
                 Err(ended) => return Poll::Ready(ended),
                 Ok(true) => self.looks = LOOKS,
+                Ok(false) if self.sees_more() => {}
                 Ok(false) if self.bell.sleep(context) => {
                     self.look(context);
                     return Poll::Pending;
@@ -74,11 +113,30 @@ impl<E: Endpoint, S: Fn() -> bool> Driver<'_, E, S> {
         Poll::Pending
     }
 
+    /// Looks for more of a large blob for a moment, and lets other threads go first. To leave that to the runtime's own rounds
+    /// would be to wake its other threads again and again.
+    fn sees_more(&mut self) -> bool {
+        for _ in 0..STRETCH {
+            if !self.carrier.looks_again() {
+                return false;
+            }
+            thread::yield_now();
+            self.there = There::ask(self.stream);
+            let reads = self.there.readable && self.carrier.wants_input();
+            if reads || self.there.writable && self.carrier.has_output() || self.bell.has_rung() {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Has the task woken again when all others of the thread had their turn: to wake a thread whose processor has gone to sleep
     /// takes as long as a small request does.
     fn look(&mut self, context: &mut Context<'_>) {
-        if self.looks > 0 && (self.soon)() {
-            (self.looks, self.looking) = (self.looks - 1, true);
+        let small = self.looks > 0 && (self.soon)();
+        self.looks -= u32::from(small);
+        self.looking = small || self.carrier.looks_again();
+        if self.looking {
             // It is never ready the first time.
             let _ = pin!(yield_now()).poll(context);
         }
@@ -102,7 +160,7 @@ impl<E: Endpoint, S: Fn() -> bool> Driver<'_, E, S> {
         }
         self.anew = self.is_late(context);
         if self.anew {
-            self.carrier.timeout()?;
+            self.carrier.timeout(&*self.stream)?;
         }
         Ok(self.anew)
     }
@@ -132,16 +190,15 @@ impl<E: Endpoint, S: Fn() -> bool> Driver<'_, E, S> {
         // Errors are found by reading. What the runtime says is asked of the runtime, too: else it would go on saying so where
         // there is nothing any more, and wake nobody.
         let ready = self.stream.poll_read_ready(context).is_ready();
-        self.looking &= !ready;
-        ready || self.looking
+        self.there.readable &= !ready;
+        ready || self.there.readable
     }
 
     fn read(&mut self, context: &mut Context<'_>) -> Result<bool, Ended> {
         let stream = &mut *self.stream;
-        // Who looks asks the socket: the thread of the runtime that hears of events may be another one, and asleep.
-        let looking = std::mem::take(&mut self.looking);
+        let there = std::mem::take(&mut self.there.readable);
         self.carrier.read(|buffer| {
-            if looking {
+            if there {
                 return Ok(rustix::io::read(&*stream, buffer)?);
             }
             let mut buffer = ReadBuf::new(buffer);
@@ -153,13 +210,13 @@ impl<E: Endpoint, S: Fn() -> bool> Driver<'_, E, S> {
     }
 
     fn write(&mut self) -> Result<(), Ended> {
-        let (stream, mut writes) = (&*self.stream, 0);
+        let (stream, mut writes, there) = (&*self.stream, 0, std::mem::take(&mut self.there.writable));
         self.carrier.write(stream, |write| {
             if writes == WRITES {
                 return Err(io::Error::from(ErrorKind::WouldBlock));
             }
             writes += 1;
-            stream.try_io(Interest::WRITABLE, write)
+            if there { write() } else { stream.try_io(Interest::WRITABLE, write) }
         })
     }
 }
@@ -196,6 +253,9 @@ mod tests {
         fn wants_input(&self) -> bool {
             true
         }
+        fn payload_due(&self) -> u64 {
+            0
+        }
         fn poll_timeout(&self) -> Option<Time> {
             None
         }
@@ -231,18 +291,8 @@ mod tests {
 
         let mut carrier = Carrier::begin(&near, |_| Listener::default()).unwrap();
         let (bell, timer) = (Bell::default(), pin!(sleep_until(Instant::now())));
-        let (stream, carrier, bell) = (&mut near, &mut carrier, &bell);
-        let mut driver = Driver {
-            stream,
-            carrier,
-            bell,
-            soon: || true,
-            timer,
-            at: None,
-            anew: false,
-            looks: 0,
-            looking: true,
-        };
+        let mut driver = Driver::new(&mut near, &mut carrier, &bell, || true, timer);
+        (driver.anew, driver.looking) = (false, true);
         let woken = Arc::new(Woken(Notify::new()));
         let waker = Waker::from(woken.clone());
         let mut context = Context::from_waker(&waker);

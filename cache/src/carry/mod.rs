@@ -42,6 +42,9 @@ pub trait Endpoint {
     /// that is reported like any other news: by the wake-up that the endpoint was made with.
     fn wants_input(&self) -> bool;
 
+    /// Bytes of payload that are sure to come next. While they have not come, nothing else can.
+    fn payload_due(&self) -> u64;
+
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
     fn poll_timeout(&self) -> Option<Time>;
 

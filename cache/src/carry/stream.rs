@@ -12,6 +12,8 @@ use crate::sync::{Arc, Mutex, PoisonError};
 
 use blobferry_protocol::{PeerError, Time};
 use bytes::Bytes;
+use nix::libc;
+use nix::sys::socket::SetSockOpt;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
@@ -25,6 +27,8 @@ const ENOUGH: usize = 64 << 10;
 const LARGE: usize = 256 << 10;
 /// The same while it has little to say.
 const SMALL: usize = 16 << 10;
+/// A payload that is worth waiting for until all of it is there.
+const WORTH: usize = 32 << 10;
 /// Large buffers that are kept while nobody uses them.
 const SPARE: usize = 8;
 /// Bytes that the kernel may hold unsent: more would only make small messages wait behind them.
@@ -53,6 +57,12 @@ pub(super) fn tune(socket: &impl AsFd) -> io::Result<()> {
     socket.set_tcp_notsent_lowat(NOT_SENT)?;
     Ok(())
 }
+
+nix::setsockopt_impl!(Mark, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usize, nix::sys::socket::sockopt::SetUsize);
+
+/// How many bytes are to be there before the kernel calls a socket readable (`SO_RCVLOWAT`).
+#[derive(Clone, Copy, Debug)]
+struct Mark;
 
 /// Tells the peer that nothing more will be said.
 ///
@@ -136,7 +146,7 @@ impl Output {
         self.body.is_none() && self.written == self.bytes.len()
     }
 
-    /// Writes until the stream takes no more or the endpoint has no more to say.
+    /// Writes until the stream takes no more or the endpoint has no more to say; how many bytes that were.
     ///
     /// # Errors
     /// The stream's.
@@ -146,7 +156,8 @@ impl Output {
         now: Time,
         socket: &impl AsFd,
         attempt: Attempt<'_>,
-    ) -> Result<(), Ended> {
+    ) -> Result<usize, Ended> {
+        let mut written = 0;
         loop {
             if self.is_empty() {
                 self.bytes.clear();
@@ -154,20 +165,20 @@ impl Output {
                 self.body = endpoint.transmit(now, &mut self.bytes, ENOUGH, true);
                 if self.is_empty() {
                     self.bytes = Vec::new();
-                    return Ok(());
+                    return Ok(written);
                 }
             }
             let moved = match self.bytes.get(self.written..) {
                 Some(rest @ [_, ..]) => {
                     let more = if self.body.is_some() { SendFlags::MORE } else { SendFlags::empty() };
                     let mut write = || Ok(rustix::net::send(socket, rest, SendFlags::NOSIGNAL | more)?);
-                    attempt(&mut write).map(|n| self.written += n)
+                    attempt(&mut write).inspect(|n| self.written += n)
                 }
                 _ => self.move_body(endpoint, socket, &mut *attempt),
             };
             match moved {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Ok(n) => written += n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(written),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
@@ -181,10 +192,10 @@ impl Output {
         endpoint: &mut (impl Endpoint + ?Sized),
         socket: &impl AsFd,
         attempt: Attempt<'_>,
-    ) -> io::Result<()> {
-        let Some(body) = &mut self.body else { return Ok(()) };
+    ) -> io::Result<usize> {
+        let Some(body) = &mut self.body else { return Ok(0) };
         let mut refused = false;
-        attempt(&mut || match body.send(socket) {
+        let moved = attempt(&mut || match body.send(socket) {
             Err(error) if is_the_files(&error) => {
                 refused = true;
                 Ok(0)
@@ -203,7 +214,7 @@ impl Output {
         if refused || body.left() == 0 {
             self.body = None;
         }
-        Ok(())
+        Ok(moved)
     }
 }
 
@@ -218,6 +229,8 @@ fn is_the_files(error: &io::Error) -> bool {
 pub(super) struct Input {
     /// The last read was a large one: there is much to say.
     busy: bool,
+    /// So many bytes are to be there before the kernel tells of them; 0 for as many as there are.
+    mark: usize,
     spare: Arc<Spare>,
 }
 
@@ -225,7 +238,7 @@ pub(super) struct Input {
 struct Spare(Mutex<Vec<Block>>);
 
 impl Input {
-    /// Reads once; `false` if there was nothing to read ([`ErrorKind::WouldBlock`]).
+    /// Reads once; how many bytes, and 0 if there was nothing to read ([`ErrorKind::WouldBlock`]).
     ///
     /// # Errors
     /// The stream's end or failure, or the rule that the peer broke.
@@ -234,21 +247,37 @@ impl Input {
         endpoint: &mut (impl Endpoint + ?Sized),
         now: Time,
         mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
-    ) -> Result<bool, Ended> {
+    ) -> Result<usize, Ended> {
         let (bytes, n, full) = if self.busy {
             let mut lent = Lent { buffer: self.spare.take(), spare: self.spare.clone() };
-            let Some(n) = once(&mut lent.buffer, &mut read)? else { return Ok(false) };
+            let Some(n) = once(&mut lent.buffer, &mut read)? else { return Ok(0) };
             let full = n == lent.buffer.len();
             (Bytes::from_owner(lent).slice(..n), n, full)
         } else {
             let mut buffer = vec![0; SMALL];
-            let Some(n) = once(&mut buffer, &mut read)? else { return Ok(false) };
+            let Some(n) = once(&mut buffer, &mut read)? else { return Ok(0) };
             buffer.truncate(n);
             (Bytes::from(buffer), n, n == SMALL)
         };
         self.busy = full || self.busy && n > SMALL;
         endpoint.receive(now, bytes)?;
-        Ok(true)
+        Ok(n)
+    }
+
+    /// Has the kernel tell only when the payload that is `due` is there, or as much of it as is read at once: it comes in
+    /// pieces, and to be woken for each takes longer than to read it. What is there can be read all the same.
+    pub(super) fn mark(&mut self, socket: &impl AsFd, due: impl FnOnce() -> u64) {
+        let due = if self.busy { usize::try_from(due()).unwrap_or(LARGE).min(LARGE) } else { 0 };
+        let mark = if due < WORTH { 0 } else { due };
+        // Where the system does not know that, it tells of every piece.
+        if mark != self.mark && Mark.set(socket, &mark.max(1)).is_ok() {
+            self.mark = mark;
+        }
+    }
+
+    /// May something be there that the kernel has not told of?
+    pub(super) fn has_mark(&self) -> bool {
+        self.mark > 0
     }
 
     /// The connection has been idle for a while: it keeps nothing.
@@ -340,6 +369,9 @@ mod tests {
         }
         fn wants_input(&self) -> bool {
             true
+        }
+        fn payload_due(&self) -> u64 {
+            0
         }
         fn poll_timeout(&self) -> Option<Time> {
             None

@@ -86,6 +86,10 @@ impl Endpoint for SessionEndpoint {
         true
     }
 
+    fn payload_due(&self) -> u64 {
+        self.session.lock().connection.expect().payload_due()
+    }
+
     fn poll_timeout(&self) -> Option<Time> {
         self.session.lock().connection.poll_timeout()
     }

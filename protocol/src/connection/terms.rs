@@ -76,6 +76,19 @@ pub enum Expect {
     Payload(Slice),
 }
 
+impl Expect {
+    /// How many of the next bytes are payload for sure. Before they are there the peer can say nothing else: a transport need
+    /// not be woken for fewer, as long as it reads what there is before it calls
+    /// [`handle_timeout`](Connection::handle_timeout).
+    #[must_use]
+    pub fn payload_due(&self) -> u64 {
+        match self {
+            Expect::Control { .. } => 0,
+            Expect::Payload(slice) => slice.len,
+        }
+    }
+}
+
 /// What becomes of a transfer towards this side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TransferEvent {

@@ -126,6 +126,10 @@ impl Endpoint for Session {
         self.connection.backlog() < BACKLOG && self.state.held.values().sum::<u64>() < HELD
     }
 
+    fn payload_due(&self) -> u64 {
+        self.connection.expect().payload_due()
+    }
+
     fn poll_timeout(&self) -> Option<Time> {
         self.connection.poll_timeout()
     }
