@@ -61,23 +61,11 @@ struct Driver<'a, E, S> {
     there: There,
 }
 
-/// What can be done with a socket at once.
+/// What can be done with the socket at once, as the socket says.
 #[derive(Clone, Copy, Default)]
 struct There {
     readable: bool,
     writable: bool,
-}
-
-impl There {
-    /// Asks the socket.
-    fn ask(stream: &TcpStream) -> There {
-        let mut asked = [PollFd::new(stream, PollFlags::IN | PollFlags::OUT)];
-        // Where that fails, the runtime tells as always.
-        let _ = poll(&mut asked, Some(&Timespec::default()));
-        let [asked] = asked;
-        let there = asked.revents();
-        There { readable: there.intersects(PollFlags::IN), writable: there.intersects(PollFlags::OUT) }
-    }
 }
 
 impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
@@ -95,7 +83,7 @@ impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
         self.bell.awake();
         if std::mem::take(&mut self.looking) {
-            self.there = There::ask(self.stream);
+            self.ask();
         }
         for _ in 0..TURNS {
             match self.turn(context) {
@@ -109,7 +97,7 @@ impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
                 Ok(false) => {}
             }
         }
-        context.waker().wake_by_ref();
+        wake_behind_others(context);
         Poll::Pending
     }
 
@@ -120,25 +108,33 @@ impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
             if !self.carrier.looks_again() {
                 return false;
             }
+            self.carrier.hush(self.stream, true);
             thread::yield_now();
-            self.there = There::ask(self.stream);
-            let reads = self.there.readable && self.carrier.wants_input();
-            if reads || self.there.writable && self.carrier.has_output() || self.bell.has_rung() {
+            self.ask();
+            if self.there.readable || self.there.writable || self.bell.has_rung() {
                 return true;
             }
         }
         false
     }
 
-    /// Has the task woken again when all others of the thread had their turn: to wake a thread whose processor has gone to sleep
-    /// takes as long as a small request does.
+    /// Asks the socket: the thread of the runtime that hears of events may be another one, and asleep.
+    fn ask(&mut self) {
+        let readable = self.carrier.wants_input() && self.carrier.is_there(self.stream);
+        let writable = self.carrier.has_output() && is_writable(self.stream);
+        self.there = There { readable, writable };
+    }
+
+    /// Has the task woken again to look for more, where there soon will be: to wake a thread whose processor has gone to sleep
+    /// takes as long as a small request does. Else it sleeps.
     fn look(&mut self, context: &mut Context<'_>) {
         let small = self.looks > 0 && (self.soon)();
         self.looks -= u32::from(small);
         self.looking = small || self.carrier.looks_again();
         if self.looking {
-            // It is never ready the first time.
-            let _ = pin!(yield_now()).poll(context);
+            wake_behind_others(context);
+        } else {
+            self.carrier.hush(self.stream, false);
         }
     }
 
@@ -221,6 +217,19 @@ impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
     }
 }
 
+fn is_writable(stream: &TcpStream) -> bool {
+    // Where that fails, the runtime tells as always.
+    let mut asked = [PollFd::new(stream, PollFlags::OUT)];
+    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+}
+
+/// Has the task woken again when all others of the thread had their turn. If it was woken at once, another thread of the runtime
+/// would be, too, in case it would rather have it.
+fn wake_behind_others(context: &mut Context<'_>) {
+    // It is never ready the first time.
+    let _ = pin!(yield_now()).poll(context);
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -241,6 +250,9 @@ mod tests {
     #[derive(Default)]
     struct Listener(usize);
 
+    /// What is expected behind this is not payload.
+    const PAYLOAD: usize = 200_000;
+
     impl Endpoint for Listener {
         fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize, _: bool) -> Option<Body> {
             None
@@ -254,7 +266,7 @@ mod tests {
             true
         }
         fn payload_due(&self) -> u64 {
-            0
+            PAYLOAD.saturating_sub(self.0) as u64
         }
         fn poll_timeout(&self) -> Option<Time> {
             None
@@ -301,5 +313,30 @@ mod tests {
         timeout(Duration::from_secs(60), woken.0.notified()).await.expect("it is woken");
         assert!(driver.poll(&mut context).is_pending());
         assert_eq!(driver.carrier.endpoint().0, 1);
+    }
+
+    #[tokio::test]
+    async fn who_has_looked_for_more_of_a_large_blob_is_woken_by_what_comes_when_it_sleeps() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut far = listener.accept().await.unwrap().0;
+        let mut carrier = Carrier::begin(&near, |_| Listener::default()).unwrap();
+        let (bell, timer) = (Bell::default(), pin!(sleep_until(Instant::now())));
+        let mut driver = Driver::new(&mut near, &mut carrier, &bell, || false, timer);
+        let (mut expected, patience) = (0, Duration::from_secs(60));
+        for sent in [PAYLOAD / 2, PAYLOAD / 2, 1, 1] {
+            far.write_all(&vec![1; sent]).await.unwrap();
+            expected += sent;
+            // It is polled only when it was woken, and sleeps in the end.
+            let asleep = poll_fn(|context| {
+                assert!(driver.poll(context).is_pending());
+                let all = driver.carrier.endpoint().0 == expected;
+                if all && !driver.looking { Poll::Ready(()) } else { Poll::Pending }
+            });
+            timeout(patience, asleep).await.expect("it is woken");
+        }
+        drop(far);
+        let ended = timeout(patience, poll_fn(|context| driver.poll(context))).await.expect("it is woken");
+        assert!(matches!(ended, Ended::Closed), "{ended:?}");
     }
 }

@@ -125,6 +125,17 @@ impl<E: Endpoint> Carrier<E> {
         self.large
     }
 
+    /// Has the kernel tell of nothing that arrives, while the transport [asks](Self::is_there) for it: a runtime with several
+    /// threads would have one woken for it. To be ended before the transport sleeps.
+    pub fn hush(&mut self, socket: &impl AsFd, hushed: bool) {
+        self.input.hush(socket, hushed, || self.endpoint.payload_due());
+    }
+
+    /// Whether a read is worth trying, as far as the socket can tell: of the end of the stream the kernel tells always.
+    pub fn is_there(&self, socket: &impl AsFd) -> bool {
+        self.input.is_there(socket, self.endpoint.payload_due())
+    }
+
     /// May more be read now? While not, what has arrived is being worked off, and the endpoint's wake-up tells when
     /// it was.
     #[must_use]
@@ -223,12 +234,17 @@ mod tests {
         poll(&mut asked, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).unwrap() > 0
     }
 
-    /// Has so many bytes of a blob arrive, and reads them in full flow.
-    fn flow(stream: &TcpStream, carrier: &mut Carrier<Receiver>, peer: &mut TcpStream, size: usize) {
+    /// Has so many bytes arrive, where none wait.
+    fn send(stream: &TcpStream, peer: &mut TcpStream, size: usize) {
         peer.write_all(&vec![1; size]).unwrap();
         while rustix::io::ioctl_fionread(stream).unwrap() < size as u64 {
             std::thread::yield_now();
         }
+    }
+
+    /// Has so many bytes of a blob arrive, and reads them in full flow.
+    fn flow(stream: &TcpStream, carrier: &mut Carrier<Receiver>, peer: &mut TcpStream, size: usize) {
+        send(stream, peer, size);
         let due = carrier.endpoint().due - size as u64;
         while carrier.endpoint().due > due {
             assert!(is_readable(stream, 60));
@@ -255,6 +271,27 @@ mod tests {
         // Behind the payload every byte counts again.
         peer.write_all(&[2]).unwrap();
         assert!(is_readable(&stream, 60));
+    }
+
+    #[test]
+    fn a_kernel_that_is_hushed_answers_who_asks_and_tells_of_what_is_there_when_it_may() {
+        let (stream, mut carrier, mut peer) = receiver(0);
+        carrier.hush(&stream, true);
+        assert!(!carrier.is_there(&stream));
+        send(&stream, &mut peer, 10);
+        assert!(carrier.is_there(&stream) && !is_readable(&stream, 0));
+        carrier.hush(&stream, false);
+        assert!(is_readable(&stream, 60));
+        // Of payload, all that is due is waited for, by who looks, too.
+        turn(&stream, &mut carrier);
+        carrier.endpoint.due = 100;
+        carrier.hush(&stream, true);
+        send(&stream, &mut peer, 99);
+        assert!(!carrier.is_there(&stream));
+        peer.write_all(&[1]).unwrap();
+        while !carrier.is_there(&stream) {
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -28,7 +28,9 @@ const LARGE: usize = 256 << 10;
 /// The same while it has little to say.
 const SMALL: usize = 16 << 10;
 /// A payload that is worth waiting for until all of it is there.
-const WORTH: usize = 32 << 10;
+const WORTH: u64 = 32 << 10;
+/// So much is not there where somebody looks, and reads it.
+const HUSHED: usize = 1 << 20;
 /// Large buffers that are kept while nobody uses them.
 const SPARE: usize = 8;
 /// Bytes that the kernel may hold unsent: more would only make small messages wait behind them.
@@ -231,6 +233,8 @@ pub(super) struct Input {
     busy: bool,
     /// So many bytes are to be there before the kernel tells of them; 0 for as many as there are.
     mark: usize,
+    /// Somebody looks, and the kernel need not tell.
+    hushed: bool,
     spare: Arc<Spare>,
 }
 
@@ -267,12 +271,29 @@ impl Input {
     /// Has the kernel tell only when the payload that is `due` is there, or as much of it as is read at once: it comes in
     /// pieces, and to be woken for each takes longer than to read it. What is there can be read all the same.
     pub(super) fn mark(&mut self, socket: &impl AsFd, due: impl FnOnce() -> u64) {
-        let due = if self.busy { usize::try_from(due()).unwrap_or(LARGE).min(LARGE) } else { 0 };
-        let mark = if due < WORTH { 0 } else { due };
+        let mark = match self.busy.then(due) {
+            _ if self.hushed => HUSHED,
+            Some(due) if due >= WORTH => usize::try_from(due).unwrap_or(LARGE).min(LARGE),
+            _ => 0,
+        };
         // Where the system does not know that, it tells of every piece.
         if mark != self.mark && Mark.set(socket, &mark.max(1)).is_ok() {
             self.mark = mark;
         }
+    }
+
+    /// Has the kernel not tell of anything, or tell again of what is there, too.
+    pub(super) fn hush(&mut self, socket: &impl AsFd, hushed: bool, due: impl FnOnce() -> u64) {
+        if std::mem::replace(&mut self.hushed, hushed) != hushed {
+            self.mark(socket, due);
+        }
+    }
+
+    /// May so much be there as the kernel would tell of, where it does not?
+    pub(super) fn is_there(&self, socket: &impl AsFd, due: u64) -> bool {
+        let due = due.clamp(1, LARGE as u64);
+        // Else one read tells as well.
+        !self.hushed || rustix::io::ioctl_fionread(socket).is_ok_and(|there| there >= due)
     }
 
     /// May something be there that the kernel has not told of?
