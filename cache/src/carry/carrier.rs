@@ -28,6 +28,8 @@ pub struct Carrier<E> {
     looking: Looking,
     /// Much was moved of late, and more may come.
     large: bool,
+    /// How often little was moved since.
+    trifles: u8,
     /// Everything was said, and this is how long the peer is given to hear it.
     leaving: Option<Instant>,
 }
@@ -38,6 +40,10 @@ const LEAVE: Duration = Duration::from_secs(2);
 
 /// Bytes that are a part of something larger.
 const MUCH: usize = 64 << 10;
+/// Bytes that are not.
+const LITTLE: usize = 32 << 10;
+/// How often little may be moved beside something larger: its credit.
+const FEW: u8 = 8;
 
 impl<E: Endpoint> Carrier<E> {
     /// Tunes the stream's socket, starts the clock, and makes the endpoint.
@@ -49,7 +55,8 @@ impl<E: Endpoint> Carrier<E> {
         let clock = Clock::start();
         let endpoint = endpoint(clock.now());
         let (input, output, looking) = (Input::default(), Output::default(), Looking::default());
-        Ok(Carrier { endpoint, clock, input, output, moved: 0, looking, large: false, leaving: None })
+        let (moved, large, trifles, leaving) = (0, false, 0, None);
+        Ok(Carrier { endpoint, clock, input, output, moved, looking, large, trifles, leaving })
     }
 
     /// The endpoint.
@@ -120,8 +127,10 @@ impl<E: Endpoint> Carrier<E> {
         let moved = std::mem::take(&mut self.moved);
         if moved > 0 {
             self.looking.found();
+            self.trifles = if moved < LITTLE { self.trifles.saturating_add(1) } else { 0 };
         }
-        self.large = (self.large || moved >= MUCH) && self.looking.again();
+        let large = moved >= MUCH || self.large && self.trifles < FEW;
+        self.large = large && self.looking.again();
         self.large
     }
 
@@ -339,5 +348,19 @@ mod tests {
             assert!((0..1_000_000).any(|_| !carrier.looks_again()), "it looks for ever");
             assert!(!carrier.looks_again());
         }
+        // Small requests and their answers, one after the other behind something large.
+        peer.write_all(&[1; MUCH]).unwrap();
+        while carrier.moved < MUCH {
+            assert!(is_readable(&stream, 60));
+            turn(&stream, &mut carrier);
+        }
+        let mut looks = carrier.looks_again();
+        for _ in 0..FEW {
+            peer.write_all(&[1]).unwrap();
+            assert!(is_readable(&stream, 60));
+            turn(&stream, &mut carrier);
+            looks = carrier.looks_again();
+        }
+        assert!(!looks);
     }
 }

@@ -60,6 +60,7 @@ pub(super) fn tune(socket: &impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+// The call itself, which is unsafe, is that library's.
 nix::setsockopt_impl!(Mark, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usize, nix::sys::socket::sockopt::SetUsize);
 
 /// How many bytes are to be there before the kernel calls a socket readable (`SO_RCVLOWAT`).
