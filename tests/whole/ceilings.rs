@@ -34,13 +34,13 @@ impl Calls {
                 None if line.contains("<unfinished ...>") => continue,
                 None => line.split('(').next().unwrap(),
             };
-            let Some((_, result)) = line.rsplit_once(" = ") else { continue };
+            let Some((call, result)) = line.rsplit_once(" = ") else { continue };
             let moved = result.split_whitespace().next().unwrap().parse::<i64>().unwrap_or(0);
             let name = match name {
                 // Eight bytes are written to wake who waits for events.
                 "write" if moved == 8 => "wake",
                 // Nobody waited, and nothing had happened.
-                "epoll_wait" if line.ends_with(", 0) = 0") => "look",
+                "epoll_wait" if moved == 0 && call.trim_end().ends_with(", 0)") => "look",
                 name => name,
             };
             *calls.all.entry(name.to_owned()).or_default() += 1;
