@@ -11,12 +11,15 @@ use crate::support::{Ran, Serve, blobferry, run};
 const OF_TRANSPORTS: &[&str] = &[
     "load-1-MiB",
     "load-1-MiB-first",
+    "load-1-MiB-beside-hash",
     "store-1-MiB",
     "load-8-MiB",
     "load-8-MiB-first",
+    "load-8-MiB-beside-hash",
     "store-8-MiB",
     "load-32-MiB",
     "load-32-MiB-first",
+    "load-32-MiB-beside-hash",
     "store-32-MiB",
     "memory-load-server",
     "memory-load-client",
@@ -25,6 +28,7 @@ const OF_TRANSPORTS: &[&str] = &[
     "memory-store-client",
     "processors-store",
     "load-4-clients-8-MiB",
+    "load-4-clients-8-MiB-beside-hash",
     "commit-blobs-1",
     "commits-a-sync-1",
     "syncs-a-batch-1",
@@ -53,7 +57,7 @@ const OF_TRANSPORTS: &[&str] = &[
 ];
 
 /// What is measured without one.
-const OF_THE_MACHINE: &[&str] = &["bare-sync", "bare-round-trip", "cache-hits"];
+const OF_THE_MACHINE: &[&str] = &["bare-hash", "bare-sync", "bare-round-trip", "cache-hits"];
 
 /// What may be too short for the system's clocks in a quick run, or needs memory that is not there.
 const PERHAPS: &[&str] = &["processors-load", "processors-store", "store-32-MiB-in-memory"];

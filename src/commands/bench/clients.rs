@@ -23,16 +23,26 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let what = format!("load {CLIENTS} x {name} at once, by {CLIENTS} clients");
     let figure = format!("load-{CLIENTS}-clients-{}", name.replace(' ', "-"));
     let row = bench.row(&figure, &what, Unit::Rate, target);
+    let what = format!("  beside {CLIENTS} bare loops that hash what they receive");
+    let hashed = bench.row(&format!("{figure}-beside-hash"), &what, Unit::Rate, None);
+    let rows = Rows { bare: row, hashed };
     let file = bench.ground.file("source", size)?;
     for round in 0..bench.plan.rounds {
         for transport in bench.transports(round) {
-            one(bench, row, transport, &file, size)?;
+            one(bench, rows, transport, &file, size)?;
         }
     }
     std::fs::remove_file(file)
 }
 
-fn one(bench: &mut Bench, row: RowId, transport: Transport, file: &Path, size: u64) -> io::Result<()> {
+/// What they are compared with.
+#[derive(Clone, Copy)]
+struct Rows {
+    bare: RowId,
+    hashed: RowId,
+}
+
+fn one(bench: &mut Bench, rows: Rows, transport: Transport, file: &Path, size: u64) -> io::Result<()> {
     let all = size * CLIENTS as u64;
     let store = &Order::StoreFile { path: file.to_owned(), count: CLIENTS };
     let site = bench.site()?;
@@ -42,9 +52,14 @@ fn one(bench: &mut Bench, row: RowId, transport: Transport, file: &Path, size: u
     let stored: Ran = stage.client()?.ask(store)?;
     bench.ground.rest(all)?;
 
-    bench.ground.doing(format!("{CLIENTS} bare loops at once"))?;
-    let bare = limits::copies(&[file; CLIENTS], bench.ground.path(), size)?;
-    bench.ground.rest(all)?;
+    let bare_loops = |copy: limits::CopyLoop, what: &str| {
+        bench.ground.doing(format!("{CLIENTS} bare loops at once{what}"))?;
+        let seconds = limits::copies(copy, &[file; CLIENTS], bench.ground.path(), size)?;
+        bench.ground.rest(all)?;
+        Ok::<f64, io::Error>(rate(all, seconds))
+    };
+    let bare = bare_loops(|from, to, size| limits::copy(from, to, size, false), "")?;
+    let hashing = bare_loops(limits::copy_and_hash, " that hash")?;
     bench.warm_server(site.path())?;
 
     bench.ground.doing(format!("{CLIENTS} clients load, {}", transport.name()))?;
@@ -61,8 +76,9 @@ fn one(bench: &mut Bench, row: RowId, transport: Transport, file: &Path, size: u
     for client in &mut clients {
         client.answer::<Ran>()?;
     }
-    let seconds = begun.elapsed().as_secs_f64();
-    bench.report.value_beside(row, transport, rate(all, seconds), rate(all, bare));
+    let reached = rate(all, begun.elapsed().as_secs_f64());
+    bench.report.value_beside(rows.bare, transport, reached, bare);
+    bench.report.value_beside(rows.hashed, transport, reached, hashing);
     drop(clients);
     server.stop()?;
     drop(site);

@@ -34,8 +34,8 @@ struct Subject {
     file: PathBuf,
     rows: Option<Rows>,
     in_memory: Option<RowId>,
-    /// What it takes to look at all bytes, which each side does, and a bare loop that does.
-    hash: Option<(RowId, RowId)>,
+    /// What it takes to look at all bytes, which each side does.
+    hash: Option<RowId>,
     costs: Option<Costs>,
 }
 
@@ -44,6 +44,8 @@ struct Rows {
     load: RowId,
     /// The first load after the start of a server; `None` where it is not known when that was.
     first: Option<RowId>,
+    /// Loads again, beside a bare loop that hashes what it receives.
+    hashed: RowId,
     store: RowId,
 }
 
@@ -71,7 +73,7 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let subjects = subjects.collect::<io::Result<Vec<Subject>>>()?;
     for round in 0..bench.plan.rounds {
         for subject in &subjects {
-            hashes(bench, subject)?;
+            hash(bench, subject)?;
             for transport in bench.transports(round) {
                 both_ways(bench, subject, transport)?;
             }
@@ -86,11 +88,8 @@ fn subject(bench: &mut Bench, size: u64, count: usize) -> io::Result<Subject> {
     let name = size_name(size);
     let file = bench.ground.file(&format!("source-{size}"), size)?;
     let is_shown = is_largest && bench.plan.has(Section::Large);
-    let hash = is_shown.then(|| {
-        let hash = bench.row("bare-hash", &format!("bare hash of {name}, one thread"), Unit::Rate, None);
-        let what = format!("bare loop of {name} that hashes what it receives");
-        (hash, bench.row("bare-loop-and-hash", &what, Unit::Rate, None))
-    });
+    let what = format!("bare hash of {name}, one thread");
+    let hash = is_shown.then(|| bench.row("bare-hash", &what, Unit::Rate, None));
     let rows = bench.plan.has(Section::Large).then(|| rows(bench, size, &name));
     let in_memory = (is_largest && rows.is_some()).then(|| row_in_memory(bench, size, &name)).flatten();
     let costs = (is_largest && bench.plan.has(Section::Memory)).then(|| costs(bench, &name)).flatten();
@@ -106,11 +105,13 @@ fn rows(bench: &mut Bench, size: u64, name: &str) -> Rows {
     let figure = name.replace(' ', "-");
     let (what_load, what_store) = (format!("load {name}, verified"), format!("store {name}, durable"));
     let what_first = "  the first time after the server's start";
+    let what_hashed = "  beside a bare loop that hashes what it receives";
     let load_row = bench.row(&format!("load-{figure}"), &what_load, Unit::Rate, load);
     let is_ours = bench.server.is_none();
     Rows {
         load: load_row,
         first: is_ours.then(|| bench.row(&format!("load-{figure}-first"), what_first, Unit::Rate, load)),
+        hashed: bench.row(&format!("load-{figure}-beside-hash"), what_hashed, Unit::Rate, None),
         store: bench.row(&format!("store-{figure}"), &what_store, Unit::Rate, store),
     }
 }
@@ -175,16 +176,21 @@ fn bare_loop(bench: &Bench, subject: &Subject, sync: bool) -> io::Result<Bare> {
 }
 
 /// What it takes to look at all bytes.
-fn hashes(bench: &mut Bench, subject: &Subject) -> io::Result<()> {
-    let Some((hash, loop_and_hash)) = subject.hash else { return Ok(()) };
-    let (to, name) = (bench.ground.path().join("bare"), size_name(subject.size));
+fn hash(bench: &mut Bench, subject: &Subject) -> io::Result<()> {
+    let Some(row) = subject.hash else { return Ok(()) };
+    bench.ground.doing(format!("{}: a bare hash", size_name(subject.size)))?;
+    bench.report.limit(row, rate(subject.size, limits::hash(subject.size)));
+    Ok(())
+}
+
+/// What a bare loop is at most that verifies what it receives.
+fn hashing_loop(bench: &Bench, subject: &Subject) -> io::Result<f64> {
+    bench.ground.doing(format!("{}: a bare loop that hashes", size_name(subject.size)))?;
     warm(&subject.file)?;
-    bench.ground.doing(format!("{name}: a bare hash"))?;
-    bench.report.limit(hash, rate(subject.size, limits::hash(subject.size)));
-    bench.ground.doing(format!("{name}: a bare loop that hashes"))?;
+    let to = bench.ground.path().join("bare");
     let seconds = median(subject, || limits::copy_and_hash(&subject.file, &to, subject.size))?;
-    bench.report.limit(loop_and_hash, rate(subject.size, seconds));
-    bench.ground.rest(written(subject))
+    bench.ground.rest(written(subject))?;
+    Ok(rate(subject.size, seconds))
 }
 
 /// One transport: stores, then loads what it has stored.
@@ -207,6 +213,10 @@ fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::
     bench.ground.rest(written(subject))?;
 
     let bare = bare_loop(bench, subject, false)?;
+    let hashing = match subject.rows {
+        Some(rows) => Some((rows.hashed, hashing_loop(bench, subject)?)),
+        None => None,
+    };
     forget(&subject.file)?;
     bench.warm_server(site.path())?;
     let server = bench.serve(transport, site.path())?;
@@ -220,7 +230,10 @@ fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::
     }
     bench.ground.doing(format!("{name}: loading, {by}"))?;
     let (row, cost) = (subject.rows.map(|rows| rows.load), subject.costs.map(|costs| costs.load));
-    one_way(bench, subject, &stage, &load, &bare, row, cost)?;
+    let loaded = one_way(bench, subject, &stage, &load, &bare, row, cost)?;
+    if let Some((row, hashing)) = hashing {
+        bench.report.value_beside(row, transport, rate(subject.size, loaded.p50), hashing);
+    }
     server.stop()?;
     drop(site);
     bench.ground.rest(2 * written(subject))

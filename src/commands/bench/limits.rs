@@ -21,6 +21,9 @@ const BLOCKS: usize = 8;
 /// Bytes of a small request.
 const REQUEST: usize = 32;
 
+/// A loop that copies so many bytes from a file to a new one, and says how many seconds it took.
+pub(super) type CopyLoop = fn(&Path, &Path, u64) -> io::Result<f64>;
+
 /// Two connected ends of a stream over the loopback.
 fn connected() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -136,13 +139,13 @@ fn send_inside(source: &File, mut to: TcpStream, size: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The same with several pairs of threads at once, each with files of its own: seconds until all are done.
-pub(super) fn copies(from: &[&Path], to: &Path, size: u64) -> io::Result<f64> {
+/// Several loops at once, of one of the kinds above, each with files of its own: seconds until all are done.
+pub(super) fn copies(copy: CopyLoop, from: &[&Path], to: &Path, size: u64) -> io::Result<f64> {
     let begun = Instant::now();
     std::thread::scope(|scope| {
         let start = |(number, from): (usize, &&Path)| {
             let (from, to) = (from.to_path_buf(), to.join(format!("bare-{number}")));
-            scope.spawn(move || copy(&from, &to, size, false))
+            scope.spawn(move || copy(&from, &to, size))
         };
         let loops: Vec<_> = from.iter().enumerate().map(start).collect();
         loops.into_iter().try_for_each(|one| match one.join() {
@@ -228,7 +231,7 @@ mod tests {
         assert!(copy(&from, &to, 600_001, false).is_err(), "there is no more");
         assert!(copy_and_hash(&from, &to, 600_000).unwrap() > 0.0);
         assert!(copy_and_hash(&from, &to, 600_001).is_err(), "there is no more");
-        assert!(copies(&[&from, &from], dir.path(), 600_000).unwrap() > 0.0);
+        assert!(copies(copy_and_hash, &[&from, &from], dir.path(), 600_000).unwrap() > 0.0);
         let _ = std::fs::remove_file(&to);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
