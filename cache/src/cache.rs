@@ -44,6 +44,9 @@ pub struct CacheConfig {
     pub limit: Option<u64>,
 }
 
+/// How many registries the buckets share.
+const REGISTRIES: usize = 16;
+
 /// A machine's cache of blobs, which many processes have open at once. Cheap to clone.
 ///
 /// As long as a clone lives, or anything that was made from one, the unfinished files of this process are safe from
@@ -59,7 +62,9 @@ struct Inner {
     /// Of this process; `None` in shared mode, where the server looks after what is unfinished, and after room.
     own: Option<Own>,
     boot: Option<Boot>,
-    registry: Mutex<Registry<FileLock, Waiter>>,
+    /// Each of some of the buckets: to take a bucket's file lock is a system call, for which only those wait that want
+    /// something of the same ones.
+    registries: [Mutex<Registry<FileLock, Waiter>>; REGISTRIES],
     checks: Mutex<Checks>,
     known: Known,
 }
@@ -113,7 +118,7 @@ impl Cache {
             root,
             own,
             boot,
-            registry: Mutex::new(Registry::new()),
+            registries: std::array::from_fn(|_| Mutex::new(Registry::new())),
             checks: Mutex::new(Checks::default()),
             known: Known::default(),
         }));
@@ -263,8 +268,16 @@ impl Cache {
         self.0.boot
     }
 
-    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry<FileLock, Waiter>> {
-        locked(&self.0.registry)
+    /// The registry of a bucket.
+    pub(crate) fn registry(&self, bucket: u64) -> MutexGuard<'_, Registry<FileLock, Waiter>> {
+        locked(&self.0.registries[bucket as usize % REGISTRIES])
+    }
+
+    /// Whether nobody in this process wants anything.
+    #[cfg(test)]
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn is_unwanted(&self) -> bool {
+        self.0.registries.iter().all(|registry| locked(registry).is_empty())
     }
 
     pub(crate) fn checks(&self) -> MutexGuard<'_, Checks> {
@@ -273,11 +286,10 @@ impl Cache {
 
     /// Takes a bucket's lock where nobody has it. The bucket is made where there is none.
     pub(crate) fn try_lock(&self, bucket: u64) -> io::Result<Option<FileLock>> {
-        let path = self.layout().lock_path(bucket);
-        match FileLock::try_exclusive(&path) {
+        match FileLock::try_existing_in(&self.0.root, Name::of_lock(bucket).as_c_str()) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.layout().create_bucket(bucket)?;
-                FileLock::try_exclusive(&path)
+                FileLock::try_exclusive(&self.layout().lock_path(bucket))
             }
             locked => locked,
         }

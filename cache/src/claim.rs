@@ -110,7 +110,7 @@ impl Cache {
 
     pub(crate) fn enter(&self, blob: BlobId, waiter: Waiter) {
         let bucket = blob.bucket();
-        let entered = self.registry().enter(blob, waiter, || self.try_lock(bucket));
+        let entered = self.registry(bucket).enter(blob, waiter, || self.try_lock(bucket));
         match entered {
             Entered::InCharge(waiter) => self.in_charge(blob, waiter),
             Entered::Waits => {}
@@ -147,7 +147,7 @@ impl Cache {
 
     /// The blob of which one was in charge is there: answers all who wait for it.
     pub(crate) fn settle(&self, blob: BlobId) {
-        let mut waiting = self.registry().settle(blob);
+        let mut waiting = self.registry(blob.bucket()).settle(blob);
         if planted(Bug::LoseWaiter) {
             waiting.pop_back();
         }
@@ -162,7 +162,7 @@ impl Cache {
 
     /// Who was in charge of the blob leaves without it: the next one is in charge.
     pub(crate) fn give_up(&self, blob: BlobId) {
-        let next = self.registry().give_up(blob);
+        let next = self.registry(blob.bucket()).give_up(blob);
         if let Some(waiter) = next {
             let cache = self.clone();
             turns::run(move || cache.in_charge(blob, waiter));
@@ -181,7 +181,7 @@ impl Cache {
         let waiting = FileLock::wait(self.layout().lock_path(bucket), move |locked| match locked {
             Ok(lock) => {
                 // Nobody may want anything any more: then the lock is dropped right here.
-                let in_charge = cache.registry().locked(bucket, lock);
+                let in_charge = cache.registry(bucket).locked(bucket, lock);
                 in_charge.into_iter().for_each(|(blob, waiter)| cache.in_charge(blob, waiter));
             }
             Err(error) => cache.lock_failed(bucket, &error),
@@ -192,7 +192,7 @@ impl Cache {
     }
 
     fn lock_failed(&self, bucket: u64, error: &io::Error) {
-        let failed = self.registry().lock_failed(bucket);
+        let failed = self.registry(bucket).lock_failed(bucket);
         for (_, waiter) in failed {
             waiter.fail(self.no_lock(bucket, copy_of(error)));
         }

@@ -165,7 +165,8 @@ impl Cache {
         // In shared mode nothing is downloaded.
         let Some(packs) = self.packs() else { return self.settle(head.blob) };
         let nobody_writes = packs.pending.add(head, bytes.clone());
-        let early = self.registry().leave(head.blob, |waiter| matches!(waiter, Waiter::Bytes(_)));
+        let early =
+            self.registry(head.blob.bucket()).leave(head.blob, |waiter| matches!(waiter, Waiter::Bytes(_)));
         for waiter in early {
             if let Waiter::Bytes(done) = waiter {
                 done(Ok(SmallClaim::Bytes(bytes.clone())));
