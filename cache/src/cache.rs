@@ -44,8 +44,8 @@ pub struct CacheConfig {
     pub limit: Option<u64>,
 }
 
-/// How many registries the buckets share.
-const REGISTRIES: usize = 16;
+/// How many registries the buckets share: a prime, so that blobs at any regular distance have different ones.
+const REGISTRIES: usize = 31;
 
 /// A machine's cache of blobs, which many processes have open at once. Cheap to clone.
 ///

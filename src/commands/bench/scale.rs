@@ -1,7 +1,9 @@
 //! A store that is full of small blobs and names: how long it takes to open, and what commits and loads come to, beside
 //! an empty one.
 //!
-//! The store is filled through ordinary transactions, a directory of names in each.
+//! The store is filled through ordinary transactions, a directory of names in each. Both have a server at the same time, and
+//! are asked in turn, several times a round: what counts is the median of one beside the other. Blobs are loaded in no order,
+//! so that those of neither have just been read by the way.
 
 use std::io;
 use std::path::Path;
@@ -11,7 +13,7 @@ use blobferry_protocol::BlobId;
 
 use super::orders::{Calls, Filled, Order, Ran};
 use super::processes::Client;
-use super::report::{RowId, Target, Unit};
+use super::report::{RowId, Spread, Target, Unit};
 use super::{Bench, SMALL, Stage};
 use crate::transport::Transport;
 
@@ -23,6 +25,9 @@ const SIZE: usize = 1 << 10;
 
 /// Callers that commit and load.
 const CALLERS: usize = 16;
+
+/// How often the two stores are compared in a round, with other blobs each time.
+const TURNS: usize = 4;
 
 struct Rows {
     fill: RowId,
@@ -38,11 +43,11 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
         return Ok(());
     }
     let rows = rows(bench);
-    let (full, empty) = (bench.site()?, bench.site()?);
+    let full = bench.site()?;
     let blobs = fill(bench, full.path(), rows.fill)?;
     for round in 0..bench.plan.rounds {
         for transport in bench.transports(round) {
-            one(bench, &rows, transport, full.path(), empty.path(), &blobs)?;
+            one(bench, &rows, transport, full.path(), &blobs)?;
         }
     }
     Ok(())
@@ -66,7 +71,7 @@ fn fill(bench: &mut Bench, dir: &Path, row: RowId) -> io::Result<Vec<BlobId>> {
     let Some(transport) = bench.plan.transports.last().copied() else { return Ok(Vec::new()) };
     let server = bench.serve(transport, dir)?;
     let mut client = Stage { transport, server: &server, dir }.client()?;
-    let every = (count / bench.plan.blobs).max(1);
+    let every = (count / (bench.plan.blobs * TURNS)).max(1);
     let (mut blobs, mut done) = (Vec::new(), 0);
     let begun = Instant::now();
     while done < count {
@@ -81,7 +86,13 @@ fn fill(bench: &mut Bench, dir: &Path, row: RowId) -> io::Result<Vec<BlobId>> {
     drop(client);
     server.stop()?;
     bench.ground.rest((count * SIZE) as u64)?;
-    Ok(blobs)
+    Ok(mixed(blobs))
+}
+
+/// The same blobs in no order.
+fn mixed(mut blobs: Vec<BlobId>) -> Vec<BlobId> {
+    blobs.sort_by_cached_key(|blob| *blake3::hash(&blob.oid.0.to_le_bytes()).as_bytes());
+    blobs
 }
 
 fn one(
@@ -89,25 +100,42 @@ fn one(
     rows: &Rows,
     transport: Transport,
     full: &Path,
-    empty: &Path,
     blobs: &[BlobId],
 ) -> io::Result<()> {
     bench.ground.doing(format!("opening a full store, {}", transport.name()))?;
     let begun = Instant::now();
     let server = bench.serve(transport, full)?;
     bench.report.value(rows.open, Some(transport), begun.elapsed().as_secs_f64());
-    let of_full = rates(bench, &Stage { transport, server: &server, dir: full }, blobs)?;
-    server.stop()?;
-
-    let server = bench.serve(transport, empty)?;
+    let site = bench.site()?;
+    let of_empty = bench.serve(transport, site.path())?;
     let order = Order::Fill { count: blobs.len(), blob: Some(SIZE) };
-    let stage = Stage { transport, server: &server, dir: empty };
-    let filled: Filled = stage.client()?.ask(&order)?;
-    let of_empty = rates(bench, &stage, &filled.blobs())?;
+    let [full, empty] =
+        [(&server, full), (&of_empty, site.path())].map(|(server, dir)| Stage { transport, server, dir });
+    let filled: Filled = empty.client()?.ask(&order)?;
+    let filled = mixed(filled.blobs());
+
+    let (mut commits, mut loads) = (Vec::new(), Vec::new());
+    let size = blobs.len().div_ceil(TURNS).max(1);
+    for (turn, (of_full, of_empty)) in blobs.chunks(size).zip(filled.chunks(size)).enumerate() {
+        let full = || rates(bench, &full, of_full);
+        let empty = || rates(bench, &empty, of_empty);
+        // Each is the first in its turn.
+        let (full, empty) = match turn % 2 {
+            0 => (full()?, empty()?),
+            _ => {
+                let empty = empty()?;
+                (full()?, empty)
+            }
+        };
+        commits.push(full.commit / empty.commit);
+        loads.push(full.load / empty.load);
+    }
+    for (row, ratios) in [(rows.commit, commits), (rows.load, loads)] {
+        let median = Spread::of(&ratios).map_or(f64::NAN, |spread| spread.median);
+        bench.report.value(row, Some(transport), median);
+    }
     server.stop()?;
-    bench.report.value(rows.commit, Some(transport), of_full.commit / of_empty.commit);
-    bench.report.value(rows.load, Some(transport), of_full.load / of_empty.load);
-    Ok(())
+    of_empty.stop()
 }
 
 /// A second.
