@@ -1,6 +1,6 @@
-//! What a large blob costs in system calls, on both sides and over both transports, and a small one its client: counted with
-//! `strace`, not timed. The ceilings are for each chunk of 256 KiB, or each small blob, and about twice what was counted: how
-//! much one call moves is up to the kernel.
+//! What a large blob costs in system calls, on both sides and over both transports, what the commit of a small one does, and
+//! what its load costs the client: counted with `strace`, not timed. The ceilings are for each chunk of 256 KiB, or each small
+//! blob, and about twice what was counted: how much one call moves is up to the kernel.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -144,15 +144,14 @@ fn a_large_blob_over_tokio_is_sent_without_a_copy_and_within_its_ceilings() {
 const SMALL: usize = 300;
 const BUCKETS: usize = 997;
 
-/// Orders for a client of a benchmark, which does them and ends.
-fn worker(home: &Home, transport: &str, orders: &[Value]) -> (Command, File) {
-    let lines: String = orders.iter().map(|order| format!("{order}\n")).collect();
-    let orders = File::open(home.file("orders", lines)).unwrap();
+/// An order for a client of a benchmark, which does it and ends.
+fn worker(home: &Home, transport: &str, order: &Value) -> (Command, File) {
+    let orders = File::open(home.file("orders", format!("{order}\n"))).unwrap();
     (home.command(&["--transport", transport, "bench-worker"]), orders)
 }
 
 fn done(home: &Home, transport: &str, order: &Value) -> Value {
-    let (mut command, orders) = worker(home, transport, std::slice::from_ref(order));
+    let (mut command, orders) = worker(home, transport, order);
     serde_json::from_str(&Ran::from(command.stdin(orders).output().unwrap()).ok()).unwrap()
 }
 
@@ -161,15 +160,9 @@ fn loads(blobs: &[Value]) -> Value {
     json!({"Call": {"what": what, "callers": 1, "time": {"secs": 600, "nanos": 0}}})
 }
 
-fn a_small_load_is_within_its_ceilings(transport: &str) {
-    let home = Home::with(|home| Serve::start_with(&home.join("server"), &["--transport", transport]));
-    let filled = done(&home, transport, &json!({"Fill": {"count": BUCKETS + SMALL, "blob": 10 << 10}}));
-    let oids = filled["oids"].as_array().unwrap().iter();
-    let blobs: Vec<Value> = oids.map(|oid| json!({"oid": oid, "tid": filled["tid"]})).collect();
-    let (first, rest) = blobs.split_at(BUCKETS);
-    assert_eq!(done(&home, transport, &loads(first))["done"], BUCKETS);
-
-    let (command, _) = worker(&home, transport, &[loads(rest)]);
+/// What comes of an order, and the calls of who does it. `None` where they can not be counted.
+fn traced(home: &Home, transport: &str, order: &Value) -> Option<(Value, Calls)> {
+    let (command, _) = worker(home, transport, order);
     // What strace runs reads its orders from a file.
     let mut shell = Command::new("sh");
     shell.args(["-c", "exec \"$@\" < \"$ORDERS\"", "sh"]).arg(command.get_program()).args(command.get_args());
@@ -180,12 +173,20 @@ fn a_small_load_is_within_its_ceilings(transport: &str) {
         };
     }
     shell.env("ORDERS", home.path("orders"));
-    let Some((output, log)) = strace::run(&mut Command::new("strace"), &shell, &home.path("strace")) else {
-        return;
-    };
-    let loaded: Value = serde_json::from_str(&Ran::from(output).ok()).unwrap();
+    let (output, log) = strace::run(&mut Command::new("strace"), &shell, &home.path("strace"))?;
+    Some((serde_json::from_str(&Ran::from(output).ok()).unwrap(), Calls::of_log(&log)))
+}
+
+fn a_small_load_is_within_its_ceilings(transport: &str) {
+    let home = Home::with(|home| Serve::start_with(&home.join("server"), &["--transport", transport]));
+    let filled = done(&home, transport, &json!({"Fill": {"count": BUCKETS + SMALL, "blob": 10 << 10}}));
+    let oids = filled["oids"].as_array().unwrap().iter();
+    let blobs: Vec<Value> = oids.map(|oid| json!({"oid": oid, "tid": filled["tid"]})).collect();
+    let (first, rest) = blobs.split_at(BUCKETS);
+    assert_eq!(done(&home, transport, &loads(first))["done"], BUCKETS);
+
+    let Some((loaded, calls)) = traced(&home, transport, &loads(rest)) else { return };
     assert_eq!(loaded["done"], SMALL);
-    let calls = Calls::of_log(&log);
     // The request and its answer. Who waits looks 50 times before it sleeps, and 50 times more if the answer comes in two pieces:
     // over mio for events, over tokio for bytes, while threads of the runtime may wake each other.
     let looks = 100;
@@ -212,4 +213,47 @@ fn a_small_load_over_mio_is_within_its_ceilings() {
 #[test]
 fn a_small_load_over_tokio_is_within_its_ceilings() {
     a_small_load_is_within_its_ceilings("tokio");
+}
+
+fn a_small_commit_is_within_its_ceilings(transport: &str) {
+    let home = Home::with(|home| Serve::start_with(&home.join("server"), &["--transport", transport]));
+    let Some(looks) = Strace::attach(&mut Command::new("strace"), &home.server, home.path("server.strace"))
+    else {
+        return;
+    };
+    let what = json!({"CommitBlobs": {"size": 10 << 10}});
+    let order = json!({"Call": {"what": what, "callers": 1, "time": {"secs": 1, "nanos": 0}}});
+    let Some((ran, client)) = traced(&home, transport, &order) else { return };
+    let server = Calls::of_log(&looks.end());
+    let commits = usize::try_from(ran["done"].as_u64().unwrap()).unwrap();
+    assert!(commits > 0, "{ran}");
+    // With something for how it begins and ends.
+    let commits = commits + 10;
+    // Nobody looks for the answer to a commit: it waits for a disk.
+    client.at_most_for(commits, 4, &["sendto"]);
+    client.at_most_for(commits, 6, &["recvfrom", "read"]);
+    client.at_most_for(commits, 6, &["epoll_wait", "epoll_pwait"]);
+    client.at_most_for(commits, 1, &["look"]);
+    client.at_most_for(commits, 8, &["futex", "wake"]);
+    assert_eq!(Calls::sum(&client.all, &["fdatasync", "pwrite64"]), 0, "{client:?}");
+    server.at_most_for(commits, 4, &["recvfrom", "read"]);
+    server.at_most_for(commits, 6, &["sendto"]);
+    server.at_most_for(commits, 8, &["epoll_wait", "epoll_pwait"]);
+    server.at_most_for(commits, 16, &["futex", "wake"]);
+    // The database's log, each page in two parts, and its locks. No file is made for a small blob.
+    server.at_most_for(commits, 1, &["fsync", "fdatasync"]);
+    server.at_most_for(commits, 24, &["pwrite64"]);
+    server.at_most_for(commits, 9, &["pread64"]);
+    server.at_most_for(commits, 12, &["fcntl"]);
+    assert_eq!(Calls::sum(&server.all, &["openat", "rename", "renameat", "unlinkat"]), 0, "{server:?}");
+}
+
+#[test]
+fn a_small_commit_over_mio_is_within_its_ceilings() {
+    a_small_commit_is_within_its_ceilings("mio");
+}
+
+#[test]
+fn a_small_commit_over_tokio_is_within_its_ceilings() {
+    a_small_commit_is_within_its_ceilings("tokio");
 }
