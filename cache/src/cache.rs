@@ -286,10 +286,11 @@ impl Cache {
 
     /// Takes a bucket's lock where nobody has it. The bucket is made where there is none.
     pub(crate) fn try_lock(&self, bucket: u64) -> io::Result<Option<FileLock>> {
-        match FileLock::try_existing_in(&self.0.root, Name::of_lock(bucket).as_c_str()) {
+        let path = self.layout().lock_path(bucket);
+        match FileLock::try_existing(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.layout().create_bucket(bucket)?;
-                FileLock::try_exclusive(&self.layout().lock_path(bucket))
+                FileLock::try_exclusive(&path)
             }
             locked => locked,
         }

@@ -8,15 +8,12 @@
 //! Blobs themselves are locked as well: shared by everybody who uses one, and owned for a moment by who removes it. A
 //! blob is deleted while it is owned, so who has waited for the lock looks whether the file still has a name.
 
-use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use blobferry_protocol::planted::{Bug, planted};
-use rustix::fs::{Mode, OFlags, openat};
-use rustix::io::retry_on_intr;
 
 use crate::system;
 
@@ -33,13 +30,6 @@ impl FileLock {
     /// The same, but where there is no file, that is an error.
     pub(crate) fn try_existing(path: &Path) -> io::Result<Option<FileLock>> {
         FileLock::try_file(FileLock::open(path, false)?)
-    }
-
-    /// The same below a directory that is open, where less has to be looked up.
-    pub(crate) fn try_existing_in(dir: &File, name: &CStr) -> io::Result<Option<FileLock>> {
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        let file = retry_on_intr(|| openat(dir, name, flags, Mode::empty()))?;
-        FileLock::try_file(file.into())
     }
 
     /// Takes the lock, and blocks until nobody else has it. The file is created where there is none.
@@ -170,15 +160,11 @@ mod tests {
     fn a_lock_has_one_holder_and_its_file_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".lock");
-        let below = || FileLock::try_existing_in(&File::open(dir.path()).unwrap(), c".lock");
         assert_eq!(FileLock::try_existing(&path).unwrap_err().kind(), ErrorKind::NotFound);
-        assert_eq!(below().unwrap_err().kind(), ErrorKind::NotFound);
         let held = FileLock::try_exclusive(&path).unwrap().unwrap();
         assert!(FileLock::try_exclusive(&path).unwrap().is_none());
-        assert!(below().unwrap().is_none());
         drop(held);
         assert!(path.exists());
-        drop(below().unwrap().unwrap());
         let held = FileLock::exclusive(&path).unwrap();
         assert!(FileLock::try_existing(&path).unwrap().is_none());
         drop(held);

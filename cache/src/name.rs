@@ -1,5 +1,5 @@
-//! The names of a blob and of its bucket's lock below the directory, made without the heap: a cache that is asked for a
-//! blob does little else than to open these.
+//! A blob's name below the directory, made without the heap: a cache that is asked for a blob that it has does little else
+//! than to open this.
 
 use std::ffi::CStr;
 use std::fmt::{self, Write};
@@ -9,7 +9,7 @@ use blobferry_protocol::BlobId;
 /// As long as the longest one, `996/18502247817160533.ffffffffffffffff.blob`, with its end and something to spare.
 const LENGTH: usize = 56;
 
-/// A path in the directory of blobs.
+/// The path of a blob's file in the directory of blobs.
 #[derive(Debug)]
 pub(crate) struct Name {
     /// Ends with zeros, at least one.
@@ -18,21 +18,11 @@ pub(crate) struct Name {
 }
 
 impl Name {
-    /// A blob's.
     pub(crate) fn of(blob: BlobId) -> Name {
-        let (bucket, quotient) = (blob.bucket(), blob.oid.0 / BlobId::BUCKETS);
-        Name::new(format_args!("{bucket}/{quotient}.{}.blob", blob.tid))
-    }
-
-    /// That of the lock of a bucket.
-    pub(crate) fn of_lock(bucket: u64) -> Name {
-        Name::new(format_args!("{bucket}/.lock"))
-    }
-
-    fn new(text: fmt::Arguments<'_>) -> Name {
         let mut name = Name { bytes: [0; LENGTH], len: 0 };
+        let (bucket, quotient) = (blob.bucket(), blob.oid.0 / BlobId::BUCKETS);
         // It can not be too long.
-        _ = name.write_fmt(text);
+        _ = write!(name, "{bucket}/{quotient}.{}.blob", blob.tid);
         name
     }
 
@@ -63,8 +53,6 @@ mod tests {
                 let blob = BlobId { oid: Oid(oid), tid: Tid(tid) };
                 let path = format!("{}/{}", blob.bucket(), blob.file_name());
                 assert_eq!(Name::of(blob).as_c_str().to_str().unwrap(), path);
-                let lock = format!("{}/.lock", blob.bucket());
-                assert_eq!(Name::of_lock(blob.bucket()).as_c_str().to_str().unwrap(), lock);
             }
         }
     }
