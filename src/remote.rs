@@ -5,10 +5,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blobferry_cache::carry::Progress;
-use blobferry_cache::client::{BlobSource, CallError, ConnectError, Session, Transaction, VoteError};
 use blobferry_cache::{Cache, CacheError};
 use blobferry_protocol::{BlobId, BlobInfo, HistoryEntry, Oid, Packed, RequestError, Revision, Tid, TxnMeta};
+use blobferry_session::client::{BlobSource, CallError, ConnectError, Session, Transaction, VoteError};
+use blobferry_session::io::Progress;
 use blobferry_transport_tokio::wait;
 use bytes::Bytes;
 use thiserror::Error;

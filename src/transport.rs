@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use blobferry_cache::Cache;
-use blobferry_cache::client::{ClientConfig, ConnectError, Session};
+use blobferry_session::client::{ClientConfig, ConnectError, Session};
+use blobferry_session::server::ServerConfig;
 use blobferry_store::Store;
-use blobferry_store::session::ServerConfig;
 use blobferry_transport_mio as mio;
 use blobferry_transport_tokio as tokio_transport;
 use clap::ValueEnum;

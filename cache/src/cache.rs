@@ -12,24 +12,26 @@ use blobferry_protocol::{BlobId, Digest};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use crate::blob::{CachedBlob, touch};
-use crate::buffer::TransactionBuffer;
-use crate::check::Checks;
+use crate::blob_name::Name;
+use crate::cached_blob::{CachedBlob, touch};
 use crate::claim::Waiter;
+use crate::claim::in_flight::Registry;
+use crate::claim::verify_queue::Checks;
 use crate::error::CacheError;
-use crate::evict;
-use crate::known::Known;
-use crate::layout::Layout;
-use crate::lock::{self, FileLock};
-use crate::name::Name;
-use crate::packs::Packs;
-use crate::registry::Registry;
-use crate::room::Room;
-use crate::scratch::Scratch;
-use crate::stamp::{self, Boot, Trust};
-use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use crate::temporary::Temporary;
-use crate::writer::WriteError;
+use crate::lock;
+use crate::lock::FileLock;
+use crate::quota::evict;
+use crate::quota::reservation::Room;
+use crate::quota::scratch::Scratch;
+use crate::segments::Packs;
+use crate::transaction_buffer::TransactionBuffer;
+use crate::verified::Known;
+use blobferry_platform::blobdir::WriteError;
+use blobferry_platform::blobdir::integrity;
+use blobferry_platform::blobdir::integrity::{Boot, Trust};
+use blobferry_platform::blobdir::layout::Layout;
+use blobferry_platform::blobdir::temp_file::Temporary;
+use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How a cache is used.
 #[derive(Clone, Debug, Default)]
@@ -158,7 +160,7 @@ impl Cache {
         let Some((file, metadata)) = self.open_blob(blob)? else { return Ok(Found::Missing) };
         if !self.is_shared() {
             if !self.0.known.contains(&metadata) {
-                let trust = stamp::trust(&file, self.boot());
+                let trust = integrity::trust(&file, self.boot());
                 match trust.map_err(|error| self.io("read the stamp of", blob, error))? {
                     Trust::Trusted => self.0.known.insert(&metadata),
                     Trust::Unproven(_) if self.checks().is_proven(blob) => {}
@@ -212,15 +214,15 @@ impl Cache {
             return Ok(cached);
         }
         let stamped = match (digest, self.boot()) {
-            (Some(digest), Some(boot)) => stamp::write(file.file(), digest, boot).is_ok(),
+            (Some(digest), Some(boot)) => integrity::write(file.file(), digest, boot).is_ok(),
             _ => false,
         };
         if !stamped {
             file.sync()?;
             // A stamp of another cache, on a file that was moved here, would speak of other times.
             _ = match digest {
-                Some(digest) => stamp::write(file.file(), digest, Boot::ANY),
-                None => stamp::remove(file.file()),
+                Some(digest) => integrity::write(file.file(), digest, Boot::ANY),
+                None => integrity::remove(file.file()),
             };
         }
         let bucket = blob.bucket();
@@ -240,7 +242,11 @@ impl Cache {
         loop {
             match Temporary::create(self.tmp()) {
                 Err(WriteError::NoSpace { .. }) if room.relieve()? => {}
-                created => return created?.within(room),
+                created => {
+                    let file = created?;
+                    let reserved = room.held(file.file())?;
+                    return Ok(file.with_reservation(reserved));
+                }
             }
         }
     }
@@ -260,7 +266,9 @@ impl Cache {
         self.0.own.as_ref().map_or_else(|| self.layout().tmp(), |own| own.scratch.path())
     }
 
-    pub(crate) fn is_shared(&self) -> bool {
+    /// Returns whether the directory is a server's own, which this process only reads.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
         self.0.shared
     }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use blobferry_protocol::{BlobId, Oid};
 
-use crate::layout::LayoutError;
-use crate::writer::WriteError;
+use blobferry_platform::blobdir::LayoutError;
+use blobferry_platform::blobdir::WriteError;
 
 /// Why a cache could not do what it was asked for.
 #[derive(Debug, thiserror::Error)]

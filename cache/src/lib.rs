@@ -52,67 +52,31 @@
 //! [`Layout`] is the directory, and [`BlobWriter`] a file that is being filled: servers use these two as well.
 //! [`Cache`] is the rest: [`Cache::claim`] for reading, [`Cache::follow`] for reading along, [`Cache::buffer`] for writing.
 
-mod account;
-mod blob;
-mod block;
-mod buffer;
+mod blob_name;
 mod cache;
-pub mod carry;
-mod check;
+mod cached_blob;
 mod claim;
-pub mod client;
-mod directory;
-mod download;
 mod error;
-mod evict;
 mod follow;
-mod keep;
-mod known;
-mod layout;
-mod line;
 mod lock;
-mod looking;
-mod name;
-mod packs;
-mod partial;
-mod pin;
-mod registry;
-mod room;
+mod maintenance;
+mod quota;
 #[cfg(test)]
 #[cfg(feature = "shuttle")]
 mod schedules;
-mod scratch;
-mod small;
-mod stamp;
-/// For the crates above.
-#[doc(hidden)]
-pub mod sync;
-pub mod system;
-mod temporary;
-mod turns;
-mod verify;
-mod watch;
-pub mod workers;
-mod writer;
+mod segments;
+mod transaction_buffer;
+mod verified;
 
-/// For the macros of [`client`], whose signatures have the protocol's words in them.
-#[doc(hidden)]
-pub use blobferry_protocol as protocol;
-/// For the same.
-#[doc(hidden)]
-pub use bytes;
-
-pub use blob::CachedBlob;
-pub use block::Block;
-pub use buffer::{Buffered, Take, TransactionBuffer};
+pub use blobferry_platform::blobdir::{BlobFile, BlobWriter, Layout, LayoutError, WriteError};
 pub use cache::{Cache, CacheConfig};
+pub use cached_blob::CachedBlob;
 pub use claim::Claim;
-pub use download::Download;
+pub use claim::download::Download;
+pub use claim::small::SmallClaim;
 pub use error::CacheError;
 pub use follow::Follow;
-pub use keep::{Entry, Removed, Usage};
-pub use layout::{Layout, LayoutError};
-pub use line::{FollowEnd, FollowError};
-pub use small::SmallClaim;
-pub use verify::Verified;
-pub use writer::{BlobFile, BlobWriter, WriteError};
+pub use follow::end::{FollowEnd, FollowError};
+pub use maintenance::verify::Verified;
+pub use maintenance::{Entry, Removed, Usage};
+pub use transaction_buffer::{Buffered, Take, TransactionBuffer};

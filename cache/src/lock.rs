@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use blobferry_protocol::planted::{Bug, planted};
 
-use crate::system;
+use blobferry_platform::os;
 
 /// A lock that is held, by this value alone. Dropped, it is released.
 #[derive(Debug)]
@@ -45,24 +45,24 @@ impl FileLock {
         then: impl FnOnce(io::Result<FileLock>) + Send + 'static,
     ) -> io::Result<()> {
         #[cfg(feature = "testing")]
-        if system::simulation::current().is_some() {
+        if os::simulation::current().is_some() {
             FileLock::try_again_and_again(path, then);
             return Ok(());
         }
-        system::spawn("blobferry-lock", move || then(FileLock::exclusive(&path)))
+        os::spawn("blobferry-lock", move || then(FileLock::exclusive(&path)))
     }
 
     /// The same in a simulation, whose one thread must not block.
     #[cfg(feature = "testing")]
     fn try_again_and_again(path: PathBuf, then: impl FnOnce(io::Result<FileLock>) + Send + 'static) {
         let mut then = Some(then);
-        system::serves(move || match FileLock::try_exclusive(&path).transpose() {
-            None => system::Next::Waits,
+        os::serves(move || match FileLock::try_exclusive(&path).transpose() {
+            None => os::Next::Waits,
             Some(locked) => {
                 if let Some(then) = then.take() {
                     then(locked);
                 }
-                system::Next::Over
+                os::Next::Over
             }
         });
     }
@@ -94,7 +94,7 @@ fn wait_for(file: &File) -> io::Result<()> {
 /// Whoever has the lock may be a simulated thread, which a system call that blocks would stop, too.
 #[cfg(feature = "shuttle")]
 fn wait_for(file: &File) -> io::Result<()> {
-    crate::sync::until(|| try_lock(file).map(|locked| locked.then_some(())).transpose())
+    blobferry_platform::sync::until(|| try_lock(file).map(|locked| locked.then_some(())).transpose())
 }
 
 fn try_lock(file: &File) -> io::Result<bool> {

@@ -4,7 +4,8 @@
 //! missing, and finds the same fault in the same frame. What it keeps meanwhile is no more than what has come.
 
 use blobferry_protocol::connection::{Connection, Half};
-use blobferry_protocol::wire::{self, LENGTH_BYTES};
+use blobferry_protocol::wire;
+use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{BlobId, Expect, Limits, Message, Oid, PeerError, Request, Tid, Time};
 
 use crate::memory::bounded;

@@ -3,7 +3,8 @@
 //! What is a message is encoded and decoded again, and is the same; with a byte more or less it is none. No memory is
 //! taken because a length or a count says so.
 
-use blobferry_protocol::wire::{self, DecodeError, LENGTH_BYTES};
+use blobferry_protocol::wire;
+use blobferry_protocol::wire::{DecodeError, LENGTH_BYTES};
 use blobferry_protocol::{Message, RequestError};
 
 use crate::memory::bounded;

@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use blobferry_protocol::wire::{self, LENGTH_BYTES};
+use blobferry_protocol::wire;
+use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{Limits, Message, RequestId, Slice, TransferId};
 
 /// What it has sent so far.

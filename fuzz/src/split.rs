@@ -10,7 +10,8 @@ use std::iter;
 
 use blobferry_protocol::connection::{Connection, Half};
 use blobferry_protocol::testing::{Side, Style};
-use blobferry_protocol::wire::{self, LENGTH_BYTES};
+use blobferry_protocol::wire;
+use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{
     BlobId, Expect, Limits, Message, Oid, PeerError, Reply, Request, RequestError, RequestId, Slice, Tid,
     Time, TransferEvent, TransferId, client, server,

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use blobferry_protocol::connection::Connection;
 use blobferry_protocol::testing::Side;
-use blobferry_protocol::wire::{self, LENGTH_BYTES};
+use blobferry_protocol::wire;
+use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{
     Expect, Hello, Limits, Message, PeerError, Time, TransferEvent, TransferId, UsageError, Welcome,
 };

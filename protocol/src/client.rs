@@ -5,8 +5,9 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::call::{Call, Pending};
+use crate::connection;
 use crate::connection::sealed::{Events, Sealed};
-use crate::connection::{self, Accept, Config, Half, Link, TransferEvent, name_of};
+use crate::connection::{Accept, Config, Half, Link, TransferEvent, name_of};
 use crate::error::{PeerError, UsageError};
 use crate::message::{
     Hello, MAGIC, Message, Phase, Refusal, Reply, Request, RequestError, VERSIONS, Welcome,

@@ -6,7 +6,8 @@ use std::io::Write;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use blobferry_cache::{Cache, CacheError, Entry, Layout, Removed, Usage};
+use blobferry_cache::{Cache, CacheError, Entry, Removed, Usage};
+use blobferry_platform::blobdir::Layout;
 use blobferry_protocol::{BlobId, Oid, Tid};
 use serde::Serialize;
 

@@ -1,15 +1,15 @@
 //! What differs between stores: where revisions are kept. Everything about transactions is in the
-//! [coordinator](crate::coordinator), which drives a back end and is the only one to do so.
+//! [coordinator](crate::transactions::coordinator), which drives a back end and is the only one to do so.
 
-use blobferry_cache::system;
+use blobferry_platform::os;
 use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId,
 };
 
-use crate::changes::{Changes, Spool};
-use crate::desk::Work;
-use crate::staged::{Room, Stage, Staged};
+use crate::staging::{Room, Stage, Staged};
 use crate::store::{OpenBlob, StoredRevision};
+use crate::transactions::table::Work;
+use crate::transactions::write_set::{Changes, Spool};
 
 /// Keeps revisions. `visible` is the last transaction that a reader may see: later ones are not announced yet.
 pub(crate) trait Backend: Send + Sync + 'static {
@@ -126,7 +126,7 @@ impl Totals {
 
 /// The moment now, as a tid.
 pub(crate) fn now() -> Tid {
-    Tid::from_unix(system::since_1970()) // where the clock does not move, tids just count
+    Tid::from_unix(os::since_1970()) // where the clock does not move, tids just count
 }
 
 /// Every oid was given or used.

@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use blobferry_cache::{LayoutError, WriteError};
+use blobferry_platform::blobdir::{LayoutError, WriteError};
 use blobferry_protocol::RequestError;
 use rusqlite::ErrorCode;
 

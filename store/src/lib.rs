@@ -58,40 +58,23 @@
 //! `backend` keeps the revisions: `model` in memory, `embedded` on the disk.
 
 mod backend;
-mod changes;
 mod config;
-mod coordinator;
-mod desk;
-mod embedded;
 mod errors;
-mod gather;
-mod given_up;
-mod locks;
-mod model;
-mod operations;
-mod publish;
-mod rest;
+mod memory;
 #[cfg(test)]
 #[cfg(feature = "shuttle")]
 mod schedules;
-pub mod session;
-mod staged;
+mod sqlite;
+mod staging;
 mod store;
-
-use blobferry_cache::sync::{Mutex, MutexGuard, PoisonError};
+mod transactions;
 
 pub use config::StoreConfig;
-pub use coordinator::Coordinator;
-pub use embedded::{CheckOptions, CheckReport, Disk, EmbeddedStore, Finding, FindingKind, check};
 pub use errors::OpenError;
-pub use model::{Memory, ModelStore};
-pub use staged::{Stage, Staged};
+pub use memory::{Memory, ModelStore};
+pub use sqlite::{CheckOptions, CheckReport, Disk, EmbeddedStore, Finding, FindingKind, check};
+pub use staging::{Stage, Staged};
 pub use store::{
     Counts, Done, MAX_LISTED, MAX_NEW_OIDS, OpenBlob, Store, StoredRevision, Subscriber, Subscription, Vote,
 };
-
-/// Locks a mutex. What a thread that panicked has left is used as it is: every change under a lock of this crate is
-/// complete in itself.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+pub use transactions::coordinator::Coordinator;

@@ -9,7 +9,7 @@ use blobferry_protocol::{
     TxnId, TxnMeta,
 };
 
-use crate::staged::{Stage, Staged};
+use crate::staging::{Stage, Staged};
 
 /// Takes an answer that may come later, from another thread. It is called exactly once, with none of the store's
 /// locks held, so it may call the store; but it should be quick, as others wait behind it.

@@ -7,20 +7,20 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use blobferry_cache::Cache;
-use blobferry_cache::carry::Ended;
-use blobferry_cache::client::{Addresses, ClientConfig, ConnectError, Session};
+use blobferry_session::client::{Addresses, ClientConfig, ConnectError, Session};
+use blobferry_session::io::Ended;
 
-use crate::crew::Crew;
-use crate::here;
-use crate::news::{ConnectionEvents, Invalidations, News};
-use crate::seat::{wait, wait_on};
+use crate::leader::Crew;
+use crate::notifications::{ConnectionEvents, Invalidations, News};
+use crate::parker::{wait, wait_on};
 use crate::thread;
+use crate::thread_context;
 use crate::transaction::Transaction;
 
 /// A connection to a server, and a cache. Clones share both, and may be used by any number of threads at once.
 ///
 /// A connection that is lost is made again, and what was under way goes on: see
-/// [`Reconnect`](blobferry_cache::client::Reconnect).
+/// [`Reconnect`](blobferry_session::client::Reconnect).
 #[derive(Clone, Debug)]
 pub struct Client(Arc<Inner>);
 
@@ -63,12 +63,12 @@ impl Client {
         Ok(client)
     }
 
-    blobferry_cache::client_methods!(wait_on);
+    blobferry_session::client_methods!(wait_on);
 
     /// Says goodbye, waits until what is under way has come to its end, and closes the connection. Other clones can
     /// not use it any more either.
     pub fn close(self) {
-        here::give_up_leads();
+        thread_context::give_up_leads();
         self.0.session.goodbye();
         self.0.line.wake();
         self.0.join();
@@ -88,7 +88,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        here::give_up_leads();
+        thread_context::give_up_leads();
         // Without goodbye: what is under way is given up.
         self.session.close("the client was dropped");
         self.line.cut();
@@ -145,7 +145,7 @@ impl Line {
     }
 
     fn run(&self, first: Arc<Crew>) {
-        here::becomes_clients();
+        thread_context::becomes_clients();
         let mut next = Some(first);
         while let Some(crew) = next {
             let ended = crew.stand_by();

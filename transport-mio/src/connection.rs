@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use blobferry_cache::carry::{Carrier, Ended, Endpoint};
+use blobferry_session::io::{Carrier, Ended, Endpoint};
 use mio::event::{Event, Source};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};

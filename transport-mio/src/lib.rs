@@ -46,33 +46,33 @@
 //!
 //! # Inside
 //!
-//! `connection` is one connection, and how much it may do in a turn. `events` is a server's loop, which gives turns to
-//! those that have something to do; `bell` is how other threads tell it so, `server` is such a loop with a `door`
-//! beside it. `client` makes one connection after the other, and `crew` is who drives it: `seat` is where a caller waits
-//! for its answer, and `here` what is known of the thread that calls.
+//! `connection` is one connection, and how much it may do in a turn. `event_loop` is a server's loop, which gives turns to
+//! those that have something to do; `loop_handle` is how other threads tell it so, `server` is such a loop with a `acceptor`
+//! beside it. `client` makes one connection after the other, and `leader` is who drives it: `parker` is where a caller waits
+//! for its answer, and `thread_context` what is known of the thread that calls.
 
-mod bell;
+mod acceptor;
 mod client;
 mod connection;
-mod crew;
-mod door;
-mod events;
-mod here;
-mod looking;
-mod news;
-mod seat;
+mod event_loop;
+mod leader;
+mod loop_handle;
+mod notifications;
+mod parker;
 mod server;
+mod spin;
 mod thread;
+mod thread_context;
 mod transaction;
 
-pub use blobferry_cache::carry::Progress;
-pub use blobferry_cache::client::{
+pub use blobferry_session::client::{
     Addresses, BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Invalidation, Reconnect,
     VoteError,
 };
-pub use blobferry_store::session::ServerConfig;
+pub use blobferry_session::io::Progress;
+pub use blobferry_session::server::ServerConfig;
 pub use client::Client;
-pub use news::{ConnectionEvents, Invalidations, News};
-pub use seat::wait;
+pub use notifications::{ConnectionEvents, Invalidations, News};
+pub use parker::wait;
 pub use server::Server;
 pub use transaction::Transaction;

@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use blobferry_cache::carry::widen_door;
+use blobferry_session::io::widen_door;
+use blobferry_session::server::{ServerConfig, Service, Session};
 use blobferry_store::Store;
-use blobferry_store::session::{ServerConfig, Service, Session};
 use mio::net::TcpListener;
 
-use crate::bell::Remote;
-use crate::door::Door;
-use crate::events::Loop;
+use crate::acceptor::Door;
+use crate::event_loop::Loop;
+use crate::loop_handle::Remote;
 use crate::thread;
 
 /// A server that runs until it is stopped or dropped.

@@ -2,11 +2,12 @@
 
 use std::io::{ErrorKind, Read};
 
-use blobferry_cache::Block;
-use blobferry_cache::client::{self, BlobSource, CallError};
+use blobferry_platform::aligned_buf::Block;
 use blobferry_protocol::{BlobInfo, Oid, Tid};
+use blobferry_session::client;
+use blobferry_session::client::{BlobSource, CallError};
 
-use crate::seat::wait_on;
+use crate::parker::wait_on;
 
 /// A transaction that is open; from [`Client::begin`](crate::Client::begin). Dropped before it was finished or
 /// committed, it is aborted, and the files that were moved into it are gone.
@@ -17,7 +18,7 @@ pub struct Transaction(client::Transaction);
 const READ: usize = 256 << 10;
 
 impl Transaction {
-    blobferry_cache::transaction_methods!(wait_on);
+    blobferry_session::transaction_methods!(wait_on);
 
     /// Stores an object's record with a blob, from anything that can be read to its end. It is written into the cache
     /// first, and is the cached blob when the transaction is finished.

@@ -5,24 +5,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use blobferry_cache::Cache;
-use blobferry_cache::carry::{Carrier, Ended};
-use blobferry_cache::client::{
+use blobferry_session::client::{
     Addresses, CallError, ClientConfig, Completion, ConnectError, Session, SessionEndpoint,
 };
+use blobferry_session::io::{Carrier, Ended};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::bell::Bell;
-use crate::drive::drive;
-use crate::news::{ConnectionEvents, Invalidations, News};
+use crate::driver::drive;
+use crate::notifications::{ConnectionEvents, Invalidations, News};
 use crate::transaction::Transaction;
+use crate::wakeup::Bell;
 
 /// A connection to a server, and a cache. Clones share both, and may be used by any number of tasks at once.
 ///
 /// A connection that is lost is made again, and what was under way goes on: see
-/// [`Reconnect`](blobferry_cache::client::Reconnect).
+/// [`Reconnect`](blobferry_session::client::Reconnect).
 #[derive(Clone, Debug)]
 pub struct Client(Arc<Inner>);
 
@@ -66,7 +66,7 @@ impl Client {
         Ok(client)
     }
 
-    blobferry_cache::client_methods!(wait_on, async, await);
+    blobferry_session::client_methods!(wait_on, async, await);
 
     /// Says goodbye, waits until what is under way has come to its end, and closes the connection. Other clones can
     /// not use it any more either.

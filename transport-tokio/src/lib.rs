@@ -38,20 +38,20 @@
 //! # }
 //! ```
 
-mod bell;
 mod client;
-mod drive;
-mod news;
+mod driver;
+mod notifications;
 mod server;
 mod transaction;
+mod wakeup;
 
-pub use blobferry_cache::carry::Progress;
-pub use blobferry_cache::client::{
+pub use blobferry_session::client::{
     Addresses, BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Invalidation, Reconnect,
     VoteError,
 };
-pub use blobferry_store::session::ServerConfig;
+pub use blobferry_session::io::Progress;
+pub use blobferry_session::server::ServerConfig;
 pub use client::{Client, wait};
-pub use news::{ConnectionEvents, Invalidations, News};
+pub use notifications::{ConnectionEvents, Invalidations, News};
 pub use server::Server;
 pub use transaction::Transaction;

@@ -4,15 +4,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use blobferry_cache::carry::{Carrier, Ended, widen_door};
+use blobferry_session::io::{Carrier, Ended, widen_door};
+use blobferry_session::server::{ServerConfig, Service, Session};
 use blobferry_store::Store;
-use blobferry_store::session::{ServerConfig, Service, Session};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::bell::Bell;
-use crate::drive::drive;
+use crate::driver::drive;
+use crate::wakeup::Bell;
 
 /// A server that runs until it is stopped or dropped.
 #[derive(Debug)]

@@ -1,7 +1,8 @@
 //! A transaction whose calls are awaited.
 
-use blobferry_cache::client::{self, BlobSource, CallError};
 use blobferry_protocol::{BlobInfo, Oid, Tid};
+use blobferry_session::client;
+use blobferry_session::client::{BlobSource, CallError};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::client::wait_on;
@@ -15,7 +16,7 @@ pub struct Transaction(client::Transaction);
 const READ: usize = 256 << 10;
 
 impl Transaction {
-    blobferry_cache::transaction_methods!(wait_on, async, await);
+    blobferry_session::transaction_methods!(wait_on, async, await);
 
     /// Stores an object's record with a blob, from anything that can be read to its end. It is written into the cache first, and is the cached blob
     /// when the transaction is finished.

@@ -7,10 +7,13 @@ use std::path::Path;
 use blobferry_protocol::{BlobId, Digest, Oid, Tid};
 use bytes::Bytes;
 
-use super::{Alone, Home};
-use crate::stamp::{self, Boot};
-use crate::sync::{Arc, Mutex, explore, mpsc, thread};
+use blobferry_platform::sync::testing::Alone;
+
+use super::Home;
 use crate::{Cache, Claim, Download, SmallClaim};
+use blobferry_platform::blobdir::integrity;
+use blobferry_platform::blobdir::integrity::Boot;
+use blobferry_platform::sync::{Arc, Mutex, explore, mpsc, thread};
 
 const BYTES: &[u8] = b"what the blob is";
 
@@ -200,7 +203,7 @@ fn a_small_blob_is_downloaded_once_and_handed_out_before_and_after_it_is_written
                         SmallClaim::Download(download) => {
                             let (alone, times) = &machine.downloads[&BLOBS[0]];
                             alone.act(|| *times.lock().unwrap() += 1);
-                            let run = |write: crate::system::Job| {
+                            let run = |write: blobferry_platform::os::Job| {
                                 writers.lock().unwrap().push(thread::spawn(write))
                             };
                             download.keep(&Bytes::from_static(BYTES), digest(), run).unwrap();
@@ -266,5 +269,5 @@ fn every_claim_of_a_file_that_is_to_be_checked_is_answered() {
 fn put(path: &Path, bytes: &[u8]) {
     std::fs::write(path, bytes).unwrap();
     let file = std::fs::File::open(path).unwrap();
-    stamp::write(&file, digest(), Boot([7; 16])).unwrap();
+    integrity::write(&file, digest(), Boot([7; 16])).unwrap();
 }

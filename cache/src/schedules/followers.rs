@@ -4,10 +4,10 @@ use std::io::Read;
 
 use blobferry_protocol::{BlobId, Digest, Oid, Tid};
 
-use super::Home;
-use crate::sync::thread::JoinHandle;
-use crate::sync::{Arc, Mutex, explore, thread};
+use crate::schedules::Home;
 use crate::{Cache, Claim, Download, FollowError};
+use blobferry_platform::sync::thread::JoinHandle;
+use blobferry_platform::sync::{Arc, Mutex, explore, thread};
 
 const BLOB: BlobId = BlobId { oid: Oid(3), tid: Tid(1) };
 const BYTES: &[u8] = b"a blob that comes in pieces";

@@ -1,7 +1,8 @@
 //! The files of a transaction: taken, then blobs of the cache, or gone.
 
 use crate::util::{bytes, digest, open, read, unfinished};
-use blobferry_cache::{BlobWriter, CacheError, Take};
+use blobferry_cache::{CacheError, Take};
+use blobferry_platform::blobdir::BlobWriter;
 use blobferry_protocol::{BlobId, Oid, Tid};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -2,9 +2,8 @@
 
 use crate::processes::{Children, left_over, say};
 use crate::util::{blob, bytes, digest, download, finish, open, read, send, size, unfinished};
-use blobferry_cache::{
-    Cache, CacheConfig, CacheError, Claim, Download, Follow, FollowEnd, FollowError, Layout,
-};
+use blobferry_cache::{Cache, CacheConfig, CacheError, Claim, Download, Follow, FollowEnd, FollowError};
+use blobferry_platform::blobdir::Layout;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{LazyLock, mpsc};

@@ -1,7 +1,8 @@
 //! Shared mode: the directory is the server's own.
 
 use crate::util::{blob, read};
-use blobferry_cache::{Cache, CacheConfig, CacheError, Claim, Layout, LayoutError, Take};
+use blobferry_cache::{Cache, CacheConfig, CacheError, Claim, LayoutError, Take};
+use blobferry_platform::blobdir::Layout;
 use blobferry_protocol::{BlobId, Oid, Tid};
 use std::fs;
 

@@ -20,8 +20,8 @@
 use alloc::collections::BTreeMap;
 use alloc::collections::BTreeSet;
 
-use super::Slice;
-use super::progress::Progress;
+use crate::connection::Slice;
+use crate::connection::progress::Progress;
 use crate::error::{PeerError, UsageError};
 use crate::limits::Limits;
 use crate::message::Message;

@@ -2,11 +2,11 @@
 
 use alloc::vec::Vec;
 
-use super::incoming::Incoming;
-use super::liveness::{Due, Liveness};
-use super::outgoing::Outgoing;
-use super::receive::Receive;
-use super::{Config, Transmit};
+use crate::connection::incoming::Incoming;
+use crate::connection::liveness::{Due, Liveness};
+use crate::connection::outgoing::Outgoing;
+use crate::connection::receive::Receive;
+use crate::connection::{Config, Transmit};
 use crate::error::{PeerError, UsageError};
 use crate::limits::Limits;
 use crate::message::{Deadline, Message, RequestError};

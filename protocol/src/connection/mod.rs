@@ -29,7 +29,7 @@ pub use terms::{Config, Expect, Slice, TransferEvent, Transmit};
 pub trait Half: sealed::Sealed {}
 
 pub(crate) mod sealed {
-    use super::{Accept, Link, Message, PeerError, RequestError, TransferEvent, TransferId};
+    use crate::connection::{Accept, Link, Message, PeerError, RequestError, TransferEvent, TransferId};
 
     /// What a half adds to the core. All decisions about who may say what, and when, are behind these.
     pub trait Sealed: Sized {

@@ -3,8 +3,8 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
-use super::progress::Progress;
-use super::{Slice, Transmit};
+use crate::connection::progress::Progress;
+use crate::connection::{Slice, Transmit};
 use crate::error::{PeerError, UsageError};
 use crate::limits::Limits;
 use crate::message::Message;

@@ -4,11 +4,12 @@
 
 use alloc::vec::Vec;
 
-use super::{Expect, Slice};
+use crate::connection::{Expect, Slice};
 use crate::error::{PeerError, UsageError};
 use crate::limits::Limits;
 use crate::message::Message;
-use crate::wire::{self, DecodeError, LENGTH_BYTES};
+use crate::wire;
+use crate::wire::{DecodeError, LENGTH_BYTES};
 
 /// Where in the stream the next byte belongs.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@
 use core::time::Duration;
 
 #[cfg(doc)]
-use super::Connection;
+use crate::connection::Connection;
 use crate::limits::Limits;
 use crate::message::RequestError;
 use crate::words::{Digest, TransferId};

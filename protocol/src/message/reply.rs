@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use super::TxnMeta;
+use crate::message::TxnMeta;
 use crate::wire::bounded;
 use crate::words::{Digest, Oid, RequestId, Tid};
 

@@ -5,9 +5,9 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-#[cfg(doc)]
-use super::{Message, Reply};
 use crate::call::Call;
+#[cfg(doc)]
+use crate::message::{Message, Reply};
 use crate::words::{BlobId, Digest, Oid, Tid, TxnId};
 
 /// What a client can ask for.

@@ -2,13 +2,14 @@
 
 use alloc::vec::Vec;
 
-use super::transactions::{Admit, Decision};
-use super::{Event, Greeting, Server, Upload};
 use crate::call::Call;
-use crate::connection::sealed::{self, Sealed};
+use crate::connection::sealed;
+use crate::connection::sealed::Sealed;
 use crate::connection::{Accept, Link, TransferEvent, name_of};
 use crate::error::PeerError;
 use crate::message::{Hello, MAGIC, Message, Phase, Refusal, Reply, Request, RequestError, VERSIONS};
+use crate::server::transactions::{Admit, Decision};
+use crate::server::{Event, Greeting, Server, Upload};
 use crate::wire;
 use crate::words::{RequestId, TransferId, TxnId};
 

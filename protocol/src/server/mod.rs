@@ -9,7 +9,8 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::call::{Call, Pending};
-use crate::connection::{self, Config, Half, TransferEvent};
+use crate::connection;
+use crate::connection::{Config, Half, TransferEvent};
 use crate::error::UsageError;
 use crate::limits::Limits;
 use crate::message::{Message, Phase, Refusal, Reply, Request, RequestError, Welcome};

@@ -5,10 +5,10 @@ use std::string::ToString;
 use std::vec;
 use std::vec::Vec;
 
-use super::link::Wire;
 use crate::connection::{Connection, Expect, Half, Slice, TransferEvent};
 use crate::error::PeerError;
 use crate::message::RequestError;
+use crate::testing::link::Wire;
 use crate::time::Time;
 use crate::words::{Digest, TransferId};
 use crate::{buffered, client, server};

@@ -3,12 +3,14 @@
 use core::time::Duration;
 use std::vec::Vec;
 
-use super::end::{End, Source, Style, digest_of};
-use super::link::{Link, Wire};
-use crate::client::{self, Client};
+use crate::client;
+use crate::client::Client;
 use crate::connection::Config;
 use crate::error::UsageError;
-use crate::server::{self, Server};
+use crate::server;
+use crate::server::Server;
+use crate::testing::end::{End, Source, Style, digest_of};
+use crate::testing::link::{Link, Wire};
 use crate::time::Time;
 use crate::words::{Oid, Tid, TransferId, TxnId};
 

@@ -6,7 +6,8 @@ use std::fmt::Debug;
 
 use allocation_counter::measure;
 use blobferry_protocol::connection::{Connection, Half};
-use blobferry_protocol::wire::{self, DecodeError, LENGTH_BYTES};
+use blobferry_protocol::wire;
+use blobferry_protocol::wire::{DecodeError, LENGTH_BYTES};
 use blobferry_protocol::{
     BlobId, Conflict, Expect, HistoryEntry, Limits, Message, Oid, PeerError, Reply, Request, RequestId, Tid,
     Time, TransferId, Unfinished, client, server,

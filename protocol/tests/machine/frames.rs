@@ -1,7 +1,8 @@
 //! Frames: what is too long, what is no message, and what was announced but is a lie.
 
 use blobferry_protocol::connection::{Connection, Half};
-use blobferry_protocol::wire::{self, DecodeError, LENGTH_BYTES};
+use blobferry_protocol::wire;
+use blobferry_protocol::wire::{DecodeError, LENGTH_BYTES};
 use blobferry_protocol::{
     Expect, HistoryEntry, Limits, Message, Oid, PeerError, Reply, Request, RequestError, RequestId, Tid,
     Time, TransferId, client, server,

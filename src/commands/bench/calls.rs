@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use blobferry_cache::client::{BlobSource, CallError, Completion, Session, Transaction, VoteError};
 use blobferry_protocol::{BlobId, Oid, Tid, TxnMeta};
+use blobferry_session::client::{BlobSource, CallError, Completion, Session, Transaction, VoteError};
 use blobferry_transport_mio as mio;
 use blobferry_transport_tokio as tokio_transport;
 use bytes::Bytes;

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use blobferry_cache::Block;
+use blobferry_platform::aligned_buf::Block;
 use rustix::fs::{FallocateFlags, fallocate, sendfile};
 
 /// Bytes that a loop reads and writes at once.

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use blobferry_cache::client::{BlobSource, CallError, Session, VoteError};
 use blobferry_protocol::{BlobId, Oid, Tid, TxnMeta};
+use blobferry_session::client::{BlobSource, CallError, Session, VoteError};
 use blobferry_transport_tokio::wait;
 use bytes::Bytes;
 use serde::Serialize;

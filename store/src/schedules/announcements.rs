@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use blobferry_cache::sync::{Arc, Mutex, explore, thread};
+use blobferry_platform::sync::{Arc, Mutex, explore, thread};
 use blobferry_protocol::{Oid, Tid};
 
-use super::{check, commit, patient};
-use crate::publish::Bulletin;
+use crate::schedules::{check, commit, patient};
+use crate::transactions::publisher::Bulletin;
 use crate::{ModelStore, Store, Subscriber};
 
 type Heard = Arc<Mutex<Vec<Tid>>>;

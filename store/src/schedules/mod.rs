@@ -4,12 +4,11 @@
 //! asserted beyond that is in the scenes.
 
 mod announcements;
-mod conversations;
 mod transactions;
 
 use std::time::Duration;
 
-use blobferry_cache::sync::mpsc;
+use blobferry_platform::sync::mpsc;
 use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
 
 use crate::{Done, ModelStore, Store, StoreConfig, Vote};

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use blobferry_cache::sync::thread::JoinHandle;
-use blobferry_cache::sync::{Arc, Mutex, explore, hold_time, let_time_pass, mpsc, thread};
+use blobferry_platform::sync::thread::JoinHandle;
+use blobferry_platform::sync::{Arc, Mutex, explore, hold_time, let_time_pass, mpsc, thread};
 use blobferry_protocol::{Outcome, RequestError, Tid};
 
-use super::{NEVER, begin, check, commit, finish, outcome, patient, txn, vote};
+use crate::schedules::{NEVER, begin, check, commit, finish, outcome, patient, txn, vote};
 use crate::{ModelStore, Store, StoreConfig, Vote};
 
 const SECOND: Duration = Duration::from_secs(1);

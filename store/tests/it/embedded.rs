@@ -130,7 +130,7 @@ fn lock_files_in_tmp_and_directories_of_living_clients_stay() {
     }
     fs::write(it.path("blobs/tmp/.lock"), "").unwrap();
     let lock = fs::File::open(it.path("blobs/tmp/living/.lock")).unwrap();
-    fs2::FileExt::lock_exclusive(&lock).unwrap();
+    lock.lock().unwrap();
     let it = reopen(it, StoreConfig::default());
     assert_eq!(names(&it.path("blobs/tmp")), [".lock", "living"]);
 }

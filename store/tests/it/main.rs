@@ -3,14 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
 
-mod ceilings;
 mod check;
 mod crash;
 mod differential;
 mod embedded;
 mod memory;
-mod sessions;
 mod shared_files;
-mod still;
 mod suite;
 mod support;

@@ -14,7 +14,7 @@ mod tests {
     use std::path::Path;
     use std::sync::Mutex;
 
-    use blobferry_cache::Layout;
+    use blobferry_platform::blobdir::Layout;
     use blobferry_protocol::{BlobId, Oid, Tid, TxnId};
 
     use super::*;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-use blobferry_cache::client::Completion;
+use blobferry_session::client::Completion;
 
 /// The answer to a call, when it has come; `None` when who had to give it was dropped without a word.
 pub(super) struct Answer<T, E>(Arc<Mutex<Slot<T, E>>>);

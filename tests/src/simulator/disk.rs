@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blobferry_cache::system::files::Step;
+use blobferry_platform::os::files::Step;
 use blobferry_protocol::{BlobId, Oid, Tid};
 use fastrand::Rng;
 

@@ -2,7 +2,7 @@
 //!
 //! What is real is all of blobferry but its transports: the machines of the protocol, the sessions on both sides, the caches
 //! and the embedded store, with their files on a disk in memory. What is simulated is what they ask of the operating system
-//! (see [`system`](blobferry_cache::system)): time, chance, threads, syncs; and the network between them, that stalls,
+//! (see [`system`](blobferry_platform::os)): time, chance, threads, syncs; and the network between them, that stalls,
 //! crumbles, loses and lies. Processes die in the middle of things, machines lose their power and all that was not synced,
 //! disks fill up and fail, clocks jump.
 //!
@@ -44,10 +44,10 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blobferry_cache::system::simulation;
+use blobferry_platform::os::simulation;
 use blobferry_protocol::{Config, Digest, Limits};
+use blobferry_session::server::ServerConfig;
 use blobferry_store::StoreConfig;
-use blobferry_store::session::ServerConfig;
 
 use self::cluster::Cluster;
 use self::disk::Disk;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use blobferry_cache::carry::{Ended, Endpoint};
-use blobferry_cache::client;
 use blobferry_protocol::Time;
-use blobferry_store::session;
+use blobferry_session::client;
+use blobferry_session::io::{Ended, Endpoint};
+use blobferry_session::server;
 use bytes::Bytes;
 use fastrand::Rng;
 
@@ -70,7 +70,7 @@ struct Way {
 /// What drives an end.
 pub(super) enum Seat {
     Client(client::SessionEndpoint),
-    Server(Box<session::Session>),
+    Server(Box<server::Session>),
 }
 
 impl Seat {

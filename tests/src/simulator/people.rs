@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use blobferry_cache::CachedBlob;
-use blobferry_cache::client::{BlobSource, CallError, Session, Transaction, VoteError};
 use blobferry_protocol::{BlobId, BlobInfo, Oid, RequestError, Revision, Tid, TxnMeta};
+use blobferry_session::client::{BlobSource, CallError, Session, Transaction, VoteError};
 use bytes::Bytes;
 use fastrand::Rng;
 

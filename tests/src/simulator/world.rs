@@ -14,9 +14,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use blobferry_cache::system::files::Step;
-use blobferry_cache::system::simulation::Simulation;
-use blobferry_cache::system::{Job, Next};
+use blobferry_platform::os::files::Step;
+use blobferry_platform::os::simulation::Simulation;
+use blobferry_platform::os::{Job, Next};
 use fastrand::Rng;
 
 use super::disk::Disk;

@@ -5,12 +5,12 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{scope, spawn};
 
-use blobferry_cache::carry::Progress;
-use blobferry_cache::client::{BlobSource, CallError, ClientConfig};
 use blobferry_cache::{Cache, CacheConfig, CacheError};
+use blobferry_platform::progress::Progress;
 use blobferry_protocol::{BlobId, Digest, RequestError, Tid};
+use blobferry_session::client::{BlobSource, CallError, ClientConfig};
+use blobferry_session::server::ServerConfig;
 use blobferry_store::StoreConfig;
-use blobferry_store::session::ServerConfig;
 
 use super::transport::{Client, OnProgress};
 use super::world::{Pair, World};

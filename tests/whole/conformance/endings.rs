@@ -5,8 +5,8 @@ use std::net::TcpStream;
 use std::thread::{scope, spawn};
 use std::time::Duration;
 
-use blobferry_cache::client::{BlobSource, CallError, ClientConfig, ConnectError};
 use blobferry_protocol::{Outcome, Tid};
+use blobferry_session::client::{BlobSource, CallError, ClientConfig, ConnectError};
 
 use super::transport::Client;
 use super::world::{Pair, World};
@@ -232,7 +232,7 @@ fn clones_are_one_connection_until_the_last_is_dropped(pair: &Pair) {
 }
 
 fn who_says_nothing_is_sent_away(pair: &Pair) {
-    let hurried = |config: &mut blobferry_store::session::ServerConfig| {
+    let hurried = |config: &mut blobferry_session::server::ServerConfig| {
         config.connection.handshake_timeout = Duration::from_millis(10);
     };
     let world = World::serving(pair, hurried);

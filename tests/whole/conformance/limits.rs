@@ -3,10 +3,10 @@
 
 use std::thread::scope;
 
-use blobferry_cache::client::{BlobSource, CallError, ClientConfig, ConnectError};
 use blobferry_protocol::{BlobId, Limits, RequestError, Tid, TxnMeta, UsageError};
+use blobferry_session::client::{BlobSource, CallError, ClientConfig, ConnectError};
+use blobferry_session::server::ServerConfig;
 use blobferry_store::StoreConfig;
-use blobferry_store::session::ServerConfig;
 
 use super::transport::{Client, Transaction};
 use super::world::{Pair, World};

@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::{scope, spawn};
 use std::time::Duration;
 
-use blobferry_cache::client::{
+use blobferry_protocol::{BlobId, Oid, Outcome, Tid};
+use blobferry_session::client::{
     BlobSource, CallError, ClientConfig, ConnectionEvent, Invalidation, Reconnect, VoteError,
 };
-use blobferry_protocol::{BlobId, Oid, Outcome, Tid};
 
 use super::transport::{Client, Transaction};
 use super::world::{Pair, World};

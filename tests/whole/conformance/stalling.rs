@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use blobferry_cache::client::{BlobSource, CallError, ClientConfig, VoteError};
 use blobferry_protocol::{Config, Deadline, RequestError, Tid};
+use blobferry_session::client::{BlobSource, CallError, ClientConfig, VoteError};
+use blobferry_session::server::ServerConfig;
 use blobferry_store::StoreConfig;
-use blobferry_store::session::ServerConfig;
 
 use super::transport::Client;
 use super::world::{Pair, World};

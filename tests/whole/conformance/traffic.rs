@@ -3,8 +3,8 @@
 use std::thread::scope;
 use std::time::Duration;
 
-use blobferry_cache::client::{BlobSource, ClientConfig};
 use blobferry_protocol::{BlobId, Tid};
+use blobferry_session::client::{BlobSource, ClientConfig};
 
 use super::world::{Pair, World};
 use crate::road::{DOWN, Road};

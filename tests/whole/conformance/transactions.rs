@@ -2,8 +2,8 @@
 
 use std::thread::{scope, spawn};
 
-use blobferry_cache::client::{BlobSource, CallError, VoteError};
 use blobferry_protocol::{BlobId, Conflict, Outcome, RequestError, Tid, TxnId, TxnMeta};
+use blobferry_session::client::{BlobSource, CallError, VoteError};
 
 use super::world::{Pair, World};
 use crate::support::bytes;

@@ -6,16 +6,16 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use blobferry_cache::carry::Progress;
-use blobferry_cache::client::{
-    BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Invalidation, VoteError,
-};
 use blobferry_cache::{Cache, CachedBlob};
+use blobferry_platform::progress::Progress;
 use blobferry_protocol::{
     BlobId, BlobInfo, HistoryEntry, Oid, Outcome, Packed, Revision, Tid, TxnId, TxnMeta,
 };
+use blobferry_session::client::{
+    BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Invalidation, VoteError,
+};
+use blobferry_session::server::ServerConfig;
 use blobferry_store::Store;
-use blobferry_store::session::ServerConfig;
 
 /// Is told how far a blob is.
 pub(crate) type OnProgress = Box<dyn Fn(Progress) + Send + Sync>;
@@ -113,15 +113,15 @@ macro_rules! implement_with {
         use std::ops::Range;
         use std::sync::Arc;
 
-        use blobferry_cache::client::{
-            BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Invalidation, VoteError,
-        };
         use blobferry_cache::{Cache, CachedBlob};
         use blobferry_protocol::{
             BlobId, BlobInfo, HistoryEntry, Oid, Outcome, Packed, Revision, Tid, TxnId, TxnMeta,
         };
+        use blobferry_session::client::{
+            BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Invalidation, VoteError,
+        };
+        use blobferry_session::server::ServerConfig;
         use blobferry_store::Store;
-        use blobferry_store::session::ServerConfig;
 
         use crate::conformance::transport::{Client, OnProgress, Server, Transaction, Transport};
 

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use blobferry_cache::client::{BlobSource, ClientConfig, ConnectError, Reconnect};
 use blobferry_cache::{Cache, CacheConfig};
 use blobferry_protocol::{BlobId, Oid, Tid, TxnMeta};
-use blobferry_store::session::ServerConfig;
+use blobferry_session::client::{BlobSource, ClientConfig, ConnectError, Reconnect};
+use blobferry_session::server::ServerConfig;
 use blobferry_store::{EmbeddedStore, ModelStore, Store, StoreConfig};
 use tempfile::TempDir;
 

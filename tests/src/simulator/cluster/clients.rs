@@ -7,11 +7,11 @@ use std::sync::{Arc, PoisonError};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use blobferry_cache::carry::Ended;
-use blobferry_cache::client::{Addresses, ClientConfig, Session};
 use blobferry_cache::{Cache, CacheConfig};
 use blobferry_protocol::Time;
-use blobferry_store::session;
+use blobferry_session::client::{Addresses, ClientConfig, Session};
+use blobferry_session::io::Ended;
+use blobferry_session::server;
 
 use super::{Cluster, Heard, Living, Process, SERVER};
 use crate::simulator::network::{Chair, Connection, Manner, Seat};
@@ -167,7 +167,7 @@ impl Cluster {
         let service = &server.service;
         connection.server = chair(server.pid, &|woken| {
             let wake = move || woken.store(true, Ordering::SeqCst);
-            Seat::Server(Box::new(session::Session::new(service, Time::ZERO, wake)))
+            Seat::Server(Box::new(server::Session::new(service, Time::ZERO, wake)))
         });
         self.world.note(format_args!("c{number} {pid} is connected with {}, {manner:?}", server.pid));
         self.connections.insert(number, connection);

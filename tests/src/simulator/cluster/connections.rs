@@ -1,6 +1,6 @@
 //! The connections of the cluster: which end is driven when, and what becomes of one that is over.
 
-use blobferry_cache::carry::Ended;
+use blobferry_session::io::Ended;
 
 use super::{Cluster, visit};
 use crate::simulator::world::{End, Pid};

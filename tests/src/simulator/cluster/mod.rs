@@ -16,8 +16,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blobferry_cache::client::{Invalidation, Session};
-use blobferry_store::session::Service;
+use blobferry_session::client::{Invalidation, Session};
+use blobferry_session::server::Service;
 use blobferry_store::{EmbeddedStore, Store};
 use fastrand::Rng;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blobferry_store::session::Service;
+use blobferry_session::server::Service;
 use blobferry_store::{EmbeddedStore, Store, StoreConfig};
 
 use super::{Cluster, SERVER, Server};

@@ -4,9 +4,9 @@
 use std::io::Write;
 use std::time::Duration;
 
-use blobferry_cache::client::{BlobSource, CallError, ClientConfig, ConnectError};
 use blobferry_cache::{CacheError, WriteError};
 use blobferry_protocol::{BlobId, RequestError, Tid};
+use blobferry_session::client::{BlobSource, CallError, ClientConfig, ConnectError};
 
 use super::client::digest;
 use super::say::{Body, Limits, error, message, request};

@@ -14,8 +14,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use blobferry_cache::client::{ClientConfig, Reconnect};
 use blobferry_protocol::{Config, Oid, Outcome};
+use blobferry_session::client::{ClientConfig, Reconnect};
 
 use super::transport::Client;
 use super::world::{Pair, World};

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use blobferry_cache::client::{BlobSource, CallError, VoteError};
 use blobferry_protocol::{BlobId, Oid, RequestError, Tid};
+use blobferry_session::client::{BlobSource, CallError, VoteError};
 
 use super::ledger::{Fate, Ledger, Thing};
 use super::random::Random;

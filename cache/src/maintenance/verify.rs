@@ -1,0 +1,113 @@
+//! Proving all of a cache: every blob is read, and must have the digest that its stamp tells.
+
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+
+use blobferry_protocol::BlobId;
+use rustix::fs::OFlags;
+
+use crate::cache::Cache;
+use crate::error::CacheError;
+use crate::maintenance::Entry;
+use crate::segments;
+use crate::segments::Packs;
+use crate::segments::record;
+use blobferry_platform::blobdir::integrity;
+use blobferry_platform::blobdir::integrity::Trust;
+use blobferry_platform::hash::digest_of;
+
+/// What [`Cache::verify`] has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// How many blobs have the bytes that they should.
+    pub proven: u64,
+    /// The bytes of those.
+    pub bytes: u64,
+    /// Blobs of which nothing tells what they should be: files of ZEO's, or on a file system without attributes. They
+    /// were left as they are.
+    pub unverifiable: u64,
+    /// Blobs that were damaged. Their files are removed, and small ones in packs forgotten: who wants one downloads it again.
+    pub damaged: Vec<BlobId>,
+}
+
+impl Cache {
+    /// Reads every blob, and removes those that are damaged. `progress` is called after each of them.
+    ///
+    /// # Errors
+    /// [`CacheError::Io`]; [`CacheError::Room`]; [`CacheError::ServersOwn`].
+    pub fn verify(&self, mut progress: impl FnMut(&Entry)) -> Result<Verified, CacheError> {
+        let room = self.own_room("verify blobs")?;
+        let mut verified = Verified::default();
+        for entry in self.blobs() {
+            let entry = entry?;
+            let Some((file, _)) = self.open_blob(entry.blob)? else { continue };
+            let failed = |operation| CacheError::io(operation, &entry.path);
+            // To look at all of them is to use none of them.
+            _ = rustix::fs::fcntl_setfl(&file, OFlags::NOATIME);
+            let stamped = integrity::digest(&file).map_err(failed("read the stamp of"))?;
+            match stamped.map(|digest| (digest, digest_of(&file))) {
+                None => verified.unverifiable += 1,
+                Some((digest, Ok((found, size)))) if found == digest => {
+                    verified.proven += 1;
+                    verified.bytes += size;
+                    if integrity::trust(&file, self.boot()).map_err(failed("read the stamp of"))?
+                        != Trust::Trusted
+                    {
+                        self.proven(entry.blob, &file, digest);
+                    }
+                }
+                Some((_, Err(error))) if !is_damage(&error) => return Err(failed("read")(error)),
+                Some(_) => {
+                    tracing::warn!(blob = %entry.blob, path = %entry.path.display(), "removed a damaged file");
+                    room.remove(&entry.path).map_err(CacheError::Room)?;
+                    verified.damaged.push(entry.blob);
+                }
+            }
+            progress(&entry);
+        }
+        if let Some(packs) = self.packs() {
+            for number in packs.numbers().map_err(CacheError::io("list", self.layout().packs()))? {
+                self.verify_pack(packs, number, &mut verified, &mut progress)?;
+            }
+        }
+        Ok(verified)
+    }
+
+    fn verify_pack(
+        &self,
+        packs: &Packs,
+        number: u32,
+        verified: &mut Verified,
+        progress: &mut impl FnMut(&Entry),
+    ) -> Result<(), CacheError> {
+        let Some(pack) = packs.open(number) else { return Ok(()) };
+        _ = rustix::fs::fcntl_setfl(&pack, OFlags::NOATIME);
+        for (at, entry) in self.packed_in(number)? {
+            let mut bytes =
+                vec![0; usize::try_from(entry.on_disk.min(segments::LARGEST)).unwrap_or_default()];
+            let read = pack.read_exact_at(&mut bytes, at);
+            match read.map(|()| record::open(entry.blob, bytes)) {
+                Ok(Some((bytes, _))) => {
+                    verified.proven += 1;
+                    verified.bytes += bytes.len() as u64;
+                }
+                Err(error) if !is_damage(&error) && error.kind() != ErrorKind::UnexpectedEof => {
+                    return Err(CacheError::io("read", &entry.path)(error));
+                }
+                Ok(None) | Err(_) => {
+                    tracing::warn!(blob = %entry.blob, path = %entry.path.display(), "forgot a damaged blob");
+                    packs.forget(entry.blob, number, at).map_err(CacheError::Room)?;
+                    verified.damaged.push(entry.blob);
+                }
+            }
+            progress(&entry);
+        }
+        Ok(())
+    }
+}
+
+/// The disk has lost what was there. Everything else may be otherwise the next time.
+fn is_damage(error: &io::Error) -> bool {
+    let lost = [rustix::io::Errno::IO, rustix::io::Errno::BADMSG].map(|errno| Some(errno.raw_os_error()));
+    lost.contains(&error.raw_os_error()) || error.kind() == ErrorKind::InvalidData
+}

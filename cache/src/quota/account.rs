@@ -1,0 +1,211 @@
+//! The account of a cache's room: how many bytes its files take, and how many they may. One for all processes.
+//!
+//! It is the file `tmp/.room`, read and changed under a lock on itself. The number of bytes is raised before a file
+//! grows, and lowered after one was removed; so a process that dies in between leaves it too high, never too low, and a
+//! recount puts it right.
+//!
+//! What was written before the machine was last started may or may not have reached the disk: that is recounted, too.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::lock::FileLock;
+use blobferry_platform::blobdir::integrity::Boot;
+
+/// The layout of the record: eight bytes each of magic, limit, used, recounts, doubt, and the boot's sixteen; then a
+/// checksum, because the limit of a torn record must not be believed.
+const MAGIC: [u8; 8] = *b"room-001";
+const LENGTH: usize = 56;
+const CHECKSUM: usize = 8;
+
+/// The account, locked. Dropped, it is free for the next one.
+#[derive(Debug)]
+pub(crate) struct Account {
+    file: FileLock,
+    record: Record,
+}
+
+/// What is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Record {
+    limit: Option<u64>,
+    used: u64,
+    recounts: u64,
+    doubt: Doubt,
+    boot: Boot,
+}
+
+/// How far the number of bytes can be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Doubt {
+    /// It is what the living processes say.
+    None,
+    /// It may be too high: something was left by a process that died.
+    High,
+    /// It is not known.
+    Unknown,
+}
+
+impl Account {
+    /// Locks the account, which is made where there is none, and reads it.
+    pub(crate) fn open(path: &Path, boot: Boot) -> io::Result<Account> {
+        let file = FileLock::exclusive(path)?;
+        let mut bytes = [0; LENGTH + CHECKSUM];
+        let record = match file.file().read_exact_at(&mut bytes, 0) {
+            Ok(()) => Record::decode(&bytes),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
+            Err(error) => return Err(error),
+        };
+        let unknown = Record { limit: None, used: 0, recounts: 0, doubt: Doubt::Unknown, boot };
+        let mut record = record.unwrap_or(unknown);
+        if record.boot != boot {
+            record.doubt = Doubt::Unknown;
+        }
+        record.boot = boot;
+        Ok(Account { file, record })
+    }
+
+    /// How many bytes the files may take; `None` where only the disk sets a limit.
+    pub(crate) fn limit(&self) -> Option<u64> {
+        self.record.limit
+    }
+
+    /// How many bytes the files take, or are about to.
+    pub(crate) fn used(&self) -> u64 {
+        self.record.used
+    }
+
+    /// How often the bytes were counted anew. What somebody has taken is in the count, too, from then on.
+    pub(crate) fn recounts(&self) -> u64 {
+        self.record.recounts
+    }
+
+    /// Whether the number of bytes can be believed.
+    pub(crate) fn doubt(&self) -> Doubt {
+        self.record.doubt
+    }
+
+    /// Files are about to take more bytes.
+    pub(crate) fn add(&mut self, bytes: u64) -> io::Result<()> {
+        self.write(Record { used: self.record.used.saturating_add(bytes), ..self.record })
+    }
+
+    /// Files take fewer bytes now.
+    pub(crate) fn sub(&mut self, bytes: u64) -> io::Result<()> {
+        self.write(Record { used: self.record.used.saturating_sub(bytes), ..self.record })
+    }
+
+    /// The files were looked at, and take so many bytes.
+    pub(crate) fn recounted(&mut self, used: u64) -> io::Result<()> {
+        let recounts = self.record.recounts.wrapping_add(1);
+        self.write(Record { used, recounts, doubt: Doubt::None, ..self.record })
+    }
+
+    /// The number of bytes may be too high.
+    pub(crate) fn set_doubt(&mut self) -> io::Result<()> {
+        self.write(Record { doubt: self.record.doubt.max(Doubt::High), ..self.record })
+    }
+
+    /// Sets the limit for all processes, and survives a power cut.
+    pub(crate) fn set_limit(&mut self, limit: Option<u64>) -> io::Result<()> {
+        if limit == self.record.limit {
+            return Ok(());
+        }
+        self.write(Record { limit, ..self.record })?;
+        self.file.file().sync_all()
+    }
+
+    fn write(&mut self, record: Record) -> io::Result<()> {
+        self.file.file().write_all_at(&record.encode(), 0)?;
+        self.record = record;
+        Ok(())
+    }
+}
+
+impl Record {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(LENGTH + CHECKSUM);
+        bytes.extend_from_slice(&MAGIC);
+        for number in [self.limit.unwrap_or(u64::MAX), self.used, self.recounts, u64::from(self.doubt as u8)]
+        {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&self.boot.0);
+        let checksum = checksum(&bytes);
+        bytes.extend_from_slice(&checksum);
+        bytes
+    }
+
+    fn decode(bytes: &[u8; LENGTH + CHECKSUM]) -> Option<Record> {
+        let (body, sum) = bytes.split_at(LENGTH);
+        if body.strip_prefix(&MAGIC).is_none() || checksum(body) != sum {
+            return None;
+        }
+        let number = |at: usize| Some(u64::from_le_bytes(*body.get(at..)?.first_chunk()?));
+        let doubt = match number(32)? {
+            0 => Doubt::None,
+            1 => Doubt::High,
+            _ => Doubt::Unknown,
+        };
+        Some(Record {
+            limit: number(8).filter(|limit| *limit != u64::MAX),
+            used: number(16)?,
+            recounts: number(24)?,
+            doubt,
+            boot: Boot(*body.get(40..)?.first_chunk()?),
+        })
+    }
+}
+
+fn checksum(bytes: &[u8]) -> [u8; CHECKSUM] {
+    let mut sum = [0; CHECKSUM];
+    blake3::Hasher::new().update(bytes).finalize_xof().fill(&mut sum);
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const NOW: Boot = Boot([1; 16]);
+
+    #[test]
+    fn what_one_records_the_next_one_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".room");
+        let mut account = Account::open(&path, NOW).unwrap();
+        assert_eq!((account.limit(), account.doubt()), (None, Doubt::Unknown));
+        account.recounted(100).unwrap();
+        account.add(50).unwrap();
+        account.sub(20).unwrap();
+        account.set_limit(Some(1000)).unwrap();
+        account.set_doubt().unwrap();
+        drop(account);
+        let account = Account::open(&path, NOW).unwrap();
+        let found = (account.limit(), account.used(), account.recounts(), account.doubt());
+        assert_eq!(found, (Some(1000), 130, 1, Doubt::High));
+        drop(account);
+        let account = Account::open(&path, Boot([2; 16])).unwrap();
+        assert_eq!((account.limit(), account.doubt()), (Some(1000), Doubt::Unknown), "after a boot");
+    }
+
+    #[test]
+    fn a_record_that_is_torn_or_of_another_kind_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".room");
+        let mut account = Account::open(&path, NOW).unwrap();
+        account.recounted(100).unwrap();
+        account.set_limit(Some(1000)).unwrap();
+        drop(account);
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut torn = whole.clone();
+            torn[at] ^= 1;
+            fs::write(&path, torn).unwrap();
+            let account = Account::open(&path, NOW).unwrap();
+            assert_eq!((account.limit(), account.doubt()), (None, Doubt::Unknown), "byte {at}");
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Making room: what was used longest ago goes first, and nothing goes that is in use.
+//!
+//! All of this happens while the account is locked, so by one process at a time. It walks through the directory, which
+//! counts its bytes anew, and remembers the blobs, and packs of small ones, that were used longest ago. They are removed one
+//! by one, as room is needed, in this call and later ones, until none of those is left; then it walks again. What was
+//! used since it was remembered is passed over. When nothing else is left, the index of the packs goes.
+//!
+//! Before the first walk the files of dead processes are removed, and partial downloads that nobody goes on with.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fs::{self, DirEntry, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use blobferry_protocol::BlobId;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use crate::lock::{FileLock, Owned};
+use crate::maintenance::pin;
+use crate::quota::account::{Account, Doubt};
+use crate::quota::reservation::{MARK, Room};
+use crate::quota::scratch;
+use crate::segments;
+use blobferry_platform::blobdir::WriteError;
+use blobferry_platform::blobdir::layout::pack_number;
+use blobferry_platform::blobdir::layout::{self, Layout};
+use blobferry_platform::os::allocate::slack;
+use blobferry_platform::os::files;
+use blobferry_platform::sync::MutexGuard;
+
+/// How much is remembered in a walk.
+const REMEMBERED: usize = 256;
+
+/// The account, locked, and what can be removed to lower it.
+pub(crate) struct Ledger<'a> {
+    room: &'a Room,
+    pub(crate) account: Account,
+    queue: MutexGuard<'a, Queue>,
+}
+
+/// What was used longest ago, first that.
+#[derive(Debug, Default)]
+pub(crate) struct Queue(VecDeque<Candidate>);
+
+/// A file as it was when it was remembered. In the order of their last use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    used: (i64, i64),
+    what: What,
+    inode: u64,
+}
+
+/// What can be removed to make room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Blob(BlobId),
+    Pack(u32),
+}
+
+impl What {
+    fn path(self, layout: &Layout) -> PathBuf {
+        match self {
+            What::Blob(blob) => layout.blob_path(blob),
+            What::Pack(number) => layout.packs().join(layout::pack_name(number)),
+        }
+    }
+}
+
+/// One search for what can be removed: it looks at nothing twice.
+#[derive(Debug, Default)]
+pub(crate) struct Search {
+    /// Up to here everything was looked at, and whatever is left can not be removed.
+    passed: Option<Candidate>,
+    /// How many more walks it may take, so that it ends also where blobs are used faster than it looks at them.
+    /// `None` before the first.
+    walks: Option<u64>,
+    /// How many blobs, and packs, were removed, and the bytes that they had.
+    pub(crate) removed: u64,
+    pub(crate) packs: u64,
+    pub(crate) freed: u64,
+}
+
+impl<'a> Ledger<'a> {
+    pub(crate) fn new(
+        room: &'a Room,
+        account: Account,
+        queue: MutexGuard<'a, Queue>,
+    ) -> Result<Ledger<'a>, WriteError> {
+        let mut ledger = Ledger { room, account, queue };
+        if ledger.account.doubt() == Doubt::Unknown {
+            ledger.walk(None)?;
+        }
+        Ok(ledger)
+    }
+
+    /// Whether `needed` bytes could ever be within the limit.
+    pub(crate) fn check_limit(&self, needed: u64) -> Result<(), WriteError> {
+        match self.account.limit() {
+            Some(limit) if needed > limit => Err(WriteError::Full { needed, limit, in_use: 0 }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes room for so many bytes, and removes blobs as long as there is too little.
+    pub(crate) fn take(&mut self, bytes: u64) -> Result<(), WriteError> {
+        self.check_limit(bytes)?;
+        let mut search = Search::default();
+        while let Some(limit) = self.account.limit()
+            && self.account.used().saturating_add(bytes) > limit
+        {
+            if !self.evict(&mut search)? {
+                return Err(WriteError::Full { needed: bytes, limit, in_use: self.account.used() });
+            }
+        }
+        self.account.add(bytes).map_err(self.room.failed())
+    }
+
+    /// Removes one blob, or finds by a recount that there may be room without that. `false` where nothing is left that
+    /// can be removed.
+    pub(crate) fn evict(&mut self, search: &mut Search) -> Result<bool, WriteError> {
+        if self.account.doubt() != Doubt::None {
+            self.queue.0.clear();
+        }
+        loop {
+            while let Some(candidate) = self.queue.0.pop_front() {
+                search.passed = Some(candidate);
+                if let Some(bytes) = self.remove_unused(candidate).map_err(self.room.failed())? {
+                    match candidate.what {
+                        What::Blob(_) => search.removed += 1,
+                        What::Pack(_) => search.packs += 1,
+                    }
+                    search.freed += bytes;
+                    return Ok(true);
+                }
+            }
+            match search.walks {
+                None => {
+                    search.passed = None;
+                    let blobs = self.tidy()?;
+                    search.walks = Some(blobs / REMEMBERED as u64 + 1);
+                    return Ok(true);
+                }
+                Some(0) => return self.remove_index(search),
+                Some(walks) => search.walks = Some(walks - 1),
+            }
+            self.walk(search.passed)?;
+            if self.queue.0.is_empty() {
+                return self.remove_index(search);
+            }
+        }
+    }
+
+    /// Removes what dead processes have left, and counts anew. How many blobs there are.
+    pub(crate) fn tidy(&mut self) -> Result<u64, WriteError> {
+        remove_leftovers(self.room.layout());
+        self.walk(None)
+    }
+
+    /// Removes a blob's file, whoever has it open; the bytes that it had.
+    pub(crate) fn remove(&mut self, path: &Path) -> io::Result<u64> {
+        let bytes = match fs::symlink_metadata(path) {
+            Ok(metadata) => metadata.blocks().saturating_mul(512),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        // First the file, then the account: who dies in between leaves it too high, and not too low.
+        match files::remove(path) {
+            Ok(()) => self.account.sub(bytes)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(error),
+        }
+        Ok(bytes)
+    }
+
+    /// Removes the index of the packs, if it takes any room. It is made again when it is needed.
+    fn remove_index(&mut self, search: &mut Search) -> Result<bool, WriteError> {
+        if !self.room.layout().has_packs() {
+            return Ok(false);
+        }
+        let path = self.room.layout().packs().join(segments::INDEX);
+        let file = open(&path).map_err(self.room.failed())?;
+        let is_file = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
+        let removed = match file.filter(is_file) {
+            Some(file) => match Owned::try_new(&file).map_err(self.room.failed())? {
+                Some(_owned) => self.remove(&path).map_err(self.room.failed())?,
+                None => 0,
+            },
+            None => 0,
+        };
+        search.freed += removed;
+        Ok(removed > 0)
+    }
+
+    /// Removes a blob that is neither in use nor pinned, and was not used since it was remembered; the bytes it had.
+    fn remove_unused(&mut self, candidate: Candidate) -> io::Result<Option<u64>> {
+        let path = candidate.what.path(self.room.layout());
+        let Some(file) = open(&path)? else { return Ok(None) };
+        let Some(_owned) = Owned::try_new(&file)? else { return Ok(None) };
+        if Candidate::new(candidate.what, &file.metadata()?) != candidate || pin::is_pinned(&file)? {
+            return Ok(None);
+        }
+        let bytes = self.remove(&path)?;
+        tracing::debug!(what = ?candidate.what, bytes, "removed it to make room");
+        Ok(Some(bytes))
+    }
+
+    /// Counts the bytes of all files anew, and remembers the blobs that were used longest ago, of those after `passed`.
+    /// How many blobs there are.
+    fn walk(&mut self, passed: Option<Candidate>) -> Result<u64, WriteError> {
+        let mut oldest = BTreeSet::new();
+        let mut blobs = 0;
+        let bytes = count(self.room.layout(), |what, metadata| {
+            blobs += 1;
+            let candidate = Candidate::new(what, metadata);
+            if Some(candidate) > passed {
+                oldest.insert(candidate);
+            }
+            if oldest.len() > REMEMBERED {
+                oldest.pop_last();
+            }
+        })
+        .map_err(WriteError::io("count the files of", self.room.layout().root()))?;
+        self.queue.0 = oldest.into_iter().collect();
+        self.account.recounted(bytes).map_err(self.room.failed())?;
+        Ok(blobs)
+    }
+}
+
+impl Candidate {
+    fn new(what: What, metadata: &Metadata) -> Candidate {
+        Candidate { used: (metadata.atime(), metadata.atime_nsec()), what, inode: metadata.ino() }
+    }
+}
+
+/// Opens a file that is there, but for what a link leads to; a pipe is not waited for.
+fn open(path: &Path) -> io::Result<Option<File>> {
+    let careful = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    match OpenOptions::new().read(true).custom_flags(careful.bits().cast_signed()).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The bytes that the unfinished files of a cache take.
+pub(crate) fn unfinished(layout: &Layout) -> io::Result<u64> {
+    let mut bytes = 0_u64;
+    each_file(layout.tmp(), &mut |dir, _, metadata| {
+        if dir != layout.tmp() {
+            bytes = bytes.saturating_add(metadata.blocks().saturating_mul(512));
+        }
+    })?;
+    Ok(bytes)
+}
+
+/// The bytes that all files of a cache take; `found` is told of every blob, and every pack.
+///
+/// First `tmp/`: what becomes a blob meanwhile is counted twice then, rather than not at all.
+fn count(layout: &Layout, mut found: impl FnMut(What, &Metadata)) -> io::Result<u64> {
+    let mut bytes = 0_u64;
+    let mut add = |more: u64| bytes = bytes.saturating_add(more);
+    add(fs::metadata(layout.marker())?.blocks().saturating_mul(512));
+    each_file(layout.tmp(), &mut |dir, entry, metadata| {
+        let on_disk = metadata.blocks().saturating_mul(512);
+        // A file that is being filled may need more than it has.
+        let unfinished = dir != layout.tmp() && on_disk > 0;
+        add(match entry.file_name().to_str().is_some_and(|name| name.starts_with(MARK)) {
+            true => metadata.len(),
+            false if unfinished => on_disk.saturating_add(slack(metadata.len().max(on_disk))),
+            false => on_disk,
+        });
+    })?;
+    if layout.has_packs() {
+        each_file(layout.packs(), &mut |dir, entry, metadata| {
+            add(metadata.blocks().saturating_mul(512));
+            if dir == layout.packs()
+                && let Some(number) = entry.file_name().to_str().and_then(pack_number)
+            {
+                found(What::Pack(number), metadata);
+            }
+        })?;
+    }
+    for bucket in 0..BlobId::BUCKETS {
+        each_file(&layout.bucket_path(bucket), &mut |_, entry, metadata| {
+            add(metadata.blocks().saturating_mul(512));
+            let name = entry.file_name();
+            if let Some(blob) = name.to_str().and_then(|name| BlobId::from_file_name(bucket, name)) {
+                found(What::Blob(blob), metadata);
+            }
+        })?;
+    }
+    Ok(bytes)
+}
+
+/// Every file in a directory and below. What vanishes meanwhile is left out.
+fn each_file(dir: &Path, found: &mut impl FnMut(&Path, &DirEntry, &Metadata)) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => each_file(&entry.path(), found)?,
+            Ok(metadata) if metadata.is_file() => found(dir, &entry, &metadata),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Removes the files of dead processes, and the partial downloads that nobody goes on with now.
+fn remove_leftovers(layout: &Layout) {
+    if let Err(error) = scratch::try_sweep(layout.tmp()) {
+        tracing::warn!(%error, "can not look for the unfinished files of dead processes");
+    }
+    remove_partials(layout, |_| true);
+}
+
+/// Removes those partial downloads that nobody goes on with now, and that `unwanted` names.
+pub(crate) fn remove_partials(layout: &Layout, unwanted: impl Fn(BlobId) -> bool) -> u64 {
+    let mut removed = 0;
+    for (blob, path) in layout.partials().unwrap_or_default() {
+        // Who downloads holds the lock of the bucket.
+        if unwanted(blob)
+            && let Ok(Some(_lock)) = FileLock::try_existing(&layout.lock_path(blob.bucket()))
+            && fs::remove_file(&path).is_ok()
+        {
+            tracing::info!(%blob, "removed a partial download");
+            removed += 1;
+        }
+    }
+    removed
+}

@@ -1,0 +1,344 @@
+//! Where in which pack a blob may be: hints, in one file for all processes.
+//!
+//! The file is a table of small buckets, of a size that is decided when it is made, and sparse. A blob's hash chooses the
+//! bucket; in it a slot has a part of the hash, and a place in a pack. To look something up is to read one bucket. Nothing
+//! of it is kept in memory.
+//!
+//! A slot is only a hint: the record that it points to is the truth. Whatever is in here, torn, old, or of somebody else,
+//! the worst is a blob that is downloaded once more. Who changes a bucket has the lock on the file, so that of two
+//! hints none is lost; a bucket that is full forgets one.
+
+use blobferry_platform::os::allocate::allocate;
+use std::collections::BTreeSet;
+use std::fs::{File, Metadata};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+
+use blobferry_protocol::BlobId;
+
+use crate::lock::Owned;
+use crate::quota::reservation::Room;
+use blobferry_platform::blobdir::WriteError;
+use blobferry_platform::os::allocate::slack;
+use blobferry_platform::os::files;
+use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
+use blobferry_platform::sync::{Mutex, MutexGuard, PoisonError};
+
+const SLOT: usize = 16;
+const SLOTS: usize = 16;
+const BUCKET: usize = SLOT * SLOTS;
+/// What the file system gives room in, or more.
+const PAGE: u64 = 4096;
+/// How the table gets its room: so many pages at once, or one by one where the file system can not do that.
+const REGION: u64 = 256 * PAGE;
+/// The table is so long where the cache has no limit: two million blobs.
+const LONGEST: u64 = 32 << 20;
+const SHORTEST: u64 = 16 << 10;
+
+/// A place where a blob's record may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hint {
+    pub(crate) pack: u32,
+    pub(crate) offset: u32,
+    /// Of the record.
+    pub(crate) len: u32,
+}
+
+/// The table, open.
+#[derive(Debug)]
+pub(crate) struct Index {
+    file: File,
+    path: PathBuf,
+    buckets: u64,
+    /// What is known to be on the disk, and so in the account.
+    counted: Mutex<Pages>,
+    /// It gets no room in advance.
+    page_by_page: AtomicBool,
+}
+
+impl Index {
+    /// A table that is there; `None` where it is just being made.
+    pub(crate) fn new(file: File, metadata: &Metadata, path: PathBuf) -> Option<Index> {
+        let buckets = metadata.len() / BUCKET as u64;
+        (buckets > 0 && metadata.len() <= LONGEST).then(|| Index {
+            file,
+            path,
+            buckets,
+            counted: Mutex::default(),
+            page_by_page: AtomicBool::new(false),
+        })
+    }
+
+    /// Gives a table that has no length yet the one that is right for the cache's limit.
+    pub(crate) fn make(file: &File, limit: Option<u64>) -> io::Result<()> {
+        let _owned = Owned::wait(file)?;
+        let len = file.metadata()?.len();
+        if len < BUCKET as u64 || len > LONGEST {
+            // What is there is none. From nothing on it is sparse.
+            file.set_len(0)?;
+            let right = limit.map_or(LONGEST, |limit| (limit / 64).next_power_of_two());
+            file.set_len(right.clamp(SHORTEST, LONGEST))?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is the one that everybody uses: not removed, and as long as it was.
+    pub(crate) fn is_current(&self) -> bool {
+        let is_it =
+            |metadata: Metadata| metadata.nlink() > 0 && metadata.len() / BUCKET as u64 == self.buckets;
+        self.file.metadata().is_ok_and(is_it)
+    }
+
+    /// The hints for a blob.
+    pub(crate) fn look(&self, blob: BlobId) -> impl Iterator<Item = Hint> + use<> {
+        let (at, tag) = self.place(blob);
+        let bucket = self.read(at).unwrap_or([0; BUCKET]);
+        (0..SLOTS)
+            .filter_map(move |slot| hint(&bucket, slot).filter(|(found, _)| *found == tag))
+            .map(|(_, hint)| hint)
+    }
+
+    /// Adds hints. `false` where the table was removed meanwhile.
+    pub(crate) fn note(&self, room: &Room, hints: &[(BlobId, Hint)]) -> Result<bool, WriteError> {
+        let _owned = Owned::wait(&self.file).map_err(self.failed())?;
+        if !self.is_current() {
+            return Ok(false);
+        }
+        self.write_all(room, hints)?;
+        Ok(true)
+    }
+
+    /// Takes a hint back.
+    pub(crate) fn forget(&self, blob: BlobId, hint: Hint) -> Result<(), WriteError> {
+        let _owned = Owned::wait(&self.file).map_err(self.failed())?;
+        let (at, tag) = self.place(blob);
+        let bucket = self.read(at).map_err(self.failed())?;
+        match (0..SLOTS).find(|slot| self::hint(&bucket, *slot) == Some((tag, hint))) {
+            Some(slot) => {
+                let forgotten = files::write_at(&self.file, &[0; SLOT], at + (slot * SLOT) as u64);
+                forgotten.map_err(self.failed())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The offset of a blob's bucket, and what its slot begins with.
+    fn place(&self, blob: BlobId) -> (u64, u32) {
+        let hash = mix(mix(blob.oid.0) ^ blob.tid.0);
+        ((hash % self.buckets) * BUCKET as u64, (hash >> 32) as u32)
+    }
+
+    fn read(&self, at: u64) -> io::Result<[u8; BUCKET]> {
+        let mut bucket = [0; BUCKET];
+        self.file.read_exact_at(&mut bucket, at)?;
+        Ok(bucket)
+    }
+
+    /// Writes hints. The first one of a page takes room.
+    fn write_all(&self, room: &Room, hints: &[(BlobId, Hint)]) -> Result<(), WriteError> {
+        for page in self.new_pages(hints) {
+            self.take_region(room, page)?;
+        }
+        let new = self.new_pages(hints);
+        let write = || hints.iter().try_for_each(|(blob, hint)| self.write(*blob, *hint));
+        if new.is_empty() {
+            return write().map_err(self.failed());
+        }
+        // With each the file system may need to note where the page is.
+        let more = 2 * PAGE * new.len() as u64;
+        room.change(&self.file, more, write)?.map_err(self.failed())?;
+        let mut counted = self.counted();
+        new.into_iter().for_each(|page| counted.add(page..page + 1));
+        Ok(())
+    }
+
+    /// Takes room for all pages of a page's region at once, where that can be had.
+    fn take_region(&self, room: &Room, page: u64) -> Result<(), WriteError> {
+        if self.page_by_page.load(Ordering::Relaxed) || self.counted().has(page) {
+            return Ok(());
+        }
+        let begin = page * PAGE / REGION * REGION;
+        let size = REGION.min((self.buckets * BUCKET as u64).saturating_sub(begin));
+        let allocate = || Ok(allocate(&self.file, begin, size, None)?);
+        match room.change(&self.file, size + slack(size), allocate) {
+            Ok(Ok(true)) => self.counted().add(begin / PAGE..(begin + size).div_ceil(PAGE)),
+            // There may still be room for a page.
+            Ok(_) | Err(WriteError::Full { .. } | WriteError::NoSpace { .. }) => {
+                self.page_by_page.store(true, Ordering::Relaxed);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The pages that hints come to, and that may not be on the disk yet.
+    fn new_pages(&self, hints: &[(BlobId, Hint)]) -> BTreeSet<u64> {
+        let counted = self.counted();
+        let pages = hints.iter().map(|(blob, _)| self.place(*blob).0 / PAGE);
+        pages.filter(|page| !counted.has(*page)).collect()
+    }
+
+    /// Writes a hint to a slot of its bucket.
+    fn write(&self, blob: BlobId, hint: Hint) -> io::Result<()> {
+        let (at, tag) = self.place(blob);
+        let slot = slot_for(&self.read(at)?, tag, hint);
+        files::write_at(&self.file, &slot_of(tag, hint), at + (slot * SLOT) as u64)
+    }
+
+    fn failed(&self) -> impl FnOnce(io::Error) -> WriteError {
+        WriteError::space("write to", &self.path, SLOT as u64)
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Pages> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A set of pages: a bit for each.
+#[derive(Debug, Default)]
+struct Pages(Vec<u64>);
+
+impl Pages {
+    fn has(&self, page: u64) -> bool {
+        self.0.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 != 0)
+    }
+
+    fn add(&mut self, pages: Range<u64>) {
+        self.0.resize(self.0.len().max(pages.end.div_ceil(64) as usize), 0);
+        for page in pages {
+            if let Some(word) = self.0.get_mut((page / 64) as usize) {
+                *word |= 1 << (page % 64);
+            }
+        }
+    }
+}
+
+/// Mixes the bits of a number: each of them depends on all (the end of splitmix64).
+fn mix(number: u64) -> u64 {
+    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
+/// What a slot says; `None` where it is empty.
+fn hint(bucket: &[u8; BUCKET], slot: usize) -> Option<(u32, Hint)> {
+    let slot = bucket.get(slot * SLOT..)?;
+    let number = |at: usize| Some(u32::from_le_bytes(*slot.get(at..)?.first_chunk()?));
+    let hint = Hint { pack: number(4)?, offset: number(8)?, len: number(12)? };
+    (hint.len > 0).then_some((number(0)?, hint))
+}
+
+fn slot_of(tag: u32, hint: Hint) -> [u8; SLOT] {
+    let mut slot = [0; SLOT];
+    for (to, number) in slot.chunks_exact_mut(4).zip([tag, hint.pack, hint.offset, hint.len]) {
+        to.copy_from_slice(&number.to_le_bytes());
+    }
+    slot
+}
+
+/// The slot for a hint: that of the same blob, an empty one, or one whose blob is forgotten.
+fn slot_for(bucket: &[u8; BUCKET], tag: u32, new: Hint) -> usize {
+    let slots = || (0..SLOTS).map(|slot| (slot, hint(bucket, slot)));
+    let same = slots().find(|(_, found)| found.is_some_and(|(found, _)| found == tag));
+    let free = || slots().find(|(_, found)| found.is_none());
+    // As good as by chance.
+    same.or_else(free).map_or(mix(u64::from(new.offset)) as usize % SLOTS, |(slot, _)| slot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::scratch::Scratch;
+    use blobferry_platform::blobdir::layout::Layout;
+    use blobferry_protocol::{Oid, Tid};
+
+    fn blob(n: u64) -> BlobId {
+        BlobId { oid: Oid(n), tid: Tid(1) }
+    }
+
+    fn hint(n: u32) -> Hint {
+        Hint { pack: n, offset: n, len: n + 1 }
+    }
+
+    fn index(limit: Option<u64>, test: impl FnOnce(&Room, Index)) {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(dir.path()).unwrap();
+        let (scratch, _) = Scratch::create(layout.tmp()).unwrap();
+        let room = Room::new(&layout, scratch.path(), None);
+        let file = tempfile::tempfile_in(dir.path()).unwrap();
+        assert!(Index::new(file.try_clone().unwrap(), &file.metadata().unwrap(), PathBuf::new()).is_none());
+        Index::make(&file, limit).unwrap();
+        let metadata = file.metadata().unwrap();
+        // It has no name here.
+        let index = Index::new(file, &metadata, PathBuf::new()).unwrap();
+        test(&room, index);
+    }
+
+    fn note(index: &Index, room: &Room, n: u64, hint: Hint) {
+        index.write_all(room, &[(blob(n), hint)]).unwrap();
+    }
+
+    #[test]
+    fn a_hint_is_found_replaced_and_forgotten() {
+        index(None, |room, index| {
+            assert_eq!(index.look(blob(1)).count(), 0);
+            for n in 1..=1000 {
+                note(&index, room, n, hint(n as u32));
+            }
+            for n in 1..=1000 {
+                assert!(index.look(blob(n)).eq([hint(n as u32)]), "{n}");
+            }
+            note(&index, room, 7, hint(8000));
+            assert!(index.look(blob(7)).eq([hint(8000)]));
+            index.forget(blob(7), hint(7)).unwrap();
+            assert!(index.look(blob(7)).eq([hint(8000)]), "that one was another");
+            index.forget(blob(7), hint(8000)).unwrap();
+            assert_eq!(index.look(blob(7)).count(), 0);
+            assert!(
+                !index.note(room, &[(blob(7), hint(7))]).unwrap(),
+                "a table that was removed takes nothing"
+            );
+        });
+    }
+
+    #[test]
+    fn a_table_that_is_too_small_forgets_and_keeps_as_many_as_it_can() {
+        index(Some(1), |room, index| {
+            let slots = SHORTEST / SLOT as u64;
+            for n in 0..2 * slots {
+                note(&index, room, n, hint(n as u32));
+            }
+            assert!(
+                index.look(blob(2 * slots - 1)).eq([hint(2 * slots as u32 - 1)]),
+                "the last one is there"
+            );
+            let found = (0..2 * slots).filter(|n| index.look(blob(*n)).any(|found| found == hint(*n as u32)));
+            assert!(found.count() as u64 > slots * 9 / 10);
+        });
+    }
+
+    #[test]
+    fn what_it_takes_on_the_disk_is_in_the_account_page_by_page_or_many_at_once() {
+        for page_by_page in [false, true] {
+            what_it_takes_is_in_the_account(page_by_page);
+        }
+    }
+
+    fn what_it_takes_is_in_the_account(page_by_page: bool) {
+        index(None, |room, index| {
+            index.page_by_page.store(page_by_page, Ordering::Relaxed);
+            let used = || room.ledger().unwrap().account.used();
+            let before = used();
+            for n in 0..500 {
+                note(&index, room, n, hint(n as u32));
+            }
+            let taken = blobferry_platform::os::allocate::on_disk(&index.file).unwrap();
+            let at_once = !index.page_by_page.load(Ordering::Relaxed);
+            assert!(taken >= if at_once { LONGEST } else { PAGE }, "{taken}");
+            assert_eq!(used() - before, taken);
+        });
+    }
+}

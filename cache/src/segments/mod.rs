@@ -1,0 +1,204 @@
+//! Packs: small blobs, many in a file.
+//!
+//! To make a file of its own for each would cost more than to have it sent. So small blobs that are loaded into memory are
+//! appended to a pack, in the background; and where they are is noted in an index, for all processes.
+//!
+//! Nothing here is ever waited for or synced, and nothing is believed: a hint of the `index` leads to a `record`, which
+//! proves itself. A pack is removed as a whole, that one first from which nothing was read for the longest time.
+//!
+//! `pending` is what waits to be written, `writer` writes it, `file` opens what is in the directory.
+
+pub(crate) mod file;
+pub(crate) mod index;
+mod pending;
+pub(crate) mod record;
+mod writer;
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use blobferry_protocol::{BlobId, Digest};
+use bytes::Bytes;
+
+use self::file::How;
+use self::index::{Hint, Index};
+pub(crate) use self::pending::Pending;
+use self::record::{HEAD, Head};
+use self::writer::Writer;
+use crate::cached_blob::touch;
+use crate::quota::reservation::Room;
+use blobferry_platform::blobdir::WriteError;
+use blobferry_platform::blobdir::layout::{self, Layout, create_dir};
+use blobferry_platform::os;
+use blobferry_platform::sync::{Arc, Mutex, PoisonError};
+
+/// No larger blob is small.
+pub(crate) const SMALL: u64 = 64 << 10;
+
+/// No record is longer.
+pub(crate) const LARGEST: u64 = SMALL + HEAD as u64;
+
+/// The name of the index.
+pub(crate) const INDEX: &str = "index";
+
+/// How often it is looked whether the index is still the one that all others use.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The packs of a cache, as this process sees them.
+#[derive(Debug)]
+pub(crate) struct Packs {
+    layout: Layout,
+    house: Mutex<Option<(Arc<House>, Instant)>>,
+    writer: Mutex<Writer>,
+    pub(crate) pending: Pending,
+}
+
+/// The directory and the index, open.
+#[derive(Debug)]
+pub(crate) struct House {
+    dir: File,
+    index: Index,
+}
+
+impl Packs {
+    pub(crate) fn new(layout: &Layout) -> Packs {
+        let layout = layout.clone();
+        Packs { layout, house: Mutex::default(), writer: Mutex::default(), pending: Pending::default() }
+    }
+
+    /// The path of a pack.
+    pub(crate) fn path(&self, number: u32) -> PathBuf {
+        self.layout.packs().join(layout::pack_name(number))
+    }
+
+    /// The packs that there are.
+    pub(crate) fn numbers(&self) -> io::Result<Vec<u32>> {
+        writer::numbers(self)
+    }
+
+    /// Opens a pack to read it.
+    pub(crate) fn open(&self, number: u32) -> Option<File> {
+        let house = self.house()?;
+        Some(file::open(&house.dir, &layout::pack_name(number), How::Read).ok()??.0)
+    }
+
+    /// Whether there is any hint for a blob.
+    pub(crate) fn knows(&self, blob: BlobId) -> bool {
+        self.house().is_some_and(|house| house.index.look(blob).next().is_some())
+    }
+
+    /// Whether a blob would be read from there.
+    pub(crate) fn serves(&self, blob: BlobId, pack: u32, offset: u64) -> bool {
+        let leads_there = |hint: Hint| hint.pack == pack && u64::from(hint.offset) == offset;
+        self.house().is_some_and(|house| house.index.look(blob).any(leads_there))
+    }
+
+    /// A blob's bytes, which are its bytes, and their digest. `None` where they are in no pack.
+    pub(crate) fn read(&self, blob: BlobId) -> Option<(Bytes, Digest)> {
+        let house = self.house()?;
+        house.index.look(blob).find_map(|hint| read(&house.dir, blob, hint).ok().flatten())
+    }
+
+    /// Takes back what is noted of a blob whose record is damaged.
+    pub(crate) fn forget(&self, blob: BlobId, pack: u32, offset: u64) -> Result<(), WriteError> {
+        let Some(house) = self.house() else { return Ok(()) };
+        // The lock on the index is this process's, whichever of its threads has taken it.
+        let _alone = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = |hint: &Hint| hint.pack == pack && u64::from(hint.offset) == offset;
+        let hints: Vec<Hint> = house.index.look(blob).filter(there).collect();
+        hints.into_iter().try_for_each(|hint| house.index.forget(blob, hint))
+    }
+
+    /// Writes some blobs to a pack, and notes where they are.
+    pub(crate) fn append(&self, room: &Room, records: &[(Head, Bytes)]) -> Result<(), WriteError> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..3 {
+            let house = match self.house() {
+                Some(house) => house,
+                None => self.make(room)?,
+            };
+            let hints = writer.append(self, &house, room, records)?;
+            if house.index.note(room, &hints)? {
+                return Ok(());
+            }
+            // Somebody has removed the index, to make room.
+            self.close();
+        }
+        Err(WriteError::io("write to", self.layout.packs())(io::Error::other(
+            "it is removed again and again",
+        )))
+    }
+
+    /// What is there, if it can be used.
+    fn house(&self) -> Option<Arc<House>> {
+        let mut open = self.house.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = os::now();
+        if let Some((house, looked)) = &mut *open {
+            if now.saturating_duration_since(*looked) < LOOK_AGAIN {
+                return Some(house.clone());
+            }
+            if house.index.is_current() {
+                *looked = now;
+                return Some(house.clone());
+            }
+        }
+        let house = self.open_house().inspect_err(|error| self.tell(error)).ok().flatten().map(Arc::new);
+        *open = house.clone().map(|house| (house, now));
+        house
+    }
+
+    fn open_house(&self) -> io::Result<Option<House>> {
+        let Some(dir) = file::open_dir(self.layout.packs())? else { return Ok(None) };
+        // To write to it, too: opened once for both.
+        let Some((index, metadata)) = file::open(&dir, INDEX, How::Update)? else { return Ok(None) };
+        let path = self.layout.packs().join(INDEX);
+        Ok(Index::new(index, &metadata, path).map(|index| House { dir, index }))
+    }
+
+    fn tell(&self, error: &io::Error) {
+        tracing::debug!(dir = %self.layout.packs().display(), %error, "small blobs that are in packs can not be read");
+    }
+
+    fn close(&self) {
+        *self.house.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Makes the directory and the index, where they are missing or not fit.
+    fn make(&self, room: &Room) -> Result<Arc<House>, WriteError> {
+        let limit = room.ledger()?.account.limit();
+        let make = || -> io::Result<()> {
+            create_dir(self.layout.packs(), 0o700)?;
+            let dir = file::open_dir(self.layout.packs())?.ok_or(ErrorKind::NotFound)?;
+            for _ in 0..2 {
+                if let Some((index, _)) = file::open(&dir, INDEX, How::Make)? {
+                    return Index::make(&index, limit);
+                }
+                // What is no regular file of this user's alone is none.
+                file::remove(&dir, INDEX)?;
+            }
+            Err(io::Error::other("something is in the place of the index"))
+        };
+        make().map_err(WriteError::space("make an index in", self.layout.packs(), 0))?;
+        self.house().ok_or(ErrorKind::NotFound.into()).map_err(WriteError::io("use", self.layout.packs()))
+    }
+}
+
+/// Reads a record, if it is this blob's.
+fn read(dir: &File, blob: BlobId, hint: Hint) -> io::Result<Option<(Bytes, Digest)>> {
+    if !(HEAD as u64..=LARGEST).contains(&hint.len.into()) {
+        return Ok(None);
+    }
+    let Some((pack, metadata)) = file::open(dir, &layout::pack_name(hint.pack), How::Read)? else {
+        return Ok(None);
+    };
+    let mut record = vec![0; hint.len as usize];
+    pack.read_exact_at(&mut record, hint.offset.into())?;
+    let opened = record::open(blob, record);
+    if opened.is_some() {
+        touch(&pack, &metadata);
+    }
+    Ok(opened)
+}

@@ -1,0 +1,195 @@
+//! A client in one thread, with nothing but `std::net::TcpStream` and `std::fs`: downloads a blob, uploads a new
+//! revision of it, and asks the server what it has.
+//!
+//! The smallest run loop there is: say everything, then wait for an answer, for at most as long as the machine wants to
+//! wait. It suits a command or a script. It stores and loads one after the other: a client that does both at once must
+//! not wait to write while there is something to read, or both ends may wait for each other.
+//!
+//!     cargo run -p blobferry-examples --bin blocking_std
+
+mod support;
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use blobferry_protocol::client::{Connection, Event};
+use blobferry_protocol::{
+    BlobInfo, Config, Digest, Expect, Reply, Request, RequestError, RequestId, Revision, Slice, Time,
+    TransferEvent, TxnId, TxnMeta,
+};
+use support::{Harbour, digest_of};
+
+/// The machine, and what it does not have: a socket, a clock, and the files.
+struct Client {
+    machine: Connection,
+    stream: TcpStream,
+    epoch: Instant,
+    /// What was heard, and not looked at yet.
+    events: VecDeque<Event>,
+    /// Where the download goes, and what the upload is read from. This client has at most one of each.
+    sink: Option<File>,
+    source: Option<File>,
+}
+
+impl Client {
+    fn connect(address: SocketAddr) -> Result<Client, Box<dyn Error>> {
+        let (stream, epoch, config) = (TcpStream::connect(address)?, Instant::now(), Config::default());
+        stream.set_nodelay(true)?;
+        // A write that gets nowhere for so long is a dead connection, too.
+        stream.set_write_timeout(Some(config.silence_limit))?;
+        let machine = Connection::new(Time::ZERO, config, b"");
+        let mut client = Client { machine, stream, epoch, events: VecDeque::new(), sink: None, source: None };
+        while !client.machine.is_connected() {
+            client.turn()?;
+        }
+        Ok(client)
+    }
+
+    fn now(&self) -> Time {
+        Time(self.epoch.elapsed())
+    }
+
+    /// One turn of the run loop. When nothing is left to say, nothing new can be said before something was heard: so it
+    /// is right to wait for it.
+    fn turn(&mut self) -> Result<(), Box<dyn Error>> {
+        self.say()?;
+        // When to give up waiting may change with every call, so it is asked for every time.
+        let Some(timeout) = self.machine.poll_timeout() else { return Ok(()) };
+        // The socket takes "no time" for "for ever".
+        let wait = timeout.since(self.now()).max(Duration::from_millis(1));
+        self.stream.set_read_timeout(Some(wait))?;
+        let mut buffer = [0; 64 << 10];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => return Err("the server closed the connection".into()),
+            Ok(n) => self.hear(&buffer[..n])?,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.machine.handle_timeout(self.now())?; // does nothing when it is too early
+        self.events.extend(std::iter::from_fn(|| self.machine.poll_event()));
+        Ok(())
+    }
+
+    /// Sends heads from the machine, and bodies from the file.
+    fn say(&mut self) -> io::Result<()> {
+        let mut head = Vec::new();
+        while let Some(transmit) = self.machine.poll_transmit(self.now(), &mut head) {
+            self.stream.write_all(&head)?;
+            head.clear();
+            let Some(slice) = transmit.body else { continue };
+            let sent = self.send_body(slice)?;
+            if sent < slice.len {
+                // The peer counts on every byte that was announced. It gets zeros, and is told to drop them.
+                io::copy(&mut io::repeat(0).take(slice.len - sent), &mut self.stream)?;
+                let reason = RequestError::Source { detail: "the file has become shorter".into() };
+                self.machine.abort_blob(slice.transfer, reason).map_err(io::Error::other)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From the file to the socket, through the small buffer of `io::copy`. Says how many bytes there were.
+    fn send_body(&mut self, slice: Slice) -> io::Result<u64> {
+        let Some(file) = &mut self.source else { return Ok(0) };
+        file.seek(SeekFrom::Start(slice.offset))?;
+        io::copy(&mut file.take(slice.len), &mut self.stream)
+    }
+
+    /// What was read goes where the machine says: to itself, or to the file.
+    fn hear(&mut self, mut bytes: &[u8]) -> Result<(), Box<dyn Error>> {
+        while !bytes.is_empty() {
+            let now = self.now();
+            match self.machine.expect() {
+                Expect::Control { .. } => {
+                    let used = self.machine.handle_control(now, bytes)?;
+                    bytes = &bytes[used..];
+                    self.events.extend(std::iter::from_fn(|| self.machine.poll_event()));
+                }
+                Expect::Payload(slice) => {
+                    let (payload, rest) = bytes.split_at(bytes.len().min(slice.len as usize));
+                    let file = self.sink.as_ref().ok_or("bytes came that nobody asked for")?;
+                    file.write_all_at(payload, slice.offset)?;
+                    let n = payload.len() as u64;
+                    self.machine.payload_moved(now, n)?;
+                    // The file has them: this is what makes the server send more.
+                    self.machine.stored(slice.transfer, slice.offset + n)?;
+                    bytes = rest;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on until this request has its one answer: a reply, or the end of a transfer.
+    fn answer(&mut self, id: RequestId) -> Result<Answer, Box<dyn Error>> {
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                match event {
+                    Event::Reply { id: of, result } if of == id => return Ok(Answer::Reply(result?)),
+                    Event::Transfer(TransferEvent::Stopped { digest, .. }) => {
+                        return Ok(Answer::Blob(digest));
+                    }
+                    Event::Transfer(TransferEvent::Aborted { reason, .. }) => return Err(reason.into()),
+                    _ => {} // the beginning of the transfer, answers that the next one implies, invalidations
+                }
+            }
+            self.turn()?;
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Answer {
+    Reply(Reply),
+    Blob(Digest),
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let harbour = Harbour::open()?;
+    let mut client = Client::connect(harbour.address)?;
+
+    // Down. What has arrived is worth something only if it has the digest that comes at the end.
+    let path = harbour.home.path().join("download");
+    client.sink = Some(File::create(&path)?);
+    let whole = Request::SendBlob { blob: harbour.blob, from: 0, upto: u64::MAX };
+    let id = client.machine.request(whole)?;
+    let Answer::Blob(told) = client.answer(id)? else { return Err("the server sent no blob".into()) };
+    harbour.check(&path, told)?;
+
+    // Up, with a few bytes more. Nothing has to be waited for: the server holds the commit until it has the blob.
+    File::options().append(true).open(&path)?.write_all(b"and a few bytes more")?;
+    let (size, digest) = (path.metadata()?.len(), digest_of(&path)?);
+    client.source = Some(File::open(&path)?);
+    let mut txn = TxnId([0; 16]);
+    File::open("/dev/urandom")?.read_exact(&mut txn.0)?;
+    client.machine.request(Request::Begin { txn, meta: TxnMeta::default() })?;
+    let (oid, base) = (harbour.blob.oid, harbour.blob.tid);
+    client.machine.upload(txn, oid, base, b"its new record".to_vec(), size, Some(digest))?;
+    let id = client.machine.request(Request::Commit { txn })?;
+    let Answer::Reply(Reply::Finished { tid }) = client.answer(id)? else {
+        return Err("somebody else has changed the object meanwhile".into());
+    };
+    println!("uploaded {size} bytes, committed as {tid}");
+
+    // What does the server have now?
+    let id = client.machine.request(Request::Load { oid })?;
+    let blob = Some(BlobInfo { size, digest });
+    let revision = Revision { tid, next: None, data: b"its new record".to_vec(), blob };
+    assert_eq!(client.answer(id)?, Answer::Reply(Reply::Revision(revision)));
+    println!("the server has them, with the same digest");
+
+    client.machine.goodbye()?;
+    client.say()?;
+    assert!(
+        client.machine.is_finished(),
+        "nothing is under way, and everything is said: now the socket may close"
+    );
+    harbour.close();
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! Whether a directory is fit for blobs: nobody else can change what is in it, and its locks work.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::blobdir::LayoutError;
+
+/// Write permission for the group, and for everybody else.
+const GROUP: u32 = 0o020;
+const OTHERS: u32 = 0o002;
+
+/// Who is to be kept from writing to a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody else: it is this user's own.
+    Own,
+    /// Everybody whom its owner does not let in: it is a server's, who may be another user.
+    Servers,
+}
+
+/// Refuses a directory in which others can put files that would be taken for blobs.
+pub fn check_access(root: &Path, access: Access) -> Result<(), LayoutError> {
+    let metadata = root.metadata().map_err(LayoutError::io("look at", root))?;
+    let user = rustix::process::geteuid().as_raw();
+    judge_access(root, access, user, metadata.uid(), metadata.mode())
+}
+
+fn judge_access(root: &Path, access: Access, user: u32, owner: u32, mode: u32) -> Result<(), LayoutError> {
+    let (foreign, refused) = match access {
+        Access::Own => (owner != user, GROUP | OTHERS),
+        Access::Servers => (false, OTHERS),
+    };
+    if foreign {
+        return Err(LayoutError::Foreign { root: root.to_owned(), owner, user });
+    }
+    match mode & refused {
+        0 => Ok(()),
+        _ => Err(LayoutError::Writable { root: root.to_owned(), mode: mode & 0o7777 }),
+    }
+}
+
+/// Refuses a directory on a file system whose locks do not keep anybody out. `file` is a file in it that is there.
+///
+/// Two open files must exclude each other: that is all that a cache relies on.
+pub fn check_locks(root: &Path, file: &Path) -> Result<(), LayoutError> {
+    let refused = |reason| {
+        let (root, file_system) = (root.to_owned(), file_system(file));
+        LayoutError::Locks { root, file_system, reason }
+    };
+    let inode = |file: &File| file.metadata().map(|metadata| metadata.ino());
+    loop {
+        let first = lock(file);
+        let second = match &first {
+            Ok(_) => try_lock(file),
+            Err(_) => Ok(None),
+        };
+        if let (Ok(first), Ok(Some(second))) = (&first, &second)
+            && inode(first).ok() != inode(second).ok()
+        {
+            continue; // another process that creates the directory now has replaced the file
+        }
+        if let Ok(first) = &first {
+            // Closing is not enough: between fork and exec a child process has the same open file.
+            _ = first.unlock();
+        }
+        return judge_locks(first.map(drop), second.map(|second| second.is_some())).map_err(refused);
+    }
+}
+
+fn lock(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    loop {
+        match file.lock() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            locked => return locked.map(|()| file),
+        }
+    }
+}
+
+fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// What is wrong with locks: `first` is what came of taking one, and `second` whether it was had a second time.
+fn judge_locks(first: io::Result<()>, second: io::Result<bool>) -> Result<(), String> {
+    match (first, second) {
+        (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
+        (Ok(()), Ok(true)) => Err("a lock was given to two at once".into()),
+        (Ok(()), Ok(false)) => Ok(()),
+    }
+}
+
+fn file_system(path: &Path) -> &'static str {
+    rustix::fs::statfs(path).map_or("an unknown file system", |stat| name_of(stat.f_type.cast_unsigned()))
+}
+
+/// What a file system is called, of those that are known for their locks.
+fn name_of(magic: u64) -> &'static str {
+    match magic {
+        0x6969 => "NFS",
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => "CIFS (a Windows share)",
+        0x6573_5546 => "FUSE",
+        0x0102_1997 => "9P",
+        0x5346_414f => "AFS",
+        0x0bd0_0bd0 => "Lustre",
+        0x00c3_6400 => "Ceph",
+        _ => "a file system of unusual kind",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    fn judged(access: Access, owner: u32, mode: u32) -> &'static str {
+        match judge_access(Path::new("/cache"), access, 1000, owner, mode) {
+            Ok(()) => "fit",
+            Err(LayoutError::Foreign { owner: 0, user: 1000, .. }) => "foreign",
+            Err(LayoutError::Writable { .. }) => "writable",
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_directory_of_somebody_elses_or_writable_by_others_is_not_fit() {
+        for (owner, mode, own, servers) in [
+            (1000, 0o40700, "fit", "fit"),
+            (1000, 0o40755, "fit", "fit"),
+            (0, 0o40755, "foreign", "fit"),
+            (1000, 0o40770, "writable", "fit"),
+            (0, 0o42775, "foreign", "fit"),
+            (1000, 0o41777, "writable", "writable"),
+            (0, 0o41777, "foreign", "writable"),
+        ] {
+            assert_eq!(judged(Access::Own, owner, mode), own, "{owner} {mode:o}");
+            assert_eq!(judged(Access::Servers, owner, mode), servers, "{owner} {mode:o}");
+        }
+    }
+
+    #[test]
+    fn locks_that_are_refused_or_given_twice_do_not_work() {
+        let errno = |errno: Errno| io::Error::from(errno);
+        assert_eq!(judge_locks(Ok(()), Ok(false)), Ok(()));
+        assert!(judge_locks(Err(errno(Errno::NOLCK)), Ok(false)).unwrap_err().contains("locks"));
+        assert!(judge_locks(Err(errno(Errno::OPNOTSUPP)), Ok(false)).is_err());
+        assert!(judge_locks(Ok(()), Err(errno(Errno::IO))).is_err());
+        assert_eq!(judge_locks(Ok(()), Ok(true)).unwrap_err(), "a lock was given to two at once");
+    }
+
+    #[test]
+    fn the_locks_of_this_file_system_work_and_the_file_that_was_tried_is_free_again() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for _ in 0..2 {
+            check_locks(Path::new("/"), file.path()).unwrap();
+        }
+        assert_eq!(name_of(0x6969), "NFS");
+    }
+}

@@ -1,0 +1,33 @@
+//! The size and the time of change of a file, by which a change is noticed.
+
+use std::fs::{File, Metadata};
+use std::time::SystemTime;
+
+/// The size and the time of the last change of a file. Two equal stamps of one file mean that nobody wrote to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileStamp {
+    size: u64,
+    modified: Option<SystemTime>,
+}
+
+impl From<&Metadata> for FileStamp {
+    fn from(metadata: &Metadata) -> FileStamp {
+        FileStamp { size: metadata.len(), modified: metadata.modified().ok() }
+    }
+}
+
+impl FileStamp {
+    /// Returns the stamp that the file has now.
+    ///
+    /// # Errors
+    /// Returns the file system's error.
+    pub fn of(file: &File) -> std::io::Result<FileStamp> {
+        Ok(FileStamp::from(&file.metadata()?))
+    }
+
+    /// Returns the file's size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}

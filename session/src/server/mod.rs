@@ -1,0 +1,26 @@
+//! A server without sockets: conversations answered from a [`Store`](blobferry_store::Store).
+//!
+//! [`Service`] is what all connections of a server share; [`Session`] is one of them, which a transport drives as an
+//! [`Endpoint`](crate::io::Endpoint). The store's work is done by
+//! [`Workers`](blobferry_platform::pool::Workers), its results come back through a mailbox, and the transport is woken
+//! to fetch them. What is small, and syncs nothing, is done on the thread that drives the session, as long as the disk is
+//! not asked: see `pace`.
+
+mod core;
+mod counters;
+mod decide;
+mod detached;
+mod handler;
+mod inline_policy;
+mod mailbox;
+mod reads;
+mod requests;
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod schedules;
+mod strands;
+mod upload;
+mod verified;
+
+pub use self::core::{ServerConfig, Service};
+pub use handler::Session;

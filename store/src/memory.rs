@@ -1,0 +1,261 @@
+//! A store in memory: what every other store must do the same as. For tests, and for servers that may forget.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use blobferry_platform::sync::{Arc, Mutex};
+use blobferry_protocol::{
+    BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId, TxnMeta,
+};
+
+use crate::backend::{Backend, Found, Totals, no_oids_left, now};
+use crate::config::StoreConfig;
+use crate::errors::OpenError;
+use crate::staging::{Room, SmallStage, Stage, Staged};
+use crate::store::{OpenBlob, StoredRevision};
+use crate::transactions::coordinator;
+use crate::transactions::coordinator::Coordinator;
+use crate::transactions::table::Work;
+use crate::transactions::write_set::{Bytes, Changes, Spool};
+use blobferry_platform::sync::lock;
+
+/// A store in memory. It has no directory: files can not be shared with it, and blobs of any size are held in
+/// memory.
+///
+/// ```
+/// use blobferry_store::{ModelStore, Store, StoreConfig};
+/// use blobferry_protocol::Tid;
+///
+/// let store = ModelStore::new(StoreConfig::default())?;
+/// assert_eq!(store.last_tid(), Tid::ZERO);
+/// # Ok::<(), crate::OpenError>(())
+/// ```
+pub type ModelStore = Coordinator<Memory>;
+
+impl ModelStore {
+    /// An empty store.
+    ///
+    /// # Errors
+    /// [`OpenError::Thread`].
+    pub fn new(config: StoreConfig) -> Result<ModelStore, OpenError> {
+        coordinator::start(Memory::default(), config, Tid::ZERO)
+    }
+}
+
+/// Revisions in memory.
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<Tables>);
+
+#[derive(Debug, Default)]
+struct Tables {
+    revisions: BTreeMap<(Oid, Tid), Kept>,
+    transactions: BTreeMap<Tid, TxnMeta>,
+    names: BTreeMap<TxnId, Outcome>,
+    /// The last oid that was given or used.
+    last_oid: u64,
+    totals: Totals,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    /// `None` for a deletion.
+    data: Option<Vec<u8>>,
+    blob: Option<(BlobInfo, Arc<[u8]>)>,
+}
+
+impl Kept {
+    fn size(&self) -> Option<u64> {
+        self.data.as_ref().map(|data| data.len() as u64)
+    }
+
+    fn info(&self) -> Option<BlobInfo> {
+        self.blob.as_ref().map(|(info, _)| *info)
+    }
+}
+
+impl Tables {
+    /// The revisions of one object, oldest first.
+    fn of(&self, oid: Oid) -> impl DoubleEndedIterator<Item = (Tid, &Kept)> {
+        self.revisions.range((oid, Tid::ZERO)..=(oid, Tid::MAX)).map(|((_, tid), kept)| (*tid, kept))
+    }
+
+    /// The revision that a change of the object must be based on.
+    fn base(&self, oid: Oid) -> Tid {
+        match self.of(oid).next_back() {
+            Some((tid, Kept { data: Some(_), .. })) => tid,
+            _ => Tid::ZERO,
+        }
+    }
+
+    fn commit(
+        &mut self,
+        tid: Tid,
+        txn: TxnId,
+        meta: &TxnMeta,
+        changes: &mut Changes,
+    ) -> Result<(), RequestError> {
+        let mut revisions = Vec::new();
+        let mut after = None;
+        while let Some(entry) = changes.entry_after(after)? {
+            after = Some(entry.oid);
+            revisions.push(entry);
+        }
+        for entry in revisions {
+            let kept = match entry.body {
+                None => Kept { data: None, blob: None },
+                Some(body) => {
+                    let blob = body.blob.map(|(info, bytes)| match bytes {
+                        Bytes::Small(bytes) => (info, bytes.into()),
+                        Bytes::InFile => (info, Arc::default()), // this store stages none in files
+                    });
+                    Kept { data: Some(body.data), blob }
+                }
+            };
+            self.totals.add(entry.base == Tid::ZERO, kept.data.is_none(), kept.info());
+            self.revisions.insert((entry.oid, tid), kept);
+        }
+        self.last_oid = self.last_oid.max(changes.last_oid().map_or(0, |oid| oid.0));
+        self.transactions.insert(tid, meta.clone());
+        self.names.insert(txn, Outcome::Committed { tid });
+        Ok(())
+    }
+}
+
+impl Backend for Memory {
+    fn last_tid(&self) -> Result<Tid, RequestError> {
+        Ok(lock(&self.0).transactions.last_key_value().map_or(Tid::ZERO, |(tid, _)| *tid))
+    }
+
+    fn check_writable(&self) -> Result<(), RequestError> {
+        Ok(())
+    }
+
+    fn newest(&self, oid: Oid, upto: Tid, visible: Tid) -> Result<Option<Found>, RequestError> {
+        let tables = lock(&self.0);
+        let found = tables.of(oid).rfind(|(tid, _)| *tid <= upto);
+        Ok(found.map(|(tid, kept)| {
+            let next = tables.of(oid).map(|(next, _)| next).find(|next| *next > tid && *next <= visible);
+            Found { tid, next, data: kept.data.clone(), blob: kept.info() }
+        }))
+    }
+
+    fn history(&self, oid: Oid, limit: u32, visible: Tid) -> Result<Vec<HistoryEntry>, RequestError> {
+        let tables = lock(&self.0);
+        let entry = |(tid, kept): (Tid, &Kept)| HistoryEntry {
+            tid,
+            meta: tables.transactions.get(&tid).cloned().unwrap_or_default(),
+            size: kept.size(),
+            blob: kept.info(),
+        };
+        let seen = tables.of(oid).rev().filter(|(tid, _)| *tid <= visible);
+        Ok(seen.take(limit as usize).map(entry).collect())
+    }
+
+    fn revisions(
+        &self,
+        after: (Tid, Oid),
+        limit: u32,
+        visible: Tid,
+    ) -> Result<Vec<StoredRevision>, RequestError> {
+        let tables = lock(&self.0);
+        let all = tables.revisions.iter().map(|((oid, tid), kept)| ((*tid, *oid), kept));
+        let sorted: BTreeMap<(Tid, Oid), &Kept> = all.filter(|((tid, _), _)| *tid <= visible).collect();
+        let listed = sorted.range((Bound::Excluded(after), Bound::Unbounded)).take(limit as usize);
+        let entry = |(&(tid, oid), kept): (&(Tid, Oid), &&Kept)| StoredRevision {
+            tid,
+            oid,
+            size: kept.size(),
+            blob: kept.info(),
+        };
+        Ok(listed.map(entry).collect())
+    }
+
+    fn open_blob(&self, blob: BlobId) -> Result<OpenBlob, RequestError> {
+        let tables = lock(&self.0);
+        let kept = tables.revisions.get(&(blob.oid, blob.tid)).and_then(|kept| kept.blob.as_ref());
+        let (info, bytes) = kept.ok_or(RequestError::NoSuchBlob { blob })?;
+        Ok(OpenBlob::Small { info: *info, bytes: bytes.to_vec() })
+    }
+
+    fn new_oids(&self, count: u32) -> Result<Oid, RequestError> {
+        let mut tables = lock(&self.0);
+        let first = tables.last_oid.saturating_add(1);
+        tables.last_oid = tables.last_oid.checked_add(count.into()).ok_or_else(no_oids_left)?;
+        Ok(Oid(first))
+    }
+
+    fn spool(&self) -> Spool {
+        Spool::new(usize::MAX, "memory".as_ref())
+    }
+
+    fn is_inline(&self, _: u64) -> bool {
+        true
+    }
+
+    fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {
+        Ok(Box::new(SmallStage::new(size, room)))
+    }
+
+    fn adopt(&self, _: &str, _: BlobInfo, _: Room) -> Result<Staged, RequestError> {
+        Err(RequestError::Unsupported {
+            what: "files can be shared with a store that has a directory only".to_owned(),
+        })
+    }
+
+    fn check(&self, txn: TxnId, changes: &Changes) -> Result<Vec<Conflict>, RequestError> {
+        let tables = lock(&self.0);
+        if tables.names.contains_key(&txn) {
+            return Err(RequestError::TransactionExists { txn });
+        }
+        let conflict = |(oid, base)| {
+            let committed = tables.base(oid);
+            (base != committed).then_some(Conflict { oid, committed, base })
+        };
+        Ok(changes.bases().filter_map(conflict).collect())
+    }
+
+    fn commit(&self, after: Tid, batch: &[Work]) -> Vec<Result<Outcome, RequestError>> {
+        let mut tables = lock(&self.0);
+        let mut last = after;
+        let mut work = |work: &Work| match work {
+            Work::Commit { txn, meta, changes } => {
+                last = last.next(now());
+                tables.commit(last, *txn, meta, &mut lock(changes))?;
+                Ok(Outcome::Committed { tid: last })
+            }
+            Work::Fence(txn) => Ok(*tables.names.entry(*txn).or_insert(Outcome::NotCommitted)),
+        };
+        batch.iter().map(&mut work).collect()
+    }
+
+    fn pack(&self, before: Tid) -> Result<Packed, RequestError> {
+        let mut tables = lock(&self.0);
+        let mut packed = Packed::default();
+        let mut kept = BTreeMap::new();
+        // Newest first, so the first one before `before` of each object is the one to be kept.
+        let mut current_of = None;
+        for ((oid, tid), revision) in std::mem::take(&mut tables.revisions).into_iter().rev() {
+            let newest_of_all =
+                kept.range((oid, Tid::ZERO)..).next().is_none_or(|((next, _), _)| *next != oid);
+            let keep =
+                tid >= before || current_of != Some(oid) && (revision.data.is_some() || !newest_of_all);
+            if tid < before {
+                current_of = Some(oid);
+            }
+            if keep {
+                kept.insert((oid, tid), revision);
+            } else {
+                packed.revisions += 1;
+                packed.blobs += u64::from(revision.blob.is_some());
+                packed.bytes += revision.info().map_or(0, |info| info.size);
+            }
+        }
+        tables.revisions = kept;
+        tables.totals.subtract(packed);
+        Ok(packed)
+    }
+
+    fn totals(&self) -> Totals {
+        lock(&self.0).totals
+    }
+}

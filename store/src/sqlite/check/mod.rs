@@ -1,0 +1,294 @@
+//! Checking a store that nobody has open: is everything there that was committed, as it was, and nothing else?
+//!
+//! The order matters for a repair. First the database: only what a sound one says can be gone by. Then the blobs, every
+//! byte of them; then what there is of files that it does not speak of; at last its own totals. What is mended is
+//! only what can be made anew from what is there. No bytes are ever made up.
+
+mod report;
+mod rows;
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use blobferry_platform::aligned_buf::Block;
+use blobferry_platform::blobdir::Layout;
+use blobferry_platform::progress::Progress;
+use blobferry_protocol::{BlobId, Digest};
+use rusqlite::Connection;
+
+pub use self::report::{CheckReport, Finding, FindingKind};
+use crate::errors::OpenError;
+use crate::sqlite::schema;
+use crate::sqlite::schema::{oid, tid};
+use crate::sqlite::{DATABASE, recover, totals};
+
+/// How a store is checked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CheckOptions {
+    /// Mend what can be mended without making anything up. Without it, nothing is changed.
+    pub repair: bool,
+}
+
+/// Checks the store in a directory that no server has open: SQLite's own check, what rows say of each other, every
+/// blob's size and digest (all bytes are read), files that nobody speaks of, and totals. `progress` is told of the
+/// bytes of blobs as they are read.
+///
+/// # Errors
+/// [`OpenError::InUse`] while a server has the directory, and others where there is no store that could be looked at.
+/// What is wrong with the store itself is no error of the check: see [`CheckReport`].
+pub fn check(
+    dir: impl AsRef<Path>,
+    options: CheckOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<CheckReport, OpenError> {
+    let dir = dir.as_ref();
+    let _claim = recover::claim_as_it_is(dir)?;
+    let layout = Layout::open_existing(dir.join("blobs"))?;
+    let path = dir.join(DATABASE);
+    if !schema::exists(&path) {
+        return Err(OpenError::NoDatabase { path });
+    }
+    let connection = if options.repair {
+        recover::renew_log(&path)?;
+        schema::open_writer(&path)?
+    } else {
+        schema::open_to_look(&path)?
+    };
+    let report = CheckReport::default();
+    let mut check = Check { path, layout, connection, repair: options.repair, report, progress };
+    let sound = check.database();
+    check.rows();
+    check.blobs();
+    if sound {
+        check.orphans();
+        check.totals();
+    }
+    check.leftovers()?;
+    if options.repair {
+        check.attempt("move the log into the database", |connection| {
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        });
+    }
+    Ok(check.report)
+}
+
+struct Check<'a> {
+    /// The database.
+    path: PathBuf,
+    layout: Layout,
+    connection: Connection,
+    repair: bool,
+    report: CheckReport,
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+/// A blob as the database knows it.
+struct Known {
+    row: i64,
+    blob: BlobId,
+    size: u64,
+    digest: Vec<u8>,
+    in_file: bool,
+}
+
+impl Check<'_> {
+    fn find(&mut self, kind: FindingKind, blob: Option<BlobId>, path: &Path, detail: String, mended: bool) {
+        self.report.findings.push(Finding { kind, blob, path: path.to_owned(), detail, mended });
+    }
+
+    /// Asks the database. That it can not answer is one more thing that is wrong with it.
+    fn attempt<T>(&mut self, what: &str, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Option<T> {
+        match ask(&self.connection) {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                let path = self.path.clone();
+                self.find(FindingKind::Database, None, &path, format!("could not {what}: {error}"), false);
+                None
+            }
+        }
+    }
+
+    /// Whether the database can be relied on.
+    fn database(&mut self) -> bool {
+        let Some(lines) = self.attempt("check it", rows::integrity) else { return false };
+        let only_indexes = lines.iter().all(|line| rows::is_about_index(line));
+        let mended = self.repair && only_indexes && !lines.is_empty() && {
+            let made_anew = self.attempt("make its indexes anew", |it| it.execute_batch("REINDEX"));
+            made_anew
+                .and_then(|()| self.attempt("check it again", rows::integrity))
+                .is_some_and(|it| it.is_empty())
+        };
+        let kind = if only_indexes { FindingKind::Index } else { FindingKind::Database };
+        let (path, sound) = (self.path.clone(), lines.is_empty() || mended);
+        for line in lines {
+            self.find(kind, None, &path, line, mended);
+        }
+        sound
+    }
+
+    fn rows(&mut self) {
+        let path = self.path.clone();
+        let found = self.attempt("compare its rows", rows::contradictions);
+        for rows::Contradiction { blob, detail } in found.into_iter().flatten() {
+            self.find(FindingKind::Row, blob, &path, detail, false);
+        }
+    }
+
+    fn blobs(&mut self) {
+        let total = self.attempt("count its blobs", count_bytes).unwrap_or_default();
+        let (mut done, mut after) = (0, i64::MIN);
+        loop {
+            let page = self.attempt("list its blobs", |connection| known_blobs(connection, after));
+            let page = page.unwrap_or_default();
+            let Some(last) = page.last() else { return };
+            after = last.row;
+            for known in page {
+                let wrong = if known.in_file { self.file(&known, done, total) } else { self.small(&known) };
+                if let Some((kind, path, detail)) = wrong {
+                    self.find(kind, Some(known.blob), &path, detail, false);
+                }
+                done += known.size;
+                (self.progress)(Progress { done, total });
+                self.report.blobs += 1;
+                self.report.bytes += known.size;
+            }
+        }
+    }
+
+    /// What is wrong with a blob in a file.
+    fn file(&mut self, known: &Known, done: u64, total: u64) -> Option<(FindingKind, PathBuf, String)> {
+        let path = self.layout.blob_path(known.blob);
+        let mut told = |read: u64| (self.progress)(Progress { done: done + read.min(known.size), total });
+        match hash(&path, &mut told) {
+            Ok((size, digest)) => Some((FindingKind::Damaged, path, difference(known, size, digest)?)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Some((FindingKind::Missing, path, format!("{} bytes are missing", known.size)))
+            }
+            Err(error) => Some((FindingKind::Damaged, path, format!("can not be read: {error}"))),
+        }
+    }
+
+    /// What is wrong with a blob in the database.
+    fn small(&mut self, known: &Known) -> Option<(FindingKind, PathBuf, String)> {
+        let read = |connection: &Connection| {
+            let mut bytes =
+                connection.prepare_cached("SELECT small_blob FROM revisions NOT INDEXED WHERE id = ?1")?;
+            bytes.query_row([known.row], |row| row.get::<_, Option<Vec<u8>>>(0))
+        };
+        let bytes = self.attempt("read a small blob", read)?;
+        let missing =
+            || (FindingKind::Missing, self.path.clone(), "its bytes are not in the database".to_owned());
+        let Some(bytes) = bytes else { return Some(missing()) };
+        let digest = Digest(*blake3::hash(&bytes).as_bytes());
+        Some((FindingKind::Damaged, self.path.clone(), difference(known, bytes.len() as u64, digest)?))
+    }
+
+    /// Blobs that no revision speaks of: a crash before a commit leaves such files.
+    fn orphans(&mut self) {
+        for blob in self.layout.clone().blobs() {
+            let (blob, path) = match blob {
+                Ok(found) => found,
+                Err(error) => {
+                    let root = self.layout.root().to_owned();
+                    self.find(
+                        FindingKind::Damaged,
+                        None,
+                        &root,
+                        format!("can not be listed: {error}"),
+                        false,
+                    );
+                    continue;
+                }
+            };
+            let known = self.attempt("look for a blob", |connection| recover::has_file(connection, blob));
+            if known == Some(false) {
+                let mended = self.repair && fs::remove_file(&path).is_ok();
+                let detail = "no committed revision has this blob".to_owned();
+                self.find(FindingKind::Orphan, Some(blob), &path, detail, mended);
+            }
+        }
+    }
+
+    fn totals(&mut self) {
+        let Some(sums) = self.attempt("count its rows", totals::count) else { return };
+        self.report.revisions = sums.totals.revisions;
+        let wrong = self.attempt("read its totals", |connection| rows::wrong_totals(connection, &sums));
+        let wrong = wrong.unwrap_or_default();
+        let mended = self.repair
+            && !wrong.is_empty()
+            && self.attempt("write its totals", |it| totals::write(it, sums.last_oid, sums.totals)).is_some();
+        let path = self.path.clone();
+        for detail in wrong {
+            self.find(FindingKind::Totals, None, &path, detail, mended);
+        }
+    }
+
+    /// Staged files that a crash has left: they do no harm.
+    fn leftovers(&mut self) -> Result<(), OpenError> {
+        let tmp = self.layout.tmp().to_owned();
+        let leftovers = match recover::leftovers(&tmp) {
+            Err(OpenError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Vec::new(),
+            leftovers => leftovers?,
+        };
+        if self.repair && !leftovers.is_empty() {
+            recover::empty_tmp(&tmp)?;
+        }
+        for path in leftovers {
+            self.find(
+                FindingKind::Leftover,
+                None,
+                &path,
+                "of a transaction that never was".into(),
+                self.repair,
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of all blobs together.
+fn count_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    const BYTES: &str = "SELECT coalesce(sum(blob_size), 0) FROM revisions NOT INDEXED";
+    connection.query_row(BYTES, [], |row| row.get::<_, i64>(0).map(i64::cast_unsigned))
+}
+
+/// The next blobs behind a row. They are found without any index, so what is wrong with those hides none.
+fn known_blobs(connection: &Connection, after: i64) -> rusqlite::Result<Vec<Known>> {
+    const BLOBS: &str = "
+        SELECT id, oid, tid, blob_size, coalesce(blob_digest, x''), in_file
+        FROM revisions NOT INDEXED WHERE id > ?1 AND blob_size IS NOT NULL ORDER BY id LIMIT 1000";
+    let known = |row: &rusqlite::Row<'_>| {
+        Ok(Known {
+            row: row.get(0)?,
+            blob: BlobId { oid: oid(row.get(1)?), tid: tid(row.get(2)?) },
+            size: row.get::<_, i64>(3)?.cast_unsigned(),
+            digest: row.get(4)?,
+            in_file: row.get(5)?,
+        })
+    };
+    connection.prepare_cached(BLOBS)?.query_map([after], known)?.collect()
+}
+
+/// How bytes differ from those that were committed.
+fn difference(known: &Known, size: u64, digest: Digest) -> Option<String> {
+    if size != known.size {
+        return Some(format!("it has {size} bytes, not {}", known.size));
+    }
+    (digest.0[..] != known.digest[..]).then(|| "its bytes have another digest".to_owned())
+}
+
+/// How many bytes a file has, and their digest.
+fn hash(path: &Path, told: &mut dyn FnMut(u64)) -> io::Result<(u64, Digest)> {
+    let mut file = File::open(path)?;
+    let (mut hasher, mut buffer) = (blake3::Hasher::new(), Block::new(256 << 10));
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok((hasher.count(), Digest(*hasher.finalize().as_bytes()))),
+            Ok(n) => _ = hasher.update(buffer.get(..n).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        told(hasher.count());
+    }
+}

@@ -1,0 +1,286 @@
+//! Making transactions durable: all that are to be finished at a moment, with one commit of the database.
+//!
+//! The order is what matters. The bytes of blobs were synced when they were staged; here their files get their final
+//! names, and those names are synced with their directories; then the database commits, and *that* is when the
+//! transactions have happened. A crash before it leaves files that no row speaks of, and the next open removes them.
+
+use blobferry_platform::sync::Mutex;
+use blobferry_protocol::{BlobId, BlobInfo, Conflict, Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use crate::backend::{Totals, now};
+use crate::sqlite::Disk;
+use crate::sqlite::database::{Writer, is_much};
+use crate::sqlite::files::Files;
+use crate::sqlite::schema::{key, tid};
+use crate::sqlite::totals;
+use crate::staging::StagedFile;
+use crate::transactions::table::Work;
+use crate::transactions::write_set::{Body, Bytes, Changes, Entry};
+use blobferry_platform::sync::lock;
+
+/// The current revision of an object, and whether it is a deletion.
+pub(super) const CURRENT: &str =
+    "SELECT tid, size IS NULL FROM revisions WHERE oid = ?1 ORDER BY tid DESC LIMIT 1";
+
+/// The transaction of a name, or nothing where the name is fenced off.
+const KNOWN: &str =
+    "SELECT tid FROM transactions WHERE txn = ?1 UNION ALL SELECT NULL FROM fences WHERE txn = ?1";
+
+const NEW_TRANSACTION: &str = "INSERT INTO transactions(tid, txn, user, description) VALUES (?1, ?2, ?3, ?4)";
+
+const NEW_REVISION: &str = "
+    INSERT INTO revisions(oid, tid, size, blob_size, blob_digest, in_file, data, small_blob)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+
+/// Objects of a vote that are looked at in one step.
+const VOTE_STEP: usize = 256;
+
+/// What has become of a name: committed, fenced off, or neither.
+fn known_outcome(connection: &Connection, txn: TxnId) -> rusqlite::Result<Option<Outcome>> {
+    let known: Option<Option<i64>> =
+        connection.prepare_cached(KNOWN)?.query_row([&txn.0], |row| row.get(0)).optional()?;
+    Ok(known.map(|committed| match committed {
+        Some(committed) => Outcome::Committed { tid: tid(committed) },
+        None => Outcome::NotCommitted,
+    }))
+}
+
+/// Adds those objects that have changed since.
+fn compare(
+    connection: &Connection,
+    bases: impl Iterator<Item = (Oid, Tid)>,
+    conflicts: &mut Vec<Conflict>,
+) -> rusqlite::Result<()> {
+    let mut current = connection.prepare_cached(CURRENT)?;
+    for (oid, base) in bases {
+        let found = current
+            .query_row([key(oid.0)], |row| Ok((tid(row.get(0)?), row.get::<_, bool>(1)?)))
+            .optional()?;
+        let committed = found.filter(|(_, deleted)| !deleted).map_or(Tid::ZERO, |(tid, _)| tid);
+        if committed != base {
+            conflicts.push(Conflict { oid, committed, base });
+        }
+    }
+    Ok(())
+}
+
+/// A number of bytes or things, as SQLite keeps it. No disk holds 2^63.
+fn number(n: u64) -> i64 {
+    n.cast_signed()
+}
+
+impl Disk {
+    /// The conflicts of a transaction whose objects are locked.
+    pub(super) fn find_conflicts(
+        &self,
+        txn: TxnId,
+        changes: &Changes,
+    ) -> Result<Vec<Conflict>, RequestError> {
+        let known = self.database.read("check a vote", |connection| known_outcome(connection, txn))?;
+        if known.is_some() {
+            return Err(RequestError::TransactionExists { txn });
+        }
+        let (mut bases, mut conflicts) = (changes.bases().peekable(), Vec::new());
+        while bases.peek().is_some() {
+            // In steps: others want to read, too.
+            let step = bases.by_ref().take(VOTE_STEP);
+            self.database.read("check a vote", |connection| compare(connection, step, &mut conflicts))?;
+        }
+        Ok(conflicts)
+    }
+
+    pub(super) fn commit_batch(&self, after: Tid, batch: &[Work]) -> Vec<Result<Outcome, RequestError>> {
+        let last_oid = self.use_oids(batch);
+        let written = self.database.with_writer(|writer| self.write_batch(writer, after, last_oid, batch));
+        written.unwrap_or_else(|error| {
+            if matches!(error, RequestError::NoSpace { .. }) {
+                // What was written for nothing need not take the room that there is.
+                self.database.empty_log();
+            }
+            batch.iter().map(|work| self.not_written(work, &error)).collect()
+        })
+    }
+
+    /// What is answered when a batch could not be written: what is committed already is still known.
+    fn not_written(&self, work: &Work, error: &RequestError) -> Result<Outcome, RequestError> {
+        if let Work::Fence(txn) = work
+            && let Ok(Some(outcome)) =
+                self.database.read("look for a transaction", |connection| known_outcome(connection, *txn))
+        {
+            return Ok(outcome);
+        }
+        Err(error.clone())
+    }
+
+    /// What is answered when nobody knows whether a batch was written. What has failed before that still has.
+    fn undecided(
+        &self,
+        work: &Work,
+        result: Result<Outcome, RequestError>,
+        error: &RequestError,
+    ) -> Result<Outcome, RequestError> {
+        match (work, result) {
+            (Work::Commit { .. }, Err(failed)) => Err(failed),
+            (Work::Commit { txn, .. }, Ok(_)) => {
+                let reason = match error {
+                    RequestError::ReadOnly { reason } => reason.clone(),
+                    error => error.to_string(),
+                };
+                Err(RequestError::Undecided { txn: *txn, reason })
+            }
+            (Work::Fence(_), _) => self.not_written(work, error),
+        }
+    }
+
+    fn write_batch(
+        &self,
+        writer: &mut Writer,
+        after: Tid,
+        last_oid: u64,
+        batch: &[Work],
+    ) -> Result<Vec<Result<Outcome, RequestError>>, RequestError> {
+        let (last_oid, before) = (writer.last_oid.max(last_oid), writer.written);
+        let transaction = self.database.begin(&mut writer.connection)?;
+        let files = Files::new(&self.layout, &self.new_bucket);
+        let mut step = Step { files, totals: *lock(&self.totals), written: 0 };
+        let mut last = after;
+        let mut results = Vec::with_capacity(batch.len());
+        for work in batch {
+            let result = match work {
+                Work::Fence(txn) => self.fence(&transaction, *txn),
+                Work::Commit { txn, meta, changes } => {
+                    let tid = last.next(now());
+                    let done = self.write_alone(&transaction, &mut step, tid, (*txn, meta, changes));
+                    done.inspect(|()| last = tid).map(|()| Outcome::Committed { tid })
+                }
+            };
+            if transaction.is_autocommit() {
+                // SQLite had to undo everything, also what was written for others.
+                return Err(result
+                    .err()
+                    .unwrap_or(RequestError::Failed { detail: "the database gave up".to_owned() }));
+            }
+            results.push(result);
+        }
+        // A disk that has failed may have done so in a way that concerns everybody.
+        self.database.poison.check()?;
+        step.files.sync(&self.database.syncs).map_err(|error| self.database.poison.set(&error))?;
+        let Step { files, totals: sums, written } = step;
+        if is_much(before + written) {
+            totals::write(&transaction, last_oid, sums)
+                .map_err(|error| self.database.error("commit", &error))?;
+        }
+        match self.database.commit(transaction) {
+            Ok(()) => files.keep(),
+            Err(error) if self.database.poison.check().is_ok() => return Err(error),
+            Err(error) => {
+                files.keep(); // nobody knows whether they belong to something, but the next open will
+                let results = results.into_iter().zip(batch);
+                return Ok(results.map(|(result, work)| self.undecided(work, result, &error)).collect());
+            }
+        }
+        *lock(&self.totals) = sums;
+        writer.last_oid = last_oid;
+        writer.written += written;
+        Ok(results)
+    }
+
+    /// Writes one transaction, or nothing of it.
+    fn write_alone(
+        &self,
+        transaction: &Transaction<'_>,
+        step: &mut Step<'_>,
+        tid: Tid,
+        (txn, meta, changes): (TxnId, &TxnMeta, &Mutex<Changes>),
+    ) -> Result<(), RequestError> {
+        let failed = |error: rusqlite::Error| self.database.error("write a transaction", &error);
+        // Prepared once, unlike those that the library has: they are as long as what they surround.
+        let run = |sql| -> Result<(), RequestError> {
+            transaction.prepare_cached(sql).and_then(|mut it| it.execute([])).map(drop).map_err(failed)
+        };
+        run("SAVEPOINT one")?;
+        let (before, files) = ((step.totals, step.written), step.files.count());
+        let mut write = || {
+            let parameters = params![key(tid.0), txn.0, meta.user, meta.description];
+            transaction
+                .prepare_cached(NEW_TRANSACTION)
+                .and_then(|mut new| new.execute(parameters))
+                .map_err(failed)?;
+            let (mut changes, mut after) = (lock(changes), None);
+            while let Some(entry) = changes.entry_after(after)? {
+                after = Some(entry.oid);
+                let file = changes.take_file(entry.oid);
+                self.write_revision(transaction, step, tid, entry, file)?;
+            }
+            Ok(())
+        };
+        let written = write().and_then(|()| run("RELEASE one"));
+        if written.is_err() {
+            // Where SQLite had to undo everything, there is nothing of it any more.
+            let _ = run("ROLLBACK TO one").and_then(|()| run("RELEASE one"));
+            (step.totals, step.written) = before;
+            step.files.remove_from(files);
+        }
+        written
+    }
+
+    fn write_revision(
+        &self,
+        connection: &Connection,
+        step: &mut Step<'_>,
+        tid: Tid,
+        entry: Entry,
+        file: Option<StagedFile>,
+    ) -> Result<(), RequestError> {
+        let Entry { oid, base, body } = entry;
+        let (size, Body { data, blob }) = match body {
+            Some(body) => (Some(number(body.data.len() as u64)), body),
+            None => (None, Body { data: Vec::new(), blob: None }),
+        };
+        let (info, small) = match blob {
+            Some((info, Bytes::Small(bytes))) => (Some(info), Some(bytes)),
+            Some((info, Bytes::InFile)) => (Some(info), None),
+            None => (None, None),
+        };
+        if let Some(file) = file {
+            step.files.name(file, BlobId { oid, tid })?;
+        }
+        let in_file = info.is_some() && small.is_none();
+        let insert = || {
+            let (blob_size, digest) = (info.map(|info| number(info.size)), info.map(|info| info.digest.0));
+            let row = params![key(oid.0), key(tid.0), size, blob_size, digest, in_file, data, small];
+            connection.prepare_cached(NEW_REVISION)?.execute(row)
+        };
+        insert().map_err(|error| self.database.error("write a revision", &error))?;
+        step.count(base, size.is_none(), info, data.len() + small.map_or(0, |bytes| bytes.len()));
+        Ok(())
+    }
+
+    fn fence(&self, transaction: &Transaction<'_>, txn: TxnId) -> Result<Outcome, RequestError> {
+        let fence = || {
+            if let Some(outcome) = known_outcome(transaction, txn)? {
+                return Ok(outcome);
+            }
+            transaction.prepare_cached("INSERT INTO fences(txn) VALUES (?1)")?.execute([&txn.0])?;
+            Ok(Outcome::NotCommitted)
+        };
+        fence().map_err(|error| self.database.error("answer for a transaction", &error))
+    }
+}
+
+/// What a batch adds up to.
+struct Step<'a> {
+    files: Files<'a>,
+    totals: Totals,
+    /// About so many bytes of the log.
+    written: u64,
+}
+
+impl Step<'_> {
+    fn count(&mut self, base: Tid, is_deletion: bool, blob: Option<BlobInfo>, bytes: usize) {
+        const ROW: u64 = 512; // with its places in the indexes
+        self.totals.add(base == Tid::ZERO, is_deletion, blob);
+        self.written += ROW + bytes as u64;
+    }
+}

@@ -1,0 +1,159 @@
+//! Bringing a blob's bytes to the disk while more of them arrive, so that little is left to wait for when all are there.
+//!
+//! That is a matter of speed. What counts is the sync at the end, on the descriptor that the bytes were written through;
+//! what is synced ahead goes through another one, because the system tells each of a failed write-back once.
+
+use std::fs::File;
+use std::io;
+
+use blobferry_platform::os::files;
+use blobferry_platform::pool::Workers;
+use blobferry_platform::sync::Arc;
+use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
+
+use crate::sqlite::poison::Poison;
+use crate::sqlite::sync_counter::Syncs;
+
+/// What all blobs share that arrive. One thread is enough: a disk is not faster for two.
+#[derive(Clone, Debug)]
+pub(super) struct Ahead {
+    workers: Workers,
+    /// Bytes from one sync to the next; 0 for none ahead.
+    step: u64,
+    syncs: Syncs,
+    poison: Poison,
+}
+
+impl Ahead {
+    pub(super) fn new(step: u64, syncs: &Syncs, poison: &Poison) -> Ahead {
+        Ahead { workers: Workers::new(1), step, syncs: syncs.clone(), poison: poison.clone() }
+    }
+
+    /// For a blob of `size` bytes that begins to arrive.
+    pub(super) fn follow(&self, size: u64) -> Following {
+        let next = if self.step == 0 { u64::MAX } else { self.step };
+        Following { ahead: self.clone(), size, next, file: None, busy: Arc::default() }
+    }
+}
+
+/// One blob that arrives.
+#[derive(Debug)]
+pub(super) struct Following {
+    ahead: Ahead,
+    size: u64,
+    /// The next sync is due when so many bytes were written.
+    next: u64,
+    /// Opened for the first of them.
+    file: Option<Arc<File>>,
+    /// One is on its way.
+    busy: Arc<AtomicBool>,
+}
+
+impl Following {
+    /// So many bytes of it were written, to the file that `open` opens once more. The last of them are left to the sync at
+    /// the end.
+    pub(super) fn written(&mut self, written: u64, open: impl FnOnce() -> io::Result<File>) {
+        if written < self.next || written == self.size || self.busy.load(Ordering::Acquire) {
+            return;
+        }
+        let file = match self.file.take().map_or_else(|| open().map(Arc::new), Ok) {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::debug!(%error, "a blob is synced at its end only");
+                self.next = u64::MAX;
+                return;
+            }
+        };
+        self.file = Some(file.clone());
+        self.next = written.saturating_add(self.ahead.step);
+        self.busy.store(true, Ordering::Release);
+        let (busy, Ahead { syncs, poison, .. }) = (self.busy.clone(), self.ahead.clone());
+        self.ahead.workers.run(move || {
+            if poison.check().is_ok() {
+                syncs.add(1);
+                if let Err(error) = files::sync(&file) {
+                    poison.set(&format!("could not sync a blob that arrives: {error}"));
+                }
+            }
+            busy.store(false, Ordering::Release);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn ahead(step: u64) -> Ahead {
+        Ahead::new(step, &Syncs::default(), &Poison::default())
+    }
+
+    /// Waits for what was begun.
+    fn rest(ahead: &Ahead) {
+        let (done, end) = mpsc::channel();
+        ahead.workers.run(move || done.send(()).unwrap());
+        end.recv().unwrap();
+    }
+
+    #[test]
+    fn each_step_is_synced_once_while_more_is_to_come() {
+        let ahead = ahead(10);
+        let mut following = ahead.follow(45);
+        let mut opened = 0;
+        for written in [5, 9, 10, 14, 20, 35, 36, 45] {
+            following.written(written, || {
+                opened += 1;
+                tempfile::tempfile()
+            });
+            rest(&ahead);
+        }
+        assert_eq!(ahead.syncs.get(), 3, "at 10, 20 and 35, and not at the end");
+        assert_eq!(opened, 1);
+        assert_eq!(ahead.poison.check(), Ok(()));
+    }
+
+    #[test]
+    fn while_one_is_on_its_way_there_is_no_other() {
+        let ahead = ahead(10);
+        let (go, wait) = mpsc::channel::<()>();
+        ahead.workers.run(move || wait.recv().unwrap());
+        let mut following = ahead.follow(1000);
+        for written in (10..500).step_by(10) {
+            following.written(written, tempfile::tempfile);
+        }
+        go.send(()).unwrap();
+        rest(&ahead);
+        assert_eq!(ahead.syncs.get(), 1);
+        following.written(500, tempfile::tempfile);
+        rest(&ahead);
+        assert_eq!(ahead.syncs.get(), 2);
+    }
+
+    #[test]
+    fn there_is_none_where_none_is_wanted_or_the_file_can_not_be_opened_again() {
+        let none = ahead(0);
+        none.follow(1000).written(999, || unreachable!());
+        let ahead = ahead(10);
+        let mut following = ahead.follow(1000);
+        following.written(10, || Err(io::Error::other("too many open files")));
+        following.written(20, || unreachable!());
+        rest(&ahead);
+        assert_eq!((none.syncs.get(), ahead.syncs.get()), (0, 0));
+    }
+
+    #[test]
+    fn one_that_fails_is_the_end_of_writing() {
+        let ahead = ahead(10);
+        let mut following = ahead.follow(1000);
+        // A pipe can not be synced.
+        let pipe = || Ok(File::from(std::os::fd::OwnedFd::from(io::pipe()?.1)));
+        following.written(10, pipe);
+        rest(&ahead);
+        assert!(ahead.poison.check().is_err());
+        following.written(20, || unreachable!());
+        rest(&ahead);
+        assert_eq!(ahead.syncs.get(), 1, "what has failed is not tried again");
+    }
+}

@@ -1,0 +1,127 @@
+//! Blob files between staging and commit: they get their final names, and lose them again if nothing comes of it.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use blobferry_platform::blobdir::Layout;
+use blobferry_platform::os;
+use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
+use blobferry_protocol::planted::{Bug, planted};
+use blobferry_protocol::{BlobId, RequestError};
+
+use crate::errors::disk_error;
+use crate::sqlite::sync_counter::Syncs;
+use crate::staging::StagedFile;
+
+/// The files that a batch has given their final names. Dropped without [`keep`](Files::keep), they are removed.
+pub(super) struct Files<'a> {
+    layout: &'a Layout,
+    /// Whether a bucket was made whose own name is not durable yet. It outlasts a batch that came to nothing: its
+    /// buckets stay, and the next batch finds them there.
+    new_bucket: &'a AtomicBool,
+    named: Vec<BlobId>,
+    buckets: BTreeSet<u64>,
+}
+
+impl<'a> Files<'a> {
+    pub(super) fn new(layout: &'a Layout, new_bucket: &'a AtomicBool) -> Files<'a> {
+        Files { layout, new_bucket, named: Vec::new(), buckets: BTreeSet::new() }
+    }
+
+    /// Gives a staged file its final name.
+    pub(super) fn name(&mut self, file: StagedFile, blob: BlobId) -> Result<(), RequestError> {
+        let bucket = blob.bucket();
+        if !self.buckets.contains(&bucket) {
+            let created = self.layout.create_bucket(bucket);
+            let failed = |error| disk_error("create", &self.layout.bucket_path(bucket), &error);
+            if created.map_err(failed)? {
+                self.new_bucket.store(true, Ordering::Relaxed);
+            }
+            self.buckets.insert(bucket);
+        }
+        let path = self.layout.blob_path(blob);
+        file.persist(&path).map_err(|error| disk_error("rename a staged blob to", &path, &error))?;
+        self.named.push(blob);
+        Ok(())
+    }
+
+    /// Makes the names durable.
+    pub(super) fn sync(&self, syncs: &Syncs) -> Result<(), String> {
+        let unsynced = if planted(Bug::SkipDirectorySync) { Vec::new() } else { self.unsynced() };
+        for path in unsynced {
+            syncs.add(1);
+            os::files::sync_names(&path)
+                .map_err(|error| format!("could not sync {}: {error}", path.display()))?;
+        }
+        if !self.buckets.is_empty() {
+            self.new_bucket.store(false, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The directories with names that a power cut could take.
+    fn unsynced(&self) -> Vec<PathBuf> {
+        let mut paths: Vec<_> = self.buckets.iter().map(|bucket| self.layout.bucket_path(*bucket)).collect();
+        if !paths.is_empty() && self.new_bucket.load(Ordering::Relaxed) {
+            paths.push(self.layout.root().to_owned());
+        }
+        paths
+    }
+
+    /// How many have their final names.
+    pub(super) fn count(&self) -> usize {
+        self.named.len()
+    }
+
+    /// Removes all but the first `n`.
+    pub(super) fn remove_from(&mut self, n: usize) {
+        for blob in self.named.drain(n..) {
+            // Whatever stays behind has no row, and is removed when the store is opened the next time.
+            let _ = os::files::remove(&self.layout.blob_path(blob));
+        }
+    }
+
+    pub(super) fn keep(mut self) {
+        self.named.clear();
+    }
+}
+
+impl Drop for Files<'_> {
+    fn drop(&mut self) {
+        self.remove_from(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use blobferry_protocol::{Oid, Tid};
+
+    use super::*;
+    use crate::staging::Staging;
+
+    #[test]
+    fn a_bucket_of_a_batch_that_came_to_nothing_is_made_durable_by_the_next_one_that_uses_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(dir.path()).unwrap();
+        let (staging, new_bucket) = (Staging::new(layout.tmp()), AtomicBool::new(false));
+        let (bucket, root) = (layout.bucket_path(5), layout.root().to_owned());
+        let named = |oid| {
+            let staged = staging.reserve();
+            fs::write(staged.path(), "bytes").unwrap();
+            let mut files = Files::new(&layout, &new_bucket);
+            files.name(staged, BlobId { oid: Oid(oid), tid: Tid(1) }).unwrap();
+            files
+        };
+        drop(named(5)); // as a database that is full makes it
+        assert!(bucket.exists());
+        let files = named(5 + BlobId::BUCKETS);
+        assert_eq!(files.unsynced(), [bucket.clone(), root]);
+        let syncs = Syncs::default();
+        files.sync(&syncs).unwrap();
+        assert_eq!(syncs.get(), 2);
+        files.keep();
+        assert_eq!(named(5).unsynced(), [bucket], "the bucket's own name is durable now");
+    }
+}

@@ -1,0 +1,200 @@
+//! What is done at open, before anybody is served: the directory becomes ours, and what a crash left is put right.
+//!
+//! The database says what happened. A file that no row speaks of belongs to a transaction that did not happen (or
+//! to a revision that was packed away), and is removed. A row whose file is missing or cut is damage that no crash
+//! explains: it is reported, and everything else is served.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use blobferry_platform::blobdir::Layout;
+use blobferry_protocol::{BlobId, RequestError};
+use rusqlite::{Connection, params};
+
+use crate::errors::{OpenError, opening};
+use crate::sqlite::database::{Database, log_path};
+use crate::sqlite::schema::{key, oid, tid};
+use blobferry_platform::os::files::sync_names;
+
+/// A lock file's name. In `tmp` and in directories there, clients who share the directory have lock files, too.
+const LOCK: &str = ".lock";
+/// The file that is locked while a directory is somebody's.
+const CLAIM: &str = "lock";
+
+/// Makes the directory, if it is not there, and makes it ours for as long as the file that is returned is open.
+pub(super) fn claim(dir: &Path) -> Result<File, OpenError> {
+    if !dir.exists() {
+        let created = DirBuilder::new().mode(0o700).recursive(true).create(dir);
+        created.map_err(opening("create the directory", dir))?;
+        if let Some(parent) = dir.canonicalize().map_err(opening("find", dir))?.parent() {
+            sync_names(parent).map_err(opening("sync", parent))?;
+        }
+    }
+    let path = dir.join(CLAIM);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    hold(file.map_err(opening("open", &path))?, dir)
+}
+
+/// Makes a store's directory ours without changing it. `None` where no server ever had it: a copy, maybe.
+pub(super) fn claim_as_it_is(dir: &Path) -> Result<Option<File>, OpenError> {
+    let path = dir.join(CLAIM);
+    match File::open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        file => hold(file.map_err(opening("open", &path))?, dir).map(Some),
+    }
+}
+
+fn hold(file: File, dir: &Path) -> Result<File, OpenError> {
+    if try_lock(&file).map_err(opening("lock", &dir.join(CLAIM)))? {
+        Ok(file)
+    } else {
+        Err(OpenError::InUse { dir: dir.to_owned() })
+    }
+}
+
+/// Tries to lock a file; `false` if another open file has it locked.
+fn try_lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Writes the database's log again, and syncs it, before anybody goes by what it says.
+///
+/// Where a sync of it failed, what can be read of it may be nowhere but in memory, and no later sync would bring it to
+/// the disk: the system takes it to be there. Bytes that are written again go there, or the failure is told.
+pub(super) fn renew_log(database: &Path) -> Result<(), OpenError> {
+    let path = log_path(database);
+    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        file => file.map_err(opening("open", &path))?,
+    };
+    let (mut buffer, mut at) = (vec![0; 256 << 10], 0);
+    loop {
+        let n = file.read_at(&mut buffer, at).map_err(opening("read", &path))?;
+        let Some(bytes) = buffer.get(..n).filter(|bytes| !bytes.is_empty()) else { break };
+        file.write_all_at(bytes, at).map_err(opening("write again", &path))?;
+        at += n as u64;
+    }
+    if at > 0 {
+        file.sync_data().map_err(opening("sync", &path))?;
+    }
+    Ok(())
+}
+
+/// Removes what was staged. Returns how many files and directories that were.
+pub(super) fn empty_tmp(tmp: &Path) -> Result<u64, OpenError> {
+    let leftovers = leftovers(tmp)?;
+    for path in &leftovers {
+        let is_dir = path.is_dir() && !path.is_symlink();
+        let done = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        match done {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(opening("remove", path)(error)),
+            _ => {}
+        }
+    }
+    Ok(leftovers.len() as u64)
+}
+
+/// What was staged, and is of no use any more. Lock files are not, as lock files must stay, and neither are the
+/// directories of clients who live.
+pub(super) fn leftovers(tmp: &Path) -> Result<Vec<PathBuf>, OpenError> {
+    let mut leftovers = Vec::new();
+    for entry in fs::read_dir(tmp).map_err(opening("list", tmp))? {
+        let entry = entry.map_err(opening("list", tmp))?;
+        let path = entry.path();
+        let is_dir = entry.file_type().map_err(opening("look at", &path))?.is_dir();
+        if entry.file_name() != LOCK && !(is_dir && is_in_use(&path)) {
+            leftovers.push(path);
+        }
+    }
+    leftovers.sort();
+    Ok(leftovers)
+}
+
+/// Whether a directory has a lock file that somebody holds.
+fn is_in_use(dir: &Path) -> bool {
+    File::open(dir.join(LOCK)).is_ok_and(|lock| try_lock(&lock).is_ok_and(|free| !free))
+}
+
+/// Removes blob files that no row speaks of. Returns how many.
+pub(super) fn remove_orphans(layout: &Layout, database: &Database) -> Result<u64, OpenError> {
+    let mut removed = 0;
+    for blob in layout.blobs() {
+        let (blob, path) = blob.map_err(opening("list", layout.root()))?;
+        let has_file = database.read("look for a blob", |connection| has_file(connection, blob));
+        if !has_file.map_err(failed(database))? {
+            fs::remove_file(&path).map_err(opening("remove", &path))?;
+            tracing::info!(%blob, "removed a blob file that no transaction has committed");
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// Whether a row speaks of a blob's file. Two indexes are asked: if one of them is damaged, the other keeps the file.
+pub(super) fn has_file(connection: &Connection, blob: BlobId) -> rusqlite::Result<bool> {
+    const ROW: [&str; 2] = [
+        "SELECT 1 FROM revisions INDEXED BY revisions_by_object WHERE oid = ?1 AND tid = ?2 AND in_file",
+        "SELECT 1 FROM revisions INDEXED BY blob_files WHERE oid = ?1 AND tid = ?2 AND in_file",
+    ];
+    for row in ROW {
+        if connection.prepare_cached(row)?.exists(params![key(blob.oid.0), key(blob.tid.0)])? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Reports blobs whose file is missing, or has another length than it should. Returns how many.
+pub(super) fn count_damaged(layout: &Layout, database: &Database) -> Result<u64, OpenError> {
+    let count = |connection: &Connection| {
+        let mut damaged = 0;
+        let mut statement = connection.prepare("SELECT oid, tid, blob_size FROM revisions WHERE in_file")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let blob = BlobId { oid: oid(row.get(0)?), tid: tid(row.get(1)?) };
+            let size = row.get::<_, i64>(2)?.cast_unsigned();
+            let path = layout.blob_path(blob);
+            let found = match fs::metadata(&path) {
+                Ok(metadata) if metadata.is_file() && metadata.len() == size => continue,
+                Ok(metadata) => format!("it has {} bytes", metadata.len()),
+                Err(error) => error.to_string(),
+            };
+            damaged += 1;
+            tracing::error!(%blob, path = %path.display(), size, found, "a blob is damaged; restore its file from a backup");
+        }
+        Ok(damaged)
+    };
+    database.read("look at the blobs", count).map_err(failed(database))
+}
+
+/// Makes an [`OpenError`] of a failed read.
+pub(super) fn failed(database: &Database) -> impl FnOnce(RequestError) -> OpenError {
+    let path = database.path.clone();
+    move |error| OpenError::Io { operation: "read", path, source: io::Error::other(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_is_written_again_says_what_it_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("store.sqlite");
+        renew_log(&database).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "there was none, and is none");
+        let said: Vec<u8> = (0..700_001).map(|n| (n % 251) as u8).collect();
+        fs::write(log_path(&database), &said).unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        OpenOptions::new().write(true).open(log_path(&database)).unwrap().set_modified(long_ago).unwrap();
+        renew_log(&database).unwrap();
+        assert!(fs::read(log_path(&database)).unwrap() == said);
+        assert!(fs::metadata(log_path(&database)).unwrap().modified().unwrap() > long_ago, "it was written");
+    }
+}

@@ -1,0 +1,315 @@
+//! The database: its tables, its settings, and how ids are kept in it.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use blobferry_protocol::planted::{Bug, planted};
+use blobferry_protocol::{Oid, Tid};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use crate::errors::OpenError;
+use crate::sqlite::database::log_path;
+
+/// Says that a database is one of ours: "bfry".
+const APPLICATION_ID: i64 = 0x6266_7279;
+/// The format that this program writes, and the only one that it reads. One that is older becomes it.
+const FORMAT: i64 = 2;
+
+/// Finding an object's current revision is one seek in `revisions_by_object`. Revisions get their ids in the order of their
+/// transactions, so that there needs no index for that. A record and a small blob come last in their
+/// row, so that histories, votes and lists read neither, and together, so that a commit writes as few pages as can be.
+const TABLES: &str = "
+    CREATE TABLE state(
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        last_oid INTEGER NOT NULL,      -- no oid up to this one is ever given again
+        objects INTEGER NOT NULL,
+        revisions INTEGER NOT NULL,
+        blobs INTEGER NOT NULL,
+        blob_bytes INTEGER NOT NULL,
+        counted INTEGER NOT NULL        -- those are of the revisions up to this one; others came after
+    ) STRICT;
+    CREATE TABLE transactions(
+        tid INTEGER PRIMARY KEY,
+        txn BLOB NOT NULL UNIQUE,
+        user BLOB NOT NULL,
+        description BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE fences(
+        txn BLOB PRIMARY KEY            -- never to be committed under
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE revisions(
+        id INTEGER PRIMARY KEY,         -- in the order of (tid, oid)
+        oid INTEGER NOT NULL,
+        tid INTEGER NOT NULL,
+        size INTEGER,                   -- of the record; NULL: the object was deleted
+        blob_size INTEGER,              -- NULL: no blob
+        blob_digest BLOB,
+        in_file INTEGER NOT NULL,       -- whether the blob is in a file; if not, it is in small_blob
+        data BLOB NOT NULL,
+        small_blob BLOB
+    ) STRICT;
+    CREATE UNIQUE INDEX revisions_by_object ON revisions(oid, tid);
+    CREATE INDEX blob_files ON revisions(oid, tid, blob_size) WHERE in_file;
+";
+
+/// Brings a database of format 1 to format 2: there, small blobs were in a table of their own, and each commit kept the totals.
+const FROM_1_TO_2: &str = "
+    ALTER TABLE revisions ADD COLUMN small_blob BLOB;
+    UPDATE revisions SET small_blob = (SELECT bytes FROM small_blobs s WHERE s.id = revisions.id)
+        WHERE blob_size IS NOT NULL AND NOT in_file;
+    DROP TABLE small_blobs;
+    DROP INDEX revisions_by_transaction;
+    ALTER TABLE state ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;
+    UPDATE state SET counted = (SELECT coalesce(max(id), 0) FROM revisions);
+    PRAGMA user_version = 2;
+";
+
+/// An unsigned 64-bit id as SQLite can keep it: in the same order, from the most negative number on.
+pub(crate) fn key(id: u64) -> i64 {
+    (id ^ (1 << 63)).cast_signed()
+}
+
+/// The inverse of [`key`].
+pub(crate) fn id(key: i64) -> u64 {
+    key.cast_unsigned() ^ (1 << 63)
+}
+
+/// [`id`], as an oid.
+pub(crate) fn oid(key: i64) -> Oid {
+    Oid(id(key))
+}
+
+/// [`id`], as a tid.
+pub(crate) fn tid(key: i64) -> Tid {
+    Tid(id(key))
+}
+
+/// Makes an [`OpenError`] of SQLite's.
+pub(crate) fn opening(operation: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> OpenError {
+    move |source| match source.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => OpenError::Foreign { path: path.to_owned() },
+        _ => OpenError::Database { operation, path: path.to_owned(), source },
+    }
+}
+
+/// Whether there is anything of a database.
+pub(crate) fn exists(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.len() > 0)
+}
+
+/// Opens the one connection that writes, and creates the database if there is none. One of an older format is brought to
+/// today's.
+pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
+    let mut connection =
+        open(path, OpenFlags::SQLITE_OPEN_CREATE).map_err(opening("open the database", path))?;
+    let format = check_format(&connection, path)?;
+    settle(&connection).map_err(opening("set up the database", path))?;
+    match format {
+        None => create_tables(&mut connection).map_err(opening("create the tables", path))?,
+        Some(FORMAT) => {}
+        Some(_) => upgrade(&mut connection).map_err(opening("bring all rows to today's format", path))?,
+    }
+    Ok(connection)
+}
+
+/// Opens a connection that only reads.
+pub(crate) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
+    open(path, OpenFlags::empty())
+        .and_then(|connection| {
+            connection.pragma_update(None, "query_only", true)?;
+            connection.pragma_update(None, "cache_size", -1000)?;
+            Ok(connection)
+        })
+        .map_err(opening("open the database", path))
+}
+
+/// Opens a connection to a database that nobody else has open, and that is not to be changed. Where its log is empty
+/// not even the index of the log is made.
+pub(crate) fn open_to_look(path: &Path) -> Result<Connection, OpenError> {
+    let has_log = fs::metadata(log_path(path)).is_ok_and(|log| log.len() > 0);
+    let name = uri(path) + if has_log { "" } else { "?immutable=1" };
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(name, flags)
+        .and_then(|connection| {
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            Ok(connection)
+        })
+        .map_err(opening("open the database", path))?;
+    match check_format(&connection, path)? {
+        Some(found) if found < FORMAT => {
+            Err(OpenError::Older { path: path.to_owned(), found, needed: FORMAT })
+        }
+        _ => Ok(connection),
+    }
+}
+
+/// A path as SQLite takes it together with options.
+fn uri(path: &Path) -> String {
+    let mut uri = "file:".to_owned();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' => uri.push(char::from(*byte)),
+            byte if byte.is_ascii_alphanumeric() => uri.push(char::from(*byte)),
+            byte => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri
+}
+
+fn open(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection> {
+    // Readers, too, must be able to write: into the index of the log that they share with the writer.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(Duration::from_secs(5))?; // for a person who looks into the file with another tool
+    // Checkpoints are made where a failed sync is noticed, and not at all after that.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    // Plans do not depend on what is asked for. Else statements are prepared again each time that it changes, which
+    // takes longer than what they do.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    connection.pragma_update(None, "mmap_size", 0)?;
+    Ok(connection)
+}
+
+/// The format of a database; `None` where it is empty. One that is not ours, or of a later format, is refused. Changes nothing.
+fn check_format(connection: &Connection, path: &Path) -> Result<Option<i64>, OpenError> {
+    let ask = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(opening("read", path));
+    if ask("SELECT count(*) FROM sqlite_schema")? == 0 {
+        return Ok(None);
+    }
+    if ask("PRAGMA application_id")? != APPLICATION_ID {
+        return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    match ask("PRAGMA user_version")? {
+        found @ 1..=FORMAT => Ok(Some(found)),
+        found => Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT }),
+    }
+}
+
+/// The writer's settings.
+fn settle(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| {
+        match row.get::<_, String>(0)?.as_str() {
+            "wal" => Ok(()),
+            _ => Err(rusqlite::Error::InvalidQuery),
+        }
+    })?;
+    let synchronous = if planted(Bug::AcknowledgeBeforeCommit) { "OFF" } else { "FULL" };
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    connection.pragma_update(None, "cache_size", -2000)
+}
+
+fn create_tables(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(TABLES)?;
+    transaction.execute("INSERT INTO state VALUES (1, ?1, 0, 0, 0, 0, 0)", [key(0)])?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", FORMAT)?;
+    transaction.commit()
+}
+
+/// All of it, or nothing.
+fn upgrade(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(FROM_1_TO_2)?;
+    transaction.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+
+    use super::*;
+
+    #[test]
+    fn a_look_at_a_database_changes_nothing_whatever_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a %41?b#ä.db");
+        let writer = open_writer(&path).unwrap();
+        writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        drop(writer);
+        fs::remove_file(dir.path().join("a %41?b#ä.db-shm")).unwrap();
+        let names =
+            || fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        let before = (names(), fs::read(&path).unwrap());
+        let look = open_to_look(&path).unwrap();
+        assert_eq!(look.query_row("SELECT count(*) FROM state", [], |row| row.get::<_, i64>(0)), Ok(1));
+        assert!(look.execute("DELETE FROM state", []).is_err());
+        drop(look);
+        assert_eq!((names(), fs::read(&path).unwrap()), before);
+    }
+
+    #[test]
+    fn keys_keep_the_order_of_ids() {
+        let ids = [0, 1, (1 << 63) - 1, 1 << 63, u64::MAX];
+        assert!(ids.map(key).is_sorted());
+        assert_eq!(ids.map(key).map(id), ids);
+    }
+
+    #[test]
+    fn databases_of_others_and_of_later_versions_are_refused_and_left_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = dir.path().join("text");
+        std::fs::write(&text, "not a database, but long enough to be looked at ".repeat(100)).unwrap();
+        assert!(matches!(open_writer(&text), Err(OpenError::Foreign { .. })));
+
+        let other = dir.path().join("other");
+        Connection::open(&other).unwrap().execute_batch("CREATE TABLE diary(day TEXT)").unwrap();
+        let before = std::fs::read(&other).unwrap();
+        assert!(matches!(open_writer(&other), Err(OpenError::Foreign { .. })));
+        assert_eq!(std::fs::read(&other).unwrap(), before);
+
+        let newer = dir.path().join("newer");
+        open_writer(&newer).unwrap().pragma_update(None, "user_version", FORMAT + 1).unwrap();
+        assert!(matches!(open_writer(&newer), Err(OpenError::Newer { found: 3, known: 2, .. })));
+    }
+
+    #[test]
+    fn statements_are_prepared_once_whatever_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = open_writer(&dir.path().join("db")).unwrap();
+        for sql in [super::super::read::NEWEST, super::super::read::BLOB, super::super::commit::CURRENT] {
+            let mut statement = connection.prepare(sql).unwrap();
+            for n in 0..3_i64 {
+                let parameters = vec![n * 5; statement.parameter_count()];
+                assert!(!statement.exists(rusqlite::params_from_iter(parameters)).unwrap());
+            }
+            assert_eq!(statement.get_status(StatementStatus::RePrepare), 0, "{sql}");
+        }
+    }
+
+    #[test]
+    fn revisions_are_listed_from_one_of_them_on_without_looking_at_others_or_sorting() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = open_writer(&dir.path().join("db")).unwrap();
+        let sql = format!("EXPLAIN QUERY PLAN {}", super::super::read::REVISIONS);
+        let mut plan = connection.prepare(&sql).unwrap();
+        let rows = plan.query_map([1_i64; 4], |row| row.get::<_, String>(3)).unwrap();
+        let rows: Vec<String> = rows.map(Result::unwrap).collect();
+        assert_eq!(rows[0], "SEARCH revisions USING INTEGER PRIMARY KEY (rowid>?)");
+        assert!(rows.iter().all(|row| !row.contains("SCAN") && !row.contains("TEMP B-TREE")), "{rows:?}");
+    }
+
+    #[test]
+    fn the_current_revision_is_found_by_one_index_search() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = open_writer(&dir.path().join("db")).unwrap();
+        for sql in [super::super::read::NEWEST, super::super::commit::CURRENT] {
+            let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let parameters = vec![1_i64; plan.parameter_count()];
+            let rows = plan
+                .query_map(rusqlite::params_from_iter(parameters), |row| row.get::<_, String>(3))
+                .unwrap();
+            for row in rows.map(Result::unwrap) {
+                let search = row.starts_with("SEARCH") && row.contains("revisions_by_object (oid=? AND tid");
+                let first = row.starts_with("SEARCH") && row.contains("revisions_by_object (oid=?)");
+                assert!(search || first || row.starts_with("CORRELATED"), "{sql}: {row}");
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Room for blobs that arrive: an upload that the disk can not take is refused before its first byte.
+//!
+//! Most file systems reserve room for a whole file when it is made, and say at once when there is none. Where one can
+//! not do that, what all uploads have still to write is counted here, and held against what is free.
+
+use std::path::{Path, PathBuf};
+
+use blobferry_platform::blobdir::WriteError;
+use blobferry_platform::os::files;
+use blobferry_platform::sync::Arc;
+use blobferry_platform::sync::atomic::{AtomicU64, Ordering};
+use blobferry_protocol::RequestError;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+/// The room on one file system.
+#[derive(Debug)]
+pub(super) struct Space {
+    dir: PathBuf,
+    /// What uploads in progress have still to write; `None` where that is reserved for them already.
+    owed: Option<Arc<AtomicU64>>,
+}
+
+impl Space {
+    /// Finds out whether the file system of a directory can reserve room.
+    pub(super) fn of(dir: &Path) -> Space {
+        let reserve = |file| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 1);
+        let reserved = tempfile::tempfile_in(dir).map(reserve);
+        let can_not = matches!(reserved, Ok(Err(Errno::OPNOTSUPP | Errno::NOSYS)));
+        Space { dir: dir.to_owned(), owed: can_not.then(Arc::default) }
+    }
+
+    /// Promises room for an upload, where the file system will not do so itself.
+    pub(super) fn promise(&self, size: u64) -> Result<Promise, RequestError> {
+        let Some(owed) = &self.owed else { return Ok(Promise::default()) };
+        let others = owed.fetch_add(size, Ordering::Relaxed);
+        let promise = Promise { owed: Some(owed.clone()), left: size };
+        match self.free() {
+            Some(free) if size > free.saturating_sub(others) => {
+                let dir = self.dir.display();
+                let detail = format!(
+                    "no room on the disk for {size} more bytes at {dir}: {free} bytes are free, and {others} of them are \
+                     for other uploads"
+                );
+                Err(RequestError::NoSpace { detail })
+            }
+            _ => Ok(promise),
+        }
+    }
+
+    /// What is told of a blob that the file system has reserved no room for.
+    pub(super) fn not_reserved(&self, error: &WriteError) -> RequestError {
+        let free = self.free().map_or_else(String::new, |free| format!("; {free} bytes are free"));
+        RequestError::NoSpace { detail: format!("{error}{free}") }
+    }
+
+    /// Free bytes, where the file system tells.
+    fn free(&self) -> Option<u64> {
+        files::free(&self.dir)
+    }
+}
+
+/// Room for one upload, as far as it is not written yet.
+#[derive(Debug, Default)]
+pub(super) struct Promise {
+    owed: Option<Arc<AtomicU64>>,
+    left: u64,
+}
+
+impl Promise {
+    /// So many more bytes of it are written, and not free any more.
+    pub(super) fn redeem(&mut self, written: u64) {
+        let written = written.min(self.left);
+        self.left -= written;
+        if let Some(owed) = &self.owed {
+            owed.fetch_sub(written, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.redeem(self.left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_nothing_can_be_reserved_an_upload_must_fit_beside_what_the_others_have_still_to_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let owed = Arc::new(AtomicU64::new(0));
+        let space = Space { dir: dir.path().to_owned(), owed: Some(owed.clone()) };
+        let half = space.free().unwrap() / 2;
+        let mut first = space.promise(half).unwrap();
+        let refused = space.promise(half * 3 / 2).unwrap_err().to_string();
+        assert!(refused.contains(&format!("for {} more bytes", half * 3 / 2)), "{refused}");
+        assert!(refused.contains(&format!("and {half} of them are for other uploads")), "{refused}");
+        assert_eq!(owed.load(Ordering::Relaxed), half, "what was refused is not owed");
+        first.redeem(half - 10);
+        assert_eq!(owed.load(Ordering::Relaxed), 10);
+        let second = space.promise(half).unwrap();
+        drop((first, second));
+        assert_eq!(owed.load(Ordering::Relaxed), 0);
+    }
+}

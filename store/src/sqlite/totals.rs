@@ -1,0 +1,153 @@
+//! What a store adds up to: kept in the database up to some revision, and counted from there on when it is opened.
+//!
+//! To keep it with every commit would be a page more for each. So it is kept when the log is long, and when the store is
+//! closed; what came after is never more than a log has.
+
+use blobferry_protocol::RequestError;
+use rusqlite::{Connection, params};
+
+use crate::backend::Totals;
+use crate::sqlite::Disk;
+use crate::sqlite::schema::{id, key};
+use blobferry_platform::sync::lock;
+
+const KEPT: &str = "SELECT objects, revisions, blobs, blob_bytes, last_oid, counted FROM state";
+
+/// What revisions after one (1) add up to. An object has become one more where it was not there before, or one less. Rows are
+/// found without any index, so what is wrong with those hides none.
+const AFTER: &str = "
+    SELECT coalesce(sum((r.size IS NOT NULL) - coalesce((
+            SELECT n.size IS NOT NULL FROM revisions n WHERE n.oid = r.oid AND n.tid < r.tid ORDER BY n.tid DESC LIMIT 1
+        ), 0)), 0), count(*), count(blob_size), coalesce(sum(blob_size), 0), max(oid)
+    FROM revisions r NOT INDEXED WHERE r.id > ?1";
+
+const KEEP: &str = "
+    UPDATE state SET last_oid = max(last_oid, ?1), objects = ?2, revisions = ?3, blobs = ?4, blob_bytes = ?5,
+        counted = (SELECT coalesce(max(id), 0) FROM revisions)";
+
+/// What a database says that it adds up to.
+pub(super) struct Sums {
+    pub(super) totals: Totals,
+    /// No oid up to this one is given again.
+    pub(super) last_oid: u64,
+    /// It is kept as it is, and not counted from some revision on.
+    pub(super) is_kept: bool,
+}
+
+/// What is kept, and what came after.
+pub(super) fn read(connection: &Connection) -> rusqlite::Result<Sums> {
+    let (kept, counted) = connection.query_row(KEPT, [], |row| {
+        let number = |n: usize| row.get::<_, i64>(n).map(i64::cast_unsigned);
+        let (objects, revisions, blobs, blob_bytes) = (number(0)?, number(1)?, number(2)?, number(3)?);
+        let totals = Totals { objects, revisions, blobs, blob_bytes, damaged: 0 };
+        Ok((Sums { totals, last_oid: id(row.get(4)?), is_kept: true }, row.get(5)?))
+    })?;
+    add(connection, kept, counted)
+}
+
+/// What all revisions add up to, whatever is kept.
+pub(super) fn count(connection: &Connection) -> rusqlite::Result<Sums> {
+    add(connection, Sums { totals: Totals::default(), last_oid: 0, is_kept: true }, i64::MIN)
+}
+
+/// Adds what came after a revision.
+fn add(connection: &Connection, to: Sums, after: i64) -> rusqlite::Result<Sums> {
+    connection.query_row(AFTER, [after], |row| {
+        let sum = |n: usize, to: u64| row.get::<_, i64>(n).map(|more| to.wrapping_add_signed(more));
+        let Totals { objects, revisions, blobs, blob_bytes, damaged } = to.totals;
+        let totals = Totals {
+            objects: sum(0, objects)?,
+            revisions: sum(1, revisions)?,
+            blobs: sum(2, blobs)?,
+            blob_bytes: sum(3, blob_bytes)?,
+            damaged,
+        };
+        let used = row.get::<_, Option<i64>>(4)?.map(id);
+        Ok(Sums { totals, last_oid: to.last_oid.max(used.unwrap_or(0)), is_kept: used.is_none() })
+    })
+}
+
+/// Keeps what all revisions add up to. An oid that was set aside stays so.
+pub(super) fn write(connection: &Connection, last_oid: u64, totals: Totals) -> rusqlite::Result<()> {
+    let Totals { objects, revisions, blobs, blob_bytes, .. } = totals;
+    // No disk holds 2^63 of anything.
+    let [objects, revisions, blobs, blob_bytes] =
+        [objects, revisions, blobs, blob_bytes].map(u64::cast_signed);
+    connection
+        .prepare_cached(KEEP)?
+        .execute(params![key(last_oid), objects, revisions, blobs, blob_bytes])
+        .map(drop)
+}
+
+impl Disk {
+    /// Keeps what there is now, where it is not kept. If that fails, they are counted the next time, too.
+    pub(super) fn try_to_keep_totals(&self) {
+        if let Err(error) = self.keep_totals() {
+            tracing::debug!(%error, "what the store adds up to is not kept");
+        }
+    }
+
+    fn keep_totals(&self) -> Result<(), RequestError> {
+        self.database.with_writer(|writer| {
+            let failed = |error: rusqlite::Error| self.database.error("keep the totals", &error);
+            if read(&writer.connection).map_err(failed)?.is_kept {
+                return Ok(());
+            }
+            let transaction = self.database.begin(&mut writer.connection)?;
+            write(&transaction, writer.last_oid, *lock(&self.totals)).map_err(failed)?;
+            self.database.commit(transaction)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc;
+
+    use blobferry_protocol::{Oid, Tid, TxnId, TxnMeta};
+
+    use super::*;
+    use crate::sqlite::{DATABASE, EmbeddedStore, schema};
+    use crate::{Store, StoreConfig};
+
+    /// Commits one change of one object.
+    fn commit(store: &EmbeddedStore, oid: u64, base: Tid, data: Option<&[u8]>) -> Tid {
+        let txn = TxnId((u128::from(oid) << 64 | u128::from(store.last_tid().0)).to_be_bytes());
+        store.begin(txn, TxnMeta::default()).unwrap();
+        match data {
+            Some(data) => store.store(txn, Oid(oid), base, data.to_vec()).unwrap(),
+            None => store.delete(txn, Oid(oid), base).unwrap(),
+        }
+        store.vote(txn, Box::new(|vote| _ = vote.unwrap()));
+        let (answer, answers) = mpsc::channel();
+        store.finish(txn, Box::new(move |tid| answer.send(tid).unwrap()));
+        answers.recv().unwrap().unwrap()
+    }
+
+    fn look(dir: &Path) -> Sums {
+        read(&schema::open_to_look(&dir.join(DATABASE)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_came_after_is_counted_and_a_close_keeps_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(dir.path(), StoreConfig::default()).unwrap();
+        let sums = |sums: &Sums| (sums.totals.objects, sums.totals.revisions, sums.last_oid, sums.is_kept);
+        assert_eq!(sums(&look(dir.path())), (0, 0, 0, true));
+        let first = commit(&store, 1, Tid::ZERO, Some(b"new"));
+        let second = commit(&store, 1, first, Some(b"changed"));
+        commit(&store, 7, Tid::ZERO, Some(b"another"));
+        assert_eq!(sums(&look(dir.path())), (2, 3, 7, false));
+        let deleted = commit(&store, 1, second, None);
+        assert_eq!(sums(&look(dir.path())), (1, 4, 7, false));
+        commit(&store, 1, Tid::ZERO, Some(b"again"));
+        assert_eq!(sums(&look(dir.path())), (2, 5, 7, false));
+        store.pack(Tid(deleted.0 + 1)).unwrap();
+        assert_eq!(sums(&look(dir.path())), (2, 3, 7, true), "a pack keeps what it leaves");
+        commit(&store, 3, Tid::ZERO, Some(b"third"));
+        assert_eq!(sums(&look(dir.path())), (3, 4, 7, false));
+        store.close();
+        assert_eq!(sums(&look(dir.path())), (3, 4, 7, true));
+    }
+}

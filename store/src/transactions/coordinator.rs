@@ -1,0 +1,404 @@
+//! The life of transactions, the same for every store: from begin to a vote, and from finish to the announcement.
+//!
+//! Two threads belong to a store. The *committer* takes all transactions that are to be finished as one batch, has
+//! the back end make it durable, and announces each. The *steward* checks votes whose turn has come, and gives up
+//! what has waited too long for its locks, or is not finished in time. Whoever releases locks only notes whose turn it is
+//! now: nobody's call takes the time of another's vote.
+
+use std::time::Duration;
+
+use blobferry_platform::os;
+use blobferry_platform::os::Next;
+use blobferry_platform::sync::atomic::{AtomicU64, Ordering};
+use blobferry_platform::sync::thread;
+use blobferry_platform::sync::thread::JoinHandle;
+use blobferry_platform::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
+
+use crate::backend::Backend;
+use crate::config::StoreConfig;
+use crate::errors::OpenError;
+use crate::staging::Quota;
+use crate::store::{Done, Vote};
+use crate::transactions::group_commit::Gather;
+use crate::transactions::publisher::Bulletin;
+use crate::transactions::table::{Answer, Ballot, Desk, Ended, Errand, Job};
+use crate::transactions::wakeups::Call;
+use crate::transactions::write_set::Changes;
+use blobferry_platform::sync::lock;
+
+/// How often the committer looks for what it was called for. It is called when a vote begins, as to wake takes about as
+/// long as to vote.
+const LOOKS: u32 = if cfg!(feature = "shuttle") { 1 } else { 40 };
+
+/// Runs transactions over a back end, and is a [`Store`](crate::Store).
+///
+/// Dropped, it closes.
+#[derive(Debug)]
+pub struct Coordinator<B> {
+    pub(crate) core: Arc<Core<B>>,
+    pub(crate) threads: Threads,
+}
+
+/// What the store's threads and its callers share.
+pub(crate) struct Core<B> {
+    pub(crate) backend: B,
+    pub(crate) config: StoreConfig,
+    pub(crate) office: Arc<Office>,
+    pub(crate) bulletin: Arc<Bulletin>,
+    pub(crate) quota: Quota,
+    pub(crate) batches: AtomicU64,
+}
+
+/// The desk, and the bells of the two who work at it.
+pub(crate) struct Office {
+    desk: Mutex<Desk>,
+    committer: Condvar,
+    steward: Condvar,
+}
+
+impl Office {
+    /// The desk, for the two who work at it.
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        lock(&self.desk)
+    }
+
+    /// Does something at the desk, and calls those who rest and have something to do then.
+    pub(crate) fn at_desk<T>(&self, act: impl FnOnce(&mut Desk) -> T) -> T {
+        let mut desk = self.desk();
+        let done = act(&mut desk);
+        let Call { committer, steward } = desk.call();
+        drop(desk);
+        if committer {
+            self.committer.notify_one();
+        }
+        if steward {
+            self.steward.notify_one();
+        }
+        done
+    }
+}
+
+/// Starts the threads of a store over a back end. `last` is the last transaction that is committed.
+pub(crate) fn start<B: Backend>(
+    backend: B,
+    config: StoreConfig,
+    last: Tid,
+) -> Result<Coordinator<B>, OpenError> {
+    let desk = Mutex::new(Desk::new(config.clone()));
+    let office = Arc::new(Office { desk, committer: Condvar::new(), steward: Condvar::new() });
+    let (bulletin, quota) = (Arc::new(Bulletin::new(last)), Quota::new(config.max_staged));
+    let core = Arc::new(Core { backend, config, office, bulletin, quota, batches: AtomicU64::new(0) });
+    let threads = Threads { office: core.office.clone(), handles: Mutex::default() };
+    threads.spawn("store-committer", &core, Core::run_committer, Core::commit_next)?;
+    threads.spawn("store-steward", &core, Core::run_steward, Core::do_next)?;
+    Ok(Coordinator { core, threads })
+}
+
+impl<B: Backend> Core<B> {
+    /// Refuses whatever would write when nothing can be written any more.
+    pub(crate) fn check_writable(&self) -> Result<(), RequestError> {
+        self.office.at_desk(|desk| desk.check_running())?;
+        self.backend.check_writable()
+    }
+
+    pub(crate) fn begin(&self, txn: TxnId, meta: TxnMeta) -> Result<(), RequestError> {
+        self.check_writable()?;
+        let (limit, actual) = (self.config.max_meta, (meta.user.len() + meta.description.len()) as u64);
+        if actual > limit {
+            let what = "bytes of a transaction's user and description".to_owned();
+            return Err(RequestError::Limit { what, limit, actual });
+        }
+        let changes = Changes::new(self.backend.spool(), self.config.max_objects, &self.quota)?;
+        self.office.at_desk(|desk| desk.begin(txn, meta, changes))
+    }
+
+    /// Whether a transaction takes stores at this moment.
+    pub(crate) fn check_open(&self, txn: TxnId) -> Result<(), RequestError> {
+        self.change(txn, |_| Ok(()))
+    }
+
+    /// Makes a change in a transaction. Where that fails the transaction is not whole any more, and doomed.
+    pub(crate) fn change(
+        &self,
+        txn: TxnId,
+        change: impl FnOnce(&mut Changes) -> Result<(), RequestError>,
+    ) -> Result<(), RequestError> {
+        self.backend.check_writable()?;
+        let changes = self.office.at_desk(|desk| desk.changes(txn))?;
+        let mut locked = lock(&changes);
+        self.office.at_desk(|desk| desk.check_open(txn, &changes))?;
+        change(&mut locked).inspect_err(|_| self.office.at_desk(|desk| desk.doom(txn, &changes)))
+    }
+
+    pub(crate) fn vote(&self, txn: TxnId, done: Done<Vote>) {
+        let changes = self.backend.check_writable();
+        let changes = changes.and_then(|()| self.office.at_desk(|desk| desk.changes(txn)));
+        let changes = match changes {
+            Ok(changes) => changes,
+            Err(error) => return done(Err(error)),
+        };
+        let lined_up = {
+            let locked = lock(&changes);
+            let oids: Arc<[Oid]> = locked.bases().map(|(oid, _)| oid).collect();
+            let ballot = Ballot { txn, changes: changes.clone(), done };
+            self.office.at_desk(|desk| desk.line_up(ballot, oids, os::now()))
+        };
+        match lined_up {
+            Ok(Some(ballot)) => self.check(ballot),
+            Ok(None) => {}
+            Err((ballot, error)) => (ballot.done)(Err(error)),
+        }
+    }
+
+    /// Compares the bases of a transaction that has its locks.
+    fn check(&self, ballot: Ballot) {
+        let Ballot { txn, changes, done } = ballot;
+        let checked = self.backend.check(txn, &lock(&changes));
+        let vote = self.office.at_desk(|desk| desk.decide(txn, &changes, checked, os::now()));
+        done(vote);
+    }
+
+    pub(crate) fn finish(&self, txn: TxnId, done: Done<Tid>) {
+        let queued = self.office.at_desk(|desk| desk.finish(txn, done));
+        if let Err((done, error)) = queued {
+            done(Err(error));
+        }
+    }
+
+    pub(crate) fn abort(&self, txn: TxnId) {
+        let ended = self.office.at_desk(|desk| desk.end(txn, None));
+        put_away(ended);
+    }
+
+    pub(crate) fn outcome(&self, txn: TxnId, done: Done<Outcome>) {
+        let queued = self.office.at_desk(|desk| desk.outcome(txn, done));
+        match queued {
+            Ok(ended) => put_away(ended),
+            Err((done, error)) => done(Err(error)),
+        }
+    }
+
+    /// Reads at the last visible transaction; again where nothing was found and a newer one has become visible
+    /// meanwhile, as a pack may have removed what the newer one has replaced.
+    pub(crate) fn read<T>(
+        &self,
+        read: impl Fn(Tid) -> Result<Option<T>, RequestError>,
+    ) -> Result<Option<T>, RequestError> {
+        loop {
+            let visible = self.bulletin.last();
+            let found = read(visible)?;
+            if found.is_some() || visible == self.bulletin.last() {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn run_committer(&self) {
+        let mut gather = Gather::default();
+        while let Some(jobs) = self.gather(&mut gather) {
+            let count = jobs.len();
+            let took = self.commit(jobs);
+            let behind = self.office.at_desk(|desk| desk.queued());
+            gather.made(count, behind.unwrap_or(0), took);
+        }
+    }
+
+    /// Waits until there is something to commit, and a little longer for others; `None` when there will be no more.
+    fn gather(&self, gather: &mut Gather) -> Option<Vec<Job>> {
+        let (mut desk, mut looks) = (self.office.desk(), 0);
+        let here = loop {
+            match desk.queued()? {
+                0 if looks > 0 => {
+                    looks -= 1;
+                    drop(desk);
+                    thread::yield_now();
+                    desk = self.office.desk();
+                }
+                0 => {
+                    desk.rest_until(1);
+                    desk = self.office.committer.wait(desk).unwrap_or_else(PoisonError::into_inner);
+                    looks = LOOKS;
+                }
+                here => break here,
+            }
+        };
+        if let Some((enough, patience)) = gather.wait(here) {
+            let until = os::now().checked_add(patience);
+            while desk.queued().is_some_and(|here| here < enough) && !desk.is_stopping() {
+                let left = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(os::now()));
+                if left.is_zero() {
+                    break;
+                }
+                desk.rest_until(enough);
+                let woken = self.office.committer.wait_timeout(desk, left);
+                desk = woken.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            gather.waited(desk.queued()?.saturating_sub(here));
+        }
+        Some(desk.take_jobs())
+    }
+
+    /// What the committer does next, where it has no thread of its own.
+    fn commit_next(&self) -> Next {
+        let jobs = self.office.at_desk(|desk| desk.queued().map(|_| desk.take_jobs()));
+        match jobs {
+            None => Next::Over,
+            Some(jobs) if jobs.is_empty() => Next::Waits,
+            Some(jobs) => {
+                self.commit(jobs);
+                Next::Now
+            }
+        }
+    }
+
+    /// Commits all of this at once, and tells everybody. How long it took to make it durable.
+    fn commit(&self, jobs: Vec<Job>) -> Duration {
+        let (batch, answers): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.work, job.answer)).unzip();
+        let start = os::now();
+        let results = self.backend.commit(self.bulletin.last(), &batch);
+        let took = os::now().saturating_duration_since(start);
+        drop(batch);
+        if results.iter().any(Result::is_ok) {
+            self.batches.fetch_add(1, Ordering::Relaxed);
+        }
+        answers.into_iter().zip(results).for_each(|(answer, result)| self.announce(answer, result));
+        self.backend.tidy();
+        took
+    }
+
+    /// Tells of a commit that is durable: subscribers, then readers, then those who wait for its locks, then its
+    /// client.
+    fn announce(&self, answer: Answer, result: Result<Outcome, RequestError>) {
+        match (answer, result) {
+            (Answer::Finish { txn, oids, done }, Ok(Outcome::Committed { tid })) => {
+                self.bulletin.publish(tid, &oids);
+                let ended = self.office.at_desk(|desk| desk.committed(txn));
+                put_away(ended);
+                done(Ok(tid));
+            }
+            (Answer::Finish { txn, done, .. }, failed) => {
+                let error = failed.err().unwrap_or(RequestError::TransactionExists { txn });
+                let reason = error.to_string();
+                tracing::error!(%txn, reason, "a transaction that was voted for could not be committed");
+                let ended = self.office.at_desk(|desk| desk.failed(txn, &reason));
+                put_away(ended);
+                done(Err(error));
+            }
+            (Answer::Outcome { txn, done }, outcome) => {
+                self.office.at_desk(|desk| desk.fenced(txn));
+                done(outcome);
+            }
+        }
+    }
+
+    fn run_steward(&self) {
+        let mut desk = self.office.desk();
+        loop {
+            match desk.errand(os::now()) {
+                Errand::Stop => return,
+                Errand::Wait(None) => {
+                    desk = self.office.steward.wait(desk).unwrap_or_else(PoisonError::into_inner);
+                }
+                Errand::Wait(Some(time)) => {
+                    let woken = self.office.steward.wait_timeout(desk, time);
+                    desk = woken.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                Errand::Check(ballot) => {
+                    drop(desk);
+                    self.check(ballot);
+                    desk = self.office.desk();
+                }
+                Errand::GiveUp(txn, ended) => {
+                    drop(desk);
+                    self.give_up(txn, ended);
+                    desk = self.office.desk();
+                }
+            }
+        }
+    }
+
+    /// What the steward does next, where it has no thread of its own.
+    fn do_next(&self) -> Next {
+        let now = os::now();
+        let errand = self.office.desk().errand(now);
+        match errand {
+            Errand::Stop => return Next::Over,
+            Errand::Wait(None) => return Next::Waits,
+            Errand::Wait(Some(time)) => return Next::At(now + time),
+            Errand::Check(ballot) => self.check(ballot),
+            Errand::GiveUp(txn, ended) => self.give_up(txn, ended),
+        }
+        Next::Now
+    }
+
+    fn give_up(&self, txn: TxnId, ended: Ended) {
+        tracing::warn!(%txn, reason = %ended.error(), "gave up a transaction");
+        put_away(Some(ended));
+    }
+}
+
+/// Puts away what has ended: outside of the desk, as it removes files, and tells who waits for it.
+fn put_away(ended: Option<Ended>) {
+    if let Some(ended) = ended {
+        ended.tell();
+    }
+}
+
+impl<B> std::fmt::Debug for Core<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("last_tid", &self.bulletin.last()).finish_non_exhaustive()
+    }
+}
+
+/// The threads of a store. Dropped, they are stopped.
+pub(crate) struct Threads {
+    office: Arc<Office>,
+    handles: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Threads {
+    /// Has `run` run on a thread, or in a simulation `step` taken again and again.
+    fn spawn<B: Backend>(
+        &self,
+        name: &str,
+        core: &Arc<Core<B>>,
+        run: fn(&Core<B>),
+        step: fn(&Core<B>) -> Next,
+    ) -> Result<(), OpenError> {
+        let stepped = core.clone();
+        if os::serves(move || step(&stepped)) {
+            return Ok(());
+        }
+        let core = core.clone();
+        let handle = thread::Builder::new().name(name.to_owned()).spawn(move || run(&core));
+        lock(&self.handles).push(handle.map_err(OpenError::Thread)?);
+        Ok(())
+    }
+
+    /// Commits what is being finished, ends everything else, and waits for the threads.
+    pub(crate) fn stop(&self) {
+        let ended = self.office.at_desk(Desk::stop);
+        ended.into_iter().for_each(Ended::tell);
+        let handles = std::mem::take(&mut *lock(&self.handles));
+        for handle in handles {
+            // The last owner may let go of the store in an answer that one of its threads gives.
+            if handle.thread().id() != thread::current().id() {
+                // A thread that has panicked has been reported, and has nothing more to say.
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl std::fmt::Debug for Threads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Threads")
+    }
+}

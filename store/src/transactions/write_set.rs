@@ -1,0 +1,321 @@
+//! What one open transaction has stored: an index in memory, everything else in a spool on the disk.
+//!
+//! Records and small blobs are appended to one file that has no name, so nothing is left of it when the process
+//! dies. Per object only its base and a place in the spool stay in memory, however large the transaction is.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+
+use blobferry_protocol::{BlobInfo, Digest, Oid, RequestError, Tid};
+use tempfile::SpooledTempFile;
+
+use crate::errors::disk_error;
+use crate::staging::{Content, Quota, Room, Staged, StagedFile};
+
+/// Bytes of a spool that stay in memory before it goes to the disk.
+pub(crate) const SPOOL_IN_MEMORY: usize = 64 << 10;
+
+/// A file for what a transaction stores, without a name.
+#[derive(Debug)]
+pub(crate) struct Spool {
+    file: SpooledTempFile,
+    dir: PathBuf,
+}
+
+impl Spool {
+    /// A spool that stays in memory as long as it is small, and goes to a file in `dir` then.
+    pub(crate) fn new(in_memory: usize, dir: &Path) -> Spool {
+        Spool { file: tempfile::spooled_tempfile_in(in_memory, dir), dir: dir.to_owned() }
+    }
+
+    /// What a client sees of a spool that failed.
+    fn error(&self, operation: &str, error: &io::Error) -> RequestError {
+        disk_error(&format!("{operation} a transaction's spool in"), &self.dir, error)
+    }
+}
+
+/// The changes of one transaction, by object.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    index: BTreeMap<Oid, Change>,
+    files: BTreeMap<Oid, StagedFile>,
+    spool: Spool,
+    /// Where the next entry of the spool goes. What is behind it (after a failed write) does not count.
+    end: u64,
+    max_objects: u64,
+    quota: Quota,
+    /// What the spool and the files take. It only grows: what is replaced stays in the spool.
+    room: Room,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    base: Tid,
+    /// Where the new revision's entry in the spool begins; `None` for a deletion.
+    at: Option<u64>,
+}
+
+/// One change as it is read back.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) oid: Oid,
+    pub(crate) base: Tid,
+    /// The new revision; `None` for a deletion.
+    pub(crate) body: Option<Body>,
+}
+
+/// A new revision's record and blob.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Body {
+    pub(crate) data: Vec<u8>,
+    pub(crate) blob: Option<(BlobInfo, Bytes)>,
+}
+
+/// A new blob's bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Bytes {
+    Small(Vec<u8>),
+    /// In a file: see [`Changes::take_file`].
+    InFile,
+}
+
+/// Begins every entry of the spool; the record follows, then a small blob.
+struct Header {
+    data: u64,
+    kind: u8,
+    blob: BlobInfo,
+}
+
+impl Header {
+    const LEN: usize = 8 + 1 + 8 + 32;
+    const NO_BLOB: u8 = 0;
+    const SMALL: u8 = 1;
+    const IN_FILE: u8 = 2;
+
+    fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        to.write_all(&self.data.to_le_bytes())?;
+        to.write_all(&[self.kind])?;
+        to.write_all(&self.blob.size.to_le_bytes())?;
+        to.write_all(&self.blob.digest.0)
+    }
+
+    fn read(from: &mut impl Read) -> io::Result<Header> {
+        let (mut data, mut kind, mut size, mut digest) = ([0; 8], [0; 1], [0; 8], [0; 32]);
+        from.read_exact(&mut data)?;
+        from.read_exact(&mut kind)?;
+        from.read_exact(&mut size)?;
+        from.read_exact(&mut digest)?;
+        let blob = BlobInfo { size: u64::from_le_bytes(size), digest: Digest(digest) };
+        Ok(Header { data: u64::from_le_bytes(data), kind: kind[0], blob })
+    }
+}
+
+impl Changes {
+    pub(crate) fn new(spool: Spool, max_objects: u64, quota: &Quota) -> Result<Changes, RequestError> {
+        let (index, files, quota) = (BTreeMap::new(), BTreeMap::new(), quota.clone());
+        let room = quota.take(0)?;
+        Ok(Changes { index, files, spool, end: 0, max_objects, quota, room })
+    }
+
+    /// Stores a revision. It replaces what was stored for the object before.
+    pub(crate) fn put(
+        &mut self,
+        oid: Oid,
+        base: Tid,
+        data: &[u8],
+        blob: Option<Staged>,
+    ) -> Result<(), RequestError> {
+        self.check_count(oid)?;
+        let mut room = self.quota.take(data.len() as u64)?;
+        let none = BlobInfo { size: 0, digest: Digest([0; 32]) };
+        let (info, kind, bytes, file) = match blob {
+            None => (none, Header::NO_BLOB, Vec::new(), None),
+            Some(staged) => {
+                room.join(staged.room);
+                match staged.content {
+                    Content::Small(bytes) => (staged.info, Header::SMALL, bytes, None),
+                    Content::File(file) => (staged.info, Header::IN_FILE, Vec::new(), Some(file)),
+                }
+            }
+        };
+        let header = Header { data: data.len() as u64, kind, blob: info };
+        let at = self.append(&header, data, &bytes).map_err(|error| self.spool.error("write to", &error))?;
+        self.room.join(room);
+        self.index.insert(oid, Change { base, at: Some(at) });
+        match file {
+            Some(file) => self.files.insert(oid, file),
+            None => self.files.remove(&oid),
+        };
+        Ok(())
+    }
+
+    /// Deletes an object.
+    pub(crate) fn delete(&mut self, oid: Oid, base: Tid) -> Result<(), RequestError> {
+        self.check_count(oid)?;
+        self.index.insert(oid, Change { base, at: None });
+        self.files.remove(&oid);
+        Ok(())
+    }
+
+    /// Forgets what was stored for an object, if anything was.
+    pub(crate) fn take_back(&mut self, oid: Oid) {
+        self.index.remove(&oid);
+        self.files.remove(&oid);
+    }
+
+    /// All objects, in order, with the revisions that the changes were made from.
+    pub(crate) fn bases(&self) -> impl Iterator<Item = (Oid, Tid)> {
+        self.index.iter().map(|(oid, change)| (*oid, change.base))
+    }
+
+    /// The highest oid with a change.
+    pub(crate) fn last_oid(&self) -> Option<Oid> {
+        self.index.last_key_value().map(|(oid, _)| *oid)
+    }
+
+    /// The first change of an object behind `after`: how all of them are read, in the order of oids.
+    pub(crate) fn entry_after(&mut self, after: Option<Oid>) -> Result<Option<Entry>, RequestError> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let Some((oid, change)) = self.index.range((from, Bound::Unbounded)).next() else { return Ok(None) };
+        let (oid, Change { base, at }) = (*oid, *change);
+        let body = match at {
+            Some(at) => Some(self.read(at).map_err(|error| self.spool.error("read", &error))?),
+            None => None,
+        };
+        Ok(Some(Entry { oid, base, body }))
+    }
+
+    /// The file of an object's new blob, if it is in one.
+    pub(crate) fn take_file(&mut self, oid: Oid) -> Option<StagedFile> {
+        self.files.remove(&oid)
+    }
+
+    fn check_count(&self, oid: Oid) -> Result<(), RequestError> {
+        let actual = self.index.len() as u64 + 1;
+        if actual > self.max_objects && !self.index.contains_key(&oid) {
+            let what = "objects in one transaction".to_owned();
+            return Err(RequestError::Limit { what, limit: self.max_objects, actual });
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, header: &Header, data: &[u8], bytes: &[u8]) -> io::Result<u64> {
+        let at = self.end;
+        self.spool.file.seek(SeekFrom::Start(at))?;
+        let mut head = Vec::with_capacity(Header::LEN);
+        header.write(&mut head)?;
+        self.spool.file.write_all(&head)?;
+        self.spool.file.write_all(data)?;
+        self.spool.file.write_all(bytes)?;
+        self.end = at + (head.len() + data.len() + bytes.len()) as u64;
+        Ok(at)
+    }
+
+    fn read(&mut self, at: u64) -> io::Result<Body> {
+        self.spool.file.seek(SeekFrom::Start(at))?;
+        let mut head = [0; Header::LEN];
+        self.spool.file.read_exact(&mut head)?;
+        let header = Header::read(&mut head.as_slice())?;
+        let mut take = |len: u64| {
+            let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+            self.spool.file.read_exact(&mut bytes)?;
+            Ok::<_, io::Error>(bytes)
+        };
+        let data = take(header.data)?;
+        let blob = match header.kind {
+            Header::SMALL => Some((header.blob, Bytes::Small(take(header.blob.size)?))),
+            Header::IN_FILE => Some((header.blob, Bytes::InFile)),
+            _ => None,
+        };
+        Ok(Body { data, blob })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::staging::Staging;
+
+    fn changes(quota: &Quota) -> Changes {
+        Changes::new(Spool::new(16, &std::env::temp_dir()), 3, quota).unwrap()
+    }
+
+    fn small(quota: &Quota, bytes: &[u8]) -> Staged {
+        let info = BlobInfo { size: bytes.len() as u64, digest: Digest([7; 32]) };
+        Staged { info, content: Content::Small(bytes.to_vec()), room: quota.take(info.size).unwrap() }
+    }
+
+    fn all(changes: &mut Changes) -> Vec<Entry> {
+        let mut entries: Vec<Entry> = Vec::new();
+        while let Some(entry) = changes.entry_after(entries.last().map(|entry| entry.oid)).unwrap() {
+            entries.push(entry);
+        }
+        entries
+    }
+
+    #[test]
+    fn what_was_stored_last_counts_and_reads_back_in_order() {
+        let quota = Quota::new(u64::MAX);
+        let mut changes = changes(&quota);
+        changes.put(Oid(2), Tid(1), b"old", Some(small(&quota, b"old blob"))).unwrap();
+        changes.delete(Oid(3), Tid(9)).unwrap();
+        changes.put(Oid(1), Tid::ZERO, b"with a blob", Some(small(&quota, b"blob"))).unwrap();
+        changes.put(Oid(2), Tid(5), b"new, behind the limit of memory", None).unwrap();
+        let entries = all(&mut changes);
+        assert_eq!(entries.iter().map(|e| (e.oid.0, e.base.0)).collect::<Vec<_>>(), [(1, 0), (2, 5), (3, 9)]);
+        let first = entries[0].body.as_ref().unwrap();
+        assert_eq!(first.data, b"with a blob");
+        assert!(
+            matches!(&first.blob, Some((info, Bytes::Small(bytes))) if info.size == 4 && bytes == b"blob")
+        );
+        let second = Body { data: b"new, behind the limit of memory".to_vec(), blob: None };
+        assert_eq!(entries[1].body, Some(second));
+        assert_eq!(entries[2].body, None);
+        drop(changes);
+        assert_eq!(quota.taken(), 0);
+    }
+
+    #[test]
+    fn a_replaced_or_taken_back_blob_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (staging, quota) = (Staging::new(dir.path()), Quota::new(u64::MAX));
+        let staged = || {
+            let file = staging.reserve();
+            std::fs::write(file.path(), b"blob").unwrap();
+            let info = BlobInfo { size: 4, digest: Digest([7; 32]) };
+            Staged { info, content: Content::File(file), room: quota.take(4).unwrap() }
+        };
+        let files = || std::fs::read_dir(dir.path()).unwrap().count();
+        let mut changes = changes(&quota);
+        for oid in 1..4 {
+            changes.put(Oid(oid), Tid::ZERO, b"", Some(staged())).unwrap();
+        }
+        changes.put(Oid(1), Tid::ZERO, b"", None).unwrap();
+        changes.take_back(Oid(2));
+        assert_eq!(files(), 1);
+        changes.put(Oid(3), Tid::ZERO, b"", Some(staged())).unwrap();
+        assert_eq!(files(), 1);
+        drop(changes);
+        assert_eq!(files(), 0);
+    }
+
+    #[test]
+    fn limits_are_typed_errors() {
+        let quota = Quota::new(10);
+        let mut changes = changes(&quota);
+        for oid in 0..3 {
+            changes.put(Oid(oid), Tid::ZERO, b"", None).unwrap();
+        }
+        assert!(matches!(
+            changes.put(Oid(3), Tid::ZERO, b"", None),
+            Err(RequestError::Limit { limit: 3, .. })
+        ));
+        assert!(matches!(
+            changes.put(Oid(1), Tid::ZERO, &[0; 11], None),
+            Err(RequestError::Limit { limit: 10, .. })
+        ));
+        changes.put(Oid(1), Tid::ZERO, &[0; 10], None).unwrap();
+    }
+}

@@ -1,0 +1,137 @@
+//! How a thread waits for one answer: it drives the connection that the answer comes from, or sleeps while others do.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
+
+use blobferry_session::client::{CallError, Completion, Session};
+
+use crate::leader::{Crew, Lead, Role};
+use crate::thread_context;
+
+/// Where a thread waits for an answer.
+pub(crate) struct Seat {
+    thread: Thread,
+    done: AtomicBool,
+    /// The lead that it was given while it slept.
+    lead: Mutex<Option<Lead>>,
+    /// The connection that it drives: it sleeps there, where it does.
+    drives: Mutex<Option<Arc<Crew>>>,
+}
+
+impl Seat {
+    fn new() -> Seat {
+        let thread = thread::current();
+        Seat { thread, done: AtomicBool::new(false), lead: Mutex::default(), drives: Mutex::default() }
+    }
+
+    /// Is the answer there?
+    pub(crate) fn is_done(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+
+    /// The answer is there, or will never be.
+    fn finish(&self) {
+        self.done.store(true, Ordering::Release);
+        match &*lock(&self.drives) {
+            Some(crew) => crew.rouse_leader(),
+            None => self.thread.unpark(),
+        }
+    }
+
+    /// Gives a sleeping follower the lead.
+    pub(crate) fn give(&self, lead: Lead) {
+        *lock(&self.lead) = Some(lead);
+        self.thread.unpark();
+    }
+
+    /// Waits until the answer is there; on a client's own thread only while there is a connection, as nobody else would
+    /// make another.
+    fn wait(self: &Arc<Self>, crew: Option<Arc<Crew>>) {
+        let bound = thread_context::is_clients();
+        let Some(crew) = crew else { return self.sleep(|| bound) };
+        if self.is_done() {
+            return crew.need_not();
+        }
+        while !self.is_done() {
+            match crew.join(self) {
+                Role::Leader(lead) => self.drive(&crew, lead),
+                Role::Follower(number) => {
+                    self.sleep(|| lock(&self.lead).is_some() || bound && crew.has_ended());
+                    if !crew.unfollow(number)
+                        && let Some(lead) = lock(&self.lead).take()
+                    {
+                        self.drive(&crew, lead);
+                    }
+                }
+                Role::Guest => return self.sleep(|| bound),
+            }
+        }
+    }
+
+    /// Has a sleeper look around.
+    pub(crate) fn nudge(&self) {
+        self.thread.unpark();
+    }
+
+    fn drive(&self, crew: &Arc<Crew>, lead: Lead) {
+        *lock(&self.drives) = Some(crew.clone());
+        crew.lead_for(lead, self);
+        *lock(&self.drives) = None;
+    }
+
+    fn sleep(&self, until: impl Fn() -> bool) {
+        while !self.is_done() && !until() {
+            thread::park();
+        }
+    }
+}
+
+/// An answer that somebody waits for.
+struct Awaited<T> {
+    seat: Arc<Seat>,
+    answer: Arc<Mutex<Option<T>>>,
+}
+
+impl<T> Drop for Awaited<T> {
+    fn drop(&mut self) {
+        self.seat.finish();
+    }
+}
+
+/// Blocks the thread until a callback is called: for calls to a [`Session`], whoever drives it. Where that is a
+/// [`Client`](crate::Client), and nobody else does at the moment, this thread does, and may call callbacks of others
+/// meanwhile. May be used in a callback; there it does not outlast the connection.
+///
+/// # Errors
+/// The call's; [`CallError::Unanswered`] where nobody is left to answer.
+pub fn wait<T: Send + 'static, E: From<CallError> + Send + 'static>(
+    start: impl FnOnce(Completion<T, E>),
+) -> Result<T, E> {
+    wait_with(start, || None)
+}
+
+/// The same for a call to a known session: its connection is driven also where the call is sent by another thread.
+pub(crate) fn wait_on<T: Send + 'static, E: From<CallError> + Send + 'static>(
+    session: &Session,
+    start: impl FnOnce(Completion<T, E>),
+) -> Result<T, E> {
+    wait_with(start, || thread_context::call(|| session.ring()))
+}
+
+fn wait_with<T: Send + 'static, E: From<CallError> + Send + 'static>(
+    start: impl FnOnce(Completion<T, E>),
+    find: impl FnOnce() -> Option<Arc<Crew>>,
+) -> Result<T, E> {
+    thread_context::give_up_leads();
+    let (seat, answer) = (Arc::new(Seat::new()), Arc::default());
+    let awaited = Awaited { seat: seat.clone(), answer: Arc::clone(&answer) };
+    let crew = thread_context::call(|| start(Box::new(move |result| *lock(&awaited.answer) = Some(result))));
+    seat.wait(crew.or_else(|| if seat.is_done() { None } else { find() }));
+    let answer = lock(&answer).take();
+    answer.unwrap_or_else(|| Err(CallError::unanswered().into()))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
