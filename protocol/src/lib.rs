@@ -140,7 +140,7 @@
 //! [`buffered`] has steps 1 and 3 for everybody who reads into a buffer and writes from one. These examples are the whole
 //! loop, each with another middle. All of them download a blob and check it:
 //!
-//! | `cargo run -p blobferry-protocol --example …` | is | look here for |
+//! | `cargo run -p blobferry-examples --bin …` | is | look here for |
 //! |---|---|---|
 //! | `blocking_std` | one thread, `std::net::TcpStream`, `std::fs` | the loop at its smallest; uploads; a source that fails |
 //! | `in_memory` | both machines, two vectors, time by hand | the server's half; timeouts; resuming a download |

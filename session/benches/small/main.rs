@@ -1,7 +1,7 @@
 //! What small things cost a server, without a socket: commits and loads of 10 KiB blobs, and of objects, by so many
 //! callers on one connection.
 //!
-//! `cargo bench -p blobferry-store --bench small` drives a client's machine and a session in one thread, and prints for
+//! `cargo bench -p blobferry-session --bench small` drives a client's machine and a session in one thread, and prints for
 //! each kind of work: how many a second; and for one of them the time that the session takes on the thread that drives
 //! it, the time of all other threads, and how often any thread of the process has gone to sleep. Words choose (`commit`,
 //! `load`, `object`, `read`), numbers are callers, `rows=1000000` fills the store with as many small blobs before, `bytes=1000`
