@@ -28,9 +28,9 @@ use crate::transaction_buffer::TransactionBuffer;
 use crate::verified::Known;
 use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::blobdir::integrity;
-use blobferry_platform::blobdir::integrity::{Boot, Trust};
+use blobferry_platform::blobdir::integrity::{BootId, Trust};
 use blobferry_platform::blobdir::layout::Layout;
-use blobferry_platform::blobdir::temp_file::Temporary;
+use blobferry_platform::blobdir::temp_file::TempFile;
 use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How a cache is used.
@@ -63,7 +63,7 @@ struct Inner {
     root: File,
     /// Of this process; `None` in shared mode, where the server looks after what is unfinished, and after room.
     own: Option<Own>,
-    boot: Option<Boot>,
+    boot: Option<BootId>,
     /// Each of some of the buckets: to take a bucket's file lock is a system call, for which only those wait that want
     /// something of the same ones.
     registries: [Mutex<Registry<FileLock, Waiter>>; REGISTRIES],
@@ -96,7 +96,7 @@ impl Cache {
     /// [`CacheError::Layout`] where the directory is used for something else, can not be trusted, or has no working
     /// locks (or, in shared mode, is not there); [`CacheError::Room`]; [`CacheError::Io`].
     pub fn open(dir: impl AsRef<Path>, config: CacheConfig) -> Result<Cache, CacheError> {
-        let boot = Boot::current();
+        let boot = BootId::current();
         let (layout, own) = if config.shared {
             (Layout::open_existing(dir)?, None)
         } else {
@@ -207,7 +207,7 @@ impl Cache {
     pub(crate) fn publish(
         &self,
         blob: BlobId,
-        file: Temporary,
+        file: TempFile,
         digest: Option<Digest>,
     ) -> Result<CachedBlob, WriteError> {
         if let Ok(Found::Ready(cached)) = self.look(blob) {
@@ -221,7 +221,7 @@ impl Cache {
             file.sync()?;
             // A stamp of another cache, on a file that was moved here, would speak of other times.
             _ = match digest {
-                Some(digest) => integrity::write(file.file(), digest, Boot::ANY),
+                Some(digest) => integrity::write(file.file(), digest, BootId::ANY),
                 None => integrity::remove(file.file()),
             };
         }
@@ -237,10 +237,10 @@ impl Cache {
     }
 
     /// A new file for bytes, in which room can be reserved.
-    pub(crate) fn temporary(&self) -> Result<Temporary, WriteError> {
-        let Some(room) = self.room() else { return Temporary::create(self.tmp()) };
+    pub(crate) fn temporary(&self) -> Result<TempFile, WriteError> {
+        let Some(room) = self.room() else { return TempFile::create(self.tmp()) };
         loop {
-            match Temporary::create(self.tmp()) {
+            match TempFile::create(self.tmp()) {
                 Err(WriteError::NoSpace { .. }) if room.relieve()? => {}
                 created => {
                     let file = created?;
@@ -272,7 +272,7 @@ impl Cache {
         self.0.shared
     }
 
-    pub(crate) fn boot(&self) -> Option<Boot> {
+    pub(crate) fn boot(&self) -> Option<BootId> {
         self.0.boot
     }
 

@@ -56,7 +56,7 @@ impl FileLock {
     #[cfg(feature = "testing")]
     fn try_again_and_again(path: PathBuf, then: impl FnOnce(io::Result<FileLock>) + Send + 'static) {
         let mut then = Some(then);
-        os::serves(move || match FileLock::try_exclusive(&path).transpose() {
+        os::register_step(move || match FileLock::try_exclusive(&path).transpose() {
             None => os::Next::Waits,
             Some(locked) => {
                 if let Some(then) = then.take() {

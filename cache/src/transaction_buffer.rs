@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::cached_blob::CachedBlob;
 use crate::error::CacheError;
 use blobferry_platform::blobdir::WriteError;
-use blobferry_platform::blobdir::temp_file::Temporary;
+use blobferry_platform::blobdir::temp_file::TempFile;
 use blobferry_platform::blobdir::{BlobFile, BlobWriter};
 use blobferry_platform::os::files;
 
@@ -41,7 +41,7 @@ pub struct TransactionBuffer {
 /// A file in a [`TransactionBuffer`].
 #[derive(Debug)]
 pub struct Buffered {
-    file: Temporary,
+    file: TempFile,
     size: u64,
     digest: Option<Digest>,
 }
@@ -205,7 +205,7 @@ impl Buffered {
 }
 
 /// Renames a file into the cache. `None`, and it is where it was, if it must be copied instead.
-fn rename(path: &Path, cache: &Cache) -> Result<Option<Temporary>, WriteError> {
+fn rename(path: &Path, cache: &Cache) -> Result<Option<TempFile>, WriteError> {
     let metadata = fs::symlink_metadata(path).map_err(WriteError::io("open", path))?;
     // Whoever has another name for it, or owns it, could change the blob later.
     let owned = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.nlink() == 1;
@@ -214,7 +214,7 @@ fn rename(path: &Path, cache: &Cache) -> Result<Option<Temporary>, WriteError> {
     }
     // First, so that a file that can not be read stays where it is.
     let file = File::open(path).map_err(WriteError::io("open", path))?;
-    let place = Temporary::create(cache.tmp())?;
+    let place = TempFile::create(cache.tmp())?;
     admit(place, &metadata, cache, |place| match files::rename(path, place.path()) {
         Ok(()) => Ok(Some(place.with(file))),
         Err(error) if error.kind() == ErrorKind::CrossesDevices => Ok(None),
@@ -224,22 +224,22 @@ fn rename(path: &Path, cache: &Cache) -> Result<Option<Temporary>, WriteError> {
 
 /// Puts a file that has its blocks already into a place in the cache, which has room for it then.
 fn admit(
-    place: Temporary,
+    place: TempFile,
     file: &Metadata,
     cache: &Cache,
-    put: impl FnOnce(Temporary) -> Result<Option<Temporary>, WriteError>,
-) -> Result<Option<Temporary>, WriteError> {
+    put: impl FnOnce(TempFile) -> Result<Option<TempFile>, WriteError>,
+) -> Result<Option<TempFile>, WriteError> {
     let Some(room) = cache.room() else { return put(place) };
     let admitted = room.admit(file.len(), file.blocks().saturating_mul(512), || put(place))?;
     Ok(admitted.map(|(file, reserved)| file.with_reservation(reserved)))
 }
 
 /// Copies a file into the cache. `None` if it changed meanwhile.
-fn copy(path: &Path, cache: &Cache) -> Result<Option<Temporary>, WriteError> {
+fn copy(path: &Path, cache: &Cache) -> Result<Option<TempFile>, WriteError> {
     let source = File::open(path).map_err(WriteError::io("open", path))?;
     let metadata = source.metadata().map_err(WriteError::io("open", path))?;
     let size = metadata.len();
-    let cloned = admit(Temporary::create(cache.tmp())?, &metadata, cache, |place| {
+    let cloned = admit(TempFile::create(cache.tmp())?, &metadata, cache, |place| {
         Ok(rustix::fs::ioctl_ficlone(place.file(), &source).is_ok().then_some(place))
     })?;
     if cloned.is_some() {

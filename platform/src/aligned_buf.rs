@@ -18,31 +18,31 @@ const BEHIND: usize = 64;
 /// ```
 /// use std::io::Read;
 ///
-/// let mut block = crate::aligned_buf::Block::new(256 << 10);
+/// let mut block = crate::aligned_buf::AlignedBuf::new(256 << 10);
 /// let n = std::fs::File::open("/proc/self/exe")?.read(&mut block)?;
 /// assert_eq!(&block[1..4], b"ELF");
 /// # assert!(n > 4);
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug, Default)]
-pub struct Block {
+pub struct AlignedBuf {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
 }
 
-impl Block {
+impl AlignedBuf {
     /// A block of so many bytes. All are zero.
     #[must_use]
-    pub fn new(len: usize) -> Block {
+    pub fn new(len: usize) -> AlignedBuf {
         let bytes = vec![0; len.saturating_add(PAGE + BEHIND)];
         // What is no more than a wish can not fail.
         let start = bytes.as_ptr().align_offset(PAGE).min(PAGE) + BEHIND;
-        Block { bytes, start, end: start + len }
+        AlignedBuf { bytes, start, end: start + len }
     }
 }
 
-impl Deref for Block {
+impl Deref for AlignedBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -50,13 +50,13 @@ impl Deref for Block {
     }
 }
 
-impl DerefMut for Block {
+impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         self.bytes.get_mut(self.start..self.end).unwrap_or_default()
     }
 }
 
-impl AsRef<[u8]> for Block {
+impl AsRef<[u8]> for AlignedBuf {
     fn as_ref(&self) -> &[u8] {
         self
     }
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn a_block_has_all_its_bytes_and_begins_a_little_behind_a_page() {
         for len in [0, 1, 8 << 10, 64 << 10, 256 << 10, (256 << 10) + 1] {
-            let mut block = Block::new(len);
+            let mut block = AlignedBuf::new(len);
             assert_eq!(block.len(), len);
             assert_eq!(block.as_ptr() as usize % PAGE, BEHIND, "{len}");
             block.fill(7);

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use blobferry_protocol::Digest;
 
-use crate::aligned_buf::Block;
+use crate::aligned_buf::AlignedBuf;
 
 /// The digest of all bytes of a file, and how many they are, whatever its cursor.
 pub fn digest_of(file: &File) -> io::Result<(Digest, u64)> {
@@ -17,7 +17,7 @@ pub fn digest_of(file: &File) -> io::Result<(Digest, u64)> {
 
 /// Hashes the bytes of a file from where the hasher is to its end, whatever its cursor.
 pub fn hash(file: &File, hasher: &mut blake3::Hasher) -> io::Result<()> {
-    let mut buffer = Block::new(256 << 10);
+    let mut buffer = AlignedBuf::new(256 << 10);
     loop {
         match file.read_at(&mut buffer, hasher.count()) {
             Ok(0) => return Ok(()),

@@ -1,6 +1,6 @@
 //! Threads for what blocks: disk writes, syncs, hashing, database reads. An event loop never waits for any of them.
 //!
-//! [`Workers`] is a small pool. A [`Lane`] on top of it runs jobs one after the other, in the order they came, without
+//! [`BlockingPool`] is a small pool. A [`Strand`] on top of it runs jobs one after the other, in the order they came, without
 //! holding a thread while it has none: a transfer or a transaction has a lane of its own.
 
 use std::collections::VecDeque;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::os;
 use crate::os::Job;
-use crate::spin::Looking;
+use crate::spin::AdaptiveSpin;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, thread};
 
 /// How long a thread without work stays.
@@ -18,7 +18,7 @@ const IDLE: Duration = Duration::from_secs(10);
 ///
 /// Jobs must not wait for each other: there are only so many threads.
 #[derive(Clone, Debug)]
-pub struct Workers(Arc<Pool>);
+pub struct BlockingPool(Arc<Pool>);
 
 #[derive(Debug)]
 struct Pool {
@@ -43,12 +43,12 @@ impl std::fmt::Debug for State {
     }
 }
 
-impl Workers {
+impl BlockingPool {
     /// A pool of at most so many threads (at least one).
     #[must_use]
-    pub fn new(most: usize) -> Workers {
+    pub fn new(most: usize) -> BlockingPool {
         let state = Mutex::default();
-        Workers(Arc::new(Pool { most: most.max(1), state, work: Condvar::new() }))
+        BlockingPool(Arc::new(Pool { most: most.max(1), state, work: Condvar::new() }))
     }
 
     /// Runs a job as soon as a thread is free.
@@ -80,7 +80,7 @@ impl Pool {
     }
 
     fn work(&self) {
-        let (mut state, mut looking) = (self.lock(), Looking::default());
+        let (mut state, mut looking) = (self.lock(), AdaptiveSpin::default());
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
@@ -108,7 +108,11 @@ impl Pool {
     }
 
     /// Looks for work for a moment: who receives a large blob has some every moment.
-    fn look<'a>(&'a self, mut state: MutexGuard<'a, State>, looking: &mut Looking) -> MutexGuard<'a, State> {
+    fn look<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        looking: &mut AdaptiveSpin,
+    ) -> MutexGuard<'a, State> {
         state.looking += 1;
         while state.jobs.is_empty() && looking.again() {
             drop(state);
@@ -122,8 +126,8 @@ impl Pool {
 
 /// Jobs in order: one at a time, each after the one before it has ended.
 #[derive(Clone, Debug)]
-pub struct Lane {
-    workers: Workers,
+pub struct Strand {
+    workers: BlockingPool,
     queue: Arc<Mutex<Queue>>,
 }
 
@@ -139,11 +143,11 @@ impl std::fmt::Debug for Queue {
     }
 }
 
-impl Lane {
+impl Strand {
     /// A lane without jobs.
     #[must_use]
-    pub fn new(workers: &Workers) -> Lane {
-        Lane { workers: workers.clone(), queue: Arc::default() }
+    pub fn new(workers: &BlockingPool) -> Strand {
+        Strand { workers: workers.clone(), queue: Arc::default() }
     }
 
     /// Runs a job after all that were given before.
@@ -170,7 +174,7 @@ impl Lane {
 }
 
 /// A job of a lane that runs on its caller's thread. What came meanwhile is left to others.
-struct Turn<'a>(&'a Lane);
+struct Turn<'a>(&'a Strand);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
@@ -208,8 +212,8 @@ mod tests {
 
     #[test]
     fn a_lane_keeps_the_order_and_runs_one_job_at_a_time() {
-        let workers = Workers::new(4);
-        let lane = Lane::new(&workers);
+        let workers = BlockingPool::new(4);
+        let lane = Strand::new(&workers);
         let (done, order) = mpsc::channel();
         let busy = Arc::new(Mutex::new(()));
         for n in 0..1000 {
@@ -225,8 +229,8 @@ mod tests {
 
     #[test]
     fn a_job_in_its_turn_runs_here_where_there_is_none_before_and_behind_the_others_else() {
-        let workers = Workers::new(2);
-        let lane = Lane::new(&workers);
+        let workers = BlockingPool::new(2);
+        let lane = Strand::new(&workers);
         let (done, order) = mpsc::channel();
         let tell = |what: &'static str| {
             let done = done.clone();
@@ -256,8 +260,8 @@ mod tests {
 
     #[test]
     fn a_job_that_panics_takes_nothing_with_it() {
-        let workers = Workers::new(1);
-        let lane = Lane::new(&workers);
+        let workers = BlockingPool::new(1);
+        let lane = Strand::new(&workers);
         let (done, end) = mpsc::channel();
         lane.run(|| panic!("on purpose"));
         workers.run(|| panic!("on purpose"));
@@ -267,8 +271,8 @@ mod tests {
 
     #[test]
     fn lanes_do_not_wait_for_each_other() {
-        let workers = Workers::new(2);
-        let (first, second) = (Lane::new(&workers), Lane::new(&workers));
+        let workers = BlockingPool::new(2);
+        let (first, second) = (Strand::new(&workers), Strand::new(&workers));
         let (go, wait) = mpsc::channel::<()>();
         let (done, end) = mpsc::channel();
         first.run(move || wait.recv().unwrap());

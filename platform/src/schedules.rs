@@ -1,6 +1,6 @@
 //! Workers and lanes.
 
-use crate::pool::{Lane, Workers};
+use crate::pool::{BlockingPool, Strand};
 use crate::sync::testing::Alone;
 use crate::sync::{Arc, Mutex, explore, hold_time, let_time_pass, mpsc, thread};
 
@@ -8,8 +8,8 @@ use crate::sync::{Arc, Mutex, explore, hold_time, let_time_pass, mpsc, thread};
 fn a_lane_runs_every_job_once_and_alone_in_the_order_of_coming() {
     explore(10_000, || {
         hold_time();
-        let workers = Workers::new(2);
-        let lanes = [Lane::new(&workers), Lane::new(&workers)];
+        let workers = BlockingPool::new(2);
+        let lanes = [Strand::new(&workers), Strand::new(&workers)];
         let alone = Arc::new([Alone::default(), Alone::default()]);
         let (done, ends) = mpsc::channel();
         let threads: Vec<_> = (0..2)
@@ -42,7 +42,7 @@ fn a_lane_runs_every_job_once_and_alone_in_the_order_of_coming() {
 fn an_idle_thread_is_told_of_every_job() {
     explore(10_000, || {
         hold_time();
-        let workers = Workers::new(2);
+        let workers = BlockingPool::new(2);
         let threads: Vec<_> = (0..2)
             .map(|_| {
                 let workers = workers.clone();
@@ -64,7 +64,7 @@ fn an_idle_thread_is_told_of_every_job() {
 #[test]
 fn jobs_are_run_whenever_threads_leave() {
     explore(10_000, || {
-        let workers = Workers::new(2);
+        let workers = BlockingPool::new(2);
         let run = Arc::new(Mutex::new(0));
         let threads: Vec<_> = (0..2)
             .map(|_| {

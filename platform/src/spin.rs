@@ -16,7 +16,7 @@ const SHORT: Duration = Duration::from_micros(300);
 
 /// One who waits for more, again and again.
 #[derive(Debug, Default)]
-pub struct Looking {
+pub struct AdaptiveSpin {
     /// How often one has looked in this wait.
     looks: u32,
     /// When one went to sleep.
@@ -25,7 +25,7 @@ pub struct Looking {
     in_vain: bool,
 }
 
-impl Looking {
+impl AdaptiveSpin {
     /// There is nothing yet: whether to look once more, and to sleep if not.
     pub fn again(&mut self) -> bool {
         if self.in_vain || self.looks == LOOKS {
@@ -50,13 +50,13 @@ mod tests {
     use super::*;
 
     /// Looks until it would sleep; how often that was.
-    fn looks(looking: &mut Looking) -> usize {
+    fn looks(looking: &mut AdaptiveSpin) -> usize {
         std::iter::from_fn(|| looking.again().then_some(())).count()
     }
 
     #[test]
     fn who_waits_looks_some_times_and_not_at_all_after_a_long_sleep_until_one_is_short() {
-        let (mut looking, most) = (Looking::default(), LOOKS as usize);
+        let (mut looking, most) = (AdaptiveSpin::default(), LOOKS as usize);
         assert_eq!(looks(&mut looking), most);
         assert_eq!(looks(&mut looking), 0);
         for (slept, expected) in [(SHORT * 2, 0), (SHORT * 2, 0), (Duration::ZERO, most), (SHORT * 2, 0)] {
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn what_is_there_at_once_is_no_wait() {
-        let mut looking = Looking::default();
+        let mut looking = AdaptiveSpin::default();
         looking.found();
         (0..LOOKS / 2).for_each(|_| assert!(looking.again()));
         looking.found();

@@ -126,7 +126,7 @@ impl Totals {
 
 /// The moment now, as a tid.
 pub(crate) fn now() -> Tid {
-    Tid::from_unix(os::since_1970()) // where the clock does not move, tids just count
+    Tid::from_unix(os::unix_time()) // where the clock does not move, tids just count
 }
 
 /// Every oid was given or used.

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read};
 
-use blobferry_platform::aligned_buf::Block;
+use blobferry_platform::aligned_buf::AlignedBuf;
 use blobferry_protocol::{BlobInfo, Oid, Tid};
 use blobferry_session::client;
 use blobferry_session::client::{BlobSource, CallError};
@@ -33,7 +33,7 @@ impl Transaction {
         mut reader: impl Read,
     ) -> Result<BlobInfo, CallError> {
         let mut writer = self.0.spool()?;
-        let mut bytes = Block::new(READ);
+        let mut bytes = AlignedBuf::new(READ);
         loop {
             match reader.read(&mut bytes) {
                 Ok(0) => break,

@@ -19,7 +19,7 @@ use crate::quota::reservation::Room;
 use blobferry_platform::blobdir::BlobWriter;
 use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::blobdir::layout::{Layout, create_dir, partial_name};
-use blobferry_platform::blobdir::temp_file::Temporary;
+use blobferry_platform::blobdir::temp_file::TempFile;
 use blobferry_platform::os::files;
 
 /// Where a blob's partial file is, if it is there.
@@ -74,8 +74,8 @@ impl Partial {
         }
     }
 
-    fn adopt(&self, file: File, room: Option<&Room>) -> Result<Temporary, WriteError> {
-        let file = Temporary::adopt(file, &self.path)?;
+    fn adopt(&self, file: File, room: Option<&Room>) -> Result<TempFile, WriteError> {
+        let file = TempFile::adopt(file, &self.path)?;
         match room {
             Some(room) => {
                 let reserved = room.held(file.file())?;

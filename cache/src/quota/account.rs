@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::lock::FileLock;
-use blobferry_platform::blobdir::integrity::Boot;
+use blobferry_platform::blobdir::integrity::BootId;
 
 /// The layout of the record: eight bytes each of magic, limit, used, recounts, doubt, and the boot's sixteen; then a
 /// checksum, because the limit of a torn record must not be believed.
@@ -33,7 +33,7 @@ struct Record {
     used: u64,
     recounts: u64,
     doubt: Doubt,
-    boot: Boot,
+    boot: BootId,
 }
 
 /// How far the number of bytes can be believed.
@@ -49,7 +49,7 @@ pub(crate) enum Doubt {
 
 impl Account {
     /// Locks the account, which is made where there is none, and reads it.
-    pub(crate) fn open(path: &Path, boot: Boot) -> io::Result<Account> {
+    pub(crate) fn open(path: &Path, boot: BootId) -> io::Result<Account> {
         let file = FileLock::exclusive(path)?;
         let mut bytes = [0; LENGTH + CHECKSUM];
         let record = match file.file().read_exact_at(&mut bytes, 0) {
@@ -153,7 +153,7 @@ impl Record {
             used: number(16)?,
             recounts: number(24)?,
             doubt,
-            boot: Boot(*body.get(40..)?.first_chunk()?),
+            boot: BootId(*body.get(40..)?.first_chunk()?),
         })
     }
 }
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    const NOW: Boot = Boot([1; 16]);
+    const NOW: BootId = BootId([1; 16]);
 
     #[test]
     fn what_one_records_the_next_one_reads() {
@@ -187,7 +187,7 @@ mod tests {
         let found = (account.limit(), account.used(), account.recounts(), account.doubt());
         assert_eq!(found, (Some(1000), 130, 1, Doubt::High));
         drop(account);
-        let account = Account::open(&path, Boot([2; 16])).unwrap();
+        let account = Account::open(&path, BootId([2; 16])).unwrap();
         assert_eq!((account.limit(), account.doubt()), (Some(1000), Doubt::Unknown), "after a boot");
     }
 

@@ -24,7 +24,7 @@ use tempfile::TempPath;
 use crate::lock;
 use crate::quota::account::Account;
 use crate::quota::evict::{Ledger, Queue, Search};
-use blobferry_platform::blobdir::integrity::Boot;
+use blobferry_platform::blobdir::integrity::BootId;
 use blobferry_platform::blobdir::layout::Layout;
 use blobferry_platform::blobdir::{Reservation, WriteError};
 use blobferry_platform::os::files;
@@ -46,7 +46,7 @@ struct Inner {
     account: PathBuf,
     /// Where marks are made.
     scratch: PathBuf,
-    boot: Boot,
+    boot: BootId,
     /// The file system gives room in blocks of so many bytes.
     block: u64,
     queue: Mutex<Queue>,
@@ -67,13 +67,13 @@ pub(crate) struct Reserved {
 
 impl Room {
     /// The room of a cache, of which this process has `scratch` for itself.
-    pub(crate) fn new(layout: &Layout, scratch: &Path, boot: Option<Boot>) -> Room {
+    pub(crate) fn new(layout: &Layout, scratch: &Path, boot: Option<BootId>) -> Room {
         let block = rustix::fs::statvfs(layout.tmp()).map_or(0, |stat| stat.f_frsize).max(4096);
         Room(Arc::new(Inner {
             layout: layout.clone(),
             account: layout.tmp().join(".room"),
             scratch: scratch.to_owned(),
-            boot: boot.unwrap_or(Boot::ANY),
+            boot: boot.unwrap_or(BootId::ANY),
             block,
             queue: Mutex::default(),
         }))
@@ -349,7 +349,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(dir.path()).unwrap();
         let (scratch, _) = Scratch::create(layout.tmp()).unwrap();
-        let room = Room::new(&layout, scratch.path(), Some(Boot([1; 16])));
+        let room = Room::new(&layout, scratch.path(), Some(BootId([1; 16])));
         ((scratch, dir), room)
     }
 

@@ -12,7 +12,7 @@ use blobferry_platform::sync::testing::Alone;
 use super::Home;
 use crate::{Cache, Claim, Download, SmallClaim};
 use blobferry_platform::blobdir::integrity;
-use blobferry_platform::blobdir::integrity::Boot;
+use blobferry_platform::blobdir::integrity::BootId;
 use blobferry_platform::sync::{Arc, Mutex, explore, mpsc, thread};
 
 const BYTES: &[u8] = b"what the blob is";
@@ -269,5 +269,5 @@ fn every_claim_of_a_file_that_is_to_be_checked_is_answered() {
 fn put(path: &Path, bytes: &[u8]) {
     std::fs::write(path, bytes).unwrap();
     let file = std::fs::File::open(path).unwrap();
-    integrity::write(&file, digest(), Boot([7; 16])).unwrap();
+    integrity::write(&file, digest(), BootId([7; 16])).unwrap();
 }

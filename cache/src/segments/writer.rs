@@ -179,7 +179,7 @@ fn find(packs: &Packs, house: &House, room: &Room, bytes: u64) -> Result<Active,
     }
     loop {
         let mut number = [0; 4];
-        os::chance(&mut number).map_err(|error| failed()(io::Error::other(error.to_string())))?;
+        os::random(&mut number).map_err(|error| failed()(io::Error::other(error.to_string())))?;
         let number = u32::from_le_bytes(number);
         match file::open(&house.dir, &layout::pack_name(number), How::New) {
             Ok(Some((file, _))) => return Ok(Active { number, file, most }),

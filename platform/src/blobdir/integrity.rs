@@ -26,18 +26,18 @@ const ATTRIBUTE: &std::ffi::CStr = c"user.blobferry";
 
 /// One boot of this machine, as the kernel names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Boot(pub [u8; 16]);
+pub struct BootId(pub [u8; 16]);
 
-impl Boot {
+impl BootId {
     /// What a stamp names whose file was synced: it is trusted in whatever boot.
-    pub const ANY: Boot = Boot([0; 16]);
+    pub const ANY: BootId = BootId([0; 16]);
 
     /// The boot that is running; `None` where the kernel does not tell.
-    pub fn current() -> Option<Boot> {
-        os::simulated!(simulation => Some(Boot(simulation.boot())));
+    pub fn current() -> Option<BootId> {
+        os::simulated!(simulation => Some(BootId(simulation.boot())));
         let uuid = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         let digits = uuid.trim().replace('-', "");
-        u128::from_str_radix(&digits, 16).ok().map(|number| Boot(number.to_be_bytes()))
+        u128::from_str_radix(&digits, 16).ok().map(|number| BootId(number.to_be_bytes()))
     }
 }
 
@@ -51,7 +51,7 @@ pub enum Trust {
 }
 
 /// Reads a file's stamp.
-pub fn trust(file: &File, boot: Option<Boot>) -> io::Result<Trust> {
+pub fn trust(file: &File, boot: Option<BootId>) -> io::Result<Trust> {
     let mut value = [0; 48];
     match rustix::fs::fgetxattr(file, ATTRIBUTE, &mut value[..]) {
         Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(Trust::Trusted),
@@ -63,7 +63,7 @@ pub fn trust(file: &File, boot: Option<Boot>) -> io::Result<Trust> {
     let (first, second) = value.split_at(32);
     digest.copy_from_slice(first);
     then.copy_from_slice(second);
-    match Boot(then) == Boot::ANY || boot == Some(Boot(then)) {
+    match BootId(then) == BootId::ANY || boot == Some(BootId(then)) {
         true => Ok(Trust::Trusted),
         false => Ok(Trust::Unproven(Some(Digest(digest)))),
     }
@@ -80,7 +80,7 @@ pub fn digest(file: &File) -> io::Result<Option<Digest>> {
 }
 
 /// Stamps a file, whose bytes have this digest. An error means that there is no such stamp on it.
-pub fn write(file: &File, digest: Digest, boot: Boot) -> io::Result<()> {
+pub fn write(file: &File, digest: Digest, boot: BootId) -> io::Result<()> {
     let value = [&digest.0[..], &boot.0[..]].concat();
     writable(file, || rustix::fs::fsetxattr(file, ATTRIBUTE, &value, XattrFlags::empty()))
 }
@@ -131,7 +131,7 @@ mod tests {
     fn a_stamp_of_this_boot_is_trusted_and_one_of_another_boot_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let file = File::create(dir.path().join("blob")).unwrap();
-        let (now, then) = (Boot([1; 16]), Boot([2; 16]));
+        let (now, then) = (BootId([1; 16]), BootId([2; 16]));
         let digest = Digest([3; 32]);
         assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Trusted, "no stamp");
         if write(&file, digest, now).is_err() {
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(trust(&file, Some(then)).unwrap(), Trust::Unproven(Some(digest)));
         assert_eq!(trust(&file, None).unwrap(), Trust::Unproven(Some(digest)));
         assert_eq!(super::digest(&file).unwrap(), Some(digest));
-        write(&file, digest, Boot::ANY).unwrap();
+        write(&file, digest, BootId::ANY).unwrap();
         assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Trusted, "it was synced");
         assert_eq!(super::digest(&file).unwrap(), Some(digest));
 
@@ -171,7 +171,7 @@ mod tests {
         fs::write(&path, "").unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o400)).unwrap();
         let file = File::open(&path).unwrap();
-        match write(&file, Digest([3; 32]), Boot([1; 16])) {
+        match write(&file, Digest([3; 32]), BootId([1; 16])) {
             Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {}
             done => done.unwrap(),
         }

@@ -9,5 +9,5 @@ mod writer;
 
 pub use error::{LayoutError, WriteError};
 pub use layout::Layout;
-pub use temp_file::{Reservation, Temporary};
+pub use temp_file::{Reservation, TempFile};
 pub use writer::{BlobFile, BlobWriter};

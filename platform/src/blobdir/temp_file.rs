@@ -45,43 +45,43 @@ pub trait Reservation: std::fmt::Debug + Send + Sync {
 /// An open file under a temporary name. Dropped, it is removed, and then the room that it had is given back: fields are
 /// dropped in this order.
 #[derive(Debug)]
-pub struct Temporary {
+pub struct TempFile {
     file: File,
     path: TempPath,
     /// In a cache; `None` where nobody keeps account of room.
     reserved: Option<Box<dyn Reservation>>,
 }
 
-impl Temporary {
+impl TempFile {
     /// Makes an empty file in `dir`, open for reading and writing, under a name that no other has.
     ///
     /// The name is made of letters, digits and one `-`: a client in shared mode tells it to the server, which
     /// takes no other.
-    pub fn create(dir: &Path) -> Result<Temporary, WriteError> {
+    pub fn create(dir: &Path) -> Result<TempFile, WriteError> {
         let (file, path) = tempfile::Builder::new()
             .prefix("blob-")
             .permissions(Permissions::from_mode(0o666)) // less the umask: who may read it later is its owner's choice
             .tempfile_in(dir)
             .map_err(WriteError::space("create a file in", dir, 0))?
             .into_parts();
-        Ok(Temporary { file, path, reserved: None })
+        Ok(TempFile { file, path, reserved: None })
     }
 
     /// Takes over a file that exists.
-    pub fn adopt(file: File, path: &Path) -> Result<Temporary, WriteError> {
+    pub fn adopt(file: File, path: &Path) -> Result<TempFile, WriteError> {
         let path = TempPath::try_from_path(path).map_err(WriteError::io("take over", path))?;
-        Ok(Temporary { file, path, reserved: None })
+        Ok(TempFile { file, path, reserved: None })
     }
 
     /// The same name, under which there is another file now.
-    pub fn with(self, file: File) -> Temporary {
-        Temporary { file, ..self }
+    pub fn with(self, file: File) -> TempFile {
+        TempFile { file, ..self }
     }
 
     /// The same, with the space that was reserved for it.
     #[must_use]
-    pub fn with_reservation(self, reserved: Box<dyn Reservation>) -> Temporary {
-        Temporary { reserved: Some(reserved), ..self }
+    pub fn with_reservation(self, reserved: Box<dyn Reservation>) -> TempFile {
+        TempFile { reserved: Some(reserved), ..self }
     }
 
     /// Whether an account has room for it.
@@ -111,7 +111,7 @@ impl Temporary {
 
     /// Leaves the file where it is. What it takes there stays in the account.
     pub fn keep(self) {
-        let Temporary { file, path, reserved } = self;
+        let TempFile { file, path, reserved } = self;
         // What can not be kept is removed, and gives its room back.
         if path.keep().is_ok()
             && let Some(reserved) = reserved

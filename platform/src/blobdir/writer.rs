@@ -12,7 +12,7 @@ use blobferry_protocol::planted::{Bug, planted};
 
 use super::WriteError;
 use crate::blobdir::integrity;
-use crate::blobdir::temp_file::Temporary;
+use crate::blobdir::temp_file::TempFile;
 use crate::hash::{digest_of, hash};
 use crate::os::files;
 
@@ -35,7 +35,7 @@ use crate::os::files;
 /// ```
 #[derive(Debug)]
 pub struct BlobWriter {
-    file: Temporary,
+    file: TempFile,
     /// How many bytes will come, where that is known.
     size: Option<u64>,
     written: u64,
@@ -60,11 +60,11 @@ impl BlobWriter {
     /// # Errors
     /// [`WriteError::NoSpace`] and [`WriteError::Io`].
     pub fn create_unsized(dir: &Path) -> Result<BlobWriter, WriteError> {
-        Temporary::create(dir).map(BlobWriter::over)
+        TempFile::create(dir).map(BlobWriter::over)
     }
 
     /// Fills a file that is open for reading, and for writing at its end.
-    pub fn over(file: Temporary) -> BlobWriter {
+    pub fn over(file: TempFile) -> BlobWriter {
         BlobWriter { file, size: None, written: 0, hasher: Box::default() }
     }
 
@@ -170,7 +170,7 @@ impl BlobWriter {
 #[derive(Debug)]
 pub struct BlobFile {
     /// The file, under its temporary name.
-    pub file: Temporary,
+    pub file: TempFile,
     size: u64,
     digest: Digest,
 }
@@ -184,7 +184,7 @@ impl BlobFile {
     /// # Errors
     /// [`WriteError::Io`] where it can not be read. It is removed then, too.
     pub fn adopt(file: File, path: &Path) -> Result<BlobFile, WriteError> {
-        let file = Temporary::adopt(file, path)?;
+        let file = TempFile::adopt(file, path)?;
         let (digest, size) = digest_of(file.file()).map_err(WriteError::io("read", file.path()))?;
         Ok(BlobFile { file, size, digest })
     }

@@ -52,8 +52,8 @@ pub fn now() -> Instant {
 
 /// The time of day, since 1970 began. It may jump, also back; before 1970 it does not move.
 #[must_use]
-pub fn since_1970() -> Duration {
-    simulated!(simulation => simulation.since_1970());
+pub fn unix_time() -> Duration {
+    simulated!(simulation => simulation.unix_time());
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
@@ -61,9 +61,9 @@ pub fn since_1970() -> Duration {
 ///
 /// # Errors
 /// The system has no chance to give.
-pub fn chance(bytes: &mut [u8]) -> Result<(), getrandom::Error> {
+pub fn random(bytes: &mut [u8]) -> Result<(), getrandom::Error> {
     simulated!(simulation => {
-        simulation.chance(bytes);
+        simulation.random(bytes);
         Ok(())
     });
     getrandom::fill(bytes)
@@ -91,7 +91,7 @@ pub fn spawn(name: &str, task: impl FnOnce() + Send + 'static) -> io::Result<()>
 
 /// Has the simulation that this thread is in, where it is in one, take a step again and again, in the place of a thread
 /// that would go on until there is nothing any more. Says whether it does.
-pub fn serves(step: impl FnMut() -> Next + Send + 'static) -> bool {
+pub fn register_step(step: impl FnMut() -> Next + Send + 'static) -> bool {
     simulated!(simulation => {
         simulation.serve(Box::new(step));
         true

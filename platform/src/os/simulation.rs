@@ -14,10 +14,10 @@ pub trait Simulation {
     fn now(&self) -> Instant;
 
     /// See [`since_1970`](super::since_1970).
-    fn since_1970(&self) -> Duration;
+    fn unix_time(&self) -> Duration;
 
     /// See [`chance`](super::chance).
-    fn chance(&self, bytes: &mut [u8]);
+    fn random(&self, bytes: &mut [u8]);
 
     /// Which boot of the machine this is, for who asks whether it was up all the time.
     fn boot(&self) -> [u8; 16];

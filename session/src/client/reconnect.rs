@@ -55,7 +55,7 @@ impl State {
     pub(super) fn next_dial(&self) -> Option<Dial> {
         let mut chance = [0; 4];
         // Without chance there is no harm, either.
-        let _ = os::chance(&mut chance);
+        let _ = os::random(&mut chance);
         self.goes_on().then(|| self.dialer.next(u32::from_le_bytes(chance)))
     }
 
@@ -349,7 +349,7 @@ mod tests {
 
     use super::*;
     use crate::client::dial::{Addresses, Dialer, Reconnect};
-    use blobferry_platform::pool::Workers;
+    use blobferry_platform::pool::BlockingPool;
 
     const TXN: TxnId = TxnId([7; 16]);
 
@@ -358,7 +358,7 @@ mod tests {
     /// A store and a commit were sent when the connection was lost; the server does not go on, and says this of it.
     fn lost_with_a_commit(outcome: Result<Outcome, CallError>) -> [Result<Reply, CallError>; 2] {
         let dialer = Dialer::new(Addresses::from("a:1"), Reconnect::default());
-        let mut state = State::new(dialer, 8, &Workers::new(1));
+        let mut state = State::new(dialer, 8, &BlockingPool::new(1));
         state.begin_era(std::sync::Arc::new(|| {}));
         state.greeted = true;
         state.transactions.insert(TXN, Txn::Here);

@@ -18,7 +18,7 @@ use crate::client::handler::SessionEndpoint;
 use crate::client::state::{Ask, State};
 use crate::io::{Carrier, Ended, Report, Source};
 use blobferry_cache::{Cache, CachedBlob, Claim, Follow};
-use blobferry_platform::pool::Workers;
+use blobferry_platform::pool::BlockingPool;
 use blobferry_platform::progress::OnProgress;
 use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -60,7 +60,7 @@ pub struct Session(pub(super) Arc<Shared>);
 
 pub(super) struct Shared {
     pub(super) cache: Cache,
-    workers: Workers,
+    workers: BlockingPool,
     config: ClientConfig,
     inner: Mutex<Inner>,
 }
@@ -90,7 +90,7 @@ impl Session {
     /// [`Addresses::none`] it ends with that one.
     #[must_use]
     pub fn new(cache: Cache, config: &ClientConfig, addresses: Addresses, place: usize) -> Session {
-        let workers = Workers::new(8);
+        let workers = BlockingPool::new(8);
         let addresses = if config.reconnect.is_some() { addresses } else { Addresses::none() };
         let mut dialer = Dialer::new(addresses, config.reconnect.unwrap_or_default());
         dialer.start_at(place);
@@ -142,7 +142,7 @@ impl Session {
 
     /// Threads for what blocks.
     #[must_use]
-    pub fn workers(&self) -> &Workers {
+    pub fn workers(&self) -> &BlockingPool {
         &self.0.workers
     }
 

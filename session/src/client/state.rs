@@ -15,7 +15,7 @@ use crate::client::memory_download::{Collected, Collectors, ToBytes};
 use crate::client::reconnect::Txn;
 use crate::client::session::{Inner, Invalidation, Listener, Wake, Watcher};
 use crate::io::{Inlets, Outlets, Report, Source};
-use blobferry_platform::pool::Workers;
+use blobferry_platform::pool::BlockingPool;
 
 /// Control bytes that may wait before calls have to.
 const BACKLOG: usize = 1 << 20;
@@ -230,7 +230,7 @@ impl State {
         })
     }
 
-    pub(super) fn new(dialer: Dialer, downloads: usize, workers: &Workers) -> State {
+    pub(super) fn new(dialer: Dialer, downloads: usize, workers: &BlockingPool) -> State {
         State {
             era: 0,
             wake: None,
@@ -257,7 +257,7 @@ impl State {
     }
 
     /// What arrives from here on is reported there.
-    pub(super) fn receive_with(&mut self, workers: &Workers, report: Arc<dyn Fn(Report) + Send + Sync>) {
+    pub(super) fn receive_with(&mut self, workers: &BlockingPool, report: Arc<dyn Fn(Report) + Send + Sync>) {
         self.inlets = Inlets::new(workers, report);
     }
 

@@ -14,7 +14,7 @@ use crate::client::state::Ask;
 use blobferry_cache::TransactionBuffer;
 use blobferry_platform::blobdir::BlobWriter;
 use blobferry_platform::os;
-use blobferry_platform::pool::Lane;
+use blobferry_platform::pool::Strand;
 use blobferry_platform::progress::OnProgress;
 use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
 use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,7 +42,7 @@ pub struct Transaction {
     txn: TxnId,
     shared: Arc<Shared>,
     /// What touches files, in the order of the calls; and behind that what the server is asked after it.
-    lane: Lane,
+    lane: Strand,
     over: bool,
 }
 
@@ -110,7 +110,7 @@ impl Session {
     /// [`CallError::NoName`].
     pub fn begin(&self, meta: TxnMeta) -> Result<Transaction, CallError> {
         let mut name = [0; 16];
-        os::chance(&mut name).map_err(|error| CallError::NoName(error.to_string()))?;
+        os::random(&mut name).map_err(|error| CallError::NoName(error.to_string()))?;
         let txn = TxnId(name);
         let buffer = Mutex::new(Some(self.cache().buffer()));
         let shared = Arc::new(Shared { buffer, begin: OnceLock::new(), committed: AtomicBool::new(false) });
@@ -125,7 +125,7 @@ impl Session {
         });
         // Nobody waits for it, and something will follow.
         self.ask_by_the_way(Ask::Call { request: Request::Begin { txn, meta }, done });
-        let lane = Lane::new(self.workers());
+        let lane = Strand::new(self.workers());
         Ok(Transaction { session: self.clone(), txn, shared, lane, over: false })
     }
 }

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use crate::io::{Body, Endpoint};
-use blobferry_platform::aligned_buf::Block;
+use blobferry_platform::aligned_buf::AlignedBuf;
 
 /// Bytes that are taken from the endpoint before they are written: one chunk of payload, and small messages
 /// between two of them.
@@ -240,7 +240,7 @@ pub(super) struct Input {
 }
 
 #[derive(Debug, Default)]
-struct Spare(Mutex<Vec<Block>>);
+struct Spare(Mutex<Vec<AlignedBuf>>);
 
 impl Input {
     /// Reads once; how many bytes, and 0 if there was nothing to read ([`ErrorKind::WouldBlock`]).
@@ -326,15 +326,15 @@ fn once(
 }
 
 impl Spare {
-    fn with<T>(&self, act: impl FnOnce(&mut Vec<Block>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut Vec<AlignedBuf>) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn take(&self) -> Block {
-        self.with(Vec::pop).unwrap_or_else(|| Block::new(LARGE))
+    fn take(&self) -> AlignedBuf {
+        self.with(Vec::pop).unwrap_or_else(|| AlignedBuf::new(LARGE))
     }
 
-    fn put(&self, buffer: Block) {
+    fn put(&self, buffer: AlignedBuf) {
         self.with(|spare| {
             if spare.len() < SPARE {
                 spare.push(buffer);
@@ -349,7 +349,7 @@ impl Spare {
 
 /// A large buffer that is read from; dropped, it is spare again.
 struct Lent {
-    buffer: Block,
+    buffer: AlignedBuf,
     spare: Arc<Spare>,
 }
 

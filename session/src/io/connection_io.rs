@@ -9,7 +9,7 @@ use blobferry_protocol::Time;
 
 use crate::io::buffers::{Clock, Input, Output, shut, tune};
 use crate::io::{Ended, Endpoint};
-use blobferry_platform::spin::Looking;
+use blobferry_platform::spin::AdaptiveSpin;
 
 /// An [`Endpoint`] with its buffers and its clock. Idle, it holds no buffer.
 ///
@@ -25,7 +25,7 @@ pub struct Carrier<E> {
     output: Output,
     /// Bytes that went either way since the transport had nothing to do.
     moved: usize,
-    looking: Looking,
+    looking: AdaptiveSpin,
     /// Much was moved of late, and more may come.
     large: bool,
     /// How often little was moved since.
@@ -54,7 +54,7 @@ impl<E: Endpoint> Carrier<E> {
         tune(stream)?;
         let clock = Clock::start();
         let endpoint = endpoint(clock.now());
-        let (input, output, looking) = (Input::default(), Output::default(), Looking::default());
+        let (input, output, looking) = (Input::default(), Output::default(), AdaptiveSpin::default());
         let (moved, large, trifles, leaving) = (0, false, 0, None);
         Ok(Carrier { endpoint, clock, input, output, moved, looking, large, trifles, leaving })
     }

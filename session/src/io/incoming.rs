@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use blobferry_protocol::{Digest, RequestError, Slice, TransferEvent, TransferId};
 use bytes::Bytes;
 
-use blobferry_platform::pool::{Lane, Workers};
+use blobferry_platform::pool::{BlockingPool, Strand};
 use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where the bytes of one transfer go. Called on threads that may block, one call at a time, in order.
@@ -47,13 +47,13 @@ pub enum Report {
 
 /// The sinks of one connection.
 pub struct Inlets {
-    workers: Workers,
+    workers: BlockingPool,
     report: Arc<dyn Fn(Report) + Send + Sync>,
     inlets: BTreeMap<TransferId, Inlet>,
 }
 
 struct Inlet {
-    lane: Lane,
+    lane: Strand,
     /// `None` when the sink has failed or is done.
     sink: Arc<Slot>,
     waiting: Arc<Mutex<Waiting>>,
@@ -116,7 +116,7 @@ impl std::fmt::Debug for Inlets {
 impl Inlets {
     /// No sinks yet. `report` is called from the workers.
     #[must_use]
-    pub fn new(workers: &Workers, report: Arc<dyn Fn(Report) + Send + Sync>) -> Inlets {
+    pub fn new(workers: &BlockingPool, report: Arc<dyn Fn(Report) + Send + Sync>) -> Inlets {
         Inlets { workers: workers.clone(), report, inlets: BTreeMap::new() }
     }
 
@@ -129,7 +129,7 @@ impl Inlets {
     /// Has a sink ready for a transfer that may begin.
     pub fn expect(&mut self, transfer: TransferId, sink: Box<dyn Sink>) {
         let sink = Arc::new(Mutex::new(Some(sink)));
-        let (lane, waiting) = (Lane::new(&self.workers), Arc::default());
+        let (lane, waiting) = (Strand::new(&self.workers), Arc::default());
         self.inlets.insert(transfer, Inlet { lane, sink, waiting, is_quick: false });
     }
 
@@ -268,7 +268,7 @@ mod tests {
     fn inlets() -> (Inlets, mpsc::Receiver<String>, mpsc::Receiver<Report>) {
         let (report, reports) = mpsc::channel();
         let (tell, told) = mpsc::channel();
-        let mut inlets = Inlets::new(&Workers::new(2), Arc::new(move |what| report.send(what).unwrap()));
+        let mut inlets = Inlets::new(&BlockingPool::new(2), Arc::new(move |what| report.send(what).unwrap()));
         inlets.expect(T, Box::new(Teller(tell)));
         inlets.event(TransferEvent::Started { transfer: T, from: 0, end: 3, size: 3, digest: None });
         (inlets, told, reports)
@@ -293,7 +293,7 @@ mod tests {
         let (tell, told) = mpsc::channel();
         let (report, reports) = mpsc::channel();
         // Its only thread is busy to the end.
-        let workers = Workers::new(1);
+        let workers = BlockingPool::new(1);
         let (go, wait) = mpsc::channel::<()>();
         workers.run(move || wait.recv().unwrap());
         let mut inlets = Inlets::new(&workers, Arc::new(move |what| report.send(what).unwrap()));
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn bytes_that_come_one_by_one_wait_in_one_piece() {
-        let workers = Workers::new(1);
+        let workers = BlockingPool::new(1);
         let (tell, told) = mpsc::channel();
         let (go, wait) = mpsc::channel::<()>();
         workers.run(move || wait.recv().unwrap());

@@ -2,7 +2,7 @@
 //! between both and a stream.
 //!
 //! Both halves of the conversation use it, and every transport: a client's downloads and a server's uploads are sinks
-//! alike. Bytes that arrive are handed to a [lane](blobferry_platform::pool::Lane) at once, so that the thread with the sockets does not
+//! alike. Bytes that arrive are handed to a [lane](blobferry_platform::pool::Strand) at once, so that the thread with the sockets does not
 //! wait for a disk, but where a sink [is quick](Sink::is_quick); what it has taken is reported back, and that, through
 //! credit, is what keeps memory flat.
 

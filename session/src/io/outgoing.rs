@@ -16,7 +16,7 @@ use blobferry_protocol::{BlobId, Digest, RequestError, Slice, TransferId};
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use blobferry_platform::aligned_buf::Block;
+use blobferry_platform::aligned_buf::AlignedBuf;
 use blobferry_platform::os::FileStamp;
 use blobferry_platform::progress::{OnProgress, Progress};
 
@@ -51,7 +51,7 @@ enum SourceBytes {
 struct Hashing {
     hasher: blake3::Hasher,
     /// Where bytes that are lent are read to.
-    buffer: Option<Block>,
+    buffer: Option<AlignedBuf>,
 }
 
 /// Bytes that are read at once only to be hashed.
@@ -68,7 +68,7 @@ impl Hashing {
     /// Reads bytes that are going to be lent.
     fn look_at(&mut self, file: &File, slice: Slice) -> io::Result<()> {
         let (mut offset, end) = (self.hasher.count().max(slice.offset), slice.offset + slice.len);
-        let block = self.buffer.get_or_insert_with(|| Block::new(HASHED));
+        let block = self.buffer.get_or_insert_with(|| AlignedBuf::new(HASHED));
         while offset < end {
             let len = usize::try_from(end - offset).map_or(HASHED, |rest| rest.min(HASHED));
             let buffer = block.get_mut(..len).unwrap_or_default();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-use blobferry_platform::pool::Workers;
+use blobferry_platform::pool::BlockingPool;
 use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
 use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use blobferry_protocol::planted::{Bug, planted};
@@ -53,7 +53,7 @@ pub struct Service(Arc<Shared>);
 struct Shared {
     store: Arc<dyn Store>,
     config: ServerConfig,
-    workers: Workers,
+    workers: BlockingPool,
     counters: Counters,
     proofs: Proofs,
     sessions: Mutex<Sessions>,
@@ -91,7 +91,7 @@ impl Service {
             Shared {
                 keeper: Keeper::new(store.clone(), config.keep),
                 store,
-                workers: Workers::new(config.workers),
+                workers: BlockingPool::new(config.workers),
                 config,
                 counters: Counters::default(),
                 proofs: Proofs::default(),
@@ -115,7 +115,7 @@ impl Service {
         &self.0.config
     }
 
-    pub(super) fn workers(&self) -> &Workers {
+    pub(super) fn workers(&self) -> &BlockingPool {
         &self.0.workers
     }
 

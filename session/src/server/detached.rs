@@ -295,7 +295,7 @@ impl Keeper {
         }
         if start {
             let keeper = self.clone();
-            if os::serves(move || keeper.abort_next()) {
+            if os::register_step(move || keeper.abort_next()) {
                 return;
             }
             let keeper = self.clone();

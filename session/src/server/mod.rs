@@ -2,7 +2,7 @@
 //!
 //! [`Service`] is what all connections of a server share; [`Session`] is one of them, which a transport drives as an
 //! [`Endpoint`](crate::io::Endpoint). The store's work is done by
-//! [`Workers`](blobferry_platform::pool::Workers), its results come back through a mailbox, and the transport is woken
+//! [`BlockingPool`](blobferry_platform::pool::BlockingPool), its results come back through a mailbox, and the transport is woken
 //! to fetch them. What is small, and syncs nothing, is done on the thread that drives the session, as long as the disk is
 //! not asked: see `pace`.
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use blobferry_platform::pool::{Lane, Workers};
+use blobferry_platform::pool::{BlockingPool, Strand};
 use blobferry_protocol::TxnId;
 
 use crate::server::inline_policy::Turn;
@@ -15,19 +15,19 @@ const OBJECTS: u64 = 32;
 
 /// The lanes of the transactions of one connection.
 pub(super) struct Lanes {
-    workers: Workers,
+    workers: BlockingPool,
     loads: BTreeMap<TxnId, Load>,
 }
 
 /// A transaction's lane, and how many objects were put into the transaction.
 struct Load {
-    lane: Lane,
+    lane: Strand,
     objects: u64,
 }
 
 /// Where something is done in its turn.
 pub(super) struct Place {
-    lane: Lane,
+    lane: Strand,
     /// By its kind, and as far as is known.
     quick: bool,
 }
@@ -49,7 +49,7 @@ impl Place {
 }
 
 impl Lanes {
-    pub(super) fn new(workers: &Workers) -> Lanes {
+    pub(super) fn new(workers: &BlockingPool) -> Lanes {
         Lanes { workers: workers.clone(), loads: BTreeMap::new() }
     }
 
@@ -96,6 +96,6 @@ impl Lanes {
 
     fn load(&mut self, txn: TxnId) -> &mut Load {
         let Lanes { workers, loads } = self;
-        loads.entry(txn).or_insert_with(|| Load { lane: Lane::new(workers), objects: 0 })
+        loads.entry(txn).or_insert_with(|| Load { lane: Strand::new(workers), objects: 0 })
     }
 }

@@ -41,7 +41,7 @@ impl Proofs {
     /// The bytes of a file were hashed just now, and were the blob's.
     pub(super) fn add(&self, proof: Proof) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.made.insert(proof, os::since_1970()).is_none() {
+        if inner.made.insert(proof, os::unix_time()).is_none() {
             inner.order.push_back(proof);
         }
         if inner.order.len() > MOST
@@ -55,7 +55,7 @@ impl Proofs {
     pub(super) fn hold(&self, proof: Proof) -> bool {
         let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A clock that was put back says nothing.
-        let age = inner.made.get(&proof).and_then(|made| os::since_1970().checked_sub(*made));
+        let age = inner.made.get(&proof).and_then(|made| os::unix_time().checked_sub(*made));
         age.is_some_and(|age| age < HOLDS)
     }
 }

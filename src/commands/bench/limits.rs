@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use blobferry_platform::aligned_buf::Block;
+use blobferry_platform::aligned_buf::AlignedBuf;
 use rustix::fs::{FallocateFlags, fallocate, sendfile};
 
 /// Bytes that a loop reads and writes at once.
@@ -50,7 +50,7 @@ pub(super) fn copy(from: &Path, to: &Path, size: u64, sync: bool) -> io::Result<
     near.write_all(&[0; REQUEST])?;
     let mut file = File::create(to)?;
     fallocate(&file, FallocateFlags::empty(), 0, size)?;
-    let mut buffer = Block::new(BLOCK);
+    let mut buffer = AlignedBuf::new(BLOCK);
     let mut left = size;
     while left > 0 {
         let most = buffer.len().min(usize::try_from(left).unwrap_or(BLOCK));
@@ -73,7 +73,7 @@ pub(super) fn copy(from: &Path, to: &Path, size: u64, sync: bool) -> io::Result<
 fn send(source: File, mut to: TcpStream, size: u64) -> io::Result<()> {
     to.read_exact(&mut [0; REQUEST])?;
     let mut source = source.take(size);
-    let mut buffer = Block::new(BLOCK);
+    let mut buffer = AlignedBuf::new(BLOCK);
     loop {
         let n = source.read(&mut buffer)?;
         if n == 0 {
@@ -93,11 +93,11 @@ pub(super) fn copy_and_hash(from: &Path, to: &Path, size: u64) -> io::Result<f64
     near.write_all(&[0; REQUEST])?;
     let mut file = File::create(to)?;
     fallocate(&file, FallocateFlags::empty(), 0, size)?;
-    let (fill, filled) = mpsc::sync_channel::<(Block, usize)>(BLOCKS);
+    let (fill, filled) = mpsc::sync_channel::<(AlignedBuf, usize)>(BLOCKS);
     let (spare, spares) = mpsc::sync_channel(BLOCKS);
     let writer = std::thread::spawn(move || {
         let mut hasher = blake3::Hasher::new();
-        for (block, n) in (0..BLOCKS).map(|_| (Block::new(BLOCK), 0)).chain(filled) {
+        for (block, n) in (0..BLOCKS).map(|_| (AlignedBuf::new(BLOCK), 0)).chain(filled) {
             hasher.update(&block[..n]);
             file.write_all(&block[..n])?;
             // Who reads may have all it wants.

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 
 use blobferry_platform::os::files;
-use blobferry_platform::pool::Workers;
+use blobferry_platform::pool::BlockingPool;
 use blobferry_platform::sync::Arc;
 use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,7 +17,7 @@ use crate::sqlite::sync_counter::Syncs;
 /// What all blobs share that arrive. One thread is enough: a disk is not faster for two.
 #[derive(Clone, Debug)]
 pub(super) struct Ahead {
-    workers: Workers,
+    workers: BlockingPool,
     /// Bytes from one sync to the next; 0 for none ahead.
     step: u64,
     syncs: Syncs,
@@ -26,7 +26,7 @@ pub(super) struct Ahead {
 
 impl Ahead {
     pub(super) fn new(step: u64, syncs: &Syncs, poison: &Poison) -> Ahead {
-        Ahead { workers: Workers::new(1), step, syncs: syncs.clone(), poison: poison.clone() }
+        Ahead { workers: BlockingPool::new(1), step, syncs: syncs.clone(), poison: poison.clone() }
     }
 
     /// For a blob of `size` bytes that begins to arrive.

@@ -367,7 +367,7 @@ impl Threads {
         step: fn(&Core<B>) -> Next,
     ) -> Result<(), OpenError> {
         let stepped = core.clone();
-        if os::serves(move || step(&stepped)) {
+        if os::register_step(move || step(&stepped)) {
             return Ok(());
         }
         let core = core.clone();

@@ -421,14 +421,14 @@ impl Simulation for World {
         self.start + self.time()
     }
 
-    fn since_1970(&self) -> Duration {
+    fn unix_time(&self) -> Duration {
         let inner = self.inner.borrow();
         let jump = Duration::from_millis(inner.jump.unsigned_abs());
         let time = MORNING + inner.now;
         if inner.jump < 0 { time.saturating_sub(jump) } else { time + jump }
     }
 
-    fn chance(&self, bytes: &mut [u8]) {
+    fn random(&self, bytes: &mut [u8]) {
         self.inner.borrow_mut().chance.fill(bytes);
     }
 

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use blobferry_platform::aligned_buf::Block;
+use blobferry_platform::aligned_buf::AlignedBuf;
 use blobferry_platform::blobdir::Layout;
 use blobferry_platform::progress::Progress;
 use blobferry_protocol::{BlobId, Digest};
@@ -281,7 +281,7 @@ fn difference(known: &Known, size: u64, digest: Digest) -> Option<String> {
 /// How many bytes a file has, and their digest.
 fn hash(path: &Path, told: &mut dyn FnMut(u64)) -> io::Result<(u64, Digest)> {
     let mut file = File::open(path)?;
-    let (mut hasher, mut buffer) = (blake3::Hasher::new(), Block::new(256 << 10));
+    let (mut hasher, mut buffer) = (blake3::Hasher::new(), AlignedBuf::new(256 << 10));
     loop {
         match file.read(&mut buffer) {
             Ok(0) => return Ok((hasher.count(), Digest(*hasher.finalize().as_bytes()))),
