@@ -15,15 +15,15 @@ use rustix::io::Errno;
 use crate::blob_name::Name;
 use crate::cached_blob::{CachedBlob, touch};
 use crate::claim::Waiter;
-use crate::claim::in_flight::Registry;
-use crate::claim::verify_queue::Checks;
+use crate::claim::in_flight::InFlight;
+use crate::claim::verify_queue::VerifyQueue;
 use crate::error::CacheError;
 use crate::lock;
 use crate::lock::FileLock;
 use crate::quota::evict;
-use crate::quota::reservation::Room;
+use crate::quota::reservation::CacheQuota;
 use crate::quota::scratch::Scratch;
-use crate::segments::Packs;
+use crate::segments::Segments;
 use crate::transaction_buffer::TransactionBuffer;
 use crate::verified::Known;
 use blobferry_platform::blobdir::WriteError;
@@ -66,14 +66,14 @@ struct Inner {
     boot: Option<BootId>,
     /// Each of some of the buckets: to take a bucket's file lock is a system call, for which only those wait that want
     /// something of the same ones.
-    registries: [Mutex<Registry<FileLock, Waiter>>; REGISTRIES],
-    checks: Mutex<Checks>,
+    registries: [Mutex<InFlight<FileLock, Waiter>>; REGISTRIES],
+    checks: Mutex<VerifyQueue>,
     known: Known,
 }
 
 struct Own {
-    room: Room,
-    packs: Packs,
+    room: CacheQuota,
+    packs: Segments,
     /// Where unfinished files are.
     scratch: Scratch,
 }
@@ -94,7 +94,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError::Layout`] where the directory is used for something else, can not be trusted, or has no working
-    /// locks (or, in shared mode, is not there); [`CacheError::Room`]; [`CacheError::Io`].
+    /// locks (or, in shared mode, is not there); [`CacheError::CacheQuota`]; [`CacheError::Io`].
     pub fn open(dir: impl AsRef<Path>, config: CacheConfig) -> Result<Cache, CacheError> {
         let boot = BootId::current();
         let (layout, own) = if config.shared {
@@ -104,13 +104,13 @@ impl Cache {
             let swept = Scratch::create(layout.tmp());
             let (scratch, swept) =
                 swept.map_err(CacheError::io("make a directory for unfinished files in", layout.tmp()))?;
-            let room = Room::new(&layout, scratch.path(), boot);
+            let room = CacheQuota::new(&layout, scratch.path(), boot);
             // What is a blob already needs no part of it any more.
             let parts = evict::remove_partials(&layout, |blob| layout.blob_path(blob).exists());
             if swept || parts > 0 {
-                room.set_doubt().map_err(CacheError::Room)?;
+                room.set_doubt().map_err(CacheError::CacheQuota)?;
             }
-            let packs = Packs::new(&layout);
+            let packs = Segments::new(&layout);
             (layout, Some(Own { room, packs, scratch }))
         };
         let root = File::open(layout.root()).map_err(CacheError::io("open", layout.root()))?;
@@ -120,8 +120,8 @@ impl Cache {
             root,
             own,
             boot,
-            registries: std::array::from_fn(|_| Mutex::new(Registry::new())),
-            checks: Mutex::new(Checks::default()),
+            registries: std::array::from_fn(|_| Mutex::new(InFlight::new())),
+            checks: Mutex::new(VerifyQueue::default()),
             known: Known::default(),
         }));
         if config.limit.is_some() {
@@ -252,12 +252,12 @@ impl Cache {
     }
 
     /// `None` in shared mode.
-    pub(crate) fn room(&self) -> Option<&Room> {
+    pub(crate) fn room(&self) -> Option<&CacheQuota> {
         self.0.own.as_ref().map(|own| &own.room)
     }
 
     /// `None` in shared mode.
-    pub(crate) fn packs(&self) -> Option<&Packs> {
+    pub(crate) fn packs(&self) -> Option<&Segments> {
         self.0.own.as_ref().map(|own| &own.packs)
     }
 
@@ -277,7 +277,7 @@ impl Cache {
     }
 
     /// The registry of a bucket.
-    pub(crate) fn registry(&self, bucket: u64) -> MutexGuard<'_, Registry<FileLock, Waiter>> {
+    pub(crate) fn registry(&self, bucket: u64) -> MutexGuard<'_, InFlight<FileLock, Waiter>> {
         locked(&self.0.registries[bucket as usize % REGISTRIES])
     }
 
@@ -288,7 +288,7 @@ impl Cache {
         self.0.registries.iter().all(|registry| locked(registry).is_empty())
     }
 
-    pub(crate) fn checks(&self) -> MutexGuard<'_, Checks> {
+    pub(crate) fn checks(&self) -> MutexGuard<'_, VerifyQueue> {
         locked(&self.0.checks)
     }
 

@@ -78,5 +78,5 @@ pub use error::CacheError;
 pub use follow::Follow;
 pub use follow::end::{FollowEnd, FollowError};
 pub use maintenance::verify::Verified;
-pub use maintenance::{Entry, Removed, Usage};
+pub use maintenance::{CacheEntry, Evicted, Usage};
 pub use transaction_buffer::{Buffered, Take, TransactionBuffer};

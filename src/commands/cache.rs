@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use blobferry_cache::{Cache, CacheError, Entry, Removed, Usage};
+use blobferry_cache::{Cache, CacheEntry, CacheError, Evicted, Usage};
 use blobferry_platform::blobdir::Layout;
 use blobferry_protocol::{BlobId, Oid, Tid};
 use serde::Serialize;
@@ -26,7 +26,7 @@ pub(super) fn run<W: Write>(
 ) -> Result<(), Failure> {
     let cache = open_cache(global)?;
     match &args.command {
-        None => output.line(&Told::from(cache.usage()?)),
+        None => output.line(&Report::from(cache.usage()?)),
         Some(CacheCommand::Ls(args)) => ls(args, &cache, output),
         Some(CacheCommand::Gc(args)) => gc(args, &cache, output),
         Some(CacheCommand::Verify) => verify(&cache, output),
@@ -37,7 +37,7 @@ pub(super) fn run<W: Write>(
 
 /// What a cache takes.
 #[derive(Serialize)]
-struct Told {
+struct Report {
     blobs: u64,
     bytes: u64,
     in_use: u64,
@@ -48,14 +48,14 @@ struct Told {
     limit: Option<u64>,
 }
 
-impl From<Usage> for Told {
-    fn from(usage: Usage) -> Told {
+impl From<Usage> for Report {
+    fn from(usage: Usage) -> Report {
         let Usage { blobs, bytes, in_use, pinned, packs, packed, unfinished, limit } = usage;
-        Told { blobs, bytes, in_use, pinned, packs, packed, unfinished, limit }
+        Report { blobs, bytes, in_use, pinned, packs, packed, unfinished, limit }
     }
 }
 
-impl Line for Told {
+impl Line for Report {
     fn plain(&self) -> String {
         let limit = self.limit.map_or_else(|| "none".into(), |limit| limit.to_string());
         let numbers = [
@@ -106,7 +106,7 @@ impl Line for Listed<'_> {
 
 fn ls<W: Write>(args: &CacheLsArgs, cache: &Cache, output: &mut Output<W>) -> Result<(), Failure> {
     for entry in cache.blobs().chain(cache.packed_blobs()) {
-        let Entry { blob, path, size, on_disk, used, in_use, pinned } = entry?;
+        let CacheEntry { blob, path, size, on_disk, used, in_use, pinned } = entry?;
         let used = iso(used.duration_since(UNIX_EPOCH).unwrap_or_default());
         let (oid, tid) = (blob.oid.0, blob.tid);
         output.line(&Listed {
@@ -132,8 +132,8 @@ struct Freed {
     bytes: u64,
 }
 
-impl From<Removed> for Freed {
-    fn from(Removed { blobs, packs, bytes }: Removed) -> Freed {
+impl From<Evicted> for Freed {
+    fn from(Evicted { blobs, packs, bytes }: Evicted) -> Freed {
         Freed { blobs, packs, bytes }
     }
 }
@@ -154,7 +154,7 @@ fn gc<W: Write>(args: &CacheGcArgs, cache: &Cache, output: &mut Output<W>) -> Re
         Some(limit) => {
             let first = cache.set_limit(limit.0)?;
             let then = cache.gc(to)?;
-            Removed {
+            Evicted {
                 blobs: first.blobs + then.blobs,
                 packs: first.packs + then.packs,
                 bytes: first.bytes + then.bytes,

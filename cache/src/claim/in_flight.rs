@@ -15,7 +15,7 @@ use blobferry_protocol::BlobId;
 
 /// The buckets that somebody wants something of. `L` is the file lock, `W` is one who waits.
 #[derive(Debug)]
-pub(crate) struct Registry<L, W> {
+pub(crate) struct InFlight<L, W> {
     buckets: BTreeMap<u64, Bucket<L, W>>,
 }
 
@@ -29,7 +29,7 @@ struct Bucket<L, W> {
 
 /// What becomes of one who enters.
 #[derive(Debug)]
-pub(crate) enum Entered<W> {
+pub(crate) enum Admission<W> {
     /// It is in charge of the blob.
     InCharge(W),
     /// It waits, and will be heard of.
@@ -40,9 +40,9 @@ pub(crate) enum Entered<W> {
     Refused(W, io::Error),
 }
 
-impl<L, W> Registry<L, W> {
-    pub(crate) fn new() -> Registry<L, W> {
-        Registry { buckets: BTreeMap::new() }
+impl<L, W> InFlight<L, W> {
+    pub(crate) fn new() -> InFlight<L, W> {
+        InFlight { buckets: BTreeMap::new() }
     }
 
     /// Whether nobody wants anything.
@@ -58,15 +58,15 @@ impl<L, W> Registry<L, W> {
         blob: BlobId,
         waiter: W,
         try_lock: impl FnOnce() -> io::Result<Option<L>>,
-    ) -> Entered<W> {
+    ) -> Admission<W> {
         let Some(bucket) = self.buckets.get_mut(&blob.bucket()) else {
             let lock = match try_lock() {
                 Ok(lock) => lock,
-                Err(error) => return Entered::Refused(waiter, error),
+                Err(error) => return Admission::Refused(waiter, error),
             };
             let (queue, entered) = match lock {
-                Some(_) => (VecDeque::new(), Entered::InCharge(waiter)),
-                None => (VecDeque::from([waiter]), Entered::WaitsForLock),
+                Some(_) => (VecDeque::new(), Admission::InCharge(waiter)),
+                None => (VecDeque::from([waiter]), Admission::WaitsForLock),
             };
             self.buckets.insert(blob.bucket(), Bucket { lock, blobs: BTreeMap::from([(blob, queue)]) });
             return entered;
@@ -74,12 +74,12 @@ impl<L, W> Registry<L, W> {
         match bucket.blobs.get_mut(&blob) {
             None if bucket.lock.is_some() => {
                 bucket.blobs.insert(blob, VecDeque::new());
-                return Entered::InCharge(waiter);
+                return Admission::InCharge(waiter);
             }
             None => _ = bucket.blobs.insert(blob, VecDeque::from([waiter])),
             Some(queue) => queue.push_back(waiter),
         }
-        Entered::Waits
+        Admission::Waits
     }
 
     /// The file lock has come: the first of each queue is in charge now.
@@ -140,9 +140,9 @@ mod tests {
         BlobId { oid: Oid(3), tid: Tid(n) }
     }
 
-    fn in_charge(entered: Entered<u32>) -> u32 {
+    fn in_charge(entered: Admission<u32>) -> u32 {
         match entered {
-            Entered::InCharge(waiter) => waiter,
+            Admission::InCharge(waiter) => waiter,
             other => panic!("{other:?}"),
         }
     }
@@ -150,10 +150,10 @@ mod tests {
     #[test]
     fn the_first_is_in_charge_the_others_wait_and_all_leave_together() {
         let lock = Rc::new(());
-        let mut registry = Registry::new();
+        let mut registry = InFlight::new();
         assert_eq!(in_charge(registry.enter(blob(1), 1, || Ok(Some(lock.clone())))), 1);
         for waiter in 2..5 {
-            assert!(matches!(registry.enter(blob(1), waiter, || unreachable!()), Entered::Waits));
+            assert!(matches!(registry.enter(blob(1), waiter, || unreachable!()), Admission::Waits));
         }
         assert_eq!(Rc::strong_count(&lock), 2);
         assert_eq!(registry.settle(blob(1)), [2, 3, 4]);
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn blobs_of_one_bucket_share_the_lock_until_the_last_one() {
         let lock = Rc::new(());
-        let mut registry = Registry::new();
+        let mut registry = InFlight::new();
         in_charge(registry.enter(blob(1), 1, || Ok(Some(lock.clone()))));
         in_charge(registry.enter(blob(2), 2, || unreachable!()));
         assert!(registry.settle(blob(1)).is_empty());
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn who_gives_up_is_followed_in_the_order_of_coming() {
-        let mut registry = Registry::new();
+        let mut registry = InFlight::new();
         in_charge(registry.enter(blob(1), 1, || Ok(Some(()))));
         for waiter in 2..4 {
             registry.enter(blob(1), waiter, || unreachable!());
@@ -187,10 +187,10 @@ mod tests {
 
     #[test]
     fn while_the_lock_is_held_elsewhere_one_helper_is_asked_for_and_then_the_firsts_are_in_charge() {
-        let mut registry = Registry::new();
-        assert!(matches!(registry.enter(blob(1), 1, || Ok(None)), Entered::WaitsForLock));
-        assert!(matches!(registry.enter(blob(2), 2, || unreachable!()), Entered::Waits));
-        assert!(matches!(registry.enter(blob(1), 3, || unreachable!()), Entered::Waits));
+        let mut registry = InFlight::new();
+        assert!(matches!(registry.enter(blob(1), 1, || Ok(None)), Admission::WaitsForLock));
+        assert!(matches!(registry.enter(blob(2), 2, || unreachable!()), Admission::Waits));
+        assert!(matches!(registry.enter(blob(1), 3, || unreachable!()), Admission::Waits));
         assert_eq!(registry.locked(3, ()), [(blob(1), 1), (blob(2), 2)]);
         assert_eq!(registry.give_up(blob(1)), Some(3));
         assert_eq!(registry.settle(blob(2)), []);
@@ -200,22 +200,25 @@ mod tests {
 
     #[test]
     fn who_can_be_answered_leaves_early_and_the_others_wait_on() {
-        let mut registry = Registry::new();
+        let mut registry = InFlight::new();
         in_charge(registry.enter(blob(1), 1, || Ok(Some(()))));
         for waiter in 2..7 {
             registry.enter(blob(1), waiter, || unreachable!());
         }
         assert_eq!(registry.leave(blob(1), |waiter| waiter % 2 == 0), [2, 4, 6]);
         assert!(registry.leave(blob(2), |_| true).is_empty());
-        assert!(matches!(registry.enter(blob(1), 7, || unreachable!()), Entered::Waits), "one is in charge");
+        assert!(
+            matches!(registry.enter(blob(1), 7, || unreachable!()), Admission::Waits),
+            "one is in charge"
+        );
         assert_eq!(registry.settle(blob(1)), [3, 5, 7]);
     }
 
     #[test]
     fn a_lock_that_fails_lets_everybody_leave() {
-        let mut registry: Registry<(), u32> = Registry::new();
+        let mut registry: InFlight<(), u32> = InFlight::new();
         let refused = registry.enter(blob(1), 1, || Err(ErrorKind::Unsupported.into()));
-        assert!(matches!(refused, Entered::Refused(1, _)));
+        assert!(matches!(refused, Admission::Refused(1, _)));
         registry.enter(blob(1), 1, || Ok(None));
         registry.enter(blob(1), 2, || Ok(None));
         assert_eq!(registry.lock_failed(3), [(blob(1), 1), (blob(1), 2)]);

@@ -1,7 +1,7 @@
 //! One download a machine: who wants a blob claims it, and is given it, or the duty to download it.
 //!
 //! Between processes the file lock of the blob's bucket decides, between threads of one process the
-//! [`Registry`](crate::claim::in_flight::Registry). A claim goes this way:
+//! [`InFlight`](crate::claim::in_flight::InFlight). A claim goes this way:
 //!
 //! 1. The file is there: that is the answer.
 //! 2. Else the claim enters the registry. If another claim of this process is in charge of the blob, it waits. If the
@@ -28,7 +28,7 @@ use blobferry_protocol::planted::{Bug, planted};
 use crate::cache::{Cache, Found};
 use crate::cached_blob::CachedBlob;
 use crate::claim::download::Download;
-use crate::claim::in_flight::Entered;
+use crate::claim::in_flight::Admission;
 use crate::claim::small::SmallClaim;
 use crate::error::CacheError;
 use crate::lock::FileLock;
@@ -118,10 +118,10 @@ impl Cache {
         let bucket = blob.bucket();
         let entered = self.registry(bucket).enter(blob, waiter, || self.try_lock(bucket));
         match entered {
-            Entered::InCharge(waiter) => self.in_charge(blob, waiter),
-            Entered::Waits => {}
-            Entered::WaitsForLock => self.wait_for_lock(bucket),
-            Entered::Refused(waiter, error) => waiter.fail(self.no_lock(bucket, error)),
+            Admission::InCharge(waiter) => self.in_charge(blob, waiter),
+            Admission::Waits => {}
+            Admission::WaitsForLock => self.wait_for_lock(bucket),
+            Admission::Refused(waiter, error) => waiter.fail(self.no_lock(bucket, error)),
         }
     }
 

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use blobferry_protocol::BlobId;
 use rustix::fs::OFlags;
 
-use crate::quota::reservation::Room;
+use crate::quota::reservation::CacheQuota;
 use blobferry_platform::blobdir::BlobWriter;
 use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::blobdir::layout::{Layout, create_dir, partial_name};
@@ -62,7 +62,7 @@ impl Partial {
     }
 
     /// Begins another file, in place of any that is there.
-    pub(crate) fn create(&self, room: Option<&Room>) -> Result<BlobWriter, WriteError> {
+    pub(crate) fn create(&self, room: Option<&CacheQuota>) -> Result<BlobWriter, WriteError> {
         self.dir().map_err(WriteError::io("create", &self.dir))?;
         self.remove(room)?;
         loop {
@@ -74,7 +74,7 @@ impl Partial {
         }
     }
 
-    fn adopt(&self, file: File, room: Option<&Room>) -> Result<TempFile, WriteError> {
+    fn adopt(&self, file: File, room: Option<&CacheQuota>) -> Result<TempFile, WriteError> {
         let file = TempFile::adopt(file, &self.path)?;
         match room {
             Some(room) => {
@@ -86,7 +86,7 @@ impl Partial {
     }
 
     /// Goes on with the file that is there: reads all of it. Nobody else may be able to write to it.
-    pub(crate) fn resume(&self, room: Option<&Room>) -> io::Result<BlobWriter> {
+    pub(crate) fn resume(&self, room: Option<&CacheQuota>) -> io::Result<BlobWriter> {
         let file = self.open_as(OpenOptions::new().read(true).append(true))?;
         let metadata = file.metadata()?;
         if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.nlink() != 1 {
@@ -98,7 +98,7 @@ impl Partial {
     }
 
     /// Removes what is there.
-    pub(crate) fn remove(&self, room: Option<&Room>) -> Result<(), WriteError> {
+    pub(crate) fn remove(&self, room: Option<&CacheQuota>) -> Result<(), WriteError> {
         if let Some(room) = room.filter(|_| self.len() > 0) {
             return room.remove(&self.path).map(drop);
         }

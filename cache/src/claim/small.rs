@@ -13,9 +13,9 @@ use crate::cached_blob::CachedBlob;
 use crate::claim::Waiter;
 use crate::claim::download::Download;
 use crate::error::CacheError;
-use crate::quota::reservation::Room;
+use crate::quota::reservation::CacheQuota;
 use crate::segments::record::Head;
-use crate::segments::{Packs, SMALL};
+use crate::segments::{SMALL, Segments};
 use blobferry_platform::blobdir::BlobWriter;
 use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::os::Job;
@@ -128,7 +128,7 @@ impl Cache {
     }
 }
 
-fn write_batch(packs: &Packs, room: &Room, batch: &[(Head, Bytes)]) {
+fn write_batch(packs: &Segments, room: &CacheQuota, batch: &[(Head, Bytes)]) {
     if let Err(error) = packs.append(room, batch) {
         // Who wants one of them again downloads it again.
         tracing::warn!(blobs = batch.len(), %error, "small blobs did not get into the cache");

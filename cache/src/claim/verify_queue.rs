@@ -20,7 +20,7 @@ use blobferry_platform::os;
 
 /// Claims in charge of a blob whose file must be proven, or made, first.
 #[derive(Default)]
-pub(crate) struct Checks {
+pub(crate) struct VerifyQueue {
     queue: VecDeque<(BlobId, Waiter)>,
     /// Whether a thread works on the queue.
     running: bool,
@@ -28,7 +28,7 @@ pub(crate) struct Checks {
     proven: BTreeSet<BlobId>,
 }
 
-impl Checks {
+impl VerifyQueue {
     pub(crate) fn is_proven(&self, blob: BlobId) -> bool {
         self.proven.contains(&blob)
     }
@@ -102,7 +102,7 @@ impl Cache {
             _ => {
                 tracing::warn!(%blob, path = %path.display(), "removed a file that was damaged by a power cut");
                 if let Some(room) = self.room() {
-                    room.remove(&path).map_err(CacheError::Room)?;
+                    room.remove(&path).map_err(CacheError::CacheQuota)?;
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::io;
 use blobferry_protocol::BlobId;
 
 use crate::cached_blob::CachedBlob;
-use crate::follow::watch::Bell;
+use crate::follow::watch::EventFd;
 use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Why a blob could not be read to its end while it was downloaded.
@@ -42,9 +42,9 @@ impl From<FollowError> for io::Error {
 
 /// A follower's place in the line of those who want the blob.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct FollowState {
     blob: BlobId,
-    pub(crate) bell: Bell,
+    pub(crate) bell: EventFd,
     state: Mutex<State>,
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct State {
 /// Where the end of a download is told that was handed to a follower: see
 /// [`Cache::follow_with`](crate::Cache::follow_with). Dropped, it tells the follower that nobody downloads.
 #[derive(Debug)]
-pub struct FollowEnd(pub(crate) Arc<Line>);
+pub struct FollowEnd(pub(crate) Arc<FollowState>);
 
 impl FollowEnd {
     /// The blob is in the cache, or the download has failed.
@@ -75,9 +75,9 @@ impl Drop for FollowEnd {
     }
 }
 
-impl Line {
-    pub(crate) fn new(blob: BlobId) -> io::Result<Line> {
-        Ok(Line { blob, bell: Bell::new()?, state: Mutex::default() })
+impl FollowState {
+    pub(crate) fn new(blob: BlobId) -> io::Result<FollowState> {
+        Ok(FollowState { blob, bell: EventFd::new()?, state: Mutex::default() })
     }
 
     /// The first answer counts.

@@ -24,7 +24,7 @@ use crate::claim::Claim;
 use crate::claim::download::Download;
 use crate::claim::partial::{Partial, same_beginning};
 use crate::error::CacheError;
-use crate::follow::end::{FollowEnd, FollowError, Line, failed};
+use crate::follow::end::{FollowEnd, FollowError, FollowState, failed};
 use crate::follow::watch::{Watch, wait};
 use blobferry_platform::blobdir::integrity;
 
@@ -39,7 +39,7 @@ pub struct Follow {
     cache: Cache,
     blob: BlobId,
     partial: Partial,
-    line: Arc<Line>,
+    line: Arc<FollowState>,
     /// `None` where the system has none left. Then bytes come when the line is answered.
     watch: Option<Watch>,
     source: Source,
@@ -119,7 +119,7 @@ impl Cache {
         on_download: impl FnOnce(Download, FollowEnd) + Send + 'static,
     ) -> Result<Follow, CacheError> {
         let partial = Partial::of(self.layout(), blob);
-        let line = Arc::new(Line::new(blob).map_err(CacheError::io("wait for", partial.path()))?);
+        let line = Arc::new(FollowState::new(blob).map_err(CacheError::io("wait for", partial.path()))?);
         let asked = line.clone();
         self.claim_with(blob, move |claim| match claim {
             Ok(Claim::Hit(cached)) => asked.answer(Ok(cached)),

@@ -11,11 +11,11 @@ use rustix::io::{read, write};
 
 /// Something that is rung once, by any thread, and is heard from then on.
 #[derive(Debug)]
-pub(crate) struct Bell(OwnedFd);
+pub(crate) struct EventFd(OwnedFd);
 
-impl Bell {
-    pub(crate) fn new() -> io::Result<Bell> {
-        Ok(Bell(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+impl EventFd {
+    pub(crate) fn new() -> io::Result<EventFd> {
+        Ok(EventFd(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
     pub(crate) fn ring(&self) {
@@ -50,7 +50,7 @@ impl Watch {
 }
 
 /// Waits until the bell was rung, or something was heard.
-pub(crate) fn wait(bell: &Bell, watch: Option<&Watch>) -> io::Result<()> {
+pub(crate) fn wait(bell: &EventFd, watch: Option<&Watch>) -> io::Result<()> {
     let fds = [Some(&bell.0), watch.map(|watch| &watch.0)];
     let mut fds: Vec<PollFd<'_>> =
         fds.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();

@@ -19,7 +19,7 @@ use crate::error::CacheError;
 use crate::lock::Owned;
 use crate::quota::evict;
 use crate::quota::evict::Search;
-use crate::quota::reservation::Room;
+use crate::quota::reservation::CacheQuota;
 use crate::segments::record;
 use crate::segments::record::Head;
 
@@ -28,7 +28,7 @@ const AT_ONCE: u64 = 64;
 
 /// A blob in a cache, as it was when it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct CacheEntry {
     /// The blob.
     pub blob: BlobId,
     /// Its file; or the pack that it is in, with others.
@@ -68,7 +68,7 @@ pub struct Usage {
 
 /// What was removed from a cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
+pub struct Evicted {
     /// How many blobs that have files of their own.
     pub blobs: u64,
     /// How many packs of small blobs.
@@ -81,21 +81,21 @@ impl Cache {
     /// Sets the limit of the cache, for all processes and for ever, or takes it away; then removes what is too much.
     ///
     /// # Errors
-    /// [`CacheError::Room`]; [`CacheError::ServersOwn`].
-    pub fn set_limit(&self, limit: Option<u64>) -> Result<Removed, CacheError> {
+    /// [`CacheError::CacheQuota`]; [`CacheError::ServersOwn`].
+    pub fn set_limit(&self, limit: Option<u64>) -> Result<Evicted, CacheError> {
         let room = self.own_room("limit its size")?;
-        let set = |room: &Room| room.ledger()?.account.set_limit(limit).map_err(room.failed());
-        set(room).map_err(CacheError::Room)?;
-        limit.map_or(Ok(Removed::default()), |limit| self.shrink(room, limit))
+        let set = |room: &CacheQuota| room.ledger()?.account.set_limit(limit).map_err(room.failed());
+        set(room).map_err(CacheError::CacheQuota)?;
+        limit.map_or(Ok(Evicted::default()), |limit| self.shrink(room, limit))
     }
 
     /// The limit of the cache.
     ///
     /// # Errors
-    /// [`CacheError::Room`].
+    /// [`CacheError::CacheQuota`].
     pub fn limit(&self) -> Result<Option<u64>, CacheError> {
         let Some(room) = self.room() else { return Ok(None) };
-        Ok(room.ledger().map_err(CacheError::Room)?.account.limit())
+        Ok(room.ledger().map_err(CacheError::CacheQuota)?.account.limit())
     }
 
     /// Whether there could be room for a blob of this size, if all others went: so who knows the size of a blob need not
@@ -110,7 +110,7 @@ impl Cache {
     }
 
     /// Every blob that has a file of its own, as [`Layout::blobs`](blobferry_platform::blobdir::Layout::blobs) gives them.
-    pub fn blobs(&self) -> impl Iterator<Item = Result<Entry, CacheError>> + use<> {
+    pub fn blobs(&self) -> impl Iterator<Item = Result<CacheEntry, CacheError>> + use<> {
         let root = self.layout().root().to_owned();
         self.layout().blobs().filter_map(move |found| match found {
             Ok((blob, path)) => entry(blob, path).transpose(),
@@ -119,7 +119,7 @@ impl Cache {
     }
 
     /// Every small blob that would be read from a pack, pack by pack.
-    pub fn packed_blobs(&self) -> impl Iterator<Item = Result<Entry, CacheError>> + use<> {
+    pub fn packed_blobs(&self) -> impl Iterator<Item = Result<CacheEntry, CacheError>> + use<> {
         let cache = self.clone();
         let numbers = self.packs().map_or(Ok(Vec::new()), |packs| packs.numbers());
         let (numbers, failed) = match numbers {
@@ -134,7 +134,7 @@ impl Cache {
     }
 
     /// The small blobs that would be read from one pack, with their records' offsets.
-    pub(crate) fn packed_in(&self, number: u32) -> Result<Vec<(u64, Entry)>, CacheError> {
+    pub(crate) fn packed_in(&self, number: u32) -> Result<Vec<(u64, CacheEntry)>, CacheError> {
         let Some(packs) = self.packs() else { return Ok(Vec::new()) };
         let Some(file) = packs.open(number) else { return Ok(Vec::new()) };
         let path = packs.path(number);
@@ -144,7 +144,7 @@ impl Cache {
             let (used, in_use) = (file.metadata()?.accessed()?, Owned::try_new(&file)?.is_none());
             let entry = |head: Head| {
                 let on_disk = head.record_len();
-                Entry {
+                CacheEntry {
                     blob: head.blob,
                     path: path.clone(),
                     size: head.size,
@@ -169,7 +169,7 @@ impl Cache {
     /// What the cache takes on the disk.
     ///
     /// # Errors
-    /// [`CacheError::Io`]; [`CacheError::Room`].
+    /// [`CacheError::Io`]; [`CacheError::CacheQuota`].
     pub fn usage(&self) -> Result<Usage, CacheError> {
         let unfinished =
             evict::unfinished(self.layout()).map_err(CacheError::io("list", self.layout().tmp()))?;
@@ -197,13 +197,13 @@ impl Cache {
     /// longest ago, and none that is in use or pinned.
     ///
     /// # Errors
-    /// [`CacheError::Room`]; [`CacheError::ServersOwn`].
-    pub fn gc(&self, target: Option<u64>) -> Result<Removed, CacheError> {
+    /// [`CacheError::CacheQuota`]; [`CacheError::ServersOwn`].
+    pub fn gc(&self, target: Option<u64>) -> Result<Evicted, CacheError> {
         let room = self.own_room("remove blobs")?;
-        room.tidy().map_err(CacheError::Room)?;
+        room.tidy().map_err(CacheError::CacheQuota)?;
         match target.map_or_else(|| self.limit(), |target| Ok(Some(target)))? {
             Some(target) => self.shrink(room, target),
-            None => Ok(Removed::default()),
+            None => Ok(Evicted::default()),
         }
     }
 
@@ -211,14 +211,14 @@ impl Cache {
     ///
     /// # Errors
     /// As [`Cache::gc`].
-    pub fn clear(&self) -> Result<Removed, CacheError> {
+    pub fn clear(&self) -> Result<Evicted, CacheError> {
         self.gc(Some(0))
     }
 
     /// Keeps a blob: it is not removed to make room, until [`Cache::unpin`]. All processes heed that.
     ///
     /// # Errors
-    /// [`CacheError::NotCached`]; [`CacheError::NoPins`] where the file system can not note it; [`CacheError::Room`];
+    /// [`CacheError::NotCached`]; [`CacheError::NoPins`] where the file system can not note it; [`CacheError::CacheQuota`];
     /// [`CacheError::ServersOwn`].
     pub fn pin(&self, blob: BlobId) -> Result<(), CacheError> {
         self.change_pin(blob, pin::set)
@@ -241,26 +241,26 @@ impl Cache {
         let room = self.own_room("pin blobs")?;
         let path = self.layout().blob_path(blob);
         let Some((file, _)) = self.open_blob(blob)? else { return Err(CacheError::NotCached { blob }) };
-        match room.change(&file, ATTRIBUTES, || change(&file)).map_err(CacheError::Room)? {
+        match room.change(&file, ATTRIBUTES, || change(&file)).map_err(CacheError::CacheQuota)? {
             Err(error) if pin::is_unsupported(&error) => Err(CacheError::NoPins { path }),
             changed => changed.map_err(CacheError::io("pin or unpin", &path)),
         }
     }
 
-    fn shrink(&self, room: &Room, target: u64) -> Result<Removed, CacheError> {
+    fn shrink(&self, room: &CacheQuota, target: u64) -> Result<Evicted, CacheError> {
         let mut search = Search::default();
-        while room.shrink(target, AT_ONCE, &mut search).map_err(CacheError::Room)? {}
-        Ok(Removed { blobs: search.removed, packs: search.packs, bytes: search.freed })
+        while room.shrink(target, AT_ONCE, &mut search).map_err(CacheError::CacheQuota)? {}
+        Ok(Evicted { blobs: search.removed, packs: search.packs, bytes: search.freed })
     }
 
-    pub(crate) fn own_room(&self, operation: &'static str) -> Result<&Room, CacheError> {
+    pub(crate) fn own_room(&self, operation: &'static str) -> Result<&CacheQuota, CacheError> {
         let root = || self.layout().root().to_owned();
         self.room().ok_or_else(|| CacheError::ServersOwn { operation, root: root() })
     }
 }
 
 /// Looks at a blob's file; `None` where it has just been removed.
-fn entry(blob: BlobId, path: PathBuf) -> Result<Option<Entry>, CacheError> {
+fn entry(blob: BlobId, path: PathBuf) -> Result<Option<CacheEntry>, CacheError> {
     let gone = |error: &std::io::Error| error.kind() == ErrorKind::NotFound;
     let file = match fs::File::open(&path) {
         Err(error) if gone(&error) => return Ok(None),
@@ -268,7 +268,7 @@ fn entry(blob: BlobId, path: PathBuf) -> Result<Option<Entry>, CacheError> {
     };
     let look = || {
         let metadata = file.metadata()?;
-        Ok(Entry {
+        Ok(CacheEntry {
             blob,
             path: path.clone(),
             size: metadata.len(),

@@ -8,9 +8,9 @@ use rustix::fs::OFlags;
 
 use crate::cache::Cache;
 use crate::error::CacheError;
-use crate::maintenance::Entry;
+use crate::maintenance::CacheEntry;
 use crate::segments;
-use crate::segments::Packs;
+use crate::segments::Segments;
 use crate::segments::record;
 use blobferry_platform::blobdir::integrity;
 use blobferry_platform::blobdir::integrity::Trust;
@@ -34,8 +34,8 @@ impl Cache {
     /// Reads every blob, and removes those that are damaged. `progress` is called after each of them.
     ///
     /// # Errors
-    /// [`CacheError::Io`]; [`CacheError::Room`]; [`CacheError::ServersOwn`].
-    pub fn verify(&self, mut progress: impl FnMut(&Entry)) -> Result<Verified, CacheError> {
+    /// [`CacheError::Io`]; [`CacheError::CacheQuota`]; [`CacheError::ServersOwn`].
+    pub fn verify(&self, mut progress: impl FnMut(&CacheEntry)) -> Result<Verified, CacheError> {
         let room = self.own_room("verify blobs")?;
         let mut verified = Verified::default();
         for entry in self.blobs() {
@@ -59,7 +59,7 @@ impl Cache {
                 Some((_, Err(error))) if !is_damage(&error) => return Err(failed("read")(error)),
                 Some(_) => {
                     tracing::warn!(blob = %entry.blob, path = %entry.path.display(), "removed a damaged file");
-                    room.remove(&entry.path).map_err(CacheError::Room)?;
+                    room.remove(&entry.path).map_err(CacheError::CacheQuota)?;
                     verified.damaged.push(entry.blob);
                 }
             }
@@ -75,10 +75,10 @@ impl Cache {
 
     fn verify_pack(
         &self,
-        packs: &Packs,
+        packs: &Segments,
         number: u32,
         verified: &mut Verified,
-        progress: &mut impl FnMut(&Entry),
+        progress: &mut impl FnMut(&CacheEntry),
     ) -> Result<(), CacheError> {
         let Some(pack) = packs.open(number) else { return Ok(()) };
         _ = rustix::fs::fcntl_setfl(&pack, OFlags::NOATIME);
@@ -96,7 +96,7 @@ impl Cache {
                 }
                 Ok(None) | Err(_) => {
                     tracing::warn!(blob = %entry.blob, path = %entry.path.display(), "forgot a damaged blob");
-                    packs.forget(entry.blob, number, at).map_err(CacheError::Room)?;
+                    packs.forget(entry.blob, number, at).map_err(CacheError::CacheQuota)?;
                     verified.damaged.push(entry.blob);
                 }
             }

@@ -21,7 +21,7 @@ const CHECKSUM: usize = 8;
 
 /// The account, locked. Dropped, it is free for the next one.
 #[derive(Debug)]
-pub(crate) struct Account {
+pub(crate) struct UsageFile {
     file: FileLock,
     record: Record,
 }
@@ -32,13 +32,13 @@ struct Record {
     limit: Option<u64>,
     used: u64,
     recounts: u64,
-    doubt: Doubt,
+    doubt: Accuracy,
     boot: BootId,
 }
 
 /// How far the number of bytes can be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Doubt {
+pub(crate) enum Accuracy {
     /// It is what the living processes say.
     None,
     /// It may be too high: something was left by a process that died.
@@ -47,9 +47,9 @@ pub(crate) enum Doubt {
     Unknown,
 }
 
-impl Account {
+impl UsageFile {
     /// Locks the account, which is made where there is none, and reads it.
-    pub(crate) fn open(path: &Path, boot: BootId) -> io::Result<Account> {
+    pub(crate) fn open(path: &Path, boot: BootId) -> io::Result<UsageFile> {
         let file = FileLock::exclusive(path)?;
         let mut bytes = [0; LENGTH + CHECKSUM];
         let record = match file.file().read_exact_at(&mut bytes, 0) {
@@ -57,13 +57,13 @@ impl Account {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
             Err(error) => return Err(error),
         };
-        let unknown = Record { limit: None, used: 0, recounts: 0, doubt: Doubt::Unknown, boot };
+        let unknown = Record { limit: None, used: 0, recounts: 0, doubt: Accuracy::Unknown, boot };
         let mut record = record.unwrap_or(unknown);
         if record.boot != boot {
-            record.doubt = Doubt::Unknown;
+            record.doubt = Accuracy::Unknown;
         }
         record.boot = boot;
-        Ok(Account { file, record })
+        Ok(UsageFile { file, record })
     }
 
     /// How many bytes the files may take; `None` where only the disk sets a limit.
@@ -82,7 +82,7 @@ impl Account {
     }
 
     /// Whether the number of bytes can be believed.
-    pub(crate) fn doubt(&self) -> Doubt {
+    pub(crate) fn doubt(&self) -> Accuracy {
         self.record.doubt
     }
 
@@ -99,12 +99,12 @@ impl Account {
     /// The files were looked at, and take so many bytes.
     pub(crate) fn recounted(&mut self, used: u64) -> io::Result<()> {
         let recounts = self.record.recounts.wrapping_add(1);
-        self.write(Record { used, recounts, doubt: Doubt::None, ..self.record })
+        self.write(Record { used, recounts, doubt: Accuracy::None, ..self.record })
     }
 
     /// The number of bytes may be too high.
     pub(crate) fn set_doubt(&mut self) -> io::Result<()> {
-        self.write(Record { doubt: self.record.doubt.max(Doubt::High), ..self.record })
+        self.write(Record { doubt: self.record.doubt.max(Accuracy::High), ..self.record })
     }
 
     /// Sets the limit for all processes, and survives a power cut.
@@ -144,9 +144,9 @@ impl Record {
         }
         let number = |at: usize| Some(u64::from_le_bytes(*body.get(at..)?.first_chunk()?));
         let doubt = match number(32)? {
-            0 => Doubt::None,
-            1 => Doubt::High,
-            _ => Doubt::Unknown,
+            0 => Accuracy::None,
+            1 => Accuracy::High,
+            _ => Accuracy::Unknown,
         };
         Some(Record {
             limit: number(8).filter(|limit| *limit != u64::MAX),
@@ -175,27 +175,27 @@ mod tests {
     fn what_one_records_the_next_one_reads() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".room");
-        let mut account = Account::open(&path, NOW).unwrap();
-        assert_eq!((account.limit(), account.doubt()), (None, Doubt::Unknown));
+        let mut account = UsageFile::open(&path, NOW).unwrap();
+        assert_eq!((account.limit(), account.doubt()), (None, Accuracy::Unknown));
         account.recounted(100).unwrap();
         account.add(50).unwrap();
         account.sub(20).unwrap();
         account.set_limit(Some(1000)).unwrap();
         account.set_doubt().unwrap();
         drop(account);
-        let account = Account::open(&path, NOW).unwrap();
+        let account = UsageFile::open(&path, NOW).unwrap();
         let found = (account.limit(), account.used(), account.recounts(), account.doubt());
-        assert_eq!(found, (Some(1000), 130, 1, Doubt::High));
+        assert_eq!(found, (Some(1000), 130, 1, Accuracy::High));
         drop(account);
-        let account = Account::open(&path, BootId([2; 16])).unwrap();
-        assert_eq!((account.limit(), account.doubt()), (Some(1000), Doubt::Unknown), "after a boot");
+        let account = UsageFile::open(&path, BootId([2; 16])).unwrap();
+        assert_eq!((account.limit(), account.doubt()), (Some(1000), Accuracy::Unknown), "after a boot");
     }
 
     #[test]
     fn a_record_that_is_torn_or_of_another_kind_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".room");
-        let mut account = Account::open(&path, NOW).unwrap();
+        let mut account = UsageFile::open(&path, NOW).unwrap();
         account.recounted(100).unwrap();
         account.set_limit(Some(1000)).unwrap();
         drop(account);
@@ -204,8 +204,8 @@ mod tests {
             let mut torn = whole.clone();
             torn[at] ^= 1;
             fs::write(&path, torn).unwrap();
-            let account = Account::open(&path, NOW).unwrap();
-            assert_eq!((account.limit(), account.doubt()), (None, Doubt::Unknown), "byte {at}");
+            let account = UsageFile::open(&path, NOW).unwrap();
+            assert_eq!((account.limit(), account.doubt()), (None, Accuracy::Unknown), "byte {at}");
         }
     }
 }

@@ -19,8 +19,8 @@ use rustix::io::Errno;
 
 use crate::lock::{FileLock, Owned};
 use crate::maintenance::pin;
-use crate::quota::account::{Account, Doubt};
-use crate::quota::reservation::{MARK, Room};
+use crate::quota::account::{Accuracy, UsageFile};
+use crate::quota::reservation::{CacheQuota, PLACEHOLDER};
 use crate::quota::scratch;
 use crate::segments;
 use blobferry_platform::blobdir::WriteError;
@@ -34,9 +34,9 @@ use blobferry_platform::sync::MutexGuard;
 const REMEMBERED: usize = 256;
 
 /// The account, locked, and what can be removed to lower it.
-pub(crate) struct Ledger<'a> {
-    room: &'a Room,
-    pub(crate) account: Account,
+pub(crate) struct QuotaGuard<'a> {
+    room: &'a CacheQuota,
+    pub(crate) account: UsageFile,
     queue: MutexGuard<'a, Queue>,
 }
 
@@ -82,14 +82,14 @@ pub(crate) struct Search {
     pub(crate) freed: u64,
 }
 
-impl<'a> Ledger<'a> {
+impl<'a> QuotaGuard<'a> {
     pub(crate) fn new(
-        room: &'a Room,
-        account: Account,
+        room: &'a CacheQuota,
+        account: UsageFile,
         queue: MutexGuard<'a, Queue>,
-    ) -> Result<Ledger<'a>, WriteError> {
-        let mut ledger = Ledger { room, account, queue };
-        if ledger.account.doubt() == Doubt::Unknown {
+    ) -> Result<QuotaGuard<'a>, WriteError> {
+        let mut ledger = QuotaGuard { room, account, queue };
+        if ledger.account.doubt() == Accuracy::Unknown {
             ledger.walk(None)?;
         }
         Ok(ledger)
@@ -120,7 +120,7 @@ impl<'a> Ledger<'a> {
     /// Removes one blob, or finds by a recount that there may be room without that. `false` where nothing is left that
     /// can be removed.
     pub(crate) fn evict(&mut self, search: &mut Search) -> Result<bool, WriteError> {
-        if self.account.doubt() != Doubt::None {
+        if self.account.doubt() != Accuracy::None {
             self.queue.0.clear();
         }
         loop {
@@ -267,7 +267,7 @@ fn count(layout: &Layout, mut found: impl FnMut(What, &Metadata)) -> io::Result<
         let on_disk = metadata.blocks().saturating_mul(512);
         // A file that is being filled may need more than it has.
         let unfinished = dir != layout.tmp() && on_disk > 0;
-        add(match entry.file_name().to_str().is_some_and(|name| name.starts_with(MARK)) {
+        add(match entry.file_name().to_str().is_some_and(|name| name.starts_with(PLACEHOLDER)) {
             true => metadata.len(),
             false if unfinished => on_disk.saturating_add(slack(metadata.len().max(on_disk))),
             false => on_disk,

@@ -22,8 +22,8 @@ use rustix::io::Errno;
 use tempfile::TempPath;
 
 use crate::lock;
-use crate::quota::account::Account;
-use crate::quota::evict::{Ledger, Queue, Search};
+use crate::quota::account::UsageFile;
+use crate::quota::evict::{Queue, QuotaGuard, Search};
 use blobferry_platform::blobdir::integrity::BootId;
 use blobferry_platform::blobdir::layout::Layout;
 use blobferry_platform::blobdir::{Reservation, WriteError};
@@ -31,14 +31,14 @@ use blobferry_platform::os::files;
 use blobferry_platform::sync::{Arc, Mutex, PoisonError};
 
 /// The first letters of a mark's name.
-pub(crate) const MARK: &str = "room-";
+pub(crate) const PLACEHOLDER: &str = "room-";
 
 /// How the number of bytes of a file that grows is raised: at least, and at most, by so much.
 const STEP: (u64, u64) = (1 << 20, 64 << 20);
 
 /// The room of one cache. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Room(Arc<Inner>);
+pub(crate) struct CacheQuota(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -54,8 +54,8 @@ struct Inner {
 
 /// Room for one file. Dropped, it is given back: then the file must be gone.
 #[derive(Debug)]
-pub(crate) struct Reserved {
-    room: Room,
+pub(crate) struct QuotaReservation {
+    room: CacheQuota,
     /// What the account has for it.
     bytes: u64,
     /// How many bytes the file may have.
@@ -65,11 +65,11 @@ pub(crate) struct Reserved {
     mark: Option<TempPath>,
 }
 
-impl Room {
+impl CacheQuota {
     /// The room of a cache, of which this process has `scratch` for itself.
-    pub(crate) fn new(layout: &Layout, scratch: &Path, boot: Option<BootId>) -> Room {
+    pub(crate) fn new(layout: &Layout, scratch: &Path, boot: Option<BootId>) -> CacheQuota {
         let block = rustix::fs::statvfs(layout.tmp()).map_or(0, |stat| stat.f_frsize).max(4096);
-        Room(Arc::new(Inner {
+        CacheQuota(Arc::new(Inner {
             layout: layout.clone(),
             account: layout.tmp().join(".room"),
             scratch: scratch.to_owned(),
@@ -84,10 +84,10 @@ impl Room {
     }
 
     /// The account, locked, with the right to remove files. Counted first, if that was never done in this boot.
-    pub(crate) fn ledger(&self) -> Result<Ledger<'_>, WriteError> {
+    pub(crate) fn ledger(&self) -> Result<QuotaGuard<'_>, WriteError> {
         let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let account = Account::open(&self.0.account, self.0.boot).map_err(self.failed())?;
-        Ledger::new(self, account, queue)
+        let account = UsageFile::open(&self.0.account, self.0.boot).map_err(self.failed())?;
+        QuotaGuard::new(self, account, queue)
     }
 
     /// What became of reading or writing the account.
@@ -114,7 +114,7 @@ impl Room {
         self.check_disk(&ledger, size)
     }
 
-    fn check_disk(&self, ledger: &Ledger<'_>, size: u64) -> Result<(), WriteError> {
+    fn check_disk(&self, ledger: &QuotaGuard<'_>, size: u64) -> Result<(), WriteError> {
         match self.free() {
             Some(free) if free.saturating_add(ledger.account.used()) < size => {
                 Err(self.no_space(size, Errno::NOSPC))
@@ -132,11 +132,11 @@ impl Room {
     }
 
     /// The room that a file in the cache has already, which is in the account. It may be none.
-    pub(crate) fn held(&self, file: &File) -> Result<Box<Reserved>, WriteError> {
+    pub(crate) fn held(&self, file: &File) -> Result<Box<QuotaReservation>, WriteError> {
         let ledger = self.ledger()?;
         let bytes = on_disk(file).map_err(self.failed())?;
         let recounts = ledger.account.recounts();
-        Ok(Box::new(Reserved { room: self.clone(), bytes, size: 0, recounts, mark: None }))
+        Ok(Box::new(QuotaReservation { room: self.clone(), bytes, size: 0, recounts, mark: None }))
     }
 
     /// Takes room for a file that is there already, of the given length and blocks, and puts it into the cache with
@@ -146,7 +146,7 @@ impl Room {
         size: u64,
         blocks: u64,
         place: impl FnOnce() -> Result<Option<T>, WriteError>,
-    ) -> Result<Option<(T, Box<Reserved>)>, WriteError> {
+    ) -> Result<Option<(T, Box<QuotaReservation>)>, WriteError> {
         let bytes = blocks.saturating_add(slack(size));
         let mut ledger = self.ledger()?;
         ledger.take(bytes)?;
@@ -155,19 +155,26 @@ impl Room {
         if !matches!(placed, Ok(Some(_))) {
             ledger.account.sub(bytes).map_err(self.failed())?;
         }
-        let reserved =
-            |placed| (placed, Box::new(Reserved { room: self.clone(), bytes, size, recounts, mark: None }));
+        let reserved = |placed| {
+            (placed, Box::new(QuotaReservation { room: self.clone(), bytes, size, recounts, mark: None }))
+        };
         Ok(placed?.map(reserved))
     }
 
     /// Takes room for a file that was filled without any.
-    pub(crate) fn admit_filled(&self, file: &File) -> Result<Box<Reserved>, WriteError> {
+    pub(crate) fn admit_filled(&self, file: &File) -> Result<Box<QuotaReservation>, WriteError> {
         let metadata = file.metadata().map_err(self.failed())?;
         let bytes = metadata.blocks().saturating_mul(512).saturating_add(slack(metadata.len()));
         let mut ledger = self.ledger()?;
         ledger.take(bytes)?;
         let recounts = ledger.account.recounts();
-        Ok(Box::new(Reserved { room: self.clone(), bytes, size: metadata.len(), recounts, mark: None }))
+        Ok(Box::new(QuotaReservation {
+            room: self.clone(),
+            bytes,
+            size: metadata.len(),
+            recounts,
+            mark: None,
+        }))
     }
 
     /// Changes something about a file that may take `more` bytes for it.
@@ -219,7 +226,7 @@ impl Room {
     }
 }
 
-impl Reservation for Reserved {
+impl Reservation for QuotaReservation {
     /// Sees to it that there is room for `size` bytes, for a file that grows step by step.
     fn grow(&mut self, file: &File, size: u64) -> Result<(), WriteError> {
         if size <= self.size {
@@ -285,7 +292,7 @@ impl Reservation for Reserved {
     }
 }
 
-impl Reserved {
+impl QuotaReservation {
     fn allocate(&mut self, file: &File, size: u64) -> Result<(), Errno> {
         match allocate(file, 0, size, self.room.free())? {
             true => Ok(()),
@@ -299,7 +306,10 @@ impl Reserved {
     fn make_mark(&mut self, bytes: u64) -> io::Result<()> {
         let mark = match self.mark.take() {
             Some(mark) => mark,
-            None => tempfile::Builder::new().prefix(MARK).tempfile_in(&self.room.0.scratch)?.into_temp_path(),
+            None => tempfile::Builder::new()
+                .prefix(PLACEHOLDER)
+                .tempfile_in(&self.room.0.scratch)?
+                .into_temp_path(),
         };
         let file = File::options().write(true).open(&mark)?;
         file.set_len(bytes)?;
@@ -331,7 +341,7 @@ impl Reserved {
     }
 }
 
-impl Drop for Reserved {
+impl Drop for QuotaReservation {
     fn drop(&mut self) {
         self.close(0);
     }
@@ -345,24 +355,24 @@ mod tests {
     use tempfile::TempDir;
 
     /// A room without a limit, and with nothing in it but what the account itself needs.
-    fn room() -> ((Scratch, TempDir), Room) {
+    fn room() -> ((Scratch, TempDir), CacheQuota) {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(dir.path()).unwrap();
         let (scratch, _) = Scratch::create(layout.tmp()).unwrap();
-        let room = Room::new(&layout, scratch.path(), Some(BootId([1; 16])));
+        let room = CacheQuota::new(&layout, scratch.path(), Some(BootId([1; 16])));
         ((scratch, dir), room)
     }
 
-    fn used(room: &Room) -> u64 {
+    fn used(room: &CacheQuota) -> u64 {
         room.ledger().unwrap().account.used()
     }
 
-    fn recount(room: &Room) -> u64 {
+    fn recount(room: &CacheQuota) -> u64 {
         room.tidy().unwrap();
         used(room)
     }
 
-    fn file(room: &Room, name: &str) -> (PathBuf, File) {
+    fn file(room: &CacheQuota, name: &str) -> (PathBuf, File) {
         let path = room.0.scratch.join(name);
         (path.clone(), File::create(&path).unwrap())
     }
@@ -410,7 +420,7 @@ mod tests {
             }
             drop(reserved);
             assert!(used(&room) >= before);
-            assert_eq!(room.ledger().unwrap().account.doubt(), crate::quota::account::Doubt::High);
+            assert_eq!(room.ledger().unwrap().account.doubt(), crate::quota::account::Accuracy::High);
             assert_eq!(recount(&room), before);
         }
         // Made larger, and settled, after a recount.

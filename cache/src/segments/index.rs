@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use blobferry_protocol::BlobId;
 
 use crate::lock::Owned;
-use crate::quota::reservation::Room;
+use crate::quota::reservation::CacheQuota;
 use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::os::allocate::slack;
 use blobferry_platform::os::files;
@@ -39,7 +39,7 @@ const SHORTEST: u64 = 16 << 10;
 
 /// A place where a blob's record may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Hint {
+pub(crate) struct Location {
     pub(crate) pack: u32,
     pub(crate) offset: u32,
     /// Of the record.
@@ -92,7 +92,7 @@ impl Index {
     }
 
     /// The hints for a blob.
-    pub(crate) fn look(&self, blob: BlobId) -> impl Iterator<Item = Hint> + use<> {
+    pub(crate) fn look(&self, blob: BlobId) -> impl Iterator<Item = Location> + use<> {
         let (at, tag) = self.place(blob);
         let bucket = self.read(at).unwrap_or([0; BUCKET]);
         (0..SLOTS)
@@ -101,7 +101,7 @@ impl Index {
     }
 
     /// Adds hints. `false` where the table was removed meanwhile.
-    pub(crate) fn note(&self, room: &Room, hints: &[(BlobId, Hint)]) -> Result<bool, WriteError> {
+    pub(crate) fn note(&self, room: &CacheQuota, hints: &[(BlobId, Location)]) -> Result<bool, WriteError> {
         let _owned = Owned::wait(&self.file).map_err(self.failed())?;
         if !self.is_current() {
             return Ok(false);
@@ -111,7 +111,7 @@ impl Index {
     }
 
     /// Takes a hint back.
-    pub(crate) fn forget(&self, blob: BlobId, hint: Hint) -> Result<(), WriteError> {
+    pub(crate) fn forget(&self, blob: BlobId, hint: Location) -> Result<(), WriteError> {
         let _owned = Owned::wait(&self.file).map_err(self.failed())?;
         let (at, tag) = self.place(blob);
         let bucket = self.read(at).map_err(self.failed())?;
@@ -137,7 +137,7 @@ impl Index {
     }
 
     /// Writes hints. The first one of a page takes room.
-    fn write_all(&self, room: &Room, hints: &[(BlobId, Hint)]) -> Result<(), WriteError> {
+    fn write_all(&self, room: &CacheQuota, hints: &[(BlobId, Location)]) -> Result<(), WriteError> {
         for page in self.new_pages(hints) {
             self.take_region(room, page)?;
         }
@@ -155,7 +155,7 @@ impl Index {
     }
 
     /// Takes room for all pages of a page's region at once, where that can be had.
-    fn take_region(&self, room: &Room, page: u64) -> Result<(), WriteError> {
+    fn take_region(&self, room: &CacheQuota, page: u64) -> Result<(), WriteError> {
         if self.page_by_page.load(Ordering::Relaxed) || self.counted().has(page) {
             return Ok(());
         }
@@ -174,14 +174,14 @@ impl Index {
     }
 
     /// The pages that hints come to, and that may not be on the disk yet.
-    fn new_pages(&self, hints: &[(BlobId, Hint)]) -> BTreeSet<u64> {
+    fn new_pages(&self, hints: &[(BlobId, Location)]) -> BTreeSet<u64> {
         let counted = self.counted();
         let pages = hints.iter().map(|(blob, _)| self.place(*blob).0 / PAGE);
         pages.filter(|page| !counted.has(*page)).collect()
     }
 
     /// Writes a hint to a slot of its bucket.
-    fn write(&self, blob: BlobId, hint: Hint) -> io::Result<()> {
+    fn write(&self, blob: BlobId, hint: Location) -> io::Result<()> {
         let (at, tag) = self.place(blob);
         let slot = slot_for(&self.read(at)?, tag, hint);
         files::write_at(&self.file, &slot_of(tag, hint), at + (slot * SLOT) as u64)
@@ -224,14 +224,14 @@ fn mix(number: u64) -> u64 {
 }
 
 /// What a slot says; `None` where it is empty.
-fn hint(bucket: &[u8; BUCKET], slot: usize) -> Option<(u32, Hint)> {
+fn hint(bucket: &[u8; BUCKET], slot: usize) -> Option<(u32, Location)> {
     let slot = bucket.get(slot * SLOT..)?;
     let number = |at: usize| Some(u32::from_le_bytes(*slot.get(at..)?.first_chunk()?));
-    let hint = Hint { pack: number(4)?, offset: number(8)?, len: number(12)? };
+    let hint = Location { pack: number(4)?, offset: number(8)?, len: number(12)? };
     (hint.len > 0).then_some((number(0)?, hint))
 }
 
-fn slot_of(tag: u32, hint: Hint) -> [u8; SLOT] {
+fn slot_of(tag: u32, hint: Location) -> [u8; SLOT] {
     let mut slot = [0; SLOT];
     for (to, number) in slot.chunks_exact_mut(4).zip([tag, hint.pack, hint.offset, hint.len]) {
         to.copy_from_slice(&number.to_le_bytes());
@@ -240,7 +240,7 @@ fn slot_of(tag: u32, hint: Hint) -> [u8; SLOT] {
 }
 
 /// The slot for a hint: that of the same blob, an empty one, or one whose blob is forgotten.
-fn slot_for(bucket: &[u8; BUCKET], tag: u32, new: Hint) -> usize {
+fn slot_for(bucket: &[u8; BUCKET], tag: u32, new: Location) -> usize {
     let slots = || (0..SLOTS).map(|slot| (slot, hint(bucket, slot)));
     let same = slots().find(|(_, found)| found.is_some_and(|(found, _)| found == tag));
     let free = || slots().find(|(_, found)| found.is_none());
@@ -259,15 +259,15 @@ mod tests {
         BlobId { oid: Oid(n), tid: Tid(1) }
     }
 
-    fn hint(n: u32) -> Hint {
-        Hint { pack: n, offset: n, len: n + 1 }
+    fn hint(n: u32) -> Location {
+        Location { pack: n, offset: n, len: n + 1 }
     }
 
-    fn index(limit: Option<u64>, test: impl FnOnce(&Room, Index)) {
+    fn index(limit: Option<u64>, test: impl FnOnce(&CacheQuota, Index)) {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(dir.path()).unwrap();
         let (scratch, _) = Scratch::create(layout.tmp()).unwrap();
-        let room = Room::new(&layout, scratch.path(), None);
+        let room = CacheQuota::new(&layout, scratch.path(), None);
         let file = tempfile::tempfile_in(dir.path()).unwrap();
         assert!(Index::new(file.try_clone().unwrap(), &file.metadata().unwrap(), PathBuf::new()).is_none());
         Index::make(&file, limit).unwrap();
@@ -277,7 +277,7 @@ mod tests {
         test(&room, index);
     }
 
-    fn note(index: &Index, room: &Room, n: u64, hint: Hint) {
+    fn note(index: &Index, room: &CacheQuota, n: u64, hint: Location) {
         index.write_all(room, &[(blob(n), hint)]).unwrap();
     }
 

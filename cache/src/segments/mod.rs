@@ -24,12 +24,12 @@ use blobferry_protocol::{BlobId, Digest};
 use bytes::Bytes;
 
 use self::file::How;
-use self::index::{Hint, Index};
+use self::index::{Index, Location};
 pub(crate) use self::pending::Pending;
 use self::record::{HEAD, Head};
 use self::writer::Writer;
 use crate::cached_blob::touch;
-use crate::quota::reservation::Room;
+use crate::quota::reservation::CacheQuota;
 use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::blobdir::layout::{self, Layout, create_dir};
 use blobferry_platform::os;
@@ -49,24 +49,24 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The packs of a cache, as this process sees them.
 #[derive(Debug)]
-pub(crate) struct Packs {
+pub(crate) struct Segments {
     layout: Layout,
-    house: Mutex<Option<(Arc<House>, Instant)>>,
+    house: Mutex<Option<(Arc<OpenSegments>, Instant)>>,
     writer: Mutex<Writer>,
     pub(crate) pending: Pending,
 }
 
 /// The directory and the index, open.
 #[derive(Debug)]
-pub(crate) struct House {
+pub(crate) struct OpenSegments {
     dir: File,
     index: Index,
 }
 
-impl Packs {
-    pub(crate) fn new(layout: &Layout) -> Packs {
+impl Segments {
+    pub(crate) fn new(layout: &Layout) -> Segments {
         let layout = layout.clone();
-        Packs { layout, house: Mutex::default(), writer: Mutex::default(), pending: Pending::default() }
+        Segments { layout, house: Mutex::default(), writer: Mutex::default(), pending: Pending::default() }
     }
 
     /// The path of a pack.
@@ -92,7 +92,7 @@ impl Packs {
 
     /// Whether a blob would be read from there.
     pub(crate) fn serves(&self, blob: BlobId, pack: u32, offset: u64) -> bool {
-        let leads_there = |hint: Hint| hint.pack == pack && u64::from(hint.offset) == offset;
+        let leads_there = |hint: Location| hint.pack == pack && u64::from(hint.offset) == offset;
         self.house().is_some_and(|house| house.index.look(blob).any(leads_there))
     }
 
@@ -107,13 +107,13 @@ impl Packs {
         let Some(house) = self.house() else { return Ok(()) };
         // The lock on the index is this process's, whichever of its threads has taken it.
         let _alone = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let there = |hint: &Hint| hint.pack == pack && u64::from(hint.offset) == offset;
-        let hints: Vec<Hint> = house.index.look(blob).filter(there).collect();
+        let there = |hint: &Location| hint.pack == pack && u64::from(hint.offset) == offset;
+        let hints: Vec<Location> = house.index.look(blob).filter(there).collect();
         hints.into_iter().try_for_each(|hint| house.index.forget(blob, hint))
     }
 
     /// Writes some blobs to a pack, and notes where they are.
-    pub(crate) fn append(&self, room: &Room, records: &[(Head, Bytes)]) -> Result<(), WriteError> {
+    pub(crate) fn append(&self, room: &CacheQuota, records: &[(Head, Bytes)]) -> Result<(), WriteError> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..3 {
             let house = match self.house() {
@@ -133,7 +133,7 @@ impl Packs {
     }
 
     /// What is there, if it can be used.
-    fn house(&self) -> Option<Arc<House>> {
+    fn house(&self) -> Option<Arc<OpenSegments>> {
         let mut open = self.house.lock().unwrap_or_else(PoisonError::into_inner);
         let now = os::now();
         if let Some((house, looked)) = &mut *open {
@@ -150,12 +150,12 @@ impl Packs {
         house
     }
 
-    fn open_house(&self) -> io::Result<Option<House>> {
+    fn open_house(&self) -> io::Result<Option<OpenSegments>> {
         let Some(dir) = file::open_dir(self.layout.packs())? else { return Ok(None) };
         // To write to it, too: opened once for both.
         let Some((index, metadata)) = file::open(&dir, INDEX, How::Update)? else { return Ok(None) };
         let path = self.layout.packs().join(INDEX);
-        Ok(Index::new(index, &metadata, path).map(|index| House { dir, index }))
+        Ok(Index::new(index, &metadata, path).map(|index| OpenSegments { dir, index }))
     }
 
     fn tell(&self, error: &io::Error) {
@@ -167,7 +167,7 @@ impl Packs {
     }
 
     /// Makes the directory and the index, where they are missing or not fit.
-    fn make(&self, room: &Room) -> Result<Arc<House>, WriteError> {
+    fn make(&self, room: &CacheQuota) -> Result<Arc<OpenSegments>, WriteError> {
         let limit = room.ledger()?.account.limit();
         let make = || -> io::Result<()> {
             create_dir(self.layout.packs(), 0o700)?;
@@ -187,7 +187,7 @@ impl Packs {
 }
 
 /// Reads a record, if it is this blob's.
-fn read(dir: &File, blob: BlobId, hint: Hint) -> io::Result<Option<(Bytes, Digest)>> {
+fn read(dir: &File, blob: BlobId, hint: Location) -> io::Result<Option<(Bytes, Digest)>> {
     if !(HEAD as u64..=LARGEST).contains(&hint.len.into()) {
         return Ok(None);
     }

@@ -17,12 +17,12 @@ use bytes::Bytes;
 
 use crate::cached_blob::touch;
 use crate::lock::Owned;
-use crate::quota::reservation::Room;
+use crate::quota::reservation::CacheQuota;
 use crate::segments::file;
 use crate::segments::file::How;
-use crate::segments::index::Hint;
+use crate::segments::index::Location;
 use crate::segments::record::Head;
-use crate::segments::{House, Packs};
+use crate::segments::{OpenSegments, Segments};
 use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::os;
 use blobferry_platform::os::files;
@@ -63,11 +63,11 @@ impl Writer {
     /// Writes records; where they are.
     pub(crate) fn append(
         &mut self,
-        packs: &Packs,
-        house: &House,
-        room: &Room,
+        packs: &Segments,
+        house: &OpenSegments,
+        room: &CacheQuota,
         records: &[(Head, Bytes)],
-    ) -> Result<Vec<(BlobId, Hint)>, WriteError> {
+    ) -> Result<Vec<(BlobId, Location)>, WriteError> {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
         let mut places = Vec::with_capacity(records.len());
@@ -80,7 +80,11 @@ impl Writer {
         self.bytes = bytes;
         let (pack, begin) = written?;
         let hint = |offset: u64, len: u64| {
-            Some(Hint { pack, offset: u32::try_from(begin + offset).ok()?, len: u32::try_from(len).ok()? })
+            Some(Location {
+                pack,
+                offset: u32::try_from(begin + offset).ok()?,
+                len: u32::try_from(len).ok()?,
+            })
         };
         let hints = places.into_iter().filter_map(|(blob, at, len)| Some((blob, hint(at, len)?)));
         Ok(hints.collect())
@@ -89,9 +93,9 @@ impl Writer {
     /// Writes bytes to a pack that has room for them: which one, and where.
     fn write(
         &mut self,
-        packs: &Packs,
-        house: &House,
-        room: &Room,
+        packs: &Segments,
+        house: &OpenSegments,
+        room: &CacheQuota,
         bytes: &[u8],
     ) -> Result<(u32, u64), WriteError> {
         loop {
@@ -109,7 +113,7 @@ impl Writer {
 }
 
 impl Active {
-    fn write(&self, packs: &Packs, room: &Room, bytes: &[u8]) -> Result<Written, WriteError> {
+    fn write(&self, packs: &Segments, room: &CacheQuota, bytes: &[u8]) -> Result<Written, WriteError> {
         let path = packs.path(self.number);
         let failed = |error| WriteError::space("write to", &path, bytes.len() as u64)(error);
         let Some(_owned) = Owned::try_new(&self.file).map_err(failed)? else { return Ok(Written::Elsewhere) };
@@ -147,7 +151,7 @@ impl Active {
     }
 
     /// Reserves room up to `end`, and some more. `false` where the file system can not do that.
-    fn reserve(&self, room: &Room, begin: u64, on_disk: u64, end: u64) -> Result<bool, WriteError> {
+    fn reserve(&self, room: &CacheQuota, begin: u64, on_disk: u64, end: u64) -> Result<bool, WriteError> {
         let ample = end.max((begin + STEP).min(self.most));
         let upto = |size: u64| {
             let more = room.cost(size.saturating_sub(on_disk));
@@ -162,7 +166,7 @@ impl Active {
 }
 
 /// A pack that has room for so many bytes, or a new one.
-fn find(packs: &Packs, house: &House, room: &Room, bytes: u64) -> Result<Active, WriteError> {
+fn find(packs: &Segments, house: &OpenSegments, room: &CacheQuota, bytes: u64) -> Result<Active, WriteError> {
     let failed = || WriteError::io("look for a pack in", packs.layout.packs());
     let limit = room.ledger()?.account.limit();
     let most = limit.map_or(LONGEST, |limit| (limit / PACKS).clamp(SHORTEST, LONGEST)).max(bytes);
@@ -191,7 +195,7 @@ fn find(packs: &Packs, house: &House, room: &Room, bytes: u64) -> Result<Active,
 }
 
 /// The packs that there are.
-pub(crate) fn numbers(packs: &Packs) -> io::Result<Vec<u32>> {
+pub(crate) fn numbers(packs: &Segments) -> io::Result<Vec<u32>> {
     let mut numbers = Vec::new();
     if !packs.layout.has_packs() {
         return Ok(numbers);

@@ -1,7 +1,7 @@
 //! Keeping house: what is in a cache, what may go, what is to stay, and what is damaged.
 
 use crate::util::{blob, content, load, open, read};
-use blobferry_cache::{Cache, CacheError, Removed, Verified};
+use blobferry_cache::{Cache, CacheError, Evicted, Verified};
 use blobferry_protocol::BlobId;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -88,13 +88,13 @@ fn gc_removes_down_to_a_size_and_leaves_alone_what_somebody_works_on() {
     let working = crate::util::download(&cache, blob(9)); // it has the lock of all of these blobs' bucket
     let part = left_part(&cache, 8);
     let one = cache.usage().unwrap().bytes / 3;
-    assert_eq!(open(dir.path()).gc(None).unwrap(), Removed::default());
+    assert_eq!(open(dir.path()).gc(None).unwrap(), Evicted::default());
     assert!(part.exists(), "its bucket is locked");
     drop(working);
-    assert_eq!(cache.gc(None).unwrap(), Removed::default());
+    assert_eq!(cache.gc(None).unwrap(), Evicted::default());
     assert!(!part.exists());
     let removed = cache.gc(Some(one * 2 + one / 2)).unwrap();
-    assert_eq!(removed, Removed { blobs: 1, packs: 0, bytes: one });
+    assert_eq!(removed, Evicted { blobs: 1, packs: 0, bytes: one });
     assert_eq!(there(&cache).len(), 2);
 }
 
