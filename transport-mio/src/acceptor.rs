@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use blobferry_session::io::{Carrier, Ended};
+use blobferry_session::io::{CloseReason, ConnectionIo};
 use blobferry_session::server::{Service, Session};
 use mio::net::{TcpListener, TcpStream};
 
@@ -57,7 +57,7 @@ impl Door {
 
     fn let_in(&self, stream: TcpStream, peer: SocketAddr) {
         if let Err(error) = self.bring(stream, peer) {
-            Ended::Stream(error).log(peer);
+            CloseReason::Stream(error).log(peer);
         }
     }
 
@@ -66,7 +66,8 @@ impl Door {
         let Some(remote) = self.loops.iter().min_by_key(|remote| remote.load()) else { return Ok(()) };
         let bell = remote.bell();
         let wake = bell.clone();
-        let carrier = Carrier::begin(&stream, |now| Session::new(&self.service, now, move || wake.ring()))?;
+        let carrier =
+            ConnectionIo::begin(&stream, |now| Session::new(&self.service, now, move || wake.ring()))?;
         remote.join(bell, Connection::new(stream, carrier, Box::new(move |ended| ended.log(peer))));
         Ok(())
     }

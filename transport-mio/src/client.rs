@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use blobferry_cache::Cache;
 use blobferry_session::client::{Addresses, ClientConfig, ConnectError, Session};
-use blobferry_session::io::Ended;
+use blobferry_session::io::CloseReason;
 
 use crate::leader::Crew;
 use crate::notifications::{ConnectionEvents, Invalidations, News};
@@ -161,7 +161,7 @@ impl Line {
             if self.pause(dial.pause) {
                 match self.connect(&dial.address) {
                     Ok(crew) => return Some(crew),
-                    Err(error) => self.session.lost(&Ended::Stream(error)),
+                    Err(error) => self.session.lost(&CloseReason::Stream(error)),
                 }
             }
         }

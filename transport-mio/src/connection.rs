@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use blobferry_session::io::{Carrier, Ended, Endpoint};
+use blobferry_session::io::{CloseReason, ConnectionHandler, ConnectionIo};
 use mio::event::{Event, Source};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
@@ -21,7 +21,7 @@ const WRITES: usize = 8;
 /// A connection that a loop can drive.
 pub(crate) struct Connection<E> {
     stream: TcpStream,
-    carrier: Carrier<E>,
+    carrier: ConnectionIo<E>,
     readable: bool,
     writable: bool,
     /// The kernel will tell nothing new: only a read that finds nothing says that all was read.
@@ -48,10 +48,10 @@ pub(crate) enum Then {
 }
 
 /// Told how a connection has ended, after its socket was closed.
-pub(crate) type OnEnd = Box<dyn FnOnce(&Ended) + Send>;
+pub(crate) type OnEnd = Box<dyn FnOnce(&CloseReason) + Send>;
 
-impl<E: Endpoint> Connection<E> {
-    pub(crate) fn new(stream: TcpStream, carrier: Carrier<E>, ended: OnEnd) -> Connection<E> {
+impl<E: ConnectionHandler> Connection<E> {
+    pub(crate) fn new(stream: TcpStream, carrier: ConnectionIo<E>, ended: OnEnd) -> Connection<E> {
         let (readable, writable, hung, queued, due) = (false, false, false, false, false);
         Connection { stream, carrier, readable, writable, hung, queued, due, timer: None, ended }
     }
@@ -70,31 +70,34 @@ impl<E: Endpoint> Connection<E> {
 
     /// One turn. `look` is called after what has arrived was taken, and before what is to be sent is: what was rung for
     /// until then is done with. A panic ends this connection, and no other.
-    pub(crate) fn turn(&mut self, look: impl FnOnce()) -> Result<Then, Ended> {
+    pub(crate) fn turn(&mut self, look: impl FnOnce()) -> Result<Then, CloseReason> {
         self.safely(|connection| {
             connection.receive()?;
             look();
             match connection.write()? {
-                Then::Sleep if connection.carrier.looks_again() => Ok(Then::Look),
+                Then::Sleep if connection.carrier.should_spin() => Ok(Then::Look),
                 then => Ok(then),
             }
         })
     }
 
     /// The part of a turn that sends what waits.
-    pub(crate) fn transmit(&mut self) -> Result<Then, Ended> {
+    pub(crate) fn transmit(&mut self) -> Result<Then, CloseReason> {
         self.safely(Self::write)
     }
 
-    fn safely(&mut self, act: impl FnOnce(&mut Self) -> Result<Then, Ended>) -> Result<Then, Ended> {
+    fn safely(
+        &mut self,
+        act: impl FnOnce(&mut Self) -> Result<Then, CloseReason>,
+    ) -> Result<Then, CloseReason> {
         catch_unwind(AssertUnwindSafe(|| act(self))).unwrap_or_else(|_| {
             let error = "its handling panicked: this is a defect";
             tracing::error!(error, "a connection is given up");
-            Err(Ended::Stream(io::Error::other(error)))
+            Err(CloseReason::Stream(io::Error::other(error)))
         })
     }
 
-    fn receive(&mut self) -> Result<(), Ended> {
+    fn receive(&mut self) -> Result<(), CloseReason> {
         if std::mem::take(&mut self.due) {
             self.carrier.timeout(&self.stream)?;
         }
@@ -113,7 +116,7 @@ impl<E: Endpoint> Connection<E> {
         Ok(())
     }
 
-    fn write(&mut self) -> Result<Then, Ended> {
+    fn write(&mut self) -> Result<Then, CloseReason> {
         let mut writes = 0;
         self.carrier.write(&self.stream, |write| {
             if !self.writable || writes == WRITES {
@@ -135,7 +138,7 @@ impl<E: Endpoint> Connection<E> {
     }
 
     /// Closes the socket, then tells.
-    pub(crate) fn end(self, how: &Ended) {
+    pub(crate) fn end(self, how: &CloseReason) {
         let Connection { stream, carrier, ended, .. } = self;
         drop(stream);
         ended(how);

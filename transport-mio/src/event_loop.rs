@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blobferry_session::io::{Ended, Endpoint};
+use blobferry_session::io::{CloseReason, ConnectionHandler};
 use mio::event::Source;
 use mio::{Events, Interest, Poll, Token, Waker};
 
@@ -22,7 +22,7 @@ const FIRST: Token = Token(2);
 const EVENTS: usize = 1024;
 
 /// A loop with its connections.
-pub(crate) struct Loop<E: Endpoint> {
+pub(crate) struct Loop<E: ConnectionHandler> {
     poll: Poll,
     events: Events,
     remote: Remote<E>,
@@ -42,7 +42,7 @@ struct Member<E> {
     bell: Arc<Bell<E>>,
 }
 
-impl<E: Endpoint> Loop<E> {
+impl<E: ConnectionHandler> Loop<E> {
     /// A loop without connections.
     pub(crate) fn new() -> io::Result<Loop<E>> {
         let poll = Poll::new()?;
@@ -169,7 +169,7 @@ impl<E: Endpoint> Loop<E> {
                 }
                 Err(error) => {
                     self.remote.left();
-                    connection.end(&Ended::Stream(error));
+                    connection.end(&CloseReason::Stream(error));
                 }
             }
         }
@@ -215,7 +215,7 @@ impl<E: Endpoint> Loop<E> {
         }
     }
 
-    fn end(&mut self, token: Token, how: &Ended) {
+    fn end(&mut self, token: Token, how: &CloseReason) {
         let Some(Member { connection, .. }) = self.connections.remove(&token) else { return };
         if let Some(timer) = connection.timer {
             self.timers.remove(&(timer, token));
@@ -232,10 +232,10 @@ fn queue<E>(ready: &mut VecDeque<Token>, token: Token, connection: &mut Connecti
     }
 }
 
-impl<E: Endpoint> Drop for Loop<E> {
+impl<E: ConnectionHandler> Drop for Loop<E> {
     fn drop(&mut self) {
         while let Some((token, _)) = self.connections.first_key_value() {
-            self.end(*token, &Ended::Stopped);
+            self.end(*token, &CloseReason::Stopped);
         }
     }
 }
@@ -249,7 +249,7 @@ mod tests {
     use std::sync::mpsc::{self, Receiver, Sender};
 
     use blobferry_protocol::{PeerError, RequestError, Time, TransferId};
-    use blobferry_session::io::{Body, Carrier};
+    use blobferry_session::io::{ConnectionIo, FileSlice};
     use bytes::Bytes;
 
     use super::*;
@@ -264,12 +264,12 @@ mod tests {
         tell: Sender<String>,
     }
 
-    impl Endpoint for Listener {
-        fn transmit(&mut self, _: Time, out: &mut Vec<u8>, _: usize, _: bool) -> Option<Body> {
+    impl ConnectionHandler for Listener {
+        fn transmit(&mut self, _: Time, out: &mut Vec<u8>, _: usize, _: bool) -> Option<FileSlice> {
             out.append(&mut self.answer);
             None
         }
-        fn not_moved(&mut self, _: TransferId, _: RequestError) {}
+        fn body_failed(&mut self, _: TransferId, _: RequestError) {}
         fn receive(&mut self, _: Time, bytes: Bytes) -> Result<(), PeerError> {
             assert_ne!(&bytes[..], b"panic", "on purpose");
             if bytes.contains(&b'?') {
@@ -321,7 +321,7 @@ mod tests {
         let bell = events.remote.bell();
         let (answer, told_by) = (Vec::new(), tell.clone());
         let endpoint = Listener { wants: wants.clone(), timeout, answer, bell: bell.clone(), tell: told_by };
-        let carrier = Carrier::begin(&other, |_| endpoint).unwrap();
+        let carrier = ConnectionIo::begin(&other, |_| endpoint).unwrap();
         let ended = Box::new(move |ended: &_| drop(tell.send(format!("{ended}"))));
         events.remote.join(bell.clone(), Connection::new(other, carrier, ended));
         turn(events);

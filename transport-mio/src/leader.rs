@@ -29,7 +29,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use blobferry_session::client::{Session, SessionEndpoint};
-use blobferry_session::io::Ended;
+use blobferry_session::io::CloseReason;
 use mio::net::TcpStream;
 use mio::{Events, Poll, Token, Waker};
 
@@ -87,7 +87,7 @@ struct State {
     /// The own thread sleeps until it is wanted.
     off: bool,
     /// How the connection has ended, until the own thread takes notice.
-    ended: Option<Ended>,
+    ended: Option<CloseReason>,
     over: bool,
 }
 
@@ -195,7 +195,7 @@ impl Crew {
     }
 
     /// Notes what has become of a connection, while it is locked. The kernel does not tell again what is left to do.
-    fn note(&self, connection: &Connection<SessionEndpoint>, done: Result<Then, Ended>) {
+    fn note(&self, connection: &Connection<SessionEndpoint>, done: Result<Then, CloseReason>) {
         let deadline = connection.deadline();
         let mut state = self.state();
         let sooner = deadline.is_some_and(|new| state.deadline.is_none_or(|old| new < old));
@@ -209,7 +209,7 @@ impl Crew {
     }
 
     /// The connection has ended: the own thread is to take notice.
-    fn give_up(&self, state: &mut State, how: Ended) {
+    fn give_up(&self, state: &mut State, how: CloseReason) {
         state.ended.get_or_insert(how);
         self.want(state);
         self.rouse(state);
@@ -345,7 +345,7 @@ impl Crew {
     }
 
     /// What the own thread does: leads while nobody waits, until the connection has ended.
-    pub(crate) fn stand_by(self: &Arc<Self>) -> Ended {
+    pub(crate) fn stand_by(self: &Arc<Self>) -> CloseReason {
         loop {
             match self.take_over() {
                 Ok((lead, followed)) => self.lead(lead, false, |state| state.followed != followed),
@@ -355,7 +355,7 @@ impl Crew {
     }
 
     /// Waits until the own thread has to lead; how many had followed then.
-    fn take_over(&self) -> Result<(Lead, u64), Ended> {
+    fn take_over(&self) -> Result<(Lead, u64), CloseReason> {
         let mut seen = None;
         let mut state = self.state();
         loop {
@@ -383,7 +383,7 @@ impl Crew {
 
     /// Whatever is under way: it is over.
     pub(crate) fn cut(&self) {
-        self.give_up(&mut self.state(), Ended::Stopped);
+        self.give_up(&mut self.state(), CloseReason::Stopped);
     }
 
     /// Has the own thread lead, soon: the end comes.
@@ -393,7 +393,7 @@ impl Crew {
     }
 
     /// Closes the socket, and tells how the connection has ended.
-    pub(crate) fn end(&self, how: &Ended) {
+    pub(crate) fn end(&self, how: &CloseReason) {
         let connection = lock(&self.connection).take();
         if let Some(connection) = connection {
             connection.end(how);

@@ -2,12 +2,12 @@
 
 use std::sync::mpsc::{self, Receiver, TrySendError};
 
-use blobferry_session::client::{ConnectionEvent, Invalidation, Told, Unheard};
+use blobferry_session::client::{Coalesce, ConnectionEvent, Invalidation, NotificationQueue};
 
 /// What happens, in order. [`next`](Iterator::next) blocks until something does; it ends when the client does.
 #[derive(Debug)]
 pub struct News<T> {
-    unheard: Unheard<T>,
+    unheard: NotificationQueue<T>,
     /// Rings when something was told.
     rung: Receiver<()>,
 }
@@ -19,11 +19,11 @@ pub type Invalidations = News<Invalidation>;
 /// What happens to a client's connection; from [`Client::connection_events`](crate::Client::connection_events).
 pub type ConnectionEvents = News<ConnectionEvent>;
 
-impl<T: Told + Send + 'static> News<T> {
+impl<T: Coalesce + Send + 'static> News<T> {
     /// News, and who tells them: `false` when nobody listens any more.
     pub(crate) fn new() -> (impl FnMut(&T) -> bool + Send + use<T>, News<T>) {
         let (ring, rung) = mpsc::sync_channel(1);
-        let news = News { unheard: Unheard::default(), rung };
+        let news = News { unheard: NotificationQueue::default(), rung };
         let unheard = news.unheard.clone();
         let tell = move |what: &T| {
             unheard.tell(what);
@@ -33,14 +33,14 @@ impl<T: Told + Send + 'static> News<T> {
     }
 }
 
-impl<T: Told> News<T> {
+impl<T: Coalesce> News<T> {
     /// The next one if it is there already: for who looks between other work.
     pub fn try_next(&mut self) -> Option<T> {
         self.unheard.hear()
     }
 }
 
-impl<T: Told> Iterator for News<T> {
+impl<T: Coalesce> Iterator for News<T> {
     type Item = T;
 
     fn next(&mut self) -> Option<T> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use blobferry_session::io::widen_door;
+use blobferry_session::io::set_accept_backlog;
 use blobferry_session::server::{ServerConfig, Service, Session};
 use blobferry_store::Store;
 use mio::net::TcpListener;
@@ -51,7 +51,7 @@ impl Server {
     ) -> io::Result<Server> {
         let listener = std::net::TcpListener::bind(addr)?;
         listener.set_nonblocking(true)?;
-        widen_door(&listener)?;
+        set_accept_backlog(&listener)?;
         let mut listener = TcpListener::from_std(listener);
         let address = listener.local_addr()?;
         let first = Loop::new()?;

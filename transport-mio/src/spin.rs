@@ -1,5 +1,5 @@
 //! How a caller waits for a small answer: for a moment it looks for it, and then it sleeps. While a large blob is moved, the
-//! [`Carrier`](blobferry_session::io::Carrier) says whether to look, to callers and loops alike.
+//! [`ConnectionIo`](blobferry_session::io::ConnectionIo) says whether to look, to callers and loops alike.
 //!
 //! To wake a thread whose processor has gone to sleep takes as long as a small request does, most of all on a virtual machine:
 //! the host has to be told. So a caller, who has nothing else to do, looks some times before it sleeps, and lets others go

@@ -8,7 +8,7 @@ use blobferry_cache::Cache;
 use blobferry_session::client::{
     Addresses, CallError, ClientConfig, Completion, ConnectError, Session, SessionEndpoint,
 };
-use blobferry_session::io::{Carrier, Ended};
+use blobferry_session::io::{CloseReason, ConnectionIo};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -94,7 +94,7 @@ impl Drop for Inner {
 /// The task of a client: drives its connection, and makes another when that is lost.
 async fn run(
     mut stream: TcpStream,
-    mut carrier: Carrier<SessionEndpoint>,
+    mut carrier: ConnectionIo<SessionEndpoint>,
     session: Session,
     bell: Arc<Bell>,
     patience: Duration,
@@ -114,7 +114,7 @@ async fn run(
             let called = call(&dial.address, patience).await;
             match called.and_then(|stream| Ok((connect(&session, &stream, &bell)?, stream))) {
                 Ok((carrier, stream)) => break (stream, carrier),
-                Err(error) => session.lost(&Ended::Stream(error)),
+                Err(error) => session.lost(&CloseReason::Stream(error)),
             }
         };
     }
@@ -124,7 +124,11 @@ async fn call(address: &str, patience: Duration) -> io::Result<TcpStream> {
     timeout(patience, TcpStream::connect(address)).await.unwrap_or_else(|late| Err(late.into()))
 }
 
-fn connect(session: &Session, stream: &TcpStream, bell: &Arc<Bell>) -> io::Result<Carrier<SessionEndpoint>> {
+fn connect(
+    session: &Session,
+    stream: &TcpStream,
+    bell: &Arc<Bell>,
+) -> io::Result<ConnectionIo<SessionEndpoint>> {
     let ring = bell.clone();
     session.connect(stream, move || ring.ring())
 }

@@ -10,7 +10,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::thread;
 
-use blobferry_session::io::{Carrier, Ended, Endpoint};
+use blobferry_session::io::{CloseReason, ConnectionHandler, ConnectionIo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -32,12 +32,12 @@ const STRETCH: u32 = 64;
 
 /// Drives one connection to its end. The bell rings whenever the endpoint has something new to send. While something will
 /// arrive `soon`, the task looks for it for a moment before it sleeps.
-pub(crate) async fn drive<E: Endpoint + Send>(
+pub(crate) async fn drive<E: ConnectionHandler + Send>(
     stream: &mut TcpStream,
-    carrier: &mut Carrier<E>,
+    carrier: &mut ConnectionIo<E>,
     bell: &Bell,
     soon: impl Fn() -> bool,
-) -> Ended {
+) -> CloseReason {
     let timer = pin!(sleep_until(Instant::now()));
     let mut driver = Driver::new(stream, carrier, bell, soon, timer);
     poll_fn(|context| driver.poll(context)).await
@@ -45,7 +45,7 @@ pub(crate) async fn drive<E: Endpoint + Send>(
 
 struct Driver<'a, E, S> {
     stream: &'a mut TcpStream,
-    carrier: &'a mut Carrier<E>,
+    carrier: &'a mut ConnectionIo<E>,
     bell: &'a Bell,
     soon: S,
     timer: Pin<&'a mut Sleep>,
@@ -68,10 +68,10 @@ struct There {
     writable: bool,
 }
 
-impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
+impl<'a, E: ConnectionHandler, S: Fn() -> bool> Driver<'a, E, S> {
     fn new(
         stream: &'a mut TcpStream,
-        carrier: &'a mut Carrier<E>,
+        carrier: &'a mut ConnectionIo<E>,
         bell: &'a Bell,
         soon: S,
         timer: Pin<&'a mut Sleep>,
@@ -80,7 +80,7 @@ impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
         Driver { stream, carrier, bell, soon, timer, at, anew, looks, looking, there }
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<CloseReason> {
         self.bell.awake();
         if std::mem::take(&mut self.looking) {
             self.ask();
@@ -105,10 +105,10 @@ impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
     /// would be to wake its other threads again and again.
     fn sees_more(&mut self) -> bool {
         for _ in 0..STRETCH {
-            if !self.carrier.looks_again() {
+            if !self.carrier.should_spin() {
                 return false;
             }
-            self.carrier.hush(self.stream, true);
+            self.carrier.suppress_readiness(self.stream, true);
             thread::yield_now();
             self.ask();
             if self.there.readable || self.there.writable || self.bell.has_rung() {
@@ -120,7 +120,7 @@ impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
 
     /// Asks the socket: the thread of the runtime that hears of events may be another one, and asleep.
     fn ask(&mut self) {
-        let readable = self.carrier.wants_input() && self.carrier.is_there(self.stream);
+        let readable = self.carrier.wants_input() && self.carrier.has_input(self.stream);
         let writable = self.carrier.has_output() && is_writable(self.stream);
         self.there = There { readable, writable };
     }
@@ -130,16 +130,16 @@ impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
     fn look(&mut self, context: &mut Context<'_>) {
         let small = self.looks > 0 && (self.soon)();
         self.looks -= u32::from(small);
-        self.looking = small || self.carrier.looks_again();
+        self.looking = small || self.carrier.should_spin();
         if self.looking {
             wake_behind_others(context);
         } else {
-            self.carrier.hush(self.stream, false);
+            self.carrier.suppress_readiness(self.stream, false);
         }
     }
 
     /// One turn; whether another may find something to do. If not, what there may be later wakes the task.
-    fn turn(&mut self, context: &mut Context<'_>) -> Result<bool, Ended> {
+    fn turn(&mut self, context: &mut Context<'_>) -> Result<bool, CloseReason> {
         let (mut reads, wanted) = (0, self.carrier.wants_input());
         while reads < READS && self.is_readable(context) && self.read(context)? {
             reads += 1;
@@ -190,7 +190,7 @@ impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
         ready || self.there.readable
     }
 
-    fn read(&mut self, context: &mut Context<'_>) -> Result<bool, Ended> {
+    fn read(&mut self, context: &mut Context<'_>) -> Result<bool, CloseReason> {
         let stream = &mut *self.stream;
         let there = std::mem::take(&mut self.there.readable);
         self.carrier.read(|buffer| {
@@ -205,7 +205,7 @@ impl<'a, E: Endpoint, S: Fn() -> bool> Driver<'a, E, S> {
         })
     }
 
-    fn write(&mut self) -> Result<(), Ended> {
+    fn write(&mut self) -> Result<(), CloseReason> {
         let (stream, mut writes, there) = (&*self.stream, 0, std::mem::take(&mut self.there.writable));
         self.carrier.write(stream, |write| {
             if writes == WRITES {
@@ -237,7 +237,7 @@ mod tests {
     use std::time::Duration;
 
     use blobferry_protocol::{PeerError, RequestError, Time, TransferId};
-    use blobferry_session::io::Body;
+    use blobferry_session::io::FileSlice;
     use bytes::Bytes;
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
@@ -253,11 +253,11 @@ mod tests {
     /// What is expected behind this is not payload.
     const PAYLOAD: usize = 200_000;
 
-    impl Endpoint for Listener {
-        fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize, _: bool) -> Option<Body> {
+    impl ConnectionHandler for Listener {
+        fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize, _: bool) -> Option<FileSlice> {
             None
         }
-        fn not_moved(&mut self, _: TransferId, _: RequestError) {}
+        fn body_failed(&mut self, _: TransferId, _: RequestError) {}
         fn receive(&mut self, _: Time, bytes: Bytes) -> Result<(), PeerError> {
             self.0 += bytes.len();
             Ok(())
@@ -301,7 +301,7 @@ mod tests {
         // Taken without the runtime's knowledge, as by one that has looked before the runtime has heard of it.
         assert_eq!(rustix::io::read(&near, &mut [0; 8]), Ok(1));
 
-        let mut carrier = Carrier::begin(&near, |_| Listener::default()).unwrap();
+        let mut carrier = ConnectionIo::begin(&near, |_| Listener::default()).unwrap();
         let (bell, timer) = (Bell::default(), pin!(sleep_until(Instant::now())));
         let mut driver = Driver::new(&mut near, &mut carrier, &bell, || true, timer);
         (driver.anew, driver.looking) = (false, true);
@@ -320,7 +320,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let mut far = listener.accept().await.unwrap().0;
-        let mut carrier = Carrier::begin(&near, |_| Listener::default()).unwrap();
+        let mut carrier = ConnectionIo::begin(&near, |_| Listener::default()).unwrap();
         let (bell, timer) = (Bell::default(), pin!(sleep_until(Instant::now())));
         let mut driver = Driver::new(&mut near, &mut carrier, &bell, || false, timer);
         let (mut expected, patience) = (0, Duration::from_secs(60));
@@ -337,6 +337,6 @@ mod tests {
         }
         drop(far);
         let ended = timeout(patience, poll_fn(|context| driver.poll(context))).await.expect("it is woken");
-        assert!(matches!(ended, Ended::Closed), "{ended:?}");
+        assert!(matches!(ended, CloseReason::Closed), "{ended:?}");
     }
 }

@@ -3,14 +3,14 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use blobferry_session::client::{ConnectionEvent, Invalidation, Told, Unheard};
+use blobferry_session::client::{Coalesce, ConnectionEvent, Invalidation, NotificationQueue};
 use futures_core::Stream;
 use tokio::sync::mpsc::{self, Receiver, error::TrySendError};
 
 /// What happens, in order. Ends when the client does.
 #[derive(Debug)]
 pub struct News<T> {
-    unheard: Unheard<T>,
+    unheard: NotificationQueue<T>,
     /// Rings when something was told.
     rung: Receiver<()>,
 }
@@ -22,11 +22,11 @@ pub type Invalidations = News<Invalidation>;
 /// What happens to a client's connection; from [`Client::connection_events`](crate::Client::connection_events).
 pub type ConnectionEvents = News<ConnectionEvent>;
 
-impl<T: Told + Send + 'static> News<T> {
+impl<T: Coalesce + Send + 'static> News<T> {
     /// News, and who tells them: `false` when nobody listens any more.
     pub(crate) fn new() -> (impl FnMut(&T) -> bool + Send + use<T>, News<T>) {
         let (ring, rung) = mpsc::channel(1);
-        let news = News { unheard: Unheard::default(), rung };
+        let news = News { unheard: NotificationQueue::default(), rung };
         let unheard = news.unheard.clone();
         let tell = move |what: &T| {
             unheard.tell(what);
@@ -36,7 +36,7 @@ impl<T: Told + Send + 'static> News<T> {
     }
 }
 
-impl<T: Told> News<T> {
+impl<T: Coalesce> News<T> {
     /// The next; `None` when the client has ended.
     pub async fn next(&mut self) -> Option<T> {
         std::future::poll_fn(|context| self.poll(context)).await
@@ -52,7 +52,7 @@ impl<T: Told> News<T> {
     }
 }
 
-impl<T: Told> Stream for News<T> {
+impl<T: Coalesce> Stream for News<T> {
     type Item = T;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {

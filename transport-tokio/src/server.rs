@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use blobferry_session::io::{Carrier, Ended, widen_door};
+use blobferry_session::io::{CloseReason, ConnectionIo, set_accept_backlog};
 use blobferry_session::server::{ServerConfig, Service, Session};
 use blobferry_store::Store;
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -34,7 +34,7 @@ impl Server {
         config: ServerConfig,
     ) -> io::Result<Server> {
         let listener = TcpListener::bind(addr).await?;
-        widen_door(&listener)?;
+        set_accept_backlog(&listener)?;
         let address = listener.local_addr()?;
         let service = Service::new(store, config);
         let (stop, stopped) = watch::channel(false);
@@ -99,13 +99,13 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, service: Service) {
     let bell = Arc::new(Bell::default());
     let ended = match begin(&stream, &service, &bell) {
         Ok(mut carrier) => drive(&mut stream, &mut carrier, &bell, || false).await,
-        Err(error) => Ended::Stream(error),
+        Err(error) => CloseReason::Stream(error),
     };
     ended.log(peer);
 }
 
 /// Begins a conversation; in a box, because a task has room for everything that is moved in it twice.
-fn begin(stream: &TcpStream, service: &Service, bell: &Arc<Bell>) -> io::Result<Box<Carrier<Session>>> {
+fn begin(stream: &TcpStream, service: &Service, bell: &Arc<Bell>) -> io::Result<Box<ConnectionIo<Session>>> {
     let ring = bell.clone();
-    Carrier::begin(stream, |now| Session::new(service, now, move || ring.ring())).map(Box::new)
+    ConnectionIo::begin(stream, |now| Session::new(service, now, move || ring.ring())).map(Box::new)
 }

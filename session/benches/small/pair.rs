@@ -9,7 +9,7 @@ use blobferry_protocol::{
     BlobId, Config, Digest, Oid, Reply, Request, RequestId, Slice, Tid, Time, TransferEvent, TxnId, TxnMeta,
     buffered, client,
 };
-use blobferry_session::io::Endpoint;
+use blobferry_session::io::ConnectionHandler;
 use blobferry_session::server::{Service, Session};
 use bytes::Bytes;
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::client::session::Session;
 use crate::client::state::{State, Waiter};
-use crate::io::{Body, Endpoint};
+use crate::io::{ConnectionHandler, FileSlice};
 
 /// One connection of a [`Session`]. Dropped while the session takes it for alive, it closes the session: nobody waits for
 /// what can not come.
@@ -24,8 +24,8 @@ impl SessionEndpoint {
     }
 }
 
-impl Endpoint for SessionEndpoint {
-    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<Body> {
+impl ConnectionHandler for SessionEndpoint {
+    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<FileSlice> {
         let (mut locked, mut lent) = (self.session.lock(), None);
         let inner = &mut *locked;
         loop {
@@ -53,7 +53,7 @@ impl Endpoint for SessionEndpoint {
         lent
     }
 
-    fn not_moved(&mut self, transfer: TransferId, reason: RequestError) {
+    fn body_failed(&mut self, transfer: TransferId, reason: RequestError) {
         let mut inner = self.session.lock();
         inner.state.outlets.remove(transfer);
         // Over only if the server has refused the blob meanwhile.

@@ -2,10 +2,10 @@
 //! callbacks, blobs go from and to the cache. A transport adds bytes, and turns callbacks into what its users await.
 //!
 //! [`Session`] makes calls, on one connection after the other; [`Transaction`] is one transaction with the files that it
-//! stores; [`Endpoint`] is one connection, which the transport drives. When it was lost the session says whom to call
+//! stores; [`ConnectionHandler`] is one connection, which the transport drives. When it was lost the session says whom to call
 //! next ([`Session::next_dial`]), and goes on with all that was under way.
 //!
-//! [`Endpoint`]: crate::io::Endpoint
+//! [`ConnectionHandler`]: crate::io::ConnectionHandler
 
 mod api_macros;
 mod blob_source;
@@ -25,6 +25,6 @@ pub use blob_source::BlobSource;
 pub use dial::{Addresses, ConnectionEvent, Dial, Reconnect};
 pub use error::{CallError, Completion, ConnectError};
 pub use handler::SessionEndpoint;
-pub use notifications::{Told, Unheard};
+pub use notifications::{Coalesce, NotificationQueue};
 pub use session::{ClientConfig, Invalidation, Listener, Session, Watcher};
 pub use transaction::{Transaction, VoteError};

@@ -11,7 +11,7 @@ use crate::client::session::Invalidation;
 const MOST: usize = 100_000;
 
 /// What can be told, and squeezed where too much of it waits.
-pub trait Told: Clone {
+pub trait Coalesce: Clone {
     /// How much room it takes.
     fn weight(&self) -> usize;
 
@@ -19,7 +19,7 @@ pub trait Told: Clone {
     fn squeeze(waiting: &mut VecDeque<Self>);
 }
 
-impl Told for Invalidation {
+impl Coalesce for Invalidation {
     fn weight(&self) -> usize {
         8 + self.oids.as_ref().map_or(0, |oids| oids.len())
     }
@@ -31,7 +31,7 @@ impl Told for Invalidation {
     }
 }
 
-impl Told for ConnectionEvent {
+impl Coalesce for ConnectionEvent {
     fn weight(&self) -> usize {
         100
     }
@@ -44,7 +44,7 @@ impl Told for ConnectionEvent {
 
 /// What was told and is not heard yet, in order. Clones are the same.
 #[derive(Debug)]
-pub struct Unheard<T>(Arc<Mutex<Waiting<T>>>);
+pub struct NotificationQueue<T>(Arc<Mutex<Waiting<T>>>);
 
 #[derive(Debug)]
 struct Waiting<T> {
@@ -52,19 +52,19 @@ struct Waiting<T> {
     weight: usize,
 }
 
-impl<T> Clone for Unheard<T> {
-    fn clone(&self) -> Unheard<T> {
-        Unheard(self.0.clone())
+impl<T> Clone for NotificationQueue<T> {
+    fn clone(&self) -> NotificationQueue<T> {
+        NotificationQueue(self.0.clone())
     }
 }
 
-impl<T> Default for Unheard<T> {
-    fn default() -> Unheard<T> {
-        Unheard(Arc::new(Mutex::new(Waiting { told: VecDeque::new(), weight: 0 })))
+impl<T> Default for NotificationQueue<T> {
+    fn default() -> NotificationQueue<T> {
+        NotificationQueue(Arc::new(Mutex::new(Waiting { told: VecDeque::new(), weight: 0 })))
     }
 }
 
-impl<T: Told> Unheard<T> {
+impl<T: Coalesce> NotificationQueue<T> {
     /// Tells something.
     pub fn tell(&self, what: &T) {
         let mut waiting = self.lock();
@@ -99,13 +99,13 @@ mod tests {
         Invalidation { tid: Tid(tid), oids: Some(vec![Oid(tid); oids].into()) }
     }
 
-    fn heard(unheard: &Unheard<Invalidation>) -> Vec<Invalidation> {
+    fn heard(unheard: &NotificationQueue<Invalidation>) -> Vec<Invalidation> {
         std::iter::from_fn(|| unheard.hear()).collect()
     }
 
     #[test]
     fn what_is_told_is_heard_in_order() {
-        let unheard = Unheard::default();
+        let unheard = NotificationQueue::default();
         let told: Vec<Invalidation> = (1..1000).map(|tid| commit(tid, 2)).collect();
         // Over and over: what was heard takes no room.
         for _ in 0..20 {
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn of_more_commits_than_can_wait_it_is_told_that_everything_may_have_changed() {
-        let unheard = Unheard::default();
+        let unheard = NotificationQueue::default();
         for tid in 1..=1_000_000 {
             unheard.tell(&commit(tid, 3));
             let waiting = unheard.lock();
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_comes_and_goes_while_nobody_looks_is_forgotten_in_time() {
-        let unheard = Unheard::default();
+        let unheard = NotificationQueue::default();
         let event = |n: u64| ConnectionEvent::Connected { address: n.to_string() };
         (0..10_000).for_each(|n| unheard.tell(&event(n)));
         let heard: Vec<ConnectionEvent> = std::iter::from_fn(|| unheard.hear()).collect();

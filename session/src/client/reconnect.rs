@@ -15,7 +15,7 @@ use crate::client::dial::{ConnectionEvent, Dial};
 use crate::client::error::{CallError, Completion};
 use crate::client::session::Wake;
 use crate::client::state::{Ask, State, Waiter};
-use crate::io::{Ended, Outlets};
+use crate::io::{CloseReason, OutgoingTransfers};
 use blobferry_platform::os;
 
 /// An open transaction.
@@ -125,7 +125,7 @@ impl State {
     }
 
     /// The connection was lost, or has not come about.
-    pub(super) fn lost(&mut self, ended: &Ended, connected: bool) {
+    pub(super) fn lost(&mut self, ended: &CloseReason, connected: bool) {
         let reason = ended.to_string();
         if self.closed.is_some() {
             return;
@@ -146,7 +146,7 @@ impl State {
         let hopeless = self.dialer.lost(os::now(), connected);
         self.put_back();
         // Asked the same again, a server that has broken a rule would most likely do so again.
-        let breach = matches!(ended, Ended::Peer(error) if error.is_breach());
+        let breach = matches!(ended, CloseReason::Peer(error) if error.is_breach());
         if hopeless || breach {
             self.despair(reason);
         }
@@ -181,7 +181,7 @@ impl State {
                 self.wait_again(None, ask);
             }
         }
-        self.outlets = Outlets::default();
+        self.outlets = OutgoingTransfers::default();
         // The sinks ask for the rest of their blobs.
         self.inlets.abort_all();
         for to in self.collectors.take_all() {
@@ -332,8 +332,8 @@ fn was_done(ask: Ask) {
 }
 
 /// Would another connection end in the same way?
-fn is_final(ended: &Ended) -> bool {
-    let Ended::Peer(error) = ended else { return false };
+fn is_final(ended: &CloseReason) -> bool {
+    let CloseReason::Peer(error) = ended else { return false };
     match error {
         PeerError::Refused(refusal) => matches!(refusal, Refusal::Version { .. } | Refusal::Credentials),
         PeerError::BadMagic | PeerError::BadVersion(_) | PeerError::BadLimits(_) => true,
@@ -370,7 +370,7 @@ mod tests {
             answers
         };
         let answers = [sent(1, store), sent(2, Request::Commit { txn: TXN })];
-        state.lost(&Ended::Closed, true);
+        state.lost(&CloseReason::Closed, true);
         state.not_attached(TXN, &RequestError::NoSuchTransaction { txn: TXN });
         state.take_after().into_iter().for_each(|act| act());
         let Some(Ask::Call { request: Request::Outcome { .. }, done }) = state.waiting.pop_back() else {

@@ -16,7 +16,7 @@ use crate::client::download::Target;
 use crate::client::error::{CallError, Completion};
 use crate::client::handler::SessionEndpoint;
 use crate::client::state::{Ask, State};
-use crate::io::{Carrier, Ended, Report, Source};
+use crate::io::{CloseReason, ConnectionIo, SinkEvent, Source};
 use blobferry_cache::{Cache, CachedBlob, Claim, Follow};
 use blobferry_platform::pool::BlockingPool;
 use blobferry_platform::progress::OnProgress;
@@ -111,8 +111,8 @@ impl Session {
         &self,
         stream: &impl AsFd,
         wake: impl Fn() + Send + Sync + 'static,
-    ) -> io::Result<Carrier<SessionEndpoint>> {
-        Carrier::begin(stream, |now| self.converse(now, wake))
+    ) -> io::Result<ConnectionIo<SessionEndpoint>> {
+        ConnectionIo::begin(stream, |now| self.converse(now, wake))
     }
 
     /// The same without a stream, for who drives the endpoint with other means: it begins at the moment `now`.
@@ -270,7 +270,7 @@ impl Session {
 
     /// The connection was lost, or has not come about. What can go on with another does so, as soon as there is one:
     /// see [`next_dial`](Self::next_dial).
-    pub fn lost(&self, ended: &Ended) {
+    pub fn lost(&self, ended: &CloseReason) {
         let mut inner = self.lock();
         let connected = inner.state.is_alive() && inner.connection.is_connected();
         inner.state.lost(ended, connected);
@@ -350,15 +350,15 @@ impl Session {
     }
 
     /// A sink has got on. One of a connection before has nothing to say any more.
-    fn report(&self, era: u64, report: Report) {
+    fn report(&self, era: u64, report: SinkEvent) {
         let mut inner = self.lock();
         if inner.state.is_era(era) {
             match report {
-                Report::Stored { transfer, upto } => {
+                SinkEvent::Stored { transfer, upto } => {
                     // The transfer may be over, and the connection dead: then nobody needs to know.
                     let _ = inner.connection.stored(transfer, upto);
                 }
-                Report::Failed { transfer } => {
+                SinkEvent::Failed { transfer } => {
                     inner.state.inlets.remove(transfer);
                     if inner.connection.cancel(transfer.into()).is_err() {
                         inner.connection.discard(transfer);
@@ -396,7 +396,7 @@ pub(super) mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::io::Endpoint;
+    use crate::io::ConnectionHandler;
     use blobferry_cache::CacheConfig;
 
     /// A session with a cache of its own, on a connection that a server has welcomed.
@@ -427,7 +427,7 @@ pub(super) mod tests {
             session.load_blob(blob, None, Box::new(|_| {}));
         }
         let era = session.lock().state.era;
-        session.report(era, Report::Failed { transfer: RequestId(1).into() });
+        session.report(era, SinkEvent::Failed { transfer: RequestId(1).into() });
         let inner = session.lock();
         assert_eq!((inner.connection.downloads(), inner.state.waiting.len()), (1, 1));
     }

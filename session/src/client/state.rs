@@ -14,7 +14,7 @@ use crate::client::error::{CallError, Completion};
 use crate::client::memory_download::{Collected, Collectors, ToBytes};
 use crate::client::reconnect::Txn;
 use crate::client::session::{Inner, Invalidation, Listener, Wake, Watcher};
-use crate::io::{Inlets, Outlets, Report, Source};
+use crate::io::{IncomingTransfers, OutgoingTransfers, SinkEvent, Source};
 use blobferry_platform::pool::BlockingPool;
 
 /// Control bytes that may wait before calls have to.
@@ -33,10 +33,10 @@ pub(super) struct State {
     pub(super) waiters: BTreeMap<RequestId, Waiter>,
     /// The transactions that are open.
     pub(super) transactions: BTreeMap<TxnId, Txn>,
-    pub(super) inlets: Inlets,
+    pub(super) inlets: IncomingTransfers,
     /// Small blobs that come to memory: not through the inlets.
     pub(super) collectors: Collectors,
-    pub(super) outlets: Outlets,
+    pub(super) outlets: OutgoingTransfers,
     pub(super) last_tid: Tid,
     /// Who waits for the handshake.
     pub(super) greeters: Vec<Completion<()>>,
@@ -239,9 +239,9 @@ impl State {
             waiting: VecDeque::new(),
             waiters: BTreeMap::new(),
             transactions: BTreeMap::new(),
-            inlets: Inlets::new(workers, Arc::new(|_| {})),
+            inlets: IncomingTransfers::new(workers, Arc::new(|_| {})),
             collectors: Collectors::default(),
-            outlets: Outlets::default(),
+            outlets: OutgoingTransfers::default(),
             last_tid: Tid::ZERO,
             greeters: Vec::new(),
             listeners: Vec::new(),
@@ -257,8 +257,12 @@ impl State {
     }
 
     /// What arrives from here on is reported there.
-    pub(super) fn receive_with(&mut self, workers: &BlockingPool, report: Arc<dyn Fn(Report) + Send + Sync>) {
-        self.inlets = Inlets::new(workers, report);
+    pub(super) fn receive_with(
+        &mut self,
+        workers: &BlockingPool,
+        report: Arc<dyn Fn(SinkEvent) + Send + Sync>,
+    ) {
+        self.inlets = IncomingTransfers::new(workers, report);
     }
 
     /// Has something done as soon as the lock is free.
@@ -403,7 +407,7 @@ mod tests {
     use crate::client::dial::Addresses;
     use crate::client::handler::SessionEndpoint;
     use crate::client::session::{ClientConfig, Session};
-    use crate::io::Endpoint;
+    use crate::io::ConnectionHandler;
     use blobferry_cache::{Cache, CacheConfig};
 
     use super::*;

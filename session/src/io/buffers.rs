@@ -1,4 +1,4 @@
-//! The buffers between an [`Endpoint`] and a stream that is read and written without waiting.
+//! The buffers between an [`ConnectionHandler`] and a stream that is read and written without waiting.
 //!
 //! What is read is handed on as [`Bytes`], and may be held for a while by whoever writes it to a disk. Large buffers
 //! come back when they are let go, because new memory for each would cost more than the reading. A connection that is
@@ -17,7 +17,7 @@ use nix::sys::socket::SetSockOpt;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
-use crate::io::{Body, Endpoint};
+use crate::io::{ConnectionHandler, FileSlice};
 use blobferry_platform::aligned_buf::AlignedBuf;
 
 /// Bytes that are taken from the endpoint before they are written: one chunk of payload, and small messages
@@ -44,7 +44,7 @@ const CALLERS: i32 = 4096;
 ///
 /// # Errors
 /// The system's.
-pub fn widen_door(listener: &impl AsFd) -> io::Result<()> {
+pub fn set_accept_backlog(listener: &impl AsFd) -> io::Result<()> {
     socket2::SockRef::from(listener).listen(CALLERS)
 }
 
@@ -100,7 +100,7 @@ impl Clock {
 
 /// Why a connection has ended.
 #[derive(Debug, thiserror::Error)]
-pub enum Ended {
+pub enum CloseReason {
     /// Everything that was to be said was said.
     #[error("the conversation was over")]
     Finished,
@@ -118,15 +118,15 @@ pub enum Ended {
     Peer(#[from] PeerError),
 }
 
-impl Ended {
+impl CloseReason {
     /// Tells the operator, as loudly as it deserves.
     pub fn log(&self, peer: impl std::fmt::Display) {
         match self {
-            Ended::Finished | Ended::Closed | Ended::Stopped => {
+            CloseReason::Finished | CloseReason::Closed | CloseReason::Stopped => {
                 tracing::debug!(%peer, ended = %self, "connection ended")
             }
-            Ended::Stream(_) => tracing::info!(%peer, ended = %self, "connection lost"),
-            Ended::Peer(_) => tracing::warn!(%peer, ended = %self, "connection closed"),
+            CloseReason::Stream(_) => tracing::info!(%peer, ended = %self, "connection lost"),
+            CloseReason::Peer(_) => tracing::warn!(%peer, ended = %self, "connection closed"),
         }
     }
 }
@@ -136,7 +136,7 @@ impl Ended {
 pub(super) struct Output {
     bytes: Vec<u8>,
     written: usize,
-    body: Option<Body>,
+    body: Option<FileSlice>,
 }
 
 /// Does something with a socket if that is writable, and remembers if it is not any more: then that gives
@@ -155,11 +155,11 @@ impl Output {
     /// The stream's.
     pub(super) fn write(
         &mut self,
-        endpoint: &mut (impl Endpoint + ?Sized),
+        endpoint: &mut (impl ConnectionHandler + ?Sized),
         now: Time,
         socket: &impl AsFd,
         attempt: Attempt<'_>,
-    ) -> Result<usize, Ended> {
+    ) -> Result<usize, CloseReason> {
         let mut written = 0;
         loop {
             if self.is_empty() {
@@ -192,7 +192,7 @@ impl Output {
     /// not be read either, zeros go in its place: the peer waits for so many bytes, and is told behind them.
     fn move_body(
         &mut self,
-        endpoint: &mut (impl Endpoint + ?Sized),
+        endpoint: &mut (impl ConnectionHandler + ?Sized),
         socket: &impl AsFd,
         attempt: Attempt<'_>,
     ) -> io::Result<usize> {
@@ -211,7 +211,7 @@ impl Output {
             if let Err(reason) = body.read(&mut self.bytes) {
                 self.bytes.clear();
                 self.bytes.resize(usize::try_from(body.left()).unwrap_or(usize::MAX), 0);
-                endpoint.not_moved(body.transfer(), reason);
+                endpoint.body_failed(body.transfer(), reason);
             }
         }
         if refused || body.left() == 0 {
@@ -249,10 +249,10 @@ impl Input {
     /// The stream's end or failure, or the rule that the peer broke.
     pub(super) fn read(
         &mut self,
-        endpoint: &mut (impl Endpoint + ?Sized),
+        endpoint: &mut (impl ConnectionHandler + ?Sized),
         now: Time,
         mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
-    ) -> Result<usize, Ended> {
+    ) -> Result<usize, CloseReason> {
         let (bytes, n, full) = if self.busy {
             let mut lent = Lent { buffer: self.spare.take(), spare: self.spare.clone() };
             let Some(n) = once(&mut lent.buffer, &mut read)? else { return Ok(0) };
@@ -284,14 +284,14 @@ impl Input {
     }
 
     /// Has the kernel not tell of anything, or tell again of what is there, too.
-    pub(super) fn hush(&mut self, socket: &impl AsFd, hushed: bool, due: impl FnOnce() -> u64) {
+    pub(super) fn suppress_readiness(&mut self, socket: &impl AsFd, hushed: bool, due: impl FnOnce() -> u64) {
         if std::mem::replace(&mut self.hushed, hushed) != hushed {
             self.mark(socket, due);
         }
     }
 
     /// May so much be there as the kernel would tell of, where it does not?
-    pub(super) fn is_there(&self, socket: &impl AsFd, due: u64) -> bool {
+    pub(super) fn has_input(&self, socket: &impl AsFd, due: u64) -> bool {
         let due = due.clamp(1, LARGE as u64);
         // Else one read tells as well.
         !self.hushed || rustix::io::ioctl_fionread(socket).is_ok_and(|there| there >= due)
@@ -313,10 +313,10 @@ impl Input {
 fn once(
     buffer: &mut [u8],
     mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
-) -> Result<Option<usize>, Ended> {
+) -> Result<Option<usize>, CloseReason> {
     loop {
         return match read(buffer) {
-            Ok(0) => Err(Ended::Closed),
+            Ok(0) => Err(CloseReason::Closed),
             Ok(n) => Ok(Some(n)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -373,17 +373,17 @@ mod tests {
     use blobferry_protocol::{RequestError, Slice, TransferId};
 
     use super::*;
-    use crate::io::{Outlets, Source};
+    use crate::io::{OutgoingTransfers, Source};
 
     /// Notes what it is told was not moved.
     #[derive(Default)]
-    struct Told(Vec<RequestError>);
+    struct Coalesce(Vec<RequestError>);
 
-    impl Endpoint for Told {
-        fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize, _: bool) -> Option<Body> {
+    impl ConnectionHandler for Coalesce {
+        fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize, _: bool) -> Option<FileSlice> {
             None
         }
-        fn not_moved(&mut self, _: TransferId, reason: RequestError) {
+        fn body_failed(&mut self, _: TransferId, reason: RequestError) {
             self.0.push(reason);
         }
         fn receive(&mut self, _: Time, _: Bytes) -> Result<(), PeerError> {
@@ -412,18 +412,18 @@ mod tests {
 
     /// What is to be written of ten bytes that were lent of a file, which has so many when they are moved, to where the
     /// kernel moves nothing.
-    fn moved_where_that_is_refused(len: u64) -> (Vec<u8>, Told, bool) {
+    fn moved_where_that_is_refused(len: u64) -> (Vec<u8>, Coalesce, bool) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, b"0123456789abcdef").unwrap();
-        let (transfer, mut outlets) = (TransferId(1), Outlets::default());
+        let (transfer, mut outlets) = (TransferId(1), OutgoingTransfers::default());
         outlets.insert(transfer, Source::file(File::open(&path).unwrap(), 16));
         let body = outlets.give(Slice { transfer, offset: 2, len: 10 }, &mut Vec::new(), true).unwrap();
         File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
 
         // Nothing can be moved to the end of a file, wherever that is.
         let end = File::options().append(true).create(true).open(dir.path().join("end")).unwrap();
-        let (mut output, mut told) = (Output { body, ..Output::default() }, Told::default());
+        let (mut output, mut told) = (Output { body, ..Output::default() }, Coalesce::default());
         output.move_body(&mut told, &end, &mut |attempt| attempt()).unwrap();
         (output.bytes, told, output.body.is_none())
     }
@@ -448,7 +448,7 @@ mod tests {
     #[test]
     fn a_crowd_can_wait_at_the_door_before_anybody_is_let_in() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        widen_door(&listener).unwrap();
+        set_accept_backlog(&listener).unwrap();
         let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
         let most = most.map_or(128, |most| most.trim().parse().unwrap());
         let address = listener.local_addr().unwrap();

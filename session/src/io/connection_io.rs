@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 use blobferry_protocol::Time;
 
 use crate::io::buffers::{Clock, Input, Output, shut, tune};
-use crate::io::{Ended, Endpoint};
+use crate::io::{CloseReason, ConnectionHandler};
 use blobferry_platform::spin::AdaptiveSpin;
 
-/// An [`Endpoint`] with its buffers and its clock. Idle, it holds no buffer.
+/// An [`ConnectionHandler`] with its buffers and its clock. Idle, it holds no buffer.
 ///
 /// A transport calls, whenever it likes, [`write`](Self::write) (after everything else, too: there may be an answer),
 /// [`read`](Self::read) while the stream is readable and [`wants_input`](Self::wants_input), and
 /// [`timeout`](Self::timeout) at the [`deadline`](Self::deadline), until one of them says how the connection has ended. While
-/// there is nothing to do it asks whether to [look again](Self::looks_again) before it sleeps.
+/// there is nothing to do it asks whether to [look again](Self::should_spin) before it sleeps.
 #[derive(Debug)]
-pub struct Carrier<E> {
+pub struct ConnectionIo<E> {
     endpoint: E,
     clock: Clock,
     input: Input,
@@ -45,18 +45,18 @@ const LITTLE: usize = 32 << 10;
 /// How often little may be moved beside something larger: its credit.
 const FEW: u8 = 8;
 
-impl<E: Endpoint> Carrier<E> {
+impl<E: ConnectionHandler> ConnectionIo<E> {
     /// Tunes the stream's socket, starts the clock, and makes the endpoint.
     ///
     /// # Errors
     /// The socket can not be tuned.
-    pub fn begin(stream: &impl AsFd, endpoint: impl FnOnce(Time) -> E) -> io::Result<Carrier<E>> {
+    pub fn begin(stream: &impl AsFd, endpoint: impl FnOnce(Time) -> E) -> io::Result<ConnectionIo<E>> {
         tune(stream)?;
         let clock = Clock::start();
         let endpoint = endpoint(clock.now());
         let (input, output, looking) = (Input::default(), Output::default(), AdaptiveSpin::default());
         let (moved, large, trifles, leaving) = (0, false, 0, None);
-        Ok(Carrier { endpoint, clock, input, output, moved, looking, large, trifles, leaving })
+        Ok(ConnectionIo { endpoint, clock, input, output, moved, looking, large, trifles, leaving })
     }
 
     /// The endpoint.
@@ -72,12 +72,12 @@ impl<E: Endpoint> Carrier<E> {
     /// that gives [`ErrorKind::WouldBlock`], as do attempts that are not made.
     ///
     /// # Errors
-    /// The connection has ended: [`Ended::Peer`] if the peer does not read what is said.
+    /// The connection has ended: [`CloseReason::Peer`] if the peer does not read what is said.
     pub fn write(
         &mut self,
         socket: &impl AsFd,
         mut attempt: impl FnMut(&mut dyn FnMut() -> io::Result<usize>) -> io::Result<usize>,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), CloseReason> {
         if self.leaving.is_some() {
             return Ok(());
         }
@@ -91,7 +91,7 @@ impl<E: Endpoint> Carrier<E> {
             None if self.output.is_empty() && self.endpoint.is_finished() => {
                 self.leaving = Some(Instant::now() + LEAVE);
                 // A peer that has closed it already is gone all the sooner.
-                shut(socket).map_err(|_| Ended::Finished)
+                shut(socket).map_err(|_| CloseReason::Finished)
             }
             None => Ok(()),
         }
@@ -107,12 +107,15 @@ impl<E: Endpoint> Carrier<E> {
     ///
     /// # Errors
     /// The connection has ended.
-    pub fn read(&mut self, mut read: impl FnMut(&mut [u8]) -> io::Result<usize>) -> Result<bool, Ended> {
+    pub fn read(
+        &mut self,
+        mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
+    ) -> Result<bool, CloseReason> {
         if self.leaving.is_some() {
             return match read(&mut [0; 4096]) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
                 Err(error) if error.kind() == ErrorKind::Interrupted => Ok(true),
-                Ok(0) | Err(_) => Err(Ended::Finished),
+                Ok(0) | Err(_) => Err(CloseReason::Finished),
                 Ok(_) => Ok(true),
             };
         }
@@ -123,7 +126,7 @@ impl<E: Endpoint> Carrier<E> {
 
     /// There is nothing to do: whether the transport should look at the stream once more, and let others go first, before
     /// it sleeps. While a large blob is moved the next piece of it will be there sooner than a thread wakes.
-    pub fn looks_again(&mut self) -> bool {
+    pub fn should_spin(&mut self) -> bool {
         let moved = std::mem::take(&mut self.moved);
         if moved > 0 {
             self.looking.found();
@@ -134,15 +137,15 @@ impl<E: Endpoint> Carrier<E> {
         self.large
     }
 
-    /// Has the kernel tell of nothing that arrives, while the transport [asks](Self::is_there) for it: a runtime with several
+    /// Has the kernel tell of nothing that arrives, while the transport [asks](Self::has_input) for it: a runtime with several
     /// threads would have one woken for it. To be ended before the transport sleeps.
-    pub fn hush(&mut self, socket: &impl AsFd, hushed: bool) {
-        self.input.hush(socket, hushed, || self.endpoint.payload_due());
+    pub fn suppress_readiness(&mut self, socket: &impl AsFd, hushed: bool) {
+        self.input.suppress_readiness(socket, hushed, || self.endpoint.payload_due());
     }
 
     /// Whether a read is worth trying, as far as the socket can tell: of the end of the stream the kernel tells always.
-    pub fn is_there(&self, socket: &impl AsFd) -> bool {
-        self.input.is_there(socket, self.endpoint.payload_due())
+    pub fn has_input(&self, socket: &impl AsFd) -> bool {
+        self.input.has_input(socket, self.endpoint.payload_due())
     }
 
     /// May more be read now? While not, what has arrived is being worked off, and the endpoint's wake-up tells when
@@ -163,9 +166,9 @@ impl<E: Endpoint> Carrier<E> {
     ///
     /// # Errors
     /// The connection has ended: the peer is gone, or has taken too long to close its end.
-    pub fn timeout(&mut self, socket: &impl AsFd) -> Result<(), Ended> {
+    pub fn timeout(&mut self, socket: &impl AsFd) -> Result<(), CloseReason> {
         if let Some(until) = self.leaving {
-            return if Instant::now() < until { Ok(()) } else { Err(Ended::Finished) };
+            return if Instant::now() < until { Ok(()) } else { Err(CloseReason::Finished) };
         }
         if self.input.has_mark() && self.endpoint.wants_input() {
             self.read(|buffer| Ok(rustix::io::read(socket, buffer)?))?;
@@ -185,7 +188,7 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
-    use crate::io::Body;
+    use crate::io::FileSlice;
 
     /// Expects payload, and notes what happens to it.
     #[derive(Default)]
@@ -194,11 +197,11 @@ mod tests {
         happened: Vec<String>,
     }
 
-    impl Endpoint for Receiver {
-        fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize, _: bool) -> Option<Body> {
+    impl ConnectionHandler for Receiver {
+        fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize, _: bool) -> Option<FileSlice> {
             None
         }
-        fn not_moved(&mut self, _: TransferId, _: RequestError) {}
+        fn body_failed(&mut self, _: TransferId, _: RequestError) {}
         fn receive(&mut self, _: Time, bytes: Bytes) -> Result<(), PeerError> {
             self.due = self.due.saturating_sub(bytes.len() as u64);
             self.happened.push(format!("{} bytes", bytes.len()));
@@ -227,13 +230,13 @@ mod tests {
     }
 
     /// A stream that is not waited for, the carrier of a blob of `size` bytes that comes from there, and where it comes from.
-    fn receiver(size: u64) -> (TcpStream, Carrier<Receiver>, TcpStream) {
+    fn receiver(size: u64) -> (TcpStream, ConnectionIo<Receiver>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let stream = listener.accept().unwrap().0;
         stream.set_nonblocking(true).unwrap();
         let endpoint = Receiver { due: size, ..Receiver::default() };
-        let carrier = Carrier::begin(&stream, |_| endpoint).unwrap();
+        let carrier = ConnectionIo::begin(&stream, |_| endpoint).unwrap();
         (stream, carrier, peer)
     }
 
@@ -252,7 +255,7 @@ mod tests {
     }
 
     /// Has so many bytes of a blob arrive, and reads them in full flow.
-    fn flow(stream: &TcpStream, carrier: &mut Carrier<Receiver>, peer: &mut TcpStream, size: usize) {
+    fn flow(stream: &TcpStream, carrier: &mut ConnectionIo<Receiver>, peer: &mut TcpStream, size: usize) {
         send(stream, peer, size);
         let due = carrier.endpoint().due - size as u64;
         while carrier.endpoint().due > due {
@@ -262,7 +265,7 @@ mod tests {
     }
 
     /// What a transport does when it was told that there is something to read.
-    fn turn(stream: &TcpStream, carrier: &mut Carrier<Receiver>) {
+    fn turn(stream: &TcpStream, carrier: &mut ConnectionIo<Receiver>) {
         carrier.read(|buffer| { stream }.read(buffer)).unwrap();
         carrier.write(stream, |write| write()).unwrap();
     }
@@ -285,20 +288,20 @@ mod tests {
     #[test]
     fn a_kernel_that_is_hushed_answers_who_asks_and_tells_of_what_is_there_when_it_may() {
         let (stream, mut carrier, mut peer) = receiver(0);
-        carrier.hush(&stream, true);
-        assert!(!carrier.is_there(&stream));
+        carrier.suppress_readiness(&stream, true);
+        assert!(!carrier.has_input(&stream));
         send(&stream, &mut peer, 10);
-        assert!(carrier.is_there(&stream) && !is_readable(&stream, 0));
-        carrier.hush(&stream, false);
+        assert!(carrier.has_input(&stream) && !is_readable(&stream, 0));
+        carrier.suppress_readiness(&stream, false);
         assert!(is_readable(&stream, 60));
         // Of payload, all that is due is waited for, by who looks, too.
         turn(&stream, &mut carrier);
         carrier.endpoint.due = 100;
-        carrier.hush(&stream, true);
+        carrier.suppress_readiness(&stream, true);
         send(&stream, &mut peer, 99);
-        assert!(!carrier.is_there(&stream));
+        assert!(!carrier.has_input(&stream));
         peer.write_all(&[1]).unwrap();
-        while !carrier.is_there(&stream) {
+        while !carrier.has_input(&stream) {
             std::thread::yield_now();
         }
     }
@@ -310,7 +313,7 @@ mod tests {
         drop(peer);
         assert!(is_readable(&stream, 60));
         let ended = carrier.read(|buffer| { &stream }.read(buffer));
-        assert!(matches!(ended, Err(Ended::Closed)), "{ended:?}");
+        assert!(matches!(ended, Err(CloseReason::Closed)), "{ended:?}");
     }
 
     #[test]
@@ -338,15 +341,15 @@ mod tests {
             assert!(is_readable(&stream, 60));
             turn(&stream, &mut carrier);
         }
-        assert!(!carrier.looks_again());
+        assert!(!carrier.should_spin());
         for _ in 0..3 {
             peer.write_all(&[1; MUCH]).unwrap();
             while carrier.moved < MUCH {
                 assert!(is_readable(&stream, 60));
                 turn(&stream, &mut carrier);
             }
-            assert!((0..1_000_000).any(|_| !carrier.looks_again()), "it looks for ever");
-            assert!(!carrier.looks_again());
+            assert!((0..1_000_000).any(|_| !carrier.should_spin()), "it looks for ever");
+            assert!(!carrier.should_spin());
         }
         // Small requests and their answers, one after the other behind something large.
         peer.write_all(&[1; MUCH]).unwrap();
@@ -354,12 +357,12 @@ mod tests {
             assert!(is_readable(&stream, 60));
             turn(&stream, &mut carrier);
         }
-        let mut looks = carrier.looks_again();
+        let mut looks = carrier.should_spin();
         for _ in 0..FEW {
             peer.write_all(&[1]).unwrap();
             assert!(is_readable(&stream, 60));
             turn(&stream, &mut carrier);
-            looks = carrier.looks_again();
+            looks = carrier.should_spin();
         }
         assert!(!looks);
     }

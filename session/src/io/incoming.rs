@@ -14,7 +14,7 @@ use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// A sink that fails says so itself to whoever waits for it, and answers `false`: the rest is dropped.
 pub trait Sink: Send {
     /// Does it take a blob of `size` bytes without waiting for a disk? Then it is called on the thread that receives
-    /// them, inside of [`Endpoint::receive`](super::Endpoint::receive): a thread's time costs more than so few bytes.
+    /// them, inside of [`ConnectionHandler::receive`](super::ConnectionHandler::receive): a thread's time costs more than so few bytes.
     fn is_quick(&self, _size: u64) -> bool {
         false
     }
@@ -30,7 +30,7 @@ pub trait Sink: Send {
 
 /// What an inlet reports, from any thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Report {
+pub enum SinkEvent {
     /// The sink has taken all bytes below this offset.
     Stored {
         /// The transfer.
@@ -46,9 +46,9 @@ pub enum Report {
 }
 
 /// The sinks of one connection.
-pub struct Inlets {
+pub struct IncomingTransfers {
     workers: BlockingPool,
-    report: Arc<dyn Fn(Report) + Send + Sync>,
+    report: Arc<dyn Fn(SinkEvent) + Send + Sync>,
     inlets: BTreeMap<TransferId, Inlet>,
 }
 
@@ -107,17 +107,17 @@ impl AsRef<[u8]> for Run {
     }
 }
 
-impl std::fmt::Debug for Inlets {
+impl std::fmt::Debug for IncomingTransfers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.inlets.keys()).finish()
     }
 }
 
-impl Inlets {
+impl IncomingTransfers {
     /// No sinks yet. `report` is called from the workers.
     #[must_use]
-    pub fn new(workers: &BlockingPool, report: Arc<dyn Fn(Report) + Send + Sync>) -> Inlets {
-        Inlets { workers: workers.clone(), report, inlets: BTreeMap::new() }
+    pub fn new(workers: &BlockingPool, report: Arc<dyn Fn(SinkEvent) + Send + Sync>) -> IncomingTransfers {
+        IncomingTransfers { workers: workers.clone(), report, inlets: BTreeMap::new() }
     }
 
     /// Whether there is none: nothing arrives.
@@ -185,7 +185,7 @@ impl Inlets {
         if inlet.is_quick {
             return inlet.lane.run_in_turn(move || {
                 attempt(&sink, &report, transfer, |sink| sink.write(&bytes));
-                report(Report::Stored { transfer, upto: offset + len });
+                report(SinkEvent::Stored { transfer, upto: offset + len });
             });
         }
         let mut waiting = lock(&inlet.waiting);
@@ -199,7 +199,7 @@ impl Inlets {
                 for (run, upto) in runs {
                     attempt(&sink, &report, transfer, |sink| sink.write(run.as_ref()));
                     drop(run);
-                    report(Report::Stored { transfer, upto });
+                    report(SinkEvent::Stored { transfer, upto });
                 }
             });
         }
@@ -219,7 +219,7 @@ fn take(slot: &Slot) -> Option<Box<dyn Sink>> {
 /// Lets a sink do something; where it fails, drops it and says so.
 fn attempt(
     slot: &Slot,
-    report: &Arc<dyn Fn(Report) + Send + Sync>,
+    report: &Arc<dyn Fn(SinkEvent) + Send + Sync>,
     transfer: TransferId,
     act: impl FnOnce(&mut dyn Sink) -> bool,
 ) {
@@ -228,7 +228,7 @@ fn attempt(
     if act(sink.as_mut()) {
         *lock(slot) = Some(sink);
     } else {
-        report(Report::Failed { transfer });
+        report(SinkEvent::Failed { transfer });
     }
 }
 
@@ -265,10 +265,11 @@ mod tests {
         }
     }
 
-    fn inlets() -> (Inlets, mpsc::Receiver<String>, mpsc::Receiver<Report>) {
+    fn inlets() -> (IncomingTransfers, mpsc::Receiver<String>, mpsc::Receiver<SinkEvent>) {
         let (report, reports) = mpsc::channel();
         let (tell, told) = mpsc::channel();
-        let mut inlets = Inlets::new(&BlockingPool::new(2), Arc::new(move |what| report.send(what).unwrap()));
+        let mut inlets =
+            IncomingTransfers::new(&BlockingPool::new(2), Arc::new(move |what| report.send(what).unwrap()));
         inlets.expect(T, Box::new(Teller(tell)));
         inlets.event(TransferEvent::Started { transfer: T, from: 0, end: 3, size: 3, digest: None });
         (inlets, told, reports)
@@ -277,7 +278,7 @@ mod tests {
     #[test]
     fn a_sink_is_told_everything_in_order_and_what_it_took_is_reported() {
         let (mut inlets, told, reports) = inlets();
-        let stored = |upto| Report::Stored { transfer: T, upto };
+        let stored = |upto| SinkEvent::Stored { transfer: T, upto };
         inlets.payload(slice(0, 2), Bytes::from_static(b"ab"));
         assert_eq!(reports.recv().unwrap(), stored(2));
         inlets.payload(slice(2, 1), Bytes::from_static(b"c"));
@@ -296,7 +297,7 @@ mod tests {
         let workers = BlockingPool::new(1);
         let (go, wait) = mpsc::channel::<()>();
         workers.run(move || wait.recv().unwrap());
-        let mut inlets = Inlets::new(&workers, Arc::new(move |what| report.send(what).unwrap()));
+        let mut inlets = IncomingTransfers::new(&workers, Arc::new(move |what| report.send(what).unwrap()));
         inlets.expect(T, Box::new(Teller(tell)));
         inlets.event(TransferEvent::Started { transfer: T, from: 0, end: 4, size: 4, digest: None });
         inlets.payload(slice(0, 1), Bytes::from_static(b"a"));
@@ -304,8 +305,8 @@ mod tests {
         inlets.event(TransferEvent::Stopped { transfer: T, digest: Digest([0; 32]) });
         let told: Vec<String> = told.try_iter().collect();
         assert_eq!(told, ["start 0..4 of 4", "write a", "write bcd", "stop"]);
-        let reported: Vec<Report> = reports.try_iter().collect();
-        assert_eq!(reported, [1, 4].map(|upto| Report::Stored { transfer: T, upto }));
+        let reported: Vec<SinkEvent> = reports.try_iter().collect();
+        assert_eq!(reported, [1, 4].map(|upto| SinkEvent::Stored { transfer: T, upto }));
         go.send(()).unwrap();
     }
 
@@ -315,7 +316,7 @@ mod tests {
         let (tell, told) = mpsc::channel();
         let (go, wait) = mpsc::channel::<()>();
         workers.run(move || wait.recv().unwrap());
-        let mut inlets = Inlets::new(&workers, Arc::new(|_| {}));
+        let mut inlets = IncomingTransfers::new(&workers, Arc::new(|_| {}));
         inlets.expect(T, Box::new(Teller(tell)));
         let read = Bytes::from(vec![b'a'; 2 * WORTH]);
         for at in 0..3 * WORTH {
@@ -340,12 +341,12 @@ mod tests {
     fn a_sink_that_fails_is_told_nothing_more() {
         let (mut inlets, told, reports) = inlets();
         inlets.payload(slice(0, 1), Bytes::from_static(b"!"));
-        assert_eq!(reports.recv().unwrap(), Report::Failed { transfer: T });
+        assert_eq!(reports.recv().unwrap(), SinkEvent::Failed { transfer: T });
         inlets.payload(slice(1, 1), Bytes::from_static(b"x"));
         inlets.abort_all();
         drop(inlets);
         assert_eq!(told.iter().collect::<Vec<_>>(), ["start 0..3 of 3", "write !"]);
-        assert!(reports.iter().all(|report| matches!(report, Report::Stored { .. })));
+        assert!(reports.iter().all(|report| matches!(report, SinkEvent::Stored { .. })));
     }
 
     #[test]

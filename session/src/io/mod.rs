@@ -15,21 +15,21 @@ use blobferry_protocol::{PeerError, RequestError, Time, TransferId};
 use bytes::Bytes;
 
 pub use blobferry_platform::progress::{OnProgress, Progress};
-pub use buffers::{Ended, widen_door};
-pub use connection_io::Carrier;
-pub use incoming::{Inlets, Report, Sink};
-pub use outgoing::{Body, Drained, Outlets, Source};
+pub use buffers::{CloseReason, set_accept_backlog};
+pub use connection_io::ConnectionIo;
+pub use incoming::{IncomingTransfers, Sink, SinkEvent};
+pub use outgoing::{Drained, FileSlice, OutgoingTransfers, Source};
 
-/// One end of a connection, with everything behind it. A transport drives it through a [`Carrier`], and adds a socket,
+/// One end of a connection, with everything behind it. A transport drives it through a [`ConnectionIo`], and adds a socket,
 /// its readiness, and a timer.
-pub trait Endpoint {
+pub trait ConnectionHandler {
     /// Appends what is to be sent to `out` until that holds at least `enough` bytes or there is nothing to send now. With
     /// `lend`, it ends sooner where the next bytes lie in a file, and were hashed if they have to be: those are for the caller to
     /// move, right behind what is in `out`.
-    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<Body>;
+    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<FileSlice>;
 
     /// What was lent can not be read; zeros are sent in its place.
-    fn not_moved(&mut self, transfer: TransferId, reason: RequestError);
+    fn body_failed(&mut self, transfer: TransferId, reason: RequestError);
 
     /// Takes bytes that have arrived.
     ///

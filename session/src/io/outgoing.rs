@@ -92,13 +92,13 @@ struct Kept {
 
 /// A slice of a file that is to go from there to a socket, and what is left of it.
 #[derive(Debug)]
-pub struct Body {
+pub struct FileSlice {
     file: Arc<File>,
     slice: Slice,
     kept: Option<Arc<Kept>>,
 }
 
-impl Body {
+impl FileSlice {
     /// The transfer.
     #[must_use]
     pub fn transfer(&self) -> TransferId {
@@ -217,9 +217,9 @@ impl Source {
     }
 
     /// Lends what is in a file.
-    fn lend(&mut self, slice: Slice) -> Result<Option<Body>, RequestError> {
+    fn lend(&mut self, slice: Slice) -> Result<Option<FileSlice>, RequestError> {
         let SourceBytes::File(file) = &self.bytes else { return Ok(None) };
-        let body = Body { file: file.clone(), slice, kept: self.kept.clone() };
+        let body = FileSlice { file: file.clone(), slice, kept: self.kept.clone() };
         let looked = match &mut self.hashing {
             Some(hashing) => hashing.look_at(file, slice).map_err(|error| not_read(&error)),
             None => Ok(()),
@@ -314,12 +314,12 @@ pub struct Drained {
 
 /// The sources of one connection.
 #[derive(Debug, Default)]
-pub struct Outlets {
+pub struct OutgoingTransfers {
     outlets: BTreeMap<TransferId, Source>,
     drained: Vec<Drained>,
 }
 
-impl Outlets {
+impl OutgoingTransfers {
     /// Has the source of a transfer that has begun; it is kept until it is removed. One without bytes must not be inserted.
     pub fn insert(&mut self, transfer: TransferId, source: Source) {
         self.outlets.insert(transfer, source);
@@ -345,7 +345,7 @@ impl Outlets {
         slice: Slice,
         into: &mut Vec<u8>,
         lend: bool,
-    ) -> Result<Option<Body>, RequestError> {
+    ) -> Result<Option<FileSlice>, RequestError> {
         let transfer = slice.transfer;
         let source = self.outlets.get_mut(&transfer);
         let source = source.ok_or_else(|| RequestError::Source { detail: "it is gone".into() })?;
@@ -381,12 +381,12 @@ mod tests {
         Slice { transfer: T, offset, len }
     }
 
-    fn take(outlets: &mut Outlets, slice: Slice, into: &mut Vec<u8>) -> Result<(), RequestError> {
+    fn take(outlets: &mut OutgoingTransfers, slice: Slice, into: &mut Vec<u8>) -> Result<(), RequestError> {
         outlets.give(slice, into, false).map(|lent| assert!(lent.is_none()))
     }
 
-    fn outlets(source: Source) -> Outlets {
-        let mut outlets = Outlets::default();
+    fn outlets(source: Source) -> OutgoingTransfers {
+        let mut outlets = OutgoingTransfers::default();
         outlets.insert(T, source);
         outlets
     }
@@ -418,7 +418,7 @@ mod tests {
     fn what_is_read_again_is_hashed_once() {
         let mut outlets = outlets(Source::memory(Bytes::from_static(b"hello world"), 11).hashed());
         take(&mut outlets, slice(0, 8), &mut Vec::new()).unwrap();
-        let mut again = Outlets::default();
+        let mut again = OutgoingTransfers::default();
         again.insert(T, outlets.take(T).unwrap());
         take(&mut again, slice(2, 3), &mut Vec::new()).unwrap();
         take(&mut again, slice(5, 6), &mut Vec::new()).unwrap();
@@ -476,7 +476,7 @@ mod tests {
     fn what_is_lent_is_hashed_once_and_looked_at_before_its_last_byte_is_given_out() {
         let bytes: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8).collect();
         let digest = Digest(*blake3::hash(&bytes).as_bytes());
-        let lend = |outlets: &mut Outlets, offset, len| {
+        let lend = |outlets: &mut OutgoingTransfers, offset, len| {
             outlets.give(slice(offset, len), &mut Vec::new(), true).map(|lent| lent.unwrap().left())
         };
         let (mut named, first) = file(&bytes);

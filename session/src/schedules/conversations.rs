@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::client;
 use crate::client::{Addresses, BlobSource, CallError, ClientConfig, Completion, Reconnect, VoteError};
-use crate::io::{Carrier, Ended, Endpoint};
+use crate::io::{CloseReason, ConnectionHandler, ConnectionIo};
 use blobferry_cache::{Cache, CacheConfig};
 use blobferry_platform::sync::{Arc, Condvar, Mutex, explore, mpsc, thread};
 use blobferry_protocol::{BlobId, BlobInfo, Digest, Oid, Outcome, Tid, Time, TxnMeta};
@@ -122,7 +122,7 @@ impl Stream {
     }
 
     /// What a transport does.
-    fn drive(&self, carrier: &mut Carrier<impl Endpoint>) -> Ended {
+    fn drive(&self, carrier: &mut ConnectionIo<impl ConnectionHandler>) -> CloseReason {
         // A carrier writes to a socket only: what it has written there is passed on at once.
         let (near, far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
@@ -133,7 +133,7 @@ impl Stream {
                 (Err(error), _) => return error.into(),
                 (Ok(_), Err(ended)) => return ended,
                 // Everything was said. Nobody waits here until the other end has closed, too.
-                (Ok(true), Ok(())) => return Ended::Finished,
+                (Ok(true), Ok(())) => return CloseReason::Finished,
                 (Ok(false), Ok(())) => {}
             }
             let read =
@@ -156,7 +156,7 @@ fn socket() -> OwnedFd {
 fn serve(service: &Service, stream: &Stream) {
     let bell = stream.from.bell.clone();
     let session = |now: Time| Session::new(service, now, move || bell.ring());
-    let mut carrier = Carrier::begin(&socket(), session).unwrap();
+    let mut carrier = ConnectionIo::begin(&socket(), session).unwrap();
     stream.drive(&mut carrier);
 }
 
@@ -167,11 +167,11 @@ fn connect(session: &client::Session, service: &Service, cuts: usize) {
         let (near, far) = Stream::pair();
         if attempt < cuts {
             let (near, far) = (near.to.clone(), near.from.clone());
-            let (is_there, session) = (mpsc::channel(), session.clone());
-            session.connected(Box::new(move |connected| _ = is_there.0.send(connected.is_ok())));
+            let (has_input, session) = (mpsc::channel(), session.clone());
+            session.connected(Box::new(move |connected| _ = has_input.0.send(connected.is_ok())));
             others.push(thread::spawn(move || {
                 // Who never was connected does not try again.
-                _ = is_there.1.recv();
+                _ = has_input.1.recv();
                 (0..3).for_each(|_| thread::yield_now());
                 near.end(Way::Cut);
                 far.end(Way::Cut);

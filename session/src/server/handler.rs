@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::io::{Body, Endpoint, Inlets, Outlets, Report};
+use crate::io::{ConnectionHandler, FileSlice, IncomingTransfers, OutgoingTransfers, SinkEvent};
 use blobferry_protocol::{
     PeerError, Phase, RequestError, RequestId, Slice, Time, TransferEvent, TransferId, TxnId, buffered,
     server,
@@ -33,8 +33,8 @@ pub(super) struct State {
     pub(super) service: Service,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) membership: Option<Membership>,
-    pub(super) inlets: Inlets,
-    pub(super) outlets: Outlets,
+    pub(super) inlets: IncomingTransfers,
+    pub(super) outlets: OutgoingTransfers,
     /// The blobs among what leaves that are sent as a whole, and what is known when that is done.
     pub(super) whole: BTreeMap<TransferId, Option<Proof>>,
     /// The transactions that were begun here or attached, some of which are over. What others have begun is none of its
@@ -72,11 +72,11 @@ impl Session {
         let post = mailbox.clone();
         let report = Arc::new(move |report| post.post(News::Inlet(report)));
         let state = State {
-            inlets: Inlets::new(service.workers(), report),
+            inlets: IncomingTransfers::new(service.workers(), report),
             service: service.clone(),
             mailbox,
             membership: None,
-            outlets: Outlets::default(),
+            outlets: OutgoingTransfers::default(),
             whole: BTreeMap::new(),
             begun: BTreeMap::new(),
             replaced: false,
@@ -92,8 +92,8 @@ impl Session {
     }
 }
 
-impl Endpoint for Session {
-    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<Body> {
+impl ConnectionHandler for Session {
+    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<FileSlice> {
         let before = out.len();
         loop {
             self.catch_up();
@@ -105,7 +105,7 @@ impl Endpoint for Session {
         }
     }
 
-    fn not_moved(&mut self, transfer: TransferId, reason: RequestError) {
+    fn body_failed(&mut self, transfer: TransferId, reason: RequestError) {
         self.state.service.counters().damage(&reason);
         self.state.outlets.remove(transfer);
         self.state.whole.remove(&transfer);
@@ -198,7 +198,7 @@ impl Session {
         self.state.events(&mut self.connection);
     }
 
-    fn say(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<Body> {
+    fn say(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<FileSlice> {
         let State { outlets, service, whole, .. } = &mut self.state;
         let mut lent = None;
         buffered::transmit(&mut self.connection, now, out, enough, |slice, into| {
@@ -293,11 +293,11 @@ impl State {
                 let _ = connection.reply(id, reply);
             }
             News::Replaced => self.replaced = true,
-            News::Inlet(Report::Stored { transfer, upto }) => {
+            News::Inlet(SinkEvent::Stored { transfer, upto }) => {
                 // The transfer may be over meanwhile.
                 let _ = connection.stored(transfer, upto);
             }
-            News::Inlet(Report::Failed { transfer }) => {
+            News::Inlet(SinkEvent::Failed { transfer }) => {
                 self.inlets.remove(transfer);
                 connection.discard(transfer);
             }

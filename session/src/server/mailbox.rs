@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::io::Report;
+use crate::io::SinkEvent;
 use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use blobferry_protocol::{Oid, Reply, RequestError, RequestId, Tid};
 
@@ -20,7 +20,7 @@ pub(super) enum News {
     /// The client goes on with a transaction elsewhere.
     Replaced,
     /// A sink has got on.
-    Inlet(Report),
+    Inlet(SinkEvent),
     /// A transaction was committed.
     Committed { tid: Tid, oids: Arc<[Oid]> },
 }

@@ -1,7 +1,7 @@
 //! A server without sockets: conversations answered from a [`Store`](blobferry_store::Store).
 //!
 //! [`Service`] is what all connections of a server share; [`Session`] is one of them, which a transport drives as an
-//! [`Endpoint`](crate::io::Endpoint). The store's work is done by
+//! [`ConnectionHandler`](crate::io::ConnectionHandler). The store's work is done by
 //! [`BlockingPool`](blobferry_platform::pool::BlockingPool), its results come back through a mailbox, and the transport is woken
 //! to fetch them. What is small, and syncs nothing, is done on the thread that drives the session, as long as the disk is
 //! not asked: see `pace`.

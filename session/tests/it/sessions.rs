@@ -8,7 +8,7 @@ use blobferry_protocol::{
     BlobId, Config, Deadline, Digest, Oid, PeerError, Phase, Reply, Request, RequestError, RequestId, Slice,
     Tid, Time, TransferEvent, TransferId, TxnId, TxnMeta, UsageError, buffered, client,
 };
-use blobferry_session::io::Endpoint;
+use blobferry_session::io::ConnectionHandler;
 use blobferry_session::server::{ServerConfig, Service, Session};
 use blobferry_store::{ModelStore, Store, StoreConfig};
 use bytes::Bytes;

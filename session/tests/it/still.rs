@@ -16,7 +16,7 @@ use blobferry_protocol::{
     Config, Digest, Oid, Reply, Request, RequestError, RequestId, Tid, Time, TransferEvent, TxnId, TxnMeta,
     buffered, client,
 };
-use blobferry_session::io::Endpoint;
+use blobferry_session::io::ConnectionHandler;
 use blobferry_session::server::{ServerConfig, Service, Session};
 use blobferry_store::{EmbeddedStore, Store, StoreConfig};
 use bytes::Bytes;

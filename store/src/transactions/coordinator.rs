@@ -22,7 +22,7 @@ use crate::staging::Quota;
 use crate::store::{Done, Vote};
 use crate::transactions::group_commit::Gather;
 use crate::transactions::publisher::Bulletin;
-use crate::transactions::table::{Answer, Ballot, Desk, Ended, Errand, Job};
+use crate::transactions::table::{Answer, Ballot, CloseReason, Desk, Errand, Job};
 use crate::transactions::wakeups::Call;
 use crate::transactions::write_set::Changes;
 use blobferry_platform::sync::lock;
@@ -332,14 +332,14 @@ impl<B: Backend> Core<B> {
         Next::Now
     }
 
-    fn give_up(&self, txn: TxnId, ended: Ended) {
+    fn give_up(&self, txn: TxnId, ended: CloseReason) {
         tracing::warn!(%txn, reason = %ended.error(), "gave up a transaction");
         put_away(Some(ended));
     }
 }
 
 /// Puts away what has ended: outside of the desk, as it removes files, and tells who waits for it.
-fn put_away(ended: Option<Ended>) {
+fn put_away(ended: Option<CloseReason>) {
     if let Some(ended) = ended {
         ended.tell();
     }
@@ -379,7 +379,7 @@ impl Threads {
     /// Commits what is being finished, ends everything else, and waits for the threads.
     pub(crate) fn stop(&self) {
         let ended = self.office.at_desk(Desk::stop);
-        ended.into_iter().for_each(Ended::tell);
+        ended.into_iter().for_each(CloseReason::tell);
         let handles = std::mem::take(&mut *lock(&self.handles));
         for handle in handles {
             // The last owner may let go of the store in an answer that one of its threads gives.

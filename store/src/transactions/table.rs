@@ -126,12 +126,12 @@ pub(crate) enum Answer {
 
 /// A transaction that has ended without a commit, to be put away when the desk is unlocked: its files are removed.
 #[must_use]
-pub(crate) struct Ended {
+pub(crate) struct CloseReason {
     slot: Slot,
     error: RequestError,
 }
 
-impl Ended {
+impl CloseReason {
     /// Why.
     pub(crate) fn error(&self) -> &RequestError {
         &self.error
@@ -149,7 +149,7 @@ impl Ended {
 pub(crate) enum Errand {
     Check(Ballot),
     /// A deadline has passed.
-    GiveUp(TxnId, Ended),
+    GiveUp(TxnId, CloseReason),
     /// Nothing before this moment.
     Wait(Option<Duration>),
     Stop,
@@ -308,7 +308,7 @@ impl Desk {
         &mut self,
         txn: TxnId,
         done: Done<Outcome>,
-    ) -> Result<Option<Ended>, (Done<Outcome>, RequestError)> {
+    ) -> Result<Option<CloseReason>, (Done<Outcome>, RequestError)> {
         if self.stopping {
             return Err((done, RequestError::Stopping));
         }
@@ -335,7 +335,7 @@ impl Desk {
     }
 
     /// Ends a transaction that is not being finished. The store's `reason`, if it has one, is remembered.
-    pub(crate) fn end(&mut self, txn: TxnId, reason: Option<&str>) -> Option<Ended> {
+    pub(crate) fn end(&mut self, txn: TxnId, reason: Option<&str>) -> Option<CloseReason> {
         if matches!(self.open.get(&txn)?.state, State::Finishing) {
             return None;
         }
@@ -344,13 +344,13 @@ impl Desk {
     }
 
     /// The commit is visible: its locks are free.
-    pub(crate) fn committed(&mut self, txn: TxnId) -> Option<Ended> {
+    pub(crate) fn committed(&mut self, txn: TxnId) -> Option<CloseReason> {
         self.tally.commits += 1;
         self.remove(txn, "it is committed", false)
     }
 
     /// The commit has failed.
-    pub(crate) fn failed(&mut self, txn: TxnId, reason: &str) -> Option<Ended> {
+    pub(crate) fn failed(&mut self, txn: TxnId, reason: &str) -> Option<CloseReason> {
         self.tally.aborts += 1;
         self.remove(txn, reason, true)
     }
@@ -414,19 +414,19 @@ impl Desk {
     }
 
     /// Takes no more work, and ends all that is not being finished.
-    pub(crate) fn stop(&mut self) -> Vec<Ended> {
+    pub(crate) fn stop(&mut self) -> Vec<CloseReason> {
         self.stopping = true;
         let open: Vec<TxnId> = self.open.keys().copied().collect();
         open.into_iter().filter_map(|txn| self.end(txn, Some("the server is stopping"))).collect()
     }
 
     /// The deadline of a transaction has passed. A vote that waits is told which; later calls hear of it, too.
-    fn give_up(&mut self, txn: TxnId) -> Option<Ended> {
+    fn give_up(&mut self, txn: TxnId) -> Option<CloseReason> {
         if !matches!(self.open.get(&txn)?.state, State::Waiting { .. }) {
             return self.end(txn, Some("it was voted for, but not finished in time"));
         }
         let ended = self.end(txn, Some("its vote did not get its locks in time"))?;
-        Some(Ended { error: Deadline::Locks.passed(self.config.lock_timeout), ..ended })
+        Some(CloseReason { error: Deadline::Locks.passed(self.config.lock_timeout), ..ended })
     }
 
     /// The vote of a transaction whose turn has come, if it still waits for it.
@@ -450,7 +450,7 @@ impl Desk {
         self.open.get_mut(&txn).filter(|slot| Arc::ptr_eq(&slot.changes, changes))
     }
 
-    fn remove(&mut self, txn: TxnId, reason: &str, remember: bool) -> Option<Ended> {
+    fn remove(&mut self, txn: TxnId, reason: &str, remember: bool) -> Option<CloseReason> {
         let slot = self.open.remove(&txn)?;
         if let Some(deadline) = slot.state.deadline() {
             self.deadlines.remove(&(deadline, txn));
@@ -461,7 +461,7 @@ impl Desk {
         if remember {
             self.given_up.remember(txn, reason);
         }
-        Some(Ended { slot, error: RequestError::Aborted { txn, reason: reason.to_owned() } })
+        Some(CloseReason { slot, error: RequestError::Aborted { txn, reason: reason.to_owned() } })
     }
 
     fn unlock(&mut self, txn: TxnId) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use blobferry_protocol::Time;
 use blobferry_session::client;
-use blobferry_session::io::{Ended, Endpoint};
+use blobferry_session::io::{CloseReason, ConnectionHandler};
 use blobferry_session::server;
 use bytes::Bytes;
 use fastrand::Rng;
@@ -74,7 +74,7 @@ pub(super) enum Seat {
 }
 
 impl Seat {
-    fn endpoint(&mut self) -> &mut dyn Endpoint {
+    fn endpoint(&mut self) -> &mut dyn ConnectionHandler {
         match self {
             Seat::Client(endpoint) => endpoint,
             Seat::Server(session) => session.as_mut(),
@@ -107,7 +107,7 @@ pub(super) struct Driven {
     /// When it wants to be driven again, without anything happening.
     pub(super) again: Option<Duration>,
     /// Its connection is over for it.
-    pub(super) ended: Option<Ended>,
+    pub(super) ended: Option<CloseReason>,
     /// The other end has something to look at, at this moment.
     pub(super) other: Option<Duration>,
     /// A rule that was broken.
@@ -252,9 +252,9 @@ impl Connection {
         if let Some(error) = endpoint.error() {
             driven.ended = Some(error.into());
         } else if endpoint.is_finished() {
-            driven.ended = Some(Ended::Finished);
+            driven.ended = Some(CloseReason::Finished);
         } else if arriving.flying.is_empty() && arriving.closed.is_some_and(|at| at <= now) {
-            driven.ended = Some(Ended::Closed);
+            driven.ended = Some(CloseReason::Closed);
         }
         let next = [
             endpoint.poll_timeout().map(|at| self.begun + at.0),

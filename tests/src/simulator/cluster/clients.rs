@@ -10,7 +10,7 @@ use std::time::Duration;
 use blobferry_cache::{Cache, CacheConfig};
 use blobferry_protocol::Time;
 use blobferry_session::client::{Addresses, ClientConfig, Session};
-use blobferry_session::io::Ended;
+use blobferry_session::io::CloseReason;
 use blobferry_session::server;
 
 use super::{Cluster, Heard, Living, Process, SERVER};
@@ -145,7 +145,7 @@ impl Cluster {
         let reachable = self.server.as_ref().filter(|server| !server.leaving && self.partition <= now);
         let Some(server) = reachable else {
             let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-            self.world.run_as(pid, || session.lost(&Ended::Stream(refused)));
+            self.world.run_as(pid, || session.lost(&CloseReason::Stream(refused)));
             return self.dial_again(pid);
         };
         let number = self.made;

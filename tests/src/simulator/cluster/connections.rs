@@ -1,6 +1,6 @@
 //! The connections of the cluster: which end is driven when, and what becomes of one that is over.
 
-use blobferry_session::io::Ended;
+use blobferry_session::io::CloseReason;
 
 use super::{Cluster, visit};
 use crate::simulator::world::{End, Pid};
@@ -45,8 +45,8 @@ impl Cluster {
     }
 
     /// A connection is over for one of its ends.
-    pub(super) fn end_connection(&mut self, end: End, ended: &Ended) -> Result<(), String> {
-        if let Ended::Peer(error) = ended
+    pub(super) fn end_connection(&mut self, end: End, ended: &CloseReason) -> Result<(), String> {
+        if let CloseReason::Peer(error) = ended
             && error.is_breach()
         {
             return Err(format!(
