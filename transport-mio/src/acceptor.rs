@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use blobferry_session::io::{CloseReason, ConnectionIo};
-use blobferry_session::server::{Service, Session};
+use blobferry_session::server::{ServerCore, Session};
 use mio::net::{TcpListener, TcpStream};
 
 use crate::connection::Connection;
@@ -17,7 +17,7 @@ const AT_ONCE: usize = 64;
 /// A listener, and where its connections go.
 pub(crate) struct Door {
     pub(crate) listener: TcpListener,
-    pub(crate) service: Service,
+    pub(crate) service: ServerCore,
     pub(crate) loops: Vec<Remote<Session>>,
     /// Somebody may wait before it: known only when nobody did.
     pub(crate) knocked: bool,
@@ -103,7 +103,7 @@ mod tests {
             let mut listener = TcpListener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
             events.watch(&mut listener).unwrap();
             let store = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
-            let service = Service::new(store, ServerConfig::default());
+            let service = ServerCore::new(store, ServerConfig::default());
             let door = Door { listener, service, loops: vec![events.remote()], knocked: false, shut: None };
             let mut machine = client::Connection::new(Time::ZERO, Config::default(), b"");
             let mut hello = Vec::new();

@@ -28,7 +28,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blobferry_session::client::{Session, SessionEndpoint};
+use blobferry_session::client::{Handler, Session};
 use blobferry_session::io::CloseReason;
 use mio::net::TcpStream;
 use mio::{Events, Poll, Token, Waker};
@@ -50,7 +50,7 @@ pub(crate) struct Crew {
     poll: Mutex<Poller>,
     waker: Waker,
     /// `None` when it has ended.
-    connection: Mutex<Option<Connection<SessionEndpoint>>>,
+    connection: Mutex<Option<Connection<Handler>>>,
     state: Mutex<State>,
     /// The own thread is wanted.
     wanted: Condvar,
@@ -195,7 +195,7 @@ impl Crew {
     }
 
     /// Notes what has become of a connection, while it is locked. The kernel does not tell again what is left to do.
-    fn note(&self, connection: &Connection<SessionEndpoint>, done: Result<Then, CloseReason>) {
+    fn note(&self, connection: &Connection<Handler>, done: Result<Then, CloseReason>) {
         let deadline = connection.deadline();
         let mut state = self.state();
         let sooner = deadline.is_some_and(|new| state.deadline.is_none_or(|old| new < old));
@@ -276,7 +276,7 @@ impl Crew {
             if looked {
                 thread::yield_now();
             }
-            let wait = if looks && self.session.answers_soon() { spin::wait } else { Poll::poll };
+            let wait = if looks && self.session.expects_small_answer() { spin::wait } else { Poll::poll };
             self.turn(patience, wait);
             thread_context::lead_while(self, lead, || self.call_back());
         }

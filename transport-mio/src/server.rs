@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use blobferry_session::io::set_accept_backlog;
-use blobferry_session::server::{ServerConfig, Service, Session};
+use blobferry_session::server::{ServerConfig, ServerCore, Session};
 use blobferry_store::Store;
 use mio::net::TcpListener;
 
@@ -21,7 +21,7 @@ use crate::thread;
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    service: Service,
+    service: ServerCore,
     loops: Vec<Remote<Session>>,
     /// Ends when nobody is let in any more.
     door: Mutex<Receiver<()>>,
@@ -59,7 +59,7 @@ impl Server {
         let others = (1..loops).map(|_| Loop::new()).collect::<io::Result<Vec<_>>>()?;
         let remotes: Vec<_> = [&first].into_iter().chain(&others).map(Loop::remote).collect();
 
-        let service = Service::new(store, config);
+        let service = ServerCore::new(store, config);
         // From here on it is dropped where something fails, and ends what was started.
         let (open, door) = mpsc::channel();
         let mut server =

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use blobferry_cache::Cache;
 use blobferry_session::client::{
-    Addresses, CallError, ClientConfig, Completion, ConnectError, Session, SessionEndpoint,
+    Addresses, CallError, ClientConfig, Completion, ConnectError, Handler, Session,
 };
 use blobferry_session::io::{CloseReason, ConnectionIo};
 use tokio::net::TcpStream;
@@ -94,13 +94,13 @@ impl Drop for Inner {
 /// The task of a client: drives its connection, and makes another when that is lost.
 async fn run(
     mut stream: TcpStream,
-    mut carrier: ConnectionIo<SessionEndpoint>,
+    mut carrier: ConnectionIo<Handler>,
     session: Session,
     bell: Arc<Bell>,
     patience: Duration,
 ) {
     loop {
-        let ended = drive(&mut stream, &mut carrier, &bell, || session.answers_soon()).await;
+        let ended = drive(&mut stream, &mut carrier, &bell, || session.expects_small_answer()).await;
         drop(stream);
         session.lost(&ended);
         drop(carrier);
@@ -124,11 +124,7 @@ async fn call(address: &str, patience: Duration) -> io::Result<TcpStream> {
     timeout(patience, TcpStream::connect(address)).await.unwrap_or_else(|late| Err(late.into()))
 }
 
-fn connect(
-    session: &Session,
-    stream: &TcpStream,
-    bell: &Arc<Bell>,
-) -> io::Result<ConnectionIo<SessionEndpoint>> {
+fn connect(session: &Session, stream: &TcpStream, bell: &Arc<Bell>) -> io::Result<ConnectionIo<Handler>> {
     let ring = bell.clone();
     session.connect(stream, move || ring.ring())
 }

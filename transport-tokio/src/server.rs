@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use blobferry_session::io::{CloseReason, ConnectionIo, set_accept_backlog};
-use blobferry_session::server::{ServerConfig, Service, Session};
+use blobferry_session::server::{ServerConfig, ServerCore, Session};
 use blobferry_store::Store;
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::sync::watch;
@@ -18,7 +18,7 @@ use crate::wakeup::Bell;
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    service: Service,
+    service: ServerCore,
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
 }
@@ -36,7 +36,7 @@ impl Server {
         let listener = TcpListener::bind(addr).await?;
         set_accept_backlog(&listener)?;
         let address = listener.local_addr()?;
-        let service = Service::new(store, config);
+        let service = ServerCore::new(store, config);
         let (stop, stopped) = watch::channel(false);
         let accepting = tokio::spawn(accept(listener, service.clone(), stopped));
         Ok(Server { address, service, stop, accepting })
@@ -66,7 +66,7 @@ impl Drop for Server {
 }
 
 /// Accepts until it is told to stop, then waits for the connections to end.
-async fn accept(listener: TcpListener, service: Service, mut stop: watch::Receiver<bool>) {
+async fn accept(listener: TcpListener, service: ServerCore, mut stop: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -95,7 +95,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn serve(mut stream: TcpStream, peer: SocketAddr, service: Service) {
+async fn serve(mut stream: TcpStream, peer: SocketAddr, service: ServerCore) {
     let bell = Arc::new(Bell::default());
     let ended = match begin(&stream, &service, &bell) {
         Ok(mut carrier) => drive(&mut stream, &mut carrier, &bell, || false).await,
@@ -105,7 +105,11 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, service: Service) {
 }
 
 /// Begins a conversation; in a box, because a task has room for everything that is moved in it twice.
-fn begin(stream: &TcpStream, service: &Service, bell: &Arc<Bell>) -> io::Result<Box<ConnectionIo<Session>>> {
+fn begin(
+    stream: &TcpStream,
+    service: &ServerCore,
+    bell: &Arc<Bell>,
+) -> io::Result<Box<ConnectionIo<Session>>> {
     let ring = bell.clone();
     ConnectionIo::begin(stream, |now| Session::new(service, now, move || ring.ring())).map(Box::new)
 }

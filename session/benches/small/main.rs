@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blobferry_protocol::{BlobId, Digest, Oid, Tid, TxnId, TxnMeta};
-use blobferry_session::server::{ServerConfig, Service};
+use blobferry_session::server::{ServerConfig, ServerCore};
 use blobferry_store::{Done, EmbeddedStore, Store, StoreConfig};
 
 use self::pair::{Ask, Pair};
@@ -125,7 +125,7 @@ fn measure(
     newest: &Newest,
 ) -> Result<()> {
     static ROUND: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
-    let service = Service::new(store.clone(), ServerConfig::default());
+    let service = ServerCore::new(store.clone(), ServerConfig::default());
     let mut pair = Pair::connect(&service, vec![7; size]);
     let round = ROUND.fetch_add(1, std::sync::atomic::Ordering::Relaxed) << 32;
     let first = store.new_oids(callers as u32)?.0;

@@ -10,7 +10,7 @@ use blobferry_protocol::{
     buffered, client,
 };
 use blobferry_session::io::ConnectionHandler;
-use blobferry_session::server::{Service, Session};
+use blobferry_session::server::{Handler, ServerCore};
 use bytes::Bytes;
 
 /// A caller's next question.
@@ -23,7 +23,7 @@ pub(crate) enum Ask {
 /// A client and its server.
 pub(crate) struct Pair {
     client: client::Connection,
-    session: Session,
+    session: Handler,
     blob: Vec<u8>,
     digest: Digest,
     waiting: BTreeMap<RequestId, usize>,
@@ -35,9 +35,9 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    pub(crate) fn connect(service: &Service, blob: Vec<u8>) -> Pair {
+    pub(crate) fn connect(service: &ServerCore, blob: Vec<u8>) -> Pair {
         let driver = thread::current();
-        let session = Session::new(service, Time::ZERO, move || driver.unpark());
+        let session = Handler::new(service, Time::ZERO, move || driver.unpark());
         let client = client::Connection::new(Time::ZERO, Config::default(), b"");
         let digest = Digest(*blake3::hash(&blob).as_bytes());
         let (waiting, answered, up, start, took) =

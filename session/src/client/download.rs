@@ -7,27 +7,27 @@ use blobferry_protocol::{BlobId, Digest, RequestError};
 
 use crate::client::error::{CallError, Completion};
 use crate::client::session::Session;
-use crate::client::state::Ask;
+use crate::client::state::Queued;
 use crate::io::Sink;
 use blobferry_cache::{CacheError, CachedBlob, Download};
 use blobferry_platform::progress::{OnProgress, Progress};
 
 /// A blob on its way.
-pub(super) enum Target {
+pub(super) enum DownloadTarget {
     /// All of it, into the cache.
-    Cache(Box<ToCache>),
+    Cache(Box<CacheTarget>),
     /// A part of it, into memory.
-    Memory(Box<ToMemory>),
+    Memory(Box<MemoryTarget>),
 }
 
-pub(super) struct ToCache {
+pub(super) struct CacheTarget {
     session: Session,
     download: Download,
     progress: Option<OnProgress>,
     done: Completion<CachedBlob>,
 }
 
-pub(super) struct ToMemory {
+pub(super) struct MemoryTarget {
     session: Session,
     blob: BlobId,
     /// What is still to come.
@@ -36,14 +36,14 @@ pub(super) struct ToMemory {
     done: Completion<Vec<u8>>,
 }
 
-impl Target {
+impl DownloadTarget {
     pub(super) fn memory(
         session: Session,
         blob: BlobId,
         rest: Range<u64>,
         done: Completion<Vec<u8>>,
-    ) -> Target {
-        Target::Memory(Box::new(ToMemory { session, blob, rest, bytes: Vec::new(), done }))
+    ) -> DownloadTarget {
+        DownloadTarget::Memory(Box::new(MemoryTarget { session, blob, rest, bytes: Vec::new(), done }))
     }
 
     pub(super) fn cache(
@@ -51,24 +51,26 @@ impl Target {
         download: Download,
         progress: Option<OnProgress>,
         done: Completion<CachedBlob>,
-    ) -> Target {
-        Target::Cache(Box::new(ToCache { session, download, progress, done }))
+    ) -> DownloadTarget {
+        DownloadTarget::Cache(Box::new(CacheTarget { session, download, progress, done }))
     }
 
     /// Asks for what is missing.
-    pub(super) fn ask(self) {
+    pub(super) fn enqueue(self) {
         let (session, blob, range) = match &self {
-            Target::Cache(to) => (to.session.clone(), to.download.blob(), to.download.written()..u64::MAX),
-            Target::Memory(to) => (to.session.clone(), to.blob, to.rest.clone()),
+            DownloadTarget::Cache(to) => {
+                (to.session.clone(), to.download.blob(), to.download.written()..u64::MAX)
+            }
+            DownloadTarget::Memory(to) => (to.session.clone(), to.blob, to.rest.clone()),
         };
-        session.ask(Ask::Download { blob, range, target: self });
+        session.ask(Queued::Download { blob, range, target: self });
     }
 
     /// It will not come.
     pub(super) fn fail(self, error: CallError) {
         match self {
-            Target::Cache(to) => {
-                let ToCache { download, done, .. } = *to;
+            DownloadTarget::Cache(to) => {
+                let CacheTarget { download, done, .. } = *to;
                 // First the right to download goes to who else waits for it, then the bad news is told. Only where the
                 // server is just not there, what has come is of use to the next one.
                 match &error {
@@ -77,12 +79,12 @@ impl Target {
                 }
                 done(Err(error));
             }
-            Target::Memory(to) => (to.done)(Err(error)),
+            DownloadTarget::Memory(to) => (to.done)(Err(error)),
         }
     }
 
     fn begin(&mut self, from: u64, size: u64) -> Result<(), CacheError> {
-        let Target::Cache(to) = self else { return Ok(()) };
+        let DownloadTarget::Cache(to) = self else { return Ok(()) };
         to.download.start(from, size)?;
         to.tell_progress(size);
         Ok(())
@@ -90,11 +92,11 @@ impl Target {
 
     fn take(&mut self, bytes: &[u8], size: u64) -> Result<(), CacheError> {
         match self {
-            Target::Cache(to) => {
+            DownloadTarget::Cache(to) => {
                 to.download.write(bytes)?;
                 to.tell_progress(size);
             }
-            Target::Memory(to) => {
+            DownloadTarget::Memory(to) => {
                 to.bytes.extend_from_slice(bytes);
                 to.rest.start += bytes.len() as u64;
             }
@@ -105,16 +107,16 @@ impl Target {
     /// All has come.
     fn finish(self, digest: Digest) {
         match self {
-            Target::Cache(mut to) => match to.download.finish(digest) {
+            DownloadTarget::Cache(mut to) => match to.download.finish(digest) {
                 Ok(cached) => {
-                    let ToCache { download, done, .. } = *to;
+                    let CacheTarget { download, done, .. } = *to;
                     drop(download);
                     done(Ok(cached));
                 }
-                Err(error) => Target::Cache(to).failed(error),
+                Err(error) => DownloadTarget::Cache(to).failed(error),
             },
             // The digest is the whole blob's: a part can not be checked against it.
-            Target::Memory(to) => (to.done)(Ok(to.bytes)),
+            DownloadTarget::Memory(to) => (to.done)(Ok(to.bytes)),
         }
     }
 
@@ -127,7 +129,7 @@ impl Target {
     }
 }
 
-impl ToCache {
+impl CacheTarget {
     fn tell_progress(&self, size: u64) {
         if let Some(progress) = &self.progress {
             progress(Progress { done: self.download.written(), total: size });
@@ -144,12 +146,12 @@ impl Session {
         done: Completion<CachedBlob>,
     ) {
         let session = self.clone();
-        let target = |download| Target::cache(session, download, progress, done);
+        let target = |download| DownloadTarget::cache(session, download, progress, done);
         if download.found() == 0 {
-            return target(download).ask();
+            return target(download).enqueue();
         }
         let resume = move || match download.resume() {
-            Ok(_) => target(download).ask(),
+            Ok(_) => target(download).enqueue(),
             Err(error) => target(download).fail(error.into()),
         };
         self.workers().run(resume);
@@ -157,14 +159,14 @@ impl Session {
 }
 
 /// A transfer to a target, which is taken out of it as soon as it fails.
-pub(super) struct Arriving {
-    target: Option<Target>,
+pub(super) struct DownloadSink {
+    target: Option<DownloadTarget>,
     size: u64,
 }
 
-impl Arriving {
-    pub(super) fn new(target: Target) -> Arriving {
-        Arriving { target: Some(target), size: 0 }
+impl DownloadSink {
+    pub(super) fn new(target: DownloadTarget) -> DownloadSink {
+        DownloadSink { target: Some(target), size: 0 }
     }
 
     fn checked(&mut self, result: Result<(), CacheError>) -> bool {
@@ -176,7 +178,7 @@ impl Arriving {
     }
 }
 
-impl Sink for Arriving {
+impl Sink for DownloadSink {
     fn start(&mut self, from: u64, _: u64, size: u64) -> bool {
         self.size = size;
         let begun = self.target.as_mut().map_or(Ok(()), |target| target.begin(from, size));
@@ -199,11 +201,11 @@ impl Sink for Arriving {
             // The connection was lost, or is about to end: the next one may bring the rest.
             (Some(target), None | Some(RequestError::Stopping)) => target.ask(),
             // More was left by somebody before than there is.
-            (Some(Target::Cache(mut to)), Some(RequestError::BadRange { .. }))
+            (Some(DownloadTarget::Cache(mut to)), Some(RequestError::BadRange { .. }))
                 if to.download.written() > 0 =>
             {
                 to.download.restart();
-                Target::Cache(to).ask();
+                DownloadTarget::Cache(to).enqueue();
             }
             (Some(target), Some(reason)) => target.fail(reason.into()),
             (None, _) => {}

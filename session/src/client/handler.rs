@@ -6,25 +6,25 @@ use blobferry_protocol::{PeerError, RequestError, RequestId, Slice, Time, Transf
 use bytes::Bytes;
 
 use crate::client::session::Session;
-use crate::client::state::{State, Waiter};
+use crate::client::state::{Sent, SessionState};
 use crate::io::{ConnectionHandler, FileSlice};
 
 /// One connection of a [`Session`]. Dropped while the session takes it for alive, it closes the session: nobody waits for
 /// what can not come.
 #[derive(Debug)]
-pub struct SessionEndpoint {
+pub struct Handler {
     session: Session,
     /// Which of the session's connections it is.
-    era: u64,
+    generation: u64,
 }
 
-impl SessionEndpoint {
-    pub(super) fn new(session: Session, era: u64) -> SessionEndpoint {
-        SessionEndpoint { session, era }
+impl Handler {
+    pub(super) fn new(session: Session, generation: u64) -> Handler {
+        Handler { session, generation }
     }
 }
 
-impl ConnectionHandler for SessionEndpoint {
+impl ConnectionHandler for Handler {
     fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<FileSlice> {
         let (mut locked, mut lent) = (self.session.lock(), None);
         let inner = &mut *locked;
@@ -38,7 +38,7 @@ impl ConnectionHandler for SessionEndpoint {
             for drained in &drained {
                 let Some(digest) = drained.digest else { continue };
                 let id: RequestId = drained.transfer.into();
-                if let Some(Waiter::Upload { digest: waits, .. }) = inner.state.waiters.get_mut(&id) {
+                if let Some(Sent::Upload { digest: waits, .. }) = inner.state.waiters.get_mut(&id) {
                     *waits = Some(digest);
                 }
                 // Over only if the server has refused the blob meanwhile, and that needs no digest.
@@ -64,8 +64,8 @@ impl ConnectionHandler for SessionEndpoint {
     fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError> {
         let mut locked = self.session.lock();
         let inner = &mut *locked;
-        let on_event = |state: &mut State, _: &mut client::Connection, event| state.event(event);
-        let on_payload = |state: &mut State, slice: Slice, at: Range<usize>| {
+        let on_event = |state: &mut SessionState, _: &mut client::Connection, event| state.event(event);
+        let on_payload = |state: &mut SessionState, slice: Slice, at: Range<usize>| {
             state.heard();
             if !state.collectors.payload(slice, bytes.get(at.clone()).unwrap_or_default()) {
                 state.inlets.payload(slice, bytes.slice(at));
@@ -123,10 +123,10 @@ impl ConnectionHandler for SessionEndpoint {
     }
 }
 
-impl Drop for SessionEndpoint {
+impl Drop for Handler {
     fn drop(&mut self) {
         let mut inner = self.session.lock();
-        if inner.state.is_era(self.era) {
+        if inner.state.is_generation(self.generation) {
             inner.state.close("nobody drives it any more");
         }
         self.session.unlock(inner, false);

@@ -8,15 +8,15 @@ use std::collections::BTreeMap;
 use blobferry_protocol::{BlobId, Digest, RequestError, Slice, TransferEvent, TransferId};
 use bytes::Bytes;
 
-use crate::client::download::Target;
+use crate::client::download::DownloadTarget;
 use crate::client::error::{CallError, Completion};
 use crate::client::session::{Session, read_range};
-use crate::client::state::Ask;
+use crate::client::state::Queued;
 use blobferry_cache::{Cache, CachedBlob, Download, SmallClaim};
 use blobferry_platform::os::Job;
 
 /// A blob whose bytes are wanted.
-pub(super) struct ToBytes {
+pub(super) struct MemoryDownload {
     session: Session,
     download: Download,
     done: Completion<Bytes>,
@@ -24,8 +24,8 @@ pub(super) struct ToBytes {
 
 /// The blobs that are being collected.
 #[derive(Default)]
-pub(super) struct Collectors {
-    blobs: BTreeMap<TransferId, (Box<ToBytes>, Vec<u8>)>,
+pub(super) struct MemoryDownloads {
+    blobs: BTreeMap<TransferId, (Box<MemoryDownload>, Vec<u8>)>,
     /// Up to where bytes were taken since somebody asked.
     stored: Vec<(TransferId, u64)>,
 }
@@ -35,26 +35,26 @@ pub(super) enum Collected {
     /// It goes on.
     Some,
     /// All bytes of a blob are there.
-    All(Box<ToBytes>, Bytes, Digest),
+    All(Box<MemoryDownload>, Bytes, Digest),
     /// The event is for the sinks. Where there is a target, the transfer has been collected so far: it is not small.
-    Elsewhere(TransferEvent, Option<Target>),
+    Elsewhere(TransferEvent, Option<DownloadTarget>),
     /// The transfer has failed.
-    Aborted(Box<ToBytes>, RequestError),
+    Aborted(Box<MemoryDownload>, RequestError),
 }
 
-impl Collectors {
+impl MemoryDownloads {
     /// A transfer may begin.
-    pub(super) fn expect(&mut self, transfer: TransferId, to: Box<ToBytes>) {
+    pub(super) fn expect(&mut self, transfer: TransferId, to: Box<MemoryDownload>) {
         self.blobs.insert(transfer, (to, Vec::new()));
     }
 
     /// A transfer will not begin, or not go on.
-    pub(super) fn remove(&mut self, transfer: TransferId) -> Option<Box<ToBytes>> {
+    pub(super) fn remove(&mut self, transfer: TransferId) -> Option<Box<MemoryDownload>> {
         self.blobs.remove(&transfer).map(|(to, _)| to)
     }
 
     /// None of them will go on.
-    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Box<ToBytes>> + use<> {
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Box<MemoryDownload>> + use<> {
         std::mem::take(&mut self.blobs).into_values().map(|(to, _)| to)
     }
 
@@ -97,20 +97,20 @@ impl Collectors {
     }
 }
 
-impl ToBytes {
+impl MemoryDownload {
     pub(super) fn blob(&self) -> BlobId {
         self.download.blob()
     }
 
     /// Asks for the blob, from its first byte.
-    pub(super) fn ask(self: Box<Self>) {
+    pub(super) fn enqueue(self: Box<Self>) {
         let session = self.session.clone();
-        session.ask(Ask::Load { to: self });
+        session.ask(Queued::Load { to: self });
     }
 
     /// All bytes have come.
     pub(super) fn finish(self, bytes: Bytes, digest: Digest) {
-        let ToBytes { session, download, done } = self;
+        let MemoryDownload { session, download, done } = self;
         let mut write: Option<Job> = None;
         match download.keep(&bytes, digest, |job| write = Some(job)) {
             Ok(()) => done(Ok(bytes)),
@@ -133,17 +133,17 @@ impl ToBytes {
 
     /// It will not come.
     pub(super) fn fail(self, error: CallError) {
-        let ToBytes { download, done, .. } = self;
+        let MemoryDownload { download, done, .. } = self;
         // First the right to download goes to who else waits for it.
         drop(download);
         done(Err(error));
     }
 
     /// It is not small.
-    fn into_file(self) -> Target {
-        let ToBytes { session, download, done } = self;
+    fn into_file(self) -> DownloadTarget {
+        let MemoryDownload { session, download, done } = self;
         let done = read_then(session.clone(), done);
-        Target::cache(session, download, None, done)
+        DownloadTarget::cache(session, download, None, done)
     }
 }
 
@@ -162,7 +162,7 @@ impl Session {
                 session.download(download, None, done);
             }
             Ok(SmallClaim::Download(download)) => {
-                let to = Box::new(ToBytes { session: session.clone(), download, done });
+                let to = Box::new(MemoryDownload { session: session.clone(), download, done });
                 session.cache().when_small_fits(move || to.ask());
             }
             Err(error) => done(Err(error.into())),

@@ -24,7 +24,7 @@ mod transaction;
 pub use blob_source::BlobSource;
 pub use dial::{Addresses, ConnectionEvent, Dial, Reconnect};
 pub use error::{CallError, Completion, ConnectError};
-pub use handler::SessionEndpoint;
+pub use handler::Handler;
 pub use notifications::{Coalesce, NotificationQueue};
 pub use session::{ClientConfig, Invalidation, Listener, Session, Watcher};
 pub use transaction::{Transaction, VoteError};

@@ -16,7 +16,7 @@ pub trait Coalesce: Clone {
     fn weight(&self) -> usize;
 
     /// Makes less of all that waits, the last of it at least.
-    fn squeeze(waiting: &mut VecDeque<Self>);
+    fn coalesce(waiting: &mut VecDeque<Self>);
 }
 
 impl Coalesce for Invalidation {
@@ -25,7 +25,7 @@ impl Coalesce for Invalidation {
     }
 
     /// Everything may have changed, up to the last of them.
-    fn squeeze(waiting: &mut VecDeque<Invalidation>) {
+    fn coalesce(waiting: &mut VecDeque<Invalidation>) {
         let last = waiting.back().map(|last| Invalidation { tid: last.tid, oids: None });
         *waiting = last.into_iter().collect();
     }
@@ -37,7 +37,7 @@ impl Coalesce for ConnectionEvent {
     }
 
     /// The oldest are forgotten.
-    fn squeeze(waiting: &mut VecDeque<ConnectionEvent>) {
+    fn coalesce(waiting: &mut VecDeque<ConnectionEvent>) {
         waiting.drain(..waiting.len() / 2);
     }
 }
@@ -71,7 +71,7 @@ impl<T: Coalesce> NotificationQueue<T> {
         waiting.told.push_back(what.clone());
         waiting.weight += what.weight();
         if waiting.weight > MOST {
-            T::squeeze(&mut waiting.told);
+            T::coalesce(&mut waiting.told);
             waiting.weight = waiting.told.iter().map(T::weight).sum();
         }
     }

@@ -14,7 +14,7 @@ use blobferry_protocol::{
 use crate::client::dial::{ConnectionEvent, Dial};
 use crate::client::error::{CallError, Completion};
 use crate::client::session::Wake;
-use crate::client::state::{Ask, State, Waiter};
+use crate::client::state::{Queued, Sent, SessionState};
 use crate::io::{CloseReason, OutgoingTransfers};
 use blobferry_platform::os;
 
@@ -23,27 +23,27 @@ pub(super) enum Txn {
     /// It is on the connection.
     Here,
     /// Its connection was lost. What is asked of it waits; what was sent has the number that it had.
-    Attaching(Vec<(Option<RequestId>, Ask)>),
+    Attaching(Vec<(Option<RequestId>, Queued)>),
     /// The server has given it up, for this reason.
     Lost(String),
 }
 
-impl State {
+impl SessionState {
     /// There is a connection.
-    pub(super) fn begin_era(&mut self, wake: Wake) -> u64 {
-        self.era += if self.is_alive() { 2 } else { 1 };
+    pub(super) fn begin_generation(&mut self, wake: Wake) -> u64 {
+        self.generation += if self.is_alive() { 2 } else { 1 };
         (self.wake, self.server_leaves) = (Some(wake), false);
-        self.era
+        self.generation
     }
 
     /// Is this the connection that there is?
-    pub(super) fn is_era(&self, era: u64) -> bool {
-        self.era == era
+    pub(super) fn is_generation(&self, generation: u64) -> bool {
+        self.generation == generation
     }
 
     /// Is there a connection, as far as anybody knows?
     pub(super) fn is_alive(&self) -> bool {
-        self.era % 2 == 1
+        self.generation % 2 == 1
     }
 
     /// Does it have another connection after this one?
@@ -60,7 +60,7 @@ impl State {
     }
 
     /// Takes a call in.
-    pub(super) fn ask(&mut self, ask: Ask) {
+    pub(super) fn enqueue(&mut self, ask: Queued) {
         if let Some(reason) = self.closed.clone() {
             return self.after(move || ask.fail(CallError::Disconnected { reason }));
         }
@@ -74,9 +74,9 @@ impl State {
         }
     }
 
-    fn ask_in(&mut self, txn: TxnId, ask: Ask) {
+    fn ask_in(&mut self, txn: TxnId, ask: Queued) {
         let (begins, aborts) = match &ask {
-            Ask::Call { request, .. } => {
+            Queued::Call { request, .. } => {
                 (matches!(request, Request::Begin { .. }), matches!(request, Request::Abort { .. }))
             }
             _ => (false, false),
@@ -93,7 +93,7 @@ impl State {
             Some(Txn::Lost(reason)) => {
                 let reason = reason.clone();
                 // Who wants it finished asks for nothing more, not even to abort it.
-                if let Ask::Call { request: Request::Finish { .. }, .. } = &ask {
+                if let Queued::Call { request: Request::Finish { .. }, .. } = &ask {
                     self.transactions.remove(&txn);
                 }
                 self.after(move || ask.fail(CallError::Disconnected { reason }));
@@ -105,10 +105,10 @@ impl State {
     }
 
     /// Gives a transaction up: where it is on no connection, the server is told all the same, as it keeps it.
-    fn abort(&mut self, txn: TxnId, ask: Ask) {
+    fn abort(&mut self, txn: TxnId, ask: Queued) {
         let done = match self.transactions.remove(&txn) {
             Some(Txn::Attaching(asks)) => {
-                self.waiting.retain(|ask| !matches!(ask, Ask::Attach(attached) if *attached == txn));
+                self.waiting.retain(|ask| !matches!(ask, Queued::Attach(attached) if *attached == txn));
                 for (_, ask) in asks {
                     let reason = "the client gave it up".to_owned();
                     self.after(move || ask.fail(RequestError::Aborted { txn, reason }.into()));
@@ -119,7 +119,7 @@ impl State {
             Some(Txn::Here) | None => false,
         };
         match ask {
-            Ask::Call { done: tell, .. } if done => self.after(move || tell(Ok(Reply::Done))),
+            Queued::Call { done: tell, .. } if done => self.after(move || tell(Ok(Reply::Done))),
             ask => self.waiting.push_back(ask),
         }
     }
@@ -134,7 +134,7 @@ impl State {
             return self.close(&reason);
         }
         if self.is_alive() {
-            self.era += 1;
+            self.generation += 1;
         }
         self.wake = None;
         let address = self.dialer.address();
@@ -144,40 +144,40 @@ impl State {
         };
         self.happened(&event);
         let hopeless = self.dialer.lost(os::now(), connected);
-        self.put_back();
+        self.requeue_unanswered();
         // Asked the same again, a server that has broken a rule would most likely do so again.
         let breach = matches!(ended, CloseReason::Peer(error) if error.is_breach());
         if hopeless || breach {
-            self.despair(reason);
+            self.mark_unreachable(reason);
         }
     }
 
     /// Everything that was sent and not answered waits again, in order, open transactions with what is asked of them.
-    fn put_back(&mut self) {
+    fn requeue_unanswered(&mut self) {
         let mut attach = Vec::new();
         for (txn, state) in &mut self.transactions {
             if let Txn::Here = state {
                 *state = Txn::Attaching(Vec::new());
             }
             if let Txn::Attaching(_) = state {
-                attach.push(Ask::Attach(*txn));
+                attach.push(Queued::Attach(*txn));
             }
         }
         let (waiters, waiting) = (std::mem::take(&mut self.waiters), std::mem::take(&mut self.waiting));
         self.waiting.extend(attach);
         for (id, waiter) in waiters {
             let ask = match waiter {
-                Waiter::Attach(_) => continue,
-                Waiter::Call { request, done } => Ask::Call { request, done },
-                Waiter::Upload { txn, oid, base, data, size, digest, done } => {
+                Sent::Attach(_) => continue,
+                Sent::Call { request, done } => Queued::Call { request, done },
+                Sent::Upload { txn, oid, base, data, size, digest, done } => {
                     let source = self.outlets.take(id.into());
-                    Ask::Upload { txn, oid, base, data, from: 0, size, digest, source, done }
+                    Queued::Upload { txn, oid, base, data, from: 0, size, digest, source, done }
                 }
             };
             self.wait_again(Some(id), ask);
         }
         for ask in waiting {
-            if !matches!(ask, Ask::Attach(_)) {
+            if !matches!(ask, Queued::Attach(_)) {
                 self.wait_again(None, ask);
             }
         }
@@ -189,11 +189,11 @@ impl State {
         }
     }
 
-    fn wait_again(&mut self, sent: Option<RequestId>, ask: Ask) {
+    fn wait_again(&mut self, sent: Option<RequestId>, ask: Queued) {
         let txn = ask.txn();
         match (txn.and_then(|txn| self.transactions.get_mut(&txn)), ask) {
             // It was voted for: the server has committed it, or given it up.
-            (Some(_), Ask::Call { request: Request::Finish { txn }, done }) if sent.is_some() => {
+            (Some(_), Queued::Call { request: Request::Finish { txn }, done }) if sent.is_some() => {
                 self.transactions.remove(&txn);
                 self.waiting.push_back(outcome(txn, Vec::new(), done));
             }
@@ -212,10 +212,10 @@ impl State {
             match (ask, rest) {
                 // Votes that were sent were held, or it could not go on.
                 (ask, None) if known.is_some() && !ask.ends() => self.after(|| was_done(ask)),
-                (Ask::Upload { txn, oid, base, data, size, digest, source, done, .. }, Some(rest)) => {
+                (Queued::Upload { txn, oid, base, data, size, digest, source, done, .. }, Some(rest)) => {
                     let off = u64::from(planted(Bug::ResumeOneByteOff) && rest.upto > 0);
                     let from = (rest.upto + off).min(size);
-                    let ask = Ask::Upload { txn, oid, base, data, from, size, digest, source, done };
+                    let ask = Queued::Upload { txn, oid, base, data, from, size, digest, source, done };
                     self.waiting.push_front(ask);
                 }
                 (ask, _) => self.waiting.push_front(ask),
@@ -226,8 +226,8 @@ impl State {
     /// The server does not go on with a transaction.
     pub(super) fn not_attached(&mut self, txn: TxnId, error: &RequestError) {
         let Some(state) = self.transactions.get_mut(&txn) else { return };
-        let began = |ask: &Ask| matches!(ask, Ask::Call { request: Request::Begin { .. }, .. });
-        let commits = |ask: &Ask| matches!(ask, Ask::Call { request: Request::Commit { .. }, .. });
+        let began = |ask: &Queued| matches!(ask, Queued::Call { request: Request::Begin { .. }, .. });
+        let commits = |ask: &Queued| matches!(ask, Queued::Call { request: Request::Commit { .. }, .. });
         match state {
             // It never heard of it; or has made the commit already that was sent right behind.
             Txn::Attaching(asks)
@@ -257,7 +257,7 @@ impl State {
         for (sent, ask) in asks {
             match ask {
                 ask if sent.is_some() && planted(Bug::RepeatCommit) => self.waiting.push_back(ask),
-                Ask::Call { request: Request::Commit { txn }, done } if sent.is_some() => {
+                Queued::Call { request: Request::Commit { txn }, done } if sent.is_some() => {
                     self.waiting.push_back(outcome(txn, std::mem::take(&mut before), done));
                 }
                 ask if sent.is_some() => before.push(ask),
@@ -268,7 +268,7 @@ impl State {
     }
 
     /// Nobody waits any longer for another connection.
-    fn despair(&mut self, reason: String) {
+    fn mark_unreachable(&mut self, reason: String) {
         if self.down.is_none() {
             self.happened(&ConnectionEvent::OutOfPatience { reason: reason.clone() });
         }
@@ -293,18 +293,18 @@ impl State {
         self.closed = Some(reason.to_owned());
         self.listeners.clear();
         self.watchers.clear();
-        for greeter in std::mem::take(&mut self.greeters) {
+        for greeter in std::mem::take(&mut self.handshake_waiters) {
             let reason = reason.to_owned();
             self.after(move || greeter(Err(CallError::Disconnected { reason })));
         }
-        self.put_back();
+        self.requeue_unanswered();
         self.fail_all(reason);
         self.transactions.clear();
     }
 }
 
 /// Asks what became of a commit. It was made only if what was sent `before` it had been done, so that has come to the same.
-fn outcome(txn: TxnId, before: Vec<Ask>, done: Completion<Reply>) -> Ask {
+fn outcome(txn: TxnId, before: Vec<Queued>, done: Completion<Reply>) -> Queued {
     let done: Completion<Reply> = Box::new(move |result| {
         if let Ok(Reply::Outcome(Outcome::Committed { tid })) = result {
             before.into_iter().for_each(was_done);
@@ -318,14 +318,14 @@ fn outcome(txn: TxnId, before: Vec<Ask>, done: Completion<Reply>) -> Ask {
         before.into_iter().for_each(|ask| ask.fail(error()));
         done(Err(error()));
     });
-    Ask::Call { request: Request::Outcome { txn }, done }
+    Queued::Call { request: Request::Outcome { txn }, done }
 }
 
 /// The server has done it; only the answer was lost.
-fn was_done(ask: Ask) {
+fn was_done(ask: Queued) {
     match ask {
-        Ask::Call { done, .. } => done(Ok(Reply::Done)),
-        Ask::Upload { digest: Some(digest), done, .. } => done(Ok(digest)),
+        Queued::Call { done, .. } => done(Ok(Reply::Done)),
+        Queued::Upload { digest: Some(digest), done, .. } => done(Ok(digest)),
         // A blob whose end was never sent can not be done.
         ask => ask.fail(CallError::unanswered()),
     }
@@ -358,22 +358,22 @@ mod tests {
     /// A store and a commit were sent when the connection was lost; the server does not go on, and says this of it.
     fn lost_with_a_commit(outcome: Result<Outcome, CallError>) -> [Result<Reply, CallError>; 2] {
         let dialer = Dialer::new(Addresses::from("a:1"), Reconnect::default());
-        let mut state = State::new(dialer, 8, &BlockingPool::new(1));
-        state.begin_era(std::sync::Arc::new(|| {}));
+        let mut state = SessionState::new(dialer, 8, &BlockingPool::new(1));
+        state.begin_generation(std::sync::Arc::new(|| {}));
         state.greeted = true;
         state.transactions.insert(TXN, Txn::Here);
         let store = Request::Store { txn: TXN, oid: Oid(1), base: Tid::ZERO, data: Vec::new() };
         let mut sent = |id, request| -> Answers {
             let (answer, answers) = channel();
             let done: Completion<Reply> = Box::new(move |result| answer.send(result).unwrap());
-            state.waiters.insert(RequestId(id), Waiter::Call { request, done });
+            state.waiters.insert(RequestId(id), Sent::Call { request, done });
             answers
         };
         let answers = [sent(1, store), sent(2, Request::Commit { txn: TXN })];
         state.lost(&CloseReason::Closed, true);
         state.not_attached(TXN, &RequestError::NoSuchTransaction { txn: TXN });
         state.take_after().into_iter().for_each(|act| act());
-        let Some(Ask::Call { request: Request::Outcome { .. }, done }) = state.waiting.pop_back() else {
+        let Some(Queued::Call { request: Request::Outcome { .. }, done }) = state.waiting.pop_back() else {
             panic!("the outcome is not asked for");
         };
         done(outcome.map(Reply::Outcome));

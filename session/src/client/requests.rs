@@ -8,7 +8,7 @@ use blobferry_protocol::{
 
 use crate::client::error::{CallError, Completion};
 use crate::client::session::Session;
-use crate::client::state::Waiter;
+use crate::client::state::Sent;
 
 /// So many answers are few: who awaits more has enough to do.
 const FEW: usize = 4;
@@ -26,11 +26,11 @@ impl Session {
     /// Will all answers that are outstanding soon be there: are there some, but few, and is none of them a file, or of something
     /// that waits for a disk? Then it may be worth while to look for them for a moment before one sleeps.
     #[must_use]
-    pub fn answers_soon(&self) -> bool {
+    pub fn expects_small_answer(&self) -> bool {
         let inner = self.lock();
-        let soon = |waiter: &Waiter| match waiter {
-            Waiter::Call { request, .. } => is_read(request),
-            Waiter::Attach(_) | Waiter::Upload { .. } => false,
+        let soon = |waiter: &Sent| match waiter {
+            Sent::Call { request, .. } => is_read(request),
+            Sent::Attach(_) | Sent::Upload { .. } => false,
         };
         (1..=FEW).contains(&inner.connection.requests_in_flight())
             && inner.state.inlets.is_empty()
@@ -148,19 +148,19 @@ mod tests {
     #[test]
     fn answers_come_soon_where_a_few_are_outstanding_and_no_disk_is_waited_for() {
         let (few, _endpoint, _dir) = welcomed(Config::default());
-        assert!(!few.answers_soon(), "there are none");
+        assert!(!few.expects_small_answer(), "there are none");
         for oid in 1..=FEW as u64 + 1 {
             few.load_bytes(BlobId { oid: Oid(oid), tid: Tid(1) }, Box::new(|_| {}));
-            assert_eq!(few.answers_soon(), oid <= FEW as u64);
+            assert_eq!(few.expects_small_answer(), oid <= FEW as u64);
         }
         let (commit, _endpoint, _dir) = welcomed(Config::default());
         commit.status(Box::new(|_| {}));
-        assert!(commit.answers_soon());
+        assert!(commit.expects_small_answer());
         let mut transaction = commit.begin(TxnMeta::default()).unwrap();
         transaction.commit(Box::new(|_| {}));
-        assert!(!commit.answers_soon());
+        assert!(!commit.expects_small_answer());
         let (file, _endpoint, _dir) = welcomed(Config::default());
         file.load_blob(BlobId { oid: Oid(1), tid: Tid(1) }, None, Box::new(|_| {}));
-        assert!(!file.answers_soon());
+        assert!(!file.expects_small_answer());
     }
 }

@@ -12,10 +12,10 @@ use blobferry_protocol::{
 };
 
 use crate::client::dial::{Addresses, ConnectionEvent, Dial, Dialer, Reconnect};
-use crate::client::download::Target;
+use crate::client::download::DownloadTarget;
 use crate::client::error::{CallError, Completion};
-use crate::client::handler::SessionEndpoint;
-use crate::client::state::{Ask, State};
+use crate::client::handler::Handler;
+use crate::client::state::{Queued, SessionState};
 use crate::io::{CloseReason, ConnectionIo, SinkEvent, Source};
 use blobferry_cache::{Cache, CachedBlob, Claim, Follow};
 use blobferry_platform::pool::BlockingPool;
@@ -67,7 +67,7 @@ pub(super) struct Shared {
 
 pub(super) struct Inner {
     pub(super) connection: client::Connection,
-    pub(super) state: State,
+    pub(super) state: SessionState,
 }
 
 /// Takes every invalidation; `false` when it wants no more.
@@ -95,7 +95,7 @@ impl Session {
         let mut dialer = Dialer::new(addresses, config.reconnect.unwrap_or_default());
         dialer.start_at(place);
         let connection = client::Connection::new(Time::ZERO, config.connection, &config.credentials);
-        let state = State::new(dialer, config.connection.limits.transfers as usize, &workers);
+        let state = SessionState::new(dialer, config.connection.limits.transfers as usize, &workers);
         let inner = Mutex::new(Inner { connection, state });
         Session(Arc::new(Shared { cache, workers, config: config.clone(), inner }))
     }
@@ -111,27 +111,27 @@ impl Session {
         &self,
         stream: &impl AsFd,
         wake: impl Fn() + Send + Sync + 'static,
-    ) -> io::Result<ConnectionIo<SessionEndpoint>> {
+    ) -> io::Result<ConnectionIo<Handler>> {
         ConnectionIo::begin(stream, |now| self.converse(now, wake))
     }
 
     /// The same without a stream, for who drives the endpoint with other means: it begins at the moment `now`.
     #[must_use]
-    pub fn converse(&self, now: Time, wake: impl Fn() + Send + Sync + 'static) -> SessionEndpoint {
+    pub fn converse(&self, now: Time, wake: impl Fn() + Send + Sync + 'static) -> Handler {
         let wake: Wake = Arc::new(wake);
         let config = &self.0.config;
         let mut inner = self.lock();
-        let era = inner.state.begin_era(wake);
+        let generation = inner.state.begin_generation(wake);
         let weak = Arc::downgrade(&self.0);
         let report = move |report| {
             if let Some(shared) = weak.upgrade() {
-                Session(shared).report(era, report);
+                Session(shared).report(generation, report);
             }
         };
         inner.state.receive_with(&self.0.workers, Arc::new(report));
         let last = inner.connection.last_request();
         inner.connection = client::Connection::after(now, config.connection, &config.credentials, last);
-        SessionEndpoint::new(self.clone(), era)
+        Handler::new(self.clone(), generation)
     }
 
     /// The cache that blobs are loaded into.
@@ -160,7 +160,7 @@ impl Session {
         } else if inner.state.is_alive() && inner.connection.is_connected() {
             inner.state.after(move || done(Ok(())));
         } else {
-            inner.state.greeters.push(done);
+            inner.state.handshake_waiters.push(done);
         }
         self.unlock(inner, false);
     }
@@ -185,7 +185,7 @@ impl Session {
 
     /// Asks for something that is answered by a [`Reply`].
     pub fn call(&self, request: Request, done: Completion<Reply>) {
-        self.ask(Ask::Call { request, done });
+        self.ask(Queued::Call { request, done });
     }
 
     /// Loads a blob: from the cache, from whoever is downloading it already, or from the server. Hits are found by
@@ -223,7 +223,7 @@ impl Session {
                     let part = clamp(blob, bytes.len() as u64, range).map(|range| bytes.slice(range).into());
                     done(part);
                 }
-                None => Target::memory(self.clone(), blob, range, done).ask(),
+                None => DownloadTarget::memory(self.clone(), blob, range, done).enqueue(),
             },
             Err(error) => done(Err(error.into())),
         }
@@ -246,7 +246,7 @@ impl Session {
     ) {
         let digest = (size == 0).then(|| Digest(*blake3::hash(&[]).as_bytes()));
         let source = (size > 0).then_some(source);
-        self.ask(Ask::Upload { txn, oid, base, data, from: 0, size, digest, source, done });
+        self.ask(Queued::Upload { txn, oid, base, data, from: 0, size, digest, source, done });
     }
 
     /// Begins nothing new from here on; the endpoint is finished when all that is under way has come to its end.
@@ -335,14 +335,14 @@ impl Session {
     }
 
     /// Asks for something that can wait for what is asked next, to be sent with it.
-    pub(super) fn ask_by_the_way(&self, ask: Ask) {
+    pub(super) fn enqueue_without_wake(&self, ask: Queued) {
         let mut inner = self.lock();
         inner.state.ask(ask);
         inner.pump();
         self.unlock(inner, false);
     }
 
-    pub(super) fn ask(&self, ask: Ask) {
+    pub(super) fn enqueue(&self, ask: Queued) {
         let mut inner = self.lock();
         inner.state.ask(ask);
         inner.pump();
@@ -350,9 +350,9 @@ impl Session {
     }
 
     /// A sink has got on. One of a connection before has nothing to say any more.
-    fn report(&self, era: u64, report: SinkEvent) {
+    fn report(&self, generation: u64, report: SinkEvent) {
         let mut inner = self.lock();
-        if inner.state.is_era(era) {
+        if inner.state.is_generation(generation) {
             match report {
                 SinkEvent::Stored { transfer, upto } => {
                     // The transfer may be over, and the connection dead: then nobody needs to know.
@@ -400,7 +400,7 @@ pub(super) mod tests {
     use blobferry_cache::CacheConfig;
 
     /// A session with a cache of its own, on a connection that a server has welcomed.
-    pub(in super::super) fn welcomed(config: Config) -> (Session, SessionEndpoint, TempDir) {
+    pub(in super::super) fn welcomed(config: Config) -> (Session, Handler, TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path(), CacheConfig::default()).unwrap();
         let config = ClientConfig { connection: config, ..ClientConfig::default() };
@@ -426,8 +426,8 @@ pub(super) mod tests {
             let blob = BlobId { oid: Oid(oid), tid: Tid(1) };
             session.load_blob(blob, None, Box::new(|_| {}));
         }
-        let era = session.lock().state.era;
-        session.report(era, SinkEvent::Failed { transfer: RequestId(1).into() });
+        let generation = session.lock().state.generation;
+        session.report(generation, SinkEvent::Failed { transfer: RequestId(1).into() });
         let inner = session.lock();
         assert_eq!((inner.connection.downloads(), inner.state.waiting.len()), (1, 1));
     }

@@ -9,9 +9,9 @@ use blobferry_protocol::{
 };
 
 use crate::client::dial::{ConnectionEvent, Dialer};
-use crate::client::download::{Arriving, Target};
+use crate::client::download::{DownloadSink, DownloadTarget};
 use crate::client::error::{CallError, Completion};
-use crate::client::memory_download::{Collected, Collectors, ToBytes};
+use crate::client::memory_download::{Collected, MemoryDownload, MemoryDownloads};
 use crate::client::reconnect::Txn;
 use crate::client::session::{Inner, Invalidation, Listener, Wake, Watcher};
 use crate::io::{IncomingTransfers, OutgoingTransfers, SinkEvent, Source};
@@ -21,25 +21,25 @@ use blobferry_platform::pool::BlockingPool;
 const BACKLOG: usize = 1 << 20;
 
 /// What is true of a session beside its machine.
-pub(super) struct State {
+pub(super) struct SessionState {
     /// Counts connections: what one before has left behind has nothing to say any more. Odd while there is one.
-    pub(super) era: u64,
+    pub(super) generation: u64,
     pub(super) wake: Option<Wake>,
     pub(super) dialer: Dialer,
     /// Transfers at once towards this side, as announced.
     downloads: usize,
     /// Calls that are not sent yet, in order.
-    pub(super) waiting: VecDeque<Ask>,
-    pub(super) waiters: BTreeMap<RequestId, Waiter>,
+    pub(super) waiting: VecDeque<Queued>,
+    pub(super) waiters: BTreeMap<RequestId, Sent>,
     /// The transactions that are open.
     pub(super) transactions: BTreeMap<TxnId, Txn>,
     pub(super) inlets: IncomingTransfers,
     /// Small blobs that come to memory: not through the inlets.
-    pub(super) collectors: Collectors,
+    pub(super) collectors: MemoryDownloads,
     pub(super) outlets: OutgoingTransfers,
     pub(super) last_tid: Tid,
     /// Who waits for the handshake.
-    pub(super) greeters: Vec<Completion<()>>,
+    pub(super) handshake_waiters: Vec<Completion<()>>,
     /// Who wants to hear of commits.
     pub(super) listeners: Vec<Listener>,
     /// Who wants to hear of the connection.
@@ -62,7 +62,7 @@ pub(super) struct State {
 pub(super) type After = Box<dyn FnOnce() + Send>;
 
 /// A call that is not sent yet.
-pub(super) enum Ask {
+pub(super) enum Queued {
     Call {
         request: Request,
         done: Completion<Reply>,
@@ -72,11 +72,11 @@ pub(super) enum Ask {
     Download {
         blob: BlobId,
         range: Range<u64>,
-        target: Target,
+        target: DownloadTarget,
     },
     /// A blob that is wanted in memory.
     Load {
-        to: Box<ToBytes>,
+        to: Box<MemoryDownload>,
     },
     Upload {
         txn: TxnId,
@@ -95,7 +95,7 @@ pub(super) enum Ask {
 }
 
 /// Who waits for a reply, and what is asked again should the connection be lost. Who waits for a blob waits in its sink.
-pub(super) enum Waiter {
+pub(super) enum Sent {
     Call {
         request: Request,
         done: Completion<Reply>,
@@ -112,39 +112,39 @@ pub(super) enum Waiter {
     },
 }
 
-impl Ask {
+impl Queued {
     /// The transaction that it belongs to.
     pub(super) fn txn(&self) -> Option<TxnId> {
         match self {
-            Ask::Call { request, .. } => request.txn(),
-            Ask::Upload { txn, .. } | Ask::Attach(txn) => Some(*txn),
-            Ask::Download { .. } | Ask::Load { .. } => None,
+            Queued::Call { request, .. } => request.txn(),
+            Queued::Upload { txn, .. } | Queued::Attach(txn) => Some(*txn),
+            Queued::Download { .. } | Queued::Load { .. } => None,
         }
     }
 
     /// About how many bytes it queues.
     fn len(&self) -> usize {
         match self {
-            Ask::Call {
+            Queued::Call {
                 request: Request::Store { data, .. } | Request::StoreShared { data, .. }, ..
             }
-            | Ask::Upload { data, .. } => data.len(),
-            Ask::Call { .. } | Ask::Attach(_) | Ask::Download { .. } | Ask::Load { .. } => 0,
+            | Queued::Upload { data, .. } => data.len(),
+            Queued::Call { .. } | Queued::Attach(_) | Queued::Download { .. } | Queued::Load { .. } => 0,
         }
     }
 
     /// Does it bring a transaction nearer to its end? Those are asked even when one of the sides has taken leave.
     pub(super) fn ends(&self) -> bool {
-        matches!(self, Ask::Call { request, .. } if request.ends())
+        matches!(self, Queued::Call { request, .. } if request.ends())
     }
 
     pub(super) fn fail(self, error: CallError) {
         match self {
-            Ask::Call { done, .. } => done(Err(error)),
-            Ask::Upload { done, .. } => done(Err(error)),
-            Ask::Download { target, .. } => target.fail(error),
-            Ask::Load { to } => to.fail(error),
-            Ask::Attach(_) => {}
+            Queued::Call { done, .. } => done(Err(error)),
+            Queued::Upload { done, .. } => done(Err(error)),
+            Queued::Download { target, .. } => target.fail(error),
+            Queued::Load { to } => to.fail(error),
+            Queued::Attach(_) => {}
         }
     }
 }
@@ -163,11 +163,11 @@ impl Inner {
             let room = (backlog == 0 || backlog + ask.len() < BACKLOG)
                 && self.connection.requests_in_flight() < limits.requests as usize
                 && match ask {
-                    Ask::Call { .. } | Ask::Attach(_) => true,
-                    Ask::Download { .. } | Ask::Load { .. } => {
+                    Queued::Call { .. } | Queued::Attach(_) => true,
+                    Queued::Download { .. } | Queued::Load { .. } => {
                         self.connection.downloads() < self.state.downloads
                     }
-                    Ask::Upload { .. } => self.connection.uploads() < limits.transfers as usize,
+                    Queued::Upload { .. } => self.connection.uploads() < limits.transfers as usize,
                 };
             if !room {
                 return;
@@ -177,38 +177,38 @@ impl Inner {
         }
     }
 
-    fn send(&mut self, ask: Ask) {
+    fn send(&mut self, ask: Queued) {
         let (connection, state) = (&mut self.connection, &mut self.state);
         match ask {
-            Ask::Call { request, done } => match connection.request(request.clone()) {
-                Ok(id) => drop(state.waiters.insert(id, Waiter::Call { request, done })),
+            Queued::Call { request, done } => match connection.request(request.clone()) {
+                Ok(id) => drop(state.waiters.insert(id, Sent::Call { request, done })),
                 Err(error) => state.after(move || done(Err(error.into()))),
             },
-            Ask::Attach(txn) => match connection.request(Request::Attach { txn }) {
-                Ok(id) => drop(state.waiters.insert(id, Waiter::Attach(txn))),
+            Queued::Attach(txn) => match connection.request(Request::Attach { txn }) {
+                Ok(id) => drop(state.waiters.insert(id, Sent::Attach(txn))),
                 Err(error) => state.not_attached(txn, &RequestError::Failed { detail: error.to_string() }),
             },
-            Ask::Download { blob, range, target } => {
+            Queued::Download { blob, range, target } => {
                 let request = Request::SendBlob { blob, from: range.start, upto: range.end };
                 match connection.request(request) {
-                    Ok(id) => state.inlets.expect(id.into(), Box::new(Arriving::new(target))),
+                    Ok(id) => state.inlets.expect(id.into(), Box::new(DownloadSink::new(target))),
                     Err(error) => state.after(move || target.fail(error.into())),
                 }
             }
-            Ask::Load { to } => {
+            Queued::Load { to } => {
                 let request = Request::SendBlob { blob: to.blob(), from: 0, upto: u64::MAX };
                 match connection.request(request) {
                     Ok(id) => state.collectors.expect(id.into(), to),
                     Err(error) => state.after(move || to.fail(error.into())),
                 }
             }
-            Ask::Upload { txn, oid, base, data, from, size, digest, source, done } => {
+            Queued::Upload { txn, oid, base, data, from, size, digest, source, done } => {
                 match connection.resume_upload(txn, oid, base, data.clone(), from..size, digest) {
                     Ok(transfer) => {
                         if let Some(source) = source {
                             state.outlets.insert(transfer, source);
                         }
-                        let waiter = Waiter::Upload { txn, oid, base, data, size, digest, done };
+                        let waiter = Sent::Upload { txn, oid, base, data, size, digest, done };
                         state.waiters.insert(transfer.into(), waiter);
                     }
                     Err(error) => state.after(move || done(Err(error.into()))),
@@ -218,7 +218,7 @@ impl Inner {
     }
 }
 
-impl State {
+impl SessionState {
     /// The first that waits and brings a transaction nearer to its end, but for those behind something that still is to
     /// be put into it: without that it would be another transaction.
     fn next_that_ends(&self) -> Option<usize> {
@@ -230,9 +230,9 @@ impl State {
         })
     }
 
-    pub(super) fn new(dialer: Dialer, downloads: usize, workers: &BlockingPool) -> State {
-        State {
-            era: 0,
+    pub(super) fn new(dialer: Dialer, downloads: usize, workers: &BlockingPool) -> SessionState {
+        SessionState {
+            generation: 0,
             wake: None,
             dialer,
             downloads,
@@ -240,10 +240,10 @@ impl State {
             waiters: BTreeMap::new(),
             transactions: BTreeMap::new(),
             inlets: IncomingTransfers::new(workers, Arc::new(|_| {})),
-            collectors: Collectors::default(),
+            collectors: MemoryDownloads::default(),
             outlets: OutgoingTransfers::default(),
             last_tid: Tid::ZERO,
-            greeters: Vec::new(),
+            handshake_waiters: Vec::new(),
             listeners: Vec::new(),
             watchers: Vec::new(),
             greeted: false,
@@ -296,8 +296,8 @@ impl State {
                     self.tell(&Invalidation { tid: welcome.last_tid, oids: None });
                 }
                 self.happened(&ConnectionEvent::Connected { address: self.dialer.address() });
-                let greeters = std::mem::take(&mut self.greeters);
-                self.after(|| greeters.into_iter().for_each(|greeter| greeter(Ok(()))));
+                let handshake_waiters = std::mem::take(&mut self.handshake_waiters);
+                self.after(|| handshake_waiters.into_iter().for_each(|greeter| greeter(Ok(()))));
             }
             // The connection is dead, and says why to who drives it.
             client::Event::Refused(_) => {}
@@ -323,7 +323,7 @@ impl State {
             Collected::All(to, bytes, digest) => self.after(move || to.finish(bytes, digest)),
             Collected::Elsewhere(event, target) => {
                 if let (TransferEvent::Started { transfer, .. }, Some(target)) = (&event, target) {
-                    self.inlets.expect(*transfer, Box::new(Arriving::new(target)));
+                    self.inlets.expect(*transfer, Box::new(DownloadSink::new(target)));
                 }
                 self.inlets.event(event);
             }
@@ -345,27 +345,27 @@ impl State {
             self.last_tid = self.last_tid.max(tid);
         }
         match (self.waiters.remove(&id), result) {
-            (Some(Waiter::Attach(txn)), Ok(Reply::Attached { last, unfinished })) => {
+            (Some(Sent::Attach(txn)), Ok(Reply::Attached { last, unfinished })) => {
                 self.attached(txn, last, &unfinished);
             }
-            (Some(Waiter::Attach(txn)), result) => {
+            (Some(Sent::Attach(txn)), result) => {
                 let error = result.err().unwrap_or(RequestError::NoSuchTransaction { txn });
                 self.not_attached(txn, &error);
             }
-            (Some(Waiter::Call { request, done }), Err(RequestError::Stopping))
+            (Some(Sent::Call { request, done }), Err(RequestError::Stopping))
                 if request.txn().is_none() && self.goes_on() =>
             {
-                self.waiting.push_back(Ask::Call { request, done });
+                self.waiting.push_back(Queued::Call { request, done });
             }
-            (Some(Waiter::Call { request, done }), result) => {
+            (Some(Sent::Call { request, done }), result) => {
                 self.ended_by(&request, &result);
                 self.after(move || done(result.map_err(CallError::from)));
             }
-            (Some(Waiter::Upload { digest: Some(digest), done, .. }), Ok(_)) => {
+            (Some(Sent::Upload { digest: Some(digest), done, .. }), Ok(_)) => {
                 self.outlets.remove(id.into());
                 self.after(move || done(Ok(digest)));
             }
-            (Some(Waiter::Upload { done, .. }), result) => {
+            (Some(Sent::Upload { done, .. }), result) => {
                 let source = self.outlets.take(id.into());
                 // Done without having had the digest can not be: the machine refuses such an answer.
                 let error = result.err().unwrap_or(RequestError::Cancelled);
@@ -405,7 +405,7 @@ mod tests {
     use bytes::Bytes;
 
     use crate::client::dial::Addresses;
-    use crate::client::handler::SessionEndpoint;
+    use crate::client::handler::Handler;
     use crate::client::session::{ClientConfig, Session};
     use crate::io::ConnectionHandler;
     use blobferry_cache::{Cache, CacheConfig};
@@ -413,7 +413,7 @@ mod tests {
     use super::*;
 
     /// Moves everything that is said, both ways; what the server is asked for.
-    fn exchange(endpoint: &mut SessionEndpoint, server: &mut server::Connection) -> Vec<Request> {
+    fn exchange(endpoint: &mut Handler, server: &mut server::Connection) -> Vec<Request> {
         let (mut up, mut down, mut asked) = (Vec::new(), Vec::new(), Vec::new());
         endpoint.transmit(Time::ZERO, &mut up, usize::MAX, false);
         let on_event = |asked: &mut Vec<Request>, server: &mut server::Connection, event| match event {

@@ -10,7 +10,7 @@ use blobferry_protocol::{
 use crate::client::blob_source::{BlobSource, Taken, not_taken, take};
 use crate::client::error::{CallError, Completion};
 use crate::client::session::Session;
-use crate::client::state::Ask;
+use crate::client::state::Queued;
 use blobferry_cache::TransactionBuffer;
 use blobferry_platform::blobdir::BlobWriter;
 use blobferry_platform::os;
@@ -124,7 +124,7 @@ impl Session {
             let _ = begun.begin.set(cause);
         });
         // Nobody waits for it, and something will follow.
-        self.ask_by_the_way(Ask::Call { request: Request::Begin { txn, meta }, done });
+        self.enqueue_without_wake(Queued::Call { request: Request::Begin { txn, meta }, done });
         let lane = Strand::new(self.workers());
         Ok(Transaction { session: self.clone(), txn, shared, lane, over: false })
     }
@@ -344,7 +344,7 @@ mod tests {
     use super::*;
     use crate::client::dial::Addresses;
     use crate::client::session::ClientConfig;
-    use crate::client::state::Ask;
+    use crate::client::state::Queued;
     use blobferry_cache::{Cache, CacheConfig};
 
     #[test]
@@ -369,12 +369,12 @@ mod tests {
         assert_eq!(asked, ["begin", "blob", "store", "blob", "commit"]);
     }
 
-    fn name(ask: &Ask) -> &'static str {
+    fn name(ask: &Queued) -> &'static str {
         match ask {
-            Ask::Call { request: Request::Begin { .. }, .. } => "begin",
-            Ask::Call { request: Request::Store { .. }, .. } => "store",
-            Ask::Call { request: Request::Commit { .. }, .. } => "commit",
-            Ask::Upload { .. } => "blob",
+            Queued::Call { request: Request::Begin { .. }, .. } => "begin",
+            Queued::Call { request: Request::Store { .. }, .. } => "store",
+            Queued::Call { request: Request::Commit { .. }, .. } => "commit",
+            Queued::Upload { .. } => "blob",
             _ => "something else",
         }
     }

@@ -15,7 +15,7 @@ use blobferry_protocol::{BlobId, BlobInfo, Digest, Oid, Outcome, Tid, Time, TxnM
 use rustix::net::{AddressFamily, SocketType};
 
 use crate::schedules::{finish, patient, txn, vote};
-use crate::server::{ServerConfig, Service, Session};
+use crate::server::{Handler, ServerConfig, ServerCore};
 use blobferry_store::{ModelStore, OpenBlob, Store};
 
 /// What has a bell waits until it is rung.
@@ -153,15 +153,15 @@ fn socket() -> OwnedFd {
 }
 
 /// Serves one connection to its end.
-fn serve(service: &Service, stream: &Stream) {
+fn serve(service: &ServerCore, stream: &Stream) {
     let bell = stream.from.bell.clone();
-    let session = |now: Time| Session::new(service, now, move || bell.ring());
+    let session = |now: Time| Handler::new(service, now, move || bell.ring());
     let mut carrier = ConnectionIo::begin(&socket(), session).unwrap();
     stream.drive(&mut carrier);
 }
 
 /// Connects a client to a server, again and again, until the client has had enough. The first connections are cut.
-fn connect(session: &client::Session, service: &Service, cuts: usize) {
+fn connect(session: &client::Handler, service: &ServerCore, cuts: usize) {
     let mut others = Vec::new();
     for attempt in 0.. {
         let (near, far) = Stream::pair();
@@ -219,15 +219,15 @@ fn converse(
     cache: &Cache,
     cuts: usize,
     goes_on: bool,
-    meanwhile: impl FnOnce(client::Session, Service) + Send + 'static,
+    meanwhile: impl FnOnce(client::Handler, ServerCore) + Send + 'static,
 ) {
     let (store, blob) = store();
     let config = ServerConfig { workers: 2, keep: Duration::from_secs(1), ..ServerConfig::default() };
-    let service = Service::new(store.clone(), config);
+    let service = ServerCore::new(store.clone(), config);
     let patience = if goes_on { Duration::MAX } else { Duration::ZERO };
     let reconnect = Some(Reconnect { patience, ..Reconnect::default() });
     let config = ClientConfig { reconnect, ..ClientConfig::default() };
-    let session = client::Session::new(cache.clone(), &config, Addresses::from("server:1"), 0);
+    let session = client::Handler::new(cache.clone(), &config, Addresses::from("server:1"), 0);
     let connects = {
         let (session, service) = (session.clone(), service.clone());
         thread::spawn(move || connect(&session, &service, cuts))
@@ -236,7 +236,7 @@ fn converse(
         let (session, service) = (session.clone(), service.clone());
         thread::spawn(move || meanwhile(session, service))
     };
-    let load = move |session: client::Session| match wait(|done| session.load_blob(blob, None, done)) {
+    let load = move |session: client::Handler| match wait(|done| session.load_blob(blob, None, done)) {
         Ok(cached) => assert_eq!(cached.size(), BYTES.len() as u64),
         Err(error) => assert!(!goes_on, "{error}"),
     };
@@ -256,7 +256,7 @@ fn converse(
 }
 
 /// Commits, and compares what the client is told with what the server knows.
-fn commit(session: &client::Session, store: &ModelStore, goes_on: bool) {
+fn commit(session: &client::Handler, store: &ModelStore, goes_on: bool) {
     let mut transaction = session.begin(TxnMeta::default()).unwrap();
     let name = transaction.id();
     let (stored, is_stored) = mpsc::channel();

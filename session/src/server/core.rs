@@ -11,10 +11,10 @@ use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{Config, Oid, Refusal, Tid};
 
 use crate::server::counters::{Counters, rss_bytes};
-use crate::server::detached::Keeper;
-use crate::server::inline_policy::Pace;
-use crate::server::mailbox::{Mailbox, News};
-use crate::server::verified::Proofs;
+use crate::server::detached::DetachedTransactions;
+use crate::server::inline_policy::InlinePolicy;
+use crate::server::mailbox::{Mailbox, Message};
+use crate::server::verified::RecentlyVerified;
 use blobferry_store::{Store, Subscription};
 
 /// How a server behaves, whatever its transport.
@@ -48,18 +48,18 @@ impl Default for ServerConfig {
 
 /// What all sessions of a server share. Clones are the same service.
 #[derive(Clone)]
-pub struct Service(Arc<Shared>);
+pub struct ServerCore(Arc<Shared>);
 
 struct Shared {
     store: Arc<dyn Store>,
     config: ServerConfig,
     workers: BlockingPool,
     counters: Counters,
-    proofs: Proofs,
+    proofs: RecentlyVerified,
     sessions: Mutex<Sessions>,
     stopping: AtomicBool,
-    keeper: Arc<Keeper>,
-    pace: Arc<Pace>,
+    keeper: Arc<DetachedTransactions>,
+    pace: Arc<InlinePolicy>,
     _subscription: Subscription,
 }
 
@@ -71,17 +71,17 @@ struct Sessions {
     told: Option<(Tid, Arc<[Oid]>)>,
 }
 
-impl std::fmt::Debug for Service {
+impl std::fmt::Debug for ServerCore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Service({:?})", self.0.counters)
     }
 }
 
-impl Service {
+impl ServerCore {
     /// A service on a store.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, config: ServerConfig) -> Service {
-        Service(Arc::new_cyclic(|weak: &Weak<Shared>| {
+    pub fn new(store: Arc<dyn Store>, config: ServerConfig) -> ServerCore {
+        ServerCore(Arc::new_cyclic(|weak: &Weak<Shared>| {
             let weak = weak.clone();
             let subscription = store.subscribe(Arc::new(move |tid, oids| {
                 if let Some(shared) = weak.upgrade() {
@@ -89,15 +89,15 @@ impl Service {
                 }
             }));
             Shared {
-                keeper: Keeper::new(store.clone(), config.keep),
+                keeper: DetachedTransactions::new(store.clone(), config.keep),
                 store,
                 workers: BlockingPool::new(config.workers),
                 config,
                 counters: Counters::default(),
-                proofs: Proofs::default(),
+                proofs: RecentlyVerified::default(),
                 sessions: Mutex::default(),
                 stopping: AtomicBool::new(false),
-                pace: Arc::new(Pace::new()),
+                pace: Arc::new(InlinePolicy::new()),
                 _subscription: subscription,
             }
         }))
@@ -119,15 +119,15 @@ impl Service {
         &self.0.workers
     }
 
-    pub(super) fn keeper(&self) -> &Arc<Keeper> {
+    pub(super) fn keeper(&self) -> &Arc<DetachedTransactions> {
         &self.0.keeper
     }
 
-    pub(super) fn pace(&self) -> &Arc<Pace> {
+    pub(super) fn pace(&self) -> &Arc<InlinePolicy> {
         &self.0.pace
     }
 
-    pub(super) fn proofs(&self) -> &Proofs {
+    pub(super) fn proofs(&self) -> &RecentlyVerified {
         &self.0.proofs
     }
 
@@ -203,7 +203,7 @@ impl Service {
         let missed = sessions.told.clone().filter(|(tid, _)| *tid > last);
         drop(sessions);
         if let Some((tid, oids)) = missed {
-            mailbox.post(News::Committed { tid, oids });
+            mailbox.post(Message::Committed { tid, oids });
         }
         Ok((Membership { service: self.clone(), number }, last))
     }
@@ -230,14 +230,14 @@ impl Shared {
         let mailboxes: Vec<Arc<Mailbox>> = sessions.mailboxes.values().cloned().collect();
         drop(sessions);
         for mailbox in mailboxes {
-            mailbox.post(News::Committed { tid, oids: oids.clone() });
+            mailbox.post(Message::Committed { tid, oids: oids.clone() });
         }
     }
 }
 
 /// A session's place among the others, until it is dropped.
 pub(super) struct Membership {
-    service: Service,
+    service: ServerCore,
     number: u64,
 }
 

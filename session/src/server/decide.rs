@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use blobferry_protocol::{Reply, RequestError, RequestId, TxnId};
 
-use crate::server::detached::Hold;
+use crate::server::detached::TransactionLease;
 use crate::server::mailbox::Mailbox;
 use blobferry_store::{Store, Vote};
 
@@ -21,7 +21,7 @@ pub(super) fn finish(store: &Arc<dyn Store>, mailbox: Arc<Mailbox>, id: RequestI
 pub(super) fn commit(
     store: &Arc<dyn Store>,
     mailbox: Arc<Mailbox>,
-    hold: Option<Arc<Hold>>,
+    hold: Option<Arc<TransactionLease>>,
     id: RequestId,
     txn: TxnId,
 ) {

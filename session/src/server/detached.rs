@@ -1,9 +1,9 @@
 //! Transactions whose connection was lost: kept for a while with what has arrived of their blobs, until their client is
 //! back and attaches them to another connection.
 //!
-//! A transaction that is open on a connection has a [`Hold`]. Whoever works for it has a clone: the session, the sinks of
+//! A transaction that is open on a connection has a [`TransactionLease`]. Whoever works for it has a clone: the session, the sinks of
 //! its blobs, the jobs in its lane. When the last one is gone, so is the connection, and all that had arrived on it is
-//! dealt with. Then the transaction is over, or the [`Keeper`] has it, or it goes straight to the connection that waits
+//! dealt with. Then the transaction is over, or the [`DetachedTransactions`] has it, or it goes straight to the connection that waits
 //! for it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use blobferry_platform::os;
 use blobferry_platform::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use blobferry_protocol::{Oid, Reply, RequestError, RequestId, TxnId, Unfinished};
 
-use crate::server::mailbox::{Mailbox, News};
+use crate::server::mailbox::{Mailbox, Message};
 use blobferry_platform::sync::lock;
 use blobferry_store::{Stage, Store};
 
@@ -21,8 +21,8 @@ use blobferry_store::{Stage, Store};
 const MOST: usize = 1000;
 
 /// A transaction that is open on a connection.
-pub(super) struct Hold {
-    keeper: Arc<Keeper>,
+pub(super) struct TransactionLease {
+    keeper: Arc<DetachedTransactions>,
     txn: TxnId,
     /// Tells it from another one for a transaction of the same name, which may be begun again before this one is gone.
     number: u64,
@@ -61,7 +61,7 @@ pub(super) struct Part {
     pub(super) written: u64,
 }
 
-impl Hold {
+impl TransactionLease {
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
@@ -125,7 +125,7 @@ impl Arrived {
     }
 }
 
-impl Drop for Hold {
+impl Drop for TransactionLease {
     fn drop(&mut self) {
         let state = std::mem::take(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
         self.keeper.released(self.txn, self.number, state);
@@ -133,7 +133,7 @@ impl Drop for Hold {
 }
 
 /// Knows of every transaction on which connection it is, or that it is on none.
-pub(super) struct Keeper {
+pub(super) struct DetachedTransactions {
     store: Arc<dyn Store>,
     time: Duration,
     places: Mutex<Places>,
@@ -166,18 +166,18 @@ struct Next {
 }
 
 impl Next {
-    fn tell(self, attached: Result<Arc<Hold>, RequestError>) {
+    fn tell(self, attached: Result<Arc<TransactionLease>, RequestError>) {
         // Where nobody is there to hear it, the hold is released at once.
         if let Some(mailbox) = self.mailbox.upgrade() {
-            mailbox.post(News::Attached { id: self.id, attached });
+            mailbox.post(Message::Attached { id: self.id, attached });
         }
     }
 }
 
-impl Keeper {
+impl DetachedTransactions {
     /// Keeps transactions for so long.
-    pub(super) fn new(store: Arc<dyn Store>, time: Duration) -> Arc<Keeper> {
-        Arc::new(Keeper { store, time, places: Mutex::default(), changed: Condvar::new() })
+    pub(super) fn new(store: Arc<dyn Store>, time: Duration) -> Arc<DetachedTransactions> {
+        Arc::new(DetachedTransactions { store, time, places: Mutex::default(), changed: Condvar::new() })
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {
@@ -185,15 +185,21 @@ impl Keeper {
     }
 
     /// A transaction has begun on a connection.
-    pub(super) fn hold(self: &Arc<Self>, txn: TxnId, by: &Arc<Mailbox>) -> Arc<Hold> {
+    pub(super) fn hold(self: &Arc<Self>, txn: TxnId, by: &Arc<Mailbox>) -> Arc<TransactionLease> {
         self.held(&mut self.places(), txn, Arc::downgrade(by), State::default())
     }
 
-    fn held(self: &Arc<Self>, places: &mut Places, txn: TxnId, by: Weak<Mailbox>, state: State) -> Arc<Hold> {
+    fn held(
+        self: &Arc<Self>,
+        places: &mut Places,
+        txn: TxnId,
+        by: Weak<Mailbox>,
+        state: State,
+    ) -> Arc<TransactionLease> {
         places.holds += 1;
         let number = places.holds;
         places.transactions.insert(txn, Place::Held { by, number, next: None });
-        Arc::new(Hold { keeper: self.clone(), txn, number, state: Mutex::new(state) })
+        Arc::new(TransactionLease { keeper: self.clone(), txn, number, state: Mutex::new(state) })
     }
 
     /// A connection wants to go on with a transaction: it is told, sooner or later. A connection that has it still
@@ -228,7 +234,7 @@ impl Keeper {
                     before.tell(unknown());
                 }
                 if let Some(owner) = owner {
-                    owner.post(News::Replaced);
+                    owner.post(Message::Replaced);
                 }
             }
         }
@@ -385,7 +391,7 @@ mod tests {
     #[test]
     fn a_name_that_is_used_again_is_not_let_go_of_with_who_had_it_before() {
         let store: Arc<dyn Store> = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
-        let keeper = Keeper::new(store, Duration::from_secs(60));
+        let keeper = DetachedTransactions::new(store, Duration::from_secs(60));
         let mailbox = Mailbox::new(Box::new(|| {}));
         let txn = TxnId([1; 16]);
         let before = keeper.hold(txn, &mailbox);

@@ -10,13 +10,13 @@ use blobferry_protocol::{
 };
 use bytes::Bytes;
 
-use crate::server::core::{Membership, Service};
-use crate::server::detached::Hold;
-use crate::server::inline_policy::Turn;
-use crate::server::mailbox::{Mailbox, News};
+use crate::server::core::{Membership, ServerCore};
+use crate::server::detached::TransactionLease;
+use crate::server::inline_policy::WorkBudget;
+use crate::server::mailbox::{Mailbox, Message};
 use crate::server::reads::{Opened, Reads, Where};
-use crate::server::strands::Lanes;
-use crate::server::verified::Proof;
+use crate::server::strands::TransactionStrands;
+use crate::server::verified::VerifiedFile;
 
 /// Bytes of answers that may wait for the peer before no more of its requests are read.
 const BACKLOG: usize = 4 << 20;
@@ -24,31 +24,31 @@ const BACKLOG: usize = 4 << 20;
 const HELD: u64 = 8 << 20;
 
 /// One connection of a server, without its socket. Dropped, it aborts the transactions that are open on it.
-pub struct Session {
+pub struct Handler {
     connection: server::Connection,
     state: State,
 }
 
 pub(super) struct State {
-    pub(super) service: Service,
+    pub(super) service: ServerCore,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) membership: Option<Membership>,
     pub(super) inlets: IncomingTransfers,
     pub(super) outlets: OutgoingTransfers,
     /// The blobs among what leaves that are sent as a whole, and what is known when that is done.
-    pub(super) whole: BTreeMap<TransferId, Option<Proof>>,
+    pub(super) whole: BTreeMap<TransferId, Option<VerifiedFile>>,
     /// The transactions that were begun here or attached, some of which are over. What others have begun is none of its
     /// business, whoever knows the name.
-    pub(super) begun: BTreeMap<TxnId, Arc<Hold>>,
+    pub(super) begun: BTreeMap<TxnId, Arc<TransactionLease>>,
     /// The client goes on elsewhere.
     pub(super) replaced: bool,
     /// What changes a transaction, in the order of its requests.
-    pub(super) lanes: Lanes,
+    pub(super) lanes: TransactionStrands,
     pub(super) reads: Reads,
     /// What may be done on this thread before others have their turn.
-    pub(super) turn: Turn,
+    pub(super) turn: WorkBudget,
     /// Answers that wait because the peer does not read those before them.
-    pub(super) late: Vec<News>,
+    pub(super) late: Vec<Message>,
     /// Bytes of answers that may wait for the peer before no more are added.
     pub(super) enough: usize,
     /// Records on their way into the store: how long they are.
@@ -57,20 +57,20 @@ pub(super) struct State {
     pub(super) held_for_blobs: BTreeMap<RequestId, u64>,
 }
 
-impl std::fmt::Debug for Session {
+impl std::fmt::Debug for Handler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Session({:?})", self.connection)
     }
 }
 
-impl Session {
+impl Handler {
     /// A conversation that waits for a client's hello. `wake` is called from any thread when there is something to
     /// send or the end has come nearer: drive the endpoint then.
     #[must_use]
-    pub fn new(service: &Service, now: Time, wake: impl Fn() + Send + Sync + 'static) -> Session {
+    pub fn new(service: &ServerCore, now: Time, wake: impl Fn() + Send + Sync + 'static) -> Handler {
         let mailbox = Mailbox::new(Box::new(wake));
         let post = mailbox.clone();
-        let report = Arc::new(move |report| post.post(News::Inlet(report)));
+        let report = Arc::new(move |report| post.post(Message::Inlet(report)));
         let state = State {
             inlets: IncomingTransfers::new(service.workers(), report),
             service: service.clone(),
@@ -80,19 +80,19 @@ impl Session {
             whole: BTreeMap::new(),
             begun: BTreeMap::new(),
             replaced: false,
-            lanes: Lanes::new(service.workers()),
+            lanes: TransactionStrands::new(service.workers()),
             reads: Reads::default(),
-            turn: Turn::new(service.pace().clone()),
+            turn: WorkBudget::new(service.pace().clone()),
             late: Vec::new(),
             enough: BACKLOG.min(service.config().connection.limits.control_queue as usize / 2),
             held: BTreeMap::new(),
             held_for_blobs: BTreeMap::new(),
         };
-        Session { connection: server::Connection::new(now, service.config().connection), state }
+        Handler { connection: server::Connection::new(now, service.config().connection), state }
     }
 }
 
-impl ConnectionHandler for Session {
+impl ConnectionHandler for Handler {
     fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<FileSlice> {
         let before = out.len();
         loop {
@@ -114,7 +114,7 @@ impl ConnectionHandler for Session {
     }
 
     fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError> {
-        let Session { connection, state } = self;
+        let Handler { connection, state } = self;
         state.turn.begin();
         // What is done here posts its answers, and the transport has them fetched behind this.
         state.mailbox.attend();
@@ -169,7 +169,7 @@ impl ConnectionHandler for Session {
     }
 }
 
-impl Session {
+impl Handler {
     /// Makes the reads that wait, as many as may be made now, and none while the peer does not read its answers.
     fn read_on(&mut self) {
         while self.connection.backlog() < BACKLOG {
@@ -187,9 +187,9 @@ impl Session {
         self.state.mailbox.take().into_iter().for_each(|news| self.news(news));
     }
 
-    fn news(&mut self, news: News) {
+    fn news(&mut self, news: Message) {
         // Who reads slowly gets its answers later. Commits must be told before answers that show them.
-        if matches!(news, News::Reply { .. }) && self.connection.backlog() >= self.state.enough {
+        if matches!(news, Message::Reply { .. }) && self.connection.backlog() >= self.state.enough {
             self.state.late.push(news);
             return;
         }
@@ -273,17 +273,17 @@ impl State {
         };
     }
 
-    fn news(&mut self, connection: &mut server::Connection, news: News) {
+    fn news(&mut self, connection: &mut server::Connection, news: Message) {
         match news {
-            News::Reply { id, result } => {
+            Message::Reply { id, result } => {
                 self.held.remove(&id);
                 self.held_for_blobs.remove(&id);
                 self.reads.answered(id);
                 // A request that was answered by the machine itself meanwhile needs no other answer.
                 let _ = connection.reply(id, result);
             }
-            News::Opened { id, opened } => self.opened(connection, id, opened),
-            News::Attached { id, attached } => {
+            Message::Opened { id, opened } => self.opened(connection, id, opened),
+            Message::Attached { id, attached } => {
                 let reply = attached.map(|hold| {
                     let reply = hold.reply();
                     self.lanes.unknown(hold.txn());
@@ -292,16 +292,16 @@ impl State {
                 });
                 let _ = connection.reply(id, reply);
             }
-            News::Replaced => self.replaced = true,
-            News::Inlet(SinkEvent::Stored { transfer, upto }) => {
+            Message::Replaced => self.replaced = true,
+            Message::Inlet(SinkEvent::Stored { transfer, upto }) => {
                 // The transfer may be over meanwhile.
                 let _ = connection.stored(transfer, upto);
             }
-            News::Inlet(SinkEvent::Failed { transfer }) => {
+            Message::Inlet(SinkEvent::Failed { transfer }) => {
                 self.inlets.remove(transfer);
                 connection.discard(transfer);
             }
-            News::Committed { tid, oids } => {
+            Message::Committed { tid, oids } => {
                 // A connection that is dead needs not know.
                 let _ = connection.invalidate(tid, &oids);
             }
@@ -358,12 +358,12 @@ impl State {
     }
 }
 
-impl Drop for Session {
+impl Drop for Handler {
     fn drop(&mut self) {
         self.state.inlets.abort_all();
         let left: BTreeMap<TxnId, Phase> = self.connection.transactions().collect();
         // Its client has taken leave, or has lost its mind: it does not come back.
-        let breach = self.connection.error().is_some_and(PeerError::is_breach);
+        let breach = self.connection.error().is_some_and(PeerError::is_protocol_violation);
         let over = breach || self.connection.is_closing();
         for (txn, hold) in std::mem::take(&mut self.state.begun) {
             match left.get(&txn) {
@@ -390,7 +390,7 @@ mod tests {
     use blobferry_store::{ModelStore, Store, StoreConfig};
 
     /// Moves everything that is said, both ways, until all that was asked is answered.
-    fn settle(client: &mut client::Connection, session: &mut Session) {
+    fn settle(client: &mut client::Connection, session: &mut Handler) {
         let mut answered = false;
         while !answered || client.requests_in_flight() > 0 {
             let (mut up, mut down) = (Vec::new(), Vec::new());
@@ -408,8 +408,8 @@ mod tests {
         let limits = Limits { transactions: 2, ..Limits::default() };
         let connection = Config { limits, ..Config::default() };
         let store: Arc<dyn Store> = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
-        let service = Service::new(store, ServerConfig { connection, ..ServerConfig::default() });
-        let mut session = Session::new(&service, Time::ZERO, || {});
+        let service = ServerCore::new(store, ServerConfig { connection, ..ServerConfig::default() });
+        let mut session = Handler::new(&service, Time::ZERO, || {});
         let mut client = client::Connection::new(Time::ZERO, Config::default(), b"");
         settle(&mut client, &mut session);
         for name in 0..100 {

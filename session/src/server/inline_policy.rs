@@ -6,7 +6,7 @@
 //! took, so that the thread loses no more than about a twentieth of its time to a disk. One that is slow now and then
 //! says nothing: most likely the system has given the processor to somebody else.
 //!
-//! And nobody else on the thread waits for long: what one connection does in a [`Turn`] is bounded.
+//! And nobody else on the thread waits for long: what one connection does in a [`WorkBudget`] is bounded.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ const TURN: Duration = Duration::from_micros(400);
 
 /// How quick things are at this time. Shared by all connections: they have one disk.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct InlinePolicy {
     start: Instant,
     /// See [`TOO_MANY`].
     points: AtomicU64,
@@ -40,9 +40,9 @@ pub(super) struct Pace {
     rests_until: AtomicU64,
 }
 
-impl Pace {
-    pub(super) fn new() -> Pace {
-        Pace { start: os::now(), points: AtomicU64::new(0), rests_until: AtomicU64::new(0) }
+impl InlinePolicy {
+    pub(super) fn new() -> InlinePolicy {
+        InlinePolicy { start: os::now(), points: AtomicU64::new(0), rests_until: AtomicU64::new(0) }
     }
 
     /// Whether something that is quick by its kind may be done on a thread with sockets now.
@@ -91,16 +91,16 @@ impl Pace {
 
 /// What one connection does at a time before it is others' turn.
 #[derive(Debug)]
-pub(super) struct Turn {
-    pace: Arc<Pace>,
+pub(super) struct WorkBudget {
+    pace: Arc<InlinePolicy>,
     /// When it began; unknown as long as nothing was done.
     began: Option<Instant>,
     acts: u32,
 }
 
-impl Turn {
-    pub(super) fn new(pace: Arc<Pace>) -> Turn {
-        Turn { pace, began: None, acts: 0 }
+impl WorkBudget {
+    pub(super) fn new(pace: Arc<InlinePolicy>) -> WorkBudget {
+        WorkBudget { pace, began: None, acts: 0 }
     }
 
     /// It is this connection's turn.
@@ -139,11 +139,11 @@ mod tests {
     const DISK: Duration = Duration::from_millis(8);
 
     /// A moment that goes on as things are done.
-    struct Clock(Pace, Instant);
+    struct Clock(InlinePolicy, Instant);
 
     impl Clock {
         fn new() -> Clock {
-            let pace = Pace::new();
+            let pace = InlinePolicy::new();
             let start = pace.start;
             Clock(pace, start)
         }
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_turn_is_over_after_so_many_acts_and_another_begins() {
-        let mut turn = Turn::new(Arc::new(Pace::new()));
+        let mut turn = WorkBudget::new(Arc::new(InlinePolicy::new()));
         for _ in 0..2 {
             turn.begin();
             let mut acts = 0;

@@ -6,17 +6,17 @@ use crate::io::SinkEvent;
 use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use blobferry_protocol::{Oid, Reply, RequestError, RequestId, Tid};
 
-use crate::server::detached::Hold;
+use crate::server::detached::TransactionLease;
 use crate::server::reads::Opened;
 
 /// One piece of news for a session.
-pub(super) enum News {
+pub(super) enum Message {
     /// A request was answered.
     Reply { id: RequestId, result: Result<Reply, RequestError> },
     /// A blob that is to be sent was opened.
     Opened { id: RequestId, opened: Result<Opened, RequestError> },
     /// A client wants to go on with a transaction, and can or not.
-    Attached { id: RequestId, attached: Result<Arc<Hold>, RequestError> },
+    Attached { id: RequestId, attached: Result<Arc<TransactionLease>, RequestError> },
     /// The client goes on with a transaction elsewhere.
     Replaced,
     /// A sink has got on.
@@ -33,7 +33,7 @@ pub(super) struct Mailbox {
 
 #[derive(Default)]
 struct Waiting {
-    news: VecDeque<News>,
+    news: VecDeque<Message>,
     /// The session is at work, and looks in here before it rests: nobody has to wake it.
     attended: bool,
 }
@@ -47,7 +47,7 @@ impl Mailbox {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn post(&self, news: News) {
+    pub(super) fn post(&self, news: Message) {
         let mut waiting = self.waiting();
         waiting.news.push_back(news);
         let wake = waiting.news.len() == 1 && !waiting.attended;
@@ -58,7 +58,7 @@ impl Mailbox {
     }
 
     pub(super) fn reply(&self, id: RequestId, result: Result<Reply, RequestError>) {
-        self.post(News::Reply { id, result });
+        self.post(Message::Reply { id, result });
     }
 
     /// The session is at work, and looks in here before it [`leaves`](Self::leave).
@@ -67,7 +67,7 @@ impl Mailbox {
     }
 
     /// All that waits, in order.
-    pub(super) fn take(&self) -> VecDeque<News> {
+    pub(super) fn take(&self) -> VecDeque<Message> {
         std::mem::take(&mut self.waiting().news)
     }
 
@@ -96,16 +96,16 @@ mod tests {
         let count = woken.clone();
         let mailbox = Mailbox::new(Box::new(move || _ = count.fetch_add(1, Ordering::SeqCst)));
         let woken = || woken.swap(0, Ordering::SeqCst);
-        mailbox.post(News::Replaced);
-        mailbox.post(News::Replaced);
+        mailbox.post(Message::Replaced);
+        mailbox.post(Message::Replaced);
         assert_eq!((woken(), mailbox.take().len()), (1, 2));
         mailbox.attend();
-        mailbox.post(News::Replaced);
+        mailbox.post(Message::Replaced);
         assert!(!mailbox.leave());
-        mailbox.post(News::Replaced);
+        mailbox.post(Message::Replaced);
         assert_eq!((woken(), mailbox.take().len()), (0, 2));
         assert!(mailbox.leave());
-        mailbox.post(News::Replaced);
+        mailbox.post(Message::Replaced);
         assert_eq!((woken(), mailbox.take().len()), (1, 1));
     }
 }

@@ -1,6 +1,6 @@
 //! A server without sockets: conversations answered from a [`Store`](blobferry_store::Store).
 //!
-//! [`Service`] is what all connections of a server share; [`Session`] is one of them, which a transport drives as an
+//! [`ServerCore`] is what all connections of a server share; [`Handler`] is one of them, which a transport drives as an
 //! [`ConnectionHandler`](crate::io::ConnectionHandler). The store's work is done by
 //! [`BlockingPool`](blobferry_platform::pool::BlockingPool), its results come back through a mailbox, and the transport is woken
 //! to fetch them. What is small, and syncs nothing, is done on the thread that drives the session, as long as the disk is
@@ -22,5 +22,5 @@ mod strands;
 mod upload;
 mod verified;
 
-pub use self::core::{ServerConfig, Service};
-pub use handler::Session;
+pub use self::core::{ServerConfig, ServerCore};
+pub use handler::Handler;

@@ -8,10 +8,10 @@ use blobferry_platform::os::FileStamp;
 use blobferry_protocol::{BlobId, BlobInfo, Reply, Request, RequestError, RequestId};
 use bytes::Bytes;
 
-use crate::server::core::Service;
-use crate::server::inline_policy::Turn;
-use crate::server::mailbox::{Mailbox, News};
-use crate::server::verified::Proof;
+use crate::server::core::ServerCore;
+use crate::server::inline_policy::WorkBudget;
+use crate::server::mailbox::{Mailbox, Message};
+use crate::server::verified::VerifiedFile;
 use blobferry_store::OpenBlob;
 
 /// Reads that workers make at once for one connection.
@@ -60,7 +60,12 @@ impl Reads {
 
     /// Makes the next of those that wait. What is quick by its kind is made here, or in the next turn if this one is
     /// over; everything else elsewhere, as long as that is not too much at once.
-    pub(super) fn make_next(&mut self, service: &Service, mailbox: &Arc<Mailbox>, turn: &mut Turn) -> Where {
+    pub(super) fn make_next(
+        &mut self,
+        service: &ServerCore,
+        mailbox: &Arc<Mailbox>,
+        turn: &mut WorkBudget,
+    ) -> Where {
         let Some((_, read)) = self.waiting.front() else { return Where::Nowhere };
         let quick = is_quick(read);
         let here = quick && turn.allows();
@@ -80,7 +85,7 @@ impl Reads {
     }
 
     /// Whether the next one would be made here if this turn was not over.
-    pub(super) fn wait_for_turn(&self, turn: &Turn) -> bool {
+    pub(super) fn wait_for_turn(&self, turn: &WorkBudget) -> bool {
         self.waiting.front().is_some_and(|(_, read)| is_quick(read)) && turn.is_over()
     }
 }
@@ -104,15 +109,15 @@ pub(super) struct Opened {
     /// All of the blob, not a part.
     pub(super) whole: bool,
     /// What is known when all of it was sent.
-    pub(super) proves: Option<Proof>,
+    pub(super) proves: Option<VerifiedFile>,
 }
 
 /// Answers one request that changes nothing in a transaction.
-fn answer(service: &Service, mailbox: &Arc<Mailbox>, id: RequestId, request: Request) {
+fn answer(service: &ServerCore, mailbox: &Arc<Mailbox>, id: RequestId, request: Request) {
     let store = service.store();
     let result = match request {
         Request::SendBlob { blob, from, upto } => {
-            return mailbox.post(News::Opened { id, opened: open(service, blob, from, upto) });
+            return mailbox.post(Message::Opened { id, opened: open(service, blob, from, upto) });
         }
         Request::Outcome { txn } => {
             let mailbox = mailbox.clone();
@@ -144,7 +149,7 @@ fn answer(service: &Service, mailbox: &Arc<Mailbox>, id: RequestId, request: Req
     mailbox.reply(id, result);
 }
 
-fn open(service: &Service, blob: BlobId, from: u64, upto: u64) -> Result<Opened, RequestError> {
+fn open(service: &ServerCore, blob: BlobId, from: u64, upto: u64) -> Result<Opened, RequestError> {
     let open = service.store().open_blob(blob).inspect_err(|error| service.counters().damage(error))?;
     let info = match &open {
         OpenBlob::Small { info, .. } | OpenBlob::File { info, .. } => *info,
@@ -161,7 +166,7 @@ fn open(service: &Service, blob: BlobId, from: u64, upto: u64) -> Result<Opened,
         OpenBlob::File { file, path, .. } => {
             // Who has asked for a part only has the rest already, and checks the whole.
             let stamp = FileStamp::of(&file).ok().filter(|_| whole);
-            let proof = stamp.map(|stamp| Proof { oid: blob.oid, digest: info.digest, stamp });
+            let proof = stamp.map(|stamp| VerifiedFile { oid: blob.oid, digest: info.digest, stamp });
             let proven = proof.is_some_and(|proof| service.proofs().hold(proof));
             proves = proof.filter(|_| !proven);
             let source = Source::file(file, end).kept(blob, path);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use blobferry_protocol::{Reply, Request, RequestError, RequestId, TxnId, server};
 
 use crate::server::decide;
-use crate::server::detached::{Hold, Part};
+use crate::server::detached::{Part, TransactionLease};
 use crate::server::handler::State;
 use crate::server::upload::Upload;
 use blobferry_store::Store;
@@ -17,7 +17,7 @@ const HELD_FOR_BLOBS: u64 = 64 << 20;
 
 impl State {
     /// A transaction was begun here, or attached.
-    pub(super) fn begun(&mut self, connection: &server::Connection, hold: Arc<Hold>) {
+    pub(super) fn begun(&mut self, connection: &server::Connection, hold: Arc<TransactionLease>) {
         self.begun.insert(hold.txn(), hold);
         // A vote that fails leaves its lane, too.
         let most = 2 * self.service.config().connection.limits.transactions as usize;
@@ -36,7 +36,7 @@ impl State {
 
     /// A request that puts something into a transaction has arrived: what is kept of that, should the connection be
     /// lost. `None` where the transaction could not begin.
-    fn arrived(&self, txn: TxnId, id: RequestId) -> Option<Arc<Hold>> {
+    fn arrived(&self, txn: TxnId, id: RequestId) -> Option<Arc<TransactionLease>> {
         let hold = self.begun.get(&txn)?.clone();
         hold.arrived(id);
         Some(hold)

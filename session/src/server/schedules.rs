@@ -6,8 +6,8 @@ use std::time::Duration;
 use blobferry_platform::sync::{Arc, Mutex, explore, hold_time, mpsc, thread};
 use blobferry_protocol::{Oid, RequestError, RequestId, TxnMeta};
 
-use super::detached::{Hold, Keeper, Part};
-use super::mailbox::{Mailbox, News};
+use super::detached::{DetachedTransactions, Part, TransactionLease};
+use super::mailbox::{Mailbox, Message};
 use crate::schedules::{patient, txn};
 use blobferry_store::{ModelStore, Store};
 
@@ -18,7 +18,7 @@ const OID: Oid = Oid(1);
 #[derive(Clone)]
 struct Server {
     store: Arc<ModelStore>,
-    keeper: Arc<Keeper>,
+    keeper: Arc<DetachedTransactions>,
     /// How many have the transaction at this moment.
     owners: Arc<AtomicUsize>,
 }
@@ -43,11 +43,11 @@ impl Connection {
     }
 
     /// Waits until it is told what has become of its wish.
-    fn attached(&self) -> Result<Arc<Hold>, RequestError> {
+    fn attached(&self) -> Result<Arc<TransactionLease>, RequestError> {
         loop {
             self.woken.recv().expect("it was forgotten");
             for news in self.mailbox.take() {
-                if let News::Attached { attached, .. } = news {
+                if let Message::Attached { attached, .. } = news {
                     return attached;
                 }
             }
@@ -58,7 +58,7 @@ impl Connection {
 impl Server {
     fn new() -> Server {
         let store = Arc::new(ModelStore::new(patient()).unwrap());
-        let keeper = Keeper::new(store.clone(), SECOND);
+        let keeper = DetachedTransactions::new(store.clone(), SECOND);
         Server { store, keeper, owners: Arc::default() }
     }
 
@@ -85,13 +85,13 @@ impl Server {
             let could = attached.is_ok();
             attached.into_iter().for_each(|hold| server.own(hold, then));
             let told =
-                connection.mailbox.take().into_iter().any(|news| matches!(news, News::Attached { .. }));
+                connection.mailbox.take().into_iter().any(|news| matches!(news, Message::Attached { .. }));
             assert!(!told, "told twice");
             could
         })
     }
 
-    fn own(&self, hold: Arc<Hold>, then: Then) {
+    fn own(&self, hold: Arc<TransactionLease>, then: Then) {
         assert_eq!(self.owners.fetch_add(1, Ordering::SeqCst), 0, "two have it at once");
         thread::yield_now();
         if then == Then::Aborted {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use blobferry_platform::pool::{BlockingPool, Strand};
 use blobferry_protocol::TxnId;
 
-use crate::server::inline_policy::Turn;
+use crate::server::inline_policy::WorkBudget;
 
 /// To put so many bytes into a transaction is quick: they stay in memory, or go to a file that is not synced.
 pub(super) const QUICK: u64 = 64 << 10;
@@ -14,7 +14,7 @@ pub(super) const QUICK: u64 = 64 << 10;
 const OBJECTS: u64 = 32;
 
 /// The lanes of the transactions of one connection.
-pub(super) struct Lanes {
+pub(super) struct TransactionStrands {
     workers: BlockingPool,
     loads: BTreeMap<TxnId, Load>,
 }
@@ -34,7 +34,7 @@ pub(super) struct Place {
 
 impl Place {
     /// Does it when everything before it is done.
-    pub(super) fn run(self, turn: &mut Turn, job: impl FnOnce() + Send + 'static) {
+    pub(super) fn run(self, turn: &mut WorkBudget, job: impl FnOnce() + Send + 'static) {
         if self.quick && turn.allows() {
             turn.act(|| self.lane.run_in_turn(job));
         } else {
@@ -48,9 +48,9 @@ impl Place {
     }
 }
 
-impl Lanes {
-    pub(super) fn new(workers: &BlockingPool) -> Lanes {
-        Lanes { workers: workers.clone(), loads: BTreeMap::new() }
+impl TransactionStrands {
+    pub(super) fn new(workers: &BlockingPool) -> TransactionStrands {
+        TransactionStrands { workers: workers.clone(), loads: BTreeMap::new() }
     }
 
     /// Nobody knows how large this transaction is: it was begun elsewhere.
@@ -95,7 +95,7 @@ impl Lanes {
     }
 
     fn load(&mut self, txn: TxnId) -> &mut Load {
-        let Lanes { workers, loads } = self;
+        let TransactionStrands { workers, loads } = self;
         loads.entry(txn).or_insert_with(|| Load { lane: Strand::new(workers), objects: 0 })
     }
 }

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use crate::io::Sink;
 use blobferry_protocol::{Digest, Oid, Reply, RequestError, RequestId, Tid, TxnId};
 
-use crate::server::core::Service;
-use crate::server::detached::{Hold, Part};
+use crate::server::core::ServerCore;
+use crate::server::detached::{Part, TransactionLease};
 use crate::server::mailbox::Mailbox;
 use crate::server::strands::QUICK;
-use crate::server::verified::Proof;
+use crate::server::verified::VerifiedFile;
 
 /// A [`StoreBlob`](blobferry_protocol::Request::StoreBlob) whose blob is on its way.
 pub(super) struct Upload {
-    pub(super) service: Service,
+    pub(super) service: ServerCore,
     pub(super) mailbox: Arc<Mailbox>,
-    pub(super) hold: Option<Arc<Hold>>,
+    pub(super) hold: Option<Arc<TransactionLease>>,
     pub(super) id: RequestId,
     pub(super) txn: TxnId,
     pub(super) oid: Oid,
@@ -62,7 +62,7 @@ impl Upload {
         let staged = part.stage.complete(digest)?;
         self.service.counters().blobs_received.add(1);
         if let Some(stamp) = staged.stamp() {
-            self.service.proofs().add(Proof { oid: self.oid, digest, stamp });
+            self.service.proofs().add(VerifiedFile { oid: self.oid, digest, stamp });
         }
         let data = std::mem::take(&mut self.data);
         let stored = self.service.store().store_blob(self.txn, self.oid, self.base, data, staged);

@@ -20,7 +20,7 @@ const MOST: usize = 1024;
 
 /// A file with the bytes of a blob, as it was when they were hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Proof {
+pub(super) struct VerifiedFile {
     pub(super) oid: Oid,
     pub(super) digest: Digest,
     pub(super) stamp: FileStamp,
@@ -28,18 +28,18 @@ pub(super) struct Proof {
 
 /// The proofs of a server, all its connections'.
 #[derive(Debug, Default)]
-pub(super) struct Proofs(Mutex<Inner>);
+pub(super) struct RecentlyVerified(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     /// When each was made, since 1970.
-    made: BTreeMap<Proof, Duration>,
-    order: VecDeque<Proof>,
+    made: BTreeMap<VerifiedFile, Duration>,
+    order: VecDeque<VerifiedFile>,
 }
 
-impl Proofs {
+impl RecentlyVerified {
     /// The bytes of a file were hashed just now, and were the blob's.
-    pub(super) fn add(&self, proof: Proof) {
+    pub(super) fn add(&self, proof: VerifiedFile) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.made.insert(proof, os::unix_time()).is_none() {
             inner.order.push_back(proof);
@@ -52,7 +52,7 @@ impl Proofs {
     }
 
     /// Is that known to be so, and for not too long?
-    pub(super) fn hold(&self, proof: Proof) -> bool {
+    pub(super) fn hold(&self, proof: VerifiedFile) -> bool {
         let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A clock that was put back says nothing.
         let age = inner.made.get(&proof).and_then(|made| os::unix_time().checked_sub(*made));
@@ -67,14 +67,14 @@ mod tests {
 
     use super::*;
 
-    fn proof(oid: u64, file: &File) -> Proof {
-        Proof { oid: Oid(oid), digest: Digest([7; 32]), stamp: FileStamp::of(file).unwrap() }
+    fn proof(oid: u64, file: &File) -> VerifiedFile {
+        VerifiedFile { oid: Oid(oid), digest: Digest([7; 32]), stamp: FileStamp::of(file).unwrap() }
     }
 
     #[test]
     fn a_proof_holds_for_this_blob_and_this_file_as_it_was() {
         let mut named = tempfile::NamedTempFile::new().unwrap();
-        let (proofs, before) = (Proofs::default(), proof(1, named.as_file()));
+        let (proofs, before) = (RecentlyVerified::default(), proof(1, named.as_file()));
         assert!(!proofs.hold(before));
         proofs.add(before);
         assert!(proofs.hold(before) && !proofs.hold(proof(2, named.as_file())));
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn a_proof_is_too_old_after_an_hour_and_where_the_clock_was_put_back() {
         let named = tempfile::NamedTempFile::new().unwrap();
-        let (proofs, proof) = (Proofs::default(), proof(1, named.as_file()));
+        let (proofs, proof) = (RecentlyVerified::default(), proof(1, named.as_file()));
         for (made, holds) in [(HOLDS, false), (HOLDS - Duration::from_secs(60), true)] {
             proofs.add(proof);
             *proofs.0.lock().unwrap().made.get_mut(&proof).unwrap() -= made;
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn only_the_latest_are_remembered() {
         let named = tempfile::NamedTempFile::new().unwrap();
-        let proofs = Proofs::default();
+        let proofs = RecentlyVerified::default();
         for oid in 0..=MOST as u64 {
             proofs.add(proof(oid, named.as_file()));
         }

@@ -9,14 +9,14 @@ use blobferry_protocol::{
     Tid, Time, TransferEvent, TransferId, TxnId, TxnMeta, UsageError, buffered, client,
 };
 use blobferry_session::io::ConnectionHandler;
-use blobferry_session::server::{ServerConfig, Service, Session};
+use blobferry_session::server::{Handler, ServerConfig, ServerCore};
 use blobferry_store::{ModelStore, Store, StoreConfig};
 use bytes::Bytes;
 
 /// A client with one blob to store, and what it was told.
 struct Pair {
     client: client::Connection,
-    session: Session,
+    session: Handler,
     woken: Receiver<()>,
     blob: Vec<u8>,
     told: Vec<client::Event>,
@@ -25,9 +25,9 @@ struct Pair {
     up: Vec<u8>,
 }
 
-fn pair(service: &Service) -> Pair {
+fn pair(service: &ServerCore) -> Pair {
     let (wake, woken) = mpsc::channel();
-    let session = Session::new(service, Time::ZERO, move || {
+    let session = Handler::new(service, Time::ZERO, move || {
         // Nobody listens any more when the test is over.
         let _ = wake.send(());
     });
@@ -45,14 +45,14 @@ fn pair(service: &Service) -> Pair {
     pair
 }
 
-fn service() -> (Arc<dyn Store>, Service) {
+fn service() -> (Arc<dyn Store>, ServerCore) {
     service_that_keeps(ServerConfig::default().keep)
 }
 
 /// One that keeps transactions without a connection for so long.
-fn service_that_keeps(keep: Duration) -> (Arc<dyn Store>, Service) {
+fn service_that_keeps(keep: Duration) -> (Arc<dyn Store>, ServerCore) {
     let store: Arc<dyn Store> = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
-    (store.clone(), Service::new(store, ServerConfig { keep, ..ServerConfig::default() }))
+    (store.clone(), ServerCore::new(store, ServerConfig { keep, ..ServerConfig::default() }))
 }
 
 impl Pair {
@@ -297,7 +297,7 @@ fn a_service_that_stops_finishes_what_was_voted_for_and_begins_nothing() {
     assert!(pair.session.is_finished());
     assert_eq!(store.load(Oid(1)).unwrap().data, [1]);
 
-    let late = Session::new(&service, Time::ZERO, || {});
+    let late = Handler::new(&service, Time::ZERO, || {});
     let client = client::Connection::new(Time::ZERO, Config::default(), b"");
     let (_, woken) = mpsc::channel();
     let (blob, told, received, up) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());

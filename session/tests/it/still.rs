@@ -17,7 +17,7 @@ use blobferry_protocol::{
     buffered, client,
 };
 use blobferry_session::io::ConnectionHandler;
-use blobferry_session::server::{ServerConfig, Service, Session};
+use blobferry_session::server::{Handler, ServerConfig, ServerCore};
 use blobferry_store::{EmbeddedStore, Store, StoreConfig};
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -83,7 +83,7 @@ pub(crate) struct Done {
 pub(crate) struct Still {
     pub(crate) store: Arc<dyn Store>,
     client: client::Connection,
-    session: Session,
+    session: Handler,
     woken: Arc<std::sync::atomic::AtomicU64>,
     blob: Vec<u8>,
     answered: Vec<(RequestId, Option<Result<Reply, RequestError>>)>,
@@ -106,10 +106,10 @@ impl Still {
         let dir = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> =
             Arc::new(EmbeddedStore::open(dir.path(), StoreConfig::default()).unwrap());
-        let service = Service::new(store.clone(), ServerConfig::default());
+        let service = ServerCore::new(store.clone(), ServerConfig::default());
         let woken = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let count = woken.clone();
-        let session = Session::new(&service, Time::ZERO, move || {
+        let session = Handler::new(&service, Time::ZERO, move || {
             count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         });
         let client = client::Connection::new(Time::ZERO, Config::default(), b"");

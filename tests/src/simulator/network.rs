@@ -69,8 +69,8 @@ struct Way {
 
 /// What drives an end.
 pub(super) enum Seat {
-    Client(client::SessionEndpoint),
-    Server(Box<server::Session>),
+    Client(client::Handler),
+    Server(Box<server::Handler>),
 }
 
 impl Seat {

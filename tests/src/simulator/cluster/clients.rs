@@ -167,7 +167,7 @@ impl Cluster {
         let service = &server.service;
         connection.server = chair(server.pid, &|woken| {
             let wake = move || woken.store(true, Ordering::SeqCst);
-            Seat::Server(Box::new(server::Session::new(service, Time::ZERO, wake)))
+            Seat::Server(Box::new(server::Handler::new(service, Time::ZERO, wake)))
         });
         self.world.note(format_args!("c{number} {pid} is connected with {}, {manner:?}", server.pid));
         self.connections.insert(number, connection);

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use blobferry_session::client::{Invalidation, Session};
-use blobferry_session::server::Service;
+use blobferry_session::server::ServerCore;
 use blobferry_store::{EmbeddedStore, Store};
 use fastrand::Rng;
 
@@ -42,7 +42,7 @@ pub(super) type Heard = Arc<Mutex<Vec<Invalidation>>>;
 struct Server {
     pid: Pid,
     store: Arc<EmbeddedStore>,
-    service: Service,
+    service: ServerCore,
     /// It is about to stop, and takes nobody in.
     leaving: bool,
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blobferry_session::server::Service;
+use blobferry_session::server::ServerCore;
 use blobferry_store::{EmbeddedStore, Store, StoreConfig};
 
 use super::{Cluster, SERVER, Server};
@@ -27,7 +27,7 @@ impl Cluster {
                 let store = Arc::new(store);
                 let shared: Arc<dyn Store> = store.clone();
                 let config = self.scenario.server.clone();
-                let service = self.world.run_as(pid, || Service::new(shared, config));
+                let service = self.world.run_as(pid, || ServerCore::new(shared, config));
                 self.world.note(format_args!("{pid} the server starts, at {}", store.last_tid()));
                 self.server = Some(Server { pid, store, service, leaving: false });
             }
