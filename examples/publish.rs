@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use blobferry_cache::{Cache, CacheConfig};
 use blobferry_protocol::{BlobId, Tid, TxnMeta};
-use blobferry_store::{EmbeddedStore, StoreConfig};
+use blobferry_store::{SqliteStore, StoreConfig};
 use blobferry_transport_tokio::{BlobSource, Client, ClientConfig, Server, ServerConfig};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let home = tempfile::tempdir()?;
-    let store = EmbeddedStore::open(home.path().join("server"), StoreConfig::default())?;
+    let store = SqliteStore::open(home.path().join("server"), StoreConfig::default())?;
     let server = Server::bind("127.0.0.1:0", Arc::new(store), ServerConfig::default()).await?;
 
     // Any number of processes may share the directory of a cache.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use blobferry_store::{EmbeddedStore, StoreConfig};
+use blobferry_store::{SqliteStore, StoreConfig};
 
 use crate::failure::Failure;
 use crate::transport::{Listener, Transport};
@@ -19,7 +19,7 @@ impl Serving {
     /// # Errors
     /// [`Failure::Store`], or [`Failure::System`] where the address can not be listened on.
     pub(crate) async fn start(transport: Transport, dir: &Path, listen: &str) -> Result<Serving, Failure> {
-        let store = EmbeddedStore::open(dir, StoreConfig::default())?;
+        let store = SqliteStore::open(dir, StoreConfig::default())?;
         let listener = Listener::bind(transport, listen, Arc::new(store)).await;
         let listener =
             listener.map_err(|source| Failure::System { doing: format!("listening on {listen}"), source })?;

@@ -6,10 +6,10 @@ use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId,
 };
 
-use crate::staging::{Room, Stage, Staged};
+use crate::staging::{QuotaPermit, Stage, Staged};
 use crate::store::{OpenBlob, StoredRevision};
 use crate::transactions::table::Work;
-use crate::transactions::write_set::{Changes, Spool};
+use crate::transactions::write_set::{Spool, WriteSet};
 
 /// Keeps revisions. `visible` is the last transaction that a reader may see: later ones are not announced yet.
 pub(crate) trait Backend: Send + Sync + 'static {
@@ -46,16 +46,16 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn is_inline(&self, size: u64) -> bool;
 
     /// See [`Store::stage`](crate::Store::stage); the room is taken already.
-    fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError>;
+    fn stage(&self, size: u64, room: QuotaPermit) -> Result<Box<dyn Stage>, RequestError>;
 
     /// Takes over a file that a client has left: see [`Store::store_shared`](crate::Store::store_shared).
-    fn adopt(&self, name: &str, info: BlobInfo, room: Room) -> Result<Staged, RequestError>;
+    fn adopt(&self, name: &str, info: BlobInfo, room: QuotaPermit) -> Result<Staged, RequestError>;
 
     /// The conflicts of a transaction whose objects are all locked.
     ///
     /// # Errors
     /// [`TransactionExists`](RequestError::TransactionExists) where its name was committed under or fenced off.
-    fn check(&self, txn: TxnId, changes: &Changes) -> Result<Vec<Conflict>, RequestError>;
+    fn check(&self, txn: TxnId, changes: &WriteSet) -> Result<Vec<Conflict>, RequestError>;
 
     /// Makes a batch of work durable, in order and all at once. Called by one thread. Every piece of work has its
     /// own result; what has failed has left nothing.

@@ -4,14 +4,14 @@
 //! objects: *begin*, *store* (with blobs that were *staged*), *vote*, *finish*. Either everything in one is visible
 //! at one transaction id, for ever, or nothing is.
 //!
-//! * [`EmbeddedStore`] is the store of a server: SQLite and files in one directory.
-//! * [`ModelStore`] is the same in memory.
+//! * [`SqliteStore`] is the store of a server: SQLite and files in one directory.
+//! * [`MemoryStore`] is the same in memory.
 //! * [`check`] looks at all that is in a directory, byte by byte, while no server has it open.
 //!
 //! ```
 //! use std::sync::{Arc, mpsc};
 //! use blobferry_protocol::{BlobId, Digest, RequestError, Tid, TxnId, TxnMeta};
-//! use blobferry_store::{Done, EmbeddedStore, OpenBlob, Store, StoreConfig, Vote};
+//! use blobferry_store::{Done, SqliteStore, OpenBlob, Store, StoreConfig, Vote};
 //!
 //! /// Answers come through callbacks, from whatever thread has them: here they are waited for.
 //! fn wait<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
@@ -21,7 +21,7 @@
 //! }
 //!
 //! let dir = tempfile::tempdir()?;
-//! let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(dir.path(), StoreConfig::default())?);
+//! let store: Arc<dyn Store> = Arc::new(SqliteStore::open(dir.path(), StoreConfig::default())?);
 //!
 //! // A transaction's name is chosen by its client. A server keeps it: see `outcome`.
 //! let txn = TxnId([7; 16]);
@@ -71,8 +71,8 @@ mod transactions;
 
 pub use config::StoreConfig;
 pub use errors::OpenError;
-pub use memory::{Memory, ModelStore};
-pub use sqlite::{CheckOptions, CheckReport, Disk, EmbeddedStore, Finding, FindingKind, check};
+pub use memory::{Memory, MemoryStore};
+pub use sqlite::{CheckOptions, CheckReport, Disk, Finding, FindingKind, SqliteStore, check};
 pub use staging::{Stage, Staged};
 pub use store::{
     Counts, Done, MAX_LISTED, MAX_NEW_OIDS, OpenBlob, Store, StoredRevision, Subscriber, Subscription, Vote,

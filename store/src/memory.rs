@@ -11,33 +11,33 @@ use blobferry_protocol::{
 use crate::backend::{Backend, Found, Totals, no_oids_left, now};
 use crate::config::StoreConfig;
 use crate::errors::OpenError;
-use crate::staging::{Room, SmallStage, Stage, Staged};
+use crate::staging::{QuotaPermit, SmallStage, Stage, Staged};
 use crate::store::{OpenBlob, StoredRevision};
 use crate::transactions::coordinator;
 use crate::transactions::coordinator::Coordinator;
 use crate::transactions::table::Work;
-use crate::transactions::write_set::{Bytes, Changes, Spool};
+use crate::transactions::write_set::{Bytes, Spool, WriteSet};
 use blobferry_platform::sync::lock;
 
 /// A store in memory. It has no directory: files can not be shared with it, and blobs of any size are held in
 /// memory.
 ///
 /// ```
-/// use blobferry_store::{ModelStore, Store, StoreConfig};
+/// use blobferry_store::{MemoryStore, Store, StoreConfig};
 /// use blobferry_protocol::Tid;
 ///
-/// let store = ModelStore::new(StoreConfig::default())?;
+/// let store = MemoryStore::new(StoreConfig::default())?;
 /// assert_eq!(store.last_tid(), Tid::ZERO);
 /// # Ok::<(), crate::OpenError>(())
 /// ```
-pub type ModelStore = Coordinator<Memory>;
+pub type MemoryStore = Coordinator<Memory>;
 
-impl ModelStore {
+impl MemoryStore {
     /// An empty store.
     ///
     /// # Errors
     /// [`OpenError::Thread`].
-    pub fn new(config: StoreConfig) -> Result<ModelStore, OpenError> {
+    pub fn new(config: StoreConfig) -> Result<MemoryStore, OpenError> {
         coordinator::start(Memory::default(), config, Tid::ZERO)
     }
 }
@@ -92,7 +92,7 @@ impl Tables {
         tid: Tid,
         txn: TxnId,
         meta: &TxnMeta,
-        changes: &mut Changes,
+        changes: &mut WriteSet,
     ) -> Result<(), RequestError> {
         let mut revisions = Vec::new();
         let mut after = None;
@@ -192,17 +192,17 @@ impl Backend for Memory {
         true
     }
 
-    fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {
+    fn stage(&self, size: u64, room: QuotaPermit) -> Result<Box<dyn Stage>, RequestError> {
         Ok(Box::new(SmallStage::new(size, room)))
     }
 
-    fn adopt(&self, _: &str, _: BlobInfo, _: Room) -> Result<Staged, RequestError> {
+    fn adopt(&self, _: &str, _: BlobInfo, _: QuotaPermit) -> Result<Staged, RequestError> {
         Err(RequestError::Unsupported {
             what: "files can be shared with a store that has a directory only".to_owned(),
         })
     }
 
-    fn check(&self, txn: TxnId, changes: &Changes) -> Result<Vec<Conflict>, RequestError> {
+    fn check(&self, txn: TxnId, changes: &WriteSet) -> Result<Vec<Conflict>, RequestError> {
         let tables = lock(&self.0);
         if tables.names.contains_key(&txn) {
             return Err(RequestError::TransactionExists { txn });

@@ -30,7 +30,7 @@ pub trait Stage: Send {
 pub struct Staged {
     pub(crate) info: BlobInfo,
     pub(crate) content: Content,
-    pub(crate) room: Room,
+    pub(crate) room: QuotaPermit,
 }
 
 /// Where the bytes of a staged blob are.
@@ -67,11 +67,11 @@ impl Staged {
 pub(crate) struct SmallStage {
     size: u64,
     bytes: Vec<u8>,
-    room: Room,
+    room: QuotaPermit,
 }
 
 impl SmallStage {
-    pub(crate) fn new(size: u64, room: Room) -> SmallStage {
+    pub(crate) fn new(size: u64, room: QuotaPermit) -> SmallStage {
         SmallStage { size, bytes: Vec::new(), room }
     }
 }
@@ -184,11 +184,11 @@ impl Quota {
         Box::new(Counted { stage, _one: One(self.uploads.clone()) })
     }
 
-    /// Takes room for so many bytes, given back when the [`Room`] is dropped.
-    pub(crate) fn take(&self, bytes: u64) -> Result<Room, RequestError> {
+    /// Takes room for so many bytes, given back when the [`QuotaPermit`] is dropped.
+    pub(crate) fn take(&self, bytes: u64) -> Result<QuotaPermit, RequestError> {
         let fits = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= self.limit);
         match self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
-            Ok(_) => Ok(Room { quota: self.clone(), bytes }),
+            Ok(_) => Ok(QuotaPermit { quota: self.clone(), bytes }),
             Err(taken) => Err(RequestError::Limit {
                 what: "bytes staged by open transactions".to_owned(),
                 limit: self.limit,
@@ -225,19 +225,19 @@ impl Drop for One {
 
 /// So many staged bytes.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct QuotaPermit {
     quota: Quota,
     bytes: u64,
 }
 
-impl Room {
+impl QuotaPermit {
     /// Makes one of two: what `other` has taken is from now on taken by this.
-    pub(crate) fn join(&mut self, mut other: Room) {
+    pub(crate) fn join(&mut self, mut other: QuotaPermit) {
         self.bytes += std::mem::take(&mut other.bytes);
     }
 }
 
-impl Drop for Room {
+impl Drop for QuotaPermit {
     fn drop(&mut self) {
         self.quota.taken.fetch_sub(self.bytes, Ordering::Relaxed);
     }

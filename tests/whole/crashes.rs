@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use blobferry_protocol::BlobId;
-use blobferry_store::{EmbeddedStore, Store, StoreConfig};
+use blobferry_store::{SqliteStore, Store, StoreConfig};
 use rustix::process::Signal;
 
 use super::road::{DOWN, Road, UP};
@@ -60,7 +60,7 @@ fn files_and_rows_agree(dir: &Path) {
         })
         .collect();
     let (config, mut rows, mut after) = (StoreConfig::default(), BTreeSet::new(), None);
-    let store = EmbeddedStore::open(dir, config.clone()).unwrap();
+    let store = SqliteStore::open(dir, config.clone()).unwrap();
     loop {
         let revisions = store.revisions(after, 1000).unwrap();
         let Some(last) = revisions.last() else { break };

@@ -80,7 +80,7 @@ mod tests {
 
     use blobferry_protocol::{Config, Time, buffered, client};
     use blobferry_session::server::ServerConfig;
-    use blobferry_store::{ModelStore, StoreConfig};
+    use blobferry_store::{MemoryStore, StoreConfig};
 
     use super::*;
     use crate::event_loop::Loop;
@@ -102,7 +102,7 @@ mod tests {
             let events = Loop::new().unwrap();
             let mut listener = TcpListener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
             events.watch(&mut listener).unwrap();
-            let store = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
+            let store = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
             let service = ServerCore::new(store, ServerConfig::default());
             let door = Door { listener, service, loops: vec![events.remote()], knocked: false, shut: None };
             let mut machine = client::Connection::new(Time::ZERO, Config::default(), b"");

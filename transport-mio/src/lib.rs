@@ -8,12 +8,12 @@
 //! use std::sync::Arc;
 //! use blobferry_cache::{Cache, CacheConfig};
 //! use blobferry_protocol::{BlobId, Tid, TxnMeta};
-//! use blobferry_store::{ModelStore, StoreConfig};
+//! use blobferry_store::{MemoryStore, StoreConfig};
 //! use blobferry_transport_mio::{BlobSource, Client, ClientConfig, Server, ServerConfig};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let home = tempfile::tempdir()?;
-//! let store = Arc::new(ModelStore::new(StoreConfig::default())?);
+//! let store = Arc::new(MemoryStore::new(StoreConfig::default())?);
 //! let server = Server::bind("127.0.0.1:0", store, ServerConfig::default())?;
 //! let cache = Cache::open(home.path().join("cache"), CacheConfig::default())?;
 //! let client = Client::connect(server.local_addr(), cache, ClientConfig::default())?;

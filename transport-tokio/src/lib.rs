@@ -8,13 +8,13 @@
 //! use std::sync::Arc;
 //! use blobferry_cache::{Cache, CacheConfig};
 //! use blobferry_protocol::{BlobId, Tid, TxnMeta};
-//! use blobferry_store::{ModelStore, StoreConfig};
+//! use blobferry_store::{MemoryStore, StoreConfig};
 //! use blobferry_transport_tokio::{BlobSource, Client, ClientConfig, Server, ServerConfig};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let home = tempfile::tempdir()?;
-//! let store = Arc::new(ModelStore::new(StoreConfig::default())?);
+//! let store = Arc::new(MemoryStore::new(StoreConfig::default())?);
 //! let server = Server::bind("127.0.0.1:0", store, ServerConfig::default()).await?;
 //! let cache = Cache::open(home.path().join("cache"), CacheConfig::default())?;
 //! let client = Client::connect(server.local_addr(), cache, ClientConfig::default()).await?;

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use blobferry_protocol::{Config, Time, buffered, client};
-use blobferry_store::{ModelStore, StoreConfig};
+use blobferry_store::{MemoryStore, StoreConfig};
 use blobferry_transport_tokio::{Server, ServerConfig};
 use tokio::runtime::Builder;
 
@@ -31,7 +31,7 @@ fn idle(address: SocketAddr) -> TcpStream {
 fn an_idle_connection_holds_little() {
     // All that the server does, it does on this thread, which is the one whose memory is counted.
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    let store = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
+    let store = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
     let server = runtime.block_on(Server::bind("127.0.0.1:0", store, ServerConfig::default())).unwrap();
     let address = server.local_addr();
     let connect = |many| {

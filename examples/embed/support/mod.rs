@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use blobferry_cache::{Cache, CacheConfig};
 use blobferry_protocol::{BlobId, Digest, Tid, TxnMeta};
-use blobferry_store::{EmbeddedStore, StoreConfig};
+use blobferry_store::{SqliteStore, StoreConfig};
 use blobferry_transport_tokio::{BlobSource, Client, ClientConfig, Server, ServerConfig};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -38,7 +38,7 @@ impl Harbour {
         let digest = Digest(*blake3::hash(&bytes).as_bytes());
         let runtime = Runtime::new()?;
         let (server, blob) = runtime.block_on(async {
-            let store = EmbeddedStore::open(home.path().join("server"), StoreConfig::default())?;
+            let store = SqliteStore::open(home.path().join("server"), StoreConfig::default())?;
             let server = Server::bind("127.0.0.1:0", Arc::new(store), ServerConfig::default()).await?;
             let cache = Cache::open(home.path().join("cache"), CacheConfig::default())?;
             let client = Client::connect(server.local_addr(), cache, ClientConfig::default()).await?;

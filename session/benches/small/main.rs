@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use blobferry_protocol::{BlobId, Digest, Oid, Tid, TxnId, TxnMeta};
 use blobferry_session::server::{ServerConfig, ServerCore};
-use blobferry_store::{Done, EmbeddedStore, Store, StoreConfig};
+use blobferry_store::{Done, SqliteStore, Store, StoreConfig};
 
 use self::pair::{Ask, Pair};
 
@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     let home = tempfile::tempdir_in(std::env::var("BENCH_DIR").unwrap_or_else(|_| ".".into()))?;
     let newest = fill(home.path(), rows, size)?;
     let start = Instant::now();
-    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(home.path(), StoreConfig::default())?);
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(home.path(), StoreConfig::default())?);
     println!("{rows} small blobs; opened in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
     for (name, work) in ALL.into_iter().filter(|(name, _)| none || chosen(name)) {
         for callers in callers.iter().copied() {
@@ -84,7 +84,7 @@ fn wait<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T> {
 
 /// Fills a store with objects that have a small blob each, at least with some.
 fn fill(dir: &std::path::Path, rows: u64, size: usize) -> Result<Newest> {
-    let store = EmbeddedStore::open(dir, StoreConfig::default())?;
+    let store = SqliteStore::open(dir, StoreConfig::default())?;
     let mut tids = Vec::new();
     let start = Instant::now();
     for at in 0..rows.div_ceil(AT_ONCE).max(1) {

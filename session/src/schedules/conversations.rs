@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketType};
 
 use crate::schedules::{finish, patient, txn, vote};
 use crate::server::{Handler, ServerConfig, ServerCore};
-use blobferry_store::{ModelStore, OpenBlob, Store};
+use blobferry_store::{MemoryStore, OpenBlob, Store};
 
 /// What has a bell waits until it is rung.
 #[derive(Default)]
@@ -201,8 +201,8 @@ const BLOB: Oid = Oid(1);
 const BYTES: [u8; 700] = [7; 700];
 
 /// A store with a blob.
-fn store() -> (Arc<ModelStore>, BlobId) {
-    let store = ModelStore::new(patient()).unwrap();
+fn store() -> (Arc<MemoryStore>, BlobId) {
+    let store = MemoryStore::new(patient()).unwrap();
     store.begin(txn(1), TxnMeta::default()).unwrap();
     let mut stage = store.stage(BYTES.len() as u64).unwrap();
     stage.write(&BYTES).unwrap();
@@ -256,7 +256,7 @@ fn converse(
 }
 
 /// Commits, and compares what the client is told with what the server knows.
-fn commit(session: &client::Handler, store: &ModelStore, goes_on: bool) {
+fn commit(session: &client::Handler, store: &MemoryStore, goes_on: bool) {
     let mut transaction = session.begin(TxnMeta::default()).unwrap();
     let name = transaction.id();
     let (stored, is_stored) = mpsc::channel();

@@ -386,11 +386,11 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blobferry_store::{ModelStore, StoreConfig};
+    use blobferry_store::{MemoryStore, StoreConfig};
 
     #[test]
     fn a_name_that_is_used_again_is_not_let_go_of_with_who_had_it_before() {
-        let store: Arc<dyn Store> = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
         let keeper = DetachedTransactions::new(store, Duration::from_secs(60));
         let mailbox = Mailbox::new(Box::new(|| {}));
         let txn = TxnId([1; 16]);
@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_blob_that_nobody_has_asked_to_go_on_with_yet_is_not_taken_for_another() {
-        let store = ModelStore::new(StoreConfig::default()).unwrap();
+        let store = MemoryStore::new(StoreConfig::default()).unwrap();
         let part = |request, written| {
             let (request, stage) = (RequestId(request), store.stage(100).unwrap());
             Part { request, stage, size: 100, written }

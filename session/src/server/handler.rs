@@ -387,7 +387,7 @@ mod tests {
 
     use super::*;
     use crate::server::ServerConfig;
-    use blobferry_store::{ModelStore, Store, StoreConfig};
+    use blobferry_store::{MemoryStore, Store, StoreConfig};
 
     /// Moves everything that is said, both ways, until all that was asked is answered.
     fn settle(client: &mut client::Connection, session: &mut Handler) {
@@ -407,7 +407,7 @@ mod tests {
     fn a_vote_that_fails_leaves_no_lane_behind_for_as_long_as_the_connection_lives() {
         let limits = Limits { transactions: 2, ..Limits::default() };
         let connection = Config { limits, ..Config::default() };
-        let store: Arc<dyn Store> = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
         let service = ServerCore::new(store, ServerConfig { connection, ..ServerConfig::default() });
         let mut session = Handler::new(&service, Time::ZERO, || {});
         let mut client = client::Connection::new(Time::ZERO, Config::default(), b"");

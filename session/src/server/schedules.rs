@@ -9,7 +9,7 @@ use blobferry_protocol::{Oid, RequestError, RequestId, TxnMeta};
 use super::detached::{DetachedTransactions, Part, TransactionLease};
 use super::mailbox::{Mailbox, Message};
 use crate::schedules::{patient, txn};
-use blobferry_store::{ModelStore, Store};
+use blobferry_store::{MemoryStore, Store};
 
 const SECOND: Duration = Duration::from_secs(1);
 const OID: Oid = Oid(1);
@@ -17,7 +17,7 @@ const OID: Oid = Oid(1);
 /// A server on which one transaction is open, and part of a blob has arrived.
 #[derive(Clone)]
 struct Server {
-    store: Arc<ModelStore>,
+    store: Arc<MemoryStore>,
     keeper: Arc<DetachedTransactions>,
     /// How many have the transaction at this moment.
     owners: Arc<AtomicUsize>,
@@ -57,7 +57,7 @@ impl Connection {
 
 impl Server {
     fn new() -> Server {
-        let store = Arc::new(ModelStore::new(patient()).unwrap());
+        let store = Arc::new(MemoryStore::new(patient()).unwrap());
         let keeper = DetachedTransactions::new(store.clone(), SECOND);
         Server { store, keeper, owners: Arc::default() }
     }

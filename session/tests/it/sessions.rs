@@ -10,7 +10,7 @@ use blobferry_protocol::{
 };
 use blobferry_session::io::ConnectionHandler;
 use blobferry_session::server::{Handler, ServerConfig, ServerCore};
-use blobferry_store::{ModelStore, Store, StoreConfig};
+use blobferry_store::{MemoryStore, Store, StoreConfig};
 use bytes::Bytes;
 
 /// A client with one blob to store, and what it was told.
@@ -51,7 +51,7 @@ fn service() -> (Arc<dyn Store>, ServerCore) {
 
 /// One that keeps transactions without a connection for so long.
 fn service_that_keeps(keep: Duration) -> (Arc<dyn Store>, ServerCore) {
-    let store: Arc<dyn Store> = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
     (store.clone(), ServerCore::new(store, ServerConfig { keep, ..ServerConfig::default() }))
 }
 

@@ -18,7 +18,7 @@ use blobferry_protocol::{
 };
 use blobferry_session::io::ConnectionHandler;
 use blobferry_session::server::{Handler, ServerConfig, ServerCore};
-use blobferry_store::{EmbeddedStore, Store, StoreConfig};
+use blobferry_store::{SqliteStore, Store, StoreConfig};
 use bytes::Bytes;
 use tempfile::TempDir;
 
@@ -104,8 +104,7 @@ impl Still {
         });
         let entered = enter(world.clone());
         let dir = tempfile::tempdir().unwrap();
-        let store: Arc<dyn Store> =
-            Arc::new(EmbeddedStore::open(dir.path(), StoreConfig::default()).unwrap());
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(dir.path(), StoreConfig::default()).unwrap());
         let service = ServerCore::new(store.clone(), ServerConfig::default());
         let woken = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let count = woken.clone();

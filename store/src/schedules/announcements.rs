@@ -6,8 +6,8 @@ use blobferry_platform::sync::{Arc, Mutex, explore, thread};
 use blobferry_protocol::{Oid, Tid};
 
 use crate::schedules::{check, commit, patient};
-use crate::transactions::publisher::Bulletin;
-use crate::{ModelStore, Store, Subscriber};
+use crate::transactions::publisher::CommitPublisher;
+use crate::{MemoryStore, Store, Subscriber};
 
 type Heard = Arc<Mutex<Vec<Tid>>>;
 
@@ -19,7 +19,7 @@ fn hear(heard: &Heard) -> Subscriber {
 #[test]
 fn whoever_does_not_see_a_commit_yet_hears_of_it() {
     explore(5000, || {
-        let bulletin = Arc::new(Bulletin::new(Tid::ZERO));
+        let bulletin = Arc::new(CommitPublisher::new(Tid::ZERO));
         let listeners: Vec<_> = (0..3)
             .map(|_| {
                 let bulletin = bulletin.clone();
@@ -49,7 +49,7 @@ fn whoever_does_not_see_a_commit_yet_hears_of_it() {
 #[test]
 fn nobody_reads_what_subscribers_were_not_told() {
     explore(3000, || {
-        let store = Arc::new(ModelStore::new(patient()).unwrap());
+        let store = Arc::new(MemoryStore::new(patient()).unwrap());
         let told = Arc::new(AtomicU64::new(0));
         let subscription = store.subscribe({
             let told = told.clone();

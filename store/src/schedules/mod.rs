@@ -11,7 +11,7 @@ use std::time::Duration;
 use blobferry_platform::sync::mpsc;
 use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
 
-use crate::{Done, ModelStore, Store, StoreConfig, Vote};
+use crate::{Done, MemoryStore, Store, StoreConfig, Vote};
 
 /// No time is so long.
 const NEVER: Duration = Duration::MAX;
@@ -63,7 +63,7 @@ fn commit(store: &impl Store, n: u8, oids: &[u64]) -> Result<Result<Tid, Vote>, 
 }
 
 /// Nothing is open any more.
-fn check(store: &ModelStore) {
+fn check(store: &MemoryStore) {
     let counts = store.counts();
     assert_eq!((counts.open, counts.staged_bytes), (0, 0), "{counts:?}");
 }

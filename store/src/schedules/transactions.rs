@@ -7,13 +7,13 @@ use blobferry_platform::sync::{Arc, Mutex, explore, hold_time, let_time_pass, mp
 use blobferry_protocol::{Outcome, RequestError, Tid};
 
 use crate::schedules::{NEVER, begin, check, commit, finish, outcome, patient, txn, vote};
-use crate::{ModelStore, Store, StoreConfig, Vote};
+use crate::{MemoryStore, Store, StoreConfig, Vote};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn with<T: Send + 'static>(
-    store: &Arc<ModelStore>,
-    act: impl FnOnce(&ModelStore) -> T + Send + 'static,
+    store: &Arc<MemoryStore>,
+    act: impl FnOnce(&MemoryStore) -> T + Send + 'static,
 ) -> JoinHandle<T> {
     let store = store.clone();
     thread::spawn(move || act(&store))
@@ -22,7 +22,7 @@ fn with<T: Send + 'static>(
 #[test]
 fn of_those_who_make_one_object_one_does_and_the_others_hear_of_him() {
     explore(2000, || {
-        let store = Arc::new(ModelStore::new(patient()).unwrap());
+        let store = Arc::new(MemoryStore::new(patient()).unwrap());
         let wanted: [&'static [u64]; 4] = [&[1, 2], &[2, 3], &[2], &[4]];
         let threads: Vec<_> = (0..)
             .zip(wanted)
@@ -60,7 +60,7 @@ fn of_those_who_make_one_object_one_does_and_the_others_hear_of_him() {
 #[test]
 fn whoever_finishes_in_a_batch_gets_his_own_answer() {
     explore(2000, || {
-        let store = Arc::new(ModelStore::new(patient()).unwrap());
+        let store = Arc::new(MemoryStore::new(patient()).unwrap());
         let heard = Arc::new(Mutex::new(Vec::new()));
         let _subscription = store.subscribe({
             let heard = heard.clone();
@@ -84,7 +84,7 @@ fn whoever_finishes_in_a_batch_gets_his_own_answer() {
 #[test]
 fn a_vote_whose_locks_do_not_come_hears_of_its_deadline() {
     explore(2000, || {
-        let store = Arc::new(ModelStore::new(StoreConfig { lock_timeout: SECOND, ..patient() }).unwrap());
+        let store = Arc::new(MemoryStore::new(StoreConfig { lock_timeout: SECOND, ..patient() }).unwrap());
         begin(&*store, 1, &[1]).unwrap();
         assert_eq!(vote(&*store, 1), Ok(Vote::Ready));
         let waits = with(&store, |store| begin(store, 2, &[1]).and_then(|()| vote(store, 2)));
@@ -98,7 +98,7 @@ fn a_vote_whose_locks_do_not_come_hears_of_its_deadline() {
 #[test]
 fn the_locks_of_who_does_not_finish_go_to_the_next() {
     explore(2000, || {
-        let store = Arc::new(ModelStore::new(StoreConfig { vote_timeout: SECOND, ..patient() }).unwrap());
+        let store = Arc::new(MemoryStore::new(StoreConfig { vote_timeout: SECOND, ..patient() }).unwrap());
         begin(&*store, 1, &[1]).unwrap();
         assert_eq!(vote(&*store, 1), Ok(Vote::Ready));
         let late = with(&store, |store| finish(store, 1));
@@ -120,7 +120,7 @@ fn the_locks_of_who_does_not_finish_go_to_the_next() {
 #[test]
 fn a_vote_is_given_up_if_nobody_finishes_it() {
     explore(2000, || {
-        let store = Arc::new(ModelStore::new(StoreConfig { vote_timeout: SECOND, ..patient() }).unwrap());
+        let store = Arc::new(MemoryStore::new(StoreConfig { vote_timeout: SECOND, ..patient() }).unwrap());
         begin(&*store, 1, &[1]).unwrap();
         assert_eq!(vote(&*store, 1), Ok(Vote::Ready));
         while store.counts().open > 0 {
@@ -138,7 +138,7 @@ fn whoever_waits_for_locks_is_told_when_they_are_free() {
     explore(2000, || {
         hold_time();
         let config = StoreConfig { vote_timeout: SECOND, lock_timeout: SECOND, ..patient() };
-        let store = Arc::new(ModelStore::new(config).unwrap());
+        let store = Arc::new(MemoryStore::new(config).unwrap());
         let threads: Vec<_> = (0..4)
             .map(|n| {
                 with(&store, move |store| {
@@ -163,7 +163,7 @@ fn whoever_waits_for_locks_is_told_when_they_are_free() {
 #[test]
 fn an_outcome_is_true_for_ever() {
     explore(2000, || {
-        let store = Arc::new(ModelStore::new(patient()).unwrap());
+        let store = Arc::new(MemoryStore::new(patient()).unwrap());
         let commits = with(&store, |store| commit(store, 1, &[1]));
         let asks: Vec<_> = (0..2).map(|_| with(&store, |store| outcome(store, 1).unwrap())).collect();
         let aborts = with(&store, |store| store.abort(txn(1)));
@@ -187,11 +187,11 @@ fn an_outcome_is_true_for_ever() {
 fn a_store_that_is_closed_answers_everybody() {
     explore(3000, || {
         let config = StoreConfig { vote_timeout: SECOND, lock_timeout: NEVER, ..patient() };
-        let store = Arc::new(ModelStore::new(config).unwrap());
+        let store = Arc::new(MemoryStore::new(config).unwrap());
         let commits: Vec<_> =
             (1..=3).map(|n| with(&store, move |store| commit(store, n, &[1, u64::from(n) + 1]))).collect();
         let asks = with(&store, |store| outcome(store, 1));
-        let closes = with(&store, ModelStore::close);
+        let closes = with(&store, MemoryStore::close);
         store.close();
         let committed = commits.into_iter().map(|thread| thread.join().unwrap());
         let committed = committed.filter(|result| matches!(result, Ok(Ok(_)))).count();
@@ -209,7 +209,7 @@ fn a_store_that_is_closed_answers_everybody() {
 #[test]
 fn a_store_may_end_in_an_answer() {
     explore(2000, || {
-        let store = Arc::new(ModelStore::new(patient()).unwrap());
+        let store = Arc::new(MemoryStore::new(patient()).unwrap());
         begin(&*store, 1, &[1]).unwrap();
         let (answer, answered) = mpsc::channel();
         let held = store.clone();

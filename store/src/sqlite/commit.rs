@@ -16,7 +16,7 @@ use crate::sqlite::schema::{key, tid};
 use crate::sqlite::totals;
 use crate::staging::StagedFile;
 use crate::transactions::table::Work;
-use crate::transactions::write_set::{Body, Bytes, Changes, Entry};
+use crate::transactions::write_set::{Body, Bytes, Entry, WriteSet};
 use blobferry_platform::sync::lock;
 
 /// The current revision of an object, and whether it is a deletion.
@@ -75,7 +75,7 @@ impl Disk {
     pub(super) fn find_conflicts(
         &self,
         txn: TxnId,
-        changes: &Changes,
+        changes: &WriteSet,
     ) -> Result<Vec<Conflict>, RequestError> {
         let known = self.database.read("check a vote", |connection| known_outcome(connection, txn))?;
         if known.is_some() {
@@ -192,7 +192,7 @@ impl Disk {
         transaction: &Transaction<'_>,
         step: &mut Step<'_>,
         tid: Tid,
-        (txn, meta, changes): (TxnId, &TxnMeta, &Mutex<Changes>),
+        (txn, meta, changes): (TxnId, &TxnMeta, &Mutex<WriteSet>),
     ) -> Result<(), RequestError> {
         let failed = |error: rusqlite::Error| self.database.error("write a transaction", &error);
         // Prepared once, unlike those that the library has: they are as long as what they surround.

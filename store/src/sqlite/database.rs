@@ -13,7 +13,7 @@ use rusqlite::{Connection, ErrorCode, Row, Transaction, TransactionBehavior, ffi
 use crate::errors::{OpenError, database_error, disk_error};
 use crate::sqlite::poison::Poison;
 use crate::sqlite::schema;
-use crate::sqlite::sync_counter::Syncs;
+use crate::sqlite::sync_counter::SyncCounter;
 use crate::sqlite::totals;
 use blobferry_platform::sync::lock;
 
@@ -26,7 +26,7 @@ const CHECKPOINT: u64 = 16 << 20;
 pub(crate) struct Database {
     pub(super) path: PathBuf,
     pub(super) poison: Poison,
-    pub(super) syncs: Syncs,
+    pub(super) syncs: SyncCounter,
     /// How often the database has changed, or its log was moved into it: a view from before is an old one.
     changes: AtomicU64,
     /// The next commit begins the log anew.
@@ -98,7 +98,7 @@ impl Database {
         Ok(Database {
             path: path.to_owned(),
             poison: Poison::default(),
-            syncs: Syncs::default(),
+            syncs: SyncCounter::default(),
             changes: AtomicU64::new(0),
             anew: AtomicBool::new(true),
             writer: Mutex::new(Writer { connection, last_oid, written: 0 }),

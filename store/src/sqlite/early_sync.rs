@@ -12,34 +12,34 @@ use blobferry_platform::sync::Arc;
 use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sqlite::poison::Poison;
-use crate::sqlite::sync_counter::Syncs;
+use crate::sqlite::sync_counter::SyncCounter;
 
 /// What all blobs share that arrive. One thread is enough: a disk is not faster for two.
 #[derive(Clone, Debug)]
-pub(super) struct Ahead {
+pub(super) struct EarlySync {
     workers: BlockingPool,
     /// Bytes from one sync to the next; 0 for none ahead.
     step: u64,
-    syncs: Syncs,
+    syncs: SyncCounter,
     poison: Poison,
 }
 
-impl Ahead {
-    pub(super) fn new(step: u64, syncs: &Syncs, poison: &Poison) -> Ahead {
-        Ahead { workers: BlockingPool::new(1), step, syncs: syncs.clone(), poison: poison.clone() }
+impl EarlySync {
+    pub(super) fn new(step: u64, syncs: &SyncCounter, poison: &Poison) -> EarlySync {
+        EarlySync { workers: BlockingPool::new(1), step, syncs: syncs.clone(), poison: poison.clone() }
     }
 
     /// For a blob of `size` bytes that begins to arrive.
-    pub(super) fn follow(&self, size: u64) -> Following {
+    pub(super) fn follow(&self, size: u64) -> UploadSync {
         let next = if self.step == 0 { u64::MAX } else { self.step };
-        Following { ahead: self.clone(), size, next, file: None, busy: Arc::default() }
+        UploadSync { ahead: self.clone(), size, next, file: None, busy: Arc::default() }
     }
 }
 
 /// One blob that arrives.
 #[derive(Debug)]
-pub(super) struct Following {
-    ahead: Ahead,
+pub(super) struct UploadSync {
+    ahead: EarlySync,
     size: u64,
     /// The next sync is due when so many bytes were written.
     next: u64,
@@ -49,7 +49,7 @@ pub(super) struct Following {
     busy: Arc<AtomicBool>,
 }
 
-impl Following {
+impl UploadSync {
     /// So many bytes of it were written, to the file that `open` opens once more. The last of them are left to the sync at
     /// the end.
     pub(super) fn written(&mut self, written: u64, open: impl FnOnce() -> io::Result<File>) {
@@ -67,7 +67,7 @@ impl Following {
         self.file = Some(file.clone());
         self.next = written.saturating_add(self.ahead.step);
         self.busy.store(true, Ordering::Release);
-        let (busy, Ahead { syncs, poison, .. }) = (self.busy.clone(), self.ahead.clone());
+        let (busy, EarlySync { syncs, poison, .. }) = (self.busy.clone(), self.ahead.clone());
         self.ahead.workers.run(move || {
             if poison.check().is_ok() {
                 syncs.add(1);
@@ -86,12 +86,12 @@ mod tests {
 
     use super::*;
 
-    fn ahead(step: u64) -> Ahead {
-        Ahead::new(step, &Syncs::default(), &Poison::default())
+    fn ahead(step: u64) -> EarlySync {
+        EarlySync::new(step, &SyncCounter::default(), &Poison::default())
     }
 
     /// Waits for what was begun.
-    fn rest(ahead: &Ahead) {
+    fn rest(ahead: &EarlySync) {
         let (done, end) = mpsc::channel();
         ahead.workers.run(move || done.send(()).unwrap());
         end.recv().unwrap();

@@ -10,7 +10,7 @@ use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{BlobId, RequestError};
 
 use crate::errors::disk_error;
-use crate::sqlite::sync_counter::Syncs;
+use crate::sqlite::sync_counter::SyncCounter;
 use crate::staging::StagedFile;
 
 /// The files that a batch has given their final names. Dropped without [`keep`](Files::keep), they are removed.
@@ -46,7 +46,7 @@ impl<'a> Files<'a> {
     }
 
     /// Makes the names durable.
-    pub(super) fn sync(&self, syncs: &Syncs) -> Result<(), String> {
+    pub(super) fn sync(&self, syncs: &SyncCounter) -> Result<(), String> {
         let unsynced = if planted(Bug::SkipDirectorySync) { Vec::new() } else { self.unsynced() };
         for path in unsynced {
             syncs.add(1);
@@ -118,7 +118,7 @@ mod tests {
         assert!(bucket.exists());
         let files = named(5 + BlobId::BUCKETS);
         assert_eq!(files.unsynced(), [bucket.clone(), root]);
-        let syncs = Syncs::default();
+        let syncs = SyncCounter::default();
         files.sync(&syncs).unwrap();
         assert_eq!(syncs.get(), 2);
         files.keep();

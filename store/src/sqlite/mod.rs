@@ -35,18 +35,18 @@ use blobferry_protocol::{
 
 pub use self::check::{CheckOptions, CheckReport, Finding, FindingKind, check};
 use self::database::Database;
-use self::early_sync::Ahead;
+use self::early_sync::EarlySync;
 use self::oids::Oids;
-use self::space::Space;
+use self::space::DiskSpace;
 use crate::backend::{Backend, Found, Totals};
 use crate::config::StoreConfig;
 use crate::errors::{OpenError, opening};
-use crate::staging::{Room, SmallStage, Stage, Staged, Staging};
+use crate::staging::{QuotaPermit, SmallStage, Stage, Staged, Staging};
 use crate::store::{OpenBlob, StoredRevision};
 use crate::transactions::coordinator;
 use crate::transactions::coordinator::Coordinator;
 use crate::transactions::table::Work;
-use crate::transactions::write_set::{Changes, SPOOL_IN_MEMORY, Spool};
+use crate::transactions::write_set::{SPOOL_IN_MEMORY, Spool, WriteSet};
 use blobferry_platform::sync::lock;
 
 /// The database's name in the store's directory.
@@ -56,9 +56,9 @@ const DATABASE: &str = "store.sqlite";
 ///
 /// Committed is what survives a power cut: the bytes of blobs and their names are synced before the database
 /// commits, and that commit is the only moment at which a transaction happens.
-pub type EmbeddedStore = Coordinator<Disk>;
+pub type SqliteStore = Coordinator<Disk>;
 
-impl EmbeddedStore {
+impl SqliteStore {
     /// Opens the store in a directory, and creates it (with mode 0700) if there is none.
     ///
     /// What a crash has left is put right first: staged files go, and so do blob files that no transaction has
@@ -67,7 +67,7 @@ impl EmbeddedStore {
     ///
     /// # Errors
     /// [`OpenError::InUse`] when another server has it open, and all others for what they say.
-    pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<EmbeddedStore, OpenError> {
+    pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<SqliteStore, OpenError> {
         let dir = dir.as_ref();
         let claim = recover::claim(dir)?;
         let layout = Layout::open(dir.join("blobs"))?;
@@ -89,8 +89,8 @@ impl EmbeddedStore {
         let last_oid = sums.last_oid;
         let tmp = stage::open_dir(layout.tmp()).map_err(opening("open", layout.tmp()))?;
         let disk = Disk {
-            space: Space::of(layout.tmp()),
-            ahead: Ahead::new(config.sync_ahead, &database.syncs, &database.poison),
+            space: DiskSpace::of(layout.tmp()),
+            ahead: EarlySync::new(config.sync_ahead, &database.syncs, &database.poison),
             staging: Arc::new(Staging::new(layout.tmp())),
             new_bucket: AtomicBool::new(false), // the directory of all buckets was synced just now
             inline_max: config.inline_max.min(StoreConfig::INLINE_LIMIT),
@@ -114,8 +114,8 @@ pub struct Disk {
     layout: Layout,
     /// Where clients who share the directory leave files.
     tmp: File,
-    space: Space,
-    ahead: Ahead,
+    space: DiskSpace,
+    ahead: EarlySync,
     staging: Arc<Staging>,
     inline_max: u64,
     /// See [`files::Files`].
@@ -180,18 +180,18 @@ impl Backend for Disk {
         size <= self.inline_max
     }
 
-    fn stage(&self, size: u64, room: Room) -> Result<Box<dyn Stage>, RequestError> {
+    fn stage(&self, size: u64, room: QuotaPermit) -> Result<Box<dyn Stage>, RequestError> {
         if self.is_inline(size) {
             return Ok(Box::new(SmallStage::new(size, room)));
         }
         Ok(Box::new(self.stage_file(size, room)?))
     }
 
-    fn adopt(&self, name: &str, info: BlobInfo, room: Room) -> Result<Staged, RequestError> {
+    fn adopt(&self, name: &str, info: BlobInfo, room: QuotaPermit) -> Result<Staged, RequestError> {
         self.adopt_file(name, info, room)
     }
 
-    fn check(&self, txn: TxnId, changes: &Changes) -> Result<Vec<Conflict>, RequestError> {
+    fn check(&self, txn: TxnId, changes: &WriteSet) -> Result<Vec<Conflict>, RequestError> {
         self.find_conflicts(txn, changes)
     }
 
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn after_a_failed_sync_reads_go_on_and_every_write_is_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
-        let store = EmbeddedStore::open(dir.path(), StoreConfig::default()).unwrap();
+        let store = SqliteStore::open(dir.path(), StoreConfig::default()).unwrap();
         let [committed, voted, open] = [1, 2, 3].map(|n| TxnId([n; 16]));
         for (txn, oid) in [(committed, 1), (voted, 2), (open, 3)] {
             store.begin(txn, TxnMeta::default()).unwrap();
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(store.load(Oid(1)).unwrap().data, b"data");
 
         drop(store);
-        let store = EmbeddedStore::open(dir.path(), StoreConfig::default()).unwrap();
+        let store = SqliteStore::open(dir.path(), StoreConfig::default()).unwrap();
         assert_eq!(store.last_tid(), tid);
         assert_eq!(wait(|done| store.outcome(voted, done)), Ok(Outcome::NotCommitted));
     }

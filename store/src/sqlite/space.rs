@@ -15,26 +15,26 @@ use rustix::io::Errno;
 
 /// The room on one file system.
 #[derive(Debug)]
-pub(super) struct Space {
+pub(super) struct DiskSpace {
     dir: PathBuf,
     /// What uploads in progress have still to write; `None` where that is reserved for them already.
     owed: Option<Arc<AtomicU64>>,
 }
 
-impl Space {
+impl DiskSpace {
     /// Finds out whether the file system of a directory can reserve room.
-    pub(super) fn of(dir: &Path) -> Space {
+    pub(super) fn of(dir: &Path) -> DiskSpace {
         let reserve = |file| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 1);
         let reserved = tempfile::tempfile_in(dir).map(reserve);
         let can_not = matches!(reserved, Ok(Err(Errno::OPNOTSUPP | Errno::NOSYS)));
-        Space { dir: dir.to_owned(), owed: can_not.then(Arc::default) }
+        DiskSpace { dir: dir.to_owned(), owed: can_not.then(Arc::default) }
     }
 
     /// Promises room for an upload, where the file system will not do so itself.
-    pub(super) fn promise(&self, size: u64) -> Result<Promise, RequestError> {
-        let Some(owed) = &self.owed else { return Ok(Promise::default()) };
+    pub(super) fn promise(&self, size: u64) -> Result<SpaceReservation, RequestError> {
+        let Some(owed) = &self.owed else { return Ok(SpaceReservation::default()) };
         let others = owed.fetch_add(size, Ordering::Relaxed);
-        let promise = Promise { owed: Some(owed.clone()), left: size };
+        let promise = SpaceReservation { owed: Some(owed.clone()), left: size };
         match self.free() {
             Some(free) if size > free.saturating_sub(others) => {
                 let dir = self.dir.display();
@@ -62,12 +62,12 @@ impl Space {
 
 /// Room for one upload, as far as it is not written yet.
 #[derive(Debug, Default)]
-pub(super) struct Promise {
+pub(super) struct SpaceReservation {
     owed: Option<Arc<AtomicU64>>,
     left: u64,
 }
 
-impl Promise {
+impl SpaceReservation {
     /// So many more bytes of it are written, and not free any more.
     pub(super) fn redeem(&mut self, written: u64) {
         let written = written.min(self.left);
@@ -78,7 +78,7 @@ impl Promise {
     }
 }
 
-impl Drop for Promise {
+impl Drop for SpaceReservation {
     fn drop(&mut self) {
         self.redeem(self.left);
     }
@@ -92,7 +92,7 @@ mod tests {
     fn where_nothing_can_be_reserved_an_upload_must_fit_beside_what_the_others_have_still_to_write() {
         let dir = tempfile::tempdir().unwrap();
         let owed = Arc::new(AtomicU64::new(0));
-        let space = Space { dir: dir.path().to_owned(), owed: Some(owed.clone()) };
+        let space = DiskSpace { dir: dir.path().to_owned(), owed: Some(owed.clone()) };
         let half = space.free().unwrap() / 2;
         let mut first = space.promise(half).unwrap();
         let refused = space.promise(half * 3 / 2).unwrap_err().to_string();

@@ -13,25 +13,25 @@ use rustix::io::Errno;
 
 use crate::errors::{blob_error, disk_error};
 use crate::sqlite::Disk;
-use crate::sqlite::early_sync::Following;
+use crate::sqlite::early_sync::UploadSync;
 use crate::sqlite::poison::Poison;
-use crate::sqlite::space::Promise;
-use crate::sqlite::sync_counter::Syncs;
-use crate::staging::{Content, Room, Stage, Staged, StagedFile, Staging, mismatch};
+use crate::sqlite::space::SpaceReservation;
+use crate::sqlite::sync_counter::SyncCounter;
+use crate::staging::{Content, QuotaPermit, Stage, Staged, StagedFile, Staging, mismatch};
 
 /// A blob's file that is being filled.
 pub(super) struct FileStage {
     writer: BlobWriter,
-    following: Following,
-    promise: Promise,
+    following: UploadSync,
+    promise: SpaceReservation,
     staging: Arc<Staging>,
     poison: Poison,
-    syncs: Syncs,
-    room: Room,
+    syncs: SyncCounter,
+    room: QuotaPermit,
 }
 
 impl Disk {
-    pub(super) fn stage_file(&self, size: u64, room: Room) -> Result<FileStage, RequestError> {
+    pub(super) fn stage_file(&self, size: u64, room: QuotaPermit) -> Result<FileStage, RequestError> {
         let promise = self.space.promise(size)?;
         let writer = BlobWriter::create(self.layout.tmp(), size).map_err(|error| match error {
             WriteError::NoSpace { .. } => self.space.not_reserved(&error),
@@ -43,7 +43,12 @@ impl Disk {
     }
 
     /// Takes over a file that a client has left in `tmp`.
-    pub(super) fn adopt_file(&self, name: &str, info: BlobInfo, room: Room) -> Result<Staged, RequestError> {
+    pub(super) fn adopt_file(
+        &self,
+        name: &str,
+        info: BlobInfo,
+        room: QuotaPermit,
+    ) -> Result<Staged, RequestError> {
         let (file, staged) = self.take_file(name, info.size)?;
         let path = staged.path();
         let mut hasher = blake3::Hasher::new();

@@ -10,9 +10,9 @@ use blobferry_platform::sync::atomic::{AtomicU64, Ordering};
 
 /// So many. Clones count together.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Syncs(Arc<AtomicU64>);
+pub(crate) struct SyncCounter(Arc<AtomicU64>);
 
-impl Syncs {
+impl SyncCounter {
     pub(crate) fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }

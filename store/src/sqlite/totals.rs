@@ -108,11 +108,11 @@ mod tests {
     use blobferry_protocol::{Oid, Tid, TxnId, TxnMeta};
 
     use super::*;
-    use crate::sqlite::{DATABASE, EmbeddedStore, schema};
+    use crate::sqlite::{DATABASE, SqliteStore, schema};
     use crate::{Store, StoreConfig};
 
     /// Commits one change of one object.
-    fn commit(store: &EmbeddedStore, oid: u64, base: Tid, data: Option<&[u8]>) -> Tid {
+    fn commit(store: &SqliteStore, oid: u64, base: Tid, data: Option<&[u8]>) -> Tid {
         let txn = TxnId((u128::from(oid) << 64 | u128::from(store.last_tid().0)).to_be_bytes());
         store.begin(txn, TxnMeta::default()).unwrap();
         match data {
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn what_came_after_is_counted_and_a_close_keeps_it() {
         let dir = tempfile::tempdir().unwrap();
-        let store = EmbeddedStore::open(dir.path(), StoreConfig::default()).unwrap();
+        let store = SqliteStore::open(dir.path(), StoreConfig::default()).unwrap();
         let sums = |sums: &Sums| (sums.totals.objects, sums.totals.revisions, sums.last_oid, sums.is_kept);
         assert_eq!(sums(&look(dir.path())), (0, 0, 0, true));
         let first = commit(&store, 1, Tid::ZERO, Some(b"new"));

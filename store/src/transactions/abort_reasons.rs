@@ -9,12 +9,12 @@ const REMEMBERED: usize = 4096;
 
 /// Why the store gave up the last transactions that it gave up.
 #[derive(Default)]
-pub(crate) struct GivenUp {
+pub(crate) struct AbortReasons {
     reasons: BTreeMap<TxnId, String>,
     order: VecDeque<TxnId>,
 }
 
-impl GivenUp {
+impl AbortReasons {
     pub(crate) fn reason(&self, txn: TxnId) -> Option<&str> {
         self.reasons.get(&txn).map(String::as_str)
     }
@@ -37,7 +37,7 @@ mod tests {
 
     #[test]
     fn only_the_last_that_were_given_up_are_remembered() {
-        let mut given_up = GivenUp::default();
+        let mut given_up = AbortReasons::default();
         let txn = |n: usize| TxnId((n as u128).to_le_bytes());
         for n in 0..=REMEMBERED {
             given_up.remember(txn(n), "late");

@@ -20,11 +20,11 @@ use crate::config::StoreConfig;
 use crate::errors::OpenError;
 use crate::staging::Quota;
 use crate::store::{Done, Vote};
-use crate::transactions::group_commit::Gather;
-use crate::transactions::publisher::Bulletin;
-use crate::transactions::table::{Answer, Ballot, CloseReason, Desk, Errand, Job};
-use crate::transactions::wakeups::Call;
-use crate::transactions::write_set::Changes;
+use crate::transactions::group_commit::GroupCommit;
+use crate::transactions::publisher::CommitPublisher;
+use crate::transactions::table::{Answer, CloseReason, Job, MaintenanceTask, PendingVote, TransactionTable};
+use crate::transactions::wakeups::Wake;
+use crate::transactions::write_set::WriteSet;
 use blobferry_platform::sync::lock;
 
 /// How often the committer looks for what it was called for. It is called when a vote begins, as to wake takes about as
@@ -44,30 +44,30 @@ pub struct Coordinator<B> {
 pub(crate) struct Core<B> {
     pub(crate) backend: B,
     pub(crate) config: StoreConfig,
-    pub(crate) office: Arc<Office>,
-    pub(crate) bulletin: Arc<Bulletin>,
+    pub(crate) office: Arc<SharedTable>,
+    pub(crate) bulletin: Arc<CommitPublisher>,
     pub(crate) quota: Quota,
     pub(crate) batches: AtomicU64,
 }
 
 /// The desk, and the bells of the two who work at it.
-pub(crate) struct Office {
-    desk: Mutex<Desk>,
+pub(crate) struct SharedTable {
+    desk: Mutex<TransactionTable>,
     committer: Condvar,
     steward: Condvar,
 }
 
-impl Office {
+impl SharedTable {
     /// The desk, for the two who work at it.
-    fn desk(&self) -> MutexGuard<'_, Desk> {
+    fn desk(&self) -> MutexGuard<'_, TransactionTable> {
         lock(&self.desk)
     }
 
     /// Does something at the desk, and calls those who rest and have something to do then.
-    pub(crate) fn at_desk<T>(&self, act: impl FnOnce(&mut Desk) -> T) -> T {
+    pub(crate) fn at_desk<T>(&self, act: impl FnOnce(&mut TransactionTable) -> T) -> T {
         let mut desk = self.desk();
         let done = act(&mut desk);
-        let Call { committer, steward } = desk.call();
+        let Wake { committer, steward } = desk.call();
         drop(desk);
         if committer {
             self.committer.notify_one();
@@ -85,9 +85,9 @@ pub(crate) fn start<B: Backend>(
     config: StoreConfig,
     last: Tid,
 ) -> Result<Coordinator<B>, OpenError> {
-    let desk = Mutex::new(Desk::new(config.clone()));
-    let office = Arc::new(Office { desk, committer: Condvar::new(), steward: Condvar::new() });
-    let (bulletin, quota) = (Arc::new(Bulletin::new(last)), Quota::new(config.max_staged));
+    let desk = Mutex::new(TransactionTable::new(config.clone()));
+    let office = Arc::new(SharedTable { desk, committer: Condvar::new(), steward: Condvar::new() });
+    let (bulletin, quota) = (Arc::new(CommitPublisher::new(last)), Quota::new(config.max_staged));
     let core = Arc::new(Core { backend, config, office, bulletin, quota, batches: AtomicU64::new(0) });
     let threads = Threads { office: core.office.clone(), handles: Mutex::default() };
     threads.spawn("store-committer", &core, Core::run_committer, Core::commit_next)?;
@@ -109,7 +109,7 @@ impl<B: Backend> Core<B> {
             let what = "bytes of a transaction's user and description".to_owned();
             return Err(RequestError::Limit { what, limit, actual });
         }
-        let changes = Changes::new(self.backend.spool(), self.config.max_objects, &self.quota)?;
+        let changes = WriteSet::new(self.backend.spool(), self.config.max_objects, &self.quota)?;
         self.office.at_desk(|desk| desk.begin(txn, meta, changes))
     }
 
@@ -122,7 +122,7 @@ impl<B: Backend> Core<B> {
     pub(crate) fn change(
         &self,
         txn: TxnId,
-        change: impl FnOnce(&mut Changes) -> Result<(), RequestError>,
+        change: impl FnOnce(&mut WriteSet) -> Result<(), RequestError>,
     ) -> Result<(), RequestError> {
         self.backend.check_writable()?;
         let changes = self.office.at_desk(|desk| desk.changes(txn))?;
@@ -141,8 +141,8 @@ impl<B: Backend> Core<B> {
         let lined_up = {
             let locked = lock(&changes);
             let oids: Arc<[Oid]> = locked.bases().map(|(oid, _)| oid).collect();
-            let ballot = Ballot { txn, changes: changes.clone(), done };
-            self.office.at_desk(|desk| desk.line_up(ballot, oids, os::now()))
+            let ballot = PendingVote { txn, changes: changes.clone(), done };
+            self.office.at_desk(|desk| desk.request_locks(ballot, oids, os::now()))
         };
         match lined_up {
             Ok(Some(ballot)) => self.check(ballot),
@@ -152,8 +152,8 @@ impl<B: Backend> Core<B> {
     }
 
     /// Compares the bases of a transaction that has its locks.
-    fn check(&self, ballot: Ballot) {
-        let Ballot { txn, changes, done } = ballot;
+    fn check(&self, ballot: PendingVote) {
+        let PendingVote { txn, changes, done } = ballot;
         let checked = self.backend.check(txn, &lock(&changes));
         let vote = self.office.at_desk(|desk| desk.decide(txn, &changes, checked, os::now()));
         done(vote);
@@ -195,7 +195,7 @@ impl<B: Backend> Core<B> {
     }
 
     fn run_committer(&self) {
-        let mut gather = Gather::default();
+        let mut gather = GroupCommit::default();
         while let Some(jobs) = self.gather(&mut gather) {
             let count = jobs.len();
             let took = self.commit(jobs);
@@ -205,7 +205,7 @@ impl<B: Backend> Core<B> {
     }
 
     /// Waits until there is something to commit, and a little longer for others; `None` when there will be no more.
-    fn gather(&self, gather: &mut Gather) -> Option<Vec<Job>> {
+    fn gather(&self, gather: &mut GroupCommit) -> Option<Vec<Job>> {
         let (mut desk, mut looks) = (self.office.desk(), 0);
         let here = loop {
             match desk.queued()? {
@@ -296,20 +296,20 @@ impl<B: Backend> Core<B> {
         let mut desk = self.office.desk();
         loop {
             match desk.errand(os::now()) {
-                Errand::Stop => return,
-                Errand::Wait(None) => {
+                MaintenanceTask::Stop => return,
+                MaintenanceTask::Wait(None) => {
                     desk = self.office.steward.wait(desk).unwrap_or_else(PoisonError::into_inner);
                 }
-                Errand::Wait(Some(time)) => {
+                MaintenanceTask::Wait(Some(time)) => {
                     let woken = self.office.steward.wait_timeout(desk, time);
                     desk = woken.unwrap_or_else(PoisonError::into_inner).0;
                 }
-                Errand::Check(ballot) => {
+                MaintenanceTask::Check(ballot) => {
                     drop(desk);
                     self.check(ballot);
                     desk = self.office.desk();
                 }
-                Errand::GiveUp(txn, ended) => {
+                MaintenanceTask::GiveUp(txn, ended) => {
                     drop(desk);
                     self.give_up(txn, ended);
                     desk = self.office.desk();
@@ -323,11 +323,11 @@ impl<B: Backend> Core<B> {
         let now = os::now();
         let errand = self.office.desk().errand(now);
         match errand {
-            Errand::Stop => return Next::Over,
-            Errand::Wait(None) => return Next::Waits,
-            Errand::Wait(Some(time)) => return Next::At(now + time),
-            Errand::Check(ballot) => self.check(ballot),
-            Errand::GiveUp(txn, ended) => self.give_up(txn, ended),
+            MaintenanceTask::Stop => return Next::Over,
+            MaintenanceTask::Wait(None) => return Next::Waits,
+            MaintenanceTask::Wait(Some(time)) => return Next::At(now + time),
+            MaintenanceTask::Check(ballot) => self.check(ballot),
+            MaintenanceTask::GiveUp(txn, ended) => self.give_up(txn, ended),
         }
         Next::Now
     }
@@ -353,7 +353,7 @@ impl<B> std::fmt::Debug for Core<B> {
 
 /// The threads of a store. Dropped, they are stopped.
 pub(crate) struct Threads {
-    office: Arc<Office>,
+    office: Arc<SharedTable>,
     handles: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -378,7 +378,7 @@ impl Threads {
 
     /// Commits what is being finished, ends everything else, and waits for the threads.
     pub(crate) fn stop(&self) {
-        let ended = self.office.at_desk(Desk::stop);
+        let ended = self.office.at_desk(TransactionTable::stop);
         ended.into_iter().for_each(CloseReason::tell);
         let handles = std::mem::take(&mut *lock(&self.handles));
         for handle in handles {

@@ -14,7 +14,7 @@ const MOST_SKIPPED: u32 = 32;
 
 /// What the committer knows of those who commit.
 #[derive(Debug, Default)]
-pub(crate) struct Gather {
+pub(crate) struct GroupCommit {
     /// Who was in the last batch, or waited behind it.
     there: usize,
     /// What a batch takes, smoothed.
@@ -25,7 +25,7 @@ pub(crate) struct Gather {
     skip_next: u32,
 }
 
-impl Gather {
+impl GroupCommit {
     /// A batch was made of so many, and others wait behind it.
     pub(crate) fn made(&mut self, batch: usize, behind: usize, took: Duration) {
         self.there = batch + behind;
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn who_is_alone_waits_for_nobody() {
-        let mut gather = Gather::default();
+        let mut gather = GroupCommit::default();
         for _ in 0..3 {
             assert_eq!(gather.wait(1), None);
             gather.made(1, 0, SYNC);
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn all_who_were_there_are_waited_for_but_not_for_long() {
-        let mut gather = Gather::default();
+        let mut gather = GroupCommit::default();
         gather.made(3, 5, SYNC);
         assert_eq!(gather.wait(5), Some((8, SYNC)));
         gather.waited(3);
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn where_nobody_comes_it_waits_less_and_less_often() {
-        let mut gather = Gather::default();
+        let mut gather = GroupCommit::default();
         let mut waits = 0;
         for _ in 0..1000 {
             gather.made(1, 1, SYNC);
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn where_no_time_passes_nothing_is_waited_for() {
-        let mut gather = Gather::default();
+        let mut gather = GroupCommit::default();
         gather.made(8, 8, Duration::ZERO);
         assert_eq!(gather.wait(1), None);
     }

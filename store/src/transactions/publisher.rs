@@ -10,7 +10,7 @@ use crate::store::{Subscriber, Subscription};
 use blobferry_platform::sync::lock;
 
 /// The last transaction that readers see, and those who want to hear of the next.
-pub(crate) struct Bulletin {
+pub(crate) struct CommitPublisher {
     /// Written under the lock of `subscribers` only.
     last: AtomicU64,
     subscribers: Mutex<Subscribers>,
@@ -23,9 +23,9 @@ struct Subscribers {
     here: BTreeMap<u64, Subscriber>,
 }
 
-impl Bulletin {
-    pub(crate) fn new(last: Tid) -> Bulletin {
-        Bulletin { last: AtomicU64::new(last.0), subscribers: Mutex::default() }
+impl CommitPublisher {
+    pub(crate) fn new(last: Tid) -> CommitPublisher {
+        CommitPublisher { last: AtomicU64::new(last.0), subscribers: Mutex::default() }
     }
 
     /// The last transaction that readers see.
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn who_subscribes_during_an_announcement_is_told_of_it() {
-        let bulletin = Arc::new(Bulletin::new(Tid::ZERO));
+        let bulletin = Arc::new(CommitPublisher::new(Tid::ZERO));
         let heard = Arc::new(Mutex::new(Vec::new()));
         let late = Arc::new(Mutex::new(None));
         let subscription = bulletin.subscribe({

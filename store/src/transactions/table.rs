@@ -14,27 +14,27 @@ use blobferry_protocol::{Conflict, Deadline, Oid, Outcome, Phase, RequestError, 
 
 use crate::config::StoreConfig;
 use crate::store::{Done, Vote};
-use crate::transactions::abort_reasons::GivenUp;
+use crate::transactions::abort_reasons::AbortReasons;
 use crate::transactions::locks::LockTable;
-use crate::transactions::wakeups::{Call, Rest};
-use crate::transactions::write_set::Changes;
+use crate::transactions::wakeups::{Sleepers, Wake};
+use crate::transactions::write_set::WriteSet;
 
 const BY_CLIENT: &str = "it was aborted by its client";
 
 /// The changes of a transaction. Locked before the desk where both are needed, and never the other way round.
-pub(crate) type SharedChanges = Arc<Mutex<Changes>>;
+pub(crate) type SharedChanges = Arc<Mutex<WriteSet>>;
 
 /// Counters since the store was opened.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct Counters {
     pub(crate) commits: u64,
     pub(crate) aborts: u64,
     pub(crate) timeouts: u64,
     pub(crate) conflicts: u64,
 }
 
-pub(crate) struct Desk {
-    open: BTreeMap<TxnId, Slot>,
+pub(crate) struct TransactionTable {
+    open: BTreeMap<TxnId, OpenTransaction>,
     locks: LockTable<TxnId>,
     /// Waiting votes that have got their locks and are to be checked.
     turns: VecDeque<TxnId>,
@@ -44,16 +44,16 @@ pub(crate) struct Desk {
     queue: Vec<Job>,
     /// Names that are being fenced off, and by how many jobs in or behind the queue.
     fencing: BTreeMap<TxnId, usize>,
-    given_up: GivenUp,
+    given_up: AbortReasons,
     stopping: bool,
     /// A vote was begun a moment ago, and will decide at once: the committer may have something to do soon.
     soon: bool,
-    rest: Rest,
+    rest: Sleepers,
     config: StoreConfig,
-    pub(crate) tally: Tally,
+    pub(crate) tally: Counters,
 }
 
-struct Slot {
+struct OpenTransaction {
     meta: TxnMeta,
     changes: SharedChanges,
     /// What it has asked locks for, from its vote on.
@@ -98,7 +98,7 @@ impl State {
 }
 
 /// A vote that has its locks: its bases are to be compared now.
-pub(crate) struct Ballot {
+pub(crate) struct PendingVote {
     pub(crate) txn: TxnId,
     pub(crate) changes: SharedChanges,
     pub(crate) done: Done<Vote>,
@@ -127,7 +127,7 @@ pub(crate) enum Answer {
 /// A transaction that has ended without a commit, to be put away when the desk is unlocked: its files are removed.
 #[must_use]
 pub(crate) struct CloseReason {
-    slot: Slot,
+    slot: OpenTransaction,
     error: RequestError,
 }
 
@@ -146,8 +146,8 @@ impl CloseReason {
 }
 
 /// What the steward has to do next.
-pub(crate) enum Errand {
-    Check(Ballot),
+pub(crate) enum MaintenanceTask {
+    Check(PendingVote),
     /// A deadline has passed.
     GiveUp(TxnId, CloseReason),
     /// Nothing before this moment.
@@ -155,21 +155,21 @@ pub(crate) enum Errand {
     Stop,
 }
 
-impl Desk {
-    pub(crate) fn new(config: StoreConfig) -> Desk {
-        Desk {
+impl TransactionTable {
+    pub(crate) fn new(config: StoreConfig) -> TransactionTable {
+        TransactionTable {
             open: BTreeMap::new(),
             locks: LockTable::new(),
             turns: VecDeque::new(),
             deadlines: BTreeSet::new(),
             queue: Vec::new(),
             fencing: BTreeMap::new(),
-            given_up: GivenUp::default(),
+            given_up: AbortReasons::default(),
             stopping: false,
             soon: false,
-            rest: Rest::default(),
+            rest: Sleepers::default(),
             config,
-            tally: Tally::default(),
+            tally: Counters::default(),
         }
     }
 
@@ -182,7 +182,7 @@ impl Desk {
         if self.stopping { Err(RequestError::Stopping) } else { Ok(()) }
     }
 
-    pub(crate) fn begin(&mut self, txn: TxnId, meta: TxnMeta, changes: Changes) -> Result<(), RequestError> {
+    pub(crate) fn begin(&mut self, txn: TxnId, meta: TxnMeta, changes: WriteSet) -> Result<(), RequestError> {
         self.check_running()?;
         if self.open.contains_key(&txn)
             || self.fencing.contains_key(&txn)
@@ -195,7 +195,7 @@ impl Desk {
             return Err(RequestError::Limit { what: "transactions open at once".to_owned(), limit, actual });
         }
         let changes = Arc::new(Mutex::new(changes));
-        self.open.insert(txn, Slot { meta, changes, oids: Arc::new([]), state: State::Open });
+        self.open.insert(txn, OpenTransaction { meta, changes, oids: Arc::new([]), state: State::Open });
         Ok(())
     }
 
@@ -209,8 +209,8 @@ impl Desk {
     pub(crate) fn check_open(&self, txn: TxnId, changes: &SharedChanges) -> Result<(), RequestError> {
         match self.open.get(&txn).filter(|slot| Arc::ptr_eq(&slot.changes, changes)) {
             None => Err(self.gone(txn)),
-            Some(Slot { state: State::Open, .. }) => Ok(()),
-            Some(Slot { state: State::Doomed, .. }) => Err(RequestError::Doomed { txn }),
+            Some(OpenTransaction { state: State::Open, .. }) => Ok(()),
+            Some(OpenTransaction { state: State::Doomed, .. }) => Err(RequestError::Doomed { txn }),
             Some(slot) => Err(RequestError::WrongPhase { txn, phase: slot.state.phase() }),
         }
     }
@@ -224,23 +224,23 @@ impl Desk {
 
     /// Asks for the locks of a vote. The caller holds the lock of its changes. The vote comes back if it has its
     /// locks now; else it stays here until it is its turn.
-    pub(crate) fn line_up(
+    pub(crate) fn request_locks(
         &mut self,
-        ballot: Ballot,
+        ballot: PendingVote,
         oids: Arc<[Oid]>,
         now: Instant,
-    ) -> Result<Option<Ballot>, (Ballot, RequestError)> {
+    ) -> Result<Option<PendingVote>, (PendingVote, RequestError)> {
         if let Err(error) = self.check_open(ballot.txn, &ballot.changes) {
             return Err((ballot, error));
         }
-        let Ballot { txn, changes, done } = ballot;
+        let PendingVote { txn, changes, done } = ballot;
         let granted = self.locks.request(txn, oids.clone());
         let Some(slot) = self.open.get_mut(&txn) else { return Ok(None) }; // it was there a moment ago
         slot.oids = oids;
         if granted {
             slot.state = State::Checking;
             self.soon = true;
-            return Ok(Some(Ballot { txn, changes, done }));
+            return Ok(Some(PendingVote { txn, changes, done }));
         }
         let deadline = now.checked_add(self.config.lock_timeout);
         slot.state = State::Waiting { done, deadline };
@@ -272,7 +272,7 @@ impl Desk {
                 self.tally.conflicts += 1;
                 self.unlock(txn);
                 if planted(Bug::UnlockAnother) {
-                    let voted = |slot: &Slot| matches!(slot.state, State::Voted { .. });
+                    let voted = |slot: &OpenTransaction| matches!(slot.state, State::Voted { .. });
                     let another = self.open.iter().find(|(_, slot)| voted(slot)).map(|(txn, _)| *txn);
                     another.into_iter().for_each(|txn| self.unlock(txn));
                 }
@@ -356,7 +356,7 @@ impl Desk {
     }
 
     /// Who has to be called because of what has happened here.
-    pub(crate) fn call(&mut self) -> Call {
+    pub(crate) fn call(&mut self) -> Wake {
         let deadline = self.deadlines.first().map(|(deadline, _)| *deadline);
         let soon = usize::from(mem::take(&mut self.soon));
         self.rest.call(self.queue.len().max(soon), !self.turns.is_empty(), deadline, self.stopping)
@@ -384,32 +384,32 @@ impl Desk {
     }
 
     /// What the steward has to do next. If it is to wait, it rests.
-    pub(crate) fn errand(&mut self, now: Instant) -> Errand {
+    pub(crate) fn errand(&mut self, now: Instant) -> MaintenanceTask {
         let errand = self.next_errand(now);
         self.rest.steward(match errand {
-            Errand::Wait(time) => Some(time.and_then(|time| now.checked_add(time))),
+            MaintenanceTask::Wait(time) => Some(time.and_then(|time| now.checked_add(time))),
             _ => None,
         });
         errand
     }
 
-    fn next_errand(&mut self, now: Instant) -> Errand {
+    fn next_errand(&mut self, now: Instant) -> MaintenanceTask {
         while let Some(txn) = self.turns.pop_front() {
             if let Some(ballot) = self.turn(txn) {
-                return Errand::Check(ballot);
+                return MaintenanceTask::Check(ballot);
             }
         }
         match self.deadlines.first().copied() {
-            _ if self.stopping => Errand::Stop,
+            _ if self.stopping => MaintenanceTask::Stop,
             Some((deadline, txn)) if deadline <= now => {
                 self.deadlines.pop_first();
                 self.tally.timeouts += 1;
                 match self.give_up(txn) {
-                    Some(ended) => Errand::GiveUp(txn, ended),
-                    None => Errand::Wait(Some(Duration::ZERO)),
+                    Some(ended) => MaintenanceTask::GiveUp(txn, ended),
+                    None => MaintenanceTask::Wait(Some(Duration::ZERO)),
                 }
             }
-            next => Errand::Wait(next.map(|(deadline, _)| deadline - now)),
+            next => MaintenanceTask::Wait(next.map(|(deadline, _)| deadline - now)),
         }
     }
 
@@ -430,14 +430,14 @@ impl Desk {
     }
 
     /// The vote of a transaction whose turn has come, if it still waits for it.
-    fn turn(&mut self, txn: TxnId) -> Option<Ballot> {
+    fn turn(&mut self, txn: TxnId) -> Option<PendingVote> {
         let slot = self.open.get_mut(&txn).filter(|_| self.locks.holds(txn))?;
         match mem::replace(&mut slot.state, State::Checking) {
             State::Waiting { done, deadline } => {
                 if let Some(deadline) = deadline {
                     self.deadlines.remove(&(deadline, txn));
                 }
-                Some(Ballot { txn, changes: slot.changes.clone(), done })
+                Some(PendingVote { txn, changes: slot.changes.clone(), done })
             }
             other => {
                 slot.state = other;
@@ -446,7 +446,7 @@ impl Desk {
         }
     }
 
-    fn slot(&mut self, txn: TxnId, changes: &SharedChanges) -> Option<&mut Slot> {
+    fn slot(&mut self, txn: TxnId, changes: &SharedChanges) -> Option<&mut OpenTransaction> {
         self.open.get_mut(&txn).filter(|slot| Arc::ptr_eq(&slot.changes, changes))
     }
 
@@ -483,22 +483,22 @@ mod tests {
     use crate::staging::Quota;
     use crate::transactions::write_set::Spool;
 
-    fn ballot(desk: &mut Desk, n: u8) -> Ballot {
+    fn ballot(desk: &mut TransactionTable, n: u8) -> PendingVote {
         let txn = TxnId([n; 16]);
-        let changes = Changes::new(Spool::new(0, std::path::Path::new("")), 1, &Quota::new(1)).unwrap();
+        let changes = WriteSet::new(Spool::new(0, std::path::Path::new("")), 1, &Quota::new(1)).unwrap();
         desk.begin(txn, TxnMeta::default(), changes).unwrap();
-        Ballot { txn, changes: desk.changes(txn).unwrap(), done: Box::new(|_| ()) }
+        PendingVote { txn, changes: desk.changes(txn).unwrap(), done: Box::new(|_| ()) }
     }
 
     #[test]
     fn the_committer_is_called_when_a_vote_begins_that_need_not_wait() {
-        let mut desk = Desk::new(StoreConfig::default());
+        let mut desk = TransactionTable::new(StoreConfig::default());
         let oids: Arc<[Oid]> = [Oid(1)].into();
         desk.rest_until(1);
         for (n, called) in [(1, true), (2, false)] {
             let ballot = ballot(&mut desk, n);
             assert!(!desk.call().committer);
-            let voting = desk.line_up(ballot, oids.clone(), Instant::now()).map_err(|(_, error)| error);
+            let voting = desk.request_locks(ballot, oids.clone(), Instant::now()).map_err(|(_, error)| error);
             assert_eq!(voting.unwrap().is_some(), called, "the second waits for its lock");
             assert_eq!(desk.call().committer, called);
             desk.rest_until(1);

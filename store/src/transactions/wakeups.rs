@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// Who rests.
 #[derive(Debug, Default)]
-pub(crate) struct Rest {
+pub(crate) struct Sleepers {
     /// The committer does, until so many jobs are queued.
     committer: Option<usize>,
     /// The steward does, until this moment if it is not called before.
@@ -17,12 +17,12 @@ pub(crate) struct Rest {
 /// Who is to be called.
 #[must_use]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Call {
+pub(crate) struct Wake {
     pub(crate) committer: bool,
     pub(crate) steward: bool,
 }
 
-impl Rest {
+impl Sleepers {
     /// The committer rests until so many jobs are queued, or works.
     pub(crate) fn committer(&mut self, until: Option<usize>) {
         self.committer = until;
@@ -35,13 +35,13 @@ impl Rest {
 
     /// Who is to be called when so many jobs are queued (or one will be soon), a vote waits to be checked or not, and
     /// this is the next deadline: once, and only who rests. Where everything `stops`, all are.
-    pub(crate) fn call(&mut self, jobs: usize, votes: bool, deadline: Option<Instant>, stops: bool) -> Call {
+    pub(crate) fn call(&mut self, jobs: usize, votes: bool, deadline: Option<Instant>, stops: bool) -> Wake {
         let committer = self.committer.take_if(|until| stops || jobs >= *until);
         let sooner = |until: Option<Instant>| {
             deadline.is_some_and(|deadline| until.is_none_or(|until| deadline < until))
         };
         let steward = self.steward.take_if(|until| stops || votes || sooner(*until));
-        Call { committer: committer.is_some(), steward: steward.is_some() }
+        Wake { committer: committer.is_some(), steward: steward.is_some() }
     }
 }
 
@@ -51,13 +51,13 @@ mod tests {
 
     use super::*;
 
-    const COMMITTER: Call = Call { committer: true, steward: false };
-    const STEWARD: Call = Call { committer: false, steward: true };
-    const NOBODY: Call = Call { committer: false, steward: false };
+    const COMMITTER: Wake = Wake { committer: true, steward: false };
+    const STEWARD: Wake = Wake { committer: false, steward: true };
+    const NOBODY: Wake = Wake { committer: false, steward: false };
 
     #[test]
     fn the_committer_is_called_once_when_enough_is_queued() {
-        let mut rest = Rest::default();
+        let mut rest = Sleepers::default();
         assert_eq!(rest.call(5, true, None, true), NOBODY, "both work");
         rest.committer(Some(3));
         assert_eq!(rest.call(2, true, None, false), NOBODY);
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn the_steward_is_called_for_votes_and_for_deadlines_before_the_one_that_it_knows() {
-        let (now, mut rest) = (Instant::now(), Rest::default());
+        let (now, mut rest) = (Instant::now(), Sleepers::default());
         let at = |seconds| Some(now + Duration::from_secs(seconds));
         rest.steward(Some(None));
         assert_eq!(rest.call(1, false, None, false), NOBODY);
@@ -81,9 +81,9 @@ mod tests {
 
     #[test]
     fn all_who_rest_are_called_when_everything_stops() {
-        let mut rest = Rest::default();
+        let mut rest = Sleepers::default();
         rest.committer(Some(1));
         rest.steward(Some(None));
-        assert_eq!(rest.call(0, false, None, true), Call { committer: true, steward: true });
+        assert_eq!(rest.call(0, false, None, true), Wake { committer: true, steward: true });
     }
 }

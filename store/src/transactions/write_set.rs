@@ -12,7 +12,7 @@ use blobferry_protocol::{BlobInfo, Digest, Oid, RequestError, Tid};
 use tempfile::SpooledTempFile;
 
 use crate::errors::disk_error;
-use crate::staging::{Content, Quota, Room, Staged, StagedFile};
+use crate::staging::{Content, Quota, QuotaPermit, Staged, StagedFile};
 
 /// Bytes of a spool that stay in memory before it goes to the disk.
 pub(crate) const SPOOL_IN_MEMORY: usize = 64 << 10;
@@ -38,7 +38,7 @@ impl Spool {
 
 /// The changes of one transaction, by object.
 #[derive(Debug)]
-pub(crate) struct Changes {
+pub(crate) struct WriteSet {
     index: BTreeMap<Oid, Change>,
     files: BTreeMap<Oid, StagedFile>,
     spool: Spool,
@@ -47,7 +47,7 @@ pub(crate) struct Changes {
     max_objects: u64,
     quota: Quota,
     /// What the spool and the files take. It only grows: what is replaced stays in the spool.
-    room: Room,
+    room: QuotaPermit,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +77,7 @@ pub(crate) struct Body {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Bytes {
     Small(Vec<u8>),
-    /// In a file: see [`Changes::take_file`].
+    /// In a file: see [`WriteSet::take_file`].
     InFile,
 }
 
@@ -112,11 +112,11 @@ impl Header {
     }
 }
 
-impl Changes {
-    pub(crate) fn new(spool: Spool, max_objects: u64, quota: &Quota) -> Result<Changes, RequestError> {
+impl WriteSet {
+    pub(crate) fn new(spool: Spool, max_objects: u64, quota: &Quota) -> Result<WriteSet, RequestError> {
         let (index, files, quota) = (BTreeMap::new(), BTreeMap::new(), quota.clone());
         let room = quota.take(0)?;
-        Ok(Changes { index, files, spool, end: 0, max_objects, quota, room })
+        Ok(WriteSet { index, files, spool, end: 0, max_objects, quota, room })
     }
 
     /// Stores a revision. It replaces what was stored for the object before.
@@ -238,8 +238,8 @@ mod tests {
     use super::*;
     use crate::staging::Staging;
 
-    fn changes(quota: &Quota) -> Changes {
-        Changes::new(Spool::new(16, &std::env::temp_dir()), 3, quota).unwrap()
+    fn changes(quota: &Quota) -> WriteSet {
+        WriteSet::new(Spool::new(16, &std::env::temp_dir()), 3, quota).unwrap()
     }
 
     fn small(quota: &Quota, bytes: &[u8]) -> Staged {
@@ -247,7 +247,7 @@ mod tests {
         Staged { info, content: Content::Small(bytes.to_vec()), room: quota.take(info.size).unwrap() }
     }
 
-    fn all(changes: &mut Changes) -> Vec<Entry> {
+    fn all(changes: &mut WriteSet) -> Vec<Entry> {
         let mut entries: Vec<Entry> = Vec::new();
         while let Some(entry) = changes.entry_after(entries.last().map(|entry| entry.oid)).unwrap() {
             entries.push(entry);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use blobferry_protocol::{BlobId, Digest, Oid, Outcome, RequestError, Tid, TxnMeta};
-use blobferry_store::{EmbeddedStore, OpenBlob, OpenError, StoreConfig, Vote};
+use blobferry_store::{OpenBlob, OpenError, SqliteStore, StoreConfig, Vote};
 
 use crate::support::{Fixture, Gate, StoreExt, embedded, new_txn, open};
 
@@ -92,7 +92,7 @@ fn oids_are_not_given_again_after_the_store_was_opened_again() {
 #[test]
 fn a_directory_that_is_open_is_refused() {
     let it = embedded(StoreConfig::default());
-    let refused = EmbeddedStore::open(it.path(""), StoreConfig::default()).unwrap_err();
+    let refused = SqliteStore::open(it.path(""), StoreConfig::default()).unwrap_err();
     assert!(matches!(&refused, OpenError::InUse { .. }), "{refused}");
     it.store.put(1, Tid::ZERO, b"the refused one has done no harm");
     reopen(it, StoreConfig::default());

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use blobferry_protocol::{BlobId, Digest, Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
 use blobferry_store::{
-    Done, EmbeddedStore, ModelStore, OpenBlob, Staged, Store, StoreConfig, Subscription, Vote,
+    Done, MemoryStore, OpenBlob, SqliteStore, Staged, Store, StoreConfig, Subscription, Vote,
 };
 use tempfile::TempDir;
 
@@ -22,7 +22,7 @@ pub(crate) struct Fixture {
 pub(crate) type Make = fn(StoreConfig) -> Fixture;
 
 pub(crate) fn model(config: StoreConfig) -> Fixture {
-    Fixture { store: Arc::new(ModelStore::new(config).unwrap()), dir: None }
+    Fixture { store: Arc::new(MemoryStore::new(config).unwrap()), dir: None }
 }
 
 pub(crate) fn embedded(config: StoreConfig) -> Fixture {
@@ -31,7 +31,7 @@ pub(crate) fn embedded(config: StoreConfig) -> Fixture {
 }
 
 pub(crate) fn open(dir: &Path, config: StoreConfig) -> Arc<dyn Store> {
-    Arc::new(EmbeddedStore::open(dir, config).unwrap())
+    Arc::new(SqliteStore::open(dir, config).unwrap())
 }
 
 /// A name that no other transaction of this process has.

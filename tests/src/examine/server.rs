@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use blobferry_protocol::{BlobId, Oid, Outcome, Tid, TxnId};
-use blobferry_store::{CheckOptions, EmbeddedStore, OpenBlob, Store, StoredRevision, check};
+use blobferry_store::{CheckOptions, OpenBlob, SqliteStore, Store, StoredRevision, check};
 
 use crate::contents::{Kind, bytes};
 use crate::ledger::{Change, Expected, Fate, Ledger, Presence, Said};
@@ -17,7 +17,7 @@ use crate::wrong::{OrWrong, Wrong, ensure};
 /// Recovers the store in a directory, and compares it with what was promised. What was not known is known afterwards.
 pub(crate) fn examine_server(dir: &Path, ledger: &mut Ledger) -> Result<(), Wrong> {
     let dir = server(dir);
-    let store = EmbeddedStore::open(&dir, config()).or_wrong("the store can not be opened")?;
+    let store = SqliteStore::open(&dir, config()).or_wrong("the store can not be opened")?;
     let left = names(&dir.join("blobs/tmp"))?;
     ensure!(left.is_empty(), "recovery has left in the store's tmp: {left:?}");
     for txn in ledger.unknown() {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use blobferry_protocol::{BlobId, Oid, Tid, TxnId};
-use blobferry_store::{EmbeddedStore, Store};
+use blobferry_store::{SqliteStore, Store};
 
 use super::clerk::{Act, Clerk, End};
 use super::reader::Reader;
@@ -47,7 +47,7 @@ pub(crate) fn prepare(role: Role, dir: &Path, tell: Tell<'_>) -> Result<(), Wron
 
 fn prepare_store(dir: &Path, tell: Tell<'_>) -> Result<(), Wrong> {
     let dir = server(dir);
-    let store = EmbeddedStore::open(&dir, config()).or_wrong("could not make a store")?;
+    let store = SqliteStore::open(&dir, config()).or_wrong("could not make a store")?;
     let mut clerk = Clerk::new(&store, &dir, 1, tell);
     let oids = clerk.new_oids(6).or_wrong("could not have oids")?;
     for round in 0..4 {
@@ -88,7 +88,7 @@ fn prepare_cache(dir: &Path, tell: Tell<'_>) -> Result<(), Wrong> {
 /// What a server does. Whatever is refused is told by the clerk: the script goes on.
 pub(super) fn serve(dir: &Path, closes: bool, tell: Tell<'_>) {
     let dir = server(dir);
-    let store = match EmbeddedStore::open(&dir, config()) {
+    let store = match SqliteStore::open(&dir, config()) {
         Ok(store) => store,
         Err(error) => return tell(Said::Failed { what: error.to_string() }),
     };
@@ -116,7 +116,7 @@ pub(super) fn serve(dir: &Path, closes: bool, tell: Tell<'_>) {
 /// Opening a store after a crash.
 pub(super) fn recover(dir: &Path, tell: Tell<'_>) {
     pause(tell);
-    match EmbeddedStore::open(server(dir), config()) {
+    match SqliteStore::open(server(dir), config()) {
         Ok(store) => {
             pause(tell);
             look(&store, &Clerk::new(&store, &server(dir), 2, tell), tell);
@@ -131,7 +131,7 @@ pub(super) fn recover(dir: &Path, tell: Tell<'_>) {
 /// Forgetting old revisions.
 pub(super) fn pack(dir: &Path, tell: Tell<'_>) {
     let dir = server(dir);
-    let store = match EmbeddedStore::open(&dir, config()) {
+    let store = match SqliteStore::open(&dir, config()) {
         Ok(store) => store,
         Err(error) => return tell(Said::Failed { what: error.to_string() }),
     };

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use blobferry_protocol::{BlobId, Oid, RequestError};
-use blobferry_store::EmbeddedStore;
+use blobferry_store::SqliteStore;
 use fastrand::Rng;
 
 use super::clerk::{Act, Clerk, End};
@@ -22,7 +22,7 @@ const BULK: usize = 1_150_000;
 
 /// Does all of this until nothing works any more, which ends well where it was to be expected.
 pub(super) fn run(dir: &Path, seed: u64, tell: Tell<'_>) {
-    let store = match EmbeddedStore::open(server(dir), config()) {
+    let store = match SqliteStore::open(server(dir), config()) {
         Ok(store) => store,
         Err(error) => return tell(Said::Failed { what: error.to_string() }),
     };

@@ -8,7 +8,7 @@ use blobferry_cache::{Cache, CacheConfig};
 use blobferry_protocol::{BlobId, Oid, Tid, TxnMeta};
 use blobferry_session::client::{BlobSource, ClientConfig, ConnectError, Reconnect};
 use blobferry_session::server::ServerConfig;
-use blobferry_store::{EmbeddedStore, ModelStore, Store, StoreConfig};
+use blobferry_store::{MemoryStore, SqliteStore, Store, StoreConfig};
 use tempfile::TempDir;
 
 use super::transport::{Client, Server, Transaction, Transport};
@@ -72,7 +72,7 @@ impl World {
         while Arc::strong_count(&self.store) > 1 {
             std::thread::yield_now();
         }
-        self.store = Arc::new(ModelStore::new(StoreConfig::default()).unwrap());
+        self.store = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
         self.store = open(self.dir.path(), StoreConfig::default());
         let server = self.transport.serve(self.store.clone(), self.config.clone());
         self.address = server.local_addr().to_string();
@@ -148,7 +148,7 @@ impl Drop for World {
 }
 
 fn open(dir: &Path, config: StoreConfig) -> Arc<dyn Store> {
-    Arc::new(EmbeddedStore::open(dir.join("server"), config).unwrap())
+    Arc::new(SqliteStore::open(dir.join("server"), config).unwrap())
 }
 
 /// What many tests do with a client.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use blobferry_cache::{Cache, CacheConfig};
 use blobferry_protocol::{Config, Time, buffered, client};
-use blobferry_store::{ModelStore, Store, StoreConfig};
+use blobferry_store::{MemoryStore, Store, StoreConfig};
 use blobferry_transport_mio::{Client, ClientConfig, Server, ServerConfig};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -28,7 +28,7 @@ pub(crate) fn other_part(test: &str) -> Command {
 }
 
 pub(crate) fn store() -> Arc<dyn Store> {
-    Arc::new(ModelStore::new(StoreConfig::default()).unwrap())
+    Arc::new(MemoryStore::new(StoreConfig::default()).unwrap())
 }
 
 pub(crate) fn server(loops: usize) -> Server {

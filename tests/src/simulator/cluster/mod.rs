@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use blobferry_session::client::{Invalidation, Session};
 use blobferry_session::server::ServerCore;
-use blobferry_store::{EmbeddedStore, Store};
+use blobferry_store::{SqliteStore, Store};
 use fastrand::Rng;
 
 use super::Scenario;
@@ -41,7 +41,7 @@ pub(super) type Heard = Arc<Mutex<Vec<Invalidation>>>;
 
 struct Server {
     pid: Pid,
-    store: Arc<EmbeddedStore>,
+    store: Arc<SqliteStore>,
     service: ServerCore,
     /// It is about to stop, and takes nobody in.
     leaving: bool,
@@ -231,7 +231,7 @@ impl Cluster {
     }
 
     /// What the server has open, where it runs.
-    pub(super) fn store(&self) -> Option<Arc<EmbeddedStore>> {
+    pub(super) fn store(&self) -> Option<Arc<SqliteStore>> {
         self.server.as_ref().map(|server| server.store.clone())
     }
 

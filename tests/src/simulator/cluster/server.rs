@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blobferry_session::server::ServerCore;
-use blobferry_store::{EmbeddedStore, Store, StoreConfig};
+use blobferry_store::{SqliteStore, Store, StoreConfig};
 
 use super::{Cluster, SERVER, Server};
 use crate::simulator::world::{Event, Node};
@@ -17,7 +17,7 @@ impl Cluster {
         let pid = self.world.spawn(SERVER);
         let dir = self.server_dir();
         let config = StoreConfig { inline_max: self.scenario.inline_max, ..self.scenario.store.clone() };
-        let opened = self.world.run_as(pid, || EmbeddedStore::open(&dir, config));
+        let opened = self.world.run_as(pid, || SqliteStore::open(&dir, config));
         if self.world.dying() == Some(pid) {
             drop(opened);
             return Ok(()); // it is being killed
