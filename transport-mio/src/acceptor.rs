@@ -8,24 +8,24 @@ use blobferry_session::io::{CloseReason, ConnectionIo};
 use blobferry_session::server::{ServerCore, Session};
 use mio::net::{TcpListener, TcpStream};
 
-use crate::connection::Connection;
-use crate::loop_handle::Remote;
+use crate::connection::Socket;
+use crate::loop_handle::LoopHandle;
 
 /// Connections that are let in at once, before those that are in have their turn.
 const AT_ONCE: usize = 64;
 
 /// A listener, and where its connections go.
-pub(crate) struct Door {
+pub(crate) struct Acceptor {
     pub(crate) listener: TcpListener,
     pub(crate) service: ServerCore,
-    pub(crate) loops: Vec<Remote<Session>>,
+    pub(crate) loops: Vec<LoopHandle<Session>>,
     /// Somebody may wait before it: known only when nobody did.
     pub(crate) knocked: bool,
     /// It stays shut until then.
     pub(crate) shut: Option<Instant>,
 }
 
-impl Door {
+impl Acceptor {
     /// Lets in who waits; when to be called again without a knock.
     pub(crate) fn open(&mut self, knocked: bool) -> Option<Instant> {
         self.knocked |= knocked;
@@ -68,7 +68,7 @@ impl Door {
         let wake = bell.clone();
         let carrier =
             ConnectionIo::begin(&stream, |now| Session::new(&self.service, now, move || wake.ring()))?;
-        remote.join(bell, Connection::new(stream, carrier, Box::new(move |ended| ended.log(peer))));
+        remote.join(bell, Socket::new(stream, carrier, Box::new(move |ended| ended.log(peer))));
         Ok(())
     }
 }
@@ -83,7 +83,7 @@ mod tests {
     use blobferry_store::{MemoryStore, StoreConfig};
 
     use super::*;
-    use crate::event_loop::Loop;
+    use crate::event_loop::EventLoop;
 
     /// Connections that are counted together.
     const MANY: usize = 500;
@@ -92,20 +92,21 @@ mod tests {
 
     /// A server whose loop is turned by the test.
     struct Turned {
-        events: Loop<Session>,
-        door: Door,
+        events: EventLoop<Session>,
+        door: Acceptor,
         hello: Vec<u8>,
     }
 
     impl Turned {
         fn new() -> Turned {
-            let events = Loop::new().unwrap();
+            let events = EventLoop::new().unwrap();
             let mut listener = TcpListener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
             events.watch(&mut listener).unwrap();
             let store = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
             let service = ServerCore::new(store, ServerConfig::default());
-            let door = Door { listener, service, loops: vec![events.remote()], knocked: false, shut: None };
-            let mut machine = client::Connection::new(Time::ZERO, Config::default(), b"");
+            let door =
+                Acceptor { listener, service, loops: vec![events.remote()], knocked: false, shut: None };
+            let mut machine = client::Socket::new(Time::ZERO, Config::default(), b"");
             let mut hello = Vec::new();
             buffered::transmit(&mut machine, Time::ZERO, &mut hello, usize::MAX, |_, _| Ok(()));
             Turned { events, door, hello }

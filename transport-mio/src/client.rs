@@ -10,8 +10,8 @@ use blobferry_cache::Cache;
 use blobferry_session::client::{Addresses, ClientConfig, ConnectError, Session};
 use blobferry_session::io::CloseReason;
 
-use crate::leader::Crew;
-use crate::notifications::{ConnectionEvents, Invalidations, News};
+use crate::leader::LeaderFollowers;
+use crate::notifications::{ConnectionEvents, Invalidations, Notifications};
 use crate::parker::{wait, wait_on};
 use crate::thread;
 use crate::thread_context;
@@ -27,7 +27,7 @@ pub struct Client(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     session: Session,
-    line: Arc<Line>,
+    line: Arc<ConnectionManager>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -54,7 +54,7 @@ impl Client {
     }
 
     fn start(session: Session, address: &str, patience: Duration) -> Result<Client, ConnectError> {
-        let line = Arc::new(Line::new(session.clone(), patience));
+        let line = Arc::new(ConnectionManager::new(session.clone(), patience));
         let crew = line.connect(address)?;
         let running = line.clone();
         let thread = Mutex::new(Some(thread::start("blobferry-client", move || running.run(crew))?));
@@ -99,43 +99,43 @@ impl Drop for Inner {
 /// The connection of a client, and its own thread, which drives it while nobody else does, and makes another when it is
 /// lost.
 #[derive(Debug)]
-struct Line {
+struct ConnectionManager {
     session: Session,
     /// How long a connection may take to come about.
     patience: Duration,
-    state: Mutex<LineState>,
+    state: Mutex<ManagerState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct LineState {
+struct ManagerState {
     /// A server is being called.
     calling: bool,
     /// Those who drive the connection that there is.
-    crew: Option<Arc<Crew>>,
+    crew: Option<Arc<LeaderFollowers>>,
     /// The thread is to look whether there is anything left to do.
     woken: bool,
     cut: bool,
 }
 
-impl Line {
-    fn new(session: Session, patience: Duration) -> Line {
-        Line { session, patience, state: Mutex::default(), changed: Condvar::new() }
+impl ConnectionManager {
+    fn new(session: Session, patience: Duration) -> ConnectionManager {
+        ConnectionManager { session, patience, state: Mutex::default(), changed: Condvar::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, LineState> {
+    fn state(&self) -> MutexGuard<'_, ManagerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connects, and gives those who drive the connection to its end.
-    fn connect(&self, address: &str) -> io::Result<Arc<Crew>> {
+    fn connect(&self, address: &str) -> io::Result<Arc<LeaderFollowers>> {
         self.state().calling = true;
         let stream = call(address, self.patience);
         self.state().calling = false;
         let stream = stream?;
         stream.set_nonblocking(true)?;
         let stream = mio::net::TcpStream::from_std(stream);
-        let crew = Crew::new(self.session.clone(), stream)?;
+        let crew = LeaderFollowers::new(self.session.clone(), stream)?;
         let mut state = self.state();
         if state.cut {
             crew.cut();
@@ -144,18 +144,18 @@ impl Line {
         Ok(crew)
     }
 
-    fn run(&self, first: Arc<Crew>) {
+    fn run(&self, first: Arc<LeaderFollowers>) {
         thread_context::becomes_clients();
         let mut next = Some(first);
         while let Some(crew) = next {
-            let ended = crew.stand_by();
+            let ended = crew.run_background();
             crew.end(&ended);
             self.state().crew = None;
             next = self.connect_again();
         }
     }
 
-    fn connect_again(&self) -> Option<Arc<Crew>> {
+    fn connect_again(&self) -> Option<Arc<LeaderFollowers>> {
         loop {
             let dial = self.session.next_dial()?;
             if self.pause(dial.pause) {

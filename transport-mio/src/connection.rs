@@ -19,7 +19,7 @@ const READS: usize = 4;
 const WRITES: usize = 8;
 
 /// A connection that a loop can drive.
-pub(crate) struct Connection<E> {
+pub(crate) struct Socket<E> {
     stream: TcpStream,
     carrier: ConnectionIo<E>,
     readable: bool,
@@ -37,7 +37,7 @@ pub(crate) struct Connection<E> {
 
 /// What a connection wants when its turn is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Then {
+pub(crate) enum NextPoll {
     /// To sleep until something happens.
     #[default]
     Sleep,
@@ -50,10 +50,10 @@ pub(crate) enum Then {
 /// Told how a connection has ended, after its socket was closed.
 pub(crate) type OnEnd = Box<dyn FnOnce(&CloseReason) + Send>;
 
-impl<E: ConnectionHandler> Connection<E> {
-    pub(crate) fn new(stream: TcpStream, carrier: ConnectionIo<E>, ended: OnEnd) -> Connection<E> {
+impl<E: ConnectionHandler> Socket<E> {
+    pub(crate) fn new(stream: TcpStream, carrier: ConnectionIo<E>, ended: OnEnd) -> Socket<E> {
         let (readable, writable, hung, queued, due) = (false, false, false, false, false);
-        Connection { stream, carrier, readable, writable, hung, queued, due, timer: None, ended }
+        Socket { stream, carrier, readable, writable, hung, queued, due, timer: None, ended }
     }
 
     /// Has the kernel tell of its readiness.
@@ -70,26 +70,26 @@ impl<E: ConnectionHandler> Connection<E> {
 
     /// One turn. `look` is called after what has arrived was taken, and before what is to be sent is: what was rung for
     /// until then is done with. A panic ends this connection, and no other.
-    pub(crate) fn turn(&mut self, look: impl FnOnce()) -> Result<Then, CloseReason> {
+    pub(crate) fn turn(&mut self, look: impl FnOnce()) -> Result<NextPoll, CloseReason> {
         self.safely(|connection| {
             connection.receive()?;
             look();
             match connection.write()? {
-                Then::Sleep if connection.carrier.should_spin() => Ok(Then::Look),
+                NextPoll::Sleep if connection.carrier.should_spin() => Ok(NextPoll::Look),
                 then => Ok(then),
             }
         })
     }
 
     /// The part of a turn that sends what waits.
-    pub(crate) fn transmit(&mut self) -> Result<Then, CloseReason> {
+    pub(crate) fn transmit(&mut self) -> Result<NextPoll, CloseReason> {
         self.safely(Self::write)
     }
 
     fn safely(
         &mut self,
-        act: impl FnOnce(&mut Self) -> Result<Then, CloseReason>,
-    ) -> Result<Then, CloseReason> {
+        act: impl FnOnce(&mut Self) -> Result<NextPoll, CloseReason>,
+    ) -> Result<NextPoll, CloseReason> {
         catch_unwind(AssertUnwindSafe(|| act(self))).unwrap_or_else(|_| {
             let error = "its handling panicked: this is a defect";
             tracing::error!(error, "a connection is given up");
@@ -116,7 +116,7 @@ impl<E: ConnectionHandler> Connection<E> {
         Ok(())
     }
 
-    fn write(&mut self) -> Result<Then, CloseReason> {
+    fn write(&mut self) -> Result<NextPoll, CloseReason> {
         let mut writes = 0;
         self.carrier.write(&self.stream, |write| {
             if !self.writable || writes == WRITES {
@@ -129,7 +129,7 @@ impl<E: ConnectionHandler> Connection<E> {
         })?;
         let reads = self.readable && self.carrier.wants_input();
         let work = reads || self.writable && self.carrier.has_output();
-        Ok(if work { Then::Work } else { Then::Sleep })
+        Ok(if work { NextPoll::Work } else { NextPoll::Sleep })
     }
 
     /// When it wants a turn whatever happens.
@@ -139,7 +139,7 @@ impl<E: ConnectionHandler> Connection<E> {
 
     /// Closes the socket, then tells.
     pub(crate) fn end(self, how: &CloseReason) {
-        let Connection { stream, carrier, ended, .. } = self;
+        let Socket { stream, carrier, ended, .. } = self;
         drop(stream);
         ended(how);
         drop(carrier);

@@ -11,8 +11,8 @@ use blobferry_session::io::{CloseReason, ConnectionHandler};
 use mio::event::Source;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use crate::connection::{Connection, Then};
-use crate::loop_handle::{Bell, Remote};
+use crate::connection::{NextPoll, Socket};
+use crate::loop_handle::{ConnectionWaker, LoopHandle};
 
 const WAKER: Token = Token(0);
 /// What is beside the connections: a server's listener.
@@ -22,10 +22,10 @@ const FIRST: Token = Token(2);
 const EVENTS: usize = 1024;
 
 /// A loop with its connections.
-pub(crate) struct Loop<E: ConnectionHandler> {
+pub(crate) struct EventLoop<E: ConnectionHandler> {
     poll: Poll,
     events: Events,
-    remote: Remote<E>,
+    remote: LoopHandle<E>,
     connections: BTreeMap<Token, Member<E>>,
     /// Who is to have a turn, each once.
     ready: VecDeque<Token>,
@@ -38,16 +38,16 @@ pub(crate) struct Loop<E: ConnectionHandler> {
 
 /// A connection, and how others ring for it.
 struct Member<E> {
-    connection: Box<Connection<E>>,
-    bell: Arc<Bell<E>>,
+    connection: Box<Socket<E>>,
+    bell: Arc<ConnectionWaker<E>>,
 }
 
-impl<E: ConnectionHandler> Loop<E> {
+impl<E: ConnectionHandler> EventLoop<E> {
     /// A loop without connections.
-    pub(crate) fn new() -> io::Result<Loop<E>> {
+    pub(crate) fn new() -> io::Result<EventLoop<E>> {
         let poll = Poll::new()?;
-        let remote = Remote::new(Waker::new(poll.registry(), WAKER)?, FIRST);
-        Ok(Loop {
+        let remote = LoopHandle::new(Waker::new(poll.registry(), WAKER)?, FIRST);
+        Ok(EventLoop {
             poll,
             events: Events::with_capacity(EVENTS),
             remote,
@@ -59,7 +59,7 @@ impl<E: ConnectionHandler> Loop<E> {
     }
 
     /// The loop, as other threads see it.
-    pub(crate) fn remote(&self) -> Remote<E> {
+    pub(crate) fn remote(&self) -> LoopHandle<E> {
         self.remote.clone()
     }
 
@@ -139,12 +139,12 @@ impl<E: ConnectionHandler> Loop<E> {
 
     /// Gives everybody who has something to do one turn.
     fn give_turns(&mut self) {
-        let mut then = Then::Sleep;
+        let mut then = NextPoll::Sleep;
         for _ in 0..self.ready.len() {
             let Some(token) = self.ready.pop_front() else { break };
             then = then.max(self.give_turn(token));
         }
-        if then == Then::Look {
+        if then == NextPoll::Look {
             thread::yield_now();
         }
     }
@@ -191,12 +191,14 @@ impl<E: ConnectionHandler> Loop<E> {
         }
     }
 
-    fn give_turn(&mut self, token: Token) -> Then {
-        let Some(Member { connection, bell }) = self.connections.get_mut(&token) else { return Then::Sleep };
+    fn give_turn(&mut self, token: Token) -> NextPoll {
+        let Some(Member { connection, bell }) = self.connections.get_mut(&token) else {
+            return NextPoll::Sleep;
+        };
         connection.queued = false;
         match connection.turn(|| bell.answer()) {
             Ok(then) => {
-                if then > Then::Sleep {
+                if then > NextPoll::Sleep {
                     queue(&mut self.ready, token, connection);
                 }
                 let deadline = connection.deadline();
@@ -210,7 +212,7 @@ impl<E: ConnectionHandler> Loop<E> {
             }
             Err(how) => {
                 self.end(token, &how);
-                Then::Sleep
+                NextPoll::Sleep
             }
         }
     }
@@ -226,13 +228,13 @@ impl<E: ConnectionHandler> Loop<E> {
 }
 
 /// Puts a connection on the list of those that are to have a turn.
-fn queue<E>(ready: &mut VecDeque<Token>, token: Token, connection: &mut Connection<E>) {
+fn queue<E>(ready: &mut VecDeque<Token>, token: Token, connection: &mut Socket<E>) {
     if !std::mem::replace(&mut connection.queued, true) {
         ready.push_back(token);
     }
 }
 
-impl<E: ConnectionHandler> Drop for Loop<E> {
+impl<E: ConnectionHandler> Drop for EventLoop<E> {
     fn drop(&mut self) {
         while let Some((token, _)) = self.connections.first_key_value() {
             self.end(*token, &CloseReason::Stopped);
@@ -253,14 +255,14 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::loop_handle::Bell;
+    use crate::loop_handle::ConnectionWaker;
 
     /// Answers questions, and tells what happens to it.
     struct Listener {
         wants: Arc<AtomicBool>,
         timeout: Option<Time>,
         answer: Vec<u8>,
-        bell: Arc<Bell<Listener>>,
+        bell: Arc<ConnectionWaker<Listener>>,
         tell: Sender<String>,
     }
 
@@ -305,12 +307,12 @@ mod tests {
     /// A connection's other end.
     struct Peer {
         stream: TcpStream,
-        bell: Arc<Bell<Listener>>,
+        bell: Arc<ConnectionWaker<Listener>>,
         wants: Arc<AtomicBool>,
         told: Receiver<String>,
     }
 
-    fn join(events: &mut Loop<Listener>, timeout: Option<Time>) -> Peer {
+    fn join(events: &mut EventLoop<Listener>, timeout: Option<Time>) -> Peer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let other = listener.accept().unwrap().0;
@@ -323,19 +325,19 @@ mod tests {
         let endpoint = Listener { wants: wants.clone(), timeout, answer, bell: bell.clone(), tell: told_by };
         let carrier = ConnectionIo::begin(&other, |_| endpoint).unwrap();
         let ended = Box::new(move |ended: &_| drop(tell.send(format!("{ended}"))));
-        events.remote.join(bell.clone(), Connection::new(other, carrier, ended));
+        events.remote.join(bell.clone(), Socket::new(other, carrier, ended));
         turn(events);
         Peer { stream, bell, wants, told }
     }
 
     /// One turn, that does not wait.
-    fn turn(events: &mut Loop<Listener>) {
+    fn turn(events: &mut EventLoop<Listener>) {
         events.turn(Some(Instant::now())).unwrap();
     }
 
     #[test]
     fn what_arrives_while_nobody_wants_it_is_read_as_soon_as_somebody_does() {
-        let mut events = Loop::new().unwrap();
+        let mut events = EventLoop::new().unwrap();
         let mut peer = join(&mut events, None);
         peer.wants.store(false, Ordering::SeqCst);
         peer.stream.write_all(b"hello").unwrap();
@@ -350,7 +352,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_there_at_once_leaves_in_the_same_turn_and_wakes_nobody() {
-        let mut events = Loop::new().unwrap();
+        let mut events = EventLoop::new().unwrap();
         let mut peer = join(&mut events, None);
         for _ in 0..10 {
             peer.stream.write_all(b"?").unwrap();
@@ -368,7 +370,7 @@ mod tests {
 
     #[test]
     fn who_has_much_to_say_has_one_turn_like_everybody_and_is_heard_to_the_end() {
-        let mut events = Loop::new().unwrap();
+        let mut events = EventLoop::new().unwrap();
         let (mut loud, mut quiet) = (join(&mut events, None), join(&mut events, None));
         loud.stream.set_nonblocking(true).unwrap();
         let mut written = 0;
@@ -390,7 +392,7 @@ mod tests {
 
     #[test]
     fn a_connection_whose_handling_panics_ends_alone() {
-        let mut events = Loop::new().unwrap();
+        let mut events = EventLoop::new().unwrap();
         let (mut bad, mut good) = (join(&mut events, None), join(&mut events, None));
         bad.stream.write_all(b"panic").unwrap();
         good.stream.write_all(b"hello").unwrap();
@@ -405,7 +407,7 @@ mod tests {
 
     #[test]
     fn a_deadline_passes_while_nothing_happens() {
-        let mut events = Loop::new().unwrap();
+        let mut events = EventLoop::new().unwrap();
         let peer = join(&mut events, Some(Time(Duration::from_millis(5))));
         let mut told = peer.told.try_recv();
         while told.is_err() {
@@ -418,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_loop_that_finishes_ends_with_its_last_connection_and_takes_no_other() {
-        let mut events = Loop::new().unwrap();
+        let mut events = EventLoop::new().unwrap();
         let peer = join(&mut events, None);
         events.remote.finish(Instant::now() + Duration::from_secs(3600));
         turn(&mut events);

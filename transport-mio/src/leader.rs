@@ -33,8 +33,8 @@ use blobferry_session::io::CloseReason;
 use mio::net::TcpStream;
 use mio::{Events, Poll, Token, Waker};
 
-use crate::connection::{Connection, Then};
-use crate::parker::Seat;
+use crate::connection::{NextPoll, Socket};
+use crate::parker::Parker;
 use crate::spin;
 use crate::thread_context;
 
@@ -44,13 +44,13 @@ const SOCKET: Token = Token(1);
 const QUIET: Duration = Duration::from_millis(4);
 
 /// One connection of a client, and those who drive it.
-pub(crate) struct Crew {
+pub(crate) struct LeaderFollowers {
     session: Session,
     /// The leader's.
     poll: Mutex<Poller>,
     waker: Waker,
     /// `None` when it has ended.
-    connection: Mutex<Option<Connection<Handler>>>,
+    connection: Mutex<Option<Socket<Handler>>>,
     state: Mutex<State>,
     /// The own thread is wanted.
     wanted: Condvar,
@@ -67,7 +67,7 @@ struct Poller {
 #[derive(Default)]
 struct State {
     /// Who leads.
-    leader: Option<Lead>,
+    leader: Option<LeaderToken>,
     /// How often the lead was taken.
     leads: u64,
     /// The leader waits for events, and was not roused.
@@ -75,11 +75,11 @@ struct State {
     /// There is something to send that nobody has looked at.
     rung: bool,
     /// What the connection wanted when its last turn was over.
-    then: Then,
+    then: NextPoll,
     /// When the connection wants a turn whatever happens, or an earlier moment.
     deadline: Option<Instant>,
     /// Those who wait, by their numbers.
-    followers: BTreeMap<u64, Arc<Seat>>,
+    followers: BTreeMap<u64, Arc<Parker>>,
     /// How many have followed so far.
     followed: u64,
     /// The own thread is to lead as soon as nobody does.
@@ -93,39 +93,39 @@ struct State {
 
 /// The right to lead, by the number under which it was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lead(u64);
+pub(crate) struct LeaderToken(u64);
 
 /// What becomes of who wants to wait.
 pub(crate) enum Role {
-    Leader(Lead),
+    Leader(LeaderToken),
     /// With a number.
     Follower(u64),
     /// There is nothing to drive any more.
-    Guest,
+    Disconnected,
 }
 
-impl std::fmt::Debug for Crew {
+impl std::fmt::Debug for LeaderFollowers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let state = self.state();
         write!(f, "Crew(leader {:?}, {} followers)", state.leader, state.followers.len())
     }
 }
 
-impl Crew {
-    /// Begins a session's conversation on a stream. Nothing happens before the own thread [stands by](Self::stand_by).
-    pub(crate) fn new(session: Session, stream: TcpStream) -> io::Result<Arc<Crew>> {
+impl LeaderFollowers {
+    /// Begins a session's conversation on a stream. Nothing happens before the own thread [stands by](Self::run_background).
+    pub(crate) fn new(session: Session, stream: TcpStream) -> io::Result<Arc<LeaderFollowers>> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
         let poll = Mutex::new(Poller { poll, events: Events::with_capacity(8) });
         let state = Mutex::new(State { rung: true, wanted: true, ..State::default() });
         let (connection, wanted) = (Mutex::default(), Condvar::new());
-        let crew = Arc::new(Crew { session, poll, waker, connection, state, wanted });
+        let crew = Arc::new(LeaderFollowers { session, poll, waker, connection, state, wanted });
         let ring = Arc::downgrade(&crew);
-        let wake = move || ring.upgrade().iter().for_each(Crew::ring);
+        let wake = move || ring.upgrade().iter().for_each(LeaderFollowers::ring);
         crew.session.defer_callbacks();
         let carrier = crew.session.connect(&stream, wake)?;
         let session = crew.session.clone();
-        let mut connection = Connection::new(stream, carrier, Box::new(move |ended| session.lost(ended)));
+        let mut connection = Socket::new(stream, carrier, Box::new(move |ended| session.lost(ended)));
         connection.register(lock(&crew.poll).poll.registry(), SOCKET)?;
         *lock(&crew.connection) = Some(connection);
         Ok(crew)
@@ -160,7 +160,7 @@ impl Crew {
     }
 
     /// Wakes the leader where it sleeps.
-    fn rouse(&self, state: &mut State) {
+    fn wake_leader(&self, state: &mut State) {
         if std::mem::take(&mut state.asleep)
             && let Err(error) = self.waker.wake()
         {
@@ -170,7 +170,7 @@ impl Crew {
 
     /// The leader's answer is there.
     pub(crate) fn rouse_leader(&self) {
-        self.rouse(&mut self.state());
+        self.wake_leader(&mut self.state());
     }
 
     /// Sends what was rung for. Where somebody else is at the connection, that one does it: it looks again when it has
@@ -195,16 +195,16 @@ impl Crew {
     }
 
     /// Notes what has become of a connection, while it is locked. The kernel does not tell again what is left to do.
-    fn note(&self, connection: &Connection<Handler>, done: Result<Then, CloseReason>) {
+    fn note(&self, connection: &Socket<Handler>, done: Result<NextPoll, CloseReason>) {
         let deadline = connection.deadline();
         let mut state = self.state();
         let sooner = deadline.is_some_and(|new| state.deadline.is_none_or(|old| new < old));
         state.deadline = deadline;
-        state.then = *done.as_ref().unwrap_or(&Then::Sleep);
+        state.then = *done.as_ref().unwrap_or(&NextPoll::Sleep);
         if let Err(ended) = done {
             self.give_up(&mut state, ended);
-        } else if sooner || state.then == Then::Work {
-            self.rouse(&mut state);
+        } else if sooner || state.then == NextPoll::Work {
+            self.wake_leader(&mut state);
         }
     }
 
@@ -212,7 +212,7 @@ impl Crew {
     fn give_up(&self, state: &mut State, how: CloseReason) {
         state.ended.get_or_insert(how);
         self.want(state);
-        self.rouse(state);
+        self.wake_leader(state);
         // It may be one of them.
         state.followers.values().for_each(|seat| seat.nudge());
     }
@@ -235,10 +235,10 @@ impl Crew {
     }
 
     /// Somebody wants to wait.
-    pub(crate) fn join(&self, seat: &Arc<Seat>) -> Role {
+    pub(crate) fn join(&self, seat: &Arc<Parker>) -> Role {
         let mut state = self.state();
         if state.over || state.ended.is_some() {
-            Role::Guest
+            Role::Disconnected
         } else if state.leader.is_none() {
             Role::Leader(state.take_lead())
         } else {
@@ -255,23 +255,23 @@ impl Crew {
     }
 
     /// Drives the connection until the seat's answer is there, or the lead or the connection is lost.
-    pub(crate) fn lead_for(self: &Arc<Self>, lead: Lead, seat: &Seat) {
+    pub(crate) fn lead_for(self: &Arc<Self>, lead: LeaderToken, seat: &Parker) {
         self.lead(lead, true, |_| seat.is_done());
     }
 
-    fn lead(self: &Arc<Self>, lead: Lead, looks: bool, enough: impl Fn(&State) -> bool) {
+    fn lead(self: &Arc<Self>, lead: LeaderToken, looks: bool, enough: impl Fn(&State) -> bool) {
         let _leading = Leading { crew: self, lead };
         loop {
             let mut state = self.state();
             if state.leader != Some(lead) || state.ended.is_some() || enough(&state) {
                 return;
             }
-            state.asleep = !state.rung && state.then == Then::Sleep;
+            state.asleep = !state.rung && state.then == NextPoll::Sleep;
             let patience = match state.asleep {
                 true => state.deadline.map(|moment| moment.saturating_duration_since(Instant::now())),
                 false => Some(Duration::ZERO),
             };
-            let looked = state.then == Then::Look && !state.rung;
+            let looked = state.then == NextPoll::Look && !state.rung;
             drop(state);
             if looked {
                 thread::yield_now();
@@ -309,7 +309,7 @@ impl Crew {
     }
 
     /// Gives up a lead, where it still is one.
-    pub(crate) fn leave(&self, lead: Lead) {
+    pub(crate) fn leave(&self, lead: LeaderToken) {
         let owes = self.session.awaits_answers();
         let mut state = self.state();
         if state.leader != Some(lead) {
@@ -323,7 +323,7 @@ impl Crew {
         let rung = state.rung;
         if let Some((_, seat)) = next {
             seat.give(state.take_lead());
-        } else if owes || rung || state.then == Then::Work || state.wanted || state.ended.is_some() {
+        } else if owes || rung || state.then == NextPoll::Work || state.wanted || state.ended.is_some() {
             self.want(&mut state);
         } else if state.off {
             self.wanted.notify_all();
@@ -339,13 +339,13 @@ impl Crew {
     pub(crate) fn need_not(&self) {
         let owes = self.session.awaits_answers();
         let mut state = self.state();
-        if (owes || state.then == Then::Work) && state.leader.is_none() {
+        if (owes || state.then == NextPoll::Work) && state.leader.is_none() {
             self.want(&mut state);
         }
     }
 
     /// What the own thread does: leads while nobody waits, until the connection has ended.
-    pub(crate) fn stand_by(self: &Arc<Self>) -> CloseReason {
+    pub(crate) fn run_background(self: &Arc<Self>) -> CloseReason {
         loop {
             match self.take_over() {
                 Ok((lead, followed)) => self.lead(lead, false, |state| state.followed != followed),
@@ -355,7 +355,7 @@ impl Crew {
     }
 
     /// Waits until the own thread has to lead; how many had followed then.
-    fn take_over(&self) -> Result<(Lead, u64), CloseReason> {
+    fn take_over(&self) -> Result<(LeaderToken, u64), CloseReason> {
         let mut seen = None;
         let mut state = self.state();
         loop {
@@ -403,9 +403,9 @@ impl Crew {
 }
 
 impl State {
-    fn take_lead(&mut self) -> Lead {
+    fn take_lead(&mut self) -> LeaderToken {
         self.leads += 1;
-        let lead = Lead(self.leads);
+        let lead = LeaderToken(self.leads);
         self.leader = Some(lead);
         lead
     }
@@ -413,8 +413,8 @@ impl State {
 
 /// Somebody leads. However that ends, somebody else does then.
 struct Leading<'a> {
-    crew: &'a Crew,
-    lead: Lead,
+    crew: &'a LeaderFollowers,
+    lead: LeaderToken,
 }
 
 impl Drop for Leading<'_> {

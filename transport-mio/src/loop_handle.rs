@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use mio::{Token, Waker};
 
-use crate::connection::Connection;
+use crate::connection::Socket;
 
 /// A loop, as other threads see it. Clones are the same.
-pub(crate) struct Remote<E>(Arc<Shared<E>>);
+pub(crate) struct LoopHandle<E>(Arc<Shared<E>>);
 
 struct Shared<E> {
     waker: Waker,
@@ -21,12 +21,12 @@ struct Shared<E> {
 }
 
 /// A connection that is to join a loop, and its bell.
-type Joining<E> = (Arc<Bell<E>>, Box<Connection<E>>);
+type Joining<E> = (Arc<ConnectionWaker<E>>, Box<Socket<E>>);
 
 /// What other threads have left for a loop since it looked last.
 pub(crate) struct Queue<E> {
     /// For whom it rang.
-    pub(crate) rung: Vec<Arc<Bell<E>>>,
+    pub(crate) rung: Vec<Arc<ConnectionWaker<E>>>,
     /// New connections.
     pub(crate) joining: Vec<Joining<E>>,
     /// No connections will come after these. The loop ends with the last one, at this moment at the latest.
@@ -37,34 +37,34 @@ pub(crate) struct Queue<E> {
     asleep: bool,
 }
 
-impl<E> Clone for Remote<E> {
-    fn clone(&self) -> Remote<E> {
-        Remote(self.0.clone())
+impl<E> Clone for LoopHandle<E> {
+    fn clone(&self) -> LoopHandle<E> {
+        LoopHandle(self.0.clone())
     }
 }
 
-impl<E> std::fmt::Debug for Remote<E> {
+impl<E> std::fmt::Debug for LoopHandle<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Remote({} connections)", self.load())
     }
 }
 
-impl<E> Remote<E> {
+impl<E> LoopHandle<E> {
     /// Connections have tokens from `first` on.
-    pub(crate) fn new(waker: Waker, first: Token) -> Remote<E> {
+    pub(crate) fn new(waker: Waker, first: Token) -> LoopHandle<E> {
         let queue = Queue { rung: Vec::new(), joining: Vec::new(), finish: None, more: false, asleep: false };
         let (next, load) = (AtomicUsize::new(first.0), AtomicUsize::new(0));
-        Remote(Arc::new(Shared { waker, queue: Mutex::new(queue), next, load }))
+        LoopHandle(Arc::new(Shared { waker, queue: Mutex::new(queue), next, load }))
     }
 
     /// A bell for a connection that will join.
-    pub(crate) fn bell(&self) -> Arc<Bell<E>> {
+    pub(crate) fn bell(&self) -> Arc<ConnectionWaker<E>> {
         let token = Token(self.0.next.fetch_add(1, Ordering::Relaxed));
-        Arc::new(Bell { token, rung: AtomicBool::new(false), remote: Arc::downgrade(&self.0) })
+        Arc::new(ConnectionWaker { token, rung: AtomicBool::new(false), remote: Arc::downgrade(&self.0) })
     }
 
     /// Brings the connection that a bell is for. Where the loop is finishing it is closed.
-    pub(crate) fn join(&self, bell: Arc<Bell<E>>, connection: Connection<E>) {
+    pub(crate) fn join(&self, bell: Arc<ConnectionWaker<E>>, connection: Socket<E>) {
         let mut queue = self.0.lock();
         if queue.finish.is_none() {
             self.0.load.fetch_add(1, Ordering::Relaxed);
@@ -125,20 +125,20 @@ impl<E> Shared<E> {
 }
 
 /// Rings for one connection, from any thread, even when that is gone, or its loop.
-pub(crate) struct Bell<E> {
+pub(crate) struct ConnectionWaker<E> {
     token: Token,
     /// It rang, and the loop has not come yet. However often it rings, the loop comes once.
     rung: AtomicBool,
     remote: Weak<Shared<E>>,
 }
 
-impl<E> std::fmt::Debug for Bell<E> {
+impl<E> std::fmt::Debug for ConnectionWaker<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Bell({})", self.token.0)
     }
 }
 
-impl<E> Bell<E> {
+impl<E> ConnectionWaker<E> {
     /// Has the loop give the connection a turn.
     pub(crate) fn ring(self: &Arc<Self>) {
         if !self.rung.swap(true, Ordering::AcqRel)
@@ -169,9 +169,9 @@ mod tests {
 
     use super::*;
 
-    fn remote() -> (Poll, Remote<()>) {
+    fn remote() -> (Poll, LoopHandle<()>) {
         let poll = Poll::new().unwrap();
-        let remote = Remote::new(Waker::new(poll.registry(), Token(0)).unwrap(), Token(2));
+        let remote = LoopHandle::new(Waker::new(poll.registry(), Token(0)).unwrap(), Token(2));
         (poll, remote)
     }
 

@@ -6,7 +6,7 @@ use blobferry_session::client::{Coalesce, ConnectionEvent, Invalidation, Notific
 
 /// What happens, in order. [`next`](Iterator::next) blocks until something does; it ends when the client does.
 #[derive(Debug)]
-pub struct News<T> {
+pub struct Notifications<T> {
     unheard: NotificationQueue<T>,
     /// Rings when something was told.
     rung: Receiver<()>,
@@ -14,16 +14,16 @@ pub struct News<T> {
 
 /// The transactions that are committed, in order, this client's own among them; from
 /// [`Client::invalidations`](crate::Client::invalidations).
-pub type Invalidations = News<Invalidation>;
+pub type Invalidations = Notifications<Invalidation>;
 
 /// What happens to a client's connection; from [`Client::connection_events`](crate::Client::connection_events).
-pub type ConnectionEvents = News<ConnectionEvent>;
+pub type ConnectionEvents = Notifications<ConnectionEvent>;
 
-impl<T: Coalesce + Send + 'static> News<T> {
+impl<T: Coalesce + Send + 'static> Notifications<T> {
     /// News, and who tells them: `false` when nobody listens any more.
-    pub(crate) fn new() -> (impl FnMut(&T) -> bool + Send + use<T>, News<T>) {
+    pub(crate) fn new() -> (impl FnMut(&T) -> bool + Send + use<T>, Notifications<T>) {
         let (ring, rung) = mpsc::sync_channel(1);
-        let news = News { unheard: NotificationQueue::default(), rung };
+        let news = Notifications { unheard: NotificationQueue::default(), rung };
         let unheard = news.unheard.clone();
         let tell = move |what: &T| {
             unheard.tell(what);
@@ -33,14 +33,14 @@ impl<T: Coalesce + Send + 'static> News<T> {
     }
 }
 
-impl<T: Coalesce> News<T> {
+impl<T: Coalesce> Notifications<T> {
     /// The next one if it is there already: for who looks between other work.
     pub fn try_next(&mut self) -> Option<T> {
         self.unheard.hear()
     }
 }
 
-impl<T: Coalesce> Iterator for News<T> {
+impl<T: Coalesce> Iterator for Notifications<T> {
     type Item = T;
 
     fn next(&mut self) -> Option<T> {

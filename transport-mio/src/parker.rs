@@ -6,23 +6,23 @@ use std::thread::{self, Thread};
 
 use blobferry_session::client::{CallError, Completion, Session};
 
-use crate::leader::{Crew, Lead, Role};
+use crate::leader::{LeaderFollowers, LeaderToken, Role};
 use crate::thread_context;
 
 /// Where a thread waits for an answer.
-pub(crate) struct Seat {
+pub(crate) struct Parker {
     thread: Thread,
     done: AtomicBool,
     /// The lead that it was given while it slept.
-    lead: Mutex<Option<Lead>>,
+    lead: Mutex<Option<LeaderToken>>,
     /// The connection that it drives: it sleeps there, where it does.
-    drives: Mutex<Option<Arc<Crew>>>,
+    drives: Mutex<Option<Arc<LeaderFollowers>>>,
 }
 
-impl Seat {
-    fn new() -> Seat {
+impl Parker {
+    fn new() -> Parker {
         let thread = thread::current();
-        Seat { thread, done: AtomicBool::new(false), lead: Mutex::default(), drives: Mutex::default() }
+        Parker { thread, done: AtomicBool::new(false), lead: Mutex::default(), drives: Mutex::default() }
     }
 
     /// Is the answer there?
@@ -40,14 +40,14 @@ impl Seat {
     }
 
     /// Gives a sleeping follower the lead.
-    pub(crate) fn give(&self, lead: Lead) {
+    pub(crate) fn give(&self, lead: LeaderToken) {
         *lock(&self.lead) = Some(lead);
         self.thread.unpark();
     }
 
     /// Waits until the answer is there; on a client's own thread only while there is a connection, as nobody else would
     /// make another.
-    fn wait(self: &Arc<Self>, crew: Option<Arc<Crew>>) {
+    fn wait(self: &Arc<Self>, crew: Option<Arc<LeaderFollowers>>) {
         let bound = thread_context::is_clients();
         let Some(crew) = crew else { return self.sleep(|| bound) };
         if self.is_done() {
@@ -64,7 +64,7 @@ impl Seat {
                         self.drive(&crew, lead);
                     }
                 }
-                Role::Guest => return self.sleep(|| bound),
+                Role::Disconnected => return self.sleep(|| bound),
             }
         }
     }
@@ -74,7 +74,7 @@ impl Seat {
         self.thread.unpark();
     }
 
-    fn drive(&self, crew: &Arc<Crew>, lead: Lead) {
+    fn drive(&self, crew: &Arc<LeaderFollowers>, lead: LeaderToken) {
         *lock(&self.drives) = Some(crew.clone());
         crew.lead_for(lead, self);
         *lock(&self.drives) = None;
@@ -89,7 +89,7 @@ impl Seat {
 
 /// An answer that somebody waits for.
 struct Awaited<T> {
-    seat: Arc<Seat>,
+    seat: Arc<Parker>,
     answer: Arc<Mutex<Option<T>>>,
 }
 
@@ -121,10 +121,10 @@ pub(crate) fn wait_on<T: Send + 'static, E: From<CallError> + Send + 'static>(
 
 fn wait_with<T: Send + 'static, E: From<CallError> + Send + 'static>(
     start: impl FnOnce(Completion<T, E>),
-    find: impl FnOnce() -> Option<Arc<Crew>>,
+    find: impl FnOnce() -> Option<Arc<LeaderFollowers>>,
 ) -> Result<T, E> {
     thread_context::give_up_leads();
-    let (seat, answer) = (Arc::new(Seat::new()), Arc::default());
+    let (seat, answer) = (Arc::new(Parker::new()), Arc::default());
     let awaited = Awaited { seat: seat.clone(), answer: Arc::clone(&answer) };
     let crew = thread_context::call(|| start(Box::new(move |result| *lock(&awaited.answer) = Some(result))));
     seat.wait(crew.or_else(|| if seat.is_done() { None } else { find() }));

@@ -12,9 +12,9 @@ use blobferry_session::server::{ServerConfig, ServerCore, Session};
 use blobferry_store::Store;
 use mio::net::TcpListener;
 
-use crate::acceptor::Door;
-use crate::event_loop::Loop;
-use crate::loop_handle::Remote;
+use crate::acceptor::Acceptor;
+use crate::event_loop::EventLoop;
+use crate::loop_handle::LoopHandle;
 use crate::thread;
 
 /// A server that runs until it is stopped or dropped.
@@ -22,7 +22,7 @@ use crate::thread;
 pub struct Server {
     address: SocketAddr,
     service: ServerCore,
-    loops: Vec<Remote<Session>>,
+    loops: Vec<LoopHandle<Session>>,
     /// Ends when nobody is let in any more.
     door: Mutex<Receiver<()>>,
     /// Of the loops. Each says how many connections it had to close.
@@ -54,10 +54,10 @@ impl Server {
         set_accept_backlog(&listener)?;
         let mut listener = TcpListener::from_std(listener);
         let address = listener.local_addr()?;
-        let first = Loop::new()?;
+        let first = EventLoop::new()?;
         first.watch(&mut listener)?;
-        let others = (1..loops).map(|_| Loop::new()).collect::<io::Result<Vec<_>>>()?;
-        let remotes: Vec<_> = [&first].into_iter().chain(&others).map(Loop::remote).collect();
+        let others = (1..loops).map(|_| EventLoop::new()).collect::<io::Result<Vec<_>>>()?;
+        let remotes: Vec<_> = [&first].into_iter().chain(&others).map(EventLoop::remote).collect();
 
         let service = ServerCore::new(store, config);
         // From here on it is dropped where something fails, and ends what was started.
@@ -65,7 +65,7 @@ impl Server {
         let mut server =
             Server { address, service, loops: remotes, door: Mutex::new(door), threads: Vec::new() };
         let (service, loops) = (server.service.clone(), server.loops.clone());
-        let mut door = Door { listener, service, loops, knocked: false, shut: None };
+        let mut door = Acceptor { listener, service, loops, knocked: false, shut: None };
         let door = move |knocked| {
             // It goes with the door.
             let _open = &open;

@@ -7,13 +7,13 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-use crate::leader::{Crew, Lead};
+use crate::leader::{LeaderFollowers, LeaderToken};
 
 thread_local! {
     static OWN: Cell<bool> = const { Cell::new(false) };
     static CALL: RefCell<Call> = const { RefCell::new(Call::None) };
     /// Innermost last.
-    static LEADS: RefCell<Vec<(Arc<Crew>, Lead)>> = const { RefCell::new(Vec::new()) };
+    static LEADS: RefCell<Vec<(Arc<LeaderFollowers>, LeaderToken)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// This is the thread of a client, which makes connections: it must not wait for one.
@@ -32,11 +32,11 @@ enum Call {
     /// It is being made.
     Begun,
     /// It was sent, or is to be.
-    Rang(Arc<Crew>),
+    Rang(Arc<LeaderFollowers>),
 }
 
 /// Makes a call for whose answer the thread will wait; the connection that it rang for.
-pub(crate) fn call(start: impl FnOnce()) -> Option<Arc<Crew>> {
+pub(crate) fn call(start: impl FnOnce()) -> Option<Arc<LeaderFollowers>> {
     /// A call within a call, by a callback, leaves the outer one as it was.
     struct Outer(Option<Call>);
     impl Drop for Outer {
@@ -57,7 +57,7 @@ pub(crate) fn call(start: impl FnOnce()) -> Option<Arc<Crew>> {
 }
 
 /// The thread has rung for a connection; whether it will wait for an answer.
-pub(crate) fn rang(crew: &Arc<Crew>) -> bool {
+pub(crate) fn rang(crew: &Arc<LeaderFollowers>) -> bool {
     CALL.with_borrow_mut(|call| match call {
         Call::None => false,
         Call::Begun => {
@@ -69,7 +69,7 @@ pub(crate) fn rang(crew: &Arc<Crew>) -> bool {
 }
 
 /// Calls callbacks while the thread leads a connection.
-pub(crate) fn lead_while(crew: &Arc<Crew>, lead: Lead, call_back: impl FnOnce()) {
+pub(crate) fn lead_while(crew: &Arc<LeaderFollowers>, lead: LeaderToken, call_back: impl FnOnce()) {
     struct Led;
     impl Drop for Led {
         fn drop(&mut self) {
