@@ -15,9 +15,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::driver::drive;
-use crate::notifications::{ConnectionEvents, Invalidations, News};
+use crate::notifications::{ConnectionEvents, Invalidations, Notifications};
 use crate::transaction::Transaction;
-use crate::wakeup::Bell;
+use crate::wakeup::TaskWaker;
 
 /// A connection to a server, and a cache. Clones share both, and may be used by any number of tasks at once.
 ///
@@ -30,7 +30,7 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     session: Session,
     driver: Mutex<Option<JoinHandle<()>>>,
-    bell: Arc<Bell>,
+    bell: Arc<TaskWaker>,
 }
 
 impl Client {
@@ -57,7 +57,7 @@ impl Client {
 
     async fn start(session: Session, address: &str, patience: Duration) -> Result<Client, ConnectError> {
         let stream = call(address, patience).await?;
-        let bell = Arc::new(Bell::default());
+        let bell = Arc::new(TaskWaker::default());
         let carrier = connect(&session, &stream, &bell)?;
         let running = run(stream, carrier, session.clone(), bell.clone(), patience);
         let driver = Mutex::new(Some(tokio::spawn(running)));
@@ -96,7 +96,7 @@ async fn run(
     mut stream: TcpStream,
     mut carrier: ConnectionIo<Handler>,
     session: Session,
-    bell: Arc<Bell>,
+    bell: Arc<TaskWaker>,
     patience: Duration,
 ) {
     loop {
@@ -124,7 +124,11 @@ async fn call(address: &str, patience: Duration) -> io::Result<TcpStream> {
     timeout(patience, TcpStream::connect(address)).await.unwrap_or_else(|late| Err(late.into()))
 }
 
-fn connect(session: &Session, stream: &TcpStream, bell: &Arc<Bell>) -> io::Result<ConnectionIo<Handler>> {
+fn connect(
+    session: &Session,
+    stream: &TcpStream,
+    bell: &Arc<TaskWaker>,
+) -> io::Result<ConnectionIo<Handler>> {
     let ring = bell.clone();
     session.connect(stream, move || ring.ring())
 }

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::wakeup::Bell;
+use crate::wakeup::TaskWaker;
 
 /// Reads in one turn. One takes at most 256 KiB, so others wait for at most a megabyte of anybody's.
 const READS: usize = 4;
@@ -35,7 +35,7 @@ const STRETCH: u32 = 64;
 pub(crate) async fn drive<E: ConnectionHandler + Send>(
     stream: &mut TcpStream,
     carrier: &mut ConnectionIo<E>,
-    bell: &Bell,
+    bell: &TaskWaker,
     soon: impl Fn() -> bool,
 ) -> CloseReason {
     let timer = pin!(sleep_until(Instant::now()));
@@ -46,7 +46,7 @@ pub(crate) async fn drive<E: ConnectionHandler + Send>(
 struct Driver<'a, E, S> {
     stream: &'a mut TcpStream,
     carrier: &'a mut ConnectionIo<E>,
-    bell: &'a Bell,
+    bell: &'a TaskWaker,
     soon: S,
     timer: Pin<&'a mut Sleep>,
     /// When the timer fires, where it still will.
@@ -58,12 +58,12 @@ struct Driver<'a, E, S> {
     /// It looks, and has not slept since.
     looking: bool,
     /// What the socket itself said in this turn.
-    there: There,
+    there: ProbedReadiness,
 }
 
 /// What can be done with the socket at once, as the socket says.
 #[derive(Clone, Copy, Default)]
-struct There {
+struct ProbedReadiness {
     readable: bool,
     writable: bool,
 }
@@ -72,11 +72,11 @@ impl<'a, E: ConnectionHandler, S: Fn() -> bool> Driver<'a, E, S> {
     fn new(
         stream: &'a mut TcpStream,
         carrier: &'a mut ConnectionIo<E>,
-        bell: &'a Bell,
+        bell: &'a TaskWaker,
         soon: S,
         timer: Pin<&'a mut Sleep>,
     ) -> Driver<'a, E, S> {
-        let (at, anew, looks, looking, there) = (None, true, 0, false, There::default());
+        let (at, anew, looks, looking, there) = (None, true, 0, false, ProbedReadiness::default());
         Driver { stream, carrier, bell, soon, timer, at, anew, looks, looking, there }
     }
 
@@ -122,7 +122,7 @@ impl<'a, E: ConnectionHandler, S: Fn() -> bool> Driver<'a, E, S> {
     fn ask(&mut self) {
         let readable = self.carrier.wants_input() && self.carrier.has_input(self.stream);
         let writable = self.carrier.has_output() && is_writable(self.stream);
-        self.there = There { readable, writable };
+        self.there = ProbedReadiness { readable, writable };
     }
 
     /// Has the task woken again to look for more, where there soon will be: to wake a thread whose processor has gone to sleep
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(rustix::io::read(&near, &mut [0; 8]), Ok(1));
 
         let mut carrier = ConnectionIo::begin(&near, |_| Listener::default()).unwrap();
-        let (bell, timer) = (Bell::default(), pin!(sleep_until(Instant::now())));
+        let (bell, timer) = (TaskWaker::default(), pin!(sleep_until(Instant::now())));
         let mut driver = Driver::new(&mut near, &mut carrier, &bell, || true, timer);
         (driver.anew, driver.looking) = (false, true);
         let woken = Arc::new(Woken(Notify::new()));
@@ -321,7 +321,7 @@ mod tests {
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let mut far = listener.accept().await.unwrap().0;
         let mut carrier = ConnectionIo::begin(&near, |_| Listener::default()).unwrap();
-        let (bell, timer) = (Bell::default(), pin!(sleep_until(Instant::now())));
+        let (bell, timer) = (TaskWaker::default(), pin!(sleep_until(Instant::now())));
         let mut driver = Driver::new(&mut near, &mut carrier, &bell, || false, timer);
         let (mut expected, patience) = (0, Duration::from_secs(60));
         for sent in [PAYLOAD / 2, PAYLOAD / 2, 1, 1] {

@@ -52,6 +52,6 @@ pub use blobferry_session::client::{
 pub use blobferry_session::io::Progress;
 pub use blobferry_session::server::ServerConfig;
 pub use client::{Client, wait};
-pub use notifications::{ConnectionEvents, Invalidations, News};
+pub use notifications::{ConnectionEvents, Invalidations, Notifications};
 pub use server::Server;
 pub use transaction::Transaction;

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{self, Receiver, error::TrySendError};
 
 /// What happens, in order. Ends when the client does.
 #[derive(Debug)]
-pub struct News<T> {
+pub struct Notifications<T> {
     unheard: NotificationQueue<T>,
     /// Rings when something was told.
     rung: Receiver<()>,
@@ -17,16 +17,16 @@ pub struct News<T> {
 
 /// The transactions that are committed, in order, this client's own among them; from
 /// [`Client::invalidations`](crate::Client::invalidations).
-pub type Invalidations = News<Invalidation>;
+pub type Invalidations = Notifications<Invalidation>;
 
 /// What happens to a client's connection; from [`Client::connection_events`](crate::Client::connection_events).
-pub type ConnectionEvents = News<ConnectionEvent>;
+pub type ConnectionEvents = Notifications<ConnectionEvent>;
 
-impl<T: Coalesce + Send + 'static> News<T> {
+impl<T: Coalesce + Send + 'static> Notifications<T> {
     /// News, and who tells them: `false` when nobody listens any more.
-    pub(crate) fn new() -> (impl FnMut(&T) -> bool + Send + use<T>, News<T>) {
+    pub(crate) fn new() -> (impl FnMut(&T) -> bool + Send + use<T>, Notifications<T>) {
         let (ring, rung) = mpsc::channel(1);
-        let news = News { unheard: NotificationQueue::default(), rung };
+        let news = Notifications { unheard: NotificationQueue::default(), rung };
         let unheard = news.unheard.clone();
         let tell = move |what: &T| {
             unheard.tell(what);
@@ -36,7 +36,7 @@ impl<T: Coalesce + Send + 'static> News<T> {
     }
 }
 
-impl<T: Coalesce> News<T> {
+impl<T: Coalesce> Notifications<T> {
     /// The next; `None` when the client has ended.
     pub async fn next(&mut self) -> Option<T> {
         std::future::poll_fn(|context| self.poll(context)).await
@@ -52,7 +52,7 @@ impl<T: Coalesce> News<T> {
     }
 }
 
-impl<T: Coalesce> Stream for News<T> {
+impl<T: Coalesce> Stream for Notifications<T> {
     type Item = T;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::driver::drive;
-use crate::wakeup::Bell;
+use crate::wakeup::TaskWaker;
 
 /// A server that runs until it is stopped or dropped.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 async fn serve(mut stream: TcpStream, peer: SocketAddr, service: ServerCore) {
-    let bell = Arc::new(Bell::default());
+    let bell = Arc::new(TaskWaker::default());
     let ended = match begin(&stream, &service, &bell) {
         Ok(mut carrier) => drive(&mut stream, &mut carrier, &bell, || false).await,
         Err(error) => CloseReason::Stream(error),
@@ -108,7 +108,7 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, service: ServerCore) {
 fn begin(
     stream: &TcpStream,
     service: &ServerCore,
-    bell: &Arc<Bell>,
+    bell: &Arc<TaskWaker>,
 ) -> io::Result<Box<ConnectionIo<Session>>> {
     let ring = bell.clone();
     ConnectionIo::begin(stream, |now| Session::new(service, now, move || ring.ring())).map(Box::new)

@@ -8,14 +8,14 @@ use std::task::{Context, Poll, Waker};
 
 /// A task's bell.
 #[derive(Debug, Default)]
-pub(crate) struct Bell {
+pub(crate) struct TaskWaker {
     /// It rang, and the task has not looked yet.
     rung: AtomicBool,
     /// The task, while it sleeps.
     sleeper: Mutex<Option<Waker>>,
 }
 
-impl Bell {
+impl TaskWaker {
     fn sleeper(&self) -> MutexGuard<'_, Option<Waker>> {
         self.sleeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_task_that_is_awake_is_not_woken_and_one_that_sleeps_is_woken_once() {
-        let (bell, count) = (Bell::default(), Arc::new(Count::default()));
+        let (bell, count) = (TaskWaker::default(), Arc::new(Count::default()));
         let waker = Waker::from(count.clone());
         let context = Context::from_waker(&waker);
         bell.ring();
