@@ -94,7 +94,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError::Layout`] where the directory is used for something else, can not be trusted, or has no working
-    /// locks (or, in shared mode, is not there); [`CacheError::CacheQuota`]; [`CacheError::Io`].
+    /// locks (or, in shared mode, is not there); [`CacheError::Quota`]; [`CacheError::Io`].
     pub fn open(dir: impl AsRef<Path>, config: CacheConfig) -> Result<Cache, CacheError> {
         let boot = BootId::current();
         let (layout, own) = if config.shared {
@@ -108,7 +108,7 @@ impl Cache {
             // What is a blob already needs no part of it any more.
             let parts = evict::remove_partials(&layout, |blob| layout.blob_path(blob).exists());
             if swept || parts > 0 {
-                room.set_doubt().map_err(CacheError::CacheQuota)?;
+                room.set_doubt().map_err(CacheError::Quota)?;
             }
             let packs = Segments::new(&layout);
             (layout, Some(Own { room, packs, scratch }))

@@ -16,7 +16,7 @@ pub enum CacheError {
     Layout(#[from] LayoutError),
     /// There is no account of the cache's room, or no room to be made.
     #[error("the room of the cache: {0}")]
-    CacheQuota(WriteError),
+    Quota(WriteError),
     /// A blob's file could not be written, or its bytes are not the blob's.
     #[error("blob {blob} did not get into the cache: {source}")]
     Write {

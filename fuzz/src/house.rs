@@ -201,7 +201,7 @@ impl House {
 
     /// Is there a reason why this blob can not be had? Something is in its way, or there is no room.
     fn excuses(&self, blob: BlobId, error: &CacheError) {
-        let full = matches!(error, CacheError::Write { .. } | CacheError::Room(_));
+        let full = matches!(error, CacheError::Write { .. } | CacheError::Quota(_));
         let at = path_of(blob);
         let in_the_way = |at: &Path| !matches!(self.things.get(at), None | Some(Thing::File(_)));
         let lock = at.with_file_name(".lock");

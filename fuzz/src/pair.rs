@@ -201,7 +201,7 @@ impl World {
     fn look(&mut self) {
         for error in [self.pair.client.connection.error(), self.pair.server.connection.error()] {
             assert!(
-                error.is_none_or(|error| !error.is_breach()),
+                error.is_none_or(|error| !error.is_protocol_violation()),
                 "one found fault with the other: {error:?}"
             );
         }

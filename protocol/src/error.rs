@@ -121,7 +121,7 @@ pub enum PeerError {
 impl PeerError {
     /// Has the peer broken a rule? If not it is gone, or busy, or full, and may be another time.
     #[must_use]
-    pub fn is_breach(&self) -> bool {
+    pub fn is_protocol_violation(&self) -> bool {
         !matches!(
             self,
             PeerError::Refused(_)

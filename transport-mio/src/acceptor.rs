@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use blobferry_session::io::{CloseReason, ConnectionIo};
-use blobferry_session::server::{ServerCore, Session};
+use blobferry_session::server::{Handler, ServerCore};
 use mio::net::{TcpListener, TcpStream};
 
 use crate::connection::Socket;
@@ -18,7 +18,7 @@ const AT_ONCE: usize = 64;
 pub(crate) struct Acceptor {
     pub(crate) listener: TcpListener,
     pub(crate) service: ServerCore,
-    pub(crate) loops: Vec<LoopHandle<Session>>,
+    pub(crate) loops: Vec<LoopHandle<Handler>>,
     /// Somebody may wait before it: known only when nobody did.
     pub(crate) knocked: bool,
     /// It stays shut until then.
@@ -67,7 +67,7 @@ impl Acceptor {
         let bell = remote.bell();
         let wake = bell.clone();
         let carrier =
-            ConnectionIo::begin(&stream, |now| Session::new(&self.service, now, move || wake.ring()))?;
+            ConnectionIo::begin(&stream, |now| Handler::new(&self.service, now, move || wake.ring()))?;
         remote.join(bell, Socket::new(stream, carrier, Box::new(move |ended| ended.log(peer))));
         Ok(())
     }
@@ -92,7 +92,7 @@ mod tests {
 
     /// A server whose loop is turned by the test.
     struct Turned {
-        events: EventLoop<Session>,
+        events: EventLoop<Handler>,
         door: Acceptor,
         hello: Vec<u8>,
     }
@@ -106,7 +106,7 @@ mod tests {
             let service = ServerCore::new(store, ServerConfig::default());
             let door =
                 Acceptor { listener, service, loops: vec![events.remote()], knocked: false, shut: None };
-            let mut machine = client::Socket::new(Time::ZERO, Config::default(), b"");
+            let mut machine = client::Connection::new(Time::ZERO, Config::default(), b"");
             let mut hello = Vec::new();
             buffered::transmit(&mut machine, Time::ZERO, &mut hello, usize::MAX, |_, _| Ok(()));
             Turned { events, door, hello }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use blobferry_session::io::set_accept_backlog;
-use blobferry_session::server::{ServerConfig, ServerCore, Session};
+use blobferry_session::server::{Handler, ServerConfig, ServerCore};
 use blobferry_store::Store;
 use mio::net::TcpListener;
 
@@ -22,7 +22,7 @@ use crate::thread;
 pub struct Server {
     address: SocketAddr,
     service: ServerCore,
-    loops: Vec<LoopHandle<Session>>,
+    loops: Vec<LoopHandle<Handler>>,
     /// Ends when nobody is let in any more.
     door: Mutex<Receiver<()>>,
     /// Of the loops. Each says how many connections it had to close.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use blobferry_session::io::{CloseReason, ConnectionIo, set_accept_backlog};
-use blobferry_session::server::{ServerConfig, ServerCore, Session};
+use blobferry_session::server::{Handler, ServerConfig, ServerCore};
 use blobferry_store::Store;
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::sync::watch;
@@ -109,7 +109,7 @@ fn begin(
     stream: &TcpStream,
     service: &ServerCore,
     bell: &Arc<TaskWaker>,
-) -> io::Result<Box<ConnectionIo<Session>>> {
+) -> io::Result<Box<ConnectionIo<Handler>>> {
     let ring = bell.clone();
-    ConnectionIo::begin(stream, |now| Session::new(service, now, move || ring.ring())).map(Box::new)
+    ConnectionIo::begin(stream, |now| Handler::new(service, now, move || ring.ring())).map(Box::new)
 }

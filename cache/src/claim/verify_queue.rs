@@ -102,7 +102,7 @@ impl Cache {
             _ => {
                 tracing::warn!(%blob, path = %path.display(), "removed a file that was damaged by a power cut");
                 if let Some(room) = self.room() {
-                    room.remove(&path).map_err(CacheError::CacheQuota)?;
+                    room.remove(&path).map_err(CacheError::Quota)?;
                 }
             }
         }

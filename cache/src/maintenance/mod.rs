@@ -81,21 +81,21 @@ impl Cache {
     /// Sets the limit of the cache, for all processes and for ever, or takes it away; then removes what is too much.
     ///
     /// # Errors
-    /// [`CacheError::CacheQuota`]; [`CacheError::ServersOwn`].
+    /// [`CacheError::Quota`]; [`CacheError::ServersOwn`].
     pub fn set_limit(&self, limit: Option<u64>) -> Result<Evicted, CacheError> {
         let room = self.own_room("limit its size")?;
         let set = |room: &CacheQuota| room.ledger()?.account.set_limit(limit).map_err(room.failed());
-        set(room).map_err(CacheError::CacheQuota)?;
+        set(room).map_err(CacheError::Quota)?;
         limit.map_or(Ok(Evicted::default()), |limit| self.shrink(room, limit))
     }
 
     /// The limit of the cache.
     ///
     /// # Errors
-    /// [`CacheError::CacheQuota`].
+    /// [`CacheError::Quota`].
     pub fn limit(&self) -> Result<Option<u64>, CacheError> {
         let Some(room) = self.room() else { return Ok(None) };
-        Ok(room.ledger().map_err(CacheError::CacheQuota)?.account.limit())
+        Ok(room.ledger().map_err(CacheError::Quota)?.account.limit())
     }
 
     /// Whether there could be room for a blob of this size, if all others went: so who knows the size of a blob need not
@@ -169,7 +169,7 @@ impl Cache {
     /// What the cache takes on the disk.
     ///
     /// # Errors
-    /// [`CacheError::Io`]; [`CacheError::CacheQuota`].
+    /// [`CacheError::Io`]; [`CacheError::Quota`].
     pub fn usage(&self) -> Result<Usage, CacheError> {
         let unfinished =
             evict::unfinished(self.layout()).map_err(CacheError::io("list", self.layout().tmp()))?;
@@ -197,10 +197,10 @@ impl Cache {
     /// longest ago, and none that is in use or pinned.
     ///
     /// # Errors
-    /// [`CacheError::CacheQuota`]; [`CacheError::ServersOwn`].
+    /// [`CacheError::Quota`]; [`CacheError::ServersOwn`].
     pub fn gc(&self, target: Option<u64>) -> Result<Evicted, CacheError> {
         let room = self.own_room("remove blobs")?;
-        room.tidy().map_err(CacheError::CacheQuota)?;
+        room.tidy().map_err(CacheError::Quota)?;
         match target.map_or_else(|| self.limit(), |target| Ok(Some(target)))? {
             Some(target) => self.shrink(room, target),
             None => Ok(Evicted::default()),
@@ -218,7 +218,7 @@ impl Cache {
     /// Keeps a blob: it is not removed to make room, until [`Cache::unpin`]. All processes heed that.
     ///
     /// # Errors
-    /// [`CacheError::NotCached`]; [`CacheError::NoPins`] where the file system can not note it; [`CacheError::CacheQuota`];
+    /// [`CacheError::NotCached`]; [`CacheError::NoPins`] where the file system can not note it; [`CacheError::Quota`];
     /// [`CacheError::ServersOwn`].
     pub fn pin(&self, blob: BlobId) -> Result<(), CacheError> {
         self.change_pin(blob, pin::set)
@@ -241,7 +241,7 @@ impl Cache {
         let room = self.own_room("pin blobs")?;
         let path = self.layout().blob_path(blob);
         let Some((file, _)) = self.open_blob(blob)? else { return Err(CacheError::NotCached { blob }) };
-        match room.change(&file, ATTRIBUTES, || change(&file)).map_err(CacheError::CacheQuota)? {
+        match room.change(&file, ATTRIBUTES, || change(&file)).map_err(CacheError::Quota)? {
             Err(error) if pin::is_unsupported(&error) => Err(CacheError::NoPins { path }),
             changed => changed.map_err(CacheError::io("pin or unpin", &path)),
         }
@@ -249,7 +249,7 @@ impl Cache {
 
     fn shrink(&self, room: &CacheQuota, target: u64) -> Result<Evicted, CacheError> {
         let mut search = Search::default();
-        while room.shrink(target, AT_ONCE, &mut search).map_err(CacheError::CacheQuota)? {}
+        while room.shrink(target, AT_ONCE, &mut search).map_err(CacheError::Quota)? {}
         Ok(Evicted { blobs: search.removed, packs: search.packs, bytes: search.freed })
     }
 

@@ -34,7 +34,7 @@ impl Cache {
     /// Reads every blob, and removes those that are damaged. `progress` is called after each of them.
     ///
     /// # Errors
-    /// [`CacheError::Io`]; [`CacheError::CacheQuota`]; [`CacheError::ServersOwn`].
+    /// [`CacheError::Io`]; [`CacheError::Quota`]; [`CacheError::ServersOwn`].
     pub fn verify(&self, mut progress: impl FnMut(&CacheEntry)) -> Result<Verified, CacheError> {
         let room = self.own_room("verify blobs")?;
         let mut verified = Verified::default();
@@ -59,7 +59,7 @@ impl Cache {
                 Some((_, Err(error))) if !is_damage(&error) => return Err(failed("read")(error)),
                 Some(_) => {
                     tracing::warn!(blob = %entry.blob, path = %entry.path.display(), "removed a damaged file");
-                    room.remove(&entry.path).map_err(CacheError::CacheQuota)?;
+                    room.remove(&entry.path).map_err(CacheError::Quota)?;
                     verified.damaged.push(entry.blob);
                 }
             }
@@ -96,7 +96,7 @@ impl Cache {
                 }
                 Ok(None) | Err(_) => {
                     tracing::warn!(blob = %entry.blob, path = %entry.path.display(), "forgot a damaged blob");
-                    packs.forget(entry.blob, number, at).map_err(CacheError::CacheQuota)?;
+                    packs.forget(entry.blob, number, at).map_err(CacheError::Quota)?;
                     verified.damaged.push(entry.blob);
                 }
             }

@@ -134,7 +134,7 @@ impl Layout {
         self.root().join(bucket.to_string())
     }
 
-    /// The path of a bucket's lock file. Lock files are never deleted: see [`Cache::claim`](blobferry_cache::Cache::claim).
+    /// The path of a bucket's lock file. A lock file is never deleted.
     #[must_use]
     pub fn lock_path(&self, bucket: u64) -> PathBuf {
         let mut path = self.bucket_path(bucket);

@@ -13,10 +13,10 @@ pub trait Simulation {
     /// See [`now`](super::now).
     fn now(&self) -> Instant;
 
-    /// See [`since_1970`](super::since_1970).
+    /// See [`since_1970`](super::unix_time).
     fn unix_time(&self) -> Duration;
 
-    /// See [`chance`](super::chance).
+    /// See [`chance`](super::random).
     fn random(&self, bytes: &mut [u8]);
 
     /// Which boot of the machine this is, for who asks whether it was up all the time.

@@ -27,7 +27,7 @@ macro_rules! client_methods {
         /// that exposes it. Of more than can wait to be heard, all that is told is that everything may have changed.
         #[must_use]
         pub fn invalidations(&self) -> Invalidations {
-            let (tell, news) = News::new();
+            let (tell, news) = Notifications::new();
             self.session().listen(Box::new(tell));
             news
         }
@@ -35,7 +35,7 @@ macro_rules! client_methods {
         /// What happens to the connection from now on.
         #[must_use]
         pub fn connection_events(&self) -> ConnectionEvents {
-            let (tell, news) = News::new();
+            let (tell, news) = Notifications::new();
             self.session().watch(Box::new(tell));
             news
         }

@@ -63,7 +63,7 @@ impl DownloadTarget {
             }
             DownloadTarget::Memory(to) => (to.session.clone(), to.blob, to.rest.clone()),
         };
-        session.ask(Queued::Download { blob, range, target: self });
+        session.enqueue(Queued::Download { blob, range, target: self });
     }
 
     /// It will not come.
@@ -123,7 +123,7 @@ impl DownloadTarget {
     /// The cache can not go on. What somebody before had left was of no use: then all of it is asked for.
     fn failed(self, error: CacheError) {
         match error {
-            CacheError::Stale { .. } => self.ask(),
+            CacheError::Stale { .. } => self.enqueue(),
             error => self.fail(error.into()),
         }
     }
@@ -199,7 +199,7 @@ impl Sink for DownloadSink {
     fn abort(self: Box<Self>, reason: Option<RequestError>) {
         match (self.target, reason) {
             // The connection was lost, or is about to end: the next one may bring the rest.
-            (Some(target), None | Some(RequestError::Stopping)) => target.ask(),
+            (Some(target), None | Some(RequestError::Stopping)) => target.enqueue(),
             // More was left by somebody before than there is.
             (Some(DownloadTarget::Cache(mut to)), Some(RequestError::BadRange { .. }))
                 if to.download.written() > 0 =>

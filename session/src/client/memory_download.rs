@@ -105,7 +105,7 @@ impl MemoryDownload {
     /// Asks for the blob, from its first byte.
     pub(super) fn enqueue(self: Box<Self>) {
         let session = self.session.clone();
-        session.ask(Queued::Load { to: self });
+        session.enqueue(Queued::Load { to: self });
     }
 
     /// All bytes have come.
@@ -126,7 +126,7 @@ impl MemoryDownload {
     pub(super) fn abort(self: Box<Self>, reason: RequestError) {
         match reason {
             // The next connection may bring it.
-            RequestError::Stopping => self.ask(),
+            RequestError::Stopping => self.enqueue(),
             reason => self.fail(reason.into()),
         }
     }
@@ -163,7 +163,7 @@ impl Session {
             }
             Ok(SmallClaim::Download(download)) => {
                 let to = Box::new(MemoryDownload { session: session.clone(), download, done });
-                session.cache().when_small_fits(move || to.ask());
+                session.cache().when_small_fits(move || to.enqueue());
             }
             Err(error) => done(Err(error.into())),
         });

@@ -146,7 +146,7 @@ impl SessionState {
         let hopeless = self.dialer.lost(os::now(), connected);
         self.requeue_unanswered();
         // Asked the same again, a server that has broken a rule would most likely do so again.
-        let breach = matches!(ended, CloseReason::Peer(error) if error.is_breach());
+        let breach = matches!(ended, CloseReason::Peer(error) if error.is_protocol_violation());
         if hopeless || breach {
             self.mark_unreachable(reason);
         }
@@ -185,7 +185,7 @@ impl SessionState {
         // The sinks ask for the rest of their blobs.
         self.inlets.abort_all();
         for to in self.collectors.take_all() {
-            self.after(move || to.ask());
+            self.after(move || to.enqueue());
         }
     }
 

@@ -185,7 +185,7 @@ impl Session {
 
     /// Asks for something that is answered by a [`Reply`].
     pub fn call(&self, request: Request, done: Completion<Reply>) {
-        self.ask(Queued::Call { request, done });
+        self.enqueue(Queued::Call { request, done });
     }
 
     /// Loads a blob: from the cache, from whoever is downloading it already, or from the server. Hits are found by
@@ -246,7 +246,7 @@ impl Session {
     ) {
         let digest = (size == 0).then(|| Digest(*blake3::hash(&[]).as_bytes()));
         let source = (size > 0).then_some(source);
-        self.ask(Queued::Upload { txn, oid, base, data, from: 0, size, digest, source, done });
+        self.enqueue(Queued::Upload { txn, oid, base, data, from: 0, size, digest, source, done });
     }
 
     /// Begins nothing new from here on; the endpoint is finished when all that is under way has come to its end.
@@ -337,14 +337,14 @@ impl Session {
     /// Asks for something that can wait for what is asked next, to be sent with it.
     pub(super) fn enqueue_without_wake(&self, ask: Queued) {
         let mut inner = self.lock();
-        inner.state.ask(ask);
+        inner.state.enqueue(ask);
         inner.pump();
         self.unlock(inner, false);
     }
 
     pub(super) fn enqueue(&self, ask: Queued) {
         let mut inner = self.lock();
-        inner.state.ask(ask);
+        inner.state.enqueue(ask);
         inner.pump();
         self.unlock(inner, true);
     }

@@ -161,7 +161,7 @@ fn serve(service: &ServerCore, stream: &Stream) {
 }
 
 /// Connects a client to a server, again and again, until the client has had enough. The first connections are cut.
-fn connect(session: &client::Handler, service: &ServerCore, cuts: usize) {
+fn connect(session: &client::Session, service: &ServerCore, cuts: usize) {
     let mut others = Vec::new();
     for attempt in 0.. {
         let (near, far) = Stream::pair();
@@ -219,7 +219,7 @@ fn converse(
     cache: &Cache,
     cuts: usize,
     goes_on: bool,
-    meanwhile: impl FnOnce(client::Handler, ServerCore) + Send + 'static,
+    meanwhile: impl FnOnce(client::Session, ServerCore) + Send + 'static,
 ) {
     let (store, blob) = store();
     let config = ServerConfig { workers: 2, keep: Duration::from_secs(1), ..ServerConfig::default() };
@@ -227,7 +227,7 @@ fn converse(
     let patience = if goes_on { Duration::MAX } else { Duration::ZERO };
     let reconnect = Some(Reconnect { patience, ..Reconnect::default() });
     let config = ClientConfig { reconnect, ..ClientConfig::default() };
-    let session = client::Handler::new(cache.clone(), &config, Addresses::from("server:1"), 0);
+    let session = client::Session::new(cache.clone(), &config, Addresses::from("server:1"), 0);
     let connects = {
         let (session, service) = (session.clone(), service.clone());
         thread::spawn(move || connect(&session, &service, cuts))
@@ -236,7 +236,7 @@ fn converse(
         let (session, service) = (session.clone(), service.clone());
         thread::spawn(move || meanwhile(session, service))
     };
-    let load = move |session: client::Handler| match wait(|done| session.load_blob(blob, None, done)) {
+    let load = move |session: client::Session| match wait(|done| session.load_blob(blob, None, done)) {
         Ok(cached) => assert_eq!(cached.size(), BYTES.len() as u64),
         Err(error) => assert!(!goes_on, "{error}"),
     };
@@ -256,7 +256,7 @@ fn converse(
 }
 
 /// Commits, and compares what the client is told with what the server knows.
-fn commit(session: &client::Handler, store: &MemoryStore, goes_on: bool) {
+fn commit(session: &client::Session, store: &MemoryStore, goes_on: bool) {
     let mut transaction = session.begin(TxnMeta::default()).unwrap();
     let name = transaction.id();
     let (stored, is_stored) = mpsc::channel();

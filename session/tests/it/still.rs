@@ -39,10 +39,10 @@ impl Simulation for World {
     fn now(&self) -> Instant {
         self.moment
     }
-    fn since_1970(&self) -> Duration {
+    fn unix_time(&self) -> Duration {
         Duration::from_secs(1_700_000_000)
     }
-    fn chance(&self, bytes: &mut [u8]) {
+    fn random(&self, bytes: &mut [u8]) {
         bytes.fill(7);
     }
     fn boot(&self) -> [u8; 16] {

@@ -104,7 +104,7 @@ impl Drop for ServerProcess {
 /// A connection that has shaken hands, and does nothing.
 pub(crate) fn idle(address: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
-    let mut machine = client::Socket::new(Time::ZERO, Config::default(), b"");
+    let mut machine = client::Connection::new(Time::ZERO, Config::default(), b"");
     let mut hello = Vec::new();
     buffered::transmit(&mut machine, Time::ZERO, &mut hello, usize::MAX, |_, _| Ok(()));
     stream.write_all(&hello).unwrap();

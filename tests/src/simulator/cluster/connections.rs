@@ -47,7 +47,7 @@ impl Cluster {
     /// A connection is over for one of its ends.
     pub(super) fn end_connection(&mut self, end: End, ended: &CloseReason) -> Result<(), String> {
         if let CloseReason::Peer(error) = ended
-            && error.is_breach()
+            && error.is_protocol_violation()
         {
             return Err(format!(
                 "c{}: one side says that the other has broken a rule: {error}",
