@@ -31,7 +31,7 @@ use blobferry_platform::blobdir::integrity;
 use blobferry_platform::blobdir::integrity::{BootId, Trust};
 use blobferry_platform::blobdir::layout::Layout;
 use blobferry_platform::blobdir::temp_file::TempFile;
-use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use blobferry_platform::sync::{Arc, Mutex, MutexGuard};
 
 /// How a cache is used.
 #[derive(Clone, Debug, Default)]
@@ -278,18 +278,18 @@ impl Cache {
 
     /// The registry of a bucket.
     pub(crate) fn registry(&self, bucket: u64) -> MutexGuard<'_, InFlight<FileLock, Waiter>> {
-        locked(&self.0.registries[bucket as usize % REGISTRIES])
+        self.0.registries[bucket as usize % REGISTRIES].lock()
     }
 
     /// Whether nobody in this process wants anything.
     #[cfg(test)]
     #[cfg(feature = "shuttle")]
     pub(crate) fn is_unwanted(&self) -> bool {
-        self.0.registries.iter().all(|registry| locked(registry).is_empty())
+        self.0.registries.iter().all(|registry| registry.lock().is_empty())
     }
 
     pub(crate) fn checks(&self) -> MutexGuard<'_, VerifyQueue> {
-        locked(&self.0.checks)
+        self.0.checks.lock()
     }
 
     /// Takes a bucket's lock where nobody has it. The bucket is made where there is none.
@@ -314,9 +314,4 @@ impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cache").field("root", &self.layout().root()).finish_non_exhaustive()
     }
-}
-
-/// Locks a mutex. What it guards is right even where a holder panicked: each change of it is one call.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,7 +6,7 @@
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
-use blobferry_platform::sync::{Mutex, MutexGuard, PoisonError};
+use blobferry_platform::sync::{Mutex, MutexGuard};
 
 /// How many files are remembered; the next one takes the place of another.
 const REMEMBERED: usize = 1024;
@@ -41,7 +41,7 @@ impl Known {
     }
 
     fn places(&self) -> MutexGuard<'_, Vec<Option<Version>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::os;
 use crate::os::Job;
 use crate::spin::AdaptiveSpin;
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, thread};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
 
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);
@@ -76,7 +76,7 @@ impl BlockingPool {
 
 impl Pool {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn work(&self) {
@@ -97,10 +97,10 @@ impl Pool {
                 continue;
             }
             state.idle += 1;
-            let (back, wait) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            let (back, wait) = self.work.wait_timeout(state, IDLE);
             state = back;
             state.idle -= 1;
-            if wait.timed_out() && state.jobs.is_empty() {
+            if wait && state.jobs.is_empty() {
                 state.threads -= 1;
                 return;
             }
@@ -188,7 +188,7 @@ impl Drop for Turn<'_> {
 }
 
 fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
+    queue.lock()
 }
 
 fn drain(queue: &Mutex<Queue>) {

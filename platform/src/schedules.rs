@@ -72,7 +72,7 @@ fn jobs_are_run_whenever_threads_leave() {
                 thread::spawn(move || {
                     for _ in 0..3 {
                         let run = run.clone();
-                        workers.run(move || *run.lock().unwrap() += 1);
+                        workers.run(move || *run.lock() += 1);
                         thread::yield_now();
                     }
                 })
@@ -82,7 +82,7 @@ fn jobs_are_run_whenever_threads_leave() {
         workers.run(move || done.send(()).unwrap());
         end.recv().unwrap();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
-        while *run.lock().unwrap() < 6 {
+        while *run.lock() < 6 {
             thread::yield_now();
         }
     });

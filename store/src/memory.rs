@@ -17,7 +17,6 @@ use crate::transactions::coordinator;
 use crate::transactions::coordinator::Coordinator;
 use crate::transactions::table::Work;
 use crate::transactions::write_set::{Bytes, Spool, WriteSet};
-use blobferry_platform::sync::lock;
 
 /// A store in memory. It has no directory: files can not be shared with it, and blobs of any size are held in
 /// memory.
@@ -123,7 +122,7 @@ impl Tables {
 
 impl Backend for Memory {
     fn last_tid(&self) -> Result<Tid, RequestError> {
-        Ok(lock(&self.0).transactions.last_key_value().map_or(Tid::ZERO, |(tid, _)| *tid))
+        Ok(self.0.lock().transactions.last_key_value().map_or(Tid::ZERO, |(tid, _)| *tid))
     }
 
     fn check_writable(&self) -> Result<(), RequestError> {
@@ -131,7 +130,7 @@ impl Backend for Memory {
     }
 
     fn newest(&self, oid: Oid, upto: Tid, visible: Tid) -> Result<Option<Found>, RequestError> {
-        let tables = lock(&self.0);
+        let tables = self.0.lock();
         let found = tables.of(oid).rfind(|(tid, _)| *tid <= upto);
         Ok(found.map(|(tid, kept)| {
             let next = tables.of(oid).map(|(next, _)| next).find(|next| *next > tid && *next <= visible);
@@ -140,7 +139,7 @@ impl Backend for Memory {
     }
 
     fn history(&self, oid: Oid, limit: u32, visible: Tid) -> Result<Vec<HistoryEntry>, RequestError> {
-        let tables = lock(&self.0);
+        let tables = self.0.lock();
         let entry = |(tid, kept): (Tid, &Kept)| HistoryEntry {
             tid,
             meta: tables.transactions.get(&tid).cloned().unwrap_or_default(),
@@ -157,7 +156,7 @@ impl Backend for Memory {
         limit: u32,
         visible: Tid,
     ) -> Result<Vec<StoredRevision>, RequestError> {
-        let tables = lock(&self.0);
+        let tables = self.0.lock();
         let all = tables.revisions.iter().map(|((oid, tid), kept)| ((*tid, *oid), kept));
         let sorted: BTreeMap<(Tid, Oid), &Kept> = all.filter(|((tid, _), _)| *tid <= visible).collect();
         let listed = sorted.range((Bound::Excluded(after), Bound::Unbounded)).take(limit as usize);
@@ -171,14 +170,14 @@ impl Backend for Memory {
     }
 
     fn open_blob(&self, blob: BlobId) -> Result<OpenBlob, RequestError> {
-        let tables = lock(&self.0);
+        let tables = self.0.lock();
         let kept = tables.revisions.get(&(blob.oid, blob.tid)).and_then(|kept| kept.blob.as_ref());
         let (info, bytes) = kept.ok_or(RequestError::NoSuchBlob { blob })?;
         Ok(OpenBlob::Small { info: *info, bytes: bytes.to_vec() })
     }
 
     fn new_oids(&self, count: u32) -> Result<Oid, RequestError> {
-        let mut tables = lock(&self.0);
+        let mut tables = self.0.lock();
         let first = tables.last_oid.saturating_add(1);
         tables.last_oid = tables.last_oid.checked_add(count.into()).ok_or_else(no_oids_left)?;
         Ok(Oid(first))
@@ -203,7 +202,7 @@ impl Backend for Memory {
     }
 
     fn check(&self, txn: TxnId, changes: &WriteSet) -> Result<Vec<Conflict>, RequestError> {
-        let tables = lock(&self.0);
+        let tables = self.0.lock();
         if tables.names.contains_key(&txn) {
             return Err(RequestError::TransactionExists { txn });
         }
@@ -215,12 +214,12 @@ impl Backend for Memory {
     }
 
     fn commit(&self, after: Tid, batch: &[Work]) -> Vec<Result<Outcome, RequestError>> {
-        let mut tables = lock(&self.0);
+        let mut tables = self.0.lock();
         let mut last = after;
         let mut work = |work: &Work| match work {
             Work::Commit { txn, meta, changes } => {
                 last = last.next(now());
-                tables.commit(last, *txn, meta, &mut lock(changes))?;
+                tables.commit(last, *txn, meta, &mut changes.lock())?;
                 Ok(Outcome::Committed { tid: last })
             }
             Work::Fence(txn) => Ok(*tables.names.entry(*txn).or_insert(Outcome::NotCommitted)),
@@ -229,7 +228,7 @@ impl Backend for Memory {
     }
 
     fn pack(&self, before: Tid) -> Result<Packed, RequestError> {
-        let mut tables = lock(&self.0);
+        let mut tables = self.0.lock();
         let mut packed = Packed::default();
         let mut kept = BTreeMap::new();
         // Newest first, so the first one before `before` of each object is the one to be kept.
@@ -256,6 +255,6 @@ impl Backend for Memory {
     }
 
     fn totals(&self) -> Totals {
-        lock(&self.0).totals
+        self.0.lock().totals
     }
 }

@@ -1,8 +1,9 @@
 //! The client: a session with one connection after the other, shared by any number of threads.
 
+use blobferry_platform::sync::{Condvar, Mutex, MutexGuard};
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -81,7 +82,7 @@ impl Inner {
         if self.line.state().calling {
             return;
         }
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         thread.and_then(thread::join);
     }
 }
@@ -124,7 +125,7 @@ impl ConnectionManager {
     }
 
     fn state(&self) -> MutexGuard<'_, ManagerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Connects, and gives those who drive the connection to its end.
@@ -169,8 +170,7 @@ impl ConnectionManager {
 
     /// Waits; `false` if it was woken before.
     fn pause(&self, time: Duration) -> bool {
-        let waited = self.changed.wait_timeout_while(self.state(), time, |state| !state.woken);
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let mut state = self.changed.wait_timeout_while(self.state(), time, |state| !state.woken);
         !std::mem::take(&mut state.woken)
     }
 

@@ -21,10 +21,11 @@
 //!
 //! Locks are taken in the order `poll`, `connection`, `state`, and none is held while something is called that may wait.
 
+use blobferry_platform::sync::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -126,13 +127,13 @@ impl LeaderFollowers {
         let carrier = crew.session.connect(&stream, wake)?;
         let session = crew.session.clone();
         let mut connection = Socket::new(stream, carrier, Box::new(move |ended| session.lost(ended)));
-        connection.register(lock(&crew.poll).poll.registry(), SOCKET)?;
-        *lock(&crew.connection) = Some(connection);
+        connection.register(crew.poll.lock().poll.registry(), SOCKET)?;
+        *crew.connection.lock() = Some(connection);
         Ok(crew)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        self.state.lock()
     }
 
     /// There is something to send.
@@ -177,11 +178,7 @@ impl LeaderFollowers {
     /// let go.
     fn transmit(&self) {
         loop {
-            let mut connection = match self.connection.try_lock() {
-                Ok(connection) => connection,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
+            let Some(mut connection) = self.connection.try_lock() else { return };
             let Some(open) = connection.as_mut() else { return };
             self.state().rung = false;
             let sent = open.transmit();
@@ -284,14 +281,14 @@ impl LeaderFollowers {
 
     /// Waits for events, and lets the connection have a turn.
     fn turn(&self, patience: Option<Duration>, wait: Wait) {
-        let mut poller = lock(&self.poll);
+        let mut poller = self.poll.lock();
         let Poller { poll, events } = &mut *poller;
         let polled = wait(poll, events, patience);
         let mut state = self.state();
         state.asleep = false;
         let late = state.deadline;
         drop(state);
-        let mut connection = lock(&self.connection);
+        let mut connection = self.connection.lock();
         let Some(open) = connection.as_mut() else { return };
         for event in events.iter().filter(|event| event.token() == SOCKET) {
             open.ready(event);
@@ -371,12 +368,11 @@ impl LeaderFollowers {
             if state.leader.is_some() && seen == Some(state.leads) {
                 // Somebody waits long.
                 state.off = true;
-                state = self.wanted.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.wanted.wait(state);
                 (state.off, seen) = (false, None);
             } else {
                 seen = Some(state.leads);
-                let waited = self.wanted.wait_timeout(state, QUIET);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                (state, _) = self.wanted.wait_timeout(state, QUIET);
             }
         }
     }
@@ -394,7 +390,7 @@ impl LeaderFollowers {
 
     /// Closes the socket, and tells how the connection has ended.
     pub(crate) fn end(&self, how: &CloseReason) {
-        let connection = lock(&self.connection).take();
+        let connection = self.connection.lock().take();
         if let Some(connection) = connection {
             connection.end(how);
         }
@@ -421,8 +417,4 @@ impl Drop for Leading<'_> {
     fn drop(&mut self) {
         self.crew.leave(self.lead);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,8 @@
 //! How other threads reach a loop: they ring for a connection, bring a new one, or tell it to finish.
 
+use blobferry_platform::sync::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use mio::{Token, Waker};
@@ -111,7 +112,7 @@ impl<E> LoopHandle<E> {
 
 impl<E> Shared<E> {
     fn lock(&self) -> MutexGuard<'_, Queue<E>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// Unlocks, and wakes the loop where it sleeps: one system call for all that waits, and none while it is awake.

@@ -1,7 +1,8 @@
 //! How a thread waits for one answer: it drives the connection that the answer comes from, or sleeps while others do.
 
+use blobferry_platform::sync::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 
 use blobferry_session::client::{CallError, Completion, Session};
@@ -33,7 +34,7 @@ impl Parker {
     /// The answer is there, or will never be.
     fn finish(&self) {
         self.done.store(true, Ordering::Release);
-        match &*lock(&self.drives) {
+        match &*self.drives.lock() {
             Some(crew) => crew.rouse_leader(),
             None => self.thread.unpark(),
         }
@@ -41,7 +42,7 @@ impl Parker {
 
     /// Gives a sleeping follower the lead.
     pub(crate) fn give(&self, lead: LeaderToken) {
-        *lock(&self.lead) = Some(lead);
+        *self.lead.lock() = Some(lead);
         self.thread.unpark();
     }
 
@@ -57,9 +58,9 @@ impl Parker {
             match crew.join(self) {
                 Role::Leader(lead) => self.drive(&crew, lead),
                 Role::Follower(number) => {
-                    self.sleep(|| lock(&self.lead).is_some() || bound && crew.has_ended());
+                    self.sleep(|| self.lead.lock().is_some() || bound && crew.has_ended());
                     if !crew.unfollow(number)
-                        && let Some(lead) = lock(&self.lead).take()
+                        && let Some(lead) = self.lead.lock().take()
                     {
                         self.drive(&crew, lead);
                     }
@@ -75,9 +76,9 @@ impl Parker {
     }
 
     fn drive(&self, crew: &Arc<LeaderFollowers>, lead: LeaderToken) {
-        *lock(&self.drives) = Some(crew.clone());
+        *self.drives.lock() = Some(crew.clone());
         crew.lead_for(lead, self);
-        *lock(&self.drives) = None;
+        *self.drives.lock() = None;
     }
 
     fn sleep(&self, until: impl Fn() -> bool) {
@@ -126,12 +127,8 @@ fn wait_with<T: Send + 'static, E: From<CallError> + Send + 'static>(
     thread_context::give_up_leads();
     let (seat, answer) = (Arc::new(Parker::new()), Arc::default());
     let awaited = Awaited { seat: seat.clone(), answer: Arc::clone(&answer) };
-    let crew = thread_context::call(|| start(Box::new(move |result| *lock(&awaited.answer) = Some(result))));
+    let crew = thread_context::call(|| start(Box::new(move |result| *awaited.answer.lock() = Some(result))));
     seat.wait(crew.or_else(|| if seat.is_done() { None } else { find() }));
-    let answer = lock(&answer).take();
+    let answer = answer.lock().take();
     answer.unwrap_or_else(|| Err(CallError::unanswered().into()))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,10 @@
 //! The server: loops with sessions, and a door beside the first of them.
 
+use blobferry_platform::sync::Mutex;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -101,7 +102,7 @@ impl Server {
     fn end(&mut self, by: Instant) -> usize {
         self.loops.iter().for_each(|remote| remote.finish(by));
         // Who is told to go may come back at once, and is not to be let in.
-        let door = self.door.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let door = self.door.get_mut();
         let _: Result<(), _> = door.recv();
         self.service.stop();
         self.threads.drain(..).filter_map(thread::join).sum()

@@ -1,7 +1,8 @@
 //! The client: a session with one connection after the other, shared by any number of tasks.
 
+use blobferry_platform::sync::Mutex;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use blobferry_cache::Cache;
@@ -73,7 +74,7 @@ impl Client {
     pub async fn close(self) {
         self.0.session.goodbye();
         self.0.bell.ring();
-        let driver = self.0.driver.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let driver = self.0.driver.lock().take();
         if let Some(driver) = driver {
             // A task that has panicked has ended, too.
             let _ = driver.await;
@@ -85,7 +86,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // Without goodbye: what is under way is given up.
         self.session.close("the client was dropped");
-        if let Some(driver) = self.driver.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(driver) = self.driver.lock().take() {
             driver.abort();
         }
     }

@@ -1,9 +1,9 @@
 //! How others reach the task of a connection: they ring. A task that is awake is not woken for that, it looks before it
 //! sleeps.
 
+use blobferry_platform::sync::{Mutex, MutexGuard};
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 /// A task's bell.
@@ -17,7 +17,7 @@ pub(crate) struct TaskWaker {
 
 impl TaskWaker {
     fn sleeper(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.sleeper.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sleeper.lock()
     }
 
     /// Has the task look, from any thread.

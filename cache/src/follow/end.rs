@@ -7,7 +7,7 @@ use blobferry_protocol::BlobId;
 
 use crate::cached_blob::CachedBlob;
 use crate::follow::watch::EventFd;
-use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use blobferry_platform::sync::{Arc, Mutex, MutexGuard};
 
 /// Why a blob could not be read to its end while it was downloaded.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -91,7 +91,7 @@ impl FollowState {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -28,7 +28,7 @@ use blobferry_platform::blobdir::integrity::BootId;
 use blobferry_platform::blobdir::layout::Layout;
 use blobferry_platform::blobdir::{Reservation, WriteError};
 use blobferry_platform::os::files;
-use blobferry_platform::sync::{Arc, Mutex, PoisonError};
+use blobferry_platform::sync::{Arc, Mutex};
 
 /// The first letters of a mark's name.
 pub(crate) const PLACEHOLDER: &str = "room-";
@@ -85,7 +85,7 @@ impl CacheQuota {
 
     /// The account, locked, with the right to remove files. Counted first, if that was never done in this boot.
     pub(crate) fn ledger(&self) -> Result<QuotaGuard<'_>, WriteError> {
-        let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = self.0.queue.lock();
         let account = UsageFile::open(&self.0.account, self.0.boot).map_err(self.failed())?;
         QuotaGuard::new(self, account, queue)
     }

@@ -57,7 +57,7 @@ impl Machine {
                 if !gives_up {
                     let mut download = download;
                     download.finish(digest()).unwrap();
-                    *times.lock().unwrap() += 1;
+                    *times.lock() += 1;
                 }
             }
         }
@@ -69,7 +69,7 @@ impl Machine {
             assert!(cache.is_unwanted());
         }
         for blob in BLOBS {
-            assert!(*self.downloads[&blob].1.lock().unwrap() <= 1, "downloaded twice");
+            assert!(*self.downloads[&blob].1.lock() <= 1, "downloaded twice");
             assert!(self.caches[0].try_lock(blob.bucket()).unwrap().is_some(), "a lock was not released");
             _ = std::fs::remove_file(self.blob_path(blob));
         }
@@ -114,7 +114,7 @@ fn all_threads_get_the_blob_that_one_of_them_downloads() {
     explore(1000, move || {
         let machine = Machine::new(&home, 1);
         claim_all(&machine, &[&[0], &[0], &[0], &[1, 0]], |_| false);
-        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1);
+        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock(), 1);
         machine.check();
     });
 }
@@ -125,7 +125,7 @@ fn who_gives_up_hands_over() {
     explore(1000, move || {
         let machine = Machine::new(&home, 1);
         claim_all(&machine, &[&[0], &[0, 1], &[0, 2], &[0]], |thread| thread < 3);
-        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1, "the last one downloads it");
+        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock(), 1, "the last one downloads it");
         machine.check();
     });
 }
@@ -136,8 +136,8 @@ fn two_processes_download_a_blob_once() {
     explore(1000, move || {
         let machine = Machine::new(&home, 2);
         claim_all(&machine, &[&[0], &[0], &[1], &[0, 1]], |_| false);
-        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1);
-        assert_eq!(*machine.downloads[&BLOBS[1]].1.lock().unwrap(), 1);
+        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock(), 1);
+        assert_eq!(*machine.downloads[&BLOBS[1]].1.lock(), 1);
         machine.check();
     });
 }
@@ -148,7 +148,7 @@ fn who_gives_up_hands_over_to_another_process() {
     explore(1000, move || {
         let machine = Machine::new(&home, 2);
         claim_all(&machine, &[&[0], &[0], &[0], &[0]], |thread| thread % 2 == 0);
-        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1);
+        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock(), 1);
         machine.check();
     });
 }
@@ -202,9 +202,9 @@ fn a_small_blob_is_downloaded_once_and_handed_out_before_and_after_it_is_written
                         SmallClaim::File(cached) => machine.answered(Claim::Hit(cached), false),
                         SmallClaim::Download(download) => {
                             let (alone, times) = &machine.downloads[&BLOBS[0]];
-                            alone.act(|| *times.lock().unwrap() += 1);
+                            alone.act(|| *times.lock() += 1);
                             let run = |write: blobferry_platform::os::Job| {
-                                writers.lock().unwrap().push(thread::spawn(write))
+                                writers.lock().push(thread::spawn(write))
                             };
                             download.keep(&Bytes::from_static(BYTES), digest(), run).unwrap();
                         }
@@ -213,9 +213,9 @@ fn a_small_blob_is_downloaded_once_and_handed_out_before_and_after_it_is_written
             })
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
-        let writers = std::mem::take(&mut *writers.lock().unwrap());
+        let writers = std::mem::take(&mut *writers.lock());
         writers.into_iter().for_each(|writer| writer.join().unwrap());
-        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock().unwrap(), 1);
+        assert_eq!(*machine.downloads[&BLOBS[0]].1.lock(), 1);
         let packs = machine.caches[0].layout().packs().to_owned();
         machine.check();
         _ = std::fs::remove_dir_all(packs);
@@ -259,7 +259,7 @@ fn every_claim_of_a_file_that_is_to_be_checked_is_answered() {
             put(&machine.blob_path(blob), bytes);
         }
         claim_all(&machine, &[&[0, 1], &[1, 2], &[2, 0]], |_| false);
-        let times = |blob: usize| *machine.downloads[&BLOBS[blob]].1.lock().unwrap();
+        let times = |blob: usize| *machine.downloads[&BLOBS[blob]].1.lock();
         assert_eq!((times(0), times(1), times(2)), (0, 1, 0));
         machine.check();
     });

@@ -36,7 +36,7 @@ type Downloads = Arc<Mutex<Vec<JoinHandle<()>>>>;
 
 /// Waits for them; only one there is.
 fn join(downloads: &Downloads) {
-    let [download]: [_; 1] = std::mem::take(&mut *downloads.lock().unwrap()).try_into().unwrap();
+    let [download]: [_; 1] = std::mem::take(&mut *downloads.lock()).try_into().unwrap();
     download.join().unwrap();
 }
 
@@ -48,7 +48,7 @@ fn read(cache: &Cache, downloads: &Downloads) -> std::io::Result<Vec<u8>> {
                 fill(&mut download);
                 end.tell(download.finish(digest()));
             };
-            counted.lock().unwrap().push(thread::spawn(download));
+            counted.lock().push(thread::spawn(download));
         })
         .unwrap();
     let mut bytes = Vec::new();

@@ -24,7 +24,7 @@ use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::os::allocate::slack;
 use blobferry_platform::os::files;
 use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
-use blobferry_platform::sync::{Mutex, MutexGuard, PoisonError};
+use blobferry_platform::sync::{Mutex, MutexGuard};
 
 const SLOT: usize = 16;
 const SLOTS: usize = 16;
@@ -192,7 +192,7 @@ impl Index {
     }
 
     fn counted(&self) -> MutexGuard<'_, Pages> {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counted.lock()
     }
 }
 

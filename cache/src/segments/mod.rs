@@ -33,7 +33,7 @@ use crate::quota::reservation::CacheQuota;
 use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::blobdir::layout::{self, Layout, create_dir};
 use blobferry_platform::os;
-use blobferry_platform::sync::{Arc, Mutex, PoisonError};
+use blobferry_platform::sync::{Arc, Mutex};
 
 /// No larger blob is small.
 pub(crate) const SMALL: u64 = 64 << 10;
@@ -106,7 +106,7 @@ impl Segments {
     pub(crate) fn forget(&self, blob: BlobId, pack: u32, offset: u64) -> Result<(), WriteError> {
         let Some(house) = self.house() else { return Ok(()) };
         // The lock on the index is this process's, whichever of its threads has taken it.
-        let _alone = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.writer.lock();
         let there = |hint: &Location| hint.pack == pack && u64::from(hint.offset) == offset;
         let hints: Vec<Location> = house.index.look(blob).filter(there).collect();
         hints.into_iter().try_for_each(|hint| house.index.forget(blob, hint))
@@ -114,7 +114,7 @@ impl Segments {
 
     /// Writes some blobs to a pack, and notes where they are.
     pub(crate) fn append(&self, room: &CacheQuota, records: &[(Head, Bytes)]) -> Result<(), WriteError> {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.lock();
         for _ in 0..3 {
             let house = match self.house() {
                 Some(house) => house,
@@ -134,7 +134,7 @@ impl Segments {
 
     /// What is there, if it can be used.
     fn house(&self) -> Option<Arc<OpenSegments>> {
-        let mut open = self.house.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.house.lock();
         let now = os::now();
         if let Some((house, looked)) = &mut *open {
             if now.saturating_duration_since(*looked) < LOOK_AGAIN {
@@ -163,7 +163,7 @@ impl Segments {
     }
 
     fn close(&self) {
-        *self.house.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.house.lock() = None;
     }
 
     /// Makes the directory and the index, where they are missing or not fit.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::segments::record::Head;
 use blobferry_platform::os::Job;
-use blobferry_platform::sync::{Mutex, MutexGuard, PoisonError};
+use blobferry_platform::sync::{Mutex, MutexGuard};
 
 /// So much may wait before loads have to. Each blob keeps a bucket's lock, which is an open file.
 const MOST_BYTES: u64 = 2 << 20;
@@ -105,7 +105,7 @@ impl Pending {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

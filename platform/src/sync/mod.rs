@@ -3,30 +3,36 @@
 //! With the feature `shuttle`, which only tests turn on, it is all simulated instead: `explore`
 //! runs one scene under thousands of schedules, and every schedule can be run again.
 
+mod mutex;
 #[cfg(feature = "shuttle")]
+#[allow(unreachable_pub, reason = "it has the shape of std::sync")]
 mod simulated;
 #[cfg(feature = "shuttle")]
 pub mod testing;
 
-#[cfg(not(feature = "shuttle"))]
-pub use real::*;
 #[cfg(feature = "shuttle")]
-pub use simulated::*;
+use self::simulated as backend;
+#[cfg(not(feature = "shuttle"))]
+use std::sync as backend;
+
+pub use std::sync::{Arc, Weak};
+
+pub use self::mutex::{Condvar, Mutex, MutexGuard};
+#[cfg(not(feature = "shuttle"))]
+pub use self::real::*;
+#[cfg(feature = "shuttle")]
+pub use self::simulated::{
+    atomic, explore, hold_time, let_time_pass, mpsc, now, thread, thread_local, until,
+};
 
 #[cfg(not(feature = "shuttle"))]
 mod real {
-    pub use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, atomic, mpsc};
+    pub use std::sync::{atomic, mpsc};
     pub use std::{thread, thread_local};
 
-    /// The moment now.
+    /// Returns the current time.
     #[must_use]
     pub fn now() -> std::time::Instant {
         std::time::Instant::now()
     }
-}
-
-/// Locks a mutex. If a thread panicked while it held the lock, the value is used as that thread left it: every change under
-/// a lock is complete in itself.
-pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,7 +15,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Schedul
 pub use shuttle::sync::{atomic, mpsc};
 use shuttle::thread::Thread;
 pub use shuttle::{thread, thread_local};
-pub use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 
 /// Scenes that go on for so many steps do not end.
 const STEPS: usize = 200_000;
@@ -217,12 +217,6 @@ impl Waiter {
 }
 
 impl Condvar {
-    /// See [`std::sync::Condvar::new`].
-    #[must_use]
-    pub fn new() -> Condvar {
-        Condvar::default()
-    }
-
     /// See [`std::sync::Condvar::wait`].
     ///
     /// # Errors

@@ -1,8 +1,9 @@
 //! What was told to somebody who listens, and is not heard yet. Whoever listens slowly, or not at all, costs no more than
 //! this much memory, however much there is to tell.
 
+use blobferry_platform::sync::{Mutex, MutexGuard};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::client::dial::ConnectionEvent;
 use crate::client::session::Invalidation;
@@ -85,7 +86,7 @@ impl<T: Coalesce> NotificationQueue<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -20,7 +20,7 @@ use crate::io::{CloseReason, ConnectionIo, SinkEvent, Source};
 use blobferry_cache::{Cache, CachedBlob, Claim, Follow};
 use blobferry_platform::pool::BlockingPool;
 use blobferry_platform::progress::OnProgress;
-use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use blobferry_platform::sync::{Arc, Mutex, MutexGuard};
 
 /// What has become of objects that a client may know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -284,7 +284,7 @@ impl Session {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.inner.lock()
     }
 
     /// Unlocks, then tells who is to be told: the transport only if there is something to send.

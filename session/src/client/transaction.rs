@@ -17,7 +17,7 @@ use blobferry_platform::os;
 use blobferry_platform::pool::Strand;
 use blobferry_platform::progress::OnProgress;
 use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
-use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use blobferry_platform::sync::{Arc, Mutex, MutexGuard};
 
 /// Why a transaction was not voted for, or not committed.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,7 @@ impl From<NotBegun> for CallError {
 
 impl Shared {
     fn buffer(&self) -> MutexGuard<'_, Option<TransactionBuffer>> {
-        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.buffer.lock()
     }
 
     /// The cause, where an error is only the consequence of one; and one error for a doomed transaction, whether this

@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use blobferry_platform::sync::{Arc, Mutex, PoisonError};
+use blobferry_platform::sync::{Arc, Mutex};
 
 use blobferry_protocol::{PeerError, Time};
 use bytes::Bytes;
@@ -327,7 +327,7 @@ fn once(
 
 impl Spare {
     fn with<T>(&self, act: impl FnOnce(&mut Vec<AlignedBuf>) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut self.0.lock())
     }
 
     fn take(&self) -> AlignedBuf {

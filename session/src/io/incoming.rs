@@ -7,7 +7,7 @@ use blobferry_protocol::{Digest, RequestError, Slice, TransferEvent, TransferId}
 use bytes::Bytes;
 
 use blobferry_platform::pool::{BlockingPool, Strand};
-use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use blobferry_platform::sync::{Arc, Mutex};
 
 /// Where the bytes of one transfer go. Called on threads that may block, one call at a time, in order.
 ///
@@ -138,7 +138,7 @@ impl IncomingTransfers {
         match event {
             TransferEvent::Started { transfer, from, end, size, .. } => {
                 let Some(inlet) = self.inlets.get_mut(&transfer) else { return };
-                inlet.is_quick = lock(&inlet.sink).as_ref().is_some_and(|sink| sink.is_quick(size));
+                inlet.is_quick = inlet.sink.lock().as_ref().is_some_and(|sink| sink.is_quick(size));
                 let (sink, report) = (inlet.sink.clone(), self.report.clone());
                 inlet.run(move || attempt(&sink, &report, transfer, |sink| sink.start(from, end, size)));
             }
@@ -188,14 +188,14 @@ impl IncomingTransfers {
                 report(SinkEvent::Stored { transfer, upto: offset + len });
             });
         }
-        let mut waiting = lock(&inlet.waiting);
+        let mut waiting = inlet.waiting.lock();
         let is_first = waiting.0.is_empty();
         waiting.push(bytes, offset + len);
         drop(waiting);
         if is_first {
             let waiting = inlet.waiting.clone();
             inlet.lane.run(move || {
-                let Waiting(runs) = std::mem::take(&mut *lock(&waiting));
+                let Waiting(runs) = std::mem::take(&mut *waiting.lock());
                 for (run, upto) in runs {
                     attempt(&sink, &report, transfer, |sink| sink.write(run.as_ref()));
                     drop(run);
@@ -208,12 +208,8 @@ impl IncomingTransfers {
 
 type Slot = Mutex<Option<Box<dyn Sink>>>;
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn take(slot: &Slot) -> Option<Box<dyn Sink>> {
-    lock(slot).take()
+    slot.lock().take()
 }
 
 /// Lets a sink do something; where it fails, drops it and says so.
@@ -226,7 +222,7 @@ fn attempt(
     // Only this lane uses the sink: taking it out keeps a panic in it from being met twice.
     let Some(mut sink) = take(slot) else { return };
     if act(sink.as_mut()) {
-        *lock(slot) = Some(sink);
+        *slot.lock() = Some(sink);
     } else {
         report(SinkEvent::Failed { transfer });
     }
@@ -326,7 +322,7 @@ mod tests {
         inlets.payload(slice(5 * WORTH as u64, 1), read.slice(..1));
         let waiting = inlets.inlets[&T].waiting.clone();
         let runs: Vec<(usize, u64)> =
-            lock(&waiting).0.iter().map(|(run, upto)| (run.as_ref().len(), *upto)).collect();
+            waiting.lock().0.iter().map(|(run, upto)| (run.as_ref().len(), *upto)).collect();
         let worth = WORTH as u64;
         let gathered = [(WORTH, worth), (WORTH, 2 * worth), (WORTH, 3 * worth)];
         assert_eq!(runs[..3], gathered);

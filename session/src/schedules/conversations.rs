@@ -27,14 +27,14 @@ struct Bell {
 
 impl Bell {
     fn ring(&self) {
-        *self.rung.lock().unwrap() = true;
+        *self.rung.lock() = true;
         self.heard.notify_one();
     }
 
     fn wait(&self) {
-        let mut rung = self.rung.lock().unwrap();
+        let mut rung = self.rung.lock();
         while !std::mem::take(&mut *rung) {
-            rung = self.heard.wait(rung).unwrap();
+            rung = self.heard.wait(rung);
         }
     }
 }
@@ -57,7 +57,7 @@ enum Way {
 
 impl Pipe {
     fn end(&self, how: Way) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         if state.1 == Way::Open {
             state.1 = how;
         }
@@ -85,7 +85,7 @@ impl Stream {
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let mut state = self.to.state.lock().unwrap();
+        let mut state = self.to.state.lock();
         if state.1 == Way::Cut {
             return Err(ErrorKind::ConnectionReset.into());
         }
@@ -113,7 +113,7 @@ impl Stream {
     }
 
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut state = self.from.state.lock().unwrap();
+        let mut state = self.from.state.lock();
         match state.1 {
             Way::Cut => Err(ErrorKind::ConnectionReset.into()),
             Way::Open if state.0.is_empty() => Err(ErrorKind::WouldBlock.into()),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use blobferry_platform::pool::BlockingPool;
 use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
-use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use blobferry_platform::sync::{Arc, Mutex, MutexGuard, Weak};
 use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{Config, Oid, Refusal, Tid};
 
@@ -217,7 +217,7 @@ impl Drop for Shared {
 
 impl Shared {
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sessions.lock()
     }
 
     fn committed(&self, tid: Tid, oids: &[Oid]) {

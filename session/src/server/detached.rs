@@ -10,11 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use blobferry_platform::os;
-use blobferry_platform::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use blobferry_platform::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use blobferry_protocol::{Oid, Reply, RequestError, RequestId, TxnId, Unfinished};
 
 use crate::server::mailbox::{Mailbox, Message};
-use blobferry_platform::sync::lock;
 use blobferry_store::{Stage, Store};
 
 /// Transactions that are kept at once. Beyond that the one that has waited longest is aborted.
@@ -63,7 +62,7 @@ pub(super) struct Part {
 
 impl TransactionLease {
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        self.state.lock()
     }
 
     /// A request that puts something into the transaction has arrived.
@@ -127,7 +126,7 @@ impl Arrived {
 
 impl Drop for TransactionLease {
     fn drop(&mut self) {
-        let state = std::mem::take(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let state = std::mem::take(self.state.get_mut());
         self.keeper.released(self.txn, self.number, state);
     }
 }
@@ -181,7 +180,7 @@ impl DetachedTransactions {
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {
-        lock(&self.places)
+        self.places.lock()
     }
 
     /// A transaction has begun on a connection.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::io::SinkEvent;
-use blobferry_platform::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use blobferry_platform::sync::{Arc, Mutex, MutexGuard};
 use blobferry_protocol::{Oid, Reply, RequestError, RequestId, Tid};
 
 use crate::server::detached::TransactionLease;
@@ -44,7 +44,7 @@ impl Mailbox {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 
     pub(super) fn post(&self, news: Message) {

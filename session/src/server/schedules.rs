@@ -39,7 +39,7 @@ impl Connection {
     fn new() -> Connection {
         let (wake, woken) = mpsc::channel();
         let wake = Mutex::new(wake);
-        Connection { mailbox: Mailbox::new(Box::new(move || _ = wake.lock().unwrap().send(()))), woken }
+        Connection { mailbox: Mailbox::new(Box::new(move || _ = wake.lock().send(()))), woken }
     }
 
     /// Waits until it is told what has become of its wish.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use blobferry_platform::os;
 use blobferry_platform::os::FileStamp;
-use blobferry_platform::sync::{Mutex, PoisonError};
+use blobferry_platform::sync::Mutex;
 use blobferry_protocol::{Digest, Oid};
 
 /// How long a proof holds.
@@ -40,7 +40,7 @@ struct Inner {
 impl RecentlyVerified {
     /// The bytes of a file were hashed just now, and were the blob's.
     pub(super) fn add(&self, proof: VerifiedFile) {
-        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.0.lock();
         if inner.made.insert(proof, os::unix_time()).is_none() {
             inner.order.push_back(proof);
         }
@@ -53,7 +53,7 @@ impl RecentlyVerified {
 
     /// Is that known to be so, and for not too long?
     pub(super) fn hold(&self, proof: VerifiedFile) -> bool {
-        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.0.lock();
         // A clock that was put back says nothing.
         let age = inner.made.get(&proof).and_then(|made| os::unix_time().checked_sub(*made));
         age.is_some_and(|age| age < HOLDS)
@@ -88,11 +88,11 @@ mod tests {
         let (proofs, proof) = (RecentlyVerified::default(), proof(1, named.as_file()));
         for (made, holds) in [(HOLDS, false), (HOLDS - Duration::from_secs(60), true)] {
             proofs.add(proof);
-            *proofs.0.lock().unwrap().made.get_mut(&proof).unwrap() -= made;
+            *proofs.0.lock().made.get_mut(&proof).unwrap() -= made;
             assert_eq!(proofs.hold(proof), holds);
         }
         proofs.add(proof);
-        *proofs.0.lock().unwrap().made.get_mut(&proof).unwrap() += HOLDS;
+        *proofs.0.lock().made.get_mut(&proof).unwrap() += HOLDS;
         assert!(!proofs.hold(proof));
     }
 
@@ -105,6 +105,6 @@ mod tests {
         }
         assert!(!proofs.hold(proof(0, named.as_file())));
         assert!(proofs.hold(proof(1, named.as_file())) && proofs.hold(proof(MOST as u64, named.as_file())));
-        assert_eq!(proofs.0.lock().unwrap().made.len(), MOST);
+        assert_eq!(proofs.0.lock().made.len(), MOST);
     }
 }

@@ -13,7 +13,7 @@ type Heard = Arc<Mutex<Vec<Tid>>>;
 
 fn hear(heard: &Heard) -> Subscriber {
     let heard = heard.clone();
-    Arc::new(move |tid, _| heard.lock().unwrap().push(tid))
+    Arc::new(move |tid, _| heard.lock().push(tid))
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn whoever_does_not_see_a_commit_yet_hears_of_it() {
         (1..=3).for_each(|tid| bulletin.publish(Tid(tid), &[]));
         for listener in listeners {
             let (heard, seen, _subscription) = listener.join().unwrap();
-            let heard: Vec<u64> = heard.lock().unwrap().iter().map(|tid| tid.0).collect();
+            let heard: Vec<u64> = heard.lock().iter().map(|tid| tid.0).collect();
             assert!(heard.len() as u64 >= 3 - seen.0, "after {seen}, it heard only of {heard:?}");
             assert!(heard.iter().copied().eq(4 - heard.len() as u64..=3), "{heard:?}");
         }

@@ -64,7 +64,7 @@ fn whoever_finishes_in_a_batch_gets_his_own_answer() {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let _subscription = store.subscribe({
             let heard = heard.clone();
-            Arc::new(move |tid, oids| heard.lock().unwrap().push((tid, oids[0].0)))
+            Arc::new(move |tid, oids| heard.lock().push((tid, oids[0].0)))
         });
         let threads: Vec<_> = (1..=4)
             .map(|n| {
@@ -73,7 +73,7 @@ fn whoever_finishes_in_a_batch_gets_his_own_answer() {
             .collect();
         let mut answers: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
         answers.sort_unstable();
-        assert_eq!(*heard.lock().unwrap(), answers, "told in the order of tids");
+        assert_eq!(*heard.lock(), answers, "told in the order of tids");
         assert!(answers.is_sorted_by(|one, next| one.0 < next.0));
         store.close();
         check(&store);

@@ -17,7 +17,6 @@ use crate::sqlite::totals;
 use crate::staging::StagedFile;
 use crate::transactions::table::Work;
 use crate::transactions::write_set::{Body, Bytes, Entry, WriteSet};
-use blobferry_platform::sync::lock;
 
 /// The current revision of an object, and whether it is a deletion.
 pub(super) const CURRENT: &str =
@@ -143,7 +142,7 @@ impl Disk {
         let (last_oid, before) = (writer.last_oid.max(last_oid), writer.written);
         let transaction = self.database.begin(&mut writer.connection)?;
         let files = Files::new(&self.layout, &self.new_bucket);
-        let mut step = Step { files, totals: *lock(&self.totals), written: 0 };
+        let mut step = Step { files, totals: *self.totals.lock(), written: 0 };
         let mut last = after;
         let mut results = Vec::with_capacity(batch.len());
         for work in batch {
@@ -180,7 +179,7 @@ impl Disk {
                 return Ok(results.map(|(result, work)| self.undecided(work, result, &error)).collect());
             }
         }
-        *lock(&self.totals) = sums;
+        *self.totals.lock() = sums;
         writer.last_oid = last_oid;
         writer.written += written;
         Ok(results)
@@ -207,7 +206,7 @@ impl Disk {
                 .prepare_cached(NEW_TRANSACTION)
                 .and_then(|mut new| new.execute(parameters))
                 .map_err(failed)?;
-            let (mut changes, mut after) = (lock(changes), None);
+            let (mut changes, mut after) = (changes.lock(), None);
             while let Some(entry) = changes.entry_after(after)? {
                 after = Some(entry.oid);
                 let file = changes.take_file(entry.oid);

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use blobferry_platform::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use blobferry_platform::sync::{Condvar, Mutex, PoisonError};
+use blobferry_platform::sync::{Condvar, Mutex};
 use blobferry_protocol::RequestError;
 use rusqlite::{Connection, ErrorCode, Row, Transaction, TransactionBehavior, ffi};
 
@@ -15,7 +15,6 @@ use crate::sqlite::poison::Poison;
 use crate::sqlite::schema;
 use crate::sqlite::sync_counter::SyncCounter;
 use crate::sqlite::totals;
-use blobferry_platform::sync::lock;
 
 /// How many reads go on at once; more wait for each other.
 const READERS: usize = 4;
@@ -116,7 +115,7 @@ impl Database {
         let mut reader = self.take_reader();
         let looked = reader.look(self.changes.load(Ordering::Acquire));
         let result = looked.and_then(|()| read(&reader.connection));
-        let mut readers = lock(&self.readers);
+        let mut readers = self.readers.lock();
         if result.is_err() || reader.sees != Some(self.changes.load(Ordering::Acquire)) {
             reader.look_away();
         }
@@ -130,13 +129,13 @@ impl Database {
     }
 
     fn take_reader(&self) -> Reader {
-        let mut readers = lock(&self.readers);
+        let mut readers = self.readers.lock();
         loop {
             if let Some(reader) = readers.free.pop() {
                 return reader;
             }
             readers.waiting += 1;
-            readers = self.returned.wait(readers).unwrap_or_else(PoisonError::into_inner);
+            readers = self.returned.wait(readers);
             readers.waiting -= 1;
         }
     }
@@ -146,7 +145,7 @@ impl Database {
         &self,
         write: impl FnOnce(&mut Writer) -> Result<T, RequestError>,
     ) -> Result<T, RequestError> {
-        let mut writer = lock(&self.writer);
+        let mut writer = self.writer.lock();
         self.poison.check()?;
         write(&mut writer)
     }
@@ -209,7 +208,7 @@ impl Database {
     /// Moves what is in the log to the database, if it is much, so that the next commit begins the log anew: to write over
     /// a file takes less than to have it grow.
     pub(super) fn tidy(&self) {
-        let mut writer = lock(&self.writer);
+        let mut writer = self.writer.lock();
         if is_much(writer.written) {
             // What somebody still reads who has begun before the last commit is not moved; nobody reads for long.
             let _ = (0..3).any(|_| self.checkpoint(&mut writer, "PRAGMA wal_checkpoint(PASSIVE)"));
@@ -218,7 +217,7 @@ impl Database {
 
     /// Moves all that is in the log to the database, and empties it.
     pub(super) fn empty_log(&self) {
-        let _ = self.checkpoint(&mut lock(&self.writer), "PRAGMA wal_checkpoint(TRUNCATE)");
+        let _ = self.checkpoint(&mut self.writer.lock(), "PRAGMA wal_checkpoint(TRUNCATE)");
     }
 
     /// Whether all was moved, or nothing can be.
@@ -250,7 +249,7 @@ impl Database {
 
     /// Has nobody see anything who does not read at the moment.
     fn look_away(&self) {
-        lock(&self.readers).free.iter_mut().for_each(Reader::look_away);
+        self.readers.lock().free.iter_mut().for_each(Reader::look_away);
     }
 }
 

@@ -47,7 +47,6 @@ use crate::transactions::coordinator;
 use crate::transactions::coordinator::Coordinator;
 use crate::transactions::table::Work;
 use crate::transactions::write_set::{SPOOL_IN_MEMORY, Spool, WriteSet};
-use blobferry_platform::sync::lock;
 
 /// The database's name in the store's directory.
 const DATABASE: &str = "store.sqlite";
@@ -208,7 +207,7 @@ impl Backend for Disk {
     }
 
     fn totals(&self) -> Totals {
-        *lock(&self.totals)
+        *self.totals.lock()
     }
 
     fn syncs(&self) -> u64 {

@@ -6,7 +6,6 @@ use crate::backend::no_oids_left;
 use crate::sqlite::Disk;
 use crate::sqlite::schema::key;
 use crate::transactions::table::Work;
-use blobferry_platform::sync::lock;
 
 /// So many are set aside at once. What is left of them when the server stops is lost: there are plenty.
 const STEP: u64 = 1 << 20;
@@ -23,18 +22,18 @@ impl Disk {
     /// Notes that oids were used that were never given. Returns the highest of the batch.
     pub(super) fn use_oids(&self, batch: &[Work]) -> u64 {
         let last = batch.iter().filter_map(|work| match work {
-            Work::Commit { changes, .. } => lock(changes).last_oid(),
+            Work::Commit { changes, .. } => changes.lock().last_oid(),
             Work::Fence(_) => None,
         });
         let last = last.max().map_or(0, |oid| oid.0);
-        let mut oids = lock(&self.oids);
+        let mut oids = self.oids.lock();
         oids.last = oids.last.max(last);
         last
     }
 
     /// Gives oids that follow on each other: the first of them.
     pub(super) fn give_oids(&self, count: u32) -> Result<Oid, RequestError> {
-        let mut oids = lock(&self.oids);
+        let mut oids = self.oids.lock();
         let last = oids.last.checked_add(count.into()).ok_or_else(no_oids_left)?;
         if last > oids.reserved {
             oids.reserved = self.database.with_writer(|writer| {

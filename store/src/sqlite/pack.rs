@@ -13,7 +13,6 @@ use rusqlite::{Connection, params};
 use crate::sqlite::Disk;
 use crate::sqlite::schema::{key, oid, tid};
 use crate::sqlite::totals;
-use blobferry_platform::sync::lock;
 
 /// Revisions in one step.
 const STEP: u32 = 500;
@@ -78,13 +77,13 @@ impl Disk {
     fn remove_rows(&self, useless: &[Useless], packed: Packed) -> Result<(), RequestError> {
         self.database.with_writer(|writer| {
             let transaction = self.database.begin(&mut writer.connection)?;
-            let mut sums = *lock(&self.totals);
+            let mut sums = *self.totals.lock();
             sums.subtract(packed);
             delete(&transaction, useless)
                 .and_then(|()| totals::write(&transaction, writer.last_oid, sums))
                 .map_err(|error| self.database.error("remove old revisions", &error))?;
             self.database.commit(transaction)?;
-            *lock(&self.totals) = sums;
+            *self.totals.lock() = sums;
             writer.written += packed.revisions * 4096;
             Ok(())
         })?;

@@ -9,7 +9,6 @@ use rusqlite::{Connection, params};
 use crate::backend::Totals;
 use crate::sqlite::Disk;
 use crate::sqlite::schema::{id, key};
-use blobferry_platform::sync::lock;
 
 const KEPT: &str = "SELECT objects, revisions, blobs, blob_bytes, last_oid, counted FROM state";
 
@@ -94,7 +93,7 @@ impl Disk {
                 return Ok(());
             }
             let transaction = self.database.begin(&mut writer.connection)?;
-            write(&transaction, writer.last_oid, *lock(&self.totals)).map_err(failed)?;
+            write(&transaction, writer.last_oid, *self.totals.lock()).map_err(failed)?;
             self.database.commit(transaction)
         })
     }

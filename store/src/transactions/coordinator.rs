@@ -12,7 +12,7 @@ use blobferry_platform::os::Next;
 use blobferry_platform::sync::atomic::{AtomicU64, Ordering};
 use blobferry_platform::sync::thread;
 use blobferry_platform::sync::thread::JoinHandle;
-use blobferry_platform::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use blobferry_platform::sync::{Arc, Condvar, Mutex, MutexGuard};
 use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
 
 use crate::backend::Backend;
@@ -25,7 +25,6 @@ use crate::transactions::publisher::CommitPublisher;
 use crate::transactions::table::{Answer, CloseReason, Job, MaintenanceTask, PendingVote, TransactionTable};
 use crate::transactions::wakeups::Wake;
 use crate::transactions::write_set::WriteSet;
-use blobferry_platform::sync::lock;
 
 /// How often the committer looks for what it was called for. It is called when a vote begins, as to wake takes about as
 /// long as to vote.
@@ -60,7 +59,7 @@ pub(crate) struct SharedTable {
 impl SharedTable {
     /// The desk, for the two who work at it.
     fn desk(&self) -> MutexGuard<'_, TransactionTable> {
-        lock(&self.desk)
+        self.desk.lock()
     }
 
     /// Does something at the desk, and calls those who rest and have something to do then.
@@ -126,7 +125,7 @@ impl<B: Backend> Core<B> {
     ) -> Result<(), RequestError> {
         self.backend.check_writable()?;
         let changes = self.office.at_desk(|desk| desk.changes(txn))?;
-        let mut locked = lock(&changes);
+        let mut locked = changes.lock();
         self.office.at_desk(|desk| desk.check_open(txn, &changes))?;
         change(&mut locked).inspect_err(|_| self.office.at_desk(|desk| desk.doom(txn, &changes)))
     }
@@ -139,7 +138,7 @@ impl<B: Backend> Core<B> {
             Err(error) => return done(Err(error)),
         };
         let lined_up = {
-            let locked = lock(&changes);
+            let locked = changes.lock();
             let oids: Arc<[Oid]> = locked.bases().map(|(oid, _)| oid).collect();
             let ballot = PendingVote { txn, changes: changes.clone(), done };
             self.office.at_desk(|desk| desk.request_locks(ballot, oids, os::now()))
@@ -154,7 +153,7 @@ impl<B: Backend> Core<B> {
     /// Compares the bases of a transaction that has its locks.
     fn check(&self, ballot: PendingVote) {
         let PendingVote { txn, changes, done } = ballot;
-        let checked = self.backend.check(txn, &lock(&changes));
+        let checked = self.backend.check(txn, &changes.lock());
         let vote = self.office.at_desk(|desk| desk.decide(txn, &changes, checked, os::now()));
         done(vote);
     }
@@ -217,7 +216,7 @@ impl<B: Backend> Core<B> {
                 }
                 0 => {
                     desk.rest_until(1);
-                    desk = self.office.committer.wait(desk).unwrap_or_else(PoisonError::into_inner);
+                    desk = self.office.committer.wait(desk);
                     looks = LOOKS;
                 }
                 here => break here,
@@ -231,8 +230,7 @@ impl<B: Backend> Core<B> {
                     break;
                 }
                 desk.rest_until(enough);
-                let woken = self.office.committer.wait_timeout(desk, left);
-                desk = woken.unwrap_or_else(PoisonError::into_inner).0;
+                (desk, _) = self.office.committer.wait_timeout(desk, left);
             }
             gather.waited(desk.queued()?.saturating_sub(here));
         }
@@ -298,11 +296,10 @@ impl<B: Backend> Core<B> {
             match desk.errand(os::now()) {
                 MaintenanceTask::Stop => return,
                 MaintenanceTask::Wait(None) => {
-                    desk = self.office.steward.wait(desk).unwrap_or_else(PoisonError::into_inner);
+                    desk = self.office.steward.wait(desk);
                 }
                 MaintenanceTask::Wait(Some(time)) => {
-                    let woken = self.office.steward.wait_timeout(desk, time);
-                    desk = woken.unwrap_or_else(PoisonError::into_inner).0;
+                    (desk, _) = self.office.steward.wait_timeout(desk, time);
                 }
                 MaintenanceTask::Check(ballot) => {
                     drop(desk);
@@ -372,7 +369,7 @@ impl Threads {
         }
         let core = core.clone();
         let handle = thread::Builder::new().name(name.to_owned()).spawn(move || run(&core));
-        lock(&self.handles).push(handle.map_err(OpenError::Thread)?);
+        self.handles.lock().push(handle.map_err(OpenError::Thread)?);
         Ok(())
     }
 
@@ -380,7 +377,7 @@ impl Threads {
     pub(crate) fn stop(&self) {
         let ended = self.office.at_desk(TransactionTable::stop);
         ended.into_iter().for_each(CloseReason::tell);
-        let handles = std::mem::take(&mut *lock(&self.handles));
+        let handles = std::mem::take(&mut *self.handles.lock());
         for handle in handles {
             // The last owner may let go of the store in an answer that one of its threads gives.
             if handle.thread().id() != thread::current().id() {

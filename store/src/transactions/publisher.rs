@@ -7,7 +7,6 @@ use blobferry_platform::sync::{Arc, Mutex};
 use blobferry_protocol::{Oid, Tid};
 
 use crate::store::{Subscriber, Subscription};
-use blobferry_platform::sync::lock;
 
 /// The last transaction that readers see, and those who want to hear of the next.
 pub(crate) struct CommitPublisher {
@@ -40,7 +39,7 @@ impl CommitPublisher {
     pub(crate) fn publish(&self, tid: Tid, oids: &[Oid]) {
         let mut told = 0;
         loop {
-            let subscribers = lock(&self.subscribers);
+            let subscribers = self.subscribers.lock();
             let untold: Vec<Subscriber> = subscribers.here.range(told..).map(|(_, to)| to.clone()).collect();
             if untold.is_empty() {
                 self.last.store(tid.0, Ordering::Release);
@@ -55,7 +54,7 @@ impl CommitPublisher {
     }
 
     pub(crate) fn subscribe(self: &Arc<Self>, to: Subscriber) -> Subscription {
-        let mut subscribers = lock(&self.subscribers);
+        let mut subscribers = self.subscribers.lock();
         let number = subscribers.next;
         subscribers.next += 1;
         subscribers.here.insert(number, to);
@@ -63,7 +62,7 @@ impl CommitPublisher {
         Subscription::new(move || {
             if let Some(bulletin) = bulletin.upgrade() {
                 // Taken out under the lock, dropped after it: what it holds may end other subscriptions.
-                let gone = lock(&bulletin.subscribers).here.remove(&number);
+                let gone = bulletin.subscribers.lock().here.remove(&number);
                 drop(gone);
             }
         })
@@ -84,16 +83,16 @@ mod tests {
             Arc::new(move |_, _| {
                 assert_eq!(bulletin.last(), Tid::ZERO, "told before it is visible");
                 let heard = heard.clone();
-                let second = bulletin.subscribe(Arc::new(move |tid, _| heard.lock().unwrap().push(tid)));
-                *late.lock().unwrap() = Some(second);
+                let second = bulletin.subscribe(Arc::new(move |tid, _| heard.lock().push(tid)));
+                *late.lock() = Some(second);
             })
         });
         bulletin.publish(Tid(1), &[]);
-        assert_eq!(*heard.lock().unwrap(), [Tid(1)]);
+        assert_eq!(*heard.lock(), [Tid(1)]);
         assert_eq!(bulletin.last(), Tid(1));
         drop(subscription);
-        drop(late.lock().unwrap().take());
+        drop(late.lock().take());
         bulletin.publish(Tid(2), &[]);
-        assert_eq!(*heard.lock().unwrap(), [Tid(1)]);
+        assert_eq!(*heard.lock(), [Tid(1)]);
     }
 }
