@@ -1,0 +1,429 @@
+//! Blobs: from every source, and into the cache, once.
+
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread::{scope, spawn};
+
+use blobferry_cache::{Cache, CacheConfig, CacheError};
+use blobferry_platform::progress::Progress;
+use blobferry_protocol::{BlobId, Digest, RequestError, Tid};
+use blobferry_session::client::{BlobSource, CallError, ClientConfig};
+use blobferry_session::server::ServerConfig;
+use blobferry_store::StoreConfig;
+
+use super::transport::{Client, OnProgress};
+use super::world::{Pair, World};
+use crate::support::{blob_files, bytes};
+use crate::throttled_proxy::{ThrottledProxy, UP};
+
+for_every_pair!(
+    a_million_lines_are_at_the_server_and_in_the_cache_and_come_back_to_ten_threads_with_one_send,
+    a_file_that_was_streamed_comes_back_as_it_was,
+    a_moved_file_is_the_cached_blob_at_finish_and_gone_at_abort,
+    what_is_copied_stays_and_is_cached_and_what_is_streamed_stays_and_is_not,
+    anything_that_can_be_read_is_a_source,
+    an_empty_blob_is_a_blob,
+    ten_threads_that_want_one_blob_share_one_download,
+    two_clients_of_one_cache_share_one_download,
+    a_range_is_read_with_and_without_the_cache,
+    small_blobs_are_loaded_into_memory_once_for_all_and_no_file_is_made_for_each,
+    a_blob_is_loaded_into_memory_whatever_its_size_and_wherever_it_is,
+    ten_threads_that_want_one_blob_in_memory_share_one_download,
+    progress_is_told_up_to_the_last_byte,
+    a_blob_that_is_not_there_is_refused_and_leaves_nothing,
+    what_can_not_be_read_is_refused_before_anything_is_sent,
+    a_file_that_changes_while_it_is_sent_is_refused_with_its_transaction,
+    who_shares_the_servers_directory_moves_files_and_nothing_is_sent,
+);
+
+/// Commits one new blob that comes as a stream.
+fn store_reader(client: &dyn Client, reader: impl Into<OwnedFd>) -> BlobId {
+    let oid = client.new_oid();
+    let mut transaction = client.begin();
+    transaction.store_reader(oid, Tid::ZERO, b"record".to_vec(), reader.into().into()).unwrap();
+    BlobId { oid, tid: transaction.commit().unwrap() }
+}
+
+/// Loads a blob in ten threads at once.
+fn load_in_ten_threads(client: &dyn Client, blob: BlobId, check: impl Fn(&[u8]) + Sync) {
+    let barrier = Barrier::new(10);
+    scope(|scope| {
+        for _ in 0..10 {
+            scope.spawn(|| {
+                let client = client.another();
+                barrier.wait();
+                check(&std::fs::read(client.load_blob(blob).unwrap().path()).unwrap());
+            });
+        }
+    });
+}
+
+/// What testZEO.py asks of a storage with blobs, in its order.
+fn a_million_lines_are_at_the_server_and_in_the_cache_and_come_back_to_ten_threads_with_one_send(
+    pair: &Pair,
+) {
+    let world = World::new(pair);
+    let lines: String = (0..1_000_000).map(|n| format!("{n}\n")).collect();
+    let (client, file) = (world.client("cache"), world.file("uncommitted", &lines));
+    let blob = client.store(BlobSource::moved(&file));
+    assert!(!file.exists(), "the uncommitted file is removed");
+    let is_there = |files: &[std::path::PathBuf]| {
+        assert_eq!(files.len(), 1);
+        assert!(std::fs::read_to_string(&files[0]).unwrap() == lines);
+    };
+    is_there(&blob_files(&world.path("server/blobs")));
+    let cached = world.cached("cache");
+    is_there(&cached);
+    std::fs::remove_file(&cached[0]).unwrap();
+    load_in_ten_threads(&*client, blob, |bytes| assert!(bytes == lines.as_bytes()));
+    assert_eq!(world.cached("cache"), cached, "it is where it was");
+    assert_eq!(client.counter("blobs_sent"), 1);
+}
+
+fn a_file_that_was_streamed_comes_back_as_it_was(pair: &Pair) {
+    let world = World::new(pair);
+    let whole = bytes("file", 7_000_000);
+    let (writer, reader) = (world.client("writer"), world.client("reader"));
+    let blob = writer.store(BlobSource::streamed(world.file("file", &whole)));
+    let cached = reader.load_blob(blob).unwrap();
+    assert_eq!((cached.blob(), cached.size()), (blob, whole.len() as u64));
+    assert!(std::fs::read(cached.path()).unwrap() == whole);
+    let revision = reader.load(blob.oid).unwrap();
+    assert_eq!((revision.tid, &revision.data[..]), (blob.tid, &b"record"[..]));
+    assert_eq!(revision.blob.unwrap().digest, Digest(*blake3::hash(&whole).as_bytes()));
+}
+
+fn a_moved_file_is_the_cached_blob_at_finish_and_gone_at_abort(pair: &Pair) {
+    let mut world = World::new(pair);
+    let client = world.client("cache");
+    let file = world.file("moved", bytes("moved", 200_000));
+    let blob = client.store(BlobSource::moved(&file));
+    assert!(!file.exists(), "it was moved");
+    let cached = client.load_blob(blob).unwrap();
+    assert!(std::fs::read(cached.path()).unwrap() == bytes("moved", 200_000));
+    assert_eq!(client.counter("blobs_sent"), 0, "it never came from the server");
+
+    let file = world.file("aborted", bytes("aborted", 200_000));
+    let transaction = client.begin();
+    transaction.store_blob(client.new_oid(), Tid::ZERO, Vec::new(), BlobSource::moved(&file)).unwrap();
+    assert!(!file.exists());
+    transaction.abort().unwrap();
+    client.close();
+    assert_eq!(world.cached("cache"), [cached.path()]);
+    world.take_server().stop();
+    world.nothing_is_left_at_the_server();
+}
+
+fn what_is_copied_stays_and_is_cached_and_what_is_streamed_stays_and_is_not(pair: &Pair) {
+    let world = World::new(pair);
+    let client = world.client("cache");
+    let file = world.file("file", bytes("file", 200_000));
+    let copied = client.store(BlobSource::copied(&file));
+    let streamed = client.store(BlobSource::streamed(&file));
+    let memory = client.store(BlobSource::bytes(bytes("file", 200_000)));
+    assert!(file.exists());
+    assert!(client.cache().get(copied).unwrap().is_some());
+    for blob in [streamed, memory] {
+        assert!(client.cache().get(blob).unwrap().is_none());
+    }
+    for blob in [copied, streamed, memory] {
+        let cached = client.load_blob(blob).unwrap();
+        assert!(std::fs::read(cached.path()).unwrap() == bytes("file", 200_000));
+    }
+    assert_eq!(client.counter("blobs_sent"), 2);
+}
+
+fn anything_that_can_be_read_is_a_source(pair: &Pair) {
+    let world = World::new(pair);
+    let (writer, reader) = (world.client("writer"), world.client("reader"));
+    let (end, mut pipe) = std::io::pipe().unwrap();
+    let feed = spawn(move || {
+        for piece in bytes("piped", 300_000).chunks(777) {
+            pipe.write_all(piece).unwrap();
+        }
+    });
+    let blob = store_reader(&*writer, end);
+    feed.join().unwrap();
+    for client in [&writer, &reader] {
+        let cached = client.load_blob(blob).unwrap();
+        assert!(std::fs::read(cached.path()).unwrap() == bytes("piped", 300_000));
+    }
+    assert_eq!(reader.counter("blobs_sent"), 1, "the writer had it");
+}
+
+fn an_empty_blob_is_a_blob(pair: &Pair) {
+    let world = World::new(pair);
+    let (writer, reader) = (world.client("writer"), world.client("reader"));
+    let empty = world.file("empty", "");
+    let mut blobs = vec![store_reader(&*writer, std::fs::File::open(&empty).unwrap())];
+    let sources = [
+        BlobSource::bytes(""),
+        BlobSource::copied(&empty),
+        BlobSource::streamed(&empty),
+        BlobSource::moved(&empty),
+    ];
+    blobs.extend(sources.into_iter().map(|source| writer.store(source)));
+    for blob in blobs {
+        assert_eq!(reader.load_blob(blob).unwrap().size(), 0);
+        assert_eq!(reader.load_range(blob, 0..10).unwrap(), b"");
+        assert_eq!(writer.load_range(blob, 0..u64::MAX).unwrap(), b"");
+    }
+}
+
+fn ten_threads_that_want_one_blob_share_one_download(pair: &Pair) {
+    let world = World::new(pair);
+    let (writer, reader) = (world.client("writer"), world.client("reader"));
+    let whole = bytes("blob", 3_000_000);
+    let blob = writer.store(BlobSource::bytes(whole.clone()));
+    load_in_ten_threads(&*reader, blob, |bytes| assert!(bytes == whole));
+    assert_eq!(reader.counter("blobs_sent"), 1);
+}
+
+fn two_clients_of_one_cache_share_one_download(pair: &Pair) {
+    let world = World::new(pair);
+    let proxy = ThrottledProxy::to(world.address());
+    let (first, second) = (world.client_at(&proxy.address, "cache"), world.client("cache"));
+    let whole = bytes("blob", 8_000_000);
+    let blob = first.store(BlobSource::bytes(whole.clone()));
+    proxy.limit(crate::throttled_proxy::DOWN, 1_000_000);
+    let slow = spawn({
+        let first = first.clone();
+        move || first.load_blob(blob).unwrap()
+    });
+    proxy.wait_until_held();
+    // It has a way to the server that is free, and waits all the same: the other one has the blob's lock.
+    let waits = spawn({
+        let second = second.clone();
+        move || second.load_blob(blob).unwrap()
+    });
+    // What it asks for itself is answered meanwhile.
+    assert_eq!(second.load(blob.oid).unwrap().tid, blob.tid);
+    proxy.open();
+    let (one, other) = (slow.join().unwrap(), waits.join().unwrap());
+    assert_eq!(one.path(), other.path());
+    assert!(std::fs::read(one.path()).unwrap() == whole);
+    assert_eq!(second.counter("blobs_sent"), 1);
+}
+
+fn a_range_is_read_with_and_without_the_cache(pair: &Pair) {
+    let world = World::new(pair);
+    let client = world.client("cache");
+    let whole = bytes("blob", 1_000_000);
+    let blob = client.store(BlobSource::bytes(whole.clone()));
+    for _ in 0..2 {
+        assert!(client.load_range(blob, 10..700_000).unwrap() == whole[10..700_000]);
+        assert!(client.load_range(blob, 999_990..u64::MAX).unwrap() == whole[999_990..]);
+        assert_eq!(client.load_range(blob, 1_000_000..1_000_001).unwrap(), b"");
+        assert_eq!(client.load_range(blob, 7..7).unwrap(), b"");
+        let behind = client.load_range(blob, 1_000_001..1_000_002);
+        assert!(matches!(behind, Err(CallError::Refused(RequestError::BadRange { .. }))), "{behind:?}");
+        // From here on it is cached.
+        client.load_blob(blob).unwrap();
+    }
+    assert_eq!(client.counter("blobs_sent"), 1);
+}
+
+fn small_blobs_are_loaded_into_memory_once_for_all_and_no_file_is_made_for_each(pair: &Pair) {
+    let world = World::new(pair);
+    let (writer, reader) = (world.client("writer"), world.client("reader"));
+    let small: Vec<(BlobId, Vec<u8>)> = (0..40)
+        .map(|n| {
+            let whole = bytes(&n.to_string(), n * 1600);
+            (writer.store(BlobSource::bytes(whole.clone())), whole)
+        })
+        .collect();
+    for _ in 0..2 {
+        for (blob, whole) in &small {
+            assert!(reader.load_bytes(*blob).unwrap() == *whole);
+        }
+    }
+    // It may have to wait until they are written.
+    let other = world.client("reader");
+    for (blob, whole) in &small {
+        assert!(other.load_bytes(*blob).unwrap() == *whole);
+        let upto = whole.len().min(100);
+        assert!(other.load_range(*blob, 0..100).unwrap() == whole[..upto]);
+    }
+    assert!(world.cached("reader").is_empty());
+    for (blob, whole) in &small[..3] {
+        for client in [&other, &reader] {
+            let cached = client.load_blob(*blob).unwrap();
+            assert!(std::fs::read(cached.path()).unwrap() == *whole);
+            assert!(client.load_bytes(*blob).unwrap() == *whole);
+        }
+    }
+    assert_eq!(world.cached("reader").len(), 3);
+    assert_eq!(other.counter("blobs_sent"), 40);
+}
+
+fn a_blob_is_loaded_into_memory_whatever_its_size_and_wherever_it_is(pair: &Pair) {
+    let world = World::new(pair);
+    let (writer, reader) = (world.client("writer"), world.client("reader"));
+    for size in [0, 1, 65_536, 65_537, 3_000_000] {
+        let whole = bytes("whole", size);
+        let cached = writer.store(BlobSource::copied(world.file("file", &whole)));
+        let streamed = writer.store(BlobSource::bytes(whole.clone()));
+        for client in [&writer, &reader] {
+            for blob in [cached, streamed] {
+                assert!(client.load_bytes(blob).unwrap() == whole, "{size}");
+                assert!(client.load_bytes(blob).unwrap() == whole, "{size}");
+            }
+        }
+    }
+    assert_eq!(reader.counter("blobs_sent"), 5 + 10, "the writer had what it had copied");
+    let missing = BlobId { oid: reader.new_oid(), tid: Tid(1) };
+    let refused = reader.load_bytes(missing);
+    assert!(matches!(refused, Err(CallError::Refused(RequestError::NoSuchBlob { .. }))), "{refused:?}");
+}
+
+fn ten_threads_that_want_one_blob_in_memory_share_one_download(pair: &Pair) {
+    let world = World::new(pair);
+    let writer = world.client("writer");
+    let whole = bytes("whole", 50_000);
+    let blob = writer.store(BlobSource::bytes(whole.clone()));
+    let readers = [world.client("reader"), world.client("reader")];
+    let barrier = Barrier::new(10);
+    scope(|scope| {
+        for n in 0..10 {
+            let (barrier, whole) = (&barrier, &whole);
+            let client = readers[n % 2].another();
+            scope.spawn(move || {
+                barrier.wait();
+                match n {
+                    0..8 => assert!(client.load_bytes(blob).unwrap() == *whole),
+                    _ => assert!(std::fs::read(client.load_blob(blob).unwrap().path()).unwrap() == *whole),
+                }
+            });
+        }
+    });
+    assert_eq!(writer.counter("blobs_sent"), 1);
+}
+
+fn progress_is_told_up_to_the_last_byte(pair: &Pair) {
+    let world = World::new(pair);
+    let (writer, reader) = (world.client("writer"), world.client("reader"));
+    let size = 3_000_000;
+    let listen = || -> (Arc<Mutex<Vec<Progress>>>, OnProgress) {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        (told.clone(), Box::new(move |progress| told.lock().unwrap().push(progress)))
+    };
+    let is_whole = |told: &Mutex<Vec<Progress>>| {
+        let told = told.lock().unwrap();
+        assert!(told.is_sorted_by_key(|progress| progress.done), "{told:?}");
+        let last = told.last().unwrap();
+        assert_eq!((last.done, last.total), (size, size));
+    };
+    let oid = writer.new_oid();
+    let mut transaction = writer.begin();
+    let (told, tell) = listen();
+    let source = BlobSource::bytes(bytes("blob", size as usize));
+    let info = transaction.store_blob_with(oid, Tid::ZERO, Vec::new(), source, tell).unwrap();
+    is_whole(&told);
+    let blob = BlobId { oid, tid: transaction.commit().unwrap() };
+    assert_eq!(writer.load(oid).unwrap().blob, Some(info));
+    let (told, tell) = listen();
+    reader.load_blob_with(blob, tell).unwrap();
+    is_whole(&told);
+    let (told, tell) = listen();
+    reader.load_blob_with(blob, tell).unwrap();
+    assert!(told.lock().unwrap().is_empty(), "nothing is downloaded again");
+}
+
+fn a_blob_that_is_not_there_is_refused_and_leaves_nothing(pair: &Pair) {
+    let world = World::new(pair);
+    let client = world.client("cache");
+    let oid = client.new_oid();
+    let tid = client.put(oid, Tid::ZERO, "no blob");
+    for blob in [BlobId { oid, tid }, BlobId { oid, tid: Tid(1) }, BlobId { oid: client.new_oid(), tid }] {
+        for _ in 0..2 {
+            let loaded = client.load_blob(blob);
+            let is_told = matches!(
+                loaded,
+                Err(CallError::Refused(
+                    RequestError::NoSuchBlob { .. }
+                        | RequestError::NoSuchRevision { .. }
+                        | RequestError::NoSuchObject { .. }
+                ))
+            );
+            assert!(is_told, "{loaded:?}");
+            assert!(matches!(client.load_range(blob, 0..1), Err(CallError::Refused(_))));
+        }
+    }
+    assert_eq!(world.cached("cache").len(), 0);
+}
+
+fn what_can_not_be_read_is_refused_before_anything_is_sent(pair: &Pair) {
+    let world = World::new(pair);
+    let client = world.client("cache");
+    let oid = client.new_oid();
+    let sources: [fn(std::path::PathBuf) -> BlobSource; 3] =
+        [BlobSource::moved, BlobSource::copied, BlobSource::streamed];
+    for source in sources {
+        let mut transaction = client.begin();
+        let missing = transaction.store_blob(oid, Tid::ZERO, Vec::new(), source(world.path("missing")));
+        assert!(
+            matches!(missing, Err(CallError::File { .. } | CallError::Cache(_))),
+            "it says which file it is: {missing:?}"
+        );
+        let directory = transaction.store_blob(oid, Tid::ZERO, Vec::new(), source(world.path("server")));
+        assert!(matches!(directory, Err(CallError::Cache(CacheError::NotAFile { .. }))), "{directory:?}");
+        // Nothing was sent, so something else can be.
+        let other = BlobSource::bytes("other");
+        transaction.store_blob(oid, Tid::ZERO, Vec::new(), other).unwrap();
+        transaction.vote().unwrap();
+        transaction.abort().unwrap();
+    }
+    assert_eq!(client.counter("blobs_received"), 3);
+}
+
+fn a_file_that_changes_while_it_is_sent_is_refused_with_its_transaction(pair: &Pair) {
+    let world = World::new(pair);
+    let proxy = ThrottledProxy::to(world.address());
+    let client = world.client_at(&proxy.address, "cache");
+    let file = world.file("file", bytes("file", 8_000_000));
+    let oid = client.new_oid();
+    let mut transaction = client.begin();
+    proxy.limit(UP, 500_000);
+    let stored = scope(|scope| {
+        let source = BlobSource::streamed(&file);
+        let storing = scope.spawn(|| transaction.store_blob(oid, Tid::ZERO, Vec::new(), source));
+        proxy.wait_until_held();
+        std::fs::write(&file, "short").unwrap();
+        proxy.open();
+        storing.join().unwrap()
+    });
+    assert!(matches!(stored, Err(CallError::Refused(RequestError::Source { .. }))), "{stored:?}");
+    transaction.commit().unwrap_err();
+    assert!(matches!(client.load(oid), Err(CallError::Refused(RequestError::NoSuchObject { .. }))));
+}
+
+fn who_shares_the_servers_directory_moves_files_and_nothing_is_sent(pair: &Pair) {
+    let settings = StoreConfig { inline_max: 0, ..StoreConfig::default() };
+    let world = World::with(pair, settings, ServerConfig::default());
+    let cache =
+        Cache::open(world.path("server/blobs"), CacheConfig { shared: true, ..CacheConfig::default() })
+            .unwrap();
+    let client = world.connect(world.address(), cache, ClientConfig::default()).unwrap();
+    let file = world.file("file", bytes("file", 500_000));
+    let blob = client.store(BlobSource::moved(&file));
+    assert!(!file.exists());
+    let copied = client.store(BlobSource::copied(world.file("copied", "copied")));
+    let memory = client.store(BlobSource::bytes("memory"));
+    let cached = client.load_blob(blob).unwrap();
+    assert!(cached.path().starts_with(world.path("server/blobs")), "{cached:?}");
+    assert!(std::fs::read(cached.path()).unwrap() == bytes("file", 500_000));
+    assert_eq!(std::fs::read(client.load_blob(copied).unwrap().path()).unwrap(), b"copied");
+    assert_eq!(std::fs::read(client.load_blob(memory).unwrap().path()).unwrap(), b"memory");
+    let file = world.file("aborted", "aborted");
+    let transaction = client.begin();
+    transaction.store_blob(client.new_oid(), Tid::ZERO, Vec::new(), BlobSource::moved(&file)).unwrap();
+    transaction.abort().unwrap();
+    assert!(!file.exists(), "it was moved, and went with its transaction");
+    for counted in ["bytes_sent", "bytes_received", "blobs_sent"] {
+        assert_eq!(client.counter(counted), 0, "{counted}");
+    }
+    // Who is somewhere else gets them over the network.
+    let other = world.client("cache");
+    assert!(std::fs::read(other.load_blob(blob).unwrap().path()).unwrap() == bytes("file", 500_000));
+}

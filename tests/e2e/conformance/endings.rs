@@ -1,0 +1,250 @@
+//! How connections end: closed by the client, stopped by the server, cut, with and without something under way.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::thread::{scope, spawn};
+use std::time::Duration;
+
+use blobferry_protocol::{Outcome, Tid};
+use blobferry_session::client::{BlobSource, CallError, ClientConfig, ConnectError};
+
+use super::transport::Client;
+use super::world::{Pair, World};
+use crate::support::bytes;
+use crate::throttled_proxy::{DOWN, ThrottledProxy, UP};
+
+for_every_pair!(
+    a_server_that_stops_completes_what_is_under_way_and_begins_nothing_new,
+    a_server_that_stops_lets_who_has_voted_finish,
+    a_server_does_not_wait_longer_than_its_grace,
+    a_server_that_is_dropped_lets_everybody_know,
+    what_was_committed_is_there_when_the_server_is_started_again,
+    a_connection_that_breaks_fails_what_waits_for_it_and_leaves_nothing_half,
+    an_upload_that_breaks_leaves_nothing_half,
+    who_lost_the_answer_to_a_commit_learns_its_outcome,
+    a_client_that_is_closed_finishes_what_it_began_and_begins_nothing_new,
+    clones_are_one_connection_until_the_last_is_dropped,
+    who_says_nothing_is_sent_away,
+    nobody_there_is_an_error_that_says_so,
+);
+
+/// Loads and stores nothing any more.
+fn is_disconnected(client: &dyn Client) {
+    let status = client.status();
+    assert!(matches!(status, Err(CallError::Disconnected { .. })), "{status:?}");
+    let transaction = client.begin();
+    let stored =
+        transaction.store_blob(blobferry_protocol::Oid(1), Tid::ZERO, Vec::new(), BlobSource::bytes(""));
+    assert!(matches!(stored, Err(CallError::Disconnected { .. })), "{stored:?}");
+}
+
+fn a_server_that_stops_completes_what_is_under_way_and_begins_nothing_new(pair: &Pair) {
+    let mut world = World::serving(pair, |config| config.grace = Duration::from_secs(600));
+    let proxy = ThrottledProxy::to(world.address());
+    let (idle, loader) = (world.client("idle"), world.client_at(&proxy.address, "loader"));
+    let blob = idle.store(BlobSource::bytes(bytes("blob", 8_000_000)));
+    proxy.limit(DOWN, 1_000_000);
+    let loading = spawn({
+        let loader = loader.clone();
+        move || loader.load_blob(blob)
+    });
+    proxy.wait_until_held();
+    let told = idle.invalidations();
+    let server = world.take_server();
+    let stopping = spawn(move || server.stop());
+    // The one with nothing under way is let go, and then nobody is let in.
+    told.for_each(drop);
+    is_disconnected(&*idle);
+    let late = world.connect(world.address(), world.cache("late"), ClientConfig::default());
+    assert!(matches!(late, Err(ConnectError::Connect(_))), "{late:?}");
+    assert!(!stopping.is_finished());
+    proxy.open();
+    let cached = loading.join().unwrap().unwrap();
+    assert!(std::fs::read(cached.path()).unwrap() == bytes("blob", 8_000_000));
+    stopping.join().unwrap();
+}
+
+fn a_server_that_stops_lets_who_has_voted_finish(pair: &Pair) {
+    let mut world = World::serving(pair, |config| config.grace = Duration::from_secs(600));
+    let (idle, voter) = (world.client("idle"), world.client("voter"));
+    let oids = voter.new_oids(2).unwrap();
+    let mut voted = voter.begin();
+    voted.store_blob(oids[0], Tid::ZERO, Vec::new(), BlobSource::bytes(bytes("blob", 100_000))).unwrap();
+    voted.vote().unwrap();
+    let told = idle.invalidations();
+    let server = world.take_server();
+    let stopping = spawn(move || server.stop());
+    told.for_each(drop);
+    let id = voted.id();
+    let tid = voted.finish().unwrap();
+    stopping.join().unwrap();
+    world.serve_again();
+    let again = world.client("again");
+    assert_eq!(again.outcome(id).unwrap(), Outcome::Committed { tid });
+    assert_eq!(again.load(oids[0]).unwrap().tid, tid);
+}
+
+fn a_server_does_not_wait_longer_than_its_grace(pair: &Pair) {
+    let mut world = World::serving(pair, |config| config.grace = Duration::from_millis(10));
+    let client = world.client("cache");
+    let oid = client.new_oid();
+    let mut voted = client.begin();
+    voted.store(oid, Tid::ZERO, b"never finished".to_vec()).unwrap();
+    voted.vote().unwrap();
+    let told = client.invalidations();
+    world.take_server().stop();
+    // Until the client knows it: what it says too late is in doubt.
+    told.for_each(drop);
+    let finished = voted.finish();
+    assert!(matches!(finished, Err(CallError::Disconnected { .. })), "{finished:?}");
+    world.serve_again();
+    world.client("again").put(oid, Tid::ZERO, "its lock is gone");
+}
+
+fn a_server_that_is_dropped_lets_everybody_know(pair: &Pair) {
+    let mut world = World::new(pair);
+    let client = world.client("cache");
+    let told = client.invalidations();
+    drop(world.take_server());
+    told.for_each(drop);
+    is_disconnected(&*client);
+    client.close();
+}
+
+fn what_was_committed_is_there_when_the_server_is_started_again(pair: &Pair) {
+    let mut world = World::new(pair);
+    let client = world.client("cache");
+    let small = client.store(BlobSource::bytes(bytes("small", 1000)));
+    let large = client.store(BlobSource::bytes(bytes("large", 200_000)));
+    let open = client.begin();
+    open.store(client.new_oid(), Tid::ZERO, b"never committed".to_vec()).unwrap();
+    world.take_server().stop();
+    is_disconnected(&*client);
+    world.serve_again();
+    let again = world.client("again");
+    assert_eq!(again.last_tid(), large.tid);
+    for (blob, whole) in [(small, bytes("small", 1000)), (large, bytes("large", 200_000))] {
+        assert!(std::fs::read(again.load_blob(blob).unwrap().path()).unwrap() == whole);
+    }
+    assert_eq!(again.outcome(open.id()).unwrap(), Outcome::NotCommitted);
+    assert!(!again.new_oids(10).unwrap().contains(&large.oid));
+}
+
+fn a_connection_that_breaks_fails_what_waits_for_it_and_leaves_nothing_half(pair: &Pair) {
+    let world = World::new(pair);
+    let proxy = ThrottledProxy::to(world.address());
+    let client = world.client_at(&proxy.address, "cache");
+    let blob = client.store(BlobSource::bytes(bytes("blob", 3_000_000)));
+    proxy.limit(DOWN, 1_000_000);
+    let loading = spawn({
+        let client = client.clone();
+        move || client.load_blob(blob)
+    });
+    proxy.wait_until_held();
+    proxy.cut();
+    let lost = loading.join().unwrap();
+    assert!(matches!(lost, Err(CallError::Disconnected { .. })), "{lost:?}");
+    is_disconnected(&*client);
+    assert_eq!(world.cached("cache").len(), 0);
+    // Another connection finds a clean cache, and loads it.
+    let again = world.client("cache");
+    let cached = again.load_blob(blob).unwrap();
+    assert!(std::fs::read(cached.path()).unwrap() == bytes("blob", 3_000_000));
+}
+
+fn an_upload_that_breaks_leaves_nothing_half(pair: &Pair) {
+    let mut world = World::new(pair);
+    let proxy = ThrottledProxy::to(world.address());
+    let (client, other) = (world.client_at(&proxy.address, "cache"), world.client("other"));
+    let (oid, file) = (client.new_oid(), world.file("file", bytes("file", 3_000_000)));
+    let transaction = client.begin();
+    proxy.limit(UP, 1_000_000);
+    scope(|scope| {
+        let storing = scope
+            .spawn(|| transaction.store_blob(oid, Tid::ZERO, Vec::new(), BlobSource::moved(&file)).map(drop));
+        proxy.wait_until_held();
+        proxy.cut();
+        let lost = storing.join().unwrap();
+        assert!(matches!(lost, Err(CallError::Disconnected { .. })), "{lost:?}");
+    });
+    assert_eq!(other.outcome(transaction.id()).unwrap(), Outcome::NotCommitted);
+    other.put(oid, Tid::ZERO, "somebody else's");
+    drop(transaction);
+    client.close();
+    assert_eq!(world.cached("cache").len(), 0);
+    world.take_server().stop();
+    world.nothing_is_left_at_the_server();
+}
+
+fn who_lost_the_answer_to_a_commit_learns_its_outcome(pair: &Pair) {
+    let world = World::new(pair);
+    let proxy = ThrottledProxy::to(world.address());
+    let (client, other) = (world.client_at(&proxy.address, "cache"), world.client("other"));
+    let oid = client.new_oid();
+    let mut transaction = client.begin();
+    transaction.store(oid, Tid::ZERO, b"committed".to_vec()).unwrap();
+    transaction.vote().unwrap();
+    let (id, mut told) = (transaction.id(), other.invalidations());
+    // Nothing comes back to it from here on.
+    proxy.limit(DOWN, 0);
+    let finishing = spawn(move || transaction.finish());
+    let tid = told.next().unwrap().tid;
+    proxy.wait_until_held();
+    proxy.cut();
+    let lost = finishing.join().unwrap();
+    assert!(matches!(lost, Err(CallError::OutcomeUnknown { txn, .. }) if txn == id), "{lost:?}");
+    assert_eq!(world.client("again").outcome(id).unwrap(), Outcome::Committed { tid });
+}
+
+fn a_client_that_is_closed_finishes_what_it_began_and_begins_nothing_new(pair: &Pair) {
+    let world = World::new(pair);
+    let proxy = ThrottledProxy::to(world.address());
+    let client = world.client_at(&proxy.address, "cache");
+    let blob = client.store(BlobSource::bytes(bytes("blob", 8_000_000)));
+    proxy.limit(DOWN, 1_000_000);
+    let loading = spawn({
+        let client = client.clone();
+        move || client.load_blob(blob)
+    });
+    proxy.wait_until_held();
+    let closing = spawn({
+        let client = client.clone();
+        move || client.close()
+    });
+    proxy.open();
+    let cached = loading.join().unwrap().unwrap();
+    assert!(std::fs::read(cached.path()).unwrap() == bytes("blob", 8_000_000));
+    closing.join().unwrap();
+    assert!(client.status().is_err());
+}
+
+fn clones_are_one_connection_until_the_last_is_dropped(pair: &Pair) {
+    let world = World::new(pair);
+    let (other, client) = (world.client("other"), world.client("cache"));
+    let clone = client.clone();
+    assert_eq!(other.counter("connections"), 2);
+    drop(client);
+    assert!(clone.status().is_ok());
+    drop(clone);
+    // The server may need a moment to see that it has gone.
+    while other.counter("connections") > 1 {}
+    assert_eq!(other.counter("accepted"), 2);
+}
+
+fn who_says_nothing_is_sent_away(pair: &Pair) {
+    let hurried = |config: &mut blobferry_session::server::ServerConfig| {
+        config.connection.handshake_timeout = Duration::from_millis(10);
+    };
+    let world = World::serving(pair, hurried);
+    let mut silent = TcpStream::connect(world.address()).unwrap();
+    assert_eq!(silent.read_to_end(&mut Vec::new()).unwrap(), 0);
+}
+
+fn nobody_there_is_an_error_that_says_so(pair: &Pair) {
+    let mut world = World::new(pair);
+    world.take_server().stop();
+    for nowhere in [world.address(), "not an address"] {
+        let lost = world.connect(nowhere, world.cache("cache"), ClientConfig::default());
+        assert!(matches!(lost, Err(ConnectError::Connect(_))), "{lost:?}");
+    }
+}

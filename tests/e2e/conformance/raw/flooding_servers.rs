@@ -1,0 +1,84 @@
+//! Servers that flood a client: of what it is told without having asked it keeps nothing, and what it has asked for it is
+//! told all the same.
+
+use super::encode::{Body, Limits, message};
+use super::server::{Caller, Server};
+use crate::support::{MEMORY, Ran, blobferry};
+
+/// How often each thing is said.
+const OFTEN: u64 = 30_000;
+
+/// Says it again and again, then answers the question for the server's counters. A client that has gone away may call
+/// again, and be gone before it has said anything.
+fn floods(caller: &mut Caller, said: &[u8]) {
+    if caller.receive().is_none() {
+        return;
+    }
+    caller.send(Body::welcome(Limits::DEFAULT, 0));
+    let Some(id) = caller.request_or_end() else { return };
+    for _ in 0..OFTEN / 1000 {
+        caller.write(&said.repeat(1000));
+    }
+    caller.send(Body::new(message::REPLY).ints([id, 0, 9, 1]).bytes(b"floods").int(7));
+    caller.wait_for_the_end();
+}
+
+/// Asks such a server for its counters.
+fn asks(transport: &str, said: Vec<u8>) -> Ran {
+    let server = Server::new(move |caller| floods(caller, &said));
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = blobferry(&["status", "--transport", transport, "--server", &server.address]);
+    command.arg("--cache").arg(cache.path()).env("RUST_LOG", "blobferry=debug");
+    let ran = Ran::from(command.output().unwrap());
+    assert!(ran.peak_memory() < MEMORY, "{} bytes", ran.peak_memory());
+    ran
+}
+
+fn a_client_hears_its_answer_through_a_flood(transport: &str) {
+    let invalidation = (0..50).fold(Body::new(message::INVALIDATE).ints([7, 50]), |body, oid| body.int(oid));
+    let floods = [
+        ("commits", invalidation.frame()),
+        ("commits of nothing", Body::new(message::INVALIDATE).ints([7, 0]).frame()),
+        ("pongs", Body::new(message::PONG).int(7).frame()),
+        ("credit", Body::new(message::CONNECTION_CREDIT).int(Limits::DEFAULT.connection_window).frame()),
+        ("goodbyes", Body::new(message::GOODBYE).frame()),
+    ];
+    for (name, said) in floods {
+        let ran = asks(transport, said);
+        assert_eq!((ran.code, ran.stdout.trim()), (0, "floods\t7"), "{name}: {ran:?}");
+    }
+}
+
+fn a_client_that_is_asked_too_much_or_told_what_it_did_not_ask_goes_away(transport: &str) {
+    let replied = |id: u64| Body::new(message::REPLY).ints([id, 0, 0]).frame();
+    let floods = [
+        ("pings", Body::new(message::PING).int(7).frame()),
+        ("replies to nothing", replied(1000)),
+        ("blobs", Body::blob_start(1000, 0, 10, 10).frame()),
+        ("chunks", Body::blob_chunk(1000, 0, 100).frame()),
+    ];
+    for (name, said) in floods {
+        let ran = asks(transport, said);
+        assert!(ran.code != 0 && ran.stdout.is_empty(), "{name}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_client_on_tokio_hears_its_answer_through_a_flood() {
+    a_client_hears_its_answer_through_a_flood("tokio");
+}
+
+#[test]
+fn a_client_on_mio_hears_its_answer_through_a_flood() {
+    a_client_hears_its_answer_through_a_flood("mio");
+}
+
+#[test]
+fn a_client_on_tokio_that_is_asked_too_much_or_told_what_it_did_not_ask_goes_away() {
+    a_client_that_is_asked_too_much_or_told_what_it_did_not_ask_goes_away("tokio");
+}
+
+#[test]
+fn a_client_on_mio_that_is_asked_too_much_or_told_what_it_did_not_ask_goes_away() {
+    a_client_that_is_asked_too_much_or_told_what_it_did_not_ask_goes_away("mio");
+}

@@ -1,0 +1,260 @@
+//! Callers that are no clients: each is sent away, and nobody else notices.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use super::client::Client;
+use super::decode::{Answer, Received};
+use super::encode::{Body, Limits, error, message, request};
+use super::patient;
+use crate::conformance::world::{Pair, World};
+use crate::support::bytes;
+
+for_every_server!(
+    garbage_and_lies_are_sent_away_while_others_are_served,
+    every_broken_rule_ends_the_connection_and_what_was_begun_on_it,
+    payload_beyond_the_credit_ends_the_connection,
+    requests_and_uploads_beyond_the_limits_end_the_connection,
+    half_a_hello_and_then_silence_is_sent_away_in_time,
+    a_peer_that_reads_late_gets_all_its_answers_and_holds_up_nobody,
+    a_peer_that_does_not_read_is_given_up_when_too_much_waits_for_it,
+    a_peer_that_goes_away_in_the_middle_of_everything_leaves_nothing,
+);
+
+const TXN: [u8; 16] = [1; 16];
+
+/// Waits until the server closes the connection, which has little to say.
+fn is_sent_away(mut stream: TcpStream) {
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Ok(_) => assert!(answer.len() < 100, "{answer:?}"),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+    }
+}
+
+fn hello() -> Vec<u8> {
+    Body::hello(1, 1, Limits::DEFAULT, b"").frame()
+}
+
+fn garbage_and_lies_are_sent_away_while_others_are_served(pair: &Pair) {
+    let world = World::new(pair);
+    let mut other = Client::new(world.address());
+    let oid = other.new_oid();
+    let silent = TcpStream::connect(world.address()).unwrap();
+    let mut half = TcpStream::connect(world.address()).unwrap();
+    half.write_all(&hello()[..10]).unwrap();
+    let wrong_magic = [&hello()[..5], b"HTTP/1.1", &hello()[13..]].concat();
+    let greedy = Limits { frame: 4095, ..Limits::DEFAULT };
+    let nothing = Limits { transfers: 0, ..Limits::DEFAULT };
+    let garbage: [&[u8]; 14] = [
+        b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
+        &[0xff; 100_000],
+        &[0; 100_000],
+        &u32::MAX.to_le_bytes(),
+        &4097_u32.to_le_bytes(),
+        &wrong_magic,
+        &Body::hello(1, 1, greedy, b"").frame(),
+        &Body::hello(1, 1, nothing, b"").frame(),
+        &Body::hello(1, 1, Limits::DEFAULT, &[0; 5000]).frame(),
+        &Body::hello(1, 1, Limits::DEFAULT, b"").raw(b"left over").frame(),
+        &Body::new(message::PING).int(1).frame(),
+        &[&hello()[..], &[5, 0, 0, 0, 0xff, 1, 2, 3, 4]].concat(),
+        &[hello(), hello()].concat(),
+        &[&hello()[..], &u32::MAX.to_le_bytes(), &[3; 1000]].concat(),
+    ];
+    for (n, bytes) in garbage.into_iter().enumerate() {
+        let mut stream = patient(TcpStream::connect(world.address()).unwrap());
+        // The server may have closed it before it was all written.
+        let _ = stream.write_all(bytes);
+        is_sent_away(stream);
+        other.put([n as u8 + 1; 16], oid + n as u64 * 1000, 0, b"served");
+    }
+    drop((silent, half));
+    assert_eq!(other.counter("commits"), 14);
+}
+
+/// Each says what it has said wrong, after a handshake, and after an upload of 1000 bytes has begun as transfer 2.
+fn broken_rules() -> Vec<(&'static str, Vec<u8>)> {
+    use super::encode::message::{
+        BLOB_ABORT, CANCEL, CONNECTION_CREDIT, CREDIT, INVALIDATE, PONG, REPLY, WELCOME,
+    };
+    let chunk = |transfer, offset, len| {
+        [Body::blob_chunk(transfer, offset, len).frame(), vec![0; len.min(2000) as usize]].concat()
+    };
+    let of = |message, fields: &[u64]| fields.iter().fold(Body::new(message), |body, n| body.int(*n)).frame();
+    let numbered = |id, request: Body| Body::new(message::REQUEST).int(id).raw(request.as_bytes()).frame();
+    let upload = |id| numbered(id, request::store_blob(TXN, 1, 0, b""));
+    vec![
+        ("a server's message", of(REPLY, &[1, 0, 0])),
+        ("a server's message", of(INVALIDATE, &[1, 0])),
+        ("a server's message", Body::welcome(Limits::DEFAULT, 0).frame()),
+        ("a server's message", of(WELCOME, &[1])),
+        ("a message that there is not", of(16, &[1])),
+        ("a request that there is not", numbered(3, Body::request(19))),
+        ("a request that is cut short", of(message::REQUEST, &[3, 10])),
+        ("an empty body", vec![0; 4]),
+        ("bytes left over", Body::new(message::PING).int(1).int(1).frame()),
+        ("an integer that is too large", Body::new(CANCEL).raw(&[0xff; 10]).frame()),
+        ("a small message that is long", [&5000_u32.to_le_bytes()[..], &[PONG]].concat()),
+        ("a request id again", numbered(2, request::status())),
+        ("a request id of 0", numbered(0, request::status())),
+        ("a transfer that nobody asked for", Body::blob_start(3, 0, 1, 1).frame()),
+        ("a transfer that begins twice", Body::blob_start(2, 0, 1000, 1000).frame()),
+        ("a part behind the end of its blob", [upload(3), Body::blob_start(3, 11, 11, 10).frame()].concat()),
+        ("a blob that ends early", [upload(3), Body::blob_start(3, 0, 9, 10).frame()].concat()),
+        ("a chunk of none", chunk(9, 0, 1)),
+        ("a chunk before its start", [upload(3), chunk(3, 0, 1)].concat()),
+        ("an empty chunk", chunk(2, 0, 0)),
+        ("a chunk somewhere else", chunk(2, 1, 10)),
+        ("a chunk beyond the end", chunk(2, 0, 1001)),
+        ("a chunk that is too long", chunk(2, 0, (256 << 10) + 1)),
+        ("a stop before the end", Body::blob_stop(2, [0; 32]).frame()),
+        ("a stop of none", Body::blob_stop(9, [0; 32]).frame()),
+        ("an abort of none", of(BLOB_ABORT, &[9, error::CANCELLED])),
+        ("credit for none", of(CREDIT, &[9, 1])),
+        (
+            "credit that is lowered",
+            [of(CONNECTION_CREDIT, &[9 << 20]), of(CONNECTION_CREDIT, &[8 << 20])].concat(),
+        ),
+    ]
+}
+
+fn every_broken_rule_ends_the_connection_and_what_was_begun_on_it(pair: &Pair) {
+    let mut world = World::new(pair);
+    let mut other = Client::new(world.address());
+    let oid = other.new_oid();
+    for (n, (rule, bytes)) in broken_rules().into_iter().enumerate() {
+        let (mut client, txn) = (Client::new(world.address()), [n as u8 + 2; 16]);
+        client.done(request::begin(txn, b"", b""));
+        assert_eq!(client.start_upload(txn, oid, 0, 1000), 2);
+        client.write(&bytes);
+        let said = client.receive_to_the_end();
+        assert!(said.len() <= 1, "{rule}: {said:?}");
+        while other.counter("connections") > 1 {}
+        assert_eq!(other.call(request::outcome(txn)), Ok(Answer::Outcome(None)), "{rule}");
+    }
+    drop(other);
+    world.take_server().stop();
+    world.nothing_is_left_at_the_server();
+}
+
+fn payload_beyond_the_credit_ends_the_connection(pair: &Pair) {
+    for (transfer_window, connection_window) in [(10, 1000), (1000, 10)] {
+        let world = World::serving(pair, |config| {
+            let limits = &mut config.connection.limits;
+            (limits.transfer_window, limits.connection_window) = (transfer_window, connection_window);
+        });
+        let mut client = Client::new(world.address());
+        client.done(request::begin(TXN, b"", b""));
+        let transfer = client.start_upload(TXN, 1, 0, 100);
+        client.send(Body::blob_chunk(transfer, 0, 11));
+        client.receive_to_the_end();
+        let mut other = Client::new(world.address());
+        other.put_blob([2; 16], &bytes("blob", 5000));
+    }
+}
+
+fn requests_and_uploads_beyond_the_limits_end_the_connection(pair: &Pair) {
+    for (requests, transfers) in [(4, 100), (100, 4)] {
+        let world = World::serving(pair, |config| {
+            let limits = &mut config.connection.limits;
+            (limits.requests, limits.transfers) = (requests, transfers);
+        });
+        let mut client = Client::new(world.address());
+        client.done(request::begin(TXN, b"", b""));
+        for n in 0..4 {
+            client.start_upload(TXN, n, 0, 10);
+        }
+        // So many are fine, and can wait for as long as they like.
+        client.send(Body::new(message::PING).int(1));
+        client.receive();
+        client.submit(request::store_blob(TXN, 5, 0, b""));
+        client.receive_to_the_end();
+        let mut other = Client::new(world.address());
+        other.put_blob([2; 16], b"served");
+    }
+}
+
+fn half_a_hello_and_then_silence_is_sent_away_in_time(pair: &Pair) {
+    let world = World::serving(pair, |config| {
+        config.connection.handshake_timeout = Duration::from_millis(10);
+    });
+    for sent in [0, 1, 4, 10, hello().len() - 1] {
+        let mut stream = patient(TcpStream::connect(world.address()).unwrap());
+        stream.write_all(&hello()[..sent]).unwrap();
+        is_sent_away(stream);
+    }
+}
+
+fn a_peer_that_reads_late_gets_all_its_answers_and_holds_up_nobody(pair: &Pair) {
+    const LOADS: u64 = 1000;
+    let world = World::serving(pair, |config| config.connection.limits.control_queue = 1_000_000);
+    let (mut late, mut other) = (Client::new(world.address()), Client::new(world.address()));
+    let (oid, record) = (other.new_oid(), bytes("record", 60_000));
+    let tid = other.put(TXN, oid, 0, &record);
+    let load = |id| Body::new(message::REQUEST).int(id).raw(request::load(oid).as_bytes()).frame();
+    late.write(&(1..=LOADS).flat_map(load).collect::<Vec<u8>>());
+    // Far more than the server keeps for it, and than the system does.
+    for _ in 0..100 {
+        assert!(other.call(request::load_serial(oid, tid)).is_ok());
+    }
+    let newer = other.put([2; 16], oid, tid, &record);
+    for id in 1..=LOADS {
+        let Ok(Answer::Revision(revision)) = late.answer(id) else { panic!("no revision") };
+        assert!(revision.data == record);
+        assert!(revision.tid == tid || late.told.contains(&(newer, vec![oid])), "told before it is seen");
+    }
+}
+
+fn a_peer_that_does_not_read_is_given_up_when_too_much_waits_for_it(pair: &Pair) {
+    let world = World::serving(pair, |config| config.connection.limits.control_queue = 20_000);
+    let mut other = Client::new(world.address());
+    let blob = other.put_blob(TXN, &bytes("blob", 20_000_000));
+    // All credit that there is, and no intention to read.
+    let generous = Limits { transfer_window: 1 << 40, connection_window: 1 << 40, ..Limits::DEFAULT };
+    let mut deaf = Client::with(world.address(), generous);
+    deaf.submit(request::send_blob(blob.0, blob.1, 0, u64::MAX));
+    let mut n = 1;
+    while other.counter("connections") > 1 {
+        n += 1;
+        let txn = [n; 16];
+        other.submit(request::begin(txn, b"", b""));
+        for oid in 0..1000 {
+            other.submit(request::store(txn, (u64::from(n) << 32) + oid, 0, b""));
+        }
+        other.commit(txn);
+    }
+    let heard = deaf.receive_to_the_end();
+    assert!(!heard.iter().any(|heard| matches!(heard, Received::BlobStop { .. })), "it was not all sent");
+}
+
+fn a_peer_that_goes_away_in_the_middle_of_everything_leaves_nothing(pair: &Pair) {
+    let mut world = World::new(pair);
+    let mut other = Client::new(world.address());
+    let whole = bytes("blob", 5_000_000);
+    let blob = other.put_blob(TXN, &whole);
+    for n in 2..6 {
+        let mut client = Client::new(world.address());
+        let (voted, open) = ([n; 16], [n + 100; 16]);
+        client.begin_and_store(voted, blob.0, blob.1, b"never");
+        // Who comes second waits for the first one's lock, and so until that is gone.
+        client.submit(request::vote(voted));
+        client.done(request::begin(open, b"", b""));
+        client.submit(request::send_blob(blob.0, blob.1, 0, u64::MAX));
+        let transfer = client.start_upload(open, 1 << 40, 0, 1_000_000);
+        client.write(&Body::blob_chunk(transfer, 0, 200_000).frame());
+        client.write(&whole[..100_000]);
+        match n % 2 {
+            0 => drop(client),
+            // Half closed: nothing more comes from it, and it would hear.
+            _ => client.shut(Shutdown::Write),
+        }
+    }
+    // Its locks are free, and its name is never committed.
+    other.put([9; 16], blob.0, blob.1, b"new");
+    assert!(other.download(blob, 0, u64::MAX).unwrap().bytes == whole);
+    drop(other);
+    world.take_server().stop();
+    world.nothing_is_left_at_the_server();
+}

@@ -1,0 +1,332 @@
+//! Servers that lie, break off or talk nonsense: the client says what is wrong, nothing of it becomes visible in the
+//! cache, and the same cache serves the same blob from a good server afterwards.
+
+use std::io::Write;
+use std::time::Duration;
+
+use blobferry_cache::{CacheError, WriteError};
+use blobferry_protocol::{BlobId, RequestError, Tid};
+use blobferry_session::client::{BlobSource, CallError, ClientConfig, ConnectError};
+
+use super::client::digest;
+use super::encode::{Body, Limits, error, message, request};
+use super::server::{Caller, Server};
+use crate::conformance::world::{Pair, World};
+use crate::support::bytes;
+
+for_every_client!(
+    a_server_that_speaks_something_else_is_no_server,
+    a_server_that_says_nothing_is_given_up_in_time,
+    a_server_that_refuses_says_why,
+    a_blob_with_another_digest_is_an_error_and_not_kept,
+    a_blob_that_breaks_off_is_an_error_and_not_kept,
+    a_blob_that_breaks_a_rule_ends_the_connection_and_is_not_kept,
+    a_blob_that_the_server_gives_up_is_refused_with_its_reason_and_not_kept,
+    a_blob_larger_than_the_disk_is_an_error_before_its_bytes_come,
+    an_answer_that_breaks_a_rule_ends_the_connection,
+    an_upload_that_is_answered_too_early_is_not_taken_for_stored,
+);
+
+/// A good server with a blob, and a cache that does not have it.
+struct Good {
+    world: World,
+    blob: BlobId,
+    whole: Vec<u8>,
+}
+
+impl Good {
+    fn new(pair: &Pair) -> Good {
+        let (world, whole) = (World::new(pair), bytes("blob", 300_000));
+        let blob = world.client("writer").store(BlobSource::bytes(whole.clone()));
+        Good { world, blob, whole }
+    }
+
+    /// Loads the blob from a server that sends it in its own way after a handshake; the error.
+    fn load_from(&self, send: impl Fn(&mut Caller, u64) + Send + 'static) -> CallError {
+        let bad = Server::after_welcome(move |caller| {
+            let id = caller.request();
+            send(caller, id);
+        });
+        let client = self.world.client_at(&bad.address, "cache");
+        let error = client.load_blob(self.blob).unwrap_err();
+        assert_eq!(self.world.cached("cache").len(), 0, "{error}");
+        error
+    }
+
+    /// What has failed before was not kept, and is not in the way.
+    fn is_loaded_at_last(&self) {
+        let cached = self.world.client("cache").load_blob(self.blob).unwrap();
+        assert!(std::fs::read(cached.path()).unwrap() == self.whole);
+    }
+}
+
+fn is_disconnected(error: &CallError) {
+    assert!(matches!(error, CallError::Disconnected { .. }), "{error:?}");
+}
+
+fn a_server_that_speaks_something_else_is_no_server(pair: &Pair) {
+    let world = World::new(pair);
+    let unknown_version = Body::new(message::WELCOME).int(2).limits(Limits::DEFAULT).int(0).frame();
+    let no_limits = Body::welcome(Limits { chunk: 0, ..Limits::DEFAULT }, 0).frame();
+    let garbage = [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+        b"220 mail.example.org ESMTP\r\n".to_vec(),
+        vec![0xff; 100_000],
+        vec![0; 4],
+        u32::MAX.to_le_bytes().to_vec(),
+        unknown_version,
+        no_limits,
+        Body::new(message::PING).int(1).frame(),
+        Body::new(message::GOODBYE).frame(),
+        Body::hello(1, 1, Limits::DEFAULT, b"").frame(),
+        Vec::new(),
+    ];
+    for said in garbage {
+        let shown = String::from_utf8_lossy(&said[..said.len().min(20)]).into_owned();
+        let bad = Server::new(move |caller| caller.write(&said));
+        let lost = world.connect(&bad.address, world.cache("cache"), ClientConfig::default());
+        assert!(matches!(lost, Err(ConnectError::Handshake(_))), "{shown:?}: {lost:?}");
+    }
+}
+
+fn a_server_that_says_nothing_is_given_up_in_time(pair: &Pair) {
+    let world = World::new(pair);
+    let bad = Server::new(Caller::wait_for_the_end);
+    let mut config = ClientConfig::default();
+    config.connection.handshake_timeout = Duration::from_millis(10);
+    let Err(ConnectError::Handshake(CallError::Disconnected { reason })) =
+        world.connect(&bad.address, world.cache("cache"), config)
+    else {
+        panic!("it is connected")
+    };
+    assert!(reason.contains("in time"), "{reason}");
+    // One that falls silent later is noticed, too: it does not answer pings.
+    let bad = Server::after_welcome(Caller::wait_for_the_end);
+    let mut config = ClientConfig::default();
+    config.connection.ping_after = Duration::from_millis(5);
+    config.connection.silence_limit = Duration::from_millis(10);
+    let client = world.connect(&bad.address, world.cache("cache"), config).unwrap();
+    is_disconnected(&client.status().unwrap_err());
+}
+
+fn a_server_that_refuses_says_why(pair: &Pair) {
+    let world = World::new(pair);
+    let refusals: [(&[u64], &str); 4] =
+        [(&[0, 7, 9], "versions 7 to 9"), (&[1], "credentials"), (&[2], "no room"), (&[3], "is stopping")];
+    for (fields, told) in refusals {
+        let refusal = fields.iter().fold(Body::new(message::REFUSE), |body, field| body.int(*field));
+        let bad = Server::new(move |caller| {
+            caller.receive();
+            caller.send(refusal.clone());
+        });
+        let refused = world.connect(&bad.address, world.cache("cache"), ClientConfig::default());
+        let Err(ConnectError::Handshake(CallError::Disconnected { reason })) = refused else {
+            panic!("{refused:?}")
+        };
+        assert!(reason.contains(told), "{reason}");
+    }
+}
+
+fn a_blob_with_another_digest_is_an_error_and_not_kept(pair: &Pair) {
+    let good = Good::new(pair);
+    let mut damaged = good.whole.clone();
+    damaged[150_000] ^= 1;
+    let (size, right) = (damaged.len() as u64, digest(&good.whole));
+    let error = good.load_from(move |caller, id| {
+        caller.send(Body::blob_start(id, 0, size, size));
+        for (n, part) in damaged.chunks(100_000).enumerate() {
+            caller.chunk(id, n as u64 * 100_000, part);
+        }
+        caller.send(Body::blob_stop(id, right));
+        caller.wait_for_the_end();
+    });
+    assert!(
+        matches!(error, CallError::Cache(CacheError::Write { source: WriteError::Digest { .. }, .. })),
+        "{error:?}"
+    );
+    // An empty one is checked, too.
+    let error = good.load_from(move |caller, id| {
+        caller.send(Body::blob_start(id, 0, 0, 0));
+        caller.send(Body::blob_stop(id, right));
+        caller.wait_for_the_end();
+    });
+    assert!(matches!(error, CallError::Cache(CacheError::Write { .. })), "{error:?}");
+    good.is_loaded_at_last();
+}
+
+fn a_blob_that_breaks_off_is_an_error_and_not_kept(pair: &Pair) {
+    let good = Good::new(pair);
+    let (size, whole) = (good.whole.len() as u64, good.whole.clone());
+    // Before it begins, at once, between two chunks, in the middle of one, and where only the end is not said.
+    for sent in [None, Some(0), Some(100_000), Some(150_000), Some(300_000)] {
+        let whole = whole.clone();
+        let error = good.load_from(move |caller, id| {
+            let Some(sent) = sent else { return };
+            caller.send(Body::blob_start(id, 0, size, size));
+            let mut offset = 0;
+            while offset < sent {
+                let len = 100_000.min(whole.len() - offset);
+                caller.send(Body::blob_chunk(id, offset as u64, len as u64));
+                caller.write(&whole[offset..sent.min(offset + len)]);
+                offset += len;
+            }
+        });
+        is_disconnected(&error);
+    }
+    good.is_loaded_at_last();
+}
+
+fn a_blob_that_breaks_a_rule_ends_the_connection_and_is_not_kept(pair: &Pair) {
+    let good = Good::new(pair);
+    let size = good.whole.len() as u64;
+    let rules: [fn(&mut Caller, u64, u64); 13] = [
+        // Shorter than announced.
+        |caller, id, _| caller.send(Body::blob_stop(id, [0; 32])),
+        // Longer.
+        |caller, id, size| caller.chunk(id, 0, &vec![0; size as usize + 1]),
+        // Not in order, or not at all.
+        |caller, id, _| caller.chunk(id, 1, &[0; 10]),
+        |caller, id, _| caller.send(Body::blob_chunk(id, 0, 0)),
+        // Of something else.
+        |caller, id, _| caller.chunk(id + 1, 0, &[0; 10]),
+        |caller, id, _| caller.send(Body::blob_stop(id + 1, [0; 32])),
+        |caller, id, _| caller.send(Body::blob_abort(id + 1, error::CANCELLED)),
+        // Twice.
+        |caller, id, size| caller.send(Body::blob_start(id, 0, size, size)),
+        // Answered as well.
+        |caller, id, _| caller.send(Body::new(message::REPLY).ints([id, 1, error::CANCELLED])),
+        |caller, id, _| caller.send(Body::new(message::REPLY).ints([id, 0, 0])),
+        // A chunk longer than was allowed, and one of 4 GiB.
+        |caller, id, _| caller.send(Body::blob_chunk(id, 0, (256 << 10) + 1)),
+        |caller, id, _| caller.send(Body::blob_chunk(id, 0, u32::MAX.into())),
+        // A frame of 4 GiB.
+        |caller, _, _| caller.write(&[0xff; 1000]),
+    ];
+    for rule in rules {
+        is_disconnected(&good.load_from(move |caller, id| {
+            caller.send(Body::blob_start(id, 0, size, size));
+            rule(caller, id, size);
+            caller.wait_for_the_end();
+        }));
+    }
+    let starts = [(1, size, size), (0, size - 1, size), (0, size + 1, size), (size, 0, size)];
+    for (from, end, size) in starts {
+        is_disconnected(&good.load_from(move |caller, id| {
+            caller.send(Body::blob_start(id, from, end, size));
+            caller.wait_for_the_end();
+        }));
+    }
+    good.is_loaded_at_last();
+}
+
+fn a_blob_that_the_server_gives_up_is_refused_with_its_reason_and_not_kept(pair: &Pair) {
+    let good = Good::new(pair);
+    let (size, whole) = (good.whole.len() as u64, good.whole.clone());
+    let error = good.load_from(move |caller, id| {
+        caller.send(Body::blob_start(id, 0, size, size));
+        caller.chunk(id, 0, &whole[..200_000]);
+        // The rest can not be read: zeros, and an abort.
+        caller.chunk(id, 200_000, &[0; 100_000]);
+        caller.send(Body::blob_abort(id, error::SOURCE).bytes(b"the disk is broken"));
+        caller.wait_for_the_end();
+    });
+    let CallError::Refused(RequestError::Source { detail }) = &error else { panic!("{error:?}") };
+    assert_eq!(detail, "the disk is broken");
+    good.is_loaded_at_last();
+}
+
+fn a_blob_larger_than_the_disk_is_an_error_before_its_bytes_come(pair: &Pair) {
+    let good = Good::new(pair);
+    // The connection is none the worse for it: what is asked next is answered.
+    let bad = Server::after_welcome(|caller| {
+        let id = caller.request();
+        caller.send(Body::blob_start(id, 0, 1 << 60, 1 << 60));
+        // It is cancelled, and something else is asked, whichever comes first.
+        let mut heard = [caller.receive().unwrap(), caller.receive().unwrap()];
+        heard.sort();
+        let (request, cancel) = (&heard[0], &heard[1]);
+        assert_eq!(cancel, Body::new(message::CANCEL).int(id).as_bytes());
+        caller.send(Body::blob_abort(id, error::CANCELLED));
+        let next = id + 1;
+        assert_eq!(
+            request,
+            Body::new(message::REQUEST).int(next).raw(request::status().as_bytes()).as_bytes()
+        );
+        caller.send(Body::new(message::REPLY).ints([next, 0, 9, 0]));
+        caller.wait_for_the_end();
+    });
+    let client = good.world.client_at(&bad.address, "cache");
+    let error = client.load_blob(good.blob).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            CallError::Cache(CacheError::Write {
+                source: WriteError::NoSpace { .. } | WriteError::Io { .. },
+                ..
+            })
+        ),
+        "{error:?}"
+    );
+    assert_eq!(client.status().unwrap(), []);
+    assert_eq!(good.world.cached("cache").len(), 0);
+    drop(client);
+    good.is_loaded_at_last();
+}
+
+fn an_answer_that_breaks_a_rule_ends_the_connection(pair: &Pair) {
+    let world = World::new(pair);
+    // To a request for the server's counters.
+    let answers: [fn(u64) -> Vec<u8>; 9] = [
+        // Done.
+        |id| Body::new(message::REPLY).ints([id, 0, 0]).frame(),
+        // To another request, that was never made.
+        |id| Body::new(message::REPLY).ints([id + 1, 0, 9, 0]).frame(),
+        // With a list that would be very long.
+        |id| Body::new(message::REPLY).ints([id, 0, 9, 1 << 40]).frame(),
+        |id| Body::new(message::REPLY).ints([id, 0, 9, 1 << 19]).frame(),
+        // With a text that is none.
+        |id| Body::new(message::REPLY).ints([id, 0, 9, 1]).bytes(&[0xff]).int(1).frame(),
+        // An error that there is not.
+        |id| Body::new(message::REPLY).ints([id, 1, 19]).frame(),
+        // With something behind it.
+        |id| Body::new(message::REPLY).ints([id, 0, 9, 0, 0]).frame(),
+        // A transfer.
+        |id| Body::blob_start(id, 0, 1, 1).frame(),
+        // Welcome, again.
+        |_| Body::welcome(Limits::DEFAULT, 0).frame(),
+    ];
+    for answer in answers {
+        let bad = Server::after_welcome(move |caller| {
+            let id = caller.request();
+            caller.write(&answer(id));
+            caller.wait_for_the_end();
+        });
+        let client = world.client_at(&bad.address, "cache");
+        let told = client.invalidations();
+        is_disconnected(&client.status().unwrap_err());
+        assert_eq!(told.count(), 0, "it has ended");
+    }
+}
+
+fn an_upload_that_is_answered_too_early_is_not_taken_for_stored(pair: &Pair) {
+    let world = World::new(pair);
+    // The client's file must still be there for another try: it belongs to the transaction until that ends.
+    let file = world.path("file");
+    std::fs::File::create(&file).unwrap().write_all(&bytes("file", 3_000_000)).unwrap();
+    let bad = Server::after_welcome(|caller| {
+        let begin = caller.request();
+        caller.send(Body::new(message::REPLY).ints([begin, 0, 0]));
+        let store = caller.request();
+        caller.send(Body::new(message::REPLY).ints([store, 0, 0]));
+        caller.wait_for_the_end();
+    });
+    let client = world.client_at(&bad.address, "cache");
+    let mut transaction = client.begin();
+    let oid = blobferry_protocol::Oid(1);
+    let stored = transaction.store_blob(oid, Tid::ZERO, Vec::new(), BlobSource::copied(&file));
+    is_disconnected(&stored.unwrap_err());
+    transaction.commit().unwrap_err();
+    drop((transaction, client));
+    assert_eq!(world.cached("cache").len(), 0);
+    assert!(world.client("cache").store(BlobSource::moved(&file)).tid > Tid::ZERO);
+}

@@ -1,0 +1,114 @@
+//! Disks that are full, or become so.
+
+use std::fs;
+
+use rustix::process::Signal;
+
+use super::super::support::{Home, bytes, end};
+use super::super::throttled_proxy::{ThrottledProxy, UP};
+use super::{Disk, Ledger, quiet};
+
+#[test]
+fn an_upload_larger_than_the_disk_is_refused_with_the_figures_before_its_bytes_come() {
+    // One can reserve room, the other can not.
+    for disk in [Disk::in_memory(8), Disk::in_a_file("ext2", 8)].into_iter().flatten() {
+        let home = Home::with(|_| quiet(&disk.path("server")));
+        let large = home.file("large", bytes("large", 20 << 20));
+        let said = home.run(&["put", &large]).fails(1);
+        assert!(
+            said.contains("the server has no room left: no room on the disk for 20971520 more bytes"),
+            "{said}"
+        );
+        assert!(said.contains(disk.path("server").to_str().unwrap()), "{said}");
+        assert!(said.contains("bytes are free"), "{said}");
+        assert_eq!(home.counter("bytes_received"), 0);
+        let (uploads, staged) = (home.counter("uploads"), home.counter("staged_bytes"));
+        assert_eq!((uploads, staged), (0, 0));
+        home.put(&[&home.file("small", bytes("small", 1 << 20))]);
+    }
+}
+
+#[test]
+fn uploads_in_progress_are_counted_and_their_room_is_theirs() {
+    for disk in [Disk::in_memory(16), Disk::in_a_file("ext2", 16)].into_iter().flatten() {
+        let home = Home::with(|_| quiet(&disk.path("server")));
+        // One is held up on its way.
+        let proxy = ThrottledProxy::to(&home.server.address);
+        proxy.limit(UP, 2 << 20);
+        let first = home.file("first", bytes("first", 8 << 20));
+        let put = home.command_to(&proxy.address, &["put", &first]).spawn().unwrap();
+        proxy.wait_until_held();
+        let second = home.file("second", bytes("second", 10 << 20));
+        while home.counter("uploads") == 0 {} // what has passed is with the server soon
+        let said = home.run(&["put", &second]).fails(1);
+        assert!(said.contains("no room on the disk for 10485760 more bytes"), "{said}");
+        assert_eq!((home.counter("uploads"), home.counter("staged_bytes")), (1, 8 << 20));
+        proxy.open();
+        assert_eq!(end(put).code, 0);
+        assert_eq!((home.counter("uploads"), home.counter("staged_bytes")), (0, 0));
+        assert_eq!(home.ls("/"), ["first"]);
+    }
+}
+
+#[test]
+fn a_disk_that_fills_while_a_blob_arrives_ends_the_upload_and_nothing_else() {
+    let Some(disk) = Disk::in_a_file("ext2", 16) else { return };
+    let server = disk.path("server");
+    let mut home = Home::with(|_| quiet(&server));
+    let mut ledger = Ledger::default();
+    assert_eq!(ledger.put(&home, &server, "before"), None);
+    let proxy = ThrottledProxy::to(&home.server.address);
+    proxy.limit(UP, 2 << 20);
+    let large = home.file("large", bytes("large", 8 << 20));
+    let put = home.command_to(&proxy.address, &["put", &large]).spawn().unwrap();
+    proxy.wait_until_held();
+    while home.counter("uploads") == 0 {}
+    let ballast = disk.path("ballast");
+    // Somebody else takes all that is left.
+    let full = fs::write(&ballast, vec![1; 16 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    proxy.open();
+    let said = end(put).fails(1);
+    assert!(said.contains("no room on the disk for") && said.contains(server.to_str().unwrap()), "{said}");
+    ledger.is_right(&home);
+    fs::remove_file(&ballast).unwrap();
+    assert_eq!(ledger.put(&home, &server, "when there is room again"), None);
+    assert_eq!(home.server.end(Signal::TERM), Some(0));
+    home.server = quiet(&server);
+    ledger.survives_a_restart(&mut home, &server);
+}
+
+#[test]
+fn a_disk_that_is_filled_by_commits_refuses_them_reads_on_and_goes_on_when_there_is_room() {
+    let Some(disk) = Disk::in_memory(6) else { return };
+    let server = disk.path("server");
+    let mut home = Home::with(|_| quiet(&server));
+    let ballast = disk.path("ballast");
+    fs::write(&ballast, vec![1; 2 << 20]).unwrap();
+    let mut ledger = Ledger::default();
+    let full = (0..100).find_map(|n| ledger.put(&home, &server, &format!("round-{n}")));
+    assert!(full.unwrap().contains("no room"));
+    // Small ones, until the database has no room either.
+    let small = |n: u64| home.run(&["put", &home.file(&format!("small-{n}"), bytes("small", 30_000))]);
+    let (mut acknowledged, mut n) = (0, 0);
+    let said = loop {
+        n += 1;
+        assert!(n < 1000, "the disk is never full");
+        match small(n) {
+            put if put.code == 0 => acknowledged += 1,
+            put => break put.fails(1),
+        }
+    };
+    assert!(said.contains("the server has no room left: could not "), "{said}");
+    assert!(said.contains(server.join("store.sqlite").to_str().unwrap()), "{said}");
+    for _ in 0..3 {
+        n += 1;
+        acknowledged += u64::from(small(n).code == 0);
+    }
+    ledger.is_right(&home);
+    fs::remove_file(&ballast).unwrap();
+    assert_eq!(ledger.put(&home, &server, "when-there-is-room"), None);
+    let there = home.ls("/").iter().filter(|name| name.starts_with("small-")).count() as u64;
+    assert_eq!(there, acknowledged, "no more and no less than was acknowledged");
+    ledger.survives_a_restart(&mut home, &server);
+}
