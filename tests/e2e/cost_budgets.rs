@@ -10,7 +10,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::strace::{self, Strace};
-use crate::support::{Home, Ran, Serve, bytes};
+use crate::support::{Home, Ran, Serve, bytes, copy_environment};
 
 const CHUNKS: usize = 256;
 const SIZE: usize = CHUNKS * (256 << 10);
@@ -166,12 +166,7 @@ fn traced(home: &Home, transport: &str, order: &Value) -> Option<(Value, Calls)>
     // What strace runs reads its orders from a file.
     let mut shell = Command::new("sh");
     shell.args(["-c", "exec \"$@\" < \"$ORDERS\"", "sh"]).arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => shell.env(name, value),
-            None => shell.env_remove(name),
-        };
-    }
+    copy_environment(&command, &mut shell);
     shell.env("ORDERS", home.path("orders"));
     let (output, log) = strace::run(&mut Command::new("strace"), &shell, &home.path("strace"))?;
     Some((serde_json::from_str(&Ran::from(output).ok()).unwrap(), Calls::of_log(&log)))

@@ -28,25 +28,12 @@ enum Moment {
 /// How many moments there are of each kind.
 const ROUNDS: u64 = 8;
 
-/// Makes the files of one round, in a directory of their own.
-fn files(home: &Home, round: &str) -> String {
-    for (n, size) in SIZES.iter().enumerate() {
-        home.file(&format!("files/{round}/{n}"), bytes(&format!("{round}/{n}"), *size));
-    }
-    home.path("files").join(round).to_str().unwrap().to_owned()
-}
-
 /// Looks whether a round's files are there: all, with the right bytes, or none.
 fn is_there(home: &Home, round: &str) -> bool {
     if !home.ls("/").contains(&round.to_owned()) {
         return false;
     }
-    let names: Vec<String> = (0..SIZES.len()).map(|n| format!("{round}/{n}")).collect();
-    let arguments: Vec<&str> = ["get"].into_iter().chain(names.iter().map(String::as_str)).collect();
-    let got = home.run(&arguments).ok();
-    for ((name, size), path) in names.iter().zip(SIZES).zip(got.lines()) {
-        assert!(std::fs::read(path).unwrap() == bytes(name, size), "{name}");
-    }
+    home.check_files(round, &SIZES);
     true
 }
 
@@ -76,7 +63,7 @@ fn files_and_rows_agree(dir: &Path) {
 fn put_and_kill(moment: Moment, all: [u64; 2]) -> bool {
     let mut home = Home::new();
     let dir = home.path("server");
-    home.run(&["put", "-r", &files(&home, "before")]).ok();
+    home.run(&["put", "-r", &home.files("before", &SIZES)]).ok();
     let proxy = ThrottledProxy::to(&home.server.address);
     let (way, bytes) = match moment {
         Moment::Sent(part) => (UP, all[UP] * part / ROUNDS),
@@ -84,7 +71,7 @@ fn put_and_kill(moment: Moment, all: [u64; 2]) -> bool {
         Moment::Unanswered(bytes) => (DOWN, all[DOWN] - bytes),
     };
     proxy.limit(way, bytes);
-    let put = home.command_to(&proxy.address, &["put", "-r", &files(&home, "round")]).spawn().unwrap();
+    let put = home.command_to(&proxy.address, &["put", "-r", &home.files("round", &SIZES)]).spawn().unwrap();
     proxy.wait_until_passed(way, bytes);
     if let Moment::Later(milliseconds) = moment {
         proxy.open();
@@ -111,9 +98,9 @@ fn put_and_kill(moment: Moment, all: [u64; 2]) -> bool {
 fn a_put_whose_server_is_killed_at_any_moment_is_there_as_a_whole_or_not_at_all() {
     // One that is not disturbed shows how much there is to be said.
     let home = Home::new();
-    home.run(&["put", "-r", &files(&home, "before")]).ok();
+    home.run(&["put", "-r", &home.files("before", &SIZES)]).ok();
     let proxy = ThrottledProxy::to(&home.server.address);
-    end(home.command_to(&proxy.address, &["put", "-r", &files(&home, "round")]).spawn().unwrap()).ok();
+    end(home.command_to(&proxy.address, &["put", "-r", &home.files("round", &SIZES)]).spawn().unwrap()).ok();
     proxy.wait_until_all_is_over();
     let all = proxy.passed();
     assert!(is_there(&home, "round"));

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::Serve;
+use crate::support::{Serve, copy_environment};
 
 /// One that looks at a server, until it is ended.
 pub(crate) struct Strace {
@@ -45,12 +45,7 @@ impl Strace {
 /// Runs a command under a `strace`, told what to do, to its end, with what was seen. `None` where that can not be done here.
 pub(crate) fn run(strace: &mut Command, command: &Command, log: &Path) -> Option<(Output, String)> {
     strace.args(["-f", "-o"]).arg(log).arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => strace.env(name, value),
-            None => strace.env_remove(name),
-        };
-    }
+    copy_environment(command, strace);
     let Ok(output) = strace.output() else {
         println!("skipped: there is no strace here");
         return None;

@@ -166,6 +166,25 @@ impl Home {
         path.to_str().unwrap().to_owned()
     }
 
+    /// Writes one file of each size into a directory of the user's; returns the directory's path.
+    pub(crate) fn files(&self, directory: &str, sizes: &[usize]) -> String {
+        for (n, size) in sizes.iter().enumerate() {
+            self.file(&format!("files/{directory}/{n}"), bytes(&format!("{directory}/{n}"), *size));
+        }
+        self.path("files").join(directory).to_str().unwrap().to_owned()
+    }
+
+    /// Gets the files that [`Home::files`] wrote and compares their bytes.
+    #[track_caller]
+    pub(crate) fn check_files(&self, directory: &str, sizes: &[usize]) {
+        let names: Vec<String> = (0..sizes.len()).map(|n| format!("{directory}/{n}")).collect();
+        let arguments: Vec<&str> = ["get"].into_iter().chain(names.iter().map(String::as_str)).collect();
+        let got = self.run(&arguments).ok();
+        for ((name, size), path) in names.iter().zip(sizes).zip(got.lines()) {
+            assert!(std::fs::read(path).unwrap() == bytes(name, *size), "{name}");
+        }
+    }
+
     /// The command, with this server and this cache.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         self.command_to(&self.server.address, arguments)
@@ -208,6 +227,16 @@ impl Home {
     #[track_caller]
     pub(crate) fn counter(&self, name: &str) -> u64 {
         self.json(&["status"])[0][name].as_u64().unwrap()
+    }
+}
+
+/// Gives one command the environment changes of another.
+pub(crate) fn copy_environment(from: &Command, to: &mut Command) {
+    for (name, value) in from.get_envs() {
+        match value {
+            Some(value) => to.env(name, value),
+            None => to.env_remove(name),
+        };
     }
 }
 

@@ -345,9 +345,7 @@ fn what_is_kept_is_aborted_when_its_time_is_over(pair: &Pair) {
         proxy.cut();
         until_nothing_is_open(&*other);
         assert_eq!(other.counter("kept"), 0);
-        while std::fs::read_dir(world.path("server/blobs/tmp")).unwrap().count() > 0 {
-            std::thread::yield_now();
-        }
+        world.wait_until_nothing_is_staged();
         proxy.lead_to(world.address());
         let lost = storing.join().unwrap();
         assert!(matches!(lost, Err(CallError::Disconnected { .. })), "{lost:?}");

@@ -41,10 +41,6 @@ fn client_on(world: &World, proxy: &ThrottledProxy, is_impatient: bool) -> Box<d
     world.connect(&proxy.address, world.cache("cache"), config).unwrap()
 }
 
-fn staged(world: &World) -> usize {
-    std::fs::read_dir(world.path("server/blobs/tmp")).unwrap().count()
-}
-
 fn an_upload_that_gets_nowhere_is_given_up_by_the_server(pair: &Pair) {
     let world = World::serving(pair, |config| impatient(&mut config.connection));
     let proxy = ThrottledProxy::to(world.address());
@@ -54,9 +50,7 @@ fn an_upload_that_gets_nowhere_is_given_up_by_the_server(pair: &Pair) {
     let source = BlobSource::bytes(bytes("blob", 8_000_000));
     is_late(transaction.store_blob(oid, Tid::ZERO, Vec::new(), source));
     // While the proxy is still closed.
-    while staged(&world) > 0 {
-        std::thread::yield_now();
-    }
+    world.wait_until_nothing_is_staged();
     proxy.open();
     transaction.commit().unwrap_err();
     assert!(client.status().is_ok(), "the connection goes on");
@@ -71,11 +65,9 @@ fn an_upload_that_gets_nowhere_is_given_up_by_the_client(pair: &Pair) {
     let source = BlobSource::bytes(bytes("blob", 8_000_000));
     // The server can not be told, and is not needed for this.
     is_late(transaction.store_blob(oid, Tid::ZERO, Vec::new(), source));
-    assert_eq!(staged(&world), 1);
+    assert_eq!(world.staged_files(), 1);
     proxy.open();
-    while staged(&world) > 0 {
-        std::thread::yield_now();
-    }
+    world.wait_until_nothing_is_staged();
     transaction.commit().unwrap_err();
     assert!(client.status().is_ok(), "the connection goes on");
 }

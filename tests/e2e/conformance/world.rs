@@ -125,7 +125,17 @@ impl World {
     /// in hand then is on its way out.
     pub(crate) fn nothing_is_left_at_the_server(&self) {
         assert!(self.server.is_none());
-        while std::fs::read_dir(self.path("server/blobs/tmp")).unwrap().count() > 0 {
+        self.wait_until_nothing_is_staged();
+    }
+
+    /// Returns how many files of unfinished uploads the server has.
+    pub(crate) fn staged_files(&self) -> usize {
+        std::fs::read_dir(self.path("server/blobs/tmp")).unwrap().count()
+    }
+
+    /// Waits until the server has removed all files of unfinished uploads.
+    pub(crate) fn wait_until_nothing_is_staged(&self) {
+        while self.staged_files() > 0 {
             std::thread::yield_now();
         }
     }

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::super::support::{Home, Serve, bytes};
+use super::super::support::{Home, Serve, bytes, copy_environment};
 use super::{Ledger, serving};
 
 #[test]
@@ -13,9 +13,7 @@ fn a_limit_on_the_length_of_files_refuses_what_is_longer_and_serves_on() {
         // In units of 512 bytes: 1 MiB, less than the database's log may have before it is emptied.
         limited.args(["-c", "trap '' XFSZ; ulimit -f 2048; exec \"$0\" \"$@\""]).arg(server.get_program());
         limited.args(server.get_args());
-        server.get_envs().filter_map(|(name, value)| Some((name, value?))).for_each(|(name, value)| {
-            limited.env(name, value);
-        });
+        copy_environment(&server, &mut limited);
         Serve::spawn(&mut limited)
     });
     let server = home.path("server");

@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::check::check;
-use super::support::{Home, Serve, blobferry, bytes};
+use super::support::{Home, Serve, blobferry};
 
 /// What is put at once: kept in files of the server's, in its database, and in both anew.
 const SIZES: [usize; 3] = [100_000, 700, 70_000];
@@ -49,7 +49,7 @@ impl Ledger {
 
     /// Puts files; what is said where that is refused.
     fn put(&mut self, home: &Home, server: &Path, name: &str) -> Option<String> {
-        let put = home.run(&["put", "-r", &files(home, name, self.sizes)]);
+        let put = home.run(&["put", "-r", &home.files(name, self.sizes)]);
         if put.code == 0 {
             self.there.push(name.to_owned());
             return None;
@@ -81,12 +81,7 @@ impl Ledger {
         let names = home.ls("/");
         for name in &self.there {
             assert!(names.contains(name), "{name} is missing");
-            let paths: Vec<String> = (0..self.sizes.len()).map(|n| format!("{name}/{n}")).collect();
-            let arguments: Vec<&str> = ["get"].into_iter().chain(paths.iter().map(String::as_str)).collect();
-            let got = home.run(&arguments).ok();
-            for ((path, size), cached) in paths.iter().zip(self.sizes).zip(got.lines()) {
-                assert!(fs::read(cached).unwrap() == bytes(path, *size), "{path}");
-            }
+            home.check_files(name, self.sizes);
         }
         assert!(self.not_there.iter().all(|name| !names.contains(name)), "{:?} of {names:?}", self.not_there);
         assert!(home.counter("revisions") > 0);
@@ -105,14 +100,6 @@ impl Ledger {
         let said = check(server, &[]).ok();
         assert!(said.contains("all is well") && said.lines().count() == 1, "{said}");
     }
-}
-
-/// Files of the user's.
-fn files(home: &Home, name: &str, sizes: &[usize]) -> String {
-    for (n, size) in sizes.iter().enumerate() {
-        home.file(&format!("files/{name}/{n}"), bytes(&format!("{name}/{n}"), *size));
-    }
-    home.path("files").join(name).to_str().unwrap().to_owned()
 }
 
 /// The command that serves a directory, and does not fill the screen with what goes wrong.

@@ -106,18 +106,10 @@ impl Peer<'_> {
     }
 }
 
-fn numbered(id: u64, request: &Body) -> Vec<u8> {
-    Body::new(message::REQUEST).int(id).raw(request.as_bytes()).frame()
-}
-
 /// Waits until the server has heard everything that was said to it.
 fn is_processed(client: &mut Client) {
     client.send(Body::new(message::PING).int(1));
     while !matches!(client.receive(), Received::Pong { .. }) {}
-}
-
-fn hello() -> Vec<u8> {
-    Body::hello(1, 1, Limits::DEFAULT, b"").frame()
 }
 
 /// As many pings as may be, and then more.
@@ -143,7 +135,7 @@ pub(super) fn cancels(target: &Target) {
     is_processed(&mut client);
     let peer = target.deaf();
     let cancelled = |id| {
-        let load = numbered(id, &request::load(target.oid));
+        let load = Body::numbered(id, &request::load(target.oid)).frame();
         [load, Body::new(message::CANCEL).int(id).frame().repeat(2)].concat()
     };
     peer.pour(&(1..=3000).flat_map(cancelled).collect::<Vec<u8>>());
@@ -169,7 +161,7 @@ pub(super) fn requests_whose_answers_are_not_read(target: &Target) {
         } else {
             request::store([0xbe; 16], 1, 0, b"")
         };
-        numbered(id, &request)
+        Body::numbered(id, &request).frame()
     };
     for thousands in 0..200 {
         peer.pour(&(1..=1000).flat_map(|n| ask(thousands * 1000 + n)).collect::<Vec<u8>>());
@@ -181,8 +173,8 @@ pub(super) fn requests_whose_answers_are_not_read(target: &Target) {
 pub(super) fn downloads_that_are_not_read(target: &Target) {
     let peer = target.deaf();
     let ask = |id| match id % 4 {
-        0 => numbered(id, &request::send_blob(target.blob.0, target.blob.1, 0, u64::MAX)),
-        _ => numbered(id, &request::load(target.oid)),
+        0 => Body::numbered(id, &request::send_blob(target.blob.0, target.blob.1, 0, u64::MAX)).frame(),
+        _ => Body::numbered(id, &request::load(target.oid)).frame(),
     };
     peer.pour(&(1..=2000).flat_map(ask).collect::<Vec<u8>>());
     peer.linger();
@@ -221,9 +213,9 @@ pub(super) fn lengths_of_4_gib(target: &Target) {
     let chunk = Body::blob_chunk(1, 0, u32::MAX.into()).frame();
     let lies: [&[&[u8]]; 4] = [
         &[&length],
-        &[&hello(), &length],
-        &[&hello(), &length, &[message::REQUEST], &[0; 1000]],
-        &[&hello(), &chunk, &[0; 100_000]],
+        &[&Body::default_hello().frame(), &length],
+        &[&Body::default_hello().frame(), &length, &[message::REQUEST], &[0; 1000]],
+        &[&Body::default_hello().frame(), &chunk, &[0; 100_000]],
     ];
     for lie in lies {
         let peer = target.connect();
@@ -244,7 +236,7 @@ pub(super) fn long_frames_that_do_not_end(target: &Target) {
 pub(super) fn garbage(target: &Target) {
     for n in 0..10 {
         let (peer, noise) = (target.connect(), bytes(&format!("noise {n}"), 100_000));
-        let said_hello = if n % 2 == 0 { hello() } else { Vec::new() };
+        let said_hello = if n % 2 == 0 { Body::default_hello().frame() } else { Vec::new() };
         // A length that may be, so that the rest of it is looked at.
         peer.pour(&[&said_hello[..], &[200, 0, 0, 0], &noise].concat());
         peer.is_sent_away();
@@ -256,7 +248,7 @@ pub(super) fn a_crowd_that_says_nothing(target: &Target) {
     let crowd: Vec<Peer<'_>> = (0..300)
         .map(|n| {
             let peer = target.connect();
-            peer.pour(&hello()[..[0, 10, hello().len()][n % 3]]);
+            peer.pour(&Body::default_hello().frame()[..[0, 10, Body::default_hello().frame().len()][n % 3]]);
             peer
         })
         .collect();
@@ -267,7 +259,7 @@ pub(super) fn a_crowd_that_says_nothing(target: &Target) {
 pub(super) fn callers_that_leave_at_once(target: &Target) {
     for _ in 0..50 {
         let peer = target.deaf();
-        peer.pour(&numbered(1, &request::send_blob(target.blob.0, target.blob.1, 0, u64::MAX)));
+        peer.pour(&Body::numbered(1, &request::send_blob(target.blob.0, target.blob.1, 0, u64::MAX)).frame());
         let mut reader = BufReader::new(&peer.stream);
         while !target.is_over() {
             match read_message(&mut reader) {

@@ -101,7 +101,7 @@ impl Client {
     /// Makes a request; its id.
     pub(super) fn submit(&mut self, request: Body) -> u64 {
         self.last_id += 1;
-        self.send(Body::new(message::REQUEST).int(self.last_id).raw(request.as_bytes()));
+        self.send(Body::numbered(self.last_id, &request));
         self.last_id
     }
 

@@ -127,6 +127,16 @@ impl Body {
         Body::new(message::WELCOME).int(1).limits(limits).int(last_tid)
     }
 
+    /// A proper hello with the default limits.
+    pub(super) fn default_hello() -> Body {
+        Body::hello(1, 1, Limits::DEFAULT, b"")
+    }
+
+    /// The message that carries a request.
+    pub(super) fn numbered(id: u64, request: &Body) -> Body {
+        Body::new(message::REQUEST).int(id).raw(request.as_bytes())
+    }
+
     pub(super) fn blob_start(transfer: u64, from: u64, end: u64, size: u64) -> Body {
         Body::new(message::BLOB_START).ints([transfer, from, end, size, 0])
     }

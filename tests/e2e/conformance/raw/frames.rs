@@ -44,7 +44,7 @@ fn what_the_raw_peers_say_is_what_the_specification_shows() {
         request::pack(300),
         request::attach(txn),
     ];
-    let requests = requests.map(|request| Body::new(message::REQUEST).int(5).raw(request.as_bytes()));
+    let requests = requests.map(|request| Body::numbered(5, &request));
     let others = [
         Body::hello(1, 1, Limits::DEFAULT, b"key"),
         Body::welcome(Limits::DEFAULT, 300),

@@ -33,18 +33,15 @@ fn is_sent_away(mut stream: TcpStream) {
     }
 }
 
-fn hello() -> Vec<u8> {
-    Body::hello(1, 1, Limits::DEFAULT, b"").frame()
-}
-
 fn garbage_and_lies_are_sent_away_while_others_are_served(pair: &Pair) {
     let world = World::new(pair);
     let mut other = Client::new(world.address());
     let oid = other.new_oid();
     let silent = TcpStream::connect(world.address()).unwrap();
     let mut half = TcpStream::connect(world.address()).unwrap();
-    half.write_all(&hello()[..10]).unwrap();
-    let wrong_magic = [&hello()[..5], b"HTTP/1.1", &hello()[13..]].concat();
+    half.write_all(&Body::default_hello().frame()[..10]).unwrap();
+    let wrong_magic =
+        [&Body::default_hello().frame()[..5], b"HTTP/1.1", &Body::default_hello().frame()[13..]].concat();
     let greedy = Limits { frame: 4095, ..Limits::DEFAULT };
     let nothing = Limits { transfers: 0, ..Limits::DEFAULT };
     let garbage: [&[u8]; 14] = [
@@ -57,11 +54,11 @@ fn garbage_and_lies_are_sent_away_while_others_are_served(pair: &Pair) {
         &Body::hello(1, 1, greedy, b"").frame(),
         &Body::hello(1, 1, nothing, b"").frame(),
         &Body::hello(1, 1, Limits::DEFAULT, &[0; 5000]).frame(),
-        &Body::hello(1, 1, Limits::DEFAULT, b"").raw(b"left over").frame(),
+        &Body::default_hello().raw(b"left over").frame(),
         &Body::new(message::PING).int(1).frame(),
-        &[&hello()[..], &[5, 0, 0, 0, 0xff, 1, 2, 3, 4]].concat(),
-        &[hello(), hello()].concat(),
-        &[&hello()[..], &u32::MAX.to_le_bytes(), &[3; 1000]].concat(),
+        &[&Body::default_hello().frame()[..], &[5, 0, 0, 0, 0xff, 1, 2, 3, 4]].concat(),
+        &[Body::default_hello().frame(), Body::default_hello().frame()].concat(),
+        &[&Body::default_hello().frame()[..], &u32::MAX.to_le_bytes(), &[3; 1000]].concat(),
     ];
     for (n, bytes) in garbage.into_iter().enumerate() {
         let mut stream = patient(TcpStream::connect(world.address()).unwrap());
@@ -83,7 +80,7 @@ fn broken_rules() -> Vec<(&'static str, Vec<u8>)> {
         [Body::blob_chunk(transfer, offset, len).frame(), vec![0; len.min(2000) as usize]].concat()
     };
     let of = |message, fields: &[u64]| fields.iter().fold(Body::new(message), |body, n| body.int(*n)).frame();
-    let numbered = |id, request: Body| Body::new(message::REQUEST).int(id).raw(request.as_bytes()).frame();
+    let numbered = |id, request: Body| Body::numbered(id, &request).frame();
     let upload = |id| numbered(id, request::store_blob(TXN, 1, 0, b""));
     vec![
         ("a server's message", of(REPLY, &[1, 0, 0])),
@@ -180,9 +177,9 @@ fn half_a_hello_and_then_silence_is_sent_away_in_time(pair: &Pair) {
     let world = World::serving(pair, |config| {
         config.connection.handshake_timeout = Duration::from_millis(10);
     });
-    for sent in [0, 1, 4, 10, hello().len() - 1] {
+    for sent in [0, 1, 4, 10, Body::default_hello().frame().len() - 1] {
         let mut stream = patient(TcpStream::connect(world.address()).unwrap());
-        stream.write_all(&hello()[..sent]).unwrap();
+        stream.write_all(&Body::default_hello().frame()[..sent]).unwrap();
         is_sent_away(stream);
     }
 }
@@ -193,7 +190,7 @@ fn a_peer_that_reads_late_gets_all_its_answers_and_holds_up_nobody(pair: &Pair) 
     let (mut late, mut other) = (Client::new(world.address()), Client::new(world.address()));
     let (oid, record) = (other.new_oid(), bytes("record", 60_000));
     let tid = other.put(TXN, oid, 0, &record);
-    let load = |id| Body::new(message::REQUEST).int(id).raw(request::load(oid).as_bytes()).frame();
+    let load = |id| Body::numbered(id, &request::load(oid)).frame();
     late.write(&(1..=LOADS).flat_map(load).collect::<Vec<u8>>());
     // Far more than the server keeps for it, and than the system does.
     for _ in 0..100 {

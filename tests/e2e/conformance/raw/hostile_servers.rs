@@ -78,7 +78,7 @@ fn a_server_that_speaks_something_else_is_no_server(pair: &Pair) {
         no_limits,
         Body::new(message::PING).int(1).frame(),
         Body::new(message::GOODBYE).frame(),
-        Body::hello(1, 1, Limits::DEFAULT, b"").frame(),
+        Body::default_hello().frame(),
         Vec::new(),
     ];
     for said in garbage {
@@ -248,10 +248,7 @@ fn a_blob_larger_than_the_disk_is_an_error_before_its_bytes_come(pair: &Pair) {
         assert_eq!(cancel, Body::new(message::CANCEL).int(id).as_bytes());
         caller.send(Body::blob_abort(id, error::CANCELLED));
         let next = id + 1;
-        assert_eq!(
-            request,
-            Body::new(message::REQUEST).int(next).raw(request::status().as_bytes()).as_bytes()
-        );
+        assert_eq!(request, Body::numbered(next, &request::status()).as_bytes());
         caller.send(Body::new(message::REPLY).ints([next, 0, 9, 0]));
         caller.wait_for_the_end();
     });
