@@ -1,4 +1,4 @@
-//! The benchmark measures all that it promises. How fast it is, is not what tests are about.
+//! The benchmark measures every figure that it promises. These tests do not check speed.
 
 use std::collections::BTreeSet;
 use std::process::Output;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::{Ran, Serve, blobferry, run};
 
-/// What is measured of every transport with `--quick`.
+/// Figures of every transport with `--quick`.
 const OF_TRANSPORTS: &[&str] = &[
     "load-1-MiB",
     "load-1-MiB-first",
@@ -56,20 +56,20 @@ const OF_TRANSPORTS: &[&str] = &[
     "ping-other-p99",
 ];
 
-/// What is measured without one.
+/// Figures that belong to no transport.
 const OF_THE_MACHINE: &[&str] = &["bare-hash", "bare-sync", "bare-round-trip", "cache-hits"];
 
-/// What may be too short for the system's clocks in a quick run, or needs memory that is not there.
-const PERHAPS: &[&str] = &["processors-load", "processors-store", "store-32-MiB-in-memory"];
+/// Figures that may be missing: too short for the system's clock in a quick run, or in need of more memory.
+const OPTIONAL: &[&str] = &["processors-load", "processors-store", "store-32-MiB-in-memory"];
 
 fn bench(arguments: &[&str]) -> Output {
     let home = tempfile::tempdir().unwrap();
     let output = blobferry(&["bench", "--quick", "--dir"]).arg(home.path()).args(arguments).output().unwrap();
-    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "nothing is left");
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "no file is left");
     output
 }
 
-/// The objects that it puts out; the first is the machine.
+/// Returns the JSON objects that `bench` prints, without the first, which describes the machine.
 fn objects(arguments: &[&str]) -> Vec<Value> {
     let stdout = Ran::from(bench(&[arguments, &["--json"]].concat())).ok();
     let mut objects: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -78,26 +78,26 @@ fn objects(arguments: &[&str]) -> Vec<Value> {
     objects
 }
 
-/// A figure that can be what it says it is.
+/// Checks that a figure is consistent.
 fn check(figure: &Value) {
     let number = |name: &str| figure[name].as_f64().unwrap();
     assert!(number("low") <= number("median") && number("median") <= number("high"), "{figure}");
     assert!(figure["unit"].is_string() && figure["median"].is_number(), "{figure}");
-    if !PERHAPS.contains(&figure["figure"].as_str().unwrap()) {
+    if !OPTIONAL.contains(&figure["figure"].as_str().unwrap()) {
         assert!(number("low") > 0.0, "{figure}");
         assert!(figure["limit"].is_null() || number("ratio") > 0.0, "{figure}");
     }
     assert_eq!(figure["target"].is_null(), figure["met"].is_null(), "{figure}");
 }
 
-/// Which figure, of which transport.
+/// Returns the figure's name and its transport.
 fn name(figure: &Value) -> (String, Option<String>) {
     let text = |name: &str| figure[name].as_str().map(str::to_owned);
     (text("figure").unwrap(), text("transport"))
 }
 
 #[test]
-fn everything_that_is_promised_is_measured_of_both_transports() {
+fn bench_measures_every_figure_of_both_transports() {
     let figures = objects(&[]);
     let figures: Vec<&Value> = figures.iter().filter(|object| object["left_out"].is_null()).collect();
     figures.iter().for_each(|figure| check(figure));
@@ -106,7 +106,7 @@ fn everything_that_is_promised_is_measured_of_both_transports() {
     for figure in OF_TRANSPORTS {
         for transport in ["mio", "tokio"] {
             let name = ((*figure).to_owned(), Some(transport.to_owned()));
-            assert!(measured.contains(&name) || PERHAPS.contains(figure), "{name:?} is missing");
+            assert!(measured.contains(&name) || OPTIONAL.contains(figure), "{name:?} is missing");
         }
     }
     for figure in OF_THE_MACHINE {
@@ -115,7 +115,7 @@ fn everything_that_is_promised_is_measured_of_both_transports() {
 }
 
 #[test]
-fn only_what_is_asked_for_is_measured_of_the_transport_that_is_asked_for() {
+fn bench_measures_only_the_chosen_section_and_transport() {
     let figures = objects(&["ping", "--transport", "mio", "--size", "2M"]);
     let measured: Vec<_> = figures.iter().map(name).collect();
     let mio = |figure: &str| (figure.to_owned(), Some("mio".to_owned()));
@@ -124,7 +124,7 @@ fn only_what_is_asked_for_is_measured_of_the_transport_that_is_asked_for() {
 }
 
 #[test]
-fn idle_connections_and_a_full_store_are_measured_where_they_are_asked_for() {
+fn idle_and_scale_sections_are_measured_on_request() {
     let figures =
         objects(&["idle", "scale", "--transport", "tokio", "--count", "300", "--connections", "50"]);
     let measured: Vec<String> = figures.iter().map(|figure| name(figure).0).collect();
@@ -133,7 +133,7 @@ fn idle_connections_and_a_full_store_are_measured_where_they_are_asked_for() {
 }
 
 #[test]
-fn a_server_that_runs_already_is_measured_as_far_as_that_can_be() {
+fn a_running_server_is_measured_as_far_as_possible() {
     let dir = tempfile::tempdir().unwrap();
     let server = Serve::start(dir.path());
     let arguments = ["large", "memory", "small", "--size", "2M", "--transport", "tokio"];
@@ -146,12 +146,12 @@ fn a_server_that_runs_already_is_measured_as_far_as_that_can_be() {
     for figure in ["store-2-MiB", "load-2-MiB", "commit-blobs-16", "load-blobs-64"] {
         assert!(measured.contains(figure), "{figure} is missing: {measured:?}");
     }
-    let of_ours = |figure: &String| figure.starts_with("memory") || figure.ends_with("-first");
-    assert!(!measured.iter().any(of_ours), "{measured:?}");
+    let needs_own_server = |figure: &String| figure.starts_with("memory") || figure.ends_with("-first");
+    assert!(!measured.iter().any(needs_own_server), "{measured:?}");
 }
 
 #[test]
-fn people_get_a_table_with_a_line_for_every_figure() {
+fn table_output_has_one_line_per_figure() {
     let stdout = Ran::from(bench(&["hits", "large", "--size", "2M"])).ok();
     let lines: Vec<&str> = stdout.lines().collect();
     assert!(lines[0].starts_with("blobferry ") && lines[0].contains("processors"), "{stdout}");
@@ -163,7 +163,7 @@ fn people_get_a_table_with_a_line_for_every_figure() {
 }
 
 #[test]
-fn what_can_not_be_measured_is_refused() {
+fn invalid_bench_arguments_are_refused() {
     for arguments in [&["nonsense"][..], &["--rounds", "0"], &["--size", "much"], &["--transport", "smoke"]] {
         let (code, stdout, stderr) = run(&[&["bench"], arguments].concat());
         assert_eq!((code, stdout.as_str()), (2, ""), "{arguments:?}: {stderr}");

@@ -1,4 +1,4 @@
-//! `blobferry cache`, and the limit of a cache.
+//! `blobferry cache` and the size limit of a cache.
 
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
@@ -9,8 +9,8 @@ use super::support::{Home, blob_files, bytes, digest};
 
 const MIB: usize = 1 << 20;
 
-/// A server with the files `a`, `b` and `c` of 1 MiB, all of them in the cache; the paths there.
-fn three() -> (Home, Vec<String>) {
+/// Stores the files `a`, `b` and `c` of 1 MiB and caches them; returns the paths in the cache.
+fn three_cached_files() -> (Home, Vec<String>) {
     let home = Home::new();
     let files = ["a", "b", "c"].map(|name| home.file(name, bytes(name, MIB)));
     home.put(&files.each_ref().map(String::as_str));
@@ -18,30 +18,30 @@ fn three() -> (Home, Vec<String>) {
     (home, paths)
 }
 
-/// What the cache has now; no server is asked.
+/// Lists the cache without a server.
 fn ls(home: &Home) -> Vec<String> {
     let ls = home.command_to("127.0.0.1:0", &["cache", "ls"]).output().unwrap();
     String::from_utf8(ls.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// Lets it look as if a file was used so many seconds ago.
-fn used(path: &str, seconds: u64) {
+/// Sets the access time of a file to this many seconds ago.
+fn set_last_used(path: &str, seconds: u64) {
     let then = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
     let file = std::fs::File::open(path).unwrap();
     file.set_times(std::fs::FileTimes::new().set_accessed(then)).unwrap();
 }
 
 #[test]
-fn blobs_are_listed_plain_long_and_as_json_and_the_whole_is_told() {
-    let (home, paths) = three();
+fn cache_ls_lists_blobs_plain_long_and_as_json() {
+    let (home, paths) = three_cached_files();
     let ids = ls(&home);
     assert_eq!(ids.len(), 3);
     let listed = home.json(&["cache", "ls"]);
-    let told = json!({
+    let expected = json!({
         "oid": 1, "tid": listed[0]["tid"], "size": MIB, "on_disk": listed[0]["on_disk"], "used": listed[0]["used"],
         "in_use": false, "pinned": false, "path": paths[0],
     });
-    assert_eq!(listed[0], told);
+    assert_eq!(listed[0], expected);
     assert!(listed[0]["on_disk"].as_u64() >= Some(MIB as u64));
     let long = home.run(&["cache", "ls", "-l"]).ok();
     let fields: Vec<&str> = long.lines().next().unwrap().split('\t').collect();
@@ -49,21 +49,21 @@ fn blobs_are_listed_plain_long_and_as_json_and_the_whole_is_told() {
         (fields[0], fields[1], fields[4], fields[5]),
         (ids[0].as_str(), "1048576", "-", paths[0].as_str())
     );
-    let whole = &home.json(&["cache"])[0];
-    assert_eq!((&whole["blobs"], &whole["limit"]), (&json!(3), &json!(null)));
+    let summary = &home.json(&["cache"])[0];
+    assert_eq!((&summary["blobs"], &summary["limit"]), (&json!(3), &json!(null)));
     assert!(home.run(&["cache"]).ok().contains("blobs\t3\n"));
 }
 
 #[test]
-fn a_limit_lets_what_was_used_longest_ago_go_and_holds_for_later_commands() {
-    let (home, paths) = three();
-    (paths.iter().zip([30, 20, 10])).for_each(|(path, ago)| used(path, ago));
-    let said = home.run(&["cache", "gc", "--limit", "2.5M"]).ok();
-    assert_eq!(said, "removed 1 blobs (1.0 MiB)\n");
+fn cache_limit_evicts_least_recently_used_and_persists() {
+    let (home, paths) = three_cached_files();
+    (paths.iter().zip([30, 20, 10])).for_each(|(path, ago)| set_last_used(path, ago));
+    let output = home.run(&["cache", "gc", "--limit", "2.5M"]).ok();
+    assert_eq!(output, "removed 1 blobs (1.0 MiB)\n");
     assert_eq!(paths.iter().map(|path| Path::new(path).exists()).collect::<Vec<_>>(), [false, true, true]);
     home.run(&["get", "a"]).ok();
     assert_eq!(ls(&home).len(), 2);
-    assert!(!Path::new(&paths[1]).exists(), "b was used longest ago");
+    assert!(!Path::new(&paths[1]).exists(), "b is the least recently used");
     assert_eq!(home.json(&["cache"])[0]["limit"], 5 * MIB / 2);
     assert_eq!(home.json(&["cache", "gc", "--to", "0"])[0]["blobs"], 2);
     home.run(&["cache", "gc", "--limit", "none"]).ok();
@@ -74,25 +74,25 @@ fn a_limit_lets_what_was_used_longest_ago_go_and_holds_for_later_commands() {
 }
 
 #[test]
-fn a_file_that_can_not_fit_is_refused_with_figures_before_it_is_asked_for() {
-    let (home, _) = three();
+fn file_larger_than_the_cache_limit_is_refused_unrequested() {
+    let (home, _) = three_cached_files();
     let sent = home.counter("blobs_sent");
     let big = home.file("big", bytes("big", 3 * MIB));
     home.put(&[&big]);
     let mut get = home.command(&["get", "big"]);
-    let said = super::support::Ran::from(get.env("BLOBFERRY_CACHE_LIMIT", "2M").output().unwrap()).fails(1);
-    assert!(said.contains("the cache may have 2097152") && said.contains("cache gc --limit"), "{said}");
+    let output = super::support::Ran::from(get.env("BLOBFERRY_CACHE_LIMIT", "2M").output().unwrap()).fails(1);
+    assert!(output.contains("the cache may have 2097152") && output.contains("cache gc --limit"), "{output}");
     assert_eq!(home.counter("blobs_sent"), sent);
-    // What is told to be there is there: not all of these fit.
-    let said = home.run(&["get", "a", "b", "c"]).fails(1);
-    assert!(said.contains("are in use"), "{said}");
-    // One after the other they do.
+    // `get` prints paths that must stay valid, so all files would have to fit together.
+    let output = home.run(&["get", "a", "b", "c"]).fails(1);
+    assert!(output.contains("are in use"), "{output}");
+    // `cat` needs them one at a time.
     assert_eq!(home.command(&["cat", "a", "b", "c"]).output().unwrap().stdout.len(), 3 * MIB);
 }
 
 #[test]
-fn damaged_files_are_6_and_the_next_get_fetches_them_again() {
-    let (home, paths) = three();
+fn damaged_cache_files_exit_6_and_are_fetched_again() {
+    let (home, paths) = three_cached_files();
     home.run(&["cache", "verify"]).ok();
     std::fs::set_permissions(&paths[1], std::fs::Permissions::from_mode(0o600)).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(&paths[1]).unwrap();
@@ -109,8 +109,8 @@ fn damaged_files_are_6_and_the_next_get_fetches_them_again() {
 }
 
 #[test]
-fn what_is_pinned_by_path_or_id_stays_until_the_pin_is_removed() {
-    let (home, paths) = three();
+fn blobs_pinned_by_path_or_id_stay_until_unpinned() {
+    let (home, paths) = three_cached_files();
     let second = ls(&home)[1].clone();
     let pinned = home.run(&["cache", "pin", &paths[0], &second]).ok();
     assert!(pinned.starts_with("pinned\t1@") && pinned.ends_with(&format!("pinned\t{second}\n")), "{pinned}");
@@ -120,16 +120,16 @@ fn what_is_pinned_by_path_or_id_stays_until_the_pin_is_removed() {
     home.run(&["cache", "clear"]).ok();
     assert_eq!(blob_files(&home.path("cache")), [Path::new(&paths[0])]);
     home.run(&["cache", "pin", "model.bin"]).fails(2);
-    let said = home.run(&["cache", "pin", &second]).fails(3);
-    assert!(said.contains("not in the cache: fetch it"), "{said}");
+    let output = home.run(&["cache", "pin", &second]).fails(3);
+    assert!(output.contains("not in the cache: fetch it"), "{output}");
 }
 
 #[test]
-fn a_cache_that_others_can_write_to_is_refused_with_what_to_do() {
-    let (home, _) = three();
+fn cache_writable_by_others_is_refused_with_advice() {
+    let (home, _) = three_cached_files();
     std::fs::set_permissions(home.path("cache"), std::fs::Permissions::from_mode(0o777)).unwrap();
     for arguments in [&["get", "a"][..], &["cache"]] {
-        let said = home.run(arguments).fails(1);
-        assert!(said.contains("chmod -R go-w") && said.contains("--cache"), "{said}");
+        let output = home.run(arguments).fails(1);
+        assert!(output.contains("chmod -R go-w") && output.contains("--cache"), "{output}");
     }
 }

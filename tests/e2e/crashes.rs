@@ -1,4 +1,4 @@
-//! A server that is killed at any moment of a `put`: afterwards all of it is there, or nothing.
+//! Kills a server at many moments of a `put`: afterwards all of its files exist, or none.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,25 +11,25 @@ use rustix::process::Signal;
 use super::support::{Home, Ran, Serve, blob_files, bytes, end};
 use super::throttled_proxy::{DOWN, ThrottledProxy, UP};
 
-/// What each `put` is about: kept in files of the server's, in its database, and of no bytes at all.
+/// Sizes in bytes of the files of each `put`: in files of the server, in its database, and empty.
 const SIZES: [usize; 8] = [300_000, 0, 1, 1000, 70_000, 150_000, 10, 65_536];
 
 /// When the server is killed.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
-    /// So much of all that the client sends has reached the server, in parts of [`ROUNDS`].
+    /// This part, in units of 1/[`ROUNDS`], of all that the client sends has reached the server.
     Sent(u64),
-    /// Almost all has, and so many milliseconds have gone by.
+    /// All but 1000 bytes have reached the server; then this number of milliseconds passes.
     Later(u64),
-    /// The server has said everything but the last bytes, so it has committed, and the client does not know it.
+    /// All but this number of bytes of the answers have passed: the server has committed, and the client has no answer.
     Unanswered(u64),
 }
 
-/// How many moments there are of each kind.
+/// Number of moments of each kind.
 const ROUNDS: u64 = 8;
 
-/// Looks whether a round's files are there: all, with the right bytes, or none.
-fn is_there(home: &Home, round: &str) -> bool {
+/// Returns whether a round's files exist. Panics if only a part exists or bytes differ.
+fn is_complete(home: &Home, round: &str) -> bool {
     if !home.ls("/").contains(&round.to_owned()) {
         return false;
     }
@@ -37,8 +37,8 @@ fn is_there(home: &Home, round: &str) -> bool {
     true
 }
 
-/// Every blob file belongs to a revision, and every large blob has its file.
-fn files_and_rows_agree(dir: &Path) {
+/// Checks that every blob file belongs to a revision, and that every large blob has a file.
+fn check_files_against_rows(dir: &Path) {
     let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
     let files: BTreeSet<BlobId> = blob_files(&dir.join("blobs"))
         .iter()
@@ -59,54 +59,54 @@ fn files_and_rows_agree(dir: &Path) {
     assert_eq!(files, rows);
 }
 
-/// Puts a round's files while the server is killed; whether all of them are there afterwards.
+/// Puts a round's files and kills the server meanwhile; returns whether the put was committed.
 fn put_and_kill(moment: Moment, all: [u64; 2]) -> bool {
     let mut home = Home::new();
     let dir = home.path("server");
     home.run(&["put", "-r", &home.files("before", &SIZES)]).ok();
     let proxy = ThrottledProxy::to(&home.server.address);
-    let (way, bytes) = match moment {
+    let (direction, bytes) = match moment {
         Moment::Sent(part) => (UP, all[UP] * part / ROUNDS),
         Moment::Later(_) => (UP, all[UP] - 1000),
         Moment::Unanswered(bytes) => (DOWN, all[DOWN] - bytes),
     };
-    proxy.limit(way, bytes);
+    proxy.limit(direction, bytes);
     let put = home.command_to(&proxy.address, &["put", "-r", &home.files("round", &SIZES)]).spawn().unwrap();
-    proxy.wait_until_passed(way, bytes);
+    proxy.wait_until_passed(direction, bytes);
     if let Moment::Later(milliseconds) = moment {
         proxy.open();
-        // Whatever has happened by then is right.
+        // Either result is correct after this time.
         std::thread::sleep(Duration::from_millis(milliseconds));
     }
     home.server.end(Signal::KILL);
     proxy.cut();
     home.server = Serve::start(&dir);
-    assert_eq!(std::fs::read_dir(dir.join("blobs/tmp")).unwrap().count(), 0, "nothing half is left");
+    assert_eq!(std::fs::read_dir(dir.join("blobs/tmp")).unwrap().count(), 0, "no unfinished file is left");
     proxy.lead_to(&home.server.address);
     let ran = end(put);
     assert!(ran.code == 0 || ran.code == 5, "{ran:?}");
-    // Who lost the connection in the commit has asked what became of it.
-    let committed = is_there(&home, "round");
+    // A client that lost its connection during the commit has queried the outcome.
+    let committed = is_complete(&home, "round");
     assert_eq!(committed, ran.code == 0, "{ran:?}");
-    assert!(is_there(&home, "before"));
+    assert!(is_complete(&home, "before"));
     assert_eq!(home.server.end(Signal::TERM), Some(0));
-    files_and_rows_agree(&dir);
+    check_files_against_rows(&dir);
     committed
 }
 
 #[test]
-fn a_put_whose_server_is_killed_at_any_moment_is_there_as_a_whole_or_not_at_all() {
-    // One that is not disturbed shows how much there is to be said.
+fn put_is_atomic_when_the_server_is_killed() {
+    // An undisturbed put shows the number of bytes in each direction.
     let home = Home::new();
     home.run(&["put", "-r", &home.files("before", &SIZES)]).ok();
     let proxy = ThrottledProxy::to(&home.server.address);
     end(home.command_to(&proxy.address, &["put", "-r", &home.files("round", &SIZES)]).spawn().unwrap()).ok();
     proxy.wait_until_all_is_over();
     let all = proxy.passed();
-    assert!(is_there(&home, "round"));
+    assert!(is_complete(&home, "round"));
     for n in 0..ROUNDS {
         if n > 0 {
-            // Where the server had not heard of it yet, the next one gets all of it.
+            // If the server had not received the request, the restarted server receives all of it.
             put_and_kill(Moment::Sent(n), all);
         }
         put_and_kill(Moment::Later(n * 4), all);
@@ -115,7 +115,7 @@ fn a_put_whose_server_is_killed_at_any_moment_is_there_as_a_whole_or_not_at_all(
 }
 
 #[test]
-fn a_client_that_is_killed_in_the_middle_of_a_put_leaves_nothing() {
+fn client_killed_during_put_leaves_nothing() {
     let home = Home::new();
     let (proxy, file) =
         (ThrottledProxy::to(&home.server.address), home.file("file", bytes("file", 1_000_000)));

@@ -1,16 +1,16 @@
-//! Callers that are no clients: each is sent away, and nobody else notices.
+//! Peers that do not speak the protocol: the server closes their connections and serves others.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 
 use blobferry_protocol::{Hello, Limits, MAGIC, Message, wire};
 
-use super::support::{Home, MEMORY};
+use super::support::{Home, MAX_MEMORY};
 
-/// Sends bytes, and waits until the server closes the connection.
-fn is_sent_away(home: &Home, bytes: &[u8]) {
+/// Sends bytes and waits until the server closes the connection.
+fn is_disconnected(home: &Home, bytes: &[u8]) {
     let mut socket = TcpStream::connect(&home.server.address).unwrap();
-    // The server may have closed it before it was all written.
+    // The server may close the connection before everything is written.
     let _ = socket.write_all(bytes);
     let mut answer = Vec::new();
     match socket.read_to_end(&mut answer) {
@@ -28,7 +28,7 @@ fn hello() -> Vec<u8> {
 }
 
 #[test]
-fn garbage_and_lies_are_sent_away_while_others_are_served() {
+fn invalid_peers_are_disconnected_and_others_served() {
     let home = Home::new();
     let silent = TcpStream::connect(&home.server.address).unwrap();
     let mut half = TcpStream::connect(&home.server.address).unwrap();
@@ -48,11 +48,11 @@ fn garbage_and_lies_are_sent_away_while_others_are_served() {
         &twice,
         &huge,
     ] {
-        is_sent_away(&home, bytes);
+        is_disconnected(&home, bytes);
         assert_eq!(home.ls("/"), [""; 0]);
     }
     home.put(&[&home.file("file", "x")]);
     drop((silent, half));
     assert_eq!(home.run(&["cat", "file"]).ok(), "x");
-    assert!(home.server.peak_memory() < MEMORY);
+    assert!(home.server.peak_memory() < MAX_MEMORY);
 }

@@ -1,4 +1,4 @@
-//! Connections that say nothing: thousands of them cost little, and keep nobody from being served.
+//! Thousands of idle connections cost a server little memory, and other clients are still served.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -7,12 +7,12 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::support::{Ran, Serve, blobferry};
 
-/// Connections that say nothing; fewer where the system does not let a process have so many.
+/// Number of idle connections; fewer if the limit on open files is lower.
 const IDLE: u64 = 5000;
-/// Bytes of resident memory that each of them may cost a server.
-const EACH: u64 = 8 << 10;
+/// Resident memory that one idle connection may cost a server, in bytes.
+const MAX_BYTES_EACH: u64 = 8 << 10;
 
-/// A client's hello, as PROTOCOL.md shows it.
+/// A client's hello frame from PROTOCOL.md, in hexadecimal.
 const HELLO: &str =
     "2800000000626c6f6266657279010180808008808010808080018080800280088020800280808010036b6579";
 
@@ -21,7 +21,7 @@ fn hello() -> Vec<u8> {
     (0..HELLO.len()).step_by(2).map(byte).collect()
 }
 
-/// Connects, and says no more than hello.
+/// Connects, completes the handshake, and sends nothing more.
 fn connect(server: &str) -> TcpStream {
     let mut stream = TcpStream::connect(server).unwrap();
     stream.write_all(&hello()).unwrap();
@@ -33,13 +33,13 @@ fn connect(server: &str) -> TcpStream {
     stream
 }
 
-fn thousands_of_idle_connections_cost_little(transport: &str) {
+fn idle_connections_stay_within_memory_budget(transport: &str) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).unwrap();
-    // Other tests of this process have files open, too.
+    // Other tests of this process also have open files.
     let idle = limit.maximum.map_or(IDLE, |most| IDLE.min(most.saturating_sub(1000)));
-    assert!(idle >= 1000, "this process may have {limit:?} files open: too few to tell");
+    assert!(idle >= 1000, "the limit on open files is too low for this test: {limit:?}");
 
     let dir = tempfile::tempdir().unwrap();
     let server = Serve::start_with(&dir.path().join("server"), &["--transport", transport]);
@@ -54,19 +54,19 @@ fn thousands_of_idle_connections_cost_little(transport: &str) {
     let before = counter("rss_bytes");
     let connections: Vec<TcpStream> = (0..idle).map(|_| connect(&server.address)).collect();
     let (after, connected) = (counter("rss_bytes"), counter("connections"));
-    assert_eq!(connected, idle + 1, "they and the one who asks");
+    assert_eq!(connected, idle + 1, "they and the client that runs `status`");
     let each = after.saturating_sub(before) / idle;
     println!("{transport}: {idle} idle connections, {each} bytes of resident memory each");
-    assert!(each <= EACH, "{each} bytes each");
+    assert!(each <= MAX_BYTES_EACH, "{each} bytes each");
     drop(connections);
 }
 
 #[test]
-fn thousands_of_idle_connections_cost_a_server_on_mio_little() {
-    thousands_of_idle_connections_cost_little("mio");
+fn idle_connections_on_mio_stay_within_memory_budget() {
+    idle_connections_stay_within_memory_budget("mio");
 }
 
 #[test]
-fn thousands_of_idle_connections_cost_a_server_on_tokio_little() {
-    thousands_of_idle_connections_cost_little("tokio");
+fn idle_connections_on_tokio_stay_within_memory_budget() {
+    idle_connections_stay_within_memory_budget("tokio");
 }

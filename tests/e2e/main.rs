@@ -1,10 +1,11 @@
-//! The whole: the command as its users see it (real processes, real files, exit codes, output), and every client
-//! against every server, over real sockets.
+//! End-to-end tests: the command as its users see it, and every client against every server.
+//!
+//! The tests run real processes, files and sockets, and check exit codes and output.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "a panic is how a test fails, also in what the tests share"
+    reason = "a panic is how a test fails, also in shared helpers"
 )]
 
 mod bench;

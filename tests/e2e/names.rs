@@ -1,11 +1,11 @@
-//! Names and what can be done with them.
+//! Commands on names: `put`, `get`, `cat`, `ls`, `log`, `rm`.
 
 use serde_json::json;
 
-use super::support::{Home, MEMORY, Ran, bytes};
+use super::support::{Home, MAX_MEMORY, Ran, bytes};
 
-/// A server on which `a` was put twice and `d/b` once; the two tids of `a`.
-fn some_names() -> (Home, String, String) {
+/// Starts a server, puts `a` twice and `d/b` once; returns the two tids of `a`.
+fn two_files() -> (Home, String, String) {
     let home = Home::new();
     let a = home.file("a", "first");
     home.file("d/b", "b");
@@ -17,8 +17,8 @@ fn some_names() -> (Home, String, String) {
 }
 
 #[test]
-fn what_was_put_is_listed_told_and_read_as_of_any_moment() {
-    let (home, first, second) = some_names();
+fn put_files_are_listed_logged_and_read_at_any_tid() {
+    let (home, first, second) = two_files();
     assert_eq!(home.ls("/"), ["a", "d"]);
     assert_eq!(home.ls("d"), ["b"]);
     assert_eq!(home.ls(&format!("/@{first}")), ["a"]);
@@ -36,8 +36,8 @@ fn what_was_put_is_listed_told_and_read_as_of_any_moment() {
 }
 
 #[test]
-fn copies_are_written_where_they_are_wanted() {
-    let (home, first, _) = some_names();
+fn get_writes_copies_to_the_given_path() {
+    let (home, first, _) = two_files();
     let (copy, dir) = (home.path("copy"), home.path("copies"));
     home.run(&["get", &format!("a@{first}"), "-o", copy.to_str().unwrap()]).ok();
     assert_eq!(std::fs::read(&copy).unwrap(), b"first");
@@ -47,8 +47,8 @@ fn copies_are_written_where_they_are_wanted() {
 }
 
 #[test]
-fn what_is_removed_is_gone_all_of_it_or_nothing_and_can_be_read_as_of_before() {
-    let (home, _, second) = some_names();
+fn rm_is_atomic_and_keeps_earlier_revisions() {
+    let (home, _, second) = two_files();
     home.run(&["rm", "a", "nonesuch"]).fails(3);
     home.run(&["rm", "a", "d"]).fails(2);
     assert_eq!(home.ls("/"), ["a", "d"]);
@@ -61,16 +61,16 @@ fn what_is_removed_is_gone_all_of_it_or_nothing_and_can_be_read_as_of_before() {
     assert!(log.lines().next().unwrap().ends_with("\taway"), "{log}");
 
     assert!(home.run(&["pack"]).ok().starts_with("forgot "));
-    let said = home.run(&["cat", &format!("a@{second}")]).fails(3);
-    assert!(said.contains("packed"), "{said}");
+    let stderr = home.run(&["cat", &format!("a@{second}")]).fails(3);
+    assert!(stderr.contains("packed"), "{stderr}");
     assert_eq!(home.counter("blobs"), 0);
 }
 
 #[test]
-fn what_is_not_there_is_3_and_says_what_to_look_at() {
-    let (home, first, _) = some_names();
-    let said = home.run(&["get", "a", "d/nonesuch"]).fails(3);
-    assert!(said.contains("`d/nonesuch`") && said.contains("blobferry ls d"), "{said}");
+fn missing_name_exits_3_with_advice() {
+    let (home, first, _) = two_files();
+    let stderr = home.run(&["get", "a", "d/nonesuch"]).fails(3);
+    assert!(stderr.contains("`d/nonesuch`") && stderr.contains("blobferry ls d"), "{stderr}");
     home.run(&["cat", &format!("d/b@{first}")]).fails(3);
     home.run(&["ls", "a@ffffffffffffffff"]).fails(3);
     home.run(&["get", "d"]).fails(1);
@@ -78,7 +78,7 @@ fn what_is_not_there_is_3_and_says_what_to_look_at() {
 }
 
 #[test]
-fn names_that_can_not_be_are_refused_before_anything_is_sent() {
+fn invalid_names_are_refused_before_sending() {
     let home = Home::new();
     for name in ["a//b", "..", "a/./b", ""] {
         assert_eq!(home.run(&["get", name]).code, 2, "{name}");
@@ -86,14 +86,14 @@ fn names_that_can_not_be_are_refused_before_anything_is_sent() {
     let (long, file) = ("n".repeat(256), home.file("file", "x"));
     assert_eq!(home.run(&["put", "--to", &long, &file]).code, 2);
     let same = home.file("other/file", "y");
-    let said = home.run(&["put", &file, &same]).fails(2);
-    assert!(said.contains("would both be `file`"), "{said}");
+    let stderr = home.run(&["put", &file, &same]).fails(2);
+    assert!(stderr.contains("would both be `file`"), "{stderr}");
     assert_eq!(home.ls("/"), [""; 0]);
 }
 
 #[test]
-fn json_has_the_fields_that_scripts_rely_on() {
-    let (home, first, second) = some_names();
+fn json_output_has_its_documented_fields() {
+    let (home, first, second) = two_files();
     let digest = blake3::hash(b"second!").to_hex().to_string();
     let log = &home.json(&["log", "a"])[0];
     let time = log["time"].clone();
@@ -134,21 +134,21 @@ fn json_has_the_fields_that_scripts_rely_on() {
 }
 
 #[test]
-fn only_what_is_asked_for_is_kept_in_the_cache_a_second_time() {
+fn put_caches_only_with_the_cached_option() {
     let home = Home::new();
     let file = home.file("file", bytes("file", 100_000));
     home.put(&[&file]);
     home.run(&["get", "file"]).ok();
-    assert_eq!(home.counter("blobs_sent"), 1, "it was not there");
+    assert_eq!(home.counter("blobs_sent"), 1, "it was not cached");
     home.put(&["--cached", &file]);
     let path = home.run(&["get", "file"]).ok();
-    assert_eq!(home.counter("blobs_sent"), 1, "it was there");
+    assert_eq!(home.counter("blobs_sent"), 1, "it was cached");
     assert_eq!(std::fs::read(path.trim_end()).unwrap(), bytes("file", 100_000));
     assert!(std::path::Path::new(&file).exists(), "the user's file stays");
 }
 
 #[test]
-fn a_directory_of_thousands_of_names_is_put_at_once_listed_and_removed() {
+fn large_directory_is_put_listed_and_removed() {
     let home = Home::new();
     for n in 0..3000 {
         home.file(&format!("many/{n:04}"), n.to_string());
@@ -156,21 +156,21 @@ fn a_directory_of_thousands_of_names_is_put_at_once_listed_and_removed() {
     let many = home.path("many");
     let mut put = home.command(&["put", "-r", many.to_str().unwrap()]);
     let put = Ran::from(put.env("RUST_LOG", "blobferry=debug").output().unwrap());
-    assert!(put.peak_memory() < MEMORY, "{}", put.peak_memory());
+    assert!(put.peak_memory() < MAX_MEMORY, "{}", put.peak_memory());
     assert_eq!(put.ok().lines().count(), 3000);
     assert_eq!(home.ls("many"), (0..3000).map(|n| format!("{n:04}")).collect::<Vec<_>>());
     assert_eq!(home.run(&["cat", "many/0000", "many/2999"]).ok(), "02999");
-    // One more name changes one small part of the directory.
+    // One more name changes only one part of the directory.
     let before = home.counter("revisions");
     home.put(&["--to", "many", &home.file("one more", "")]);
     assert_eq!(home.counter("revisions") - before, 2);
-    assert!(home.server.peak_memory() < MEMORY, "{}", home.server.peak_memory());
+    assert!(home.server.peak_memory() < MAX_MEMORY, "{}", home.server.peak_memory());
     home.run(&["rm", "-r", "many"]).ok();
     assert_eq!(home.counter("objects"), 1, "the root");
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_not_an_error() {
+fn closed_output_pipe_is_not_an_error() {
     let home = Home::new();
     home.put(&[&home.file("file", bytes("file", 1_000_000))]);
     let mut child = home.command(&["cat", "file"]).spawn().unwrap();

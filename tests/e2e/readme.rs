@@ -1,7 +1,7 @@
-//! The README's tour, run as it stands: every command in it works, and prints what it says there.
+//! Runs the README's tour: every command works and prints what the README shows.
 //!
-//! What differs from run to run (transaction ids, moments, the cache's place, the port) is replaced by a word on both
-//! sides before they are compared.
+//! Text that differs from run to run (transaction ids, times, cache paths) is replaced by a placeholder on both
+//! sides before the comparison.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use std::process::{Command, Stdio};
 
 use crate::support::Home;
 
-/// A command of the tour, and what it prints.
+/// A command of the tour and its expected output.
 struct Step {
     command: String,
     output: Vec<String>,
 }
 
-/// The commands in all blocks that are marked as a console's.
+/// Returns the commands of all `console` blocks.
 fn steps(readme: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let mut inside = false;
@@ -37,8 +37,8 @@ fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// A word without what differs from run to run.
-fn settled(word: &str) -> &str {
+/// Replaces a word that differs from run to run by a placeholder.
+fn normalize(word: &str) -> &str {
     match word {
         tid if tid.len() == 16 && is_hex(tid) => "TID",
         time if time.len() == 20 && time.ends_with('Z') && time.as_bytes()[10] == b'T' => "TIME",
@@ -47,11 +47,11 @@ fn settled(word: &str) -> &str {
     }
 }
 
-fn settled_line(line: &str) -> String {
-    line.split(['\t', ' ']).map(settled).collect::<Vec<_>>().join(" ")
+fn normalize_line(line: &str) -> String {
+    line.split(['\t', ' ']).map(normalize).collect::<Vec<_>>().join(" ")
 }
 
-/// Runs a command line as a shell would, in `dir`; both outputs, in one.
+/// Runs a command line with `sh` in `dir`; returns both outputs in one text.
 fn shell(home: &Home, dir: &Path, command: &str) -> String {
     let bin = Path::new(env!("CARGO_BIN_EXE_blobferry")).parent().unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
@@ -74,13 +74,13 @@ fn file(name: &str) -> String {
 }
 
 #[test]
-fn every_command_of_the_tour_prints_what_the_readme_says() {
+fn every_readme_command_prints_what_the_readme_says() {
     let steps = steps(&file("README.md"));
     assert!(steps.len() > 15, "the tour is missing");
     let home = Home::new();
     let dir = home.path("tour");
     fs::create_dir(&dir).unwrap();
-    // The tids that the README speaks of, and those of this run in their place.
+    // The tids in the README and those of this run.
     let mut tids: Vec<(String, String)> = Vec::new();
     for Step { command, output: expected } in steps {
         if command.starts_with("blobferry serve") {
@@ -89,19 +89,19 @@ fn every_command_of_the_tour_prints_what_the_readme_says() {
         }
         let command = tids.iter().fold(command, |command, (theirs, ours)| command.replace(theirs, ours));
         let printed = shell(&home, &dir, &command);
-        let settled: Vec<String> = printed.lines().map(settled_line).collect();
-        let wanted: Vec<String> = expected.iter().map(|line| settled_line(line)).collect();
-        assert_eq!(settled, wanted, "{command}");
+        let normalized: Vec<String> = printed.lines().map(normalize_line).collect();
+        let wanted: Vec<String> = expected.iter().map(|line| normalize_line(line)).collect();
+        assert_eq!(normalized, wanted, "{command}");
         for (theirs, ours) in expected.iter().zip(printed.lines()) {
             let pairs = theirs.split('\t').zip(ours.split('\t'));
-            let new = pairs.filter(|(theirs, _)| self::settled(theirs) == "TID");
+            let new = pairs.filter(|(theirs, _)| normalize(theirs) == "TID");
             tids.extend(new.map(|(theirs, ours)| (theirs.to_owned(), ours.to_owned())));
         }
     }
 }
 
 #[test]
-fn the_library_in_the_readme_is_the_example_that_runs() {
+fn readme_library_code_is_the_tested_example() {
     let readme = file("README.md");
     let (_, block) = readme.split_once("```rust\n").unwrap();
     let (block, _) = block.split_once("```").unwrap();
@@ -112,7 +112,7 @@ fn the_library_in_the_readme_is_the_example_that_runs() {
     assert!(example.windows(shown.len()).any(|lines| lines == shown), "the README shows another example");
 }
 
-/// Everything in the sources of the project.
+/// Returns the text of all Rust sources of the project.
 fn sources(dir: &std::path::Path) -> String {
     let mut all = String::new();
     for entry in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
@@ -126,7 +126,7 @@ fn sources(dir: &std::path::Path) -> String {
 }
 
 #[test]
-fn every_promise_names_a_test_that_there_is() {
+fn every_promise_names_an_existing_test() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let (text, sources) = (std::fs::read_to_string(root.join("README.md")).unwrap(), sources(root));
     let (_, promises) = text.split_once("## When things break").unwrap();

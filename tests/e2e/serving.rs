@@ -1,21 +1,21 @@
-//! The server as a process: how it begins, and how it ends.
+//! How the server process starts and stops.
 
 use rustix::process::Signal;
 
 use super::support::{Home, Serve, bytes, run};
 
 #[test]
-fn a_directory_that_another_server_has_open_is_refused() {
+fn serve_refuses_a_directory_in_use() {
     let home = Home::new();
     let dir = home.path("server");
     let (code, stdout, stderr) = run(&["serve", "--dir", dir.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
     assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
     assert!(stderr.contains("is in use by another server"), "{stderr}");
-    assert_eq!(home.ls("/"), [""; 0], "the first one serves on");
+    assert_eq!(home.ls("/"), [""; 0], "the first server still serves");
 }
 
 #[test]
-fn an_address_that_is_taken_is_1_and_says_which() {
+fn taken_address_exits_1_and_is_named() {
     let home = Home::new();
     let dir = home.path("second");
     let (code, _, stderr) = run(&["serve", "--dir", dir.to_str().unwrap(), "--listen", &home.server.address]);
@@ -24,7 +24,7 @@ fn an_address_that_is_taken_is_1_and_says_which() {
 }
 
 #[test]
-fn sigterm_and_sigint_stop_it_with_0_and_all_is_there_when_it_is_started_again() {
+fn sigterm_and_sigint_stop_cleanly_and_keep_data() {
     let mut home = Home::new();
     let file = home.file("file", bytes("file", 200_000));
     home.put(&[&file]);
@@ -38,9 +38,9 @@ fn sigterm_and_sigint_stop_it_with_0_and_all_is_there_when_it_is_started_again()
 }
 
 #[test]
-fn a_client_is_told_when_the_server_is_gone() {
+fn stopped_server_exits_5_with_its_address() {
     let mut home = Home::new();
     home.server.end(Signal::TERM);
-    let said = home.run(&["ls"]).fails(5);
-    assert!(said.contains(&format!("no server at {}: ", home.server.address)), "{said}");
+    let stderr = home.run(&["ls"]).fails(5);
+    assert!(stderr.contains(&format!("no server at {}: ", home.server.address)), "{stderr}");
 }

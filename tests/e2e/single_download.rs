@@ -1,16 +1,16 @@
-//! Many processes that want the same blobs at the same moment, on one machine.
+//! Processes of one machine that need the same blob at the same time share one download.
 
 use std::collections::BTreeSet;
 use std::process::Child;
 
-use super::support::{Home, MEMORY, Ran, bytes, digest, end};
+use super::support::{Home, MAX_MEMORY, Ran, bytes, digest, end};
 use super::throttled_proxy::{DOWN, ThrottledProxy};
 
-/// More than small messages; less than a blob, by more than what may be on its way.
+/// Bytes that the proxy passes: more than small messages, and less than a blob minus all buffers on the way.
 const HALF: u64 = 400 << 10;
 
 #[test]
-fn a_big_file_an_empty_one_and_200_small_ones_are_sent_once_and_memory_stays_flat() {
+fn many_processes_get_each_blob_in_one_send() {
     let home = Home::new();
     let mut files = vec![home.file("big", bytes("big", 64 << 20)), home.file("empty", "")];
     files.extend((0..200).map(|n| home.file(&format!("small-{n}"), bytes(&n.to_string(), 10 + n * 100))));
@@ -22,7 +22,7 @@ fn a_big_file_an_empty_one_and_200_small_ones_are_sent_once_and_memory_stays_fla
 
     let paths: Vec<&str> = files.iter().map(String::as_str).collect();
     let put = Ran::from(debug(&[&["put"], &paths[..]].concat()).output().unwrap());
-    assert!(put.peak_memory() < MEMORY, "{put:?}");
+    assert!(put.peak_memory() < MAX_MEMORY, "{put:?}");
     let put = put.ok();
     let fields: Vec<Vec<&str>> = put.lines().map(|line| line.split('\t').collect()).collect();
     let tids: BTreeSet<&str> = fields.iter().map(|fields| fields[1]).collect();
@@ -34,9 +34,9 @@ fn a_big_file_an_empty_one_and_200_small_ones_are_sent_once_and_memory_stays_fla
     let children: Vec<Child> = (0..8).map(|_| debug(&get).spawn().unwrap()).collect();
     let all: Vec<Ran> = children.into_iter().map(end).collect();
     assert_eq!(home.counter("blobs_sent") - before, names.len() as u64, "each blob once");
-    assert!(home.server.peak_memory() < MEMORY, "{}", home.server.peak_memory());
+    assert!(home.server.peak_memory() < MAX_MEMORY, "{}", home.server.peak_memory());
     for got in &all {
-        assert!(got.peak_memory() < MEMORY, "{}", got.peak_memory());
+        assert!(got.peak_memory() < MAX_MEMORY, "{}", got.peak_memory());
     }
     let outputs: BTreeSet<String> = all.into_iter().map(Ran::ok).collect();
     assert_eq!(outputs.len(), 1, "the same files");
@@ -46,7 +46,7 @@ fn a_big_file_an_empty_one_and_200_small_ones_are_sent_once_and_memory_stays_fla
 }
 
 #[test]
-fn sixteen_processes_that_want_a_blob_while_it_is_on_its_way_share_one_download() {
+fn sixteen_processes_share_one_download() {
     let home = Home::new();
     let file = home.file("blob", bytes("blob", 8 << 20));
     home.put(&[&file]);
@@ -64,7 +64,7 @@ fn sixteen_processes_that_want_a_blob_while_it_is_on_its_way_share_one_download(
 }
 
 #[test]
-fn when_the_downloader_is_killed_half_way_another_takes_over_and_all_are_served() {
+fn waiter_takes_over_from_a_killed_downloader() {
     let home = Home::new();
     let file = home.file("blob", bytes("blob", 8 << 20));
     home.put(&[&file]);
@@ -85,26 +85,26 @@ fn when_the_downloader_is_killed_half_way_another_takes_over_and_all_are_served(
     assert_eq!(
         sent() - before,
         1,
-        "the first was never sent to its last byte, and one of the others asked for the rest"
+        "the killed process never got the last byte, and one waiter requested the rest"
     );
 }
 
 #[test]
-fn the_demonstration_shows_what_it_should_and_leaves_nothing() {
+fn demo_sends_each_blob_once_and_leaves_nothing() {
     let (home, tmp) = (Home::new(), tempfile::tempdir().unwrap());
     let demo = |arguments: &[&str]| {
         Ran::from(home.command(arguments).env("TMPDIR", tmp.path()).output().unwrap()).ok()
     };
     let (one, other) = (home.file("one", bytes("one", 3 << 20)), home.file("other", ""));
-    let said = demo(&["demo", &one, &other]);
+    let stdout = demo(&["demo", &one, &other]);
     assert!(
-        said.ends_with("All bytes agree. The server sent 2 blobs for 16 that were asked for.\n"),
-        "{said}"
+        stdout.ends_with("All bytes agree. The server sent 2 blobs for 16 that were asked for.\n"),
+        "{stdout}"
     );
-    let told: serde_json::Value = serde_json::from_str(&demo(&["demo", "--json"])).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&demo(&["demo", "--json"])).unwrap();
     let downloaded =
-        told["workers"].as_array().unwrap().iter().map(|worker| worker["downloaded"].as_u64().unwrap());
+        report["workers"].as_array().unwrap().iter().map(|worker| worker["downloaded"].as_u64().unwrap());
     assert_eq!(downloaded.sum::<u64>(), 12);
-    assert_eq!(told["blobs_sent"], 12);
+    assert_eq!(report["blobs_sent"], 12);
     assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
 }

@@ -1,5 +1,6 @@
-//! `strace`, which counts system calls of the command, or makes them fail. Where there is none, or it does not work, that is
-//! said, and the test is skipped.
+//! Runs `strace` to count system calls of the command, or to make them fail.
+//!
+//! If `strace` is missing or does not work, the test prints that and is skipped.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,14 +10,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Serve, copy_environment};
 
-/// One that looks at a server, until it is ended.
+/// A `strace` process that is attached to a server.
 pub(crate) struct Strace {
     process: Child,
     log: PathBuf,
 }
 
 impl Strace {
-    /// Attaches a `strace`, told what to do, to all threads of a server. `None` where that can not be done here.
+    /// Attaches a configured `strace` to all threads of a server. Returns `None` if that is impossible here.
     pub(crate) fn attach(strace: &mut Command, server: &Serve, log: PathBuf) -> Option<Strace> {
         let pid = server.pid().to_string();
         let strace = strace.args(["-f", "-p", &pid, "-o"]).arg(&log).stderr(Stdio::piped()).spawn();
@@ -24,17 +25,17 @@ impl Strace {
             println!("skipped: there is no strace here");
             return None;
         };
-        let mut said = String::new();
-        BufReader::new(process.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
-        if said.contains("attached") {
+        let mut line = String::new();
+        BufReader::new(process.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+        if line.contains("attached") {
             return Some(Strace { process, log });
         }
-        println!("skipped: strace does not work here: {said}");
+        println!("skipped: strace does not work here: {line}");
         process.wait().unwrap();
         None
     }
 
-    /// Lets go of the server, which goes on; what was seen.
+    /// Detaches from the server and returns the log.
     pub(crate) fn end(mut self) -> String {
         kill_process(Pid::from_child(&self.process), Signal::TERM).unwrap();
         self.process.wait().unwrap();
@@ -42,7 +43,9 @@ impl Strace {
     }
 }
 
-/// Runs a command under a `strace`, told what to do, to its end, with what was seen. `None` where that can not be done here.
+/// Runs a command to its end under a configured `strace`; returns its output and the log.
+///
+/// Returns `None` if that is impossible here.
 pub(crate) fn run(strace: &mut Command, command: &Command, log: &Path) -> Option<(Output, String)> {
     strace.args(["-f", "-o"]).arg(log).arg(command.get_program()).args(command.get_args());
     copy_environment(command, strace);
@@ -50,15 +53,15 @@ pub(crate) fn run(strace: &mut Command, command: &Command, log: &Path) -> Option
         println!("skipped: there is no strace here");
         return None;
     };
-    let seen = std::fs::read_to_string(log).unwrap_or_default();
-    if seen.is_empty() {
+    let calls = std::fs::read_to_string(log).unwrap_or_default();
+    if calls.is_empty() {
         println!("skipped: strace does not work here: {}", String::from_utf8_lossy(&output.stderr));
         return None;
     }
-    Some((output, seen))
+    Some((output, calls))
 }
 
-/// How many calls were made to fail, in what was seen.
-pub(crate) fn injected(seen: &str) -> usize {
-    seen.lines().filter(|line| line.contains("(INJECTED)")).count()
+/// Returns how many calls of a log were made to fail.
+pub(crate) fn injected(calls: &str) -> usize {
+    calls.lines().filter(|line| line.contains("(INJECTED)")).count()
 }

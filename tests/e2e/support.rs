@@ -1,18 +1,22 @@
-//! Running the command: servers, clients, files, and where they live.
+//! Helpers that run the command: servers, clients, and temporary directories for their files.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The most memory that any process may have resident, in bytes, whatever the size of the files.
-pub(crate) const MEMORY: u64 = 32 << 20;
+/// Upper limit on the resident memory of any process, in bytes, for files of any size.
+pub(crate) const MAX_MEMORY: u64 = 32 << 20;
 
-/// The command, without the settings of whoever runs the tests.
+/// How long a helper waits for an event before it fails the test.
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Returns the command without the environment settings of the developer's shell.
 pub(crate) fn blobferry<A: AsRef<OsStr>>(arguments: &[A]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blobferry"));
     command
@@ -24,13 +28,13 @@ pub(crate) fn blobferry<A: AsRef<OsStr>>(arguments: &[A]) -> Command {
     command
 }
 
-/// Runs the command to its end; its exit code, standard output, and standard error.
+/// Runs the command to its end; returns its exit code, standard output and standard error.
 pub(crate) fn run(arguments: &[&str]) -> (i32, String, String) {
     let Ran { code, stdout, stderr } = Ran::from(blobferry(arguments).output().unwrap());
     (code, stdout, stderr)
 }
 
-/// How a process has ended, and what it said.
+/// Exit code and output of a process.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,
@@ -47,14 +51,14 @@ impl From<Output> for Ran {
 }
 
 impl Ran {
-    /// What it put out; it must have succeeded.
+    /// Returns standard output. Panics if the process failed.
     #[track_caller]
     pub(crate) fn ok(self) -> String {
         assert_eq!(self.code, 0, "{self:?}");
         self.stdout
     }
 
-    /// What it said on standard error; it must have ended like this, and put out nothing.
+    /// Returns standard error. Panics unless the process exited with `code` and an empty standard output.
     #[track_caller]
     pub(crate) fn fails(self, code: i32) -> String {
         assert_eq!((self.code, self.stdout.as_str()), (code, ""), "{self:?}");
@@ -62,7 +66,7 @@ impl Ran {
         self.stderr
     }
 
-    /// The most memory that it had resident, in bytes: it says so where RUST_LOG asks for it.
+    /// Returns the peak resident memory in bytes, which the process logs if RUST_LOG enables it.
     #[track_caller]
     pub(crate) fn peak_memory(&self) -> u64 {
         let (_, peak) = self.stderr.split_once("peak_memory_bytes=").unwrap();
@@ -70,7 +74,7 @@ impl Ran {
     }
 }
 
-/// `blobferry serve`, in a process of its own. Dropped, it is killed.
+/// A process that runs `blobferry serve`. Dropping it kills the process.
 pub(crate) struct Serve {
     child: Child,
     _stdout: BufReader<ChildStdout>,
@@ -78,18 +82,18 @@ pub(crate) struct Serve {
 }
 
 impl Serve {
-    /// Starts it, and returns when it is ready.
+    /// Starts a server and returns when it listens.
     pub(crate) fn start(dir: &Path) -> Serve {
         Serve::start_with(dir, &[])
     }
 
-    /// The same, with more arguments.
+    /// Like [`Serve::start`], with more arguments.
     pub(crate) fn start_with(dir: &Path, arguments: &[&str]) -> Serve {
         let mut command = blobferry(&[OsStr::new("serve"), "--dir".as_ref(), dir.as_ref()]);
         Serve::spawn(command.args(arguments).args(["--listen", "127.0.0.1:0"]))
     }
 
-    /// The same, by a command of one's own.
+    /// Like [`Serve::start`], with a command of the caller's.
     pub(crate) fn spawn(command: &mut Command) -> Serve {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -99,28 +103,28 @@ impl Serve {
         Serve { child, _stdout: stdout, address }
     }
 
-    /// Its process.
+    /// Returns the process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends it a signal and waits for its end; its exit code, or `None` where the signal has ended it.
+    /// Sends a signal and waits for the exit. Returns the exit code, or `None` if the signal killed it.
     pub(crate) fn end(&mut self, signal: Signal) -> Option<i32> {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
         self.child.wait().unwrap().code()
     }
 
-    /// The most memory that it had resident so far, in bytes.
+    /// Returns the peak resident memory so far, in bytes.
     pub(crate) fn peak_memory(&self) -> u64 {
         self.status("VmHWM:")
     }
 
-    /// The memory that it has resident now and shares with no file, in bytes.
+    /// Returns the anonymous resident memory, in bytes.
     pub(crate) fn memory(&self) -> u64 {
         self.status("RssAnon:")
     }
 
-    /// A line of what the system knows of the process, in bytes.
+    /// Returns a size from `/proc/PID/status`, in bytes.
     fn status(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -130,13 +134,13 @@ impl Serve {
 
 impl Drop for Serve {
     fn drop(&mut self) {
-        // Both fail for a process that has ended already, which is as well.
+        // Both fail if the process has already exited, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A server, a cache, and room for files; all gone when it is dropped.
+/// A server, a cache, and a directory for files. Dropping it removes all three.
 pub(crate) struct Home {
     pub(crate) server: Serve,
     dir: TempDir,
@@ -147,18 +151,18 @@ impl Home {
         Home::with(|dir| Serve::start(&dir.join("server")))
     }
 
-    /// The same, with a server that is told where the home is.
+    /// Like [`Home::new`], with a server that `start` launches for the given directory.
     pub(crate) fn with(start: impl FnOnce(&Path) -> Serve) -> Home {
         let dir = tempfile::tempdir().unwrap();
         Home { server: start(dir.path()), dir }
     }
 
-    /// A path in it.
+    /// Returns a path in the directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// Writes one of the user's files.
+    /// Writes a user's file and returns its path.
     pub(crate) fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -166,7 +170,7 @@ impl Home {
         path.to_str().unwrap().to_owned()
     }
 
-    /// Writes one file of each size into a directory of the user's; returns the directory's path.
+    /// Writes one file of each size into a directory; returns the directory's path.
     pub(crate) fn files(&self, directory: &str, sizes: &[usize]) -> String {
         for (n, size) in sizes.iter().enumerate() {
             self.file(&format!("files/{directory}/{n}"), bytes(&format!("{directory}/{n}"), *size));
@@ -185,12 +189,12 @@ impl Home {
         }
     }
 
-    /// The command, with this server and this cache.
+    /// Returns the command with this server and this cache.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         self.command_to(&self.server.address, arguments)
     }
 
-    /// The command, with another way to the server.
+    /// Returns the command with another server address.
     pub(crate) fn command_to(&self, server: &str, arguments: &[&str]) -> Command {
         let mut command = blobferry(arguments);
         command.env("BLOBFERRY_SERVER", server).env("BLOBFERRY_CACHE", self.path("cache"));
@@ -203,27 +207,27 @@ impl Home {
         self.command(arguments).output().unwrap().into()
     }
 
-    /// Runs the command, which succeeds, with `--json`; all objects that it puts out.
+    /// Runs the command with `--json`; returns the objects that it prints. Panics if it fails.
     #[track_caller]
     pub(crate) fn json(&self, arguments: &[&str]) -> Vec<Value> {
         let stdout = Ran::from(self.command(arguments).arg("--json").output().unwrap()).ok();
         stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Puts files; the tid.
+    /// Puts files; returns the tid.
     #[track_caller]
     pub(crate) fn put(&self, files: &[&str]) -> String {
         let put = self.json(&[&["put"], files].concat());
         put[0]["tid"].as_str().unwrap().to_owned()
     }
 
-    /// The names in the root directory, or another.
+    /// Returns the names in a directory.
     #[track_caller]
     pub(crate) fn ls(&self, dir: &str) -> Vec<String> {
         self.run(&["ls", dir]).ok().lines().map(str::to_owned).collect()
     }
 
-    /// One of the server's counters.
+    /// Returns one of the server's counters.
     #[track_caller]
     pub(crate) fn counter(&self, name: &str) -> u64 {
         self.json(&["status"])[0][name].as_u64().unwrap()
@@ -240,25 +244,25 @@ pub(crate) fn copy_environment(from: &Command, to: &mut Command) {
     }
 }
 
-/// Waits for the end of a process that was started with [`Home::command`].
+/// Waits for the exit of a process that was started with [`Home::command`].
 pub(crate) fn end(child: Child) -> Ran {
     child.wait_with_output().unwrap().into()
 }
 
-/// Bytes that look random; the same for the same name.
+/// Returns pseudo-random bytes that depend only on the name.
 pub(crate) fn bytes(name: &str, size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
     blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
 
-/// The digest of a file, as the command writes it.
+/// Returns the digest of a file in the command's notation.
 pub(crate) fn digest(path: impl AsRef<Path>) -> String {
     let file = std::fs::File::open(path).unwrap();
     blake3::Hasher::new().update_reader(file).unwrap().finalize().to_hex().to_string()
 }
 
-/// Every file below a directory that is called `*.blob`. What vanishes meanwhile was not one of them.
+/// Returns every `*.blob` file below a directory. Files that vanish during the scan are skipped.
 pub(crate) fn blob_files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut todo = vec![dir.to_owned()];

@@ -1,15 +1,16 @@
-//! Several who write at once, and files that do not keep still.
+//! Concurrent writers, and files that change while they are stored.
 
 use std::process::Child;
 
 use super::support::{Home, bytes, end};
 use super::throttled_proxy::{ThrottledProxy, UP};
 
-/// What is carried of the file before it stops, and the file: larger by more than what may be on its way.
+/// Bytes of the file that pass before the proxy stops.
 const HALF: u64 = 500_000;
+/// Size of the file in bytes: larger than [`HALF`] and all buffers on the way together.
 const SIZE: usize = 8_000_000;
 
-/// Begins to put a file, and stops half-way: what the names are like is known to it by then.
+/// Starts to put a file and stops it half-way. The client has read the directory by then.
 fn put_half(home: &Home, proxy: &ThrottledProxy, arguments: &[&str]) -> Child {
     proxy.limit(UP, HALF);
     let child = home.command_to(&proxy.address, &[&["put"], arguments].concat()).spawn().unwrap();
@@ -18,10 +19,10 @@ fn put_half(home: &Home, proxy: &ThrottledProxy, arguments: &[&str]) -> Child {
 }
 
 #[test]
-fn two_puts_into_one_directory_at_once_both_succeed() {
+fn two_concurrent_puts_into_a_directory_succeed() {
     let home = Home::new();
     let (slow, fast) = (home.file("slow", bytes("slow", SIZE)), home.file("fast", "fast"));
-    // The second time the directory is there already.
+    // In the second round the directory exists.
     for (round, expected) in [(1, &["fast", "slow"][..]), (2, &["fast", "fast2", "slow", "slow2"])] {
         let proxy = ThrottledProxy::to(&home.server.address);
         let (mut slow, mut fast) = (slow.clone(), fast.clone());
@@ -35,32 +36,32 @@ fn two_puts_into_one_directory_at_once_both_succeed() {
         assert_eq!(home.ls("d/e"), expected);
     }
     assert_eq!(home.run(&["cat", "d/e/fast2"]).ok(), "fast2");
-    assert!(home.counter("conflicts") >= 2, "they really met");
+    assert!(home.counter("conflicts") >= 2, "the puts conflicted");
 }
 
 #[test]
-fn of_two_puts_to_one_name_the_second_is_4_and_says_both_revisions() {
+fn second_put_to_a_name_exits_4_and_names_revisions() {
     let home = Home::new();
     let file = home.file("file", bytes("old", SIZE));
     let (proxy, other) = (ThrottledProxy::to(&home.server.address), home.file("other/file", "other"));
-    // First the name is new for both, then both make a new revision.
+    // In the first round the name is new to both; in the second both make a new revision.
     for base in [None, Some(())] {
         let first = put_half(&home, &proxy, &[&file]);
         let base = base.map(|()| home.json(&["log", "file"])[0]["tid"].as_str().unwrap().to_owned());
         let committed = home.put(&[&other]);
         proxy.open();
-        let said = end(first).fails(4);
-        assert!(said.contains("`file` was") && said.contains(&committed), "{said}");
-        assert!(said.contains("nothing was changed") && said.contains("blobferry log file"), "{said}");
+        let stderr = end(first).fails(4);
+        assert!(stderr.contains("`file` was") && stderr.contains(&committed), "{stderr}");
+        assert!(stderr.contains("nothing was changed") && stderr.contains("blobferry log file"), "{stderr}");
         if let Some(base) = base {
-            assert!(said.contains(&base), "{said}");
+            assert!(stderr.contains(&base), "{stderr}");
         }
         assert_eq!(home.run(&["cat", "file"]).ok(), "other");
     }
 }
 
 #[test]
-fn a_name_that_was_changed_meanwhile_is_not_removed_with_its_directory() {
+fn put_under_a_removed_directory_exits_4() {
     let home = Home::new();
     let file = home.file("d/file", bytes("old", SIZE));
     home.put(&["-r", home.path("d").to_str().unwrap()]);
@@ -68,22 +69,22 @@ fn a_name_that_was_changed_meanwhile_is_not_removed_with_its_directory() {
     let first = put_half(&home, &proxy, &["--to", "d", &file]);
     home.run(&["rm", "-r", "d"]).ok();
     proxy.open();
-    let said = end(first).fails(4);
-    assert!(said.contains("`d/file` was removed meanwhile"), "{said}");
+    let stderr = end(first).fails(4);
+    assert!(stderr.contains("`d/file` was removed meanwhile"), "{stderr}");
     assert_eq!(home.ls("/"), [""; 0]);
 }
 
 #[test]
-fn a_file_that_changes_while_it_is_put_is_1_and_nothing_is_published() {
+fn file_changed_during_put_exits_1_and_publishes_nothing() {
     let home = Home::new();
     let (file, other) = (home.file("file", bytes("file", SIZE)), home.file("other", "other"));
     let proxy = ThrottledProxy::to(&home.server.address);
     let put = put_half(&home, &proxy, &[&other, &file]);
     home.file("file", "short");
     proxy.open();
-    let said = end(put).fails(1);
-    assert!(said.starts_with(&format!("blobferry: {file}: the file became shorter")), "{said}");
-    assert!(said.contains("nothing was published"), "{said}");
+    let stderr = end(put).fails(1);
+    assert!(stderr.starts_with(&format!("blobferry: {file}: the file became shorter")), "{stderr}");
+    assert!(stderr.contains("nothing was published"), "{stderr}");
     assert_eq!(home.ls("/"), [""; 0]);
 }
 

@@ -18,23 +18,23 @@ use crate::support::{blob_files, bytes};
 use crate::throttled_proxy::{ThrottledProxy, UP};
 
 for_every_pair!(
-    a_million_lines_are_at_the_server_and_in_the_cache_and_come_back_to_ten_threads_with_one_send,
-    a_file_that_was_streamed_comes_back_as_it_was,
-    a_moved_file_is_the_cached_blob_at_finish_and_gone_at_abort,
-    what_is_copied_stays_and_is_cached_and_what_is_streamed_stays_and_is_not,
-    anything_that_can_be_read_is_a_source,
-    an_empty_blob_is_a_blob,
-    ten_threads_that_want_one_blob_share_one_download,
+    stored_file_is_cached_and_loaded_by_ten_threads_in_one_send,
+    streamed_file_is_loaded_unchanged,
+    moved_file_is_cached_at_finish_and_removed_at_abort,
+    copied_sources_are_cached_and_streamed_ones_are_not,
+    any_readable_stream_is_a_source,
+    empty_blobs_are_stored_and_loaded,
+    ten_threads_share_one_download,
     two_clients_of_one_cache_share_one_download,
-    a_range_is_read_with_and_without_the_cache,
-    small_blobs_are_loaded_into_memory_once_for_all_and_no_file_is_made_for_each,
-    a_blob_is_loaded_into_memory_whatever_its_size_and_wherever_it_is,
-    ten_threads_that_want_one_blob_in_memory_share_one_download,
-    progress_is_told_up_to_the_last_byte,
-    a_blob_that_is_not_there_is_refused_and_leaves_nothing,
-    what_can_not_be_read_is_refused_before_anything_is_sent,
-    a_file_that_changes_while_it_is_sent_is_refused_with_its_transaction,
-    who_shares_the_servers_directory_moves_files_and_nothing_is_sent,
+    ranges_are_read_with_and_without_the_cache,
+    small_blobs_are_loaded_once_without_a_file_each,
+    load_bytes_works_for_every_size_and_location,
+    ten_threads_share_one_download_into_memory,
+    progress_is_reported_up_to_the_last_byte,
+    missing_blob_is_refused_and_leaves_nothing,
+    unreadable_source_is_refused_before_sending,
+    file_changed_during_upload_dooms_its_transaction,
+    shared_directory_stores_and_loads_without_sending,
 );
 
 /// Commits one new blob that comes as a stream.
@@ -60,9 +60,7 @@ fn load_in_ten_threads(client: &dyn Client, blob: BlobId, check: impl Fn(&[u8]) 
 }
 
 /// What testZEO.py asks of a storage with blobs, in its order.
-fn a_million_lines_are_at_the_server_and_in_the_cache_and_come_back_to_ten_threads_with_one_send(
-    pair: &Pair,
-) {
+fn stored_file_is_cached_and_loaded_by_ten_threads_in_one_send(pair: &Pair) {
     let world = World::new(pair);
     let lines: String = (0..1_000_000).map(|n| format!("{n}\n")).collect();
     let (client, file) = (world.client("cache"), world.file("uncommitted", &lines));
@@ -81,7 +79,7 @@ fn a_million_lines_are_at_the_server_and_in_the_cache_and_come_back_to_ten_threa
     assert_eq!(client.counter("blobs_sent"), 1);
 }
 
-fn a_file_that_was_streamed_comes_back_as_it_was(pair: &Pair) {
+fn streamed_file_is_loaded_unchanged(pair: &Pair) {
     let world = World::new(pair);
     let whole = bytes("file", 7_000_000);
     let (writer, reader) = (world.client("writer"), world.client("reader"));
@@ -94,7 +92,7 @@ fn a_file_that_was_streamed_comes_back_as_it_was(pair: &Pair) {
     assert_eq!(revision.blob.unwrap().digest, Digest(*blake3::hash(&whole).as_bytes()));
 }
 
-fn a_moved_file_is_the_cached_blob_at_finish_and_gone_at_abort(pair: &Pair) {
+fn moved_file_is_cached_at_finish_and_removed_at_abort(pair: &Pair) {
     let mut world = World::new(pair);
     let client = world.client("cache");
     let file = world.file("moved", bytes("moved", 200_000));
@@ -115,7 +113,7 @@ fn a_moved_file_is_the_cached_blob_at_finish_and_gone_at_abort(pair: &Pair) {
     world.nothing_is_left_at_the_server();
 }
 
-fn what_is_copied_stays_and_is_cached_and_what_is_streamed_stays_and_is_not(pair: &Pair) {
+fn copied_sources_are_cached_and_streamed_ones_are_not(pair: &Pair) {
     let world = World::new(pair);
     let client = world.client("cache");
     let file = world.file("file", bytes("file", 200_000));
@@ -134,7 +132,7 @@ fn what_is_copied_stays_and_is_cached_and_what_is_streamed_stays_and_is_not(pair
     assert_eq!(client.counter("blobs_sent"), 2);
 }
 
-fn anything_that_can_be_read_is_a_source(pair: &Pair) {
+fn any_readable_stream_is_a_source(pair: &Pair) {
     let world = World::new(pair);
     let (writer, reader) = (world.client("writer"), world.client("reader"));
     let (end, mut pipe) = std::io::pipe().unwrap();
@@ -152,7 +150,7 @@ fn anything_that_can_be_read_is_a_source(pair: &Pair) {
     assert_eq!(reader.counter("blobs_sent"), 1, "the writer had it");
 }
 
-fn an_empty_blob_is_a_blob(pair: &Pair) {
+fn empty_blobs_are_stored_and_loaded(pair: &Pair) {
     let world = World::new(pair);
     let (writer, reader) = (world.client("writer"), world.client("reader"));
     let empty = world.file("empty", "");
@@ -171,7 +169,7 @@ fn an_empty_blob_is_a_blob(pair: &Pair) {
     }
 }
 
-fn ten_threads_that_want_one_blob_share_one_download(pair: &Pair) {
+fn ten_threads_share_one_download(pair: &Pair) {
     let world = World::new(pair);
     let (writer, reader) = (world.client("writer"), world.client("reader"));
     let whole = bytes("blob", 3_000_000);
@@ -206,7 +204,7 @@ fn two_clients_of_one_cache_share_one_download(pair: &Pair) {
     assert_eq!(second.counter("blobs_sent"), 1);
 }
 
-fn a_range_is_read_with_and_without_the_cache(pair: &Pair) {
+fn ranges_are_read_with_and_without_the_cache(pair: &Pair) {
     let world = World::new(pair);
     let client = world.client("cache");
     let whole = bytes("blob", 1_000_000);
@@ -224,7 +222,7 @@ fn a_range_is_read_with_and_without_the_cache(pair: &Pair) {
     assert_eq!(client.counter("blobs_sent"), 1);
 }
 
-fn small_blobs_are_loaded_into_memory_once_for_all_and_no_file_is_made_for_each(pair: &Pair) {
+fn small_blobs_are_loaded_once_without_a_file_each(pair: &Pair) {
     let world = World::new(pair);
     let (writer, reader) = (world.client("writer"), world.client("reader"));
     let small: Vec<(BlobId, Vec<u8>)> = (0..40)
@@ -257,7 +255,7 @@ fn small_blobs_are_loaded_into_memory_once_for_all_and_no_file_is_made_for_each(
     assert_eq!(other.counter("blobs_sent"), 40);
 }
 
-fn a_blob_is_loaded_into_memory_whatever_its_size_and_wherever_it_is(pair: &Pair) {
+fn load_bytes_works_for_every_size_and_location(pair: &Pair) {
     let world = World::new(pair);
     let (writer, reader) = (world.client("writer"), world.client("reader"));
     for size in [0, 1, 65_536, 65_537, 3_000_000] {
@@ -277,7 +275,7 @@ fn a_blob_is_loaded_into_memory_whatever_its_size_and_wherever_it_is(pair: &Pair
     assert!(matches!(refused, Err(CallError::Refused(RequestError::NoSuchBlob { .. }))), "{refused:?}");
 }
 
-fn ten_threads_that_want_one_blob_in_memory_share_one_download(pair: &Pair) {
+fn ten_threads_share_one_download_into_memory(pair: &Pair) {
     let world = World::new(pair);
     let writer = world.client("writer");
     let whole = bytes("whole", 50_000);
@@ -300,7 +298,7 @@ fn ten_threads_that_want_one_blob_in_memory_share_one_download(pair: &Pair) {
     assert_eq!(writer.counter("blobs_sent"), 1);
 }
 
-fn progress_is_told_up_to_the_last_byte(pair: &Pair) {
+fn progress_is_reported_up_to_the_last_byte(pair: &Pair) {
     let world = World::new(pair);
     let (writer, reader) = (world.client("writer"), world.client("reader"));
     let size = 3_000_000;
@@ -330,7 +328,7 @@ fn progress_is_told_up_to_the_last_byte(pair: &Pair) {
     assert!(told.lock().unwrap().is_empty(), "nothing is downloaded again");
 }
 
-fn a_blob_that_is_not_there_is_refused_and_leaves_nothing(pair: &Pair) {
+fn missing_blob_is_refused_and_leaves_nothing(pair: &Pair) {
     let world = World::new(pair);
     let client = world.client("cache");
     let oid = client.new_oid();
@@ -353,7 +351,7 @@ fn a_blob_that_is_not_there_is_refused_and_leaves_nothing(pair: &Pair) {
     assert_eq!(world.cached("cache").len(), 0);
 }
 
-fn what_can_not_be_read_is_refused_before_anything_is_sent(pair: &Pair) {
+fn unreadable_source_is_refused_before_sending(pair: &Pair) {
     let world = World::new(pair);
     let client = world.client("cache");
     let oid = client.new_oid();
@@ -377,7 +375,7 @@ fn what_can_not_be_read_is_refused_before_anything_is_sent(pair: &Pair) {
     assert_eq!(client.counter("blobs_received"), 3);
 }
 
-fn a_file_that_changes_while_it_is_sent_is_refused_with_its_transaction(pair: &Pair) {
+fn file_changed_during_upload_dooms_its_transaction(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let client = world.client_at(&proxy.address, "cache");
@@ -398,7 +396,7 @@ fn a_file_that_changes_while_it_is_sent_is_refused_with_its_transaction(pair: &P
     assert!(matches!(client.load(oid), Err(CallError::Refused(RequestError::NoSuchObject { .. }))));
 }
 
-fn who_shares_the_servers_directory_moves_files_and_nothing_is_sent(pair: &Pair) {
+fn shared_directory_stores_and_loads_without_sending(pair: &Pair) {
     let settings = StoreConfig { inline_max: 0, ..StoreConfig::default() };
     let world = World::with(pair, settings, ServerConfig::default());
     let cache =

@@ -14,18 +14,18 @@ use crate::support::bytes;
 use crate::throttled_proxy::{DOWN, ThrottledProxy, UP};
 
 for_every_pair!(
-    a_server_that_stops_completes_what_is_under_way_and_begins_nothing_new,
-    a_server_that_stops_lets_who_has_voted_finish,
-    a_server_does_not_wait_longer_than_its_grace,
-    a_server_that_is_dropped_lets_everybody_know,
-    what_was_committed_is_there_when_the_server_is_started_again,
-    a_connection_that_breaks_fails_what_waits_for_it_and_leaves_nothing_half,
-    an_upload_that_breaks_leaves_nothing_half,
-    who_lost_the_answer_to_a_commit_learns_its_outcome,
-    a_client_that_is_closed_finishes_what_it_began_and_begins_nothing_new,
-    clones_are_one_connection_until_the_last_is_dropped,
-    who_says_nothing_is_sent_away,
-    nobody_there_is_an_error_that_says_so,
+    stopping_server_completes_transfers_and_refuses_new_work,
+    stopping_server_lets_a_voted_transaction_finish,
+    stopping_server_waits_no_longer_than_its_grace,
+    dropped_server_disconnects_its_clients,
+    committed_data_survives_a_server_restart,
+    broken_connection_fails_its_download_and_leaves_nothing,
+    broken_upload_leaves_nothing,
+    outcome_of_an_unanswered_commit_can_be_queried,
+    closed_client_finishes_pending_work_and_starts_none,
+    clones_share_a_connection_until_the_last_is_dropped,
+    silent_connection_is_closed,
+    connecting_without_a_server_is_an_error,
 );
 
 /// Loads and stores nothing any more.
@@ -38,7 +38,7 @@ fn is_disconnected(client: &dyn Client) {
     assert!(matches!(stored, Err(CallError::Disconnected { .. })), "{stored:?}");
 }
 
-fn a_server_that_stops_completes_what_is_under_way_and_begins_nothing_new(pair: &Pair) {
+fn stopping_server_completes_transfers_and_refuses_new_work(pair: &Pair) {
     let mut world = World::serving(pair, |config| config.grace = Duration::from_secs(600));
     let proxy = ThrottledProxy::to(world.address());
     let (idle, loader) = (world.client("idle"), world.client_at(&proxy.address, "loader"));
@@ -64,7 +64,7 @@ fn a_server_that_stops_completes_what_is_under_way_and_begins_nothing_new(pair: 
     stopping.join().unwrap();
 }
 
-fn a_server_that_stops_lets_who_has_voted_finish(pair: &Pair) {
+fn stopping_server_lets_a_voted_transaction_finish(pair: &Pair) {
     let mut world = World::serving(pair, |config| config.grace = Duration::from_secs(600));
     let (idle, voter) = (world.client("idle"), world.client("voter"));
     let oids = voter.new_oids(2).unwrap();
@@ -84,7 +84,7 @@ fn a_server_that_stops_lets_who_has_voted_finish(pair: &Pair) {
     assert_eq!(again.load(oids[0]).unwrap().tid, tid);
 }
 
-fn a_server_does_not_wait_longer_than_its_grace(pair: &Pair) {
+fn stopping_server_waits_no_longer_than_its_grace(pair: &Pair) {
     let mut world = World::serving(pair, |config| config.grace = Duration::from_millis(10));
     let client = world.client("cache");
     let oid = client.new_oid();
@@ -101,7 +101,7 @@ fn a_server_does_not_wait_longer_than_its_grace(pair: &Pair) {
     world.client("again").put(oid, Tid::ZERO, "its lock is gone");
 }
 
-fn a_server_that_is_dropped_lets_everybody_know(pair: &Pair) {
+fn dropped_server_disconnects_its_clients(pair: &Pair) {
     let mut world = World::new(pair);
     let client = world.client("cache");
     let told = client.invalidations();
@@ -111,7 +111,7 @@ fn a_server_that_is_dropped_lets_everybody_know(pair: &Pair) {
     client.close();
 }
 
-fn what_was_committed_is_there_when_the_server_is_started_again(pair: &Pair) {
+fn committed_data_survives_a_server_restart(pair: &Pair) {
     let mut world = World::new(pair);
     let client = world.client("cache");
     let small = client.store(BlobSource::bytes(bytes("small", 1000)));
@@ -130,7 +130,7 @@ fn what_was_committed_is_there_when_the_server_is_started_again(pair: &Pair) {
     assert!(!again.new_oids(10).unwrap().contains(&large.oid));
 }
 
-fn a_connection_that_breaks_fails_what_waits_for_it_and_leaves_nothing_half(pair: &Pair) {
+fn broken_connection_fails_its_download_and_leaves_nothing(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let client = world.client_at(&proxy.address, "cache");
@@ -152,7 +152,7 @@ fn a_connection_that_breaks_fails_what_waits_for_it_and_leaves_nothing_half(pair
     assert!(std::fs::read(cached.path()).unwrap() == bytes("blob", 3_000_000));
 }
 
-fn an_upload_that_breaks_leaves_nothing_half(pair: &Pair) {
+fn broken_upload_leaves_nothing(pair: &Pair) {
     let mut world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.client_at(&proxy.address, "cache"), world.client("other"));
@@ -176,7 +176,7 @@ fn an_upload_that_breaks_leaves_nothing_half(pair: &Pair) {
     world.nothing_is_left_at_the_server();
 }
 
-fn who_lost_the_answer_to_a_commit_learns_its_outcome(pair: &Pair) {
+fn outcome_of_an_unanswered_commit_can_be_queried(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.client_at(&proxy.address, "cache"), world.client("other"));
@@ -196,7 +196,7 @@ fn who_lost_the_answer_to_a_commit_learns_its_outcome(pair: &Pair) {
     assert_eq!(world.client("again").outcome(id).unwrap(), Outcome::Committed { tid });
 }
 
-fn a_client_that_is_closed_finishes_what_it_began_and_begins_nothing_new(pair: &Pair) {
+fn closed_client_finishes_pending_work_and_starts_none(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let client = world.client_at(&proxy.address, "cache");
@@ -218,7 +218,7 @@ fn a_client_that_is_closed_finishes_what_it_began_and_begins_nothing_new(pair: &
     assert!(client.status().is_err());
 }
 
-fn clones_are_one_connection_until_the_last_is_dropped(pair: &Pair) {
+fn clones_share_a_connection_until_the_last_is_dropped(pair: &Pair) {
     let world = World::new(pair);
     let (other, client) = (world.client("other"), world.client("cache"));
     let clone = client.clone();
@@ -231,7 +231,7 @@ fn clones_are_one_connection_until_the_last_is_dropped(pair: &Pair) {
     assert_eq!(other.counter("accepted"), 2);
 }
 
-fn who_says_nothing_is_sent_away(pair: &Pair) {
+fn silent_connection_is_closed(pair: &Pair) {
     let hurried = |config: &mut blobferry_session::server::ServerConfig| {
         config.connection.handshake_timeout = Duration::from_millis(10);
     };
@@ -240,7 +240,7 @@ fn who_says_nothing_is_sent_away(pair: &Pair) {
     assert_eq!(silent.read_to_end(&mut Vec::new()).unwrap(), 0);
 }
 
-fn nobody_there_is_an_error_that_says_so(pair: &Pair) {
+fn connecting_without_a_server_is_an_error(pair: &Pair) {
     let mut world = World::new(pair);
     world.take_server().stop();
     for nowhere in [world.address(), "not an address"] {

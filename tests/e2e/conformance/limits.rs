@@ -14,12 +14,12 @@ use crate::support::bytes;
 
 for_every_pair!(
     blobs_pass_through_the_smallest_windows_both_ways,
-    more_calls_than_the_server_allows_at_once_wait_their_turn,
-    a_transaction_beyond_the_limit_is_refused_and_those_before_go_on,
-    what_is_too_long_for_the_other_side_is_refused_and_the_connection_goes_on,
-    what_is_beyond_the_stores_limits_is_refused_and_other_transactions_go_on,
-    more_oids_than_are_given_at_once_are_asked_for_until_they_are_there,
-    a_client_too_many_is_refused_until_another_has_gone,
+    calls_beyond_the_servers_limits_wait,
+    transaction_beyond_the_limit_is_refused_alone,
+    too_long_messages_are_refused_and_the_connection_lives,
+    store_limits_refuse_one_transaction_and_spare_others,
+    large_oid_requests_are_split_until_complete,
+    client_beyond_the_limit_is_refused_until_one_leaves,
 );
 
 /// Stores blobs of several sizes, and loads them again.
@@ -55,7 +55,7 @@ fn blobs_pass_through_the_smallest_windows_both_ways(pair: &Pair) {
     blobs_come_back(&*writer, &*reader, &[0, 1, 299, 300, 1000, 1001, 20_000, 30_011]);
 }
 
-fn more_calls_than_the_server_allows_at_once_wait_their_turn(pair: &Pair) {
+fn calls_beyond_the_servers_limits_wait(pair: &Pair) {
     let few = |limits: &mut Limits| *limits = Limits { transfers: 1, requests: 2, ..*limits };
     let world = World::serving(pair, |config| few(&mut config.connection.limits));
     let mut config = ClientConfig::default();
@@ -70,7 +70,7 @@ fn more_calls_than_the_server_allows_at_once_wait_their_turn(pair: &Pair) {
     });
 }
 
-fn a_transaction_beyond_the_limit_is_refused_and_those_before_go_on(pair: &Pair) {
+fn transaction_beyond_the_limit_is_refused_alone(pair: &Pair) {
     let world = World::serving(pair, |config| config.connection.limits.transactions = 2);
     let client = world.client("cache");
     let oids = client.new_oids(3).unwrap();
@@ -88,7 +88,7 @@ fn a_transaction_beyond_the_limit_is_refused_and_those_before_go_on(pair: &Pair)
     store(2).0.commit().unwrap();
 }
 
-fn what_is_too_long_for_the_other_side_is_refused_and_the_connection_goes_on(pair: &Pair) {
+fn too_long_messages_are_refused_and_the_connection_lives(pair: &Pair) {
     let world = World::serving(pair, |config| config.connection.limits.frame = 100_000);
     let mut config = ClientConfig::default();
     config.connection.limits.frame = 50_000;
@@ -114,7 +114,7 @@ fn what_is_too_long_for_the_other_side_is_refused_and_the_connection_goes_on(pai
     assert_eq!(reader.load(other).unwrap().data.len(), 40_000);
 }
 
-fn what_is_beyond_the_stores_limits_is_refused_and_other_transactions_go_on(pair: &Pair) {
+fn store_limits_refuse_one_transaction_and_spare_others(pair: &Pair) {
     let limits = StoreConfig { max_meta: 100, max_staged: 1_000_000, ..StoreConfig::default() };
     let world = World::with(pair, limits, ServerConfig::default());
     let client = world.client("cache");
@@ -141,7 +141,7 @@ fn what_is_beyond_the_stores_limits_is_refused_and_other_transactions_go_on(pair
     again.vote().unwrap_err();
 }
 
-fn more_oids_than_are_given_at_once_are_asked_for_until_they_are_there(pair: &Pair) {
+fn large_oid_requests_are_split_until_complete(pair: &Pair) {
     let world = World::new(pair);
     let (one, other) = (world.client("cache"), world.client("cache"));
     let mut oids = one.new_oids(25_000).unwrap();
@@ -153,7 +153,7 @@ fn more_oids_than_are_given_at_once_are_asked_for_until_they_are_there(pair: &Pa
     assert_eq!(one.new_oids(0).unwrap(), []);
 }
 
-fn a_client_too_many_is_refused_until_another_has_gone(pair: &Pair) {
+fn client_beyond_the_limit_is_refused_until_one_leaves(pair: &Pair) {
     let world = World::serving(pair, |config| config.connections = 2);
     let connect = || world.connect(world.address(), world.cache("cache"), ClientConfig::default());
     let (first, second) = (connect().unwrap(), connect().unwrap());

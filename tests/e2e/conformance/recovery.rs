@@ -15,24 +15,24 @@ use crate::support::bytes;
 use crate::throttled_proxy::{DOWN, ThrottledProxy, UP};
 
 for_every_pair!(
-    a_load_that_is_cut_goes_on_at_the_byte_where_it_was,
-    an_upload_that_is_cut_goes_on_at_the_byte_where_it_was,
-    a_commit_whose_answer_is_lost_returns_its_tid,
-    a_finish_whose_answer_is_lost_returns_its_tid,
-    a_commit_of_which_nothing_was_answered_returns_its_tid,
-    a_commit_that_never_arrived_is_made,
-    a_finish_that_never_arrived_never_is,
-    conflicts_that_a_commit_meets_meanwhile_are_told,
-    conflicts_that_a_commit_meets_meanwhile_leave_nothing_for_long,
-    a_restart_of_the_server_ends_what_was_open,
-    a_vote_does_not_outlive_its_connection,
-    what_is_kept_is_aborted_when_its_time_is_over,
-    who_says_goodbye_leaves_nothing_behind,
-    a_transaction_is_taken_over_from_a_connection_that_the_server_takes_for_alive,
-    the_next_server_is_found_when_the_first_is_gone,
-    patience_ends_and_calls_work_again_when_the_server_is_back,
-    a_gap_in_the_invalidations_is_told,
-    a_client_that_is_closed_while_it_connects_again_ends,
+    interrupted_download_resumes_at_the_same_byte,
+    interrupted_upload_resumes_at_the_same_byte,
+    commit_with_lost_answer_returns_its_tid,
+    finish_with_lost_answer_returns_its_tid,
+    commit_without_any_answer_returns_its_tid,
+    commit_that_never_arrived_is_resent,
+    finish_that_never_arrived_is_not_committed,
+    conflicts_found_while_disconnected_are_reported,
+    conflicted_detached_transaction_expires,
+    server_restart_ends_open_transactions,
+    vote_does_not_outlive_its_connection,
+    detached_transaction_is_aborted_at_its_timeout,
+    closing_client_leaves_no_transaction,
+    transaction_is_taken_over_from_a_half_open_connection,
+    client_fails_over_to_the_next_address,
+    calls_fail_after_timeout_and_work_after_reconnect,
+    gap_in_invalidations_is_reported,
+    closing_while_reconnecting_ends_the_client,
 );
 
 const SIZE: usize = 3_000_000;
@@ -64,7 +64,7 @@ fn is_exactly(client: &dyn Client, blob: BlobId, whole: &[u8]) {
     assert!(std::fs::read(client.load_blob(blob).unwrap().path()).unwrap() == whole);
 }
 
-fn a_load_that_is_cut_goes_on_at_the_byte_where_it_was(pair: &Pair) {
+fn interrupted_download_resumes_at_the_same_byte(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
@@ -93,7 +93,7 @@ fn a_load_that_is_cut_goes_on_at_the_byte_where_it_was(pair: &Pair) {
     assert_eq!(client.load_range(blob, 5..9).unwrap(), &whole[5..9]);
 }
 
-fn an_upload_that_is_cut_goes_on_at_the_byte_where_it_was(pair: &Pair) {
+fn interrupted_upload_resumes_at_the_same_byte(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
@@ -154,7 +154,7 @@ fn lose_the_answer(
     assert_eq!(other.counter("blobs_sent"), 0);
 }
 
-fn a_commit_whose_answer_is_lost_returns_its_tid(pair: &Pair) {
+fn commit_with_lost_answer_returns_its_tid(pair: &Pair) {
     let commit = |mut transaction: Box<dyn Transaction>| {
         transaction.commit().map_err(|error| match error {
             VoteError::Call(error) => error,
@@ -164,11 +164,11 @@ fn a_commit_whose_answer_is_lost_returns_its_tid(pair: &Pair) {
     lose_the_answer(pair, commit, false);
 }
 
-fn a_finish_whose_answer_is_lost_returns_its_tid(pair: &Pair) {
+fn finish_with_lost_answer_returns_its_tid(pair: &Pair) {
     lose_the_answer(pair, |transaction| transaction.finish(), true);
 }
 
-fn a_commit_of_which_nothing_was_answered_returns_its_tid(pair: &Pair) {
+fn commit_without_any_answer_returns_its_tid(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
@@ -187,7 +187,7 @@ fn a_commit_of_which_nothing_was_answered_returns_its_tid(pair: &Pair) {
     assert_eq!(other.counter("commits"), 1);
 }
 
-fn a_commit_that_never_arrived_is_made(pair: &Pair) {
+fn commit_that_never_arrived_is_resent(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
@@ -203,7 +203,7 @@ fn a_commit_that_never_arrived_is_made(pair: &Pair) {
     assert_eq!(other.load(oid).unwrap().tid, tid);
 }
 
-fn a_finish_that_never_arrived_never_is(pair: &Pair) {
+fn finish_that_never_arrived_is_not_committed(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
@@ -259,7 +259,7 @@ fn conflict_meanwhile(world: &World, found: impl FnOnce(&ThrottledProxy, &dyn Cl
     Meanwhile { transaction: second, told, oid, _open: (proxy, client) }
 }
 
-fn conflicts_that_a_commit_meets_meanwhile_are_told(pair: &Pair) {
+fn conflicts_found_while_disconnected_are_reported(pair: &Pair) {
     let world = World::new(pair);
     let Meanwhile { mut transaction, told, oid, _open } = conflict_meanwhile(&world, |_, _| {});
     let Err(VoteError::Conflict(conflicts)) = told else { panic!("{told:?}") };
@@ -269,7 +269,7 @@ fn conflicts_that_a_commit_meets_meanwhile_are_told(pair: &Pair) {
     assert_eq!(world.client("another").load(oid).unwrap().data, b"resolved");
 }
 
-fn conflicts_that_a_commit_meets_meanwhile_leave_nothing_for_long(pair: &Pair) {
+fn conflicted_detached_transaction_expires(pair: &Pair) {
     let mut world = World::serving(pair, |config| config.keep = Duration::from_millis(10));
     let Meanwhile { told, .. } = conflict_meanwhile(&world, |_, other| until_nothing_is_open(other));
     assert!(matches!(told, Err(VoteError::Call(CallError::NotCommitted { .. }))), "{told:?}");
@@ -277,7 +277,7 @@ fn conflicts_that_a_commit_meets_meanwhile_leave_nothing_for_long(pair: &Pair) {
     world.nothing_is_left_at_the_server();
 }
 
-fn a_restart_of_the_server_ends_what_was_open(pair: &Pair) {
+fn server_restart_ends_open_transactions(pair: &Pair) {
     let mut world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let client = world.steady(&proxy.address, "cache");
@@ -309,7 +309,7 @@ fn a_restart_of_the_server_ends_what_was_open(pair: &Pair) {
     assert_eq!(world.cached("cache").len(), 0);
 }
 
-fn a_vote_does_not_outlive_its_connection(pair: &Pair) {
+fn vote_does_not_outlive_its_connection(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
@@ -327,7 +327,7 @@ fn a_vote_does_not_outlive_its_connection(pair: &Pair) {
     assert_eq!(other.counter("open"), 0);
 }
 
-fn what_is_kept_is_aborted_when_its_time_is_over(pair: &Pair) {
+fn detached_transaction_is_aborted_at_its_timeout(pair: &Pair) {
     let world = World::serving(pair, |config| config.keep = Duration::from_millis(10));
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
@@ -353,7 +353,7 @@ fn what_is_kept_is_aborted_when_its_time_is_over(pair: &Pair) {
     assert!(client.status().is_ok());
 }
 
-fn who_says_goodbye_leaves_nothing_behind(pair: &Pair) {
+fn closing_client_leaves_no_transaction(pair: &Pair) {
     let world = World::new(pair);
     let (client, other) = (world.steady(world.address(), "cache"), world.client("other"));
     let transaction = client.begin();
@@ -366,7 +366,7 @@ fn who_says_goodbye_leaves_nothing_behind(pair: &Pair) {
     until_nothing_is_open(&*other);
 }
 
-fn a_transaction_is_taken_over_from_a_connection_that_the_server_takes_for_alive(pair: &Pair) {
+fn transaction_is_taken_over_from_a_half_open_connection(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
@@ -392,7 +392,7 @@ fn a_transaction_is_taken_over_from_a_connection_that_the_server_takes_for_alive
     }
 }
 
-fn the_next_server_is_found_when_the_first_is_gone(pair: &Pair) {
+fn client_fails_over_to_the_next_address(pair: &Pair) {
     let world = World::new(pair);
     let (first, second) = (ThrottledProxy::to(world.address()), ThrottledProxy::to(world.address()));
     let (one, two) = (first.address.clone(), second.address.clone());
@@ -412,7 +412,7 @@ fn the_next_server_is_found_when_the_first_is_gone(pair: &Pair) {
     assert_eq!(events.next(), None);
 }
 
-fn patience_ends_and_calls_work_again_when_the_server_is_back(pair: &Pair) {
+fn calls_fail_after_timeout_and_work_after_reconnect(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let reconnect = Reconnect { patience: Duration::ZERO, ..Reconnect::default() };
@@ -434,7 +434,7 @@ fn patience_ends_and_calls_work_again_when_the_server_is_back(pair: &Pair) {
     assert!(matches!(lost, Err(CallError::Disconnected { .. })), "it stays lost: {lost:?}");
 }
 
-fn a_gap_in_the_invalidations_is_told(pair: &Pair) {
+fn gap_in_invalidations_is_reported(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
@@ -451,7 +451,7 @@ fn a_gap_in_the_invalidations_is_told(pair: &Pair) {
     assert_eq!(told.next().unwrap(), Invalidation { tid: last, oids: Some([oid].into()) });
 }
 
-fn a_client_that_is_closed_while_it_connects_again_ends(pair: &Pair) {
+fn closing_while_reconnecting_ends_the_client(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let client = world.steady(&proxy.address, "cache");

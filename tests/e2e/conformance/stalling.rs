@@ -13,11 +13,11 @@ use crate::support::bytes;
 use crate::throttled_proxy::{DOWN, ThrottledProxy, UP};
 
 for_every_pair!(
-    an_upload_that_gets_nowhere_is_given_up_by_the_server,
-    an_upload_that_gets_nowhere_is_given_up_by_the_client,
-    a_download_that_gets_nowhere_is_given_up_by_the_client,
-    a_vote_that_waits_too_long_for_its_locks_is_given_up,
-    a_finish_that_comes_too_late_is_told_that_it_was_aborted,
+    stalled_upload_is_aborted_by_the_server,
+    stalled_upload_is_aborted_by_the_client,
+    stalled_download_is_aborted_by_the_client,
+    vote_waiting_for_locks_times_out,
+    late_finish_reports_the_abort,
 );
 
 /// Far less than a transfer may take, and far more than one that moves needs for its next byte.
@@ -41,7 +41,7 @@ fn client_on(world: &World, proxy: &ThrottledProxy, is_impatient: bool) -> Box<d
     world.connect(&proxy.address, world.cache("cache"), config).unwrap()
 }
 
-fn an_upload_that_gets_nowhere_is_given_up_by_the_server(pair: &Pair) {
+fn stalled_upload_is_aborted_by_the_server(pair: &Pair) {
     let world = World::serving(pair, |config| impatient(&mut config.connection));
     let proxy = ThrottledProxy::to(world.address());
     let client = client_on(&world, &proxy, false);
@@ -56,7 +56,7 @@ fn an_upload_that_gets_nowhere_is_given_up_by_the_server(pair: &Pair) {
     assert!(client.status().is_ok(), "the connection goes on");
 }
 
-fn an_upload_that_gets_nowhere_is_given_up_by_the_client(pair: &Pair) {
+fn stalled_upload_is_aborted_by_the_client(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let client = client_on(&world, &proxy, true);
@@ -72,7 +72,7 @@ fn an_upload_that_gets_nowhere_is_given_up_by_the_client(pair: &Pair) {
     assert!(client.status().is_ok(), "the connection goes on");
 }
 
-fn a_download_that_gets_nowhere_is_given_up_by_the_client(pair: &Pair) {
+fn stalled_download_is_aborted_by_the_client(pair: &Pair) {
     let mut world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let whole = bytes("blob", 8_000_000);
@@ -89,7 +89,7 @@ fn a_download_that_gets_nowhere_is_given_up_by_the_client(pair: &Pair) {
     world.nothing_is_left_at_the_server();
 }
 
-fn a_vote_that_waits_too_long_for_its_locks_is_given_up(pair: &Pair) {
+fn vote_waiting_for_locks_times_out(pair: &Pair) {
     let limits = StoreConfig { lock_timeout: Duration::from_millis(30), ..StoreConfig::default() };
     let world = World::with(pair, limits, ServerConfig::default());
     let (client, other) = (world.client("cache"), world.client("cache"));
@@ -108,7 +108,7 @@ fn a_vote_that_waits_too_long_for_its_locks_is_given_up(pair: &Pair) {
     assert_eq!(other.load(oid).unwrap().data, b"first");
 }
 
-fn a_finish_that_comes_too_late_is_told_that_it_was_aborted(pair: &Pair) {
+fn late_finish_reports_the_abort(pair: &Pair) {
     let limits = StoreConfig { vote_timeout: Duration::from_millis(30), ..StoreConfig::default() };
     let world = World::with(pair, limits, ServerConfig::default());
     let (client, other) = (world.client("cache"), world.client("cache"));

@@ -11,14 +11,14 @@ use crate::support::bytes;
 use crate::throttled_proxy::{DOWN, ThrottledProxy};
 
 for_every_pair!(
-    small_calls_get_through_between_many_transfers,
+    small_calls_are_answered_between_many_transfers,
     blobs_go_both_ways_at_once,
-    a_download_that_is_stuck_in_the_middle_holds_up_nobody_else,
-    a_connection_with_nothing_to_say_is_kept_by_pings,
-    a_thousand_calls_from_ten_threads_are_all_answered,
+    stuck_download_blocks_no_other_client,
+    idle_connection_is_kept_alive_by_pings,
+    thousand_calls_from_ten_threads_are_all_answered,
 );
 
-fn small_calls_get_through_between_many_transfers(pair: &Pair) {
+fn small_calls_are_answered_between_many_transfers(pair: &Pair) {
     let world = World::new(pair);
     let (writer, reader) = (world.client("writer"), world.client("reader"));
     let mut transaction = writer.begin();
@@ -74,7 +74,7 @@ fn blobs_go_both_ways_at_once(pair: &Pair) {
     }
 }
 
-fn a_download_that_is_stuck_in_the_middle_holds_up_nobody_else(pair: &Pair) {
+fn stuck_download_blocks_no_other_client(pair: &Pair) {
     let world = World::new(pair);
     let (free, proxy) = (world.client("free"), ThrottledProxy::to(world.address()));
     let stuck = world.client_at(&proxy.address, "stuck");
@@ -91,7 +91,7 @@ fn a_download_that_is_stuck_in_the_middle_holds_up_nobody_else(pair: &Pair) {
     });
 }
 
-fn a_connection_with_nothing_to_say_is_kept_by_pings(pair: &Pair) {
+fn idle_connection_is_kept_alive_by_pings(pair: &Pair) {
     // Both sides ask as soon as they have heard nothing for a moment.
     let often = |config: &mut blobferry_protocol::Config| config.ping_after = Duration::from_millis(1);
     let world = World::serving(pair, |config| often(&mut config.connection));
@@ -107,7 +107,7 @@ fn a_connection_with_nothing_to_say_is_kept_by_pings(pair: &Pair) {
     assert!(client.status().is_ok());
 }
 
-fn a_thousand_calls_from_ten_threads_are_all_answered(pair: &Pair) {
+fn thousand_calls_from_ten_threads_are_all_answered(pair: &Pair) {
     let world = World::new(pair);
     let client = world.client("cache");
     let oids = client.new_oids(10).unwrap();

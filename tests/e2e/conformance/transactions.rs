@@ -9,24 +9,24 @@ use super::world::{Pair, World};
 use crate::support::bytes;
 
 for_every_pair!(
-    everything_in_a_transaction_is_visible_at_one_tid_and_nothing_before,
-    a_conflict_tells_both_revisions_and_can_be_resolved_in_the_same_transaction,
-    of_two_who_vote_for_one_object_the_second_waits_and_conflicts,
-    votes_for_different_objects_do_not_wait_for_each_other,
-    ten_threads_that_count_in_one_object_lose_nothing,
-    commits_are_told_in_order_and_never_behind_an_answer_that_shows_them,
-    who_commits_is_told_too_before_its_answer,
-    a_commit_of_nothing_is_heard_of_too,
-    the_outcome_of_every_transaction_is_known,
-    a_transaction_that_is_dropped_is_aborted,
-    after_a_store_that_was_refused_nothing_can_be_committed,
-    a_client_that_vanishes_leaves_no_locks_and_nothing_else,
-    what_is_deleted_is_gone_and_its_past_is_not,
-    a_history_tells_who_and_what_for_newest_first,
-    a_pack_forgets_what_was_replaced_before,
+    transaction_becomes_visible_at_one_tid,
+    conflict_names_both_revisions_and_can_be_resolved,
+    second_vote_on_an_object_waits_and_conflicts,
+    votes_on_different_objects_do_not_block,
+    ten_threads_increment_one_object_without_loss,
+    invalidations_are_ordered_and_precede_visible_answers,
+    committer_is_notified_before_its_answer,
+    empty_commit_advances_last_tid,
+    outcome_of_every_transaction_is_known,
+    dropped_transaction_is_aborted,
+    refused_store_dooms_its_transaction,
+    vanished_client_leaves_no_locks_and_no_files,
+    deletion_hides_the_object_but_keeps_its_history,
+    history_lists_user_and_description_newest_first,
+    pack_deletes_superseded_revisions,
 );
 
-fn everything_in_a_transaction_is_visible_at_one_tid_and_nothing_before(pair: &Pair) {
+fn transaction_becomes_visible_at_one_tid(pair: &Pair) {
     let world = World::new(pair);
     let (writer, reader) = (world.client("cache"), world.client("cache"));
     let oids = writer.new_oids(20).unwrap();
@@ -60,7 +60,7 @@ fn everything_in_a_transaction_is_visible_at_one_tid_and_nothing_before(pair: &P
     }
 }
 
-fn a_conflict_tells_both_revisions_and_can_be_resolved_in_the_same_transaction(pair: &Pair) {
+fn conflict_names_both_revisions_and_can_be_resolved(pair: &Pair) {
     let world = World::new(pair);
     let (first, second) = (world.client("cache"), world.client("cache"));
     let oids = first.new_oids(2).unwrap();
@@ -86,7 +86,7 @@ fn a_conflict_tells_both_revisions_and_can_be_resolved_in_the_same_transaction(p
     assert_eq!(first.load(oids[1]).unwrap().blob.unwrap().size, 13);
 }
 
-fn of_two_who_vote_for_one_object_the_second_waits_and_conflicts(pair: &Pair) {
+fn second_vote_on_an_object_waits_and_conflicts(pair: &Pair) {
     let world = World::new(pair);
     let (first, second) = (world.client("cache"), world.client("cache"));
     let oid = first.new_oid();
@@ -109,7 +109,7 @@ fn of_two_who_vote_for_one_object_the_second_waits_and_conflicts(pair: &Pair) {
     assert_eq!(second.load(oid).unwrap().data, b"first");
 }
 
-fn votes_for_different_objects_do_not_wait_for_each_other(pair: &Pair) {
+fn votes_on_different_objects_do_not_block(pair: &Pair) {
     let world = World::new(pair);
     let client = world.client("cache");
     let oids = client.new_oids(2).unwrap();
@@ -120,7 +120,7 @@ fn votes_for_different_objects_do_not_wait_for_each_other(pair: &Pair) {
     assert!(voted.finish().unwrap() > between);
 }
 
-fn ten_threads_that_count_in_one_object_lose_nothing(pair: &Pair) {
+fn ten_threads_increment_one_object_without_loss(pair: &Pair) {
     const EACH: u64 = 5;
     let world = World::new(pair);
     let clients = [world.client("cache"), world.client("cache")];
@@ -153,7 +153,7 @@ fn ten_threads_that_count_in_one_object_lose_nothing(pair: &Pair) {
     assert_eq!(clients[1].counter("commits"), 10 * EACH + 1);
 }
 
-fn commits_are_told_in_order_and_never_behind_an_answer_that_shows_them(pair: &Pair) {
+fn invalidations_are_ordered_and_precede_visible_answers(pair: &Pair) {
     const COMMITS: usize = 50;
     let world = World::new(pair);
     let (writer, reader) = (world.client("cache"), world.client("cache"));
@@ -190,7 +190,7 @@ fn commits_are_told_in_order_and_never_behind_an_answer_that_shows_them(pair: &P
     assert!(heard.ends_with(&tids[1..]) && heard.len() <= tids.len(), "each once, in order");
 }
 
-fn who_commits_is_told_too_before_its_answer(pair: &Pair) {
+fn committer_is_notified_before_its_answer(pair: &Pair) {
     let world = World::new(pair);
     let client = world.client("cache");
     let oids = client.new_oids(3).unwrap();
@@ -206,14 +206,14 @@ fn who_commits_is_told_too_before_its_answer(pair: &Pair) {
     assert_eq!((heard.tid, heard.oids.as_deref()), (tid, Some(&oids[..])));
 }
 
-fn a_commit_of_nothing_is_heard_of_too(pair: &Pair) {
+fn empty_commit_advances_last_tid(pair: &Pair) {
     let world = World::new(pair);
     let client = world.client("cache");
     let tid = client.begin().commit().unwrap();
     assert_eq!(client.last_tid(), tid);
 }
 
-fn the_outcome_of_every_transaction_is_known(pair: &Pair) {
+fn outcome_of_every_transaction_is_known(pair: &Pair) {
     let world = World::new(pair);
     let client = world.client("cache");
     let oid = client.new_oid();
@@ -231,7 +231,7 @@ fn the_outcome_of_every_transaction_is_known(pair: &Pair) {
     assert_eq!(other.outcome(committed.id()).unwrap(), Outcome::Committed { tid });
 }
 
-fn a_transaction_that_is_dropped_is_aborted(pair: &Pair) {
+fn dropped_transaction_is_aborted(pair: &Pair) {
     let mut world = World::new(pair);
     let client = world.client("cache");
     let oid = client.new_oid();
@@ -251,7 +251,7 @@ fn a_transaction_that_is_dropped_is_aborted(pair: &Pair) {
     world.nothing_is_left_at_the_server();
 }
 
-fn after_a_store_that_was_refused_nothing_can_be_committed(pair: &Pair) {
+fn refused_store_dooms_its_transaction(pair: &Pair) {
     let world = World::with(
         pair,
         blobferry_store::StoreConfig { max_objects: 1, ..Default::default() },
@@ -274,7 +274,7 @@ fn after_a_store_that_was_refused_nothing_can_be_committed(pair: &Pair) {
     client.put(oids[0], Tid::ZERO, "the connection is as good as before");
 }
 
-fn a_client_that_vanishes_leaves_no_locks_and_nothing_else(pair: &Pair) {
+fn vanished_client_leaves_no_locks_and_no_files(pair: &Pair) {
     let mut world = World::new(pair);
     let other = world.client("cache");
     let oid = other.new_oid();
@@ -298,7 +298,7 @@ fn a_client_that_vanishes_leaves_no_locks_and_nothing_else(pair: &Pair) {
     world.nothing_is_left_at_the_server();
 }
 
-fn what_is_deleted_is_gone_and_its_past_is_not(pair: &Pair) {
+fn deletion_hides_the_object_but_keeps_its_history(pair: &Pair) {
     let world = World::new(pair);
     let client = world.client("cache");
     let oids = client.new_oids(2).unwrap();
@@ -324,7 +324,7 @@ fn what_is_deleted_is_gone_and_its_past_is_not(pair: &Pair) {
     assert_eq!(conflicts, [Conflict { oid: deleted, committed: Tid::ZERO, base: stored }], "it is new again");
 }
 
-fn a_history_tells_who_and_what_for_newest_first(pair: &Pair) {
+fn history_lists_user_and_description_newest_first(pair: &Pair) {
     let world = World::new(pair);
     let client = world.client("cache");
     let oid = client.new_oid();
@@ -345,7 +345,7 @@ fn a_history_tells_who_and_what_for_newest_first(pair: &Pair) {
     }
 }
 
-fn a_pack_forgets_what_was_replaced_before(pair: &Pair) {
+fn pack_deletes_superseded_revisions(pair: &Pair) {
     let world = World::new(pair);
     let (client, reader) = (world.client("cache"), world.client("reader"));
     let blob = client.store(BlobSource::bytes(bytes("old", 100_000)));

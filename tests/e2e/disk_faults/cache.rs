@@ -33,7 +33,7 @@ fn get(home: &Home, calls: &str, path: Option<&str>, error: &str) -> Option<(Ran
 }
 
 #[test]
-fn a_cache_whose_disk_fails_says_what_and_where_and_the_next_get_has_the_right_bytes() {
+fn failing_cache_disk_names_file_and_next_get_succeeds() {
     let home = Home::new();
     let whole = bytes("blob", 300_000);
     let put = home.run(&["put", &home.file("blob", &whole)]).ok();

@@ -9,7 +9,7 @@ use super::super::throttled_proxy::{ThrottledProxy, UP};
 use super::{Disk, Ledger, quiet};
 
 #[test]
-fn an_upload_larger_than_the_disk_is_refused_with_the_figures_before_its_bytes_come() {
+fn upload_larger_than_the_disk_is_refused_before_its_bytes() {
     // One can reserve room, the other can not.
     for disk in [Disk::in_memory(8), Disk::in_a_file("ext2", 8)].into_iter().flatten() {
         let home = Home::with(|_| quiet(&disk.path("server")));
@@ -29,7 +29,7 @@ fn an_upload_larger_than_the_disk_is_refused_with_the_figures_before_its_bytes_c
 }
 
 #[test]
-fn uploads_in_progress_are_counted_and_their_room_is_theirs() {
+fn uploads_in_progress_reserve_their_disk_space() {
     for disk in [Disk::in_memory(16), Disk::in_a_file("ext2", 16)].into_iter().flatten() {
         let home = Home::with(|_| quiet(&disk.path("server")));
         // One is held up on its way.
@@ -51,7 +51,7 @@ fn uploads_in_progress_are_counted_and_their_room_is_theirs() {
 }
 
 #[test]
-fn a_disk_that_fills_while_a_blob_arrives_ends_the_upload_and_nothing_else() {
+fn disk_filled_during_upload_fails_only_that_upload() {
     let Some(disk) = Disk::in_a_file("ext2", 16) else { return };
     let server = disk.path("server");
     let mut home = Home::with(|_| quiet(&server));
@@ -79,7 +79,7 @@ fn a_disk_that_fills_while_a_blob_arrives_ends_the_upload_and_nothing_else() {
 }
 
 #[test]
-fn a_disk_that_is_filled_by_commits_refuses_them_reads_on_and_goes_on_when_there_is_room() {
+fn full_disk_refuses_commits_and_recovers_with_space() {
     let Some(disk) = Disk::in_memory(6) else { return };
     let server = disk.path("server");
     let mut home = Home::with(|_| quiet(&server));

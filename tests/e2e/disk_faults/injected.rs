@@ -87,45 +87,45 @@ fn survive_all(calls: &str, errors: &[(&str, Then)], more: &[&str]) {
 }
 
 #[test]
-fn a_sync_that_fails_ends_all_writing_until_the_next_start() {
+fn failed_sync_stops_writes_until_restart() {
     survive_all("fdatasync,fsync", &[("EIO", Then::RefusesWrites)], &["1+"]);
 }
 
 #[test]
-fn a_sync_that_finds_no_room_ends_all_writing_as_well() {
+fn sync_without_space_stops_writes_until_restart() {
     survive_all("fdatasync,fsync", &[("ENOSPC", Then::RefusesWrites)], &[]);
 }
 
 #[test]
-fn a_write_of_the_database_that_fails_leaves_nothing_of_the_transaction() {
+fn failed_database_write_leaves_no_partial_transaction() {
     survive_all("pwrite64", &[("EIO", Then::Either), ("EDQUOT", Then::Either)], &[]);
 }
 
 #[test]
-fn a_full_disk_and_a_used_up_quota_are_mended_without_a_restart() {
+fn full_disk_or_quota_recovers_without_restart() {
     survive_all("pwrite64", &[("ENOSPC", Then::TakesWrites)], &["1+"]);
     let _ = survive("pwrite64", "EDQUOT", "1+", Then::TakesWrites);
     let _ = survive("pwrite64", "EROFS", "1+", Then::TakesWrites);
 }
 
 #[test]
-fn a_blob_that_can_not_get_its_name_is_of_no_transaction() {
+fn blob_that_cannot_be_renamed_is_not_committed() {
     let calls = "?rename,?renameat,?renameat2";
     survive_all(calls, &[("EIO", Then::TakesWrites), ("ENOSPC", Then::TakesWrites)], &["1+"]);
 }
 
 #[test]
-fn room_that_can_not_be_reserved_is_told() {
+fn failed_space_reservation_is_reported() {
     survive_all("fallocate", &[("ENOSPC", Then::TakesWrites), ("EDQUOT", Then::TakesWrites)], &["1+"]);
 }
 
 #[test]
-fn files_and_directories_that_can_not_be_made_are_told() {
+fn failed_file_creation_is_reported() {
     survive_all("openat,?mkdir,?mkdirat,?chmod,fchmod", &[("EIO", Then::Either)], &["1+"]);
 }
 
 #[test]
-fn a_log_that_can_not_be_moved_into_the_database_stays_and_says_all() {
+fn failed_checkpoint_keeps_the_wal() {
     for (calls, fault, then) in [
         // A new log's head is synced, and the commit; when that was answered, the log again and the database.
         ("fdatasync,fsync", "error=EIO:when=3", Then::RefusesWrites),
@@ -152,7 +152,7 @@ fn a_log_that_can_not_be_moved_into_the_database_stays_and_says_all() {
 }
 
 #[test]
-fn a_start_that_fails_says_why_and_the_next_one_finds_everything() {
+fn failed_start_names_cause_and_next_start_recovers() {
     let mut home = Home::with(|home| quiet(&home.join("server")));
     let server = home.path("server");
     let Some(works) = Injection::begin(&home, "fsync", "error=EIO:when=65535") else { return };
@@ -195,7 +195,7 @@ fn a_start_that_fails_says_why_and_the_next_one_finds_everything() {
 }
 
 #[test]
-fn what_can_not_be_read_is_told_and_never_taken_for_what_it_is_not() {
+fn read_errors_are_reported_and_never_taken_for_data() {
     let mut home = Home::with(|home| quiet(&home.join("server")));
     let server = home.path("server");
     let mut ledger = Ledger::default();

@@ -6,7 +6,7 @@ use super::super::support::{Home, Serve, bytes, copy_environment};
 use super::{Ledger, serving};
 
 #[test]
-fn a_limit_on_the_length_of_files_refuses_what_is_longer_and_serves_on() {
+fn file_size_limit_refuses_larger_writes_and_serves_on() {
     let mut home = Home::with(|home| {
         let server = serving(&home.join("server"));
         let mut limited = Command::new("sh");

@@ -14,7 +14,7 @@ fn trigger(disk: &Disk) -> Option<String> {
 }
 
 #[test]
-fn a_file_system_that_becomes_read_only_refuses_writes_and_is_read_on() {
+fn read_only_file_system_refuses_writes_and_serves_reads() {
     let Some(disk) = Disk::in_a_file("ext4", 32) else { return };
     let server = disk.path("server");
     let mut home = Home::with(|_| quiet(&server));

@@ -7,24 +7,24 @@ use crate::conformance::world::{Pair, World};
 use crate::support::bytes;
 
 for_every_server!(
-    a_handshake_tells_version_limits_and_the_last_transaction,
-    a_whole_transaction_in_one_flight_is_answered_in_full,
-    every_kind_of_load_gives_what_was_committed,
-    what_is_deleted_and_packed_is_gone,
-    a_blob_comes_back_in_parts_and_as_a_whole,
-    a_conflict_is_resolved_and_voted_for_again,
-    a_commit_waits_for_an_upload_that_is_not_complete,
-    a_commit_is_told_before_its_answer_and_before_it_can_be_seen,
-    a_list_that_is_too_long_for_one_invalidation_comes_in_several,
-    a_hundred_requests_at_once_get_one_answer_each,
-    who_says_goodbye_is_let_go_when_all_is_answered,
-    a_server_that_says_goodbye_answers_what_it_has_begun,
+    handshake_reports_version_limits_and_last_tid,
+    pipelined_transaction_is_answered_in_full,
+    every_kind_of_load_returns_committed_data,
+    deleted_and_packed_revisions_are_gone,
+    blob_is_sent_whole_and_in_ranges,
+    conflict_is_resolved_and_voted_again,
+    commit_waits_for_an_incomplete_upload,
+    invalidation_precedes_commit_answer_and_visibility,
+    long_invalidation_is_split_into_several_messages,
+    hundred_pipelined_requests_get_one_answer_each,
+    goodbye_closes_after_all_answers,
+    stopping_server_answers_requests_in_progress,
 );
 
 const TXN: [u8; 16] = [1; 16];
 const OTHER: [u8; 16] = [2; 16];
 
-fn a_handshake_tells_version_limits_and_the_last_transaction(pair: &Pair) {
+fn handshake_reports_version_limits_and_last_tid(pair: &Pair) {
     let world = World::serving(pair, |config| config.connection.limits.transfers = 77);
     let mut first = Client::new(world.address());
     assert_eq!(first.limits, Limits { transfers: 77, ..Limits::DEFAULT });
@@ -41,7 +41,7 @@ fn a_handshake_tells_version_limits_and_the_last_transaction(pair: &Pair) {
     assert_eq!(strange.receive_to_the_end(), [Received::Refuse { refusal: 0, versions: Some((1, 1)) }]);
 }
 
-fn a_whole_transaction_in_one_flight_is_answered_in_full(pair: &Pair) {
+fn pipelined_transaction_is_answered_in_full(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::new(world.address());
     let (record, blob, whole) = (client.new_oid(), client.new_oid(), bytes("blob", 1_000_000));
@@ -66,7 +66,7 @@ fn a_whole_transaction_in_one_flight_is_answered_in_full(pair: &Pair) {
     assert_eq!(downloaded, Downloaded { from: 0, size: 0, bytes: Vec::new(), digest: digest(b"") });
 }
 
-fn every_kind_of_load_gives_what_was_committed(pair: &Pair) {
+fn every_kind_of_load_returns_committed_data(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::new(world.address());
     let oid = client.new_oid();
@@ -103,7 +103,7 @@ fn every_kind_of_load_gives_what_was_committed(pair: &Pair) {
     assert!(first > oid && (1..=16).contains(&count));
 }
 
-fn what_is_deleted_and_packed_is_gone(pair: &Pair) {
+fn deleted_and_packed_revisions_are_gone(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::new(world.address());
     let (oid, blob) = client.put_blob(TXN, &bytes("blob", 100_000));
@@ -121,7 +121,7 @@ fn what_is_deleted_and_packed_is_gone(pair: &Pair) {
     assert_eq!(client.download((oid, blob), 0, u64::MAX).unwrap_err().ints, [oid, blob]);
 }
 
-fn a_blob_comes_back_in_parts_and_as_a_whole(pair: &Pair) {
+fn blob_is_sent_whole_and_in_ranges(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::new(world.address());
     // One that is kept in the database, and one in a file.
@@ -137,7 +137,7 @@ fn a_blob_comes_back_in_parts_and_as_a_whole(pair: &Pair) {
     }
 }
 
-fn a_conflict_is_resolved_and_voted_for_again(pair: &Pair) {
+fn conflict_is_resolved_and_voted_again(pair: &Pair) {
     let world = World::new(pair);
     let (mut client, mut other) = (Client::new(world.address()), Client::new(world.address()));
     let oid = client.new_oid();
@@ -156,7 +156,7 @@ fn a_conflict_is_resolved_and_voted_for_again(pair: &Pair) {
     assert_eq!(client.call(request::commit([4; 16])), conflicts);
 }
 
-fn a_commit_waits_for_an_upload_that_is_not_complete(pair: &Pair) {
+fn commit_waits_for_an_incomplete_upload(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::new(world.address());
     let (oid, whole) = (client.new_oid(), bytes("blob", 100_000));
@@ -174,7 +174,7 @@ fn a_commit_waits_for_an_upload_that_is_not_complete(pair: &Pair) {
     assert!(client.download((oid, tid), 0, u64::MAX).unwrap().bytes == whole);
 }
 
-fn a_commit_is_told_before_its_answer_and_before_it_can_be_seen(pair: &Pair) {
+fn invalidation_precedes_commit_answer_and_visibility(pair: &Pair) {
     let world = World::new(pair);
     let (mut writer, mut reader) = (Client::new(world.address()), Client::new(world.address()));
     let oid = writer.new_oid();
@@ -191,7 +191,7 @@ fn a_commit_is_told_before_its_answer_and_before_it_can_be_seen(pair: &Pair) {
     assert_eq!((writer.told, reader.told), (all.clone(), all));
 }
 
-fn a_list_that_is_too_long_for_one_invalidation_comes_in_several(pair: &Pair) {
+fn long_invalidation_is_split_into_several_messages(pair: &Pair) {
     let world = World::new(pair);
     let small = Limits { frame: 4096, ..Limits::DEFAULT };
     let mut client = Client::with(world.address(), small);
@@ -209,7 +209,7 @@ fn a_list_that_is_too_long_for_one_invalidation_comes_in_several(pair: &Pair) {
     assert!(oids.into_iter().eq(first..first + count));
 }
 
-fn a_hundred_requests_at_once_get_one_answer_each(pair: &Pair) {
+fn hundred_pipelined_requests_get_one_answer_each(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::new(world.address());
     let oid = client.new_oid();
@@ -227,7 +227,7 @@ fn a_hundred_requests_at_once_get_one_answer_each(pair: &Pair) {
     assert_eq!(client.receive(), Received::Pong { nonce: u64::MAX });
 }
 
-fn who_says_goodbye_is_let_go_when_all_is_answered(pair: &Pair) {
+fn goodbye_closes_after_all_answers(pair: &Pair) {
     let world = World::new(pair);
     let mut idle = Client::new(world.address());
     idle.send(Body::new(message::GOODBYE));
@@ -244,7 +244,7 @@ fn who_says_goodbye_is_let_go_when_all_is_answered(pair: &Pair) {
     assert_eq!(Client::new(world.address()).last_tid, tid);
 }
 
-fn a_server_that_says_goodbye_answers_what_it_has_begun(pair: &Pair) {
+fn stopping_server_answers_requests_in_progress(pair: &Pair) {
     let mut world = World::serving(pair, |config| config.grace = std::time::Duration::from_secs(600));
     let (mut voter, mut loader) = (
         Client::new(world.address()),

@@ -10,13 +10,13 @@ use crate::conformance::world::{Pair, World};
 use crate::support::bytes;
 
 for_every_server!(
-    a_server_never_sends_beyond_the_credit_and_answers_all_else_meanwhile,
-    a_server_gives_credit_as_it_stores_and_takes_what_was_within_it,
+    server_stays_within_credit_and_answers_meanwhile,
+    server_grants_credit_as_it_stores,
     pings_are_answered_between_many_transfers,
-    a_download_that_is_cancelled_ends_and_costs_the_others_nothing,
-    an_upload_that_its_client_aborts_is_answered_with_the_reason,
-    an_abort_answers_the_uploads_of_its_transaction_first,
-    a_transfer_that_gets_nowhere_is_given_up_with_the_reason,
+    cancelled_download_ends_and_frees_its_credit,
+    upload_aborted_by_its_client_is_answered_with_reason,
+    abort_answers_uploads_of_its_transaction_first,
+    stalled_transfer_is_aborted_with_deadline_error,
 );
 
 const TXN: [u8; 16] = [1; 16];
@@ -40,7 +40,7 @@ fn heard_until_pong(client: &mut Client, transfers: [u64; 2], parts: [&mut Vec<u
     }
 }
 
-fn a_server_never_sends_beyond_the_credit_and_answers_all_else_meanwhile(pair: &Pair) {
+fn server_stays_within_credit_and_answers_meanwhile(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::with(world.address(), NARROW);
     let whole = bytes("blob", 100_000);
@@ -74,7 +74,7 @@ fn a_server_never_sends_beyond_the_credit_and_answers_all_else_meanwhile(pair: &
     assert!(one == whole[..1500] && other == whole[..1000]);
 }
 
-fn a_server_gives_credit_as_it_stores_and_takes_what_was_within_it(pair: &Pair) {
+fn server_grants_credit_as_it_stores(pair: &Pair) {
     let world = World::serving(pair, |config| {
         let limits = &mut config.connection.limits;
         (limits.chunk, limits.transfer_window, limits.connection_window) = (300, 1000, 1500);
@@ -137,7 +137,7 @@ fn pings_are_answered_between_many_transfers(pair: &Pair) {
     while client.receive() != (Received::Pong { nonce: u64::MAX }) {}
 }
 
-fn a_download_that_is_cancelled_ends_and_costs_the_others_nothing(pair: &Pair) {
+fn cancelled_download_ends_and_frees_its_credit(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::with(world.address(), NARROW);
     let whole = bytes("blob", 100_000);
@@ -179,7 +179,7 @@ fn a_download_that_is_cancelled_ends_and_costs_the_others_nothing(pair: &Pair) {
     assert!(client.download((oid, tid), 0, u64::MAX).unwrap().bytes == whole);
 }
 
-fn an_upload_that_its_client_aborts_is_answered_with_the_reason(pair: &Pair) {
+fn upload_aborted_by_its_client_is_answered_with_reason(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::new(world.address());
     let oid = client.new_oid();
@@ -196,7 +196,7 @@ fn an_upload_that_its_client_aborts_is_answered_with_the_reason(pair: &Pair) {
     assert_eq!(client.counter("blobs_received"), 0);
 }
 
-fn an_abort_answers_the_uploads_of_its_transaction_first(pair: &Pair) {
+fn abort_answers_uploads_of_its_transaction_first(pair: &Pair) {
     let mut world = World::new(pair);
     let mut client = Client::new(world.address());
     let oid = client.new_oid();
@@ -239,7 +239,7 @@ fn an_abort_answers_the_uploads_of_its_transaction_first(pair: &Pair) {
     world.nothing_is_left_at_the_server();
 }
 
-fn a_transfer_that_gets_nowhere_is_given_up_with_the_reason(pair: &Pair) {
+fn stalled_transfer_is_aborted_with_deadline_error(pair: &Pair) {
     let world =
         World::serving(pair, |config| config.connection.transfer_timeout = Duration::from_millis(1000));
     let late = Error { number: error::DEADLINE, ints: vec![0, 1000], text: None, txn: None };

@@ -3,7 +3,7 @@
 
 use super::encode::{Body, Limits, message};
 use super::server::{Caller, Server};
-use crate::support::{MEMORY, Ran, blobferry};
+use crate::support::{MAX_MEMORY, Ran, blobferry};
 
 /// How often each thing is said.
 const OFTEN: u64 = 30_000;
@@ -30,11 +30,11 @@ fn asks(transport: &str, said: Vec<u8>) -> Ran {
     let mut command = blobferry(&["status", "--transport", transport, "--server", &server.address]);
     command.arg("--cache").arg(cache.path()).env("RUST_LOG", "blobferry=debug");
     let ran = Ran::from(command.output().unwrap());
-    assert!(ran.peak_memory() < MEMORY, "{} bytes", ran.peak_memory());
+    assert!(ran.peak_memory() < MAX_MEMORY, "{} bytes", ran.peak_memory());
     ran
 }
 
-fn a_client_hears_its_answer_through_a_flood(transport: &str) {
+fn client_gets_its_answer_through_a_flood(transport: &str) {
     let invalidation = (0..50).fold(Body::new(message::INVALIDATE).ints([7, 50]), |body, oid| body.int(oid));
     let floods = [
         ("commits", invalidation.frame()),
@@ -49,7 +49,7 @@ fn a_client_hears_its_answer_through_a_flood(transport: &str) {
     }
 }
 
-fn a_client_that_is_asked_too_much_or_told_what_it_did_not_ask_goes_away(transport: &str) {
+fn client_disconnects_from_a_violating_server(transport: &str) {
     let replied = |id: u64| Body::new(message::REPLY).ints([id, 0, 0]).frame();
     let floods = [
         ("pings", Body::new(message::PING).int(7).frame()),
@@ -64,21 +64,21 @@ fn a_client_that_is_asked_too_much_or_told_what_it_did_not_ask_goes_away(transpo
 }
 
 #[test]
-fn a_client_on_tokio_hears_its_answer_through_a_flood() {
-    a_client_hears_its_answer_through_a_flood("tokio");
+fn tokio_client_gets_its_answer_through_a_flood() {
+    client_gets_its_answer_through_a_flood("tokio");
 }
 
 #[test]
-fn a_client_on_mio_hears_its_answer_through_a_flood() {
-    a_client_hears_its_answer_through_a_flood("mio");
+fn mio_client_gets_its_answer_through_a_flood() {
+    client_gets_its_answer_through_a_flood("mio");
 }
 
 #[test]
-fn a_client_on_tokio_that_is_asked_too_much_or_told_what_it_did_not_ask_goes_away() {
-    a_client_that_is_asked_too_much_or_told_what_it_did_not_ask_goes_away("tokio");
+fn tokio_client_disconnects_from_a_violating_server() {
+    client_disconnects_from_a_violating_server("tokio");
 }
 
 #[test]
-fn a_client_on_mio_that_is_asked_too_much_or_told_what_it_did_not_ask_goes_away() {
-    a_client_that_is_asked_too_much_or_told_what_it_did_not_ask_goes_away("mio");
+fn mio_client_disconnects_from_a_violating_server() {
+    client_disconnects_from_a_violating_server("mio");
 }

@@ -40,19 +40,19 @@ macro_rules! for_every_attack {
 }
 
 for_every_attack!(
-    a_flood_of_pings_costs_nothing_and_holds_up_nobody: pings,
-    a_flood_of_cancels_costs_nothing_and_holds_up_nobody: cancels,
-    a_flood_of_begins_costs_nothing_and_holds_up_nobody: begins,
-    a_flood_of_questions_costs_nothing_and_holds_up_nobody: questions,
-    answers_that_are_not_read_are_not_kept_without_end: requests_whose_answers_are_not_read,
-    downloads_that_are_not_read_are_not_kept_without_end: downloads_that_are_not_read,
-    an_upload_byte_by_byte_costs_nothing_and_holds_up_nobody: uploads_byte_by_byte,
-    uploads_that_do_not_come_cost_nothing_and_hold_up_nobody: uploads_that_do_not_come,
-    lengths_of_4_gib_cost_nothing_and_hold_up_nobody: lengths_of_4_gib,
-    long_frames_that_do_not_end_cost_no_more_than_what_comes: long_frames_that_do_not_end,
-    garbage_costs_nothing_and_holds_up_nobody: garbage,
-    a_crowd_that_says_nothing_costs_nothing_and_holds_up_nobody: a_crowd_that_says_nothing,
-    callers_that_leave_at_once_cost_nothing_and_hold_up_nobody: callers_that_leave_at_once,
+    ping_flood_is_survived: pings,
+    cancel_flood_is_survived: cancels,
+    begin_flood_is_survived: begins,
+    query_flood_is_survived: questions,
+    unread_answers_are_bounded: requests_whose_answers_are_not_read,
+    unread_downloads_are_bounded: downloads_that_are_not_read,
+    byte_by_byte_uploads_are_survived: uploads_byte_by_byte,
+    announced_but_missing_uploads_are_survived: uploads_that_do_not_come,
+    lengths_of_4_gib_are_survived: lengths_of_4_gib,
+    unfinished_long_frames_cost_only_what_arrived: long_frames_that_do_not_end,
+    garbage_is_survived: garbage,
+    crowd_of_silent_connections_is_survived: a_crowd_that_says_nothing,
+    clients_that_leave_mid_download_are_survived: callers_that_leave_at_once,
 );
 
 /// Stores and loads; all of it is done.

@@ -21,7 +21,7 @@ fn shown() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn what_the_raw_peers_say_is_what_the_specification_shows() {
+fn raw_encoder_matches_the_specification() {
     let txn: Txn = std::array::from_fn(|n| n as u8);
     let digest: Digest = std::array::from_fn(|n| 0xa0 + n as u8);
     let requests = [
@@ -67,7 +67,7 @@ fn what_the_raw_peers_say_is_what_the_specification_shows() {
 }
 
 #[test]
-fn every_frame_of_a_server_that_the_specification_shows_is_understood() {
+fn raw_decoder_understands_the_specifications_frames() {
     let mut heard = 0;
     for mut frame in shown() {
         match frame[4] {

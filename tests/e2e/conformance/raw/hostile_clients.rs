@@ -12,14 +12,14 @@ use crate::conformance::world::{Pair, World};
 use crate::support::bytes;
 
 for_every_server!(
-    garbage_and_lies_are_sent_away_while_others_are_served,
-    every_broken_rule_ends_the_connection_and_what_was_begun_on_it,
+    invalid_peers_are_disconnected_and_others_served,
+    every_violation_ends_connection_and_transactions,
     payload_beyond_the_credit_ends_the_connection,
-    requests_and_uploads_beyond_the_limits_end_the_connection,
-    half_a_hello_and_then_silence_is_sent_away_in_time,
-    a_peer_that_reads_late_gets_all_its_answers_and_holds_up_nobody,
-    a_peer_that_does_not_read_is_given_up_when_too_much_waits_for_it,
-    a_peer_that_goes_away_in_the_middle_of_everything_leaves_nothing,
+    work_beyond_the_limits_ends_the_connection,
+    incomplete_handshake_times_out,
+    slow_reader_gets_all_answers_and_stalls_no_peer,
+    non_reading_peer_is_dropped_at_queue_limit,
+    peer_that_vanishes_mid_work_leaves_nothing,
 );
 
 const TXN: [u8; 16] = [1; 16];
@@ -33,7 +33,7 @@ fn is_sent_away(mut stream: TcpStream) {
     }
 }
 
-fn garbage_and_lies_are_sent_away_while_others_are_served(pair: &Pair) {
+fn invalid_peers_are_disconnected_and_others_served(pair: &Pair) {
     let world = World::new(pair);
     let mut other = Client::new(world.address());
     let oid = other.new_oid();
@@ -117,7 +117,7 @@ fn broken_rules() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-fn every_broken_rule_ends_the_connection_and_what_was_begun_on_it(pair: &Pair) {
+fn every_violation_ends_connection_and_transactions(pair: &Pair) {
     let mut world = World::new(pair);
     let mut other = Client::new(world.address());
     let oid = other.new_oid();
@@ -152,7 +152,7 @@ fn payload_beyond_the_credit_ends_the_connection(pair: &Pair) {
     }
 }
 
-fn requests_and_uploads_beyond_the_limits_end_the_connection(pair: &Pair) {
+fn work_beyond_the_limits_ends_the_connection(pair: &Pair) {
     for (requests, transfers) in [(4, 100), (100, 4)] {
         let world = World::serving(pair, |config| {
             let limits = &mut config.connection.limits;
@@ -173,7 +173,7 @@ fn requests_and_uploads_beyond_the_limits_end_the_connection(pair: &Pair) {
     }
 }
 
-fn half_a_hello_and_then_silence_is_sent_away_in_time(pair: &Pair) {
+fn incomplete_handshake_times_out(pair: &Pair) {
     let world = World::serving(pair, |config| {
         config.connection.handshake_timeout = Duration::from_millis(10);
     });
@@ -184,7 +184,7 @@ fn half_a_hello_and_then_silence_is_sent_away_in_time(pair: &Pair) {
     }
 }
 
-fn a_peer_that_reads_late_gets_all_its_answers_and_holds_up_nobody(pair: &Pair) {
+fn slow_reader_gets_all_answers_and_stalls_no_peer(pair: &Pair) {
     const LOADS: u64 = 1000;
     let world = World::serving(pair, |config| config.connection.limits.control_queue = 1_000_000);
     let (mut late, mut other) = (Client::new(world.address()), Client::new(world.address()));
@@ -204,7 +204,7 @@ fn a_peer_that_reads_late_gets_all_its_answers_and_holds_up_nobody(pair: &Pair) 
     }
 }
 
-fn a_peer_that_does_not_read_is_given_up_when_too_much_waits_for_it(pair: &Pair) {
+fn non_reading_peer_is_dropped_at_queue_limit(pair: &Pair) {
     let world = World::serving(pair, |config| config.connection.limits.control_queue = 20_000);
     let mut other = Client::new(world.address());
     let blob = other.put_blob(TXN, &bytes("blob", 20_000_000));
@@ -226,7 +226,7 @@ fn a_peer_that_does_not_read_is_given_up_when_too_much_waits_for_it(pair: &Pair)
     assert!(!heard.iter().any(|heard| matches!(heard, Received::BlobStop { .. })), "it was not all sent");
 }
 
-fn a_peer_that_goes_away_in_the_middle_of_everything_leaves_nothing(pair: &Pair) {
+fn peer_that_vanishes_mid_work_leaves_nothing(pair: &Pair) {
     let mut world = World::new(pair);
     let mut other = Client::new(world.address());
     let whole = bytes("blob", 5_000_000);

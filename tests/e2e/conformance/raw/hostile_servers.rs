@@ -15,16 +15,16 @@ use crate::conformance::world::{Pair, World};
 use crate::support::bytes;
 
 for_every_client!(
-    a_server_that_speaks_something_else_is_no_server,
-    a_server_that_says_nothing_is_given_up_in_time,
-    a_server_that_refuses_says_why,
-    a_blob_with_another_digest_is_an_error_and_not_kept,
-    a_blob_that_breaks_off_is_an_error_and_not_kept,
-    a_blob_that_breaks_a_rule_ends_the_connection_and_is_not_kept,
-    a_blob_that_the_server_gives_up_is_refused_with_its_reason_and_not_kept,
-    a_blob_larger_than_the_disk_is_an_error_before_its_bytes_come,
-    an_answer_that_breaks_a_rule_ends_the_connection,
-    an_upload_that_is_answered_too_early_is_not_taken_for_stored,
+    non_blobferry_server_fails_the_handshake,
+    silent_server_times_out,
+    refusal_reason_is_reported,
+    blob_with_wrong_digest_is_an_error_and_not_kept,
+    truncated_blob_is_an_error_and_not_kept,
+    blob_that_violates_the_protocol_disconnects,
+    blob_aborted_by_the_server_fails_with_its_reason,
+    blob_larger_than_the_disk_fails_before_its_bytes,
+    answer_that_violates_the_protocol_disconnects,
+    upload_answered_too_early_is_not_stored,
 );
 
 /// A good server with a blob, and a cache that does not have it.
@@ -64,7 +64,7 @@ fn is_disconnected(error: &CallError) {
     assert!(matches!(error, CallError::Disconnected { .. }), "{error:?}");
 }
 
-fn a_server_that_speaks_something_else_is_no_server(pair: &Pair) {
+fn non_blobferry_server_fails_the_handshake(pair: &Pair) {
     let world = World::new(pair);
     let unknown_version = Body::new(message::WELCOME).int(2).limits(Limits::DEFAULT).int(0).frame();
     let no_limits = Body::welcome(Limits { chunk: 0, ..Limits::DEFAULT }, 0).frame();
@@ -89,7 +89,7 @@ fn a_server_that_speaks_something_else_is_no_server(pair: &Pair) {
     }
 }
 
-fn a_server_that_says_nothing_is_given_up_in_time(pair: &Pair) {
+fn silent_server_times_out(pair: &Pair) {
     let world = World::new(pair);
     let bad = Server::new(Caller::wait_for_the_end);
     let mut config = ClientConfig::default();
@@ -109,7 +109,7 @@ fn a_server_that_says_nothing_is_given_up_in_time(pair: &Pair) {
     is_disconnected(&client.status().unwrap_err());
 }
 
-fn a_server_that_refuses_says_why(pair: &Pair) {
+fn refusal_reason_is_reported(pair: &Pair) {
     let world = World::new(pair);
     let refusals: [(&[u64], &str); 4] =
         [(&[0, 7, 9], "versions 7 to 9"), (&[1], "credentials"), (&[2], "no room"), (&[3], "is stopping")];
@@ -127,7 +127,7 @@ fn a_server_that_refuses_says_why(pair: &Pair) {
     }
 }
 
-fn a_blob_with_another_digest_is_an_error_and_not_kept(pair: &Pair) {
+fn blob_with_wrong_digest_is_an_error_and_not_kept(pair: &Pair) {
     let good = Good::new(pair);
     let mut damaged = good.whole.clone();
     damaged[150_000] ^= 1;
@@ -154,7 +154,7 @@ fn a_blob_with_another_digest_is_an_error_and_not_kept(pair: &Pair) {
     good.is_loaded_at_last();
 }
 
-fn a_blob_that_breaks_off_is_an_error_and_not_kept(pair: &Pair) {
+fn truncated_blob_is_an_error_and_not_kept(pair: &Pair) {
     let good = Good::new(pair);
     let (size, whole) = (good.whole.len() as u64, good.whole.clone());
     // Before it begins, at once, between two chunks, in the middle of one, and where only the end is not said.
@@ -176,7 +176,7 @@ fn a_blob_that_breaks_off_is_an_error_and_not_kept(pair: &Pair) {
     good.is_loaded_at_last();
 }
 
-fn a_blob_that_breaks_a_rule_ends_the_connection_and_is_not_kept(pair: &Pair) {
+fn blob_that_violates_the_protocol_disconnects(pair: &Pair) {
     let good = Good::new(pair);
     let size = good.whole.len() as u64;
     let rules: [fn(&mut Caller, u64, u64); 13] = [
@@ -219,7 +219,7 @@ fn a_blob_that_breaks_a_rule_ends_the_connection_and_is_not_kept(pair: &Pair) {
     good.is_loaded_at_last();
 }
 
-fn a_blob_that_the_server_gives_up_is_refused_with_its_reason_and_not_kept(pair: &Pair) {
+fn blob_aborted_by_the_server_fails_with_its_reason(pair: &Pair) {
     let good = Good::new(pair);
     let (size, whole) = (good.whole.len() as u64, good.whole.clone());
     let error = good.load_from(move |caller, id| {
@@ -235,7 +235,7 @@ fn a_blob_that_the_server_gives_up_is_refused_with_its_reason_and_not_kept(pair:
     good.is_loaded_at_last();
 }
 
-fn a_blob_larger_than_the_disk_is_an_error_before_its_bytes_come(pair: &Pair) {
+fn blob_larger_than_the_disk_fails_before_its_bytes(pair: &Pair) {
     let good = Good::new(pair);
     // The connection is none the worse for it: what is asked next is answered.
     let bad = Server::after_welcome(|caller| {
@@ -270,7 +270,7 @@ fn a_blob_larger_than_the_disk_is_an_error_before_its_bytes_come(pair: &Pair) {
     good.is_loaded_at_last();
 }
 
-fn an_answer_that_breaks_a_rule_ends_the_connection(pair: &Pair) {
+fn answer_that_violates_the_protocol_disconnects(pair: &Pair) {
     let world = World::new(pair);
     // To a request for the server's counters.
     let answers: [fn(u64) -> Vec<u8>; 9] = [
@@ -305,7 +305,7 @@ fn an_answer_that_breaks_a_rule_ends_the_connection(pair: &Pair) {
     }
 }
 
-fn an_upload_that_is_answered_too_early_is_not_taken_for_stored(pair: &Pair) {
+fn upload_answered_too_early_is_not_stored(pair: &Pair) {
     let world = World::new(pair);
     // The client's file must still be there for another try: it belongs to the transaction until that ends.
     let file = world.path("file");

@@ -7,19 +7,19 @@ use crate::conformance::world::{Pair, World};
 use crate::support::bytes;
 
 for_every_server!(
-    what_is_not_there_is_refused_by_its_name,
-    every_phase_of_a_transaction_refuses_what_it_has_no_place_for,
-    a_name_that_was_used_can_not_be_used_again,
-    a_blob_that_is_not_what_was_announced_dooms_its_transaction,
-    a_refused_upload_is_dropped_to_its_end_and_costs_nothing,
-    a_transaction_belongs_to_its_connection,
-    no_path_from_a_client_is_ever_used,
-    what_is_beyond_a_limit_says_what_and_how_much,
+    missing_objects_are_refused_by_id,
+    each_transaction_phase_refuses_invalid_requests,
+    used_transaction_id_is_refused,
+    blob_with_wrong_digest_dooms_its_transaction,
+    refused_upload_is_discarded_to_its_end,
+    transaction_belongs_to_its_connection,
+    client_supplied_paths_are_never_used,
+    limit_error_names_limit_and_value,
 );
 
 const TXN: Txn = [1; 16];
 
-fn what_is_not_there_is_refused_by_its_name(pair: &Pair) {
+fn missing_objects_are_refused_by_id(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::new(world.address());
     let oid = client.new_oid();
@@ -62,7 +62,7 @@ fn in_phase(client: &mut Client, phase: &str, name: u8, oid: u64) -> Txn {
     txn
 }
 
-fn every_phase_of_a_transaction_refuses_what_it_has_no_place_for(pair: &Pair) {
+fn each_transaction_phase_refuses_invalid_requests(pair: &Pair) {
     use error::{DOOMED, NO_SUCH_TRANSACTION, TRANSACTION_EXISTS, WRONG_PHASE};
     let world = World::new(pair);
     let mut client = Client::new(world.address());
@@ -93,7 +93,7 @@ fn every_phase_of_a_transaction_refuses_what_it_has_no_place_for(pair: &Pair) {
     }
 }
 
-fn a_name_that_was_used_can_not_be_used_again(pair: &Pair) {
+fn used_transaction_id_is_refused(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::new(world.address());
     let oid = client.new_oid();
@@ -111,7 +111,7 @@ fn a_name_that_was_used_can_not_be_used_again(pair: &Pair) {
     assert_eq!(client.counter("commits"), 1);
 }
 
-fn a_blob_that_is_not_what_was_announced_dooms_its_transaction(pair: &Pair) {
+fn blob_with_wrong_digest_dooms_its_transaction(pair: &Pair) {
     let mut world = World::new(pair);
     let mut client = Client::new(world.address());
     let oid = client.new_oid();
@@ -133,7 +133,7 @@ fn a_blob_that_is_not_what_was_announced_dooms_its_transaction(pair: &Pair) {
     world.nothing_is_left_at_the_server();
 }
 
-fn a_refused_upload_is_dropped_to_its_end_and_costs_nothing(pair: &Pair) {
+fn refused_upload_is_discarded_to_its_end(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::new(world.address());
     let (oid, whole) = (client.new_oid(), bytes("blob", 3_000_000));
@@ -153,7 +153,7 @@ fn a_refused_upload_is_dropped_to_its_end_and_costs_nothing(pair: &Pair) {
     assert_eq!(client.counter("blobs_received"), 1);
 }
 
-fn a_transaction_belongs_to_its_connection(pair: &Pair) {
+fn transaction_belongs_to_its_connection(pair: &Pair) {
     let world = World::new(pair);
     let (mut client, mut other) = (Client::new(world.address()), Client::new(world.address()));
     let oid = client.new_oid();
@@ -184,7 +184,7 @@ fn a_transaction_belongs_to_its_connection(pair: &Pair) {
     assert_eq!((revision.tid, &revision.data[..]), (tid, &b"record"[..]));
 }
 
-fn no_path_from_a_client_is_ever_used(pair: &Pair) {
+fn client_supplied_paths_are_never_used(pair: &Pair) {
     let mut world = World::new(pair);
     let mut client = Client::new(world.address());
     let oid = client.new_oid();
@@ -220,7 +220,7 @@ fn no_path_from_a_client_is_ever_used(pair: &Pair) {
     world.nothing_is_left_at_the_server();
 }
 
-fn what_is_beyond_a_limit_says_what_and_how_much(pair: &Pair) {
+fn limit_error_names_limit_and_value(pair: &Pair) {
     let world = World::serving(pair, |config| config.connection.limits.transactions = 2);
     let mut client = Client::new(world.address());
     let begin = |n: u8| request::begin([n; 16], b"", b"");

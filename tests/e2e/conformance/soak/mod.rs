@@ -24,7 +24,7 @@ use ledger::{Fate, Ledger};
 use random::Random;
 use users::Users;
 
-for_every_pair!(after_the_storm_everything_is_as_everybody_was_told);
+for_every_pair!(soak_keeps_every_reported_outcome);
 
 /// The seconds that one of the four pairs is out in the storm.
 fn seconds() -> f64 {
@@ -55,7 +55,7 @@ fn connect(world: &World, address: &str, cache: &str) -> Box<dyn Client> {
     }
 }
 
-fn after_the_storm_everything_is_as_everybody_was_told(pair: &Pair) {
+fn soak_keeps_every_reported_outcome(pair: &Pair) {
     let seed = seed();
     println!("seed {seed}");
     let mut world = World::serving(pair, |config| config.connection = impatient());
