@@ -82,7 +82,7 @@ fn put_and_kill(moment: Moment, all: [u64; 2]) -> bool {
     proxy.cut();
     home.server = Serve::start(&dir);
     assert_eq!(std::fs::read_dir(dir.join("blobs/tmp")).unwrap().count(), 0, "no unfinished file is left");
-    proxy.lead_to(&home.server.address);
+    proxy.set_server(&home.server.address);
     let ran = end(put);
     assert!(ran.code == 0 || ran.code == 5, "{ran:?}");
     // A client that lost its connection during the commit has queried the outcome.
@@ -101,7 +101,7 @@ fn put_is_atomic_when_the_server_is_killed() {
     home.run(&["put", "-r", &home.files("before", &SIZES)]).ok();
     let proxy = ThrottledProxy::to(&home.server.address);
     end(home.command_to(&proxy.address, &["put", "-r", &home.files("round", &SIZES)]).spawn().unwrap()).ok();
-    proxy.wait_until_all_is_over();
+    proxy.wait_until_all_ended();
     let all = proxy.passed();
     assert!(is_complete(&home, "round"));
     for n in 0..ROUNDS {

@@ -1,16 +1,14 @@
-//! A proxy between clients and a server, on which bytes get only as far as the test lets them.
+//! A proxy between clients and a server that passes only as many bytes as the test allows.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-/// A test that waits for so long waits for ever.
-const FOR_EVER: Duration = Duration::from_secs(120);
+use crate::support::TEST_TIMEOUT;
 
-/// Forwards connections. Clients that come while there is no server wait for one.
+/// Forwards connections. Clients that connect while there is no server wait for one.
 pub(crate) struct ThrottledProxy {
     pub(crate) address: String,
     shared: Arc<Shared>,
@@ -26,30 +24,30 @@ struct Shared {
 #[derive(Default)]
 struct State {
     server: Option<String>,
-    /// How many bytes each connection may carry to the server, and from it.
+    /// Number of bytes that each connection may pass to the server, and from it.
     limits: [u64; 2],
-    /// Counts the servers there have been: connections to an earlier one are over.
-    era: u64,
+    /// Number of the current server. Connections with an earlier number are closed.
+    generation: u64,
     closed: bool,
     connections: usize,
-    /// Those that there are, by their number: the client's end and the server's.
+    /// Open connections by number: the client's socket and the server's.
     streams: BTreeMap<usize, [TcpStream; 2]>,
-    /// Connections with a number up to this one have lost their client, and nobody tells the server.
-    stranded: usize,
+    /// Connections up to this number are half-open: their client is gone and the server is not notified.
+    half_open_up_to: usize,
     ended: usize,
-    /// Connections that have more to carry than they may.
+    /// Number of connections that wait because their limit is used up.
     held: usize,
-    /// Bytes that were carried to the server in all, and from it.
+    /// Total number of bytes passed to the server, and from it.
     passed: [u64; 2],
 }
 
-/// To the server: an index of [`State::limits`] and [`State::passed`].
+/// Direction to the server: an index of [`State::limits`] and [`State::passed`].
 pub(crate) const UP: usize = 0;
-/// From the server.
+/// Direction from the server.
 pub(crate) const DOWN: usize = 1;
 
 impl ThrottledProxy {
-    /// A proxy to a server, open in both directions.
+    /// Starts a proxy to a server, without limits.
     pub(crate) fn to(server: &str) -> ThrottledProxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -57,65 +55,65 @@ impl ThrottledProxy {
         let accepting = shared.clone();
         let accepting = Some(std::thread::spawn(move || accepting.accept(&listener)));
         let proxy = ThrottledProxy { address, shared, accepting };
-        proxy.lead_to(server);
+        proxy.set_server(server);
         proxy
     }
 
-    /// Another server is at the end of the proxy.
-    pub(crate) fn lead_to(&self, server: &str) {
+    /// Forwards to another server from now on, without limits.
+    pub(crate) fn set_server(&self, server: &str) {
         self.shared.change(|state| state.server = Some(server.to_owned()));
         self.open();
     }
 
-    /// Every connection is cut; those that come wait for a server.
+    /// Closes every connection. New ones wait for a server.
     pub(crate) fn cut(&self) {
         self.shared.change(|state| {
-            state.era += 1;
+            state.generation += 1;
             state.server = None;
             state.streams.values().flatten().for_each(shut);
         });
     }
 
-    /// Every connection that has come is cut at the client's end, and the server is not told. Others may come.
-    pub(crate) fn strand(&self) {
+    /// Closes every connection on the client's side only, so the server sees them as open. Accepts new ones.
+    pub(crate) fn leave_half_open(&self) {
         self.shared.change(|state| {
-            state.stranded = state.connections;
+            state.half_open_up_to = state.connections;
             state.streams.values().for_each(|[client, _]| shut(client));
         });
         self.open();
     }
 
-    /// Each connection carries only so many bytes in this direction.
-    pub(crate) fn limit(&self, way: usize, bytes: u64) {
-        self.shared.change(|state| state.limits[way] = bytes);
+    /// Limits the number of bytes that each connection passes in one direction.
+    pub(crate) fn limit(&self, direction: usize, bytes: u64) {
+        self.shared.change(|state| state.limits[direction] = bytes);
     }
 
-    /// Everything may pass.
+    /// Removes all limits.
     pub(crate) fn open(&self) {
         self.shared.change(|state| state.limits = [u64::MAX; 2]);
     }
 
-    /// Waits until so many connections have come, in all.
+    /// Waits until this number of connections was accepted in total.
     pub(crate) fn wait_for_connections(&self, count: usize) {
         self.shared.wait(|state| state.connections >= count);
     }
 
-    /// Waits until a connection has more to carry than it may.
+    /// Waits until a connection has used up its limit and has more to pass.
     pub(crate) fn wait_until_held(&self) {
         self.shared.wait(|state| state.held > 0);
     }
 
-    /// Waits until so many bytes have passed in this direction, or a connection has come to its end.
-    pub(crate) fn wait_until_passed(&self, way: usize, bytes: u64) {
-        self.shared.wait(|state| state.passed[way] >= bytes || state.ended > 0);
+    /// Waits until this number of bytes has passed in one direction, or a connection has ended.
+    pub(crate) fn wait_until_passed(&self, direction: usize, bytes: u64) {
+        self.shared.wait(|state| state.passed[direction] >= bytes || state.ended > 0);
     }
 
-    /// Waits until all connections that have come are over: what has passed by then is all that there was to be said.
-    pub(crate) fn wait_until_all_is_over(&self) {
+    /// Waits until all connections have ended, so that the totals are final.
+    pub(crate) fn wait_until_all_ended(&self) {
         self.shared.wait(|state| state.ended == state.connections);
     }
 
-    /// How many bytes have passed, in all: to the server, and from it.
+    /// Returns the total number of bytes passed to the server, and from it.
     pub(crate) fn passed(&self) -> [u64; 2] {
         self.shared.lock().passed
     }
@@ -125,7 +123,7 @@ impl Drop for ThrottledProxy {
     fn drop(&mut self) {
         self.cut();
         self.shared.change(|state| state.closed = true);
-        // One that comes is seen to be the last.
+        // Wakes the accepting thread, which then sees that the proxy is closed.
         let _ = TcpStream::connect(&self.address);
         if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();
@@ -145,8 +143,8 @@ impl Shared {
 
     fn wait(&self, until: impl Fn(&State) -> bool) {
         let (_guard, waited) =
-            self.changed.wait_timeout_while(self.lock(), FOR_EVER, |state| !until(state)).unwrap();
-        assert!(!waited.timed_out(), "nothing happens on the proxy");
+            self.changed.wait_timeout_while(self.lock(), TEST_TIMEOUT, |state| !until(state)).unwrap();
+        assert!(!waited.timed_out(), "timed out waiting for the proxy");
     }
 
     fn accept(self: &Arc<Shared>, listener: &TcpListener) {
@@ -160,11 +158,11 @@ impl Shared {
     }
 
     fn connect(self: Arc<Shared>, client: TcpStream) {
-        let (server, era) = {
-            let here = |state: &mut State| state.server.is_none() && !state.closed;
-            let state = self.changed.wait_while(self.lock(), here).unwrap();
+        let (server, generation) = {
+            let no_server = |state: &mut State| state.server.is_none() && !state.closed;
+            let state = self.changed.wait_while(self.lock(), no_server).unwrap();
             let Some(server) = state.server.clone() else { return };
-            (server, state.era)
+            (server, state.generation)
         };
         let Ok(server) = TcpStream::connect(server) else { return };
         let mut number = 0;
@@ -172,14 +170,14 @@ impl Shared {
             state.connections += 1;
             number = state.connections;
             state.streams.insert(number, [client.try_clone().unwrap(), server.try_clone().unwrap()]);
-            // It may have been cut while it was made.
-            if state.era != era {
+            // The proxy may have been cut during the connect.
+            if state.generation != generation {
                 state.streams.values().flatten().for_each(shut);
             }
         });
         std::thread::scope(|scope| {
-            scope.spawn(|| self.carry(&client, &server, UP, number, era));
-            scope.spawn(|| self.carry(&server, &client, DOWN, number, era));
+            scope.spawn(|| self.carry(&client, &server, UP, number, generation));
+            scope.spawn(|| self.carry(&server, &client, DOWN, number, generation));
         });
         self.change(|state| {
             state.ended += 1;
@@ -187,47 +185,63 @@ impl Shared {
         });
     }
 
-    /// Carries bytes in one direction, until one of the ends is gone or the proxy is cut.
-    fn carry(&self, mut from: &TcpStream, mut to: &TcpStream, way: usize, number: usize, era: u64) {
+    /// Passes bytes in one direction until a socket closes or the proxy is cut.
+    fn carry(
+        &self,
+        mut from: &TcpStream,
+        mut to: &TcpStream,
+        direction: usize,
+        number: usize,
+        generation: u64,
+    ) {
         let mut buffer = vec![0; 16 << 10];
         let mut passed = 0;
         'carry: while let Ok(length @ 1..) = from.read(&mut buffer) {
             let mut rest = &buffer[..length];
             while !rest.is_empty() {
-                let Some(room) = self.room(way, passed, number, era) else { break 'carry };
-                let (now, later) = rest.split_at(rest.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+                let Some(allowance) = self.wait_for_allowance(direction, passed, number, generation) else {
+                    break 'carry;
+                };
+                let (now, later) =
+                    rest.split_at(rest.len().min(usize::try_from(allowance).unwrap_or(usize::MAX)));
                 if to.write_all(now).is_err() {
                     break 'carry;
                 }
                 rest = later;
                 passed += now.len() as u64;
-                self.change(|state| state.passed[way] += now.len() as u64);
+                self.change(|state| state.passed[direction] += now.len() as u64);
             }
         }
-        if self.lock().stranded < number {
+        if self.lock().half_open_up_to < number {
             [from, to].into_iter().for_each(shut);
-        } else if way == DOWN {
-            // What the server says is lost, until it has understood, or the proxy is cut.
+        } else if direction == DOWN {
+            // Discards what the server sends until it closes the connection or the proxy is cut.
             while let Ok(1..) = from.read(&mut buffer) {}
         }
     }
 
-    /// How many more bytes may be carried, when any may; `None` where the proxy is cut.
-    fn room(&self, way: usize, passed: u64, number: usize, era: u64) -> Option<u64> {
+    /// Waits until bytes may pass; returns their number, or `None` if the proxy is cut.
+    fn wait_for_allowance(
+        &self,
+        direction: usize,
+        passed: u64,
+        number: usize,
+        generation: u64,
+    ) -> Option<u64> {
         let mut state = self.lock();
-        let gone = |state: &State| state.era != era || number <= state.stranded;
-        let shut = |state: &State| state.limits[way] <= passed && !gone(state);
+        let gone = |state: &State| state.generation != generation || number <= state.half_open_up_to;
+        let shut = |state: &State| state.limits[direction] <= passed && !gone(state);
         if shut(&state) {
             state.held += 1;
             self.changed.notify_all();
             state = self.changed.wait_while(state, |state| shut(state)).unwrap();
             state.held -= 1;
         }
-        (!gone(&state)).then(|| state.limits[way] - passed)
+        (!gone(&state)).then(|| state.limits[direction] - passed)
     }
 }
 
 fn shut(stream: &TcpStream) {
-    // Its other end may be gone already.
+    // The peer may have closed it already.
     let _ = stream.shutdown(Shutdown::Both);
 }

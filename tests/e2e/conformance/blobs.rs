@@ -110,7 +110,7 @@ fn moved_file_is_cached_at_finish_and_removed_at_abort(pair: &Pair) {
     client.close();
     assert_eq!(world.cached("cache"), [cached.path()]);
     world.take_server().stop();
-    world.nothing_is_left_at_the_server();
+    world.wait_for_no_leftovers();
 }
 
 fn copied_sources_are_cached_and_streamed_ones_are_not(pair: &Pair) {

@@ -173,7 +173,7 @@ fn broken_upload_leaves_nothing(pair: &Pair) {
     client.close();
     assert_eq!(world.cached("cache").len(), 0);
     world.take_server().stop();
-    world.nothing_is_left_at_the_server();
+    world.wait_for_no_leftovers();
 }
 
 fn outcome_of_an_unanswered_commit_can_be_queried(pair: &Pair) {

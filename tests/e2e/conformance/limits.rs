@@ -1,5 +1,5 @@
-//! Limits: a client keeps to those of its server and waits where it must; what is beyond them is a typed error, and
-//! the connection goes on.
+//! Limits: a client keeps to its server's limits and waits if it must. A request beyond a limit fails with a typed error,
+//! and the connection stays open.
 
 use std::thread::scope;
 
@@ -22,8 +22,8 @@ for_every_pair!(
     client_beyond_the_limit_is_refused_until_one_leaves,
 );
 
-/// Stores blobs of several sizes, and loads them again.
-fn blobs_come_back(writer: &dyn Client, reader: &dyn Client, sizes: &[usize]) {
+/// Stores blobs of several sizes, loads them and compares the bytes.
+fn store_and_load(writer: &dyn Client, reader: &dyn Client, sizes: &[usize]) {
     let mut transaction = writer.begin();
     let oids = writer.new_oids(sizes.len() as u32).unwrap();
     scope(|scope| {
@@ -52,7 +52,7 @@ fn blobs_pass_through_the_smallest_windows_both_ways(pair: &Pair) {
     narrow(&mut config.connection.limits);
     let connect = |cache| world.connect(world.address(), world.cache(cache), config.clone()).unwrap();
     let (writer, reader) = (connect("writer"), connect("reader"));
-    blobs_come_back(&*writer, &*reader, &[0, 1, 299, 300, 1000, 1001, 20_000, 30_011]);
+    store_and_load(&*writer, &*reader, &[0, 1, 299, 300, 1000, 1001, 20_000, 30_011]);
 }
 
 fn calls_beyond_the_servers_limits_wait(pair: &Pair) {
@@ -66,7 +66,7 @@ fn calls_beyond_the_servers_limits_wait(pair: &Pair) {
         for _ in 0..10 {
             scope.spawn(|| assert!(reader.status().is_ok()));
         }
-        blobs_come_back(&*writer, &*reader, &[100_000; 10]);
+        store_and_load(&*writer, &*reader, &[100_000; 10]);
     });
 }
 
@@ -101,7 +101,7 @@ fn too_long_messages_are_refused_and_the_connection_lives(pair: &Pair) {
         matches!(refused, Err(CallError::Usage(UsageError::TooLong { max: 100_000, .. }))),
         "{refused:?}"
     );
-    // Nothing was sent.
+    // The refused request was not sent.
     transaction.store(oid, Tid::ZERO, vec![0; 90_000]).unwrap();
     transaction.commit().unwrap();
     let refused = reader.load(oid);
@@ -123,19 +123,19 @@ fn store_limits_refuse_one_transaction_and_spare_others(pair: &Pair) {
         assert!(matches!(result, Err(CallError::Refused(RequestError::Limit { .. }))), "{result:?}");
     };
     let meta = TxnMeta { user: vec![b'a'; 101], description: Vec::new() };
-    let talkative = client.begin_with(meta).unwrap();
-    is_limit(talkative.store(oid, Tid::ZERO, Vec::new()));
+    let long_meta = client.begin_with(meta).unwrap();
+    is_limit(long_meta.store(oid, Tid::ZERO, Vec::new()));
     let store = |transaction: &dyn Transaction, size| {
         let source = BlobSource::bytes(bytes("blob", size));
         transaction.store_blob(oid, Tid::ZERO, Vec::new(), source).map(drop)
     };
-    let greedy = client.begin();
-    is_limit(store(&*greedy, 1_000_001));
-    greedy.abort().unwrap();
-    let mut modest = client.begin();
-    store(&*modest, 900_000).unwrap();
-    modest.commit().unwrap();
-    // What was staged for those that are over counts no more.
+    let too_large = client.begin();
+    is_limit(store(&*too_large, 1_000_001));
+    too_large.abort().unwrap();
+    let mut fitting = client.begin();
+    store(&*fitting, 900_000).unwrap();
+    fitting.commit().unwrap();
+    // Staged bytes of ended transactions no longer count.
     let mut again = client.begin();
     store(&*again, 900_000).unwrap();
     again.vote().unwrap_err();
@@ -149,7 +149,7 @@ fn large_oid_requests_are_split_until_complete(pair: &Pair) {
     oids.extend(other.new_oids(1000).unwrap());
     oids.sort();
     oids.dedup();
-    assert_eq!(oids.len(), 26_000, "none is given twice");
+    assert_eq!(oids.len(), 26_000, "no oid is assigned twice");
     assert_eq!(one.new_oids(0).unwrap(), []);
 }
 
@@ -163,7 +163,7 @@ fn client_beyond_the_limit_is_refused_until_one_leaves(pair: &Pair) {
     };
     assert!(reason.contains("the server has no room"), "{reason}");
     second.close();
-    // The server may need a moment to see that it has gone.
+    // The server may need a moment to notice the closed connection.
     while first.counter("connections") > 1 {}
     connect().unwrap();
 }

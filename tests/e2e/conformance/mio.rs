@@ -1,4 +1,4 @@
-//! transport-mio, whose calls block already.
+//! The blocking client and server of transport-mio.
 
 use std::convert::identity;
 

@@ -1,11 +1,10 @@
-//! One suite for every transport: each test is written once, and run with every client against every server. What
-//! these promise to applications, all of them promise alike.
+//! One suite for all transports: each test is written once and runs with every client against every server.
 //!
-//! A transport joins with a module beside [`tokio`] and [`mio`], and lines in the macros here. The peers
-//! in [`raw`] are no transports: they are written from PROTOCOL.md alone, and share no code with the project.
+//! To add a transport, write a module like [`tokio`] and [`mio`], and add lines to the macros here. The peers
+//! in [`raw`] are not transports: they are written from PROTOCOL.md alone and share no code with the project.
 
-/// Writes functions down as the tests of one pair.
-macro_rules! of_a_pair {
+/// Expands functions to the tests of one pair.
+macro_rules! tests_of_pair {
     ($module:ident, $client:ident, $server:ident; $($test:ident),* $(,)?) => {
         mod $module {
             use crate::conformance::world::Pair;
@@ -25,29 +24,29 @@ macro_rules! of_a_pair {
     };
 }
 
-/// Writes functions down as tests of each client with each server.
+/// Expands functions to tests of each client with each server.
 macro_rules! for_every_pair {
     ($($test:ident),* $(,)?) => {
-        of_a_pair!(tokio_tokio, tokio, tokio; $($test),*);
-        of_a_pair!(tokio_mio, tokio, mio; $($test),*);
-        of_a_pair!(mio_tokio, mio, tokio; $($test),*);
-        of_a_pair!(mio_mio, mio, mio; $($test),*);
+        tests_of_pair!(tokio_tokio, tokio, tokio; $($test),*);
+        tests_of_pair!(tokio_mio, tokio, mio; $($test),*);
+        tests_of_pair!(mio_tokio, mio, tokio; $($test),*);
+        tests_of_pair!(mio_mio, mio, mio; $($test),*);
     };
 }
 
-/// Writes functions down as tests of the raw client with each server.
+/// Expands functions to tests of the raw client with each server.
 macro_rules! for_every_server {
     ($($test:ident),* $(,)?) => {
-        of_a_pair!(raw_tokio, tokio, tokio; $($test),*);
-        of_a_pair!(raw_mio, mio, mio; $($test),*);
+        tests_of_pair!(raw_tokio, tokio, tokio; $($test),*);
+        tests_of_pair!(raw_mio, mio, mio; $($test),*);
     };
 }
 
-/// Writes functions down as tests of each client with the raw server.
+/// Expands functions to tests of each client with the raw server.
 macro_rules! for_every_client {
     ($($test:ident),* $(,)?) => {
-        of_a_pair!(tokio_raw, tokio, tokio; $($test),*);
-        of_a_pair!(mio_raw, mio, mio; $($test),*);
+        tests_of_pair!(tokio_raw, tokio, tokio; $($test),*);
+        tests_of_pair!(mio_raw, mio, mio; $($test),*);
     };
 }
 

@@ -57,7 +57,7 @@ fn until_nothing_is_open(other: &dyn Client) {
 fn interrupt(world: &World, proxy: &ThrottledProxy, other: &dyn Client) {
     proxy.cut();
     until_alone(other);
-    proxy.lead_to(world.address());
+    proxy.set_server(world.address());
 }
 
 fn is_exactly(client: &dyn Client, blob: BlobId, whole: &[u8]) {
@@ -67,7 +67,7 @@ fn is_exactly(client: &dyn Client, blob: BlobId, whole: &[u8]) {
 fn interrupted_download_resumes_at_the_same_byte(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
+    let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let whole = bytes("blob", SIZE);
     let blob = other.store(BlobSource::bytes(whole.clone()));
     proxy.limit(DOWN, PART);
@@ -82,7 +82,7 @@ fn interrupted_download_resumes_at_the_same_byte(pair: &Pair) {
     proxy.cut();
     until_alone(&*other);
     let before = other.counter("bytes_sent");
-    proxy.lead_to(world.address());
+    proxy.set_server(world.address());
     let cached = loading.join().unwrap().unwrap();
     assert!(std::fs::read(cached.path()).unwrap() == whole);
     // Where it goes on is told twice: as the end of what has come, and as the beginning of the rest.
@@ -96,7 +96,7 @@ fn interrupted_download_resumes_at_the_same_byte(pair: &Pair) {
 fn interrupted_upload_resumes_at_the_same_byte(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
+    let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let oids = client.new_oids(3).unwrap();
     let names = ["bytes", "streamed", "moved"];
     let wholes = names.map(|name| bytes(name, SIZE));
@@ -133,7 +133,7 @@ fn lose_the_answer(
 ) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
+    let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let file = world.file("file", bytes("file", 100_000));
     let (oid, mut transaction) = (client.new_oid(), client.begin());
     transaction.store_blob(oid, Tid::ZERO, Vec::new(), BlobSource::moved(&file)).unwrap();
@@ -171,7 +171,7 @@ fn finish_with_lost_answer_returns_its_tid(pair: &Pair) {
 fn commit_without_any_answer_returns_its_tid(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
+    let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     // Not even that it has begun.
     proxy.limit(DOWN, 0);
     let mut transaction = client.begin();
@@ -190,7 +190,7 @@ fn commit_without_any_answer_returns_its_tid(pair: &Pair) {
 fn commit_that_never_arrived_is_resent(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
+    let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let (oid, mut transaction) = (client.new_oid(), client.begin());
     transaction.store(oid, Tid::ZERO, b"record".to_vec()).unwrap();
     let id = transaction.id();
@@ -206,7 +206,7 @@ fn commit_that_never_arrived_is_resent(pair: &Pair) {
 fn finish_that_never_arrived_is_not_committed(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
+    let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let (oid, mut transaction) = (client.new_oid(), client.begin());
     transaction.store(oid, Tid::ZERO, b"record".to_vec()).unwrap();
     transaction.vote().unwrap();
@@ -234,7 +234,7 @@ struct Meanwhile {
 /// has committed. Gives what the client holds and hears when `found` has dealt with that.
 fn conflict_meanwhile(world: &World, found: impl FnOnce(&ThrottledProxy, &dyn Client)) -> Meanwhile {
     let proxy = ThrottledProxy::to(world.address());
-    let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
+    let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let file = world.file("file", bytes("file", 100_000));
     let (oid, mut first, mut second) = (client.new_oid(), other.begin(), client.begin());
     second.store_blob(oid, Tid::ZERO, Vec::new(), BlobSource::streamed(&file)).unwrap();
@@ -254,7 +254,7 @@ fn conflict_meanwhile(world: &World, found: impl FnOnce(&ThrottledProxy, &dyn Cl
     until_alone(&*other);
     first.finish().unwrap();
     found(&proxy, &*other);
-    proxy.lead_to(world.address());
+    proxy.set_server(world.address());
     let (second, told) = committing.join().unwrap();
     Meanwhile { transaction: second, told, oid, _open: (proxy, client) }
 }
@@ -274,13 +274,13 @@ fn conflicted_detached_transaction_expires(pair: &Pair) {
     let Meanwhile { told, .. } = conflict_meanwhile(&world, |_, other| until_nothing_is_open(other));
     assert!(matches!(told, Err(VoteError::Call(CallError::NotCommitted { .. }))), "{told:?}");
     world.take_server().stop();
-    world.nothing_is_left_at_the_server();
+    world.wait_for_no_leftovers();
 }
 
 fn server_restart_ends_open_transactions(pair: &Pair) {
     let mut world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let client = world.steady(&proxy.address, "cache");
+    let client = world.reconnecting_client(&proxy.address, "cache");
     let (oids, file) = (client.new_oids(2).unwrap(), world.file("file", bytes("file", SIZE)));
     let (mut first, second) = (client.begin(), client.begin());
     first.store(oids[0], Tid::ZERO, b"record".to_vec()).unwrap();
@@ -291,9 +291,9 @@ fn server_restart_ends_open_transactions(pair: &Pair) {
         proxy.wait_until_held();
         proxy.cut();
         world.take_server().stop();
-        world.nothing_is_left_at_the_server();
+        world.wait_for_no_leftovers();
         world.serve_again();
-        proxy.lead_to(world.address());
+        proxy.set_server(world.address());
         let lost = storing.join().unwrap();
         assert!(matches!(lost, Err(CallError::Disconnected { .. })), "{lost:?}");
     });
@@ -312,14 +312,14 @@ fn server_restart_ends_open_transactions(pair: &Pair) {
 fn vote_does_not_outlive_its_connection(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
+    let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let (oid, mut transaction) = (client.new_oid(), client.begin());
     transaction.store(oid, Tid::ZERO, b"record".to_vec()).unwrap();
     transaction.vote().unwrap();
     proxy.cut();
     // Waits for no deadline.
     other.put(oid, Tid::ZERO, "its lock is free");
-    proxy.lead_to(world.address());
+    proxy.set_server(world.address());
     let id = transaction.id();
     let lost = transaction.finish();
     assert!(matches!(lost, Err(CallError::Disconnected { .. } | CallError::NotCommitted { .. })), "{lost:?}");
@@ -330,7 +330,7 @@ fn vote_does_not_outlive_its_connection(pair: &Pair) {
 fn detached_transaction_is_aborted_at_its_timeout(pair: &Pair) {
     let world = World::serving(pair, |config| config.keep = Duration::from_millis(10));
     let proxy = ThrottledProxy::to(world.address());
-    let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
+    let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let (oid, file) = (client.new_oid(), world.file("file", bytes("file", SIZE)));
     let transaction = client.begin();
     // It has begun, and the client has heard of it: else it may begin again.
@@ -346,7 +346,7 @@ fn detached_transaction_is_aborted_at_its_timeout(pair: &Pair) {
         until_nothing_is_open(&*other);
         assert_eq!(other.counter("kept"), 0);
         world.wait_until_nothing_is_staged();
-        proxy.lead_to(world.address());
+        proxy.set_server(world.address());
         let lost = storing.join().unwrap();
         assert!(matches!(lost, Err(CallError::Disconnected { .. })), "{lost:?}");
     });
@@ -355,7 +355,7 @@ fn detached_transaction_is_aborted_at_its_timeout(pair: &Pair) {
 
 fn closing_client_leaves_no_transaction(pair: &Pair) {
     let world = World::new(pair);
-    let (client, other) = (world.steady(world.address(), "cache"), world.client("other"));
+    let (client, other) = (world.reconnecting_client(world.address(), "cache"), world.client("other"));
     let transaction = client.begin();
     let source = BlobSource::bytes(bytes("blob", 100_000));
     transaction.store_blob(client.new_oid(), Tid::ZERO, Vec::new(), source).unwrap();
@@ -369,7 +369,7 @@ fn closing_client_leaves_no_transaction(pair: &Pair) {
 fn transaction_is_taken_over_from_a_half_open_connection(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
+    let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let oids = client.new_oids(2).unwrap();
     let mut transaction = client.begin();
     transaction.store(oids[0], Tid::ZERO, b"before".to_vec()).unwrap();
@@ -379,7 +379,7 @@ fn transaction_is_taken_over_from_a_half_open_connection(pair: &Pair) {
         let storing = scope.spawn(|| transaction.store_blob(oids[1], Tid::ZERO, Vec::new(), source));
         proxy.wait_until_held();
         assert_eq!(other.counter("connections"), 2);
-        proxy.strand();
+        proxy.leave_half_open();
         storing.join().unwrap().unwrap();
     });
     assert_eq!(other.counter("bytes_received"), SIZE as u64);
@@ -397,7 +397,7 @@ fn client_fails_over_to_the_next_address(pair: &Pair) {
     let (first, second) = (ThrottledProxy::to(world.address()), ThrottledProxy::to(world.address()));
     let (one, two) = (first.address.clone(), second.address.clone());
     let both = format!("{one},{two}");
-    let client = world.steady(&both, "cache");
+    let client = world.reconnecting_client(&both, "cache");
     let mut events = client.connection_events();
     drop(first);
     assert!(client.status().is_ok());
@@ -407,7 +407,7 @@ fn client_fails_over_to_the_next_address(pair: &Pair) {
     assert!(matches!(&event, ConnectionEvent::Failed { address, .. } if *address == one), "{event:?}");
     assert_eq!(events.next(), Some(ConnectionEvent::Connected { address: two.clone() }));
     // Who comes now finds it as well; and who leaves ends the events.
-    assert!(world.steady(&both, "another").status().is_ok());
+    assert!(world.reconnecting_client(&both, "another").status().is_ok());
     client.close();
     assert_eq!(events.next(), None);
 }
@@ -427,7 +427,7 @@ fn calls_fail_after_timeout_and_work_after_reconnect(pair: &Pair) {
     assert!(matches!(lost, Err(CallError::Disconnected { .. })), "{lost:?}");
     let lost = transaction.store(Oid(7), Tid::ZERO, b"lost".to_vec());
     assert!(matches!(lost, Err(CallError::Disconnected { .. })), "{lost:?}");
-    proxy.lead_to(world.address());
+    proxy.set_server(world.address());
     while !matches!(events.next().unwrap(), ConnectionEvent::Connected { .. }) {}
     client.put(client.new_oid(), Tid::ZERO, "found");
     let lost = transaction.store(Oid(7), Tid::ZERO, b"lost".to_vec());
@@ -437,7 +437,7 @@ fn calls_fail_after_timeout_and_work_after_reconnect(pair: &Pair) {
 fn gap_in_invalidations_is_reported(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let (client, other) = (world.steady(&proxy.address, "cache"), world.client("other"));
+    let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let mut told = client.invalidations();
     let oid = other.new_oid();
     let first = other.put(oid, Tid::ZERO, "heard");
@@ -445,7 +445,7 @@ fn gap_in_invalidations_is_reported(pair: &Pair) {
     proxy.cut();
     until_alone(&*other);
     let missed = other.put(oid, first, "not heard");
-    proxy.lead_to(world.address());
+    proxy.set_server(world.address());
     assert_eq!(told.next().unwrap(), Invalidation { tid: missed, oids: None });
     let last = other.put(oid, missed, "heard again");
     assert_eq!(told.next().unwrap(), Invalidation { tid: last, oids: Some([oid].into()) });
@@ -454,13 +454,13 @@ fn gap_in_invalidations_is_reported(pair: &Pair) {
 fn closing_while_reconnecting_ends_the_client(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let client = world.steady(&proxy.address, "cache");
+    let client = world.reconnecting_client(&proxy.address, "cache");
     let mut events = client.connection_events();
     proxy.cut();
     assert!(matches!(events.next(), Some(ConnectionEvent::Lost { .. })));
     let closing = spawn(move || client.close());
     // It ends with the session.
     events.for_each(drop);
-    proxy.lead_to(world.address());
+    proxy.set_server(world.address());
     closing.join().unwrap();
 }

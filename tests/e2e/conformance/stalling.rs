@@ -1,4 +1,4 @@
-//! What takes too long: given up in time by whoever notices, with an error that says which it was, and nothing is left.
+//! Deadlines: the side that notices a stall aborts it in time with an error that names the deadline.
 
 use std::time::Duration;
 
@@ -20,36 +20,38 @@ for_every_pair!(
     late_finish_reports_the_abort,
 );
 
-/// Far less than a transfer may take, and far more than one that moves needs for its next byte.
-const SOON: Duration = Duration::from_millis(1000);
+/// Far less than the default limit, and far more than a moving transfer needs for its next byte.
+const SHORT_TIMEOUT: Duration = Duration::from_millis(1000);
 
-fn impatient(config: &mut Config) {
-    config.transfer_timeout = SOON;
+/// Shortens the deadline of transfers.
+fn shorten_timeout(config: &mut Config) {
+    config.transfer_timeout = SHORT_TIMEOUT;
 }
 
-fn is_late<T: std::fmt::Debug>(result: Result<T, CallError>) {
+/// Asserts that a transfer failed at its deadline.
+fn assert_deadline<T: std::fmt::Debug>(result: Result<T, CallError>) {
     let late = RequestError::Deadline { what: Deadline::Transfer, after_ms: 1000 };
     assert!(matches!(&result, Err(CallError::Refused(error)) if *error == late), "{result:?}");
 }
 
-/// A client on a proxy, of which either it or its server gives up soon.
-fn client_on(world: &World, proxy: &ThrottledProxy, is_impatient: bool) -> Box<dyn Client> {
+/// Connects a client through a proxy, with a shortened deadline on request.
+fn client_via(world: &World, proxy: &ThrottledProxy, short_timeout: bool) -> Box<dyn Client> {
     let mut config = ClientConfig::default();
-    if is_impatient {
-        impatient(&mut config.connection);
+    if short_timeout {
+        shorten_timeout(&mut config.connection);
     }
     world.connect(&proxy.address, world.cache("cache"), config).unwrap()
 }
 
 fn stalled_upload_is_aborted_by_the_server(pair: &Pair) {
-    let world = World::serving(pair, |config| impatient(&mut config.connection));
+    let world = World::serving(pair, |config| shorten_timeout(&mut config.connection));
     let proxy = ThrottledProxy::to(world.address());
-    let client = client_on(&world, &proxy, false);
+    let client = client_via(&world, &proxy, false);
     let (oid, mut transaction) = (client.new_oid(), client.begin());
     proxy.limit(UP, 1_000_000);
     let source = BlobSource::bytes(bytes("blob", 8_000_000));
-    is_late(transaction.store_blob(oid, Tid::ZERO, Vec::new(), source));
-    // While the proxy is still closed.
+    assert_deadline(transaction.store_blob(oid, Tid::ZERO, Vec::new(), source));
+    // The proxy still holds the upload.
     world.wait_until_nothing_is_staged();
     proxy.open();
     transaction.commit().unwrap_err();
@@ -59,12 +61,12 @@ fn stalled_upload_is_aborted_by_the_server(pair: &Pair) {
 fn stalled_upload_is_aborted_by_the_client(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let client = client_on(&world, &proxy, true);
+    let client = client_via(&world, &proxy, true);
     let (oid, mut transaction) = (client.new_oid(), client.begin());
     proxy.limit(UP, 1_000_000);
     let source = BlobSource::bytes(bytes("blob", 8_000_000));
-    // The server can not be told, and is not needed for this.
-    is_late(transaction.store_blob(oid, Tid::ZERO, Vec::new(), source));
+    // The server cannot be notified, and is not needed for this.
+    assert_deadline(transaction.store_blob(oid, Tid::ZERO, Vec::new(), source));
     assert_eq!(world.staged_files(), 1);
     proxy.open();
     world.wait_until_nothing_is_staged();
@@ -77,16 +79,16 @@ fn stalled_download_is_aborted_by_the_client(pair: &Pair) {
     let proxy = ThrottledProxy::to(world.address());
     let whole = bytes("blob", 8_000_000);
     let blob = world.client("writer").store(BlobSource::bytes(whole.clone()));
-    let client = client_on(&world, &proxy, true);
+    let client = client_via(&world, &proxy, true);
     proxy.limit(DOWN, 1_000_000);
-    is_late(client.load_blob(blob));
+    assert_deadline(client.load_blob(blob));
     assert_eq!(world.cached("cache").len(), 0);
     proxy.open();
     assert!(client.status().is_ok(), "the connection goes on");
     let cached = world.client("cache").load_blob(blob).unwrap();
     assert!(std::fs::read(cached.path()).unwrap() == whole);
     world.take_server().stop();
-    world.nothing_is_left_at_the_server();
+    world.wait_for_no_leftovers();
 }
 
 fn vote_waiting_for_locks_times_out(pair: &Pair) {
@@ -117,12 +119,12 @@ fn late_finish_reports_the_abort(pair: &Pair) {
     late.store(oid, Tid::ZERO, b"late".to_vec()).unwrap();
     late.vote().unwrap();
     next.store(oid, Tid::ZERO, b"next".to_vec()).unwrap();
-    // It gets the locks when the other one is given up.
+    // It gets the locks when the late transaction is aborted.
     next.commit().unwrap();
-    let told = late.finish();
+    let finished = late.finish();
     assert!(
-        matches!(&told, Err(CallError::Refused(RequestError::Aborted { reason, .. })) if reason.contains("in time")),
-        "{told:?}"
+        matches!(&finished, Err(CallError::Refused(RequestError::Aborted { reason, .. })) if reason.contains("in time")),
+        "{finished:?}"
     );
     assert_eq!(client.load(oid).unwrap().data, b"next");
 }

@@ -1,4 +1,4 @@
-//! transport-tokio, in blocking calls: each waits on one runtime that all tests share.
+//! The client and server of transport-tokio; each call blocks on one runtime that all tests share.
 
 use std::sync::OnceLock;
 

@@ -1,4 +1,4 @@
-//! Many things at once on one connection: transfers in both directions, small calls between them, pings.
+//! Concurrent work on one connection: transfers in both directions, small calls between them, pings.
 
 use std::thread::scope;
 use std::time::Duration;
@@ -50,7 +50,7 @@ fn blobs_go_both_ways_at_once(pair: &Pair) {
     const EACH: usize = 10;
     let world = World::new(pair);
     let client = world.client("cache");
-    let here: Vec<_> =
+    let existing: Vec<_> =
         (0..EACH).map(|n| client.store(BlobSource::bytes(bytes(&format!("here {n}"), 700_000)))).collect();
     let stored = scope(|scope| {
         let storing: Vec<_> = (0..EACH)
@@ -59,7 +59,7 @@ fn blobs_go_both_ways_at_once(pair: &Pair) {
                 scope.spawn(move || client.store(source))
             })
             .collect();
-        for (n, blob) in here.into_iter().enumerate() {
+        for (n, blob) in existing.into_iter().enumerate() {
             let client = &client;
             scope.spawn(move || {
                 let cached = client.load_blob(blob).unwrap();
@@ -83,7 +83,7 @@ fn stuck_download_blocks_no_other_client(pair: &Pair) {
     scope(|scope| {
         let loading = scope.spawn(|| stuck.load_blob(blob).unwrap());
         proxy.wait_until_held();
-        // The server has no more room for that one, and all the time for another.
+        // The server cannot send more to the stuck client, and serves another one.
         free.put(free.new_oid(), Tid::ZERO, "meanwhile");
         assert!(std::fs::read(free.load_blob(blob).unwrap().path()).unwrap() == bytes("blob", 8_000_000));
         proxy.open();
@@ -92,17 +92,17 @@ fn stuck_download_blocks_no_other_client(pair: &Pair) {
 }
 
 fn idle_connection_is_kept_alive_by_pings(pair: &Pair) {
-    // Both sides ask as soon as they have heard nothing for a moment.
-    let often = |config: &mut blobferry_protocol::Config| config.ping_after = Duration::from_millis(1);
-    let world = World::serving(pair, |config| often(&mut config.connection));
+    // Both sides send a ping after 1 ms of silence.
+    let ping_soon = |config: &mut blobferry_protocol::Config| config.ping_after = Duration::from_millis(1);
+    let world = World::serving(pair, |config| ping_soon(&mut config.connection));
     let mut config = ClientConfig::default();
-    often(&mut config.connection);
+    ping_soon(&mut config.connection);
     let proxy = ThrottledProxy::to(world.address());
     let client = world.connect(&proxy.address, world.cache("cache"), config).unwrap();
     let before = proxy.passed();
-    // Nobody says anything, and yet there is traffic both ways.
-    for way in [0, 1] {
-        proxy.wait_until_passed(way, before[way] + 1000);
+    // No call is made, and yet bytes pass in both directions.
+    for direction in [0, 1] {
+        proxy.wait_until_passed(direction, before[direction] + 1000);
     }
     assert!(client.status().is_ok());
 }

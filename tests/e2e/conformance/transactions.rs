@@ -248,7 +248,7 @@ fn dropped_transaction_is_aborted(pair: &Pair) {
     client.close();
     assert_eq!(world.cached("cache").len(), 0);
     world.take_server().stop();
-    world.nothing_is_left_at_the_server();
+    world.wait_for_no_leftovers();
 }
 
 fn refused_store_dooms_its_transaction(pair: &Pair) {
@@ -295,7 +295,7 @@ fn vanished_client_leaves_no_locks_and_no_files(pair: &Pair) {
     other.put(oid, base, "after");
     assert_eq!(other.load(oid).unwrap().data, b"after");
     world.take_server().stop();
-    world.nothing_is_left_at_the_server();
+    world.wait_for_no_leftovers();
 }
 
 fn deletion_hides_the_object_but_keeps_its_history(pair: &Pair) {

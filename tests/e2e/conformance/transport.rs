@@ -1,5 +1,6 @@
-//! What a transport gives to applications, in blocking calls: the same names everywhere, so that each implementation
-//! only forwards.
+//! The API that a transport offers to applications, as traits with blocking calls.
+//!
+//! The names are those of the transports, so each implementation only forwards.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -17,12 +18,12 @@ use blobferry_session::client::{
 use blobferry_session::server::ServerConfig;
 use blobferry_store::Store;
 
-/// Is told how far a blob is.
+/// Called with the progress of a blob.
 pub(crate) type OnProgress = Box<dyn Fn(Progress) + Send + Sync>;
 
-/// One of the project's transports.
+/// A transport of the project.
 pub(crate) trait Transport: Sync {
-    /// A server on a port of its own.
+    /// Starts a server on a free port.
     fn serve(&self, store: Arc<dyn Store>, config: ServerConfig) -> Box<dyn Server>;
 
     fn connect(
@@ -33,13 +34,13 @@ pub(crate) trait Transport: Sync {
     ) -> Result<Box<dyn Client>, ConnectError>;
 }
 
-/// A server that runs. Dropped, it ends at once.
+/// A running server. Dropping it stops it at once.
 pub(crate) trait Server: Send + Sync {
     fn local_addr(&self) -> SocketAddr;
     fn stop(self: Box<Self>);
 }
 
-/// A client that is connected. Clones are the transport's own clones.
+/// A connected client. Clones are the transport's own clones.
 pub(crate) trait Client: Send + Sync {
     fn another(&self) -> Box<dyn Client>;
     fn cache(&self) -> &Cache;
@@ -57,14 +58,14 @@ pub(crate) trait Client: Send + Sync {
     fn load_bytes(&self, blob: BlobId) -> Result<Vec<u8>, CallError>;
     fn load_range(&self, blob: BlobId, range: Range<u64>) -> Result<Vec<u8>, CallError>;
     fn begin_with(&self, meta: TxnMeta) -> Result<Box<dyn Transaction>, CallError>;
-    /// Ends with the connection.
+    /// Returns the invalidations; the iterator ends with the connection.
     fn invalidations(&self) -> Box<dyn Iterator<Item = Invalidation> + Send>;
-    /// Ends with the client.
+    /// Returns the connection events; the iterator ends with the client.
     fn connection_events(&self) -> Box<dyn Iterator<Item = ConnectionEvent> + Send>;
     fn close(self: Box<Self>);
 }
 
-/// A transaction that is open. Dropped, it is aborted.
+/// An open transaction. Dropping it aborts it.
 pub(crate) trait Transaction: Send + Sync {
     fn id(&self) -> TxnId;
     fn store(&self, oid: Oid, base: Tid, data: Vec<u8>) -> Result<(), CallError>;
@@ -84,7 +85,7 @@ pub(crate) trait Transaction: Send + Sync {
         source: BlobSource,
         progress: OnProgress,
     ) -> Result<BlobInfo, CallError>;
-    /// From a file or a pipe, as what can be read is another trait for each transport.
+    /// Stores a blob from a file or a pipe, since each transport has its own trait for readers.
     fn store_reader(&self, oid: Oid, base: Tid, data: Vec<u8>, reader: File) -> Result<BlobInfo, CallError>;
     fn vote(&mut self) -> Result<(), VoteError>;
     fn finish(self: Box<Self>) -> Result<Tid, CallError>;
@@ -100,12 +101,13 @@ impl Clone for Box<dyn Client> {
 
 impl std::fmt::Debug for Box<dyn Client> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "a client that has heard of {}", self.last_tid())
+        write!(f, "a client at tid {}", self.last_tid())
     }
 }
 
-/// Implements all of this with the library called `$transport`, in the module where it stands. `$wait` waits for
-/// what a call returns; `$readable` makes of a file what can be stored as a stream.
+/// Implements these traits for the crate `$transport` in the calling module.
+///
+/// `$wait` waits for the result of a call; `$readable` turns a file into the transport's reader.
 macro_rules! implement_with {
     ($transport:ident, $wait:ident, $readable:expr) => {
         use std::fs::File;

@@ -1,4 +1,4 @@
-//! A world for each test: a server on the embedded store, clients with caches, and room for files.
+//! The fixture of each test: a server on the SQLite store, clients with caches, and a directory for files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::transport::{Client, Server, Transaction, Transport};
 
-/// Which client meets which server.
+/// The transports of the client and of the server.
 pub(crate) struct Pair {
     pub(crate) client: &'static dyn Transport,
     pub(crate) server: &'static dyn Transport,
@@ -50,7 +50,7 @@ impl World {
         }
     }
 
-    /// A world whose server behaves like this.
+    /// Like [`World::new`], with a changed server configuration.
     pub(crate) fn serving(pair: &Pair, change: impl FnOnce(&mut ServerConfig)) -> World {
         let mut config = ServerConfig::default();
         change(&mut config);
@@ -61,14 +61,14 @@ impl World {
         &self.address
     }
 
-    /// The server, for a test that ends it.
+    /// Takes the server out, for a test that stops it.
     pub(crate) fn take_server(&mut self) -> Box<dyn Server> {
         self.server.take().unwrap()
     }
 
-    /// Another server on the same directory. The one before must have been stopped.
+    /// Starts another server on the same directory. The previous one must have stopped.
     pub(crate) fn serve_again(&mut self) {
-        // Its last threads may be about to let go of the store, which keeps the directory for itself.
+        // Its last threads may still hold the store, which has the directory locked.
         while Arc::strong_count(&self.store) > 1 {
             std::thread::yield_now();
         }
@@ -89,24 +89,24 @@ impl World {
         path
     }
 
-    /// A cache of this name. All of one name share a directory, as processes do.
+    /// Opens a cache. Caches with the same name share a directory, as processes do.
     pub(crate) fn cache(&self, name: &str) -> Cache {
         Cache::open(self.path(name), CacheConfig::default()).unwrap()
     }
 
-    /// A client that connects again, to one address or several, for as long as a test may take.
-    pub(crate) fn steady(&self, addresses: &str, cache: &str) -> Box<dyn Client> {
+    /// Connects a client that reconnects, to one or several addresses, for as long as a test may take.
+    pub(crate) fn reconnecting_client(&self, addresses: &str, cache: &str) -> Box<dyn Client> {
         let reconnect = Reconnect { patience: Duration::from_secs(120), ..Reconnect::default() };
         let config = ClientConfig { reconnect: Some(reconnect), ..ClientConfig::default() };
         self.connect(addresses, self.cache(cache), config).unwrap()
     }
 
-    /// A client with a cache of this name, that ends with its connection.
+    /// Connects a client that ends with its first connection.
     pub(crate) fn client(&self, cache: &str) -> Box<dyn Client> {
         self.client_at(&self.address, cache)
     }
 
-    /// The same, with another way to the server.
+    /// Like [`World::client`], with another server address.
     pub(crate) fn client_at(&self, address: &str, cache: &str) -> Box<dyn Client> {
         let config = ClientConfig { reconnect: None, ..ClientConfig::default() };
         self.connect(address, self.cache(cache), config).unwrap()
@@ -121,9 +121,10 @@ impl World {
         self.client.connect(address, cache, config)
     }
 
-    /// No upload has left anything at the server. It must have been stopped: until then more may come. What a worker had
-    /// in hand then is on its way out.
-    pub(crate) fn nothing_is_left_at_the_server(&self) {
+    /// Waits until no upload has left a file at the server. The server must have stopped, so that no more arrive.
+    ///
+    /// Threads of the pool may still be about to remove files.
+    pub(crate) fn wait_for_no_leftovers(&self) {
         assert!(self.server.is_none());
         self.wait_until_nothing_is_staged();
     }
@@ -140,7 +141,7 @@ impl World {
         }
     }
 
-    /// The blobs that a cache has, as files. What is unfinished is none, and may be on its way out at any moment.
+    /// Returns the paths of a cache's blob files. Unfinished files do not count; they may vanish at any time.
     pub(crate) fn cached(&self, cache: &str) -> Vec<PathBuf> {
         let entries = |dir: &Path| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
         let buckets = entries(&self.path(cache)).filter(|path| path.is_dir() && !path.ends_with("tmp"));
@@ -152,7 +153,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         drop(self.server.take());
-        // Before its directory goes.
+        // Close the store before its directory is removed.
         self.store.close();
     }
 }
@@ -161,7 +162,7 @@ fn open(dir: &Path, config: StoreConfig) -> Arc<dyn Store> {
     Arc::new(SqliteStore::open(dir.join("server"), config).unwrap())
 }
 
-/// What many tests do with a client.
+/// Helpers of many tests.
 impl dyn Client + '_ {
     pub(crate) fn begin(&self) -> Box<dyn Transaction> {
         self.begin_with(TxnMeta::default()).unwrap()
@@ -171,7 +172,7 @@ impl dyn Client + '_ {
         self.new_oids(1).unwrap()[0]
     }
 
-    /// Commits one new blob.
+    /// Commits one new blob; returns its id.
     pub(crate) fn store(&self, source: BlobSource) -> BlobId {
         let oid = self.new_oid();
         let mut transaction = self.begin();
@@ -179,14 +180,14 @@ impl dyn Client + '_ {
         BlobId { oid, tid: transaction.commit().unwrap() }
     }
 
-    /// Commits a record.
+    /// Commits a record; returns the tid.
     pub(crate) fn put(&self, oid: Oid, base: Tid, record: impl Into<Vec<u8>>) -> Tid {
         let mut transaction = self.begin();
         transaction.store(oid, base, record.into()).unwrap();
         transaction.commit().unwrap()
     }
 
-    /// One of the server's counters.
+    /// Returns one of the server's counters.
     pub(crate) fn counter(&self, name: &str) -> u64 {
         self.status().unwrap().into_iter().find(|(counter, _)| counter == name).unwrap().1
     }

@@ -1,13 +1,14 @@
-//! System calls of a client that fail while it fills its cache: it says what could not be done with which file, nothing torn
-//! is left, and the next one fetches the blob.
+//! System calls of a client that fail while it fills its cache.
+//!
+//! The client names the operation and the file, leaves no incomplete blob, and the next client fetches it.
 
 use std::fs;
 use std::process::Command;
 
-use super::super::strace;
-use super::super::support::{Home, Ran, bytes};
+use crate::strace;
+use crate::support::{Home, Ran, bytes};
 
-/// A system call, perhaps only with the file that the blob is downloaded to, and what becomes of it.
+/// System calls, whether they fail only on the file of the download, and the error.
 const FAULTS: [(&str, bool, &str); 11] = [
     ("fallocate", true, "ENOSPC"),
     ("fallocate", true, "EDQUOT"),
@@ -22,7 +23,7 @@ const FAULTS: [(&str, bool, &str); 11] = [
     ("mkdir,mkdirat", false, "EROFS"),
 ];
 
-/// Runs a `get` of which calls fail; how many did. `None` where that can not be done here.
+/// Runs `get` with failing calls; returns the number of failures, or `None` if `strace` does not work here.
 fn get(home: &Home, calls: &str, path: Option<&str>, error: &str) -> Option<(Ran, usize)> {
     let mut strace = Command::new("strace");
     strace.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:error={error}")]);
@@ -42,14 +43,14 @@ fn failing_cache_disk_names_file_and_next_get_succeeds() {
     let cache = home.path("cache");
     let partial = cache.join("tmp/partial").join(name);
     for (calls, on_partial, error) in FAULTS {
-        // Whatever was there before: this one fills a new cache.
+        // Each round fills a new cache.
         let _ = fs::remove_dir_all(&cache);
         let path = on_partial.then(|| partial.to_str().unwrap());
         let Some((ran, failed)) = get(&home, calls, path, error) else { return };
         assert!(failed > 0, "{calls} {error}: nothing failed: {ran:?}");
-        let said = ran.fails(1);
-        assert!(said.contains("can not ") || said.contains("no room "), "{calls} {error}: {said}");
-        assert!(said.contains(cache.to_str().unwrap()), "{calls} {error}: {said}");
+        let stderr = ran.fails(1);
+        assert!(stderr.contains("can not ") || stderr.contains("no room "), "{calls} {error}: {stderr}");
+        assert!(stderr.contains(cache.to_str().unwrap()), "{calls} {error}: {stderr}");
         let got = home.run(&["get", "blob"]).ok();
         assert!(fs::read(got.trim_end()).unwrap() == whole, "{calls} {error}");
         assert!(!partial.exists(), "{calls} {error}");

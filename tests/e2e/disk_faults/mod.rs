@@ -1,9 +1,10 @@
-//! Disks that fail or fill while a real server works. Whatever happens, everybody who puts something is told that it is
-//! there, or why not (what could not be done, and with which file); what is there can be read on; and the next start
-//! finds all that was acknowledged, and nothing of what was refused.
+//! Disks that fail or fill up while a real server works.
 //!
-//! The faults are real ones, as far as the machine has them to offer: small file systems, limits, and system calls that
-//! are made to fail. Where it does not, a test says so and is skipped.
+//! Every put succeeds, or fails with the operation and the file that caused it. Existing data stays readable.
+//! The next start finds everything that was acknowledged and nothing that was refused.
+//!
+//! The faults are real: small file systems, limits, and system calls that `strace` makes fail. If the machine
+//! cannot produce a fault, the test prints that and is skipped.
 
 mod cache;
 mod full;
@@ -21,18 +22,18 @@ use tempfile::TempDir;
 use super::check::check;
 use super::support::{Home, Serve, blobferry};
 
-/// What is put at once: kept in files of the server's, in its database, and in both anew.
+/// Sizes in bytes of the files of one put: in files of the server, in its database, and in a file again.
 const SIZES: [usize; 3] = [100_000, 700, 70_000];
 
-/// So much that the database's log is moved into the database.
+/// Sizes in bytes of a put large enough to checkpoint the database's log.
 const MANY: [usize; 300] = [60_000; 300];
 
-/// What was put, and what came of it.
+/// Names of directories that were put, by outcome.
 struct Ledger {
     sizes: &'static [usize],
-    there: Vec<String>,
-    not_there: Vec<String>,
-    /// Nobody knows before the next start.
+    committed: Vec<String>,
+    refused: Vec<String>,
+    /// Known only after the next start.
     undecided: Vec<String>,
 }
 
@@ -44,89 +45,90 @@ impl Default for Ledger {
 
 impl Ledger {
     fn of(sizes: &'static [usize]) -> Ledger {
-        Ledger { sizes, there: Vec::new(), not_there: Vec::new(), undecided: Vec::new() }
+        Ledger { sizes, committed: Vec::new(), refused: Vec::new(), undecided: Vec::new() }
     }
 
-    /// Puts files; what is said where that is refused.
+    /// Puts files; returns the error message if the put is refused.
     fn put(&mut self, home: &Home, server: &Path, name: &str) -> Option<String> {
         let put = home.run(&["put", "-r", &home.files(name, self.sizes)]);
         if put.code == 0 {
-            self.there.push(name.to_owned());
+            self.committed.push(name.to_owned());
             return None;
         }
-        let said = put.fails(1);
-        let operation = ["could not ", "can not ", "no room "].iter().any(|words| said.contains(words));
-        assert!(operation && said.contains(server.to_str().unwrap()), "{said}");
-        match said.contains("is known when the server was started again") {
+        let stderr = put.fails(1);
+        let operation = ["could not ", "can not ", "no room "].iter().any(|words| stderr.contains(words));
+        assert!(operation && stderr.contains(server.to_str().unwrap()), "{stderr}");
+        match stderr.contains("is known when the server was started again") {
             true => self.undecided.push(name.to_owned()),
-            false => self.not_there.push(name.to_owned()),
+            false => self.refused.push(name.to_owned()),
         }
-        Some(said)
+        Some(stderr)
     }
 
-    /// The server was started again: what was undecided is there as a whole, or not at all.
+    /// After a restart of the server, sorts the undecided names into those that exist and those that do not.
     fn decide(&mut self, home: &Home) {
         let names = home.ls("/");
         for name in std::mem::take(&mut self.undecided) {
             match names.contains(&name) {
-                true => self.there.push(name),
-                false => self.not_there.push(name),
+                true => self.committed.push(name),
+                false => self.refused.push(name),
             }
         }
     }
 
-    /// All that is there can be read, and nothing of what is not.
+    /// Checks that every committed name can be read and no refused name exists.
     #[track_caller]
-    fn is_right(&self, home: &Home) {
+    fn verify(&self, home: &Home) {
         let names = home.ls("/");
-        for name in &self.there {
+        for name in &self.committed {
             assert!(names.contains(name), "{name} is missing");
             home.check_files(name, self.sizes);
         }
-        assert!(self.not_there.iter().all(|name| !names.contains(name)), "{:?} of {names:?}", self.not_there);
+        assert!(self.refused.iter().all(|name| !names.contains(name)), "{:?} of {names:?}", self.refused);
         assert!(home.counter("revisions") > 0);
     }
 
-    /// The server is killed; its next start finds what it should, and takes writes.
+    /// Kills the server; checks that the next start finds the right data and accepts writes.
     fn survives_a_restart(mut self, home: &mut Home, server: &Path) {
         home.server.end(Signal::KILL);
         fs::remove_dir_all(home.path("cache")).unwrap();
-        home.server = quiet(server);
+        home.server = serve_quietly(server);
         self.decide(home);
-        self.is_right(home);
+        self.verify(home);
         assert_eq!(self.put(home, server, "after-all"), None);
-        self.is_right(home);
+        self.verify(home);
         home.server.end(Signal::TERM);
-        let said = check(server, &[]).ok();
-        assert!(said.contains("all is well") && said.lines().count() == 1, "{said}");
+        let stderr = check(server, &[]).ok();
+        assert!(stderr.contains("all is well") && stderr.lines().count() == 1, "{stderr}");
     }
 }
 
-/// The command that serves a directory, and does not fill the screen with what goes wrong.
-fn serving(server: &Path) -> Command {
+/// Returns the command that serves a directory without logging.
+fn serve_command(server: &Path) -> Command {
     let mut command = blobferry(&["serve", "--listen", "127.0.0.1:0", "--dir"]);
     command.arg(server).env("RUST_LOG", "off");
     command
 }
 
-fn quiet(server: &Path) -> Serve {
-    Serve::spawn(&mut serving(server))
+/// Serves a directory without logging.
+fn serve_quietly(server: &Path) -> Serve {
+    Serve::spawn(&mut serve_command(server))
 }
 
-/// A file system of its own.
+/// A separate mounted file system.
 struct Disk {
     at: TempDir,
-    /// What it is in, if that is a file.
+    /// Directory of the image file, if there is one.
     image: TempDir,
 }
 
 impl Disk {
-    /// One in memory, of so many MiB. `None` where this process may not mount any.
+    /// Mounts a `tmpfs` of `size` MiB. Returns `None` if this process may not mount.
     fn in_memory(size: u32) -> Option<Disk> {
         Disk::mount(|at, _| run("mount", &["-t", "tmpfs", "-o", &format!("size={size}m"), "none", at]))
     }
 
-    /// One in a file, of so many MiB: `ext2`, which can not reserve room, or `ext4`.
+    /// Mounts an image file of `size` MiB: `ext2`, which cannot reserve space, or `ext4`.
     fn in_a_file(kind: &str, size: u32) -> Option<Disk> {
         Disk::mount(|at, image| {
             let image = image.join("image");
@@ -146,7 +148,7 @@ impl Disk {
         None
     }
 
-    /// Mounts one in a file again that was unmounted.
+    /// Mounts the image file again after an unmount.
     fn mount_again(&self) -> bool {
         let image = self.image.path().join("image");
         run("mount", &["-o", "loop", image.to_str().unwrap(), self.at.path().to_str().unwrap()])
@@ -159,12 +161,12 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Whoever has files open there may keep them.
+        // A lazy unmount works also if a process has files open there.
         run("umount", &["-l", self.at.path().to_str().unwrap()]);
     }
 }
 
-/// Whether a program that the system may have or not did what it was told.
+/// Runs a program that may not be installed; returns whether it succeeded.
 fn run(program: &str, arguments: &[&str]) -> bool {
     Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
 }

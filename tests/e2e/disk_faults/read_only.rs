@@ -1,11 +1,11 @@
-//! A file system that becomes read-only under a server, as one does that finds itself damaged.
+//! A file system that the kernel makes read-only under a server because it found damage.
 
 use std::fs;
 
-use super::super::support::Home;
-use super::{Disk, Ledger, quiet, run};
+use super::{Disk, Ledger, run, serve_quietly};
+use crate::support::Home;
 
-/// What makes the kernel believe that a file system is damaged.
+/// Returns the path of the file that makes the kernel treat the file system as damaged.
 fn trigger(disk: &Disk) -> Option<String> {
     let source =
         std::process::Command::new("findmnt").args(["-no", "SOURCE"]).arg(disk.path("")).output().ok()?;
@@ -17,7 +17,7 @@ fn trigger(disk: &Disk) -> Option<String> {
 fn read_only_file_system_refuses_writes_and_serves_reads() {
     let Some(disk) = Disk::in_a_file("ext4", 32) else { return };
     let server = disk.path("server");
-    let mut home = Home::with(|_| quiet(&server));
+    let mut home = Home::with(|_| serve_quietly(&server));
     let mut ledger = Ledger::default();
     assert_eq!(ledger.put(&home, &server, "before"), None);
     if trigger(&disk).is_none_or(|trigger| fs::write(trigger, "1").is_err()) {
@@ -25,13 +25,16 @@ fn read_only_file_system_refuses_writes_and_serves_reads() {
         return;
     }
     for name in ["one", "two"] {
-        let said = ledger.put(&home, &server, name).unwrap();
-        assert!(said.contains("the server takes no writes") || said.contains("was started again"), "{said}");
+        let stderr = ledger.put(&home, &server, name).unwrap();
+        assert!(
+            stderr.contains("the server takes no writes") || stderr.contains("was started again"),
+            "{stderr}"
+        );
     }
-    ledger.is_right(&home);
+    ledger.verify(&home);
     home.server.end(rustix::process::Signal::KILL);
     assert!(run("umount", &[disk.path("").to_str().unwrap()]));
     assert!(disk.mount_again());
-    home.server = quiet(&server);
+    home.server = serve_quietly(&server);
     ledger.survives_a_restart(&mut home, &server);
 }

@@ -236,7 +236,7 @@ fn abort_answers_uploads_of_its_transaction_first(pair: &Pair) {
     client.send(Body::new(message::GOODBYE));
     client.receive_to_the_end();
     world.take_server().stop();
-    world.nothing_is_left_at_the_server();
+    world.wait_for_no_leftovers();
 }
 
 fn stalled_transfer_is_aborted_with_deadline_error(pair: &Pair) {

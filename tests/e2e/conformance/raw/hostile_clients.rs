@@ -133,7 +133,7 @@ fn every_violation_ends_connection_and_transactions(pair: &Pair) {
     }
     drop(other);
     world.take_server().stop();
-    world.nothing_is_left_at_the_server();
+    world.wait_for_no_leftovers();
 }
 
 fn payload_beyond_the_credit_ends_the_connection(pair: &Pair) {
@@ -253,5 +253,5 @@ fn peer_that_vanishes_mid_work_leaves_nothing(pair: &Pair) {
     assert!(other.download(blob, 0, u64::MAX).unwrap().bytes == whole);
     drop(other);
     world.take_server().stop();
-    world.nothing_is_left_at_the_server();
+    world.wait_for_no_leftovers();
 }

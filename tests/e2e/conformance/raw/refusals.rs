@@ -130,7 +130,7 @@ fn blob_with_wrong_digest_dooms_its_transaction(pair: &Pair) {
     assert_eq!(client.refused(request::load(oid)).number, error::NO_SUCH_OBJECT);
     drop(client);
     world.take_server().stop();
-    world.nothing_is_left_at_the_server();
+    world.wait_for_no_leftovers();
 }
 
 fn refused_upload_is_discarded_to_its_end(pair: &Pair) {
@@ -217,7 +217,7 @@ fn client_supplied_paths_are_never_used(pair: &Pair) {
     }
     drop(client);
     world.take_server().stop();
-    world.nothing_is_left_at_the_server();
+    world.wait_for_no_leftovers();
 }
 
 fn limit_error_names_limit_and_value(pair: &Pair) {

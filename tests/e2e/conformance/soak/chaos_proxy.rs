@@ -78,7 +78,7 @@ impl ChaosProxy {
     }
 
     /// Where the server is from here on; clients wait while there is none.
-    pub(super) fn lead_to(&self, server: Option<&str>) {
+    pub(super) fn set_server(&self, server: Option<&str>) {
         self.shared.server.send_replace(server.map(str::to_owned));
     }
 

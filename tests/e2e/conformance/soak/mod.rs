@@ -82,10 +82,10 @@ fn soak_keeps_every_reported_outcome(pair: &Pair) {
         // It lasts as long as it lasts: nothing waits for it.
         std::thread::sleep(half);
         users.era.fetch_add(1, Ordering::SeqCst);
-        proxy.lead_to(None);
+        proxy.set_server(None);
         world.take_server().stop();
         world.serve_again();
-        proxy.lead_to(Some(world.address()));
+        proxy.set_server(Some(world.address()));
         users.era.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(half);
         proxy.calm(true);
@@ -105,7 +105,7 @@ fn soak_keeps_every_reported_outcome(pair: &Pair) {
 
     clients.into_iter().chain([fresh]).for_each(|client| client.close());
     world.take_server().stop();
-    world.nothing_is_left_at_the_server();
+    world.wait_for_no_leftovers();
     for cache in ["shared", "own", "fresh", "calm"] {
         nothing_is_left_in(&world.path(cache));
     }
