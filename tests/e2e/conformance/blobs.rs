@@ -1,4 +1,4 @@
-//! Blobs: from every source, and into the cache, once.
+//! Blobs are stored from every kind of source, and downloaded into the cache once.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -37,7 +37,7 @@ for_every_pair!(
     shared_directory_stores_and_loads_without_sending,
 );
 
-/// Commits one new blob that comes as a stream.
+/// Commits one new blob from a stream.
 fn store_reader(client: &dyn Client, reader: impl Into<OwnedFd>) -> BlobId {
     let oid = client.new_oid();
     let mut transaction = client.begin();
@@ -45,7 +45,7 @@ fn store_reader(client: &dyn Client, reader: impl Into<OwnedFd>) -> BlobId {
     BlobId { oid, tid: transaction.commit().unwrap() }
 }
 
-/// Loads a blob in ten threads at once.
+/// Loads a blob in ten threads at the same time.
 fn load_in_ten_threads(client: &dyn Client, blob: BlobId, check: impl Fn(&[u8]) + Sync) {
     let barrier = Barrier::new(10);
     scope(|scope| {
@@ -59,7 +59,7 @@ fn load_in_ten_threads(client: &dyn Client, blob: BlobId, check: impl Fn(&[u8]) 
     });
 }
 
-/// What testZEO.py asks of a storage with blobs, in its order.
+/// The steps of ZEO's own test of blob storages (`testZEO.py`), in its order.
 fn stored_file_is_cached_and_loaded_by_ten_threads_in_one_send(pair: &Pair) {
     let world = World::new(pair);
     let lines: String = (0..1_000_000).map(|n| format!("{n}\n")).collect();
@@ -75,7 +75,7 @@ fn stored_file_is_cached_and_loaded_by_ten_threads_in_one_send(pair: &Pair) {
     is_there(&cached);
     std::fs::remove_file(&cached[0]).unwrap();
     load_in_ten_threads(&*client, blob, |bytes| assert!(bytes == lines.as_bytes()));
-    assert_eq!(world.cached("cache"), cached, "it is where it was");
+    assert_eq!(world.cached("cache"), cached, "the blob has the same path again");
     assert_eq!(client.counter("blobs_sent"), 1);
 }
 
@@ -97,10 +97,10 @@ fn moved_file_is_cached_at_finish_and_removed_at_abort(pair: &Pair) {
     let client = world.client("cache");
     let file = world.file("moved", bytes("moved", 200_000));
     let blob = client.store(BlobSource::moved(&file));
-    assert!(!file.exists(), "it was moved");
+    assert!(!file.exists(), "the file was moved");
     let cached = client.load_blob(blob).unwrap();
     assert!(std::fs::read(cached.path()).unwrap() == bytes("moved", 200_000));
-    assert_eq!(client.counter("blobs_sent"), 0, "it never came from the server");
+    assert_eq!(client.counter("blobs_sent"), 0, "the blob was not downloaded");
 
     let file = world.file("aborted", bytes("aborted", 200_000));
     let transaction = client.begin();
@@ -147,7 +147,7 @@ fn any_readable_stream_is_a_source(pair: &Pair) {
         let cached = client.load_blob(blob).unwrap();
         assert!(std::fs::read(cached.path()).unwrap() == bytes("piped", 300_000));
     }
-    assert_eq!(reader.counter("blobs_sent"), 1, "the writer had it");
+    assert_eq!(reader.counter("blobs_sent"), 1, "the writer has it in its cache");
 }
 
 fn empty_blobs_are_stored_and_loaded(pair: &Pair) {
@@ -190,15 +190,15 @@ fn two_clients_of_one_cache_share_one_download(pair: &Pair) {
         move || first.load_blob(blob).unwrap()
     });
     proxy.wait_until_held();
-    // It has a way to the server that is free, and waits all the same: the other one has the blob's lock.
-    let waits = spawn({
+    // Its own connection is free, but it waits: the first client holds the blob's claim.
+    let waiting = spawn({
         let second = second.clone();
         move || second.load_blob(blob).unwrap()
     });
-    // What it asks for itself is answered meanwhile.
+    // Its other requests are answered meanwhile.
     assert_eq!(second.load(blob.oid).unwrap().tid, blob.tid);
     proxy.open();
-    let (one, other) = (slow.join().unwrap(), waits.join().unwrap());
+    let (one, other) = (slow.join().unwrap(), waiting.join().unwrap());
     assert_eq!(one.path(), other.path());
     assert!(std::fs::read(one.path()).unwrap() == whole);
     assert_eq!(second.counter("blobs_sent"), 1);
@@ -216,7 +216,7 @@ fn ranges_are_read_with_and_without_the_cache(pair: &Pair) {
         assert_eq!(client.load_range(blob, 7..7).unwrap(), b"");
         let behind = client.load_range(blob, 1_000_001..1_000_002);
         assert!(matches!(behind, Err(CallError::Refused(RequestError::BadRange { .. }))), "{behind:?}");
-        // From here on it is cached.
+        // From here on the blob is cached.
         client.load_blob(blob).unwrap();
     }
     assert_eq!(client.counter("blobs_sent"), 1);
@@ -236,7 +236,7 @@ fn small_blobs_are_loaded_once_without_a_file_each(pair: &Pair) {
             assert!(reader.load_bytes(*blob).unwrap() == *whole);
         }
     }
-    // It may have to wait until they are written.
+    // The second client may have to wait until the segments are written.
     let other = world.client("reader");
     for (blob, whole) in &small {
         assert!(other.load_bytes(*blob).unwrap() == *whole);
@@ -269,7 +269,7 @@ fn load_bytes_works_for_every_size_and_location(pair: &Pair) {
             }
         }
     }
-    assert_eq!(reader.counter("blobs_sent"), 5 + 10, "the writer had what it had copied");
+    assert_eq!(reader.counter("blobs_sent"), 5 + 10, "the writer had its copied blobs in the cache");
     let missing = BlobId { oid: reader.new_oid(), tid: Tid(1) };
     let refused = reader.load_bytes(missing);
     assert!(matches!(refused, Err(CallError::Refused(RequestError::NoSuchBlob { .. }))), "{refused:?}");
@@ -302,30 +302,30 @@ fn progress_is_reported_up_to_the_last_byte(pair: &Pair) {
     let world = World::new(pair);
     let (writer, reader) = (world.client("writer"), world.client("reader"));
     let size = 3_000_000;
-    let listen = || -> (Arc<Mutex<Vec<Progress>>>, OnProgress) {
-        let told = Arc::new(Mutex::new(Vec::new()));
-        (told.clone(), Box::new(move |progress| told.lock().unwrap().push(progress)))
+    let recorder = || -> (Arc<Mutex<Vec<Progress>>>, OnProgress) {
+        let reports = Arc::new(Mutex::new(Vec::new()));
+        (reports.clone(), Box::new(move |progress| reports.lock().unwrap().push(progress)))
     };
-    let is_whole = |told: &Mutex<Vec<Progress>>| {
-        let told = told.lock().unwrap();
-        assert!(told.is_sorted_by_key(|progress| progress.done), "{told:?}");
-        let last = told.last().unwrap();
+    let is_whole = |reports: &Mutex<Vec<Progress>>| {
+        let reports = reports.lock().unwrap();
+        assert!(reports.is_sorted_by_key(|progress| progress.done), "{reports:?}");
+        let last = reports.last().unwrap();
         assert_eq!((last.done, last.total), (size, size));
     };
     let oid = writer.new_oid();
     let mut transaction = writer.begin();
-    let (told, tell) = listen();
+    let (reports, record) = recorder();
     let source = BlobSource::bytes(bytes("blob", size as usize));
-    let info = transaction.store_blob_with(oid, Tid::ZERO, Vec::new(), source, tell).unwrap();
-    is_whole(&told);
+    let info = transaction.store_blob_with(oid, Tid::ZERO, Vec::new(), source, record).unwrap();
+    is_whole(&reports);
     let blob = BlobId { oid, tid: transaction.commit().unwrap() };
     assert_eq!(writer.load(oid).unwrap().blob, Some(info));
-    let (told, tell) = listen();
-    reader.load_blob_with(blob, tell).unwrap();
-    is_whole(&told);
-    let (told, tell) = listen();
-    reader.load_blob_with(blob, tell).unwrap();
-    assert!(told.lock().unwrap().is_empty(), "nothing is downloaded again");
+    let (reports, record) = recorder();
+    reader.load_blob_with(blob, record).unwrap();
+    is_whole(&reports);
+    let (reports, record) = recorder();
+    reader.load_blob_with(blob, record).unwrap();
+    assert!(reports.lock().unwrap().is_empty(), "a cached blob reports no progress");
 }
 
 fn missing_blob_is_refused_and_leaves_nothing(pair: &Pair) {
@@ -336,7 +336,7 @@ fn missing_blob_is_refused_and_leaves_nothing(pair: &Pair) {
     for blob in [BlobId { oid, tid }, BlobId { oid, tid: Tid(1) }, BlobId { oid: client.new_oid(), tid }] {
         for _ in 0..2 {
             let loaded = client.load_blob(blob);
-            let is_told = matches!(
+            let is_missing = matches!(
                 loaded,
                 Err(CallError::Refused(
                     RequestError::NoSuchBlob { .. }
@@ -344,7 +344,7 @@ fn missing_blob_is_refused_and_leaves_nothing(pair: &Pair) {
                         | RequestError::NoSuchObject { .. }
                 ))
             );
-            assert!(is_told, "{loaded:?}");
+            assert!(is_missing, "{loaded:?}");
             assert!(matches!(client.load_range(blob, 0..1), Err(CallError::Refused(_))));
         }
     }
@@ -362,11 +362,11 @@ fn unreadable_source_is_refused_before_sending(pair: &Pair) {
         let missing = transaction.store_blob(oid, Tid::ZERO, Vec::new(), source(world.path("missing")));
         assert!(
             matches!(missing, Err(CallError::File { .. } | CallError::Cache(_))),
-            "it says which file it is: {missing:?}"
+            "the error must name the file: {missing:?}"
         );
         let directory = transaction.store_blob(oid, Tid::ZERO, Vec::new(), source(world.path("server")));
         assert!(matches!(directory, Err(CallError::Cache(CacheError::NotAFile { .. }))), "{directory:?}");
-        // Nothing was sent, so something else can be.
+        // The failed stores sent nothing, so the transaction can go on.
         let other = BlobSource::bytes("other");
         transaction.store_blob(oid, Tid::ZERO, Vec::new(), other).unwrap();
         transaction.vote().unwrap();
@@ -417,11 +417,11 @@ fn shared_directory_stores_and_loads_without_sending(pair: &Pair) {
     let transaction = client.begin();
     transaction.store_blob(client.new_oid(), Tid::ZERO, Vec::new(), BlobSource::moved(&file)).unwrap();
     transaction.abort().unwrap();
-    assert!(!file.exists(), "it was moved, and went with its transaction");
+    assert!(!file.exists(), "the file was moved, and removed with its transaction");
     for counted in ["bytes_sent", "bytes_received", "blobs_sent"] {
         assert_eq!(client.counter(counted), 0, "{counted}");
     }
-    // Who is somewhere else gets them over the network.
+    // A client with another cache downloads the blob.
     let other = world.client("cache");
     assert!(std::fs::read(other.load_blob(blob).unwrap().path()).unwrap() == bytes("file", 500_000));
 }

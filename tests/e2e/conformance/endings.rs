@@ -1,4 +1,4 @@
-//! How connections end: closed by the client, stopped by the server, cut, with and without something under way.
+//! How connections end: closed by the client, stopped by the server, or cut, with and without pending work.
 
 use std::io::Read;
 use std::net::TcpStream;
@@ -28,8 +28,8 @@ for_every_pair!(
     connecting_without_a_server_is_an_error,
 );
 
-/// Loads and stores nothing any more.
-fn is_disconnected(client: &dyn Client) {
+/// Asserts that a client's calls fail because it is disconnected.
+fn assert_disconnected(client: &dyn Client) {
     let status = client.status();
     assert!(matches!(status, Err(CallError::Disconnected { .. })), "{status:?}");
     let transaction = client.begin();
@@ -49,12 +49,12 @@ fn stopping_server_completes_transfers_and_refuses_new_work(pair: &Pair) {
         move || loader.load_blob(blob)
     });
     proxy.wait_until_held();
-    let told = idle.invalidations();
+    let invalidations = idle.invalidations();
     let server = world.take_server();
     let stopping = spawn(move || server.stop());
-    // The one with nothing under way is let go, and then nobody is let in.
-    told.for_each(drop);
-    is_disconnected(&*idle);
+    // The server first closes the idle connection; from then on it accepts no new ones.
+    invalidations.for_each(drop);
+    assert_disconnected(&*idle);
     let late = world.connect(world.address(), world.cache("late"), ClientConfig::default());
     assert!(matches!(late, Err(ConnectError::Connect(_))), "{late:?}");
     assert!(!stopping.is_finished());
@@ -71,10 +71,10 @@ fn stopping_server_lets_a_voted_transaction_finish(pair: &Pair) {
     let mut voted = voter.begin();
     voted.store_blob(oids[0], Tid::ZERO, Vec::new(), BlobSource::bytes(bytes("blob", 100_000))).unwrap();
     voted.vote().unwrap();
-    let told = idle.invalidations();
+    let invalidations = idle.invalidations();
     let server = world.take_server();
     let stopping = spawn(move || server.stop());
-    told.for_each(drop);
+    invalidations.for_each(drop);
     let id = voted.id();
     let tid = voted.finish().unwrap();
     stopping.join().unwrap();
@@ -91,10 +91,10 @@ fn stopping_server_waits_no_longer_than_its_grace(pair: &Pair) {
     let mut voted = client.begin();
     voted.store(oid, Tid::ZERO, b"never finished".to_vec()).unwrap();
     voted.vote().unwrap();
-    let told = client.invalidations();
+    let invalidations = client.invalidations();
     world.take_server().stop();
-    // Until the client knows it: what it says too late is in doubt.
-    told.for_each(drop);
+    // Wait until the client knows. A request sent earlier would have an unknown outcome.
+    invalidations.for_each(drop);
     let finished = voted.finish();
     assert!(matches!(finished, Err(CallError::Disconnected { .. })), "{finished:?}");
     world.serve_again();
@@ -104,10 +104,10 @@ fn stopping_server_waits_no_longer_than_its_grace(pair: &Pair) {
 fn dropped_server_disconnects_its_clients(pair: &Pair) {
     let mut world = World::new(pair);
     let client = world.client("cache");
-    let told = client.invalidations();
+    let invalidations = client.invalidations();
     drop(world.take_server());
-    told.for_each(drop);
-    is_disconnected(&*client);
+    invalidations.for_each(drop);
+    assert_disconnected(&*client);
     client.close();
 }
 
@@ -119,7 +119,7 @@ fn committed_data_survives_a_server_restart(pair: &Pair) {
     let open = client.begin();
     open.store(client.new_oid(), Tid::ZERO, b"never committed".to_vec()).unwrap();
     world.take_server().stop();
-    is_disconnected(&*client);
+    assert_disconnected(&*client);
     world.serve_again();
     let again = world.client("again");
     assert_eq!(again.last_tid(), large.tid);
@@ -144,9 +144,9 @@ fn broken_connection_fails_its_download_and_leaves_nothing(pair: &Pair) {
     proxy.cut();
     let lost = loading.join().unwrap();
     assert!(matches!(lost, Err(CallError::Disconnected { .. })), "{lost:?}");
-    is_disconnected(&*client);
+    assert_disconnected(&*client);
     assert_eq!(world.cached("cache").len(), 0);
-    // Another connection finds a clean cache, and loads it.
+    // Another client finds a clean cache and loads the blob.
     let again = world.client("cache");
     let cached = again.load_blob(blob).unwrap();
     assert!(std::fs::read(cached.path()).unwrap() == bytes("blob", 3_000_000));
@@ -168,7 +168,7 @@ fn broken_upload_leaves_nothing(pair: &Pair) {
         assert!(matches!(lost, Err(CallError::Disconnected { .. })), "{lost:?}");
     });
     assert_eq!(other.outcome(transaction.id()).unwrap(), Outcome::NotCommitted);
-    other.put(oid, Tid::ZERO, "somebody else's");
+    other.put(oid, Tid::ZERO, "another client's");
     drop(transaction);
     client.close();
     assert_eq!(world.cached("cache").len(), 0);
@@ -184,11 +184,11 @@ fn outcome_of_an_unanswered_commit_can_be_queried(pair: &Pair) {
     let mut transaction = client.begin();
     transaction.store(oid, Tid::ZERO, b"committed".to_vec()).unwrap();
     transaction.vote().unwrap();
-    let (id, mut told) = (transaction.id(), other.invalidations());
-    // Nothing comes back to it from here on.
+    let (id, mut invalidations) = (transaction.id(), other.invalidations());
+    // From here on the client receives nothing.
     proxy.limit(DOWN, 0);
     let finishing = spawn(move || transaction.finish());
-    let tid = told.next().unwrap().tid;
+    let tid = invalidations.next().unwrap().tid;
     proxy.wait_until_held();
     proxy.cut();
     let lost = finishing.join().unwrap();
@@ -226,16 +226,16 @@ fn clones_share_a_connection_until_the_last_is_dropped(pair: &Pair) {
     drop(client);
     assert!(clone.status().is_ok());
     drop(clone);
-    // The server may need a moment to see that it has gone.
+    // The server may need a moment to notice the closed connection.
     while other.counter("connections") > 1 {}
     assert_eq!(other.counter("accepted"), 2);
 }
 
 fn silent_connection_is_closed(pair: &Pair) {
-    let hurried = |config: &mut blobferry_session::server::ServerConfig| {
+    let short_timeout = |config: &mut blobferry_session::server::ServerConfig| {
         config.connection.handshake_timeout = Duration::from_millis(10);
     };
-    let world = World::serving(pair, hurried);
+    let world = World::serving(pair, short_timeout);
     let mut silent = TcpStream::connect(world.address()).unwrap();
     assert_eq!(silent.read_to_end(&mut Vec::new()).unwrap(), 0);
 }

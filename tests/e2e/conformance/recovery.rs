@@ -1,4 +1,4 @@
-//! Connections that are lost, and what goes on: nothing is sent twice that has arrived, and nothing is left in doubt.
+//! Recovery from lost connections: data that has arrived is not sent again, and every outcome is determined.
 
 use std::sync::{Arc, Mutex};
 use std::thread::{scope, spawn};
@@ -36,31 +36,32 @@ for_every_pair!(
 );
 
 const SIZE: usize = 3_000_000;
-/// What is carried of it before the proxy is cut.
+/// Bytes that pass before the proxy is cut.
 const PART: u64 = 1_000_000;
 
-/// Waits until the server has seen that only its other clients are left.
-fn until_alone(other: &dyn Client) {
+/// Waits until the server has only `other`'s connection left.
+fn wait_until_alone(other: &dyn Client) {
     while other.counter("connections") > 1 {
         std::thread::yield_now();
     }
 }
 
-/// Waits until no transaction is open at the server, and nothing staged.
-fn until_nothing_is_open(other: &dyn Client) {
+/// Waits until no transaction is open at the server and no bytes are staged.
+fn wait_until_nothing_is_open(other: &dyn Client) {
     while other.counter("open") > 0 || other.counter("staged_bytes") > 0 {
         std::thread::yield_now();
     }
 }
 
-/// Cuts the proxy, and opens it again when the server knows.
+/// Cuts the proxy, and reopens it when the server has noticed.
 fn interrupt(world: &World, proxy: &ThrottledProxy, other: &dyn Client) {
     proxy.cut();
-    until_alone(other);
+    wait_until_alone(other);
     proxy.set_server(world.address());
 }
 
-fn is_exactly(client: &dyn Client, blob: BlobId, whole: &[u8]) {
+/// Asserts that a blob has exactly these bytes.
+fn assert_blob(client: &dyn Client, blob: BlobId, whole: &[u8]) {
     assert!(std::fs::read(client.load_blob(blob).unwrap().path()).unwrap() == whole);
 }
 
@@ -71,24 +72,24 @@ fn interrupted_download_resumes_at_the_same_byte(pair: &Pair) {
     let whole = bytes("blob", SIZE);
     let blob = other.store(BlobSource::bytes(whole.clone()));
     proxy.limit(DOWN, PART);
-    let told = Arc::new(Mutex::new(Vec::new()));
+    let offsets = Arc::new(Mutex::new(Vec::new()));
     let loading = spawn({
-        let (client, told) = (client.clone(), told.clone());
+        let (client, offsets) = (client.clone(), offsets.clone());
         move || {
-            client.load_blob_with(blob, Box::new(move |progress| told.lock().unwrap().push(progress.done)))
+            client.load_blob_with(blob, Box::new(move |progress| offsets.lock().unwrap().push(progress.done)))
         }
     });
     proxy.wait_until_held();
     proxy.cut();
-    until_alone(&*other);
+    wait_until_alone(&*other);
     let before = other.counter("bytes_sent");
     proxy.set_server(world.address());
     let cached = loading.join().unwrap().unwrap();
     assert!(std::fs::read(cached.path()).unwrap() == whole);
-    // Where it goes on is told twice: as the end of what has come, and as the beginning of the rest.
-    let told = told.lock().unwrap();
-    let from = told.windows(2).find(|pair| pair[0] == pair[1]).map_or(0, |pair| pair[0]);
-    assert!(from > PART / 2, "{told:?}");
+    // The offset of the resumption is reported twice: at the end of the first part and at the start of the rest.
+    let offsets = offsets.lock().unwrap();
+    let from = offsets.windows(2).find(|pair| pair[0] == pair[1]).map_or(0, |pair| pair[0]);
+    assert!(from > PART / 2, "{offsets:?}");
     assert_eq!(other.counter("bytes_sent") - before, SIZE as u64 - from);
     assert_eq!(client.load_range(blob, 5..9).unwrap(), &whole[5..9]);
 }
@@ -110,23 +111,27 @@ fn interrupted_upload_resumes_at_the_same_byte(pair: &Pair) {
         let store =
             |(&oid, source)| scope.spawn(move || transaction.store_blob(oid, Tid::ZERO, Vec::new(), source));
         let storing: Vec<_> = oids.iter().zip(sources).map(store).collect();
-        // Once, and once more, both times a part of each has come.
+        // A part of each blob has arrived.
         proxy.wait_until_held();
         interrupt(&world, &proxy, &*other);
         for storing in storing {
             storing.join().unwrap().unwrap();
         }
     });
-    assert_eq!(other.counter("bytes_received"), 3 * SIZE as u64, "nothing was sent twice that had arrived");
+    assert_eq!(
+        other.counter("bytes_received"),
+        3 * SIZE as u64,
+        "bytes that had arrived were not sent again"
+    );
     let tid = transaction.commit().unwrap();
     for (oid, whole) in oids.into_iter().zip(wholes) {
-        is_exactly(&*other, BlobId { oid, tid }, &whole);
-        is_exactly(&*client, BlobId { oid, tid }, &whole);
+        assert_blob(&*other, BlobId { oid, tid }, &whole);
+        assert_blob(&*client, BlobId { oid, tid }, &whole);
     }
 }
 
-/// Commits something; the answer to that, and whatever else is said from then on, is lost. What the client hears.
-fn lose_the_answer(
+/// Commits a blob, loses all answers of the connection, and checks that the client still gets the tid.
+fn commit_with_lost_answer(
     pair: &Pair,
     commit: impl FnOnce(Box<dyn Transaction>) -> Result<Tid, CallError> + Send + 'static,
     vote: bool,
@@ -140,17 +145,17 @@ fn lose_the_answer(
     if vote {
         transaction.vote().unwrap();
     }
-    let (id, mut told) = (transaction.id(), other.invalidations());
+    let (id, mut invalidations) = (transaction.id(), other.invalidations());
     proxy.limit(DOWN, 0);
     let committing = spawn(move || commit(transaction));
-    let tid = told.next().unwrap().tid;
+    let tid = invalidations.next().unwrap().tid;
     proxy.wait_until_held();
     interrupt(&world, &proxy, &*other);
     assert_eq!(committing.join().unwrap().unwrap(), tid);
     assert_eq!(other.outcome(id).unwrap(), Outcome::Committed { tid });
     assert!(client.last_tid() >= tid);
     assert_eq!(world.cached("cache").len(), 1, "its file is the cached blob");
-    is_exactly(&*client, BlobId { oid, tid }, &bytes("file", 100_000));
+    assert_blob(&*client, BlobId { oid, tid }, &bytes("file", 100_000));
     assert_eq!(other.counter("blobs_sent"), 0);
 }
 
@@ -161,18 +166,18 @@ fn commit_with_lost_answer_returns_its_tid(pair: &Pair) {
             VoteError::Conflict(_) => panic!("{error}"),
         })
     };
-    lose_the_answer(pair, commit, false);
+    commit_with_lost_answer(pair, commit, false);
 }
 
 fn finish_with_lost_answer_returns_its_tid(pair: &Pair) {
-    lose_the_answer(pair, |transaction| transaction.finish(), true);
+    commit_with_lost_answer(pair, |transaction| transaction.finish(), true);
 }
 
 fn commit_without_any_answer_returns_its_tid(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
-    // Not even that it has begun.
+    // Not even the answer to `Begin` arrives.
     proxy.limit(DOWN, 0);
     let mut transaction = client.begin();
     let id = transaction.id();
@@ -215,24 +220,28 @@ fn finish_that_never_arrived_is_not_committed(pair: &Pair) {
     let finishing = spawn(move || transaction.finish());
     proxy.wait_until_held();
     interrupt(&world, &proxy, &*other);
-    let told = finishing.join().unwrap();
-    assert!(matches!(told, Err(CallError::NotCommitted { txn }) if txn == id), "{told:?}");
+    let finished = finishing.join().unwrap();
+    assert!(matches!(finished, Err(CallError::NotCommitted { txn }) if txn == id), "{finished:?}");
     assert_eq!(other.outcome(id).unwrap(), Outcome::NotCommitted);
-    other.put(oid, Tid::ZERO, "somebody else's");
+    other.put(oid, Tid::ZERO, "another client's");
 }
 
-/// What is left when a commit has met with a conflict while its connection was lost.
-struct Meanwhile {
+/// State after a commit that met a conflict while its connection was lost.
+struct Conflicted {
     transaction: Box<dyn Transaction>,
-    told: Result<Tid, VoteError>,
+    result: Result<Tid, VoteError>,
     oid: Oid,
-    /// What it needs to go on.
+    /// Kept alive for the transaction.
     _open: (ThrottledProxy, Box<dyn Client>),
 }
 
-/// A commit that waits for the locks of another transaction while its connection is lost, and then meets what that one
-/// has committed. Gives what the client holds and hears when `found` has dealt with that.
-fn conflict_meanwhile(world: &World, found: impl FnOnce(&ThrottledProxy, &dyn Client)) -> Meanwhile {
+/// Commits while another transaction holds the locks, and cuts the connection meanwhile.
+///
+/// The other transaction then commits, which is a conflict. `before_reconnect` runs before the client can reconnect.
+fn conflict_while_disconnected(
+    world: &World,
+    before_reconnect: impl FnOnce(&ThrottledProxy, &dyn Client),
+) -> Conflicted {
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let file = world.file("file", bytes("file", 100_000));
@@ -242,27 +251,27 @@ fn conflict_meanwhile(world: &World, found: impl FnOnce(&ThrottledProxy, &dyn Cl
     first.vote().unwrap();
     let requests = other.counter("requests");
     let committing = spawn(move || {
-        let told = second.commit();
-        (second, told)
+        let result = second.commit();
+        (second, result)
     });
-    // This question is a request, too.
-    let mut questions = 1;
-    while other.counter("requests") == requests + questions {
-        questions += 1;
+    // Each `status` request counts as well.
+    let mut queries = 1;
+    while other.counter("requests") == requests + queries {
+        queries += 1;
     }
     proxy.cut();
-    until_alone(&*other);
+    wait_until_alone(&*other);
     first.finish().unwrap();
-    found(&proxy, &*other);
+    before_reconnect(&proxy, &*other);
     proxy.set_server(world.address());
-    let (second, told) = committing.join().unwrap();
-    Meanwhile { transaction: second, told, oid, _open: (proxy, client) }
+    let (second, result) = committing.join().unwrap();
+    Conflicted { transaction: second, result, oid, _open: (proxy, client) }
 }
 
 fn conflicts_found_while_disconnected_are_reported(pair: &Pair) {
     let world = World::new(pair);
-    let Meanwhile { mut transaction, told, oid, _open } = conflict_meanwhile(&world, |_, _| {});
-    let Err(VoteError::Conflict(conflicts)) = told else { panic!("{told:?}") };
+    let Conflicted { mut transaction, result, oid, _open } = conflict_while_disconnected(&world, |_, _| {});
+    let Err(VoteError::Conflict(conflicts)) = result else { panic!("{result:?}") };
     assert_eq!(conflicts[0].oid, oid);
     transaction.store(oid, conflicts[0].committed, b"resolved".to_vec()).unwrap();
     transaction.commit().unwrap();
@@ -271,8 +280,9 @@ fn conflicts_found_while_disconnected_are_reported(pair: &Pair) {
 
 fn conflicted_detached_transaction_expires(pair: &Pair) {
     let mut world = World::serving(pair, |config| config.keep = Duration::from_millis(10));
-    let Meanwhile { told, .. } = conflict_meanwhile(&world, |_, other| until_nothing_is_open(other));
-    assert!(matches!(told, Err(VoteError::Call(CallError::NotCommitted { .. }))), "{told:?}");
+    let Conflicted { result, .. } =
+        conflict_while_disconnected(&world, |_, other| wait_until_nothing_is_open(other));
+    assert!(matches!(result, Err(VoteError::Call(CallError::NotCommitted { .. }))), "{result:?}");
     world.take_server().stop();
     world.wait_for_no_leftovers();
 }
@@ -317,7 +327,7 @@ fn vote_does_not_outlive_its_connection(pair: &Pair) {
     transaction.store(oid, Tid::ZERO, b"record".to_vec()).unwrap();
     transaction.vote().unwrap();
     proxy.cut();
-    // Waits for no deadline.
+    // Succeeds at once; no deadline is needed.
     other.put(oid, Tid::ZERO, "its lock is free");
     proxy.set_server(world.address());
     let id = transaction.id();
@@ -333,17 +343,17 @@ fn detached_transaction_is_aborted_at_its_timeout(pair: &Pair) {
     let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let (oid, file) = (client.new_oid(), world.file("file", bytes("file", SIZE)));
     let transaction = client.begin();
-    // It has begun, and the client has heard of it: else it may begin again.
+    // The client has the answer to `Begin`; otherwise it could begin the transaction again.
     transaction.store(client.new_oid(), Tid::ZERO, Vec::new()).unwrap();
     proxy.limit(UP, PART);
     scope(|scope| {
         let storing =
             scope.spawn(|| transaction.store_blob(oid, Tid::ZERO, Vec::new(), BlobSource::moved(&file)));
         proxy.wait_until_held();
-        // The server may not have come to it yet.
+        // The server may not have processed the request yet.
         while other.counter("open") == 0 {}
         proxy.cut();
-        until_nothing_is_open(&*other);
+        wait_until_nothing_is_open(&*other);
         assert_eq!(other.counter("kept"), 0);
         world.wait_until_nothing_is_staged();
         proxy.set_server(world.address());
@@ -361,9 +371,9 @@ fn closing_client_leaves_no_transaction(pair: &Pair) {
     transaction.store_blob(client.new_oid(), Tid::ZERO, Vec::new(), source).unwrap();
     assert_eq!(other.counter("open"), 1);
     client.close();
-    until_alone(&*other);
+    wait_until_alone(&*other);
     assert_eq!(other.counter("kept"), 0);
-    until_nothing_is_open(&*other);
+    wait_until_nothing_is_open(&*other);
 }
 
 fn transaction_is_taken_over_from_a_half_open_connection(pair: &Pair) {
@@ -385,8 +395,8 @@ fn transaction_is_taken_over_from_a_half_open_connection(pair: &Pair) {
     assert_eq!(other.counter("bytes_received"), SIZE as u64);
     let tid = transaction.commit().unwrap();
     assert_eq!(other.load(oids[0]).unwrap().tid, tid);
-    is_exactly(&*other, BlobId { oid: oids[1], tid }, &bytes("blob", SIZE));
-    // The server has given the old connection up.
+    assert_blob(&*other, BlobId { oid: oids[1], tid }, &bytes("blob", SIZE));
+    // The server closes the old connection.
     while other.counter("connections") > 2 {
         std::thread::yield_now();
     }
@@ -406,7 +416,7 @@ fn client_fails_over_to_the_next_address(pair: &Pair) {
     let event = events.next().unwrap();
     assert!(matches!(&event, ConnectionEvent::Failed { address, .. } if *address == one), "{event:?}");
     assert_eq!(events.next(), Some(ConnectionEvent::Connected { address: two.clone() }));
-    // Who comes now finds it as well; and who leaves ends the events.
+    // A new client also finds the second server. Closing the client ends its events.
     assert!(world.reconnecting_client(&both, "another").status().is_ok());
     client.close();
     assert_eq!(events.next(), None);
@@ -431,24 +441,24 @@ fn calls_fail_after_timeout_and_work_after_reconnect(pair: &Pair) {
     while !matches!(events.next().unwrap(), ConnectionEvent::Connected { .. }) {}
     client.put(client.new_oid(), Tid::ZERO, "found");
     let lost = transaction.store(Oid(7), Tid::ZERO, b"lost".to_vec());
-    assert!(matches!(lost, Err(CallError::Disconnected { .. })), "it stays lost: {lost:?}");
+    assert!(matches!(lost, Err(CallError::Disconnected { .. })), "the transaction stays lost: {lost:?}");
 }
 
 fn gap_in_invalidations_is_reported(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
-    let mut told = client.invalidations();
+    let mut invalidations = client.invalidations();
     let oid = other.new_oid();
-    let first = other.put(oid, Tid::ZERO, "heard");
-    assert_eq!(told.next().unwrap(), Invalidation { tid: first, oids: Some([oid].into()) });
+    let first = other.put(oid, Tid::ZERO, "received");
+    assert_eq!(invalidations.next().unwrap(), Invalidation { tid: first, oids: Some([oid].into()) });
     proxy.cut();
-    until_alone(&*other);
-    let missed = other.put(oid, first, "not heard");
+    wait_until_alone(&*other);
+    let missed = other.put(oid, first, "missed");
     proxy.set_server(world.address());
-    assert_eq!(told.next().unwrap(), Invalidation { tid: missed, oids: None });
-    let last = other.put(oid, missed, "heard again");
-    assert_eq!(told.next().unwrap(), Invalidation { tid: last, oids: Some([oid].into()) });
+    assert_eq!(invalidations.next().unwrap(), Invalidation { tid: missed, oids: None });
+    let last = other.put(oid, missed, "received again");
+    assert_eq!(invalidations.next().unwrap(), Invalidation { tid: last, oids: Some([oid].into()) });
 }
 
 fn closing_while_reconnecting_ends_the_client(pair: &Pair) {
@@ -459,7 +469,7 @@ fn closing_while_reconnecting_ends_the_client(pair: &Pair) {
     proxy.cut();
     assert!(matches!(events.next(), Some(ConnectionEvent::Lost { .. })));
     let closing = spawn(move || client.close());
-    // It ends with the session.
+    // The events end with the session.
     events.for_each(drop);
     proxy.set_server(world.address());
     closing.join().unwrap();

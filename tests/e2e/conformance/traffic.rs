@@ -50,8 +50,9 @@ fn blobs_go_both_ways_at_once(pair: &Pair) {
     const EACH: usize = 10;
     let world = World::new(pair);
     let client = world.client("cache");
-    let existing: Vec<_> =
-        (0..EACH).map(|n| client.store(BlobSource::bytes(bytes(&format!("here {n}"), 700_000)))).collect();
+    let existing: Vec<_> = (0..EACH)
+        .map(|n| client.store(BlobSource::bytes(bytes(&format!("existing {n}"), 700_000))))
+        .collect();
     let stored = scope(|scope| {
         let storing: Vec<_> = (0..EACH)
             .map(|n| {
@@ -63,7 +64,7 @@ fn blobs_go_both_ways_at_once(pair: &Pair) {
             let client = &client;
             scope.spawn(move || {
                 let cached = client.load_blob(blob).unwrap();
-                assert!(std::fs::read(cached.path()).unwrap() == bytes(&format!("here {n}"), 700_000));
+                assert!(std::fs::read(cached.path()).unwrap() == bytes(&format!("existing {n}"), 700_000));
             });
         }
         storing.into_iter().map(|storing| storing.join().unwrap()).collect::<Vec<_>>()

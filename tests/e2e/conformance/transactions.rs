@@ -1,4 +1,4 @@
-//! Transactions: all or nothing, conflicts, outcomes, and what others hear of them.
+//! Transactions: atomicity, conflicts, outcomes, and invalidations.
 
 use std::thread::{scope, spawn};
 
@@ -80,7 +80,7 @@ fn conflict_names_both_revisions_and_can_be_resolved(pair: &Pair) {
     let tid = transaction.finish().unwrap();
     assert_eq!(first.load(oids[0]).unwrap().data, b"both");
     assert_eq!(first.load_before(oids[0], tid).unwrap().unwrap().data, b"theirs");
-    assert_eq!(first.load_before(oids[1], tid).unwrap(), None, "it was not there yet");
+    assert_eq!(first.load_before(oids[1], tid).unwrap(), None, "the object did not exist yet");
     let before = first.load_serial(oids[0], base).unwrap();
     assert_eq!((&before.data[..], before.next), (&b"a"[..], Some(committed)));
     assert_eq!(first.load(oids[1]).unwrap().blob.unwrap().size, 13);
@@ -99,7 +99,7 @@ fn second_vote_on_an_object_waits_and_conflicts(pair: &Pair) {
         let voted = loser.vote();
         (loser, voted)
     });
-    // It waits for the one that has its lock, and nobody else waits for it.
+    // The second vote waits for the lock and blocks no other request.
     assert_eq!(second.counter("commits"), 0);
     let committed = winner.finish().unwrap();
     let (loser, voted) = voting.join().unwrap();
@@ -159,7 +159,7 @@ fn invalidations_are_ordered_and_precede_visible_answers(pair: &Pair) {
     let (writer, reader) = (world.client("cache"), world.client("cache"));
     let oid = writer.new_oid();
     let first = writer.put(oid, Tid::ZERO, "");
-    let told = reader.invalidations();
+    let invalidations = reader.invalidations();
     let writing = spawn(move || {
         let mut tids = vec![first];
         for n in 0..COMMITS {
@@ -167,34 +167,34 @@ fn invalidations_are_ordered_and_precede_visible_answers(pair: &Pair) {
         }
         tids
     });
-    // It may or may not have been told of the first one already.
+    // The reader may or may not have been notified of the first commit already.
     let mut seen = first;
     loop {
         let revision = reader.load(oid).unwrap();
-        assert!(revision.tid >= seen, "it never goes back");
-        assert!(reader.last_tid() >= revision.tid, "it was told of what it sees");
+        assert!(revision.tid >= seen, "a reader never sees an older revision");
+        assert!(reader.last_tid() >= revision.tid, "the notification precedes the visible revision");
         seen = revision.tid;
         if revision.data == (COMMITS - 1).to_string().as_bytes() {
             break;
         }
     }
     let tids = writing.join().unwrap();
-    let mut heard = Vec::new();
-    for invalidation in told {
+    let mut received = Vec::new();
+    for invalidation in invalidations {
         assert_eq!(invalidation.oids.as_deref(), Some(&[oid][..]));
-        heard.push(invalidation.tid);
-        if heard.last() == tids.last() {
+        received.push(invalidation.tid);
+        if received.last() == tids.last() {
             break;
         }
     }
-    assert!(heard.ends_with(&tids[1..]) && heard.len() <= tids.len(), "each once, in order");
+    assert!(received.ends_with(&tids[1..]) && received.len() <= tids.len(), "each commit once, in order");
 }
 
 fn committer_is_notified_before_its_answer(pair: &Pair) {
     let world = World::new(pair);
     let client = world.client("cache");
     let oids = client.new_oids(3).unwrap();
-    let mut told = client.invalidations();
+    let mut invalidations = client.invalidations();
     let mut transaction = client.begin();
     for oid in &oids {
         transaction.store(*oid, Tid::ZERO, Vec::new()).unwrap();
@@ -202,8 +202,8 @@ fn committer_is_notified_before_its_answer(pair: &Pair) {
     transaction.vote().unwrap();
     let tid = transaction.finish().unwrap();
     assert_eq!(client.last_tid(), tid);
-    let heard = told.next().unwrap();
-    assert_eq!((heard.tid, heard.oids.as_deref()), (tid, Some(&oids[..])));
+    let received = invalidations.next().unwrap();
+    assert_eq!((received.tid, received.oids.as_deref()), (tid, Some(&oids[..])));
 }
 
 fn empty_commit_advances_last_tid(pair: &Pair) {
@@ -226,7 +226,7 @@ fn outcome_of_every_transaction_is_known(pair: &Pair) {
     aborted.abort().unwrap();
     assert_eq!(client.outcome(id).unwrap(), Outcome::NotCommitted);
     assert_eq!(client.outcome(TxnId([7; 16])).unwrap(), Outcome::NotCommitted);
-    // Others are told the same.
+    // Another client gets the same outcome.
     let other = world.client("cache");
     assert_eq!(other.outcome(committed.id()).unwrap(), Outcome::Committed { tid });
 }
@@ -241,7 +241,7 @@ fn dropped_transaction_is_aborted(pair: &Pair) {
     transaction.vote().unwrap();
     let id = transaction.id();
     drop(transaction);
-    // The vote of another waits for its locks, and gets them.
+    // The next vote waits for the locks and gets them.
     client.put(oid, Tid::ZERO, "kept");
     assert_eq!(client.load(oid).unwrap().data, b"kept");
     assert_eq!(client.outcome(id).unwrap(), Outcome::NotCommitted);
@@ -263,15 +263,17 @@ fn refused_store_dooms_its_transaction(pair: &Pair) {
     transaction.store(oids[0], Tid::ZERO, Vec::new()).unwrap();
     let refused = transaction.store(oids[1], Tid::ZERO, Vec::new());
     assert!(matches!(refused, Err(CallError::Refused(RequestError::Limit { limit: 1, .. }))), "{refused:?}");
-    // One answer, whether the client knows it by now or has to ask.
+    // The answer is the same whether the client already knows it or the server decides.
     let doomed = |error: &CallError| {
         assert!(matches!(error, CallError::Refused(RequestError::Doomed { .. })), "{error:?}");
     };
     doomed(&transaction.store(oids[0], Tid::ZERO, Vec::new()).unwrap_err());
-    let Err(VoteError::Call(error)) = transaction.commit() else { panic!("it was committed") };
+    let Err(VoteError::Call(error)) = transaction.commit() else {
+        panic!("the doomed transaction was committed")
+    };
     doomed(&error);
     assert_eq!(client.outcome(transaction.id()).unwrap(), Outcome::NotCommitted);
-    client.put(oids[0], Tid::ZERO, "the connection is as good as before");
+    client.put(oids[0], Tid::ZERO, "the connection still works");
 }
 
 fn vanished_client_leaves_no_locks_and_no_files(pair: &Pair) {
@@ -291,7 +293,7 @@ fn vanished_client_leaves_no_locks_and_no_files(pair: &Pair) {
         std::mem::forget(transaction);
         drop(client);
     }
-    // A vote waits for the locks of another, and this one gets them.
+    // A vote waits for locks; this one gets them.
     other.put(oid, base, "after");
     assert_eq!(other.load(oid).unwrap().data, b"after");
     world.take_server().stop();
@@ -321,7 +323,11 @@ fn deletion_hides_the_object_but_keeps_its_history(pair: &Pair) {
     let mut late = client.begin();
     late.delete(deleted, stored).unwrap();
     let Err(VoteError::Conflict(conflicts)) = late.commit() else { panic!("no conflict") };
-    assert_eq!(conflicts, [Conflict { oid: deleted, committed: Tid::ZERO, base: stored }], "it is new again");
+    assert_eq!(
+        conflicts,
+        [Conflict { oid: deleted, committed: Tid::ZERO, base: stored }],
+        "the object counts as new again"
+    );
 }
 
 fn history_lists_user_and_description_newest_first(pair: &Pair) {

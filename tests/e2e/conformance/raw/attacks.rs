@@ -1,5 +1,6 @@
-//! What hostile clients do, each on and on until it is told that it is over. None of them is polite enough to leave in
-//! good order, and few of them read.
+//! Attacks of hostile clients. A test repeats each until [`Target::over`] is set.
+//!
+//! The attackers do not close their connections properly, and few of them read.
 
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -9,21 +10,21 @@ use std::time::Duration;
 use super::client::Client;
 use super::decode::{Answer, Received, read_message};
 use super::encode::{Body, Limits, Txn, error, message, request};
-use super::patient;
+use super::with_timeouts;
 use crate::support::bytes;
 
-/// What attackers know.
+/// The server under attack and some of its data.
 pub(super) struct Target {
     pub(super) address: String,
-    /// A blob that is on the server: oid and tid.
+    /// A stored blob: oid and tid.
     pub(super) blob: (u64, u64),
-    /// A record of 100,000 bytes that is there.
+    /// An object with a record of 100,000 bytes.
     pub(super) oid: u64,
-    /// The attack is over.
+    /// Set when the attack must end.
     pub(super) over: AtomicBool,
 }
 
-/// Transactions that attackers have thought of.
+/// Number of transaction ids that attackers have used.
 static TXNS: AtomicU64 = AtomicU64::new(0);
 
 impl Target {
@@ -31,12 +32,12 @@ impl Target {
         Target { address: address.to_owned(), blob, oid, over: AtomicBool::new(false) }
     }
 
-    /// Has everybody stop.
+    /// Returns whether the attack must end.
     pub(super) fn is_over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// The name of a transaction that nobody has used.
+    /// Returns an unused transaction id.
     fn txn(&self) -> Txn {
         let number = TXNS.fetch_add(1, Ordering::SeqCst);
         let mut txn = [0xbd; 16];
@@ -44,14 +45,14 @@ impl Target {
         txn
     }
 
-    /// A connection on which nothing was said.
+    /// Connects without a handshake.
     fn connect(&self) -> Peer<'_> {
-        Peer::new(patient(TcpStream::connect(&self.address).unwrap()), self)
+        Peer::new(with_timeouts(TcpStream::connect(&self.address).unwrap()), self)
     }
 
-    /// One that has heard its welcome, has given all the credit that there is, and reads nothing more.
-    fn deaf(&self) -> Peer<'_> {
-        let mut stream = patient(TcpStream::connect(&self.address).unwrap());
+    /// Connects with a handshake, grants unlimited credit, and reads nothing more.
+    fn non_reading(&self) -> Peer<'_> {
+        let mut stream = with_timeouts(TcpStream::connect(&self.address).unwrap());
         let generous = Limits { transfer_window: 1 << 40, connection_window: 1 << 40, ..Limits::DEFAULT };
         stream.write_all(&Body::hello(1, 1, generous, b"").frame()).unwrap();
         assert!(matches!(read_message(&mut stream), Ok(Some(Received::Welcome { .. }))));
@@ -59,14 +60,14 @@ impl Target {
     }
 }
 
-/// A connection without manners.
+/// A connection of an attacker.
 struct Peer<'a> {
     stream: TcpStream,
     target: &'a Target,
 }
 
 impl Peer<'_> {
-    /// Whoever waits on it looks up from time to time whether it is over.
+    /// Sets a short timeout, so that blocked reads and writes can check whether the attack must end.
     fn new(stream: TcpStream, target: &Target) -> Peer<'_> {
         let soon = Some(Duration::from_millis(5));
         stream.set_read_timeout(soon).unwrap();
@@ -74,8 +75,8 @@ impl Peer<'_> {
         Peer { stream, target }
     }
 
-    /// Writes until the server has taken it all, or closes the connection, or it is over.
-    fn pour(&self, mut bytes: &[u8]) {
+    /// Writes bytes until the server has accepted them or closes the connection, or the attack ends.
+    fn flood(&self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match (&self.stream).write(bytes) {
                 Ok(n) => bytes = &bytes[n..],
@@ -85,18 +86,18 @@ impl Peer<'_> {
         }
     }
 
-    /// Reads nothing and says nothing more, until it is over.
+    /// Reads and writes nothing until the attack ends.
     fn linger(&self) {
         while !self.target.is_over() {
             std::thread::park_timeout(Duration::from_millis(5));
         }
     }
 
-    /// Waits until the server closes the connection, or it is over.
-    fn is_sent_away(&self) {
-        let mut heard = [0; 4096];
+    /// Waits until the server closes the connection or the attack ends.
+    fn wait_for_close(&self) {
+        let mut buffer = [0; 4096];
         loop {
-            match (&self.stream).read(&mut heard) {
+            match (&self.stream).read(&mut buffer) {
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock && !self.target.is_over() => {}
@@ -106,13 +107,13 @@ impl Peer<'_> {
     }
 }
 
-/// Waits until the server has heard everything that was said to it.
-fn is_processed(client: &mut Client) {
+/// Waits until the server has processed everything that was sent.
+fn wait_until_processed(client: &mut Client) {
     client.send(Body::new(message::PING).int(1));
     while !matches!(client.receive(), Received::Pong { .. }) {}
 }
 
-/// As many pings as may be, and then more.
+/// Sends as many pings as allowed, then too many.
 pub(super) fn pings(target: &Target) {
     let ping = Body::new(message::PING).int(1).frame();
     let mut client = Client::new(&target.address);
@@ -120,41 +121,41 @@ pub(super) fn pings(target: &Target) {
         client.write(&ping.repeat(63));
         (0..63).for_each(|_| while !matches!(client.receive(), Received::Pong { .. }) {});
     }
-    let peer = target.deaf();
-    peer.pour(&ping.repeat(100_000));
-    peer.is_sent_away();
+    let peer = target.non_reading();
+    peer.flood(&ping.repeat(100_000));
+    peer.wait_for_close();
 }
 
-/// Cancels what was never asked for, what was answered, and again what is waited for.
+/// Cancels unknown requests, answered requests, and pending requests twice.
 pub(super) fn cancels(target: &Target) {
     let mut client = Client::new(&target.address);
     client.call(request::load(target.oid)).unwrap();
     for id in [1, 1 << 40] {
         client.write(&Body::new(message::CANCEL).int(id).frame().repeat(50_000));
     }
-    is_processed(&mut client);
-    let peer = target.deaf();
+    wait_until_processed(&mut client);
+    let peer = target.non_reading();
     let cancelled = |id| {
         let load = Body::numbered(id, &request::load(target.oid)).frame();
         [load, Body::new(message::CANCEL).int(id).frame().repeat(2)].concat()
     };
-    peer.pour(&(1..=3000).flat_map(cancelled).collect::<Vec<u8>>());
+    peer.flood(&(1..=3000).flat_map(cancelled).collect::<Vec<u8>>());
 }
 
-/// Begins more transactions than may be open.
+/// Begins more transactions than allowed.
 pub(super) fn begins(target: &Target) {
     let mut client = Client::new(&target.address);
     let asked: Vec<u64> =
-        (0..400).map(|_| client.submit(request::begin(target.txn(), b"somebody", b"something"))).collect();
+        (0..400).map(|_| client.submit(request::begin(target.txn(), b"attacker", b"attack"))).collect();
     let answers = asked.into_iter().map(|id| client.answer(id));
     let refused: Vec<_> = answers.filter_map(Result::err).collect();
     assert_eq!(refused.len(), 400 - 256);
     assert!(refused.iter().all(|refused| refused.number == error::LIMIT));
 }
 
-/// The same, and what no transaction is open for, without reading the answers.
-pub(super) fn requests_whose_answers_are_not_read(target: &Target) {
-    let peer = target.deaf();
+/// Begins too many transactions and stores into unknown ones, without reading the answers.
+pub(super) fn unread_answers(target: &Target) {
+    let peer = target.non_reading();
     let ask = |id| {
         let request = if id % 2 == 0 {
             request::begin(target.txn(), b"", b"")
@@ -164,23 +165,23 @@ pub(super) fn requests_whose_answers_are_not_read(target: &Target) {
         Body::numbered(id, &request).frame()
     };
     for thousands in 0..200 {
-        peer.pour(&(1..=1000).flat_map(|n| ask(thousands * 1000 + n)).collect::<Vec<u8>>());
+        peer.flood(&(1..=1000).flat_map(|n| ask(thousands * 1000 + n)).collect::<Vec<u8>>());
     }
     peer.linger();
 }
 
-/// Asks for much, with all the credit that there is, and reads nothing of it.
-pub(super) fn downloads_that_are_not_read(target: &Target) {
-    let peer = target.deaf();
+/// Requests many downloads with unlimited credit and reads none of them.
+pub(super) fn unread_downloads(target: &Target) {
+    let peer = target.non_reading();
     let ask = |id| match id % 4 {
         0 => Body::numbered(id, &request::send_blob(target.blob.0, target.blob.1, 0, u64::MAX)).frame(),
         _ => Body::numbered(id, &request::load(target.oid)).frame(),
     };
-    peer.pour(&(1..=2000).flat_map(ask).collect::<Vec<u8>>());
+    peer.flood(&(1..=2000).flat_map(ask).collect::<Vec<u8>>());
     peer.linger();
 }
 
-/// Uploads a byte at a time, each in a chunk of its own, at first each in a packet of its own.
+/// Uploads single-byte chunks; the first ones also in single-byte writes.
 pub(super) fn uploads_byte_by_byte(target: &Target) {
     let mut client = Client::new(&target.address);
     let txn = target.txn();
@@ -189,11 +190,11 @@ pub(super) fn uploads_byte_by_byte(target: &Target) {
     let byte = |offset| [Body::blob_chunk(transfer, offset, 1).frame(), vec![7]].concat();
     (0..200).for_each(|offset| byte(offset).chunks(1).for_each(|piece| client.write(piece)));
     client.write(&(200..20_000).flat_map(byte).collect::<Vec<u8>>());
-    is_processed(&mut client);
+    wait_until_processed(&mut client);
 }
 
-/// Announces uploads that do not come, and one that no disk can take.
-pub(super) fn uploads_that_do_not_come(target: &Target) {
+/// Announces uploads without sending them, and one that is larger than any disk.
+pub(super) fn missing_uploads(target: &Target) {
     let mut client = Client::new(&target.address);
     let txn = target.txn();
     client.done(request::begin(txn, b"", b""));
@@ -202,12 +203,12 @@ pub(super) fn uploads_that_do_not_come(target: &Target) {
     }
     let absurd = client.start_upload(txn, 1 << 42, 0, 1 << 60);
     client.answer(absurd).unwrap_err();
-    // Of one only the first half of a chunk comes.
+    // One upload sends only the first half of a chunk.
     client.send(Body::blob_chunk(1 + 1, 0, 100_000));
     client.write(&[0; 50_000]);
 }
 
-/// Frames of 4 GiB, before a hello, after it, and in a message that may be long; chunks of 4 GiB.
+/// Announces frames of 4 GiB before and after the hello, and chunks of 4 GiB.
 pub(super) fn lengths_of_4_gib(target: &Target) {
     let length = u32::MAX.to_le_bytes();
     let chunk = Body::blob_chunk(1, 0, u32::MAX.into()).frame();
@@ -219,47 +220,49 @@ pub(super) fn lengths_of_4_gib(target: &Target) {
     ];
     for lie in lies {
         let peer = target.connect();
-        peer.pour(&lie.concat());
-        peer.is_sent_away();
+        peer.flood(&lie.concat());
+        peer.wait_for_close();
     }
 }
 
-/// A frame as long as may be, of which a part comes.
-pub(super) fn long_frames_that_do_not_end(target: &Target) {
-    let peer = target.deaf();
+/// Sends a part of a frame of the maximum length.
+pub(super) fn unfinished_long_frames(target: &Target) {
+    let peer = target.non_reading();
     let length = (16_u32 << 20).to_le_bytes();
-    peer.pour(&[&length[..], &[message::REQUEST], &[0; 1_000_000]].concat());
+    peer.flood(&[&length[..], &[message::REQUEST], &[0; 1_000_000]].concat());
     peer.linger();
 }
 
-/// Something else altogether.
+/// Sends random bytes.
 pub(super) fn garbage(target: &Target) {
     for n in 0..10 {
         let (peer, noise) = (target.connect(), bytes(&format!("noise {n}"), 100_000));
-        let said_hello = if n % 2 == 0 { Body::default_hello().frame() } else { Vec::new() };
-        // A length that may be, so that the rest of it is looked at.
-        peer.pour(&[&said_hello[..], &[200, 0, 0, 0], &noise].concat());
-        peer.is_sent_away();
+        let hello = if n % 2 == 0 { Body::default_hello().frame() } else { Vec::new() };
+        // A valid length, so that the server decodes the rest.
+        peer.flood(&[&hello[..], &[200, 0, 0, 0], &noise].concat());
+        peer.wait_for_close();
     }
 }
 
-/// Hundreds that say nothing, half a hello, or nothing but that.
-pub(super) fn a_crowd_that_says_nothing(target: &Target) {
+/// Opens hundreds of connections that send nothing, half a hello, or only a hello.
+pub(super) fn silent_crowd(target: &Target) {
     let crowd: Vec<Peer<'_>> = (0..300)
         .map(|n| {
             let peer = target.connect();
-            peer.pour(&Body::default_hello().frame()[..[0, 10, Body::default_hello().frame().len()][n % 3]]);
+            peer.flood(&Body::default_hello().frame()[..[0, 10, Body::default_hello().frame().len()][n % 3]]);
             peer
         })
         .collect();
     crowd[0].linger();
 }
 
-/// One that hears everything, and goes away in the middle of it, as many times as it can.
-pub(super) fn callers_that_leave_at_once(target: &Target) {
+/// Disconnects as soon as a download starts, repeatedly.
+pub(super) fn disconnects_mid_download(target: &Target) {
     for _ in 0..50 {
-        let peer = target.deaf();
-        peer.pour(&Body::numbered(1, &request::send_blob(target.blob.0, target.blob.1, 0, u64::MAX)).frame());
+        let peer = target.non_reading();
+        peer.flood(
+            &Body::numbered(1, &request::send_blob(target.blob.0, target.blob.1, 0, u64::MAX)).frame(),
+        );
         let mut reader = BufReader::new(&peer.stream);
         while !target.is_over() {
             match read_message(&mut reader) {
@@ -272,8 +275,8 @@ pub(super) fn callers_that_leave_at_once(target: &Target) {
     }
 }
 
-/// Asks what has become of transactions that never were, and for numbers without end.
-pub(super) fn questions(target: &Target) {
+/// Queries outcomes of unknown transactions, and requests oids and history with huge counts.
+pub(super) fn queries(target: &Target) {
     let mut client = Client::new(&target.address);
     for _ in 0..20 {
         let never = client.submit(request::outcome(target.txn()));

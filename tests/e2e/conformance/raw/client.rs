@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream};
 
 use super::decode::{Answer, Error, Received, read_message};
 use super::encode::{Body, Digest, Limits, Txn, message, request};
-use super::patient;
+use super::with_timeouts;
 
 pub(super) struct Client {
     stream: TcpStream,
@@ -67,7 +67,7 @@ impl Client {
 
     /// Connects, and says nothing.
     pub(super) fn connect(address: &str, own: Limits) -> Client {
-        let stream = patient(TcpStream::connect(address).unwrap());
+        let stream = with_timeouts(TcpStream::connect(address).unwrap());
         Client {
             reader: BufReader::new(stream.try_clone().unwrap()),
             stream,

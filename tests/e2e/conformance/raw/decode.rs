@@ -1,4 +1,4 @@
-//! What is heard: messages and answers, decoded as sections 2 to 7 of PROTOCOL.md say.
+//! Decodes messages and answers by sections 2 to 7 of PROTOCOL.md.
 
 use std::io::{self, Read};
 
@@ -22,13 +22,13 @@ pub(super) enum Received {
     Goodbye,
 }
 
-/// A success (section 7).
+/// A successful answer (section 7).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Done,
     Voted,
     Finished(u64),
-    /// Of each: oid, committed, base.
+    /// For each conflict: oid, committed, base.
     Conflicts(Vec<[u64; 3]>),
     Outcome(Option<u64>),
     Revision(Revision),
@@ -40,7 +40,7 @@ pub(super) enum Answer {
     },
     Status(Vec<(String, u64)>),
     Packed([u64; 3]),
-    /// The last request, and of each unfinished one: request, upto.
+    /// The last request, and for each unfinished upload: request, upto.
     Attached(u64, Vec<[u64; 2]>),
 }
 
@@ -62,7 +62,7 @@ pub(super) struct Entry {
     pub(super) blob: Option<(u64, Digest)>,
 }
 
-/// A request error: its number, and its fields of each kind in their order.
+/// A request error: its number, and its fields by kind, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Error {
     pub(super) number: u64,
@@ -71,7 +71,7 @@ pub(super) struct Error {
     pub(super) txn: Option<Txn>,
 }
 
-/// The fields of a body that are not read yet. What is not as specified is a failure of the test.
+/// The unread fields of a body. A field that violates the specification fails the test.
 pub(super) struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -80,7 +80,7 @@ impl<'a> Fields<'a> {
     }
 
     fn take(&mut self, len: usize) -> &'a [u8] {
-        let (taken, rest) = self.0.split_at_checked(len).expect("a body that is too short");
+        let (taken, rest) = self.0.split_at_checked(len).expect("the body is too short");
         self.0 = rest;
         taken
     }
@@ -94,7 +94,7 @@ impl<'a> Fields<'a> {
                 return value.try_into().expect("more than 64 bits");
             }
         }
-        panic!("an integer that does not end");
+        panic!("the integer does not end");
     }
 
     pub(super) fn array<const N: usize>(&mut self) -> [u8; N] {
@@ -206,7 +206,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Reads the body of the next frame; `None` where the stream ends before it.
+/// Reads the body of the next frame. Returns `None` if the stream ends first.
 pub(super) fn read_body(stream: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     let mut len = [0; 4];
     match stream.read(&mut len[..1])? {
@@ -218,12 +218,12 @@ pub(super) fn read_body(stream: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(body))
 }
 
-/// Reads the next message of a server, with the payload that is behind it.
+/// Reads the next message of a server, with its payload.
 pub(super) fn read_message(stream: &mut impl Read) -> io::Result<Option<Received>> {
     let Some(body) = read_body(stream)? else { return Ok(None) };
     let mut fields = Fields::of(&body);
     let (number, mut payload) = (fields.array::<1>()[0], 0);
-    let heard = match number {
+    let received = match number {
         message::WELCOME => {
             Received::Welcome { version: fields.int(), limits: fields.limits(), last_tid: fields.int() }
         }
@@ -263,12 +263,12 @@ pub(super) fn read_message(stream: &mut impl Read) -> io::Result<Option<Received
         other => panic!("a message {other} from a server"),
     };
     fields.end();
-    Ok(Some(match heard {
+    Ok(Some(match received {
         Received::BlobChunk { transfer, offset, .. } => {
             let mut bytes = vec![0; payload];
             stream.read_exact(&mut bytes)?;
             Received::BlobChunk { transfer, offset, payload: bytes }
         }
-        heard => heard,
+        received => received,
     }))
 }

@@ -1,9 +1,9 @@
-//! What is said: messages and requests, encoded as sections 2 to 7 of PROTOCOL.md say.
+//! Encodes messages and requests by sections 2 to 7 of PROTOCOL.md.
 
 pub(super) type Txn = [u8; 16];
 pub(super) type Digest = [u8; 32];
 
-/// Numbers of messages (section 4).
+/// Message numbers (section 4).
 pub(super) mod message {
     pub(crate) const HELLO: u8 = 0;
     pub(crate) const WELCOME: u8 = 1;
@@ -23,7 +23,7 @@ pub(super) mod message {
     pub(crate) const GOODBYE: u8 = 15;
 }
 
-/// Numbers of request errors (section 7).
+/// Request error numbers (section 7).
 pub(super) mod error {
     pub(crate) const NO_SUCH_OBJECT: u64 = 0;
     pub(crate) const NO_SUCH_REVISION: u64 = 1;
@@ -42,7 +42,7 @@ pub(super) mod error {
     pub(crate) const DEADLINE: u64 = 19;
 }
 
-/// What a side can take (section 5), in the order of its fields.
+/// Limits of a side (section 5), in the order of the fields on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) frame: u64,
@@ -68,7 +68,7 @@ impl Limits {
     };
 }
 
-/// The body of one message, as it is written.
+/// The body of one message under construction.
 #[derive(Clone, Debug)]
 pub(super) struct Body(Vec<u8>);
 
@@ -77,12 +77,12 @@ impl Body {
         Body(vec![message])
     }
 
-    /// A request; its number comes when it is sent.
+    /// A request with this request number; [`Body::numbered`] adds the id.
     pub(super) fn request(number: u8) -> Body {
         Body(vec![number])
     }
 
-    /// An unsigned integer of any width, or the number of a variant.
+    /// Appends an unsigned integer of any width, or the number of a variant.
     pub(super) fn int(mut self, mut value: u64) -> Body {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
@@ -96,13 +96,13 @@ impl Body {
         values.into_iter().fold(self, Body::int)
     }
 
-    /// A fixed array, or what was encoded elsewhere.
+    /// Appends a fixed array, or bytes that are encoded already.
     pub(super) fn raw(mut self, bytes: &[u8]) -> Body {
         self.0.extend_from_slice(bytes);
         self
     }
 
-    /// Bytes or text.
+    /// Appends bytes or text with its length.
     pub(super) fn bytes(self, bytes: &[u8]) -> Body {
         self.int(bytes.len() as u64).raw(bytes)
     }
@@ -127,12 +127,12 @@ impl Body {
         Body::new(message::WELCOME).int(1).limits(limits).int(last_tid)
     }
 
-    /// A proper hello with the default limits.
+    /// Returns a valid hello with the default limits.
     pub(super) fn default_hello() -> Body {
         Body::hello(1, 1, Limits::DEFAULT, b"")
     }
 
-    /// The message that carries a request.
+    /// Returns the message that carries a request.
     pub(super) fn numbered(id: u64, request: &Body) -> Body {
         Body::new(message::REQUEST).int(id).raw(request.as_bytes())
     }
@@ -149,12 +149,12 @@ impl Body {
         Body::new(message::BLOB_STOP).int(transfer).raw(&digest)
     }
 
-    /// `reason`: an error without fields, or with its fields behind it.
+    /// `reason` is the number of an error; append its fields, if it has any.
     pub(super) fn blob_abort(transfer: u64, reason: u64) -> Body {
         Body::new(message::BLOB_ABORT).ints([transfer, reason])
     }
 
-    /// The frame of it.
+    /// Returns the frame with this body.
     pub(super) fn frame(self) -> Vec<u8> {
         [&(self.0.len() as u32).to_le_bytes(), &self.0[..]].concat()
     }
@@ -164,7 +164,7 @@ impl Body {
     }
 }
 
-/// Requests (section 7), each as its number and its fields.
+/// Requests (section 7): the number and the fields of each.
 pub(super) mod request {
     use super::{Body, Digest, Txn};
 

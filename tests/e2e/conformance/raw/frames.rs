@@ -1,4 +1,4 @@
-//! The frames that PROTOCOL.md shows, said and heard by the peers here.
+//! The raw peers encode and decode the frames that PROTOCOL.md shows.
 
 use super::decode::read_message;
 use super::encode::{Body, Digest, Limits, Txn, message, request};
@@ -11,8 +11,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Every frame in a table of the specification.
-fn shown() -> Vec<Vec<u8>> {
+/// Returns every frame in a table of the specification.
+fn specified_frames() -> Vec<Vec<u8>> {
     let text = specification();
     let quoted = text.lines().filter(|line| line.starts_with('|')).flat_map(|line| line.split('`'));
     let frames = quoted.filter(|word| word.len() >= 10 && word.bytes().all(|byte| byte.is_ascii_hexdigit()));
@@ -59,7 +59,7 @@ fn raw_encoder_matches_the_specification() {
         Body::new(message::PONG).int(1),
         Body::new(message::GOODBYE),
     ];
-    let shown = shown();
+    let shown = specified_frames();
     for body in requests.into_iter().chain(others) {
         let frame = body.frame();
         assert!(shown.contains(&frame), "{}", hex(&frame));
@@ -68,8 +68,8 @@ fn raw_encoder_matches_the_specification() {
 
 #[test]
 fn raw_decoder_understands_the_specifications_frames() {
-    let mut heard = 0;
-    for mut frame in shown() {
+    let mut decoded = 0;
+    for mut frame in specified_frames() {
         match frame[4] {
             message::HELLO | message::REQUEST | message::CANCEL => continue,
             message::BLOB_CHUNK => frame.extend([0; 128]),
@@ -78,7 +78,7 @@ fn raw_decoder_understands_the_specifications_frames() {
         let mut rest = &frame[..];
         assert!(read_message(&mut rest).unwrap().is_some());
         assert!(rest.is_empty(), "{}", hex(&frame));
-        heard += 1;
+        decoded += 1;
     }
-    assert!(heard > 50, "the tables are missing");
+    assert!(decoded > 50, "the tables are missing");
 }

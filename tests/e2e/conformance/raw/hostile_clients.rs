@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::client::Client;
 use super::decode::{Answer, Received};
 use super::encode::{Body, Limits, error, message, request};
-use super::patient;
+use super::with_timeouts;
 use crate::conformance::world::{Pair, World};
 use crate::support::bytes;
 
@@ -61,7 +61,7 @@ fn invalid_peers_are_disconnected_and_others_served(pair: &Pair) {
         &[&Body::default_hello().frame()[..], &u32::MAX.to_le_bytes(), &[3; 1000]].concat(),
     ];
     for (n, bytes) in garbage.into_iter().enumerate() {
-        let mut stream = patient(TcpStream::connect(world.address()).unwrap());
+        let mut stream = with_timeouts(TcpStream::connect(world.address()).unwrap());
         // The server may have closed it before it was all written.
         let _ = stream.write_all(bytes);
         is_sent_away(stream);
@@ -178,7 +178,7 @@ fn incomplete_handshake_times_out(pair: &Pair) {
         config.connection.handshake_timeout = Duration::from_millis(10);
     });
     for sent in [0, 1, 4, 10, Body::default_hello().frame().len() - 1] {
-        let mut stream = patient(TcpStream::connect(world.address()).unwrap());
+        let mut stream = with_timeouts(TcpStream::connect(world.address()).unwrap());
         stream.write_all(&Body::default_hello().frame()[..sent]).unwrap();
         is_sent_away(stream);
     }

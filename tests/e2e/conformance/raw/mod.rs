@@ -1,5 +1,7 @@
-//! Peers over plain sockets, written from PROTOCOL.md alone: [`encode`], [`decode`], [`client`] and [`server`] use nothing of the
-//! project, so that what they and it agree on is what the specification says.
+//! Peers over plain sockets, written from PROTOCOL.md alone.
+//!
+//! [`encode`], [`decode`], [`client`] and [`server`] share no code with the project. If they work together, the
+//! project follows the specification.
 
 mod attacks;
 mod client;
@@ -15,11 +17,12 @@ mod hostile_servers;
 mod refusals;
 mod server;
 
-/// A TCP connection on which a test that would wait for ever fails.
-fn patient(stream: std::net::TcpStream) -> std::net::TcpStream {
-    let for_ever = Some(std::time::Duration::from_secs(120));
-    stream.set_read_timeout(for_ever).unwrap();
-    stream.set_write_timeout(for_ever).unwrap();
+use crate::support::TEST_TIMEOUT;
+
+/// Sets timeouts on a TCP connection, so that a test fails instead of hanging.
+fn with_timeouts(stream: std::net::TcpStream) -> std::net::TcpStream {
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(TEST_TIMEOUT)).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }

@@ -1,4 +1,4 @@
-//! A server over a plain socket that does what a test tells it, be it right or wrong.
+//! A server over a plain socket that runs a test's script, valid or not.
 
 use std::io::{BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,9 +8,9 @@ use std::thread::JoinHandle;
 
 use super::decode::{Fields, read_body};
 use super::encode::{Body, Limits, message};
-use super::patient;
+use super::with_timeouts;
 
-/// Listens until it is dropped. Every connection is treated in the same way, one after another.
+/// A server that runs the same script on every connection, one after another, until it is dropped.
 pub(super) struct Server {
     pub(super) address: String,
     over: Arc<AtomicBool>,
@@ -24,8 +24,8 @@ pub(super) struct Caller {
 }
 
 impl Server {
-    /// Treats each connection so; it is closed afterwards.
-    pub(super) fn new(treat: impl Fn(&mut Caller) + Send + 'static) -> Server {
+    /// Runs `script` on each connection and closes it afterwards.
+    pub(super) fn new(script: impl Fn(&mut Caller) + Send + 'static) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let over = Arc::new(AtomicBool::new(false));
@@ -35,20 +35,20 @@ impl Server {
                 if ends.load(Ordering::SeqCst) {
                     return;
                 }
-                let stream = patient(stream.unwrap());
+                let stream = with_timeouts(stream.unwrap());
                 let reader = BufReader::new(stream.try_clone().unwrap());
-                treat(&mut Caller { stream, reader });
+                script(&mut Caller { stream, reader });
             }
         });
         Server { address, over, accepting: Some(accepting) }
     }
 
-    /// The same, after a proper handshake.
-    pub(super) fn after_welcome(treat: impl Fn(&mut Caller) + Send + 'static) -> Server {
+    /// Like [`Server::new`], after a valid handshake.
+    pub(super) fn after_welcome(script: impl Fn(&mut Caller) + Send + 'static) -> Server {
         Server::new(move |caller| {
             assert_eq!(caller.receive().unwrap()[0], message::HELLO);
             caller.send(Body::welcome(Limits::DEFAULT, 0));
-            treat(caller);
+            script(caller);
         })
     }
 }
@@ -56,7 +56,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
-        // One that comes is seen to be the last.
+        // Wakes the accepting thread, which then ends.
         let _ = TcpStream::connect(&self.address);
         let ended = self.accepting.take().unwrap().join();
         if !std::thread::panicking() {
@@ -66,17 +66,17 @@ impl Drop for Server {
 }
 
 impl Caller {
-    /// The body of the next message; `None` where the client has gone.
+    /// Returns the body of the next message, or `None` if the client has disconnected.
     pub(super) fn receive(&mut self) -> Option<Vec<u8>> {
         read_body(&mut self.reader).ok().flatten()
     }
 
-    /// The id of the next request.
+    /// Returns the id of the next request.
     pub(super) fn request(&mut self) -> u64 {
         self.request_or_end().unwrap()
     }
 
-    /// The same; `None` where the client has gone.
+    /// Like [`Caller::request`], or `None` if the client has disconnected.
     pub(super) fn request_or_end(&mut self) -> Option<u64> {
         let body = self.receive()?;
         let mut fields = Fields::of(&body);
@@ -88,12 +88,12 @@ impl Caller {
         self.write(&body.frame());
     }
 
-    /// The client may have gone when it has heard enough.
+    /// Writes bytes. The client may have disconnected already.
     pub(super) fn write(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
 
-    /// A chunk of a blob, with its bytes.
+    /// Sends a chunk of a blob with its bytes.
     pub(super) fn chunk(&mut self, transfer: u64, offset: u64, bytes: &[u8]) {
         self.send(Body::blob_chunk(transfer, offset, bytes.len() as u64));
         self.write(bytes);
