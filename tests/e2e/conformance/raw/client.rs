@@ -1,4 +1,4 @@
-//! A client over a plain socket that keeps to the specification, and sees to it that the server does.
+//! A client over a plain socket that keeps to the specification and checks that the server does.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, ErrorKind, Write};
@@ -11,27 +11,27 @@ use super::with_timeouts;
 pub(super) struct Client {
     stream: TcpStream,
     reader: BufReader<TcpStream>,
-    /// What this side can take, and what the server can.
+    /// Limits of this client, and of the server.
     own: Limits,
     pub(super) limits: Limits,
-    /// The last transaction, as the handshake told.
+    /// The last tid, from the handshake.
     pub(super) last_tid: u64,
     last_id: u64,
-    /// Answers that came before somebody wanted them.
+    /// Answers that arrived before a call waits for them.
     answers: BTreeMap<u64, Result<Answer, Error>>,
-    /// All that was told of commits: tid, and oids.
-    pub(super) told: Vec<(u64, Vec<u64>)>,
-    /// Credit for uploads, of each and of all together, and what was sent.
+    /// All invalidations received: tid and oids.
+    pub(super) invalidations: Vec<(u64, Vec<u64>)>,
+    /// Credit for uploads, by transfer and for the connection, and the number of bytes sent.
     credit: BTreeMap<u64, u64>,
     connection_credit: u64,
     sent: u64,
-    /// The same for downloads: given, and received.
-    given: BTreeMap<u64, u64>,
-    connection_given: u64,
+    /// Credit for downloads: granted by transfer and for the connection, and the number of bytes received.
+    granted: BTreeMap<u64, u64>,
+    connection_granted: u64,
     received: u64,
 }
 
-/// A download that has come to its end.
+/// A complete download.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Downloaded {
     pub(super) from: u64,
@@ -45,12 +45,12 @@ pub(super) fn digest(bytes: &[u8]) -> Digest {
 }
 
 impl Client {
-    /// Connects, and shakes hands.
+    /// Connects and performs the handshake.
     pub(super) fn new(address: &str) -> Client {
         Client::with(address, Limits::DEFAULT)
     }
 
-    /// The same, with other limits.
+    /// Like [`Client::new`], with other limits.
     pub(super) fn with(address: &str, own: Limits) -> Client {
         let mut client = Client::connect(address, own);
         client.send(Body::hello(1, 1, own, b""));
@@ -65,7 +65,7 @@ impl Client {
         client
     }
 
-    /// Connects, and says nothing.
+    /// Connects without a handshake.
     pub(super) fn connect(address: &str, own: Limits) -> Client {
         let stream = with_timeouts(TcpStream::connect(address).unwrap());
         Client {
@@ -76,12 +76,12 @@ impl Client {
             last_tid: 0,
             last_id: 0,
             answers: BTreeMap::new(),
-            told: Vec::new(),
+            invalidations: Vec::new(),
             credit: BTreeMap::new(),
             connection_credit: 0,
             sent: 0,
-            given: BTreeMap::new(),
-            connection_given: own.connection_window,
+            granted: BTreeMap::new(),
+            connection_granted: own.connection_window,
             received: 0,
         }
     }
@@ -98,23 +98,23 @@ impl Client {
         self.stream.shutdown(how).unwrap();
     }
 
-    /// Makes a request; its id.
+    /// Sends a request; returns its id.
     pub(super) fn submit(&mut self, request: Body) -> u64 {
         self.last_id += 1;
         self.send(Body::numbered(self.last_id, &request));
         self.last_id
     }
 
-    /// The next message, after what it means for credit and pings was seen to.
+    /// Returns the next message. Credit is accounted for and pings are answered.
     pub(super) fn receive(&mut self) -> Received {
         self.receive_or_end().expect("the server closed the connection")
     }
 
     fn receive_or_end(&mut self) -> Option<Received> {
         loop {
-            let heard = match read_message(&mut self.reader) {
-                Ok(heard) => heard?,
-                // Closed in the middle of something, or with something left that the server did not read.
+            let message = match read_message(&mut self.reader) {
+                Ok(message) => message?,
+                // The server closed the connection within a message, or with unread input.
                 Err(error)
                     if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) =>
                 {
@@ -122,46 +122,46 @@ impl Client {
                 }
                 Err(error) => panic!("{error}"),
             };
-            match &heard {
+            match &message {
                 Received::Ping { nonce } => {
                     let pong = Body::new(message::PONG).int(*nonce);
                     self.send(pong);
                     continue;
                 }
-                Received::Invalidate { tid, oids } => self.told.push((*tid, oids.clone())),
+                Received::Invalidate { tid, oids } => self.invalidations.push((*tid, oids.clone())),
                 Received::Credit { transfer, upto } => {
                     let before = self.credit.insert(*transfer, *upto);
-                    assert!(before.is_some_and(|before| before <= *upto), "{heard:?} after {before:?}");
+                    assert!(before.is_some_and(|before| before <= *upto), "{message:?} after {before:?}");
                 }
                 Received::ConnectionCredit { upto } => {
-                    assert!(*upto >= self.connection_credit, "{heard:?}");
+                    assert!(*upto >= self.connection_credit, "{message:?}");
                     self.connection_credit = *upto;
                 }
                 Received::BlobStart { transfer, from, .. } => {
-                    self.given.insert(*transfer, from + self.own.transfer_window);
+                    self.granted.insert(*transfer, from + self.own.transfer_window);
                 }
                 Received::BlobChunk { transfer, offset, payload } => {
                     let len = payload.len() as u64;
                     self.received += len;
                     assert!((1..=self.own.chunk).contains(&len), "a chunk of {len} bytes");
-                    assert!(offset + len <= self.given[transfer], "beyond the credit");
-                    assert!(self.received <= self.connection_given, "beyond the connection's credit");
+                    assert!(offset + len <= self.granted[transfer], "beyond the credit");
+                    assert!(self.received <= self.connection_granted, "beyond the connection's credit");
                 }
                 _ => {}
             }
-            return Some(heard);
+            return Some(message);
         }
     }
 
-    /// Hears until the server closes the connection, and closes it, too; what was said until then.
+    /// Receives until the server closes the connection, then closes it; returns the messages.
     pub(super) fn receive_to_the_end(&mut self) -> Vec<Received> {
-        let heard = std::iter::from_fn(|| self.receive_or_end()).collect();
-        // The server may not have waited for that.
+        let message = std::iter::from_fn(|| self.receive_or_end()).collect();
+        // The server may have closed the socket completely.
         let _ = self.stream.shutdown(Shutdown::Both);
-        heard
+        message
     }
 
-    /// The answer to a request that is no download.
+    /// Waits for the answer to a request that is not a download.
     pub(super) fn answer(&mut self, id: u64) -> Result<Answer, Error> {
         loop {
             if let Some(answer) = self.answers.remove(&id) {
@@ -175,7 +175,7 @@ impl Client {
                 | Received::Credit { .. }
                 | Received::ConnectionCredit { .. }
                 | Received::Goodbye => {}
-                other => panic!("{other:?} while an answer is waited for"),
+                other => panic!("{other:?} instead of an answer"),
             }
         }
     }
@@ -185,19 +185,19 @@ impl Client {
         self.answer(id)
     }
 
-    /// A request that succeeds with nothing to tell.
+    /// Calls and expects success without a result.
     #[track_caller]
     pub(super) fn done(&mut self, request: Body) {
         assert_eq!(self.call(request), Ok(Answer::Done));
     }
 
-    /// A request that is refused; why.
+    /// Calls and expects a refusal; returns the error.
     #[track_caller]
     pub(super) fn refused(&mut self, request: Body) -> Error {
         self.call(request).unwrap_err()
     }
 
-    /// A vote and finish, or a commit, that succeeds; the tid.
+    /// Commits a transaction; returns the tid.
     #[track_caller]
     pub(super) fn commit(&mut self, txn: Txn) -> u64 {
         match self.call(request::commit(txn)) {
@@ -213,25 +213,25 @@ impl Client {
         }
     }
 
-    /// One of the server's counters.
+    /// Returns one of the server's counters.
     pub(super) fn counter(&mut self, name: &str) -> u64 {
         let Ok(Answer::Status(counters)) = self.call(request::status()) else { panic!("no status") };
         counters.into_iter().find(|(counter, _)| counter == name).unwrap().1
     }
 
-    /// Begins a transaction, and stores one record in it.
+    /// Begins a transaction and stores one record.
     pub(super) fn begin_and_store(&mut self, txn: Txn, oid: u64, base: u64, data: &[u8]) {
         self.done(request::begin(txn, b"", b""));
         self.done(request::store(txn, oid, base, data));
     }
 
-    /// Commits one record; the tid.
+    /// Commits one record; returns the tid.
     pub(super) fn put(&mut self, txn: Txn, oid: u64, base: u64, data: &[u8]) -> u64 {
         self.begin_and_store(txn, oid, base, data);
         self.commit(txn)
     }
 
-    /// Commits one new blob; its oid and tid.
+    /// Commits one new blob; returns its oid and tid.
     pub(super) fn put_blob(&mut self, txn: Txn, bytes: &[u8]) -> (u64, u64) {
         let oid = self.new_oid();
         self.done(request::begin(txn, b"", b""));
@@ -240,7 +240,7 @@ impl Client {
         (oid, self.commit(txn))
     }
 
-    /// Asks to store a blob; its transfer has the number that this gives, and begins with this.
+    /// Requests to store a blob and starts its transfer; returns the transfer id.
     pub(super) fn start_upload(&mut self, txn: Txn, oid: u64, base: u64, size: u64) -> u64 {
         let transfer = self.submit(request::store_blob(txn, oid, base, b"record"));
         self.credit.insert(transfer, self.limits.transfer_window);
@@ -248,17 +248,17 @@ impl Client {
         transfer
     }
 
-    /// Sends a part of a blob as its credit allows, and hears of more where it does not.
+    /// Sends a part of a blob within the credit, and waits for more credit if there is none.
     pub(super) fn send_payload(&mut self, transfer: u64, mut offset: u64, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let room = (self.credit[&transfer] - offset).min(self.connection_credit - self.sent);
-            let len = room.min(self.limits.chunk).min(bytes.len() as u64);
+            let allowed = (self.credit[&transfer] - offset).min(self.connection_credit - self.sent);
+            let len = allowed.min(self.limits.chunk).min(bytes.len() as u64);
             if len == 0 {
                 match self.receive() {
                     Received::Credit { .. }
                     | Received::ConnectionCredit { .. }
                     | Received::Invalidate { .. } => {}
-                    other => panic!("{other:?} while credit is waited for"),
+                    other => panic!("{other:?} instead of credit"),
                 }
                 continue;
             }
@@ -271,7 +271,7 @@ impl Client {
         }
     }
 
-    /// Stores a whole blob; the id of the request, which is to be answered.
+    /// Uploads a whole blob; returns the request id, whose answer is still to be received.
     pub(super) fn upload(&mut self, txn: Txn, oid: u64, base: u64, bytes: &[u8]) -> u64 {
         let transfer = self.start_upload(txn, oid, base, bytes.len() as u64);
         self.send_payload(transfer, 0, bytes);
@@ -279,26 +279,26 @@ impl Client {
         transfer
     }
 
-    /// Opens both windows of a download, whose bytes up to this offset are stored.
+    /// Grants credit for a download whose bytes up to `offset` are stored.
     pub(super) fn grant(&mut self, transfer: u64, offset: u64) {
         let upto = offset + self.own.transfer_window;
-        self.given.insert(transfer, upto);
+        self.granted.insert(transfer, upto);
         self.send(Body::new(message::CREDIT).ints([transfer, upto]));
         self.grant_connection(self.received + self.own.connection_window);
     }
 
-    /// Opens the window of the connection; it is never narrowed.
+    /// Grants credit for the connection; it never decreases.
     pub(super) fn grant_connection(&mut self, upto: u64) {
-        self.connection_given = self.connection_given.max(upto);
-        self.send(Body::new(message::CONNECTION_CREDIT).int(self.connection_given));
+        self.connection_granted = self.connection_granted.max(upto);
+        self.send(Body::new(message::CONNECTION_CREDIT).int(self.connection_granted));
     }
 
-    /// All that was received is stored, or dropped.
+    /// Grants connection credit for all received bytes.
     pub(super) fn grant_received(&mut self) {
         self.grant_connection(self.received + self.own.connection_window);
     }
 
-    /// A part of a blob.
+    /// Downloads a range of a blob.
     pub(super) fn download(&mut self, blob: (u64, u64), from: u64, upto: u64) -> Result<Downloaded, Error> {
         let id = self.submit(request::send_blob(blob.0, blob.1, from, upto));
         let mut bytes = Vec::new();

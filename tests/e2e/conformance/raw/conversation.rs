@@ -1,8 +1,8 @@
-//! Everything that a client can ask for, asked by a client that was written from the specification.
+//! Every request, sent by a client that was written from the specification.
 
 use super::client::{Client, Downloaded, digest};
 use super::decode::{Answer, Entry, Received, Revision};
-use super::encode::{Body, Limits, message, request};
+use super::encode::{Body, Limits, error, message, request};
 use crate::conformance::world::{Pair, World};
 use crate::support::bytes;
 
@@ -31,14 +31,14 @@ fn handshake_reports_version_limits_and_last_tid(pair: &Pair) {
     let oid = first.new_oid();
     let tid = first.put(TXN, oid, 0, b"record");
     assert_eq!(Client::new(world.address()).last_tid, tid);
-    // Who speaks later versions, too, and proves who it is, is as welcome.
-    let mut modern = Client::connect(world.address(), Limits::DEFAULT);
-    modern.send(Body::hello(0, 9, Limits::DEFAULT, b"key"));
-    assert!(matches!(modern.receive(), Received::Welcome { version: 1, last_tid, .. } if last_tid == tid));
-    // Who speaks only those is told so, and nothing else.
-    let mut strange = Client::connect(world.address(), Limits::DEFAULT);
-    strange.send(Body::hello(2, 9, Limits::DEFAULT, b""));
-    assert_eq!(strange.receive_to_the_end(), [Received::Refuse { refusal: 0, versions: Some((1, 1)) }]);
+    // A client with later versions and credentials is accepted, too.
+    let mut newer = Client::connect(world.address(), Limits::DEFAULT);
+    newer.send(Body::hello(0, 9, Limits::DEFAULT, b"key"));
+    assert!(matches!(newer.receive(), Received::Welcome { version: 1, last_tid, .. } if last_tid == tid));
+    // A client with only later versions is refused.
+    let mut unsupported = Client::connect(world.address(), Limits::DEFAULT);
+    unsupported.send(Body::hello(2, 9, Limits::DEFAULT, b""));
+    assert_eq!(unsupported.receive_to_the_end(), [Received::Refuse { refusal: 0, versions: Some((1, 1)) }]);
 }
 
 fn pipelined_transaction_is_answered_in_full(pair: &Pair) {
@@ -73,7 +73,7 @@ fn every_kind_of_load_returns_committed_data(pair: &Pair) {
     client.done(request::begin(TXN, b"ann", b"first"));
     let uploaded = client.upload(TXN, oid, 0, b"blob");
     assert_eq!(client.answer(uploaded), Ok(Answer::Done));
-    // Voted for and finished, in two round trips.
+    // Vote and finish take two round trips.
     assert_eq!(client.call(request::vote(TXN)), Ok(Answer::Voted));
     let Ok(Answer::Finished(first)) = client.call(request::finish(TXN)) else { panic!("not finished") };
     let second = client.put(OTHER, oid, first, b"second");
@@ -114,7 +114,7 @@ fn deleted_and_packed_revisions_are_gone(pair: &Pair) {
     let tid = client.commit(OTHER);
     assert_eq!(client.refused(request::load(oid)).ints, [oid]);
     assert_eq!(client.refused(request::load(oid + 1000)).ints, [oid + 1000]);
-    assert_eq!(client.download((oid, blob), 0, u64::MAX).unwrap().size, 100_000, "its past is there");
+    assert_eq!(client.download((oid, blob), 0, u64::MAX).unwrap().size, 100_000, "its history is kept");
     let Ok(Answer::Packed([_, 1, 100_000])) = client.call(request::pack(tid + 1)) else {
         panic!("not packed")
     };
@@ -124,7 +124,7 @@ fn deleted_and_packed_revisions_are_gone(pair: &Pair) {
 fn blob_is_sent_whole_and_in_ranges(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::new(world.address());
-    // One that is kept in the database, and one in a file.
+    // One blob is kept in the database, the other in a file.
     for (n, size) in [(3, 1000), (4, 300_000)] {
         let whole = bytes("blob", size);
         let blob = client.put_blob([n; 16], &whole);
@@ -132,7 +132,7 @@ fn blob_is_sent_whole_and_in_ranges(pair: &Pair) {
         for (from, upto) in [(0, size), (0, 1), (128, 999), (500, u64::MAX), (size, u64::MAX), (7, 7)] {
             let part = client.download(blob, from, upto).unwrap();
             assert!(part.bytes == whole[from as usize..upto.min(size) as usize], "{from}..{upto}");
-            assert_eq!((part.size, part.digest), (size, digest(&whole)), "of the whole");
+            assert_eq!((part.size, part.digest), (size, digest(&whole)), "size and digest of the whole blob");
         }
     }
 }
@@ -150,7 +150,7 @@ fn conflict_is_resolved_and_voted_again(pair: &Pair) {
     client.done(request::store(TXN, oid, committed, b"both"));
     assert_eq!(client.call(request::vote(TXN)), Ok(Answer::Voted));
     assert!(matches!(client.call(request::finish(TXN)), Ok(Answer::Finished(tid)) if tid > committed));
-    // An object that is not there any more, or never was, is at 0.
+    // A deleted or unknown object has tid 0.
     client.begin_and_store([4; 16], oid + 1000, base, b"mine");
     let conflicts = Ok(Answer::Conflicts(vec![[oid + 1000, 0, base]]));
     assert_eq!(client.call(request::commit([4; 16])), conflicts);
@@ -164,7 +164,7 @@ fn commit_waits_for_an_incomplete_upload(pair: &Pair) {
     let transfer = client.start_upload(TXN, oid, 0, 100_000);
     client.send_payload(transfer, 0, &whole[..50_000]);
     let committed = client.submit(request::commit(TXN));
-    // What is asked after it is answered before it, and it is not to be hurried.
+    // Later requests are answered first, and a cancellation has no effect.
     client.send(Body::new(message::CANCEL).int(committed));
     assert_eq!(client.refused(request::load(oid)).ints, [oid]);
     client.send_payload(transfer, 50_000, &whole[50_000..]);
@@ -181,30 +181,34 @@ fn invalidation_precedes_commit_answer_and_visibility(pair: &Pair) {
     let mut tids = vec![0];
     for n in 1..20 {
         let tid = writer.put([n; 16], oid, tids[usize::from(n) - 1], &[n]);
-        assert_eq!(writer.told.last(), Some(&(tid, vec![oid])), "who commits is told, too");
+        assert_eq!(writer.invalidations.last(), Some(&(tid, vec![oid])), "the committer is notified, too");
         tids.push(tid);
         let Ok(Answer::Revision(revision)) = reader.call(request::load(oid)) else { panic!("no revision") };
-        assert_eq!((revision.tid, &revision.data[..]), (tid, &[n][..]), "what was answered is there for all");
-        assert_eq!(reader.told.last(), Some(&(tid, vec![oid])));
+        assert_eq!(
+            (revision.tid, &revision.data[..]),
+            (tid, &[n][..]),
+            "an acknowledged commit is visible to all"
+        );
+        assert_eq!(reader.invalidations.last(), Some(&(tid, vec![oid])));
     }
     let all: Vec<_> = tids[1..].iter().map(|tid| (*tid, vec![oid])).collect();
-    assert_eq!((writer.told, reader.told), (all.clone(), all));
+    assert_eq!((writer.invalidations, reader.invalidations), (all.clone(), all));
 }
 
 fn long_invalidation_is_split_into_several_messages(pair: &Pair) {
     let world = World::new(pair);
     let small = Limits { frame: 4096, ..Limits::DEFAULT };
     let mut client = Client::with(world.address(), small);
-    // From here on each oid is four bytes long.
+    // These oids take four bytes each on the wire.
     let (first, count) = (1 << 21, 3000);
     client.submit(request::begin(TXN, b"", b""));
     for oid in first..first + count {
         client.submit(request::store(TXN, oid, 0, b""));
     }
     let tid = client.commit(TXN);
-    assert!(client.told.len() > 1);
-    assert!(client.told.iter().all(|(of, _)| *of == tid));
-    let mut oids: Vec<u64> = client.told.into_iter().flat_map(|(_, oids)| oids).collect();
+    assert!(client.invalidations.len() > 1);
+    assert!(client.invalidations.iter().all(|(of, _)| *of == tid));
+    let mut oids: Vec<u64> = client.invalidations.into_iter().flat_map(|(_, oids)| oids).collect();
     oids.sort_unstable();
     assert!(oids.into_iter().eq(first..first + count));
 }
@@ -222,7 +226,7 @@ fn hundred_pipelined_requests_get_one_answer_each(pair: &Pair) {
             other => panic!("{other:?}"),
         }
     }
-    // Nothing is left: the next message is the answer to what is asked next.
+    // No message is left over: the next one is the answer to the ping.
     client.send(Body::new(message::PING).int(u64::MAX));
     assert_eq!(client.receive(), Received::Pong { nonce: u64::MAX });
 }
@@ -237,7 +241,7 @@ fn goodbye_closes_after_all_answers(pair: &Pair) {
     client.begin_and_store(TXN, oid, 0, b"record");
     assert_eq!(client.call(request::vote(TXN)), Ok(Answer::Voted));
     client.send(Body::new(message::GOODBYE));
-    assert_eq!(client.refused(request::load(oid)).number, super::encode::error::STOPPING);
+    assert_eq!(client.refused(request::load(oid)).number, error::STOPPING);
     assert_eq!(client.call(request::outcome(OTHER)), Ok(Answer::Outcome(None)));
     let Ok(Answer::Finished(tid)) = client.call(request::finish(TXN)) else { panic!("not finished") };
     client.receive_to_the_end();
@@ -259,7 +263,7 @@ fn stopping_server_answers_requests_in_progress(pair: &Pair) {
     let server = world.take_server();
     let stopping = std::thread::spawn(move || server.stop());
     while voter.receive() != Received::Goodbye {}
-    assert_eq!(voter.refused(request::load(blob.0)).number, super::encode::error::STOPPING);
+    assert_eq!(voter.refused(request::load(blob.0)).number, error::STOPPING);
     assert!(matches!(voter.call(request::finish(TXN)), Ok(Answer::Finished(_))));
     voter.receive_to_the_end();
     assert!(!stopping.is_finished());
@@ -279,7 +283,7 @@ fn stopping_server_answers_requests_in_progress(pair: &Pair) {
         }
     }
     assert!(bytes == whole);
-    // The server has said all: what it is still told is no harm.
+    // The server has sent everything; further messages do no harm.
     loader.grant_received();
     loader.receive_to_the_end();
     stopping.join().unwrap();

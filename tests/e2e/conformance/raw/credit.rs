@@ -1,5 +1,4 @@
-//! Credit, cancelling and liveness: a server sends what it may, and not a byte more; what is held up holds up nothing
-//! else.
+//! Credit, cancellation and liveness: a server never sends beyond its credit, and a blocked transfer blocks nothing else.
 
 use std::time::Duration;
 
@@ -23,8 +22,8 @@ const TXN: [u8; 16] = [1; 16];
 const NARROW: Limits =
     Limits { chunk: 300, transfer_window: 1000, connection_window: 1500, ..Limits::DEFAULT };
 
-/// Hears payload until a ping that is said now is answered; how much of each of two transfers.
-fn heard_until_pong(client: &mut Client, transfers: [u64; 2], parts: [&mut Vec<u8>; 2]) {
+/// Sends a ping and receives payload of two transfers until the pong.
+fn receive_until_pong(client: &mut Client, transfers: [u64; 2], parts: [&mut Vec<u8>; 2]) {
     client.send(Body::new(message::PING).int(7));
     loop {
         match client.receive() {
@@ -47,28 +46,28 @@ fn server_stays_within_credit_and_answers_meanwhile(pair: &Pair) {
     let (oid, tid) = client.put_blob(TXN, &whole);
     let transfers = [(); 2].map(|()| client.submit(request::send_blob(oid, tid, 0, u64::MAX)));
     let [mut one, mut other] = [Vec::new(), Vec::new()];
-    // It fills the connection's window; a ping is answered when that is full, as when it is not.
+    // The server fills the connection's window. It answers pings whether the window is full or not.
     while one.len() + other.len() < 1500 {
-        heard_until_pong(&mut client, transfers, [&mut one, &mut other]);
+        receive_until_pong(&mut client, transfers, [&mut one, &mut other]);
     }
     for _ in 0..3 {
-        heard_until_pong(&mut client, transfers, [&mut one, &mut other]);
+        receive_until_pong(&mut client, transfers, [&mut one, &mut other]);
         assert_eq!(one.len() + other.len(), 1500);
     }
-    // With more of that, each fills its own.
+    // With more connection credit, each transfer fills its own window.
     client.grant_connection(50_000);
     while one.len() + other.len() < 2000 {
-        heard_until_pong(&mut client, transfers, [&mut one, &mut other]);
+        receive_until_pong(&mut client, transfers, [&mut one, &mut other]);
     }
-    heard_until_pong(&mut client, transfers, [&mut one, &mut other]);
+    receive_until_pong(&mut client, transfers, [&mut one, &mut other]);
     assert_eq!((one.len(), other.len()), (1000, 1000));
-    // Credit for one is none for the other; repeating it changes nothing.
+    // Credit belongs to one transfer; granting it twice changes nothing.
     for _ in 0..2 {
         client.grant(transfers[0], 500);
         while one.len() < 1500 {
-            heard_until_pong(&mut client, transfers, [&mut one, &mut other]);
+            receive_until_pong(&mut client, transfers, [&mut one, &mut other]);
         }
-        heard_until_pong(&mut client, transfers, [&mut one, &mut other]);
+        receive_until_pong(&mut client, transfers, [&mut one, &mut other]);
         assert_eq!((one.len(), other.len()), (1500, 1000));
     }
     assert!(one == whole[..1500] && other == whole[..1000]);
@@ -83,7 +82,7 @@ fn server_grants_credit_as_it_stores(pair: &Pair) {
     assert_eq!(client.limits, NARROW);
     let (oid, whole) = (client.new_oid(), bytes("blob", 50_000));
     client.done(request::begin(TXN, b"", b""));
-    // Two at once, in turns: neither gets ahead of its own credit.
+    // Two uploads alternate, each within its own credit.
     let transfers = [oid, oid + 1000].map(|oid| client.start_upload(TXN, oid, 0, whole.len() as u64));
     for (n, part) in whole.chunks(300).enumerate() {
         for transfer in transfers {
@@ -118,7 +117,7 @@ fn pings_are_answered_between_many_transfers(pair: &Pair) {
                 part.extend(payload);
                 let upto = part.len() as u64;
                 client.grant(transfer, upto);
-                // One at a time: the next is said when the last was answered.
+                // One ping for each 100,000 bytes received.
                 if pongs == 0 || parts.iter().map(Vec::len).sum::<usize>() > pongs * 100_000 {
                     client.send(Body::new(message::PING).int(pongs as u64));
                     pongs += 1;
@@ -155,10 +154,10 @@ fn cancelled_download_ends_and_frees_its_credit(pair: &Pair) {
         client.send(Body::new(message::CANCEL).int(id));
         let reason = Error { number: error::CANCELLED, ints: Vec::new(), text: None, txn: None };
         assert_eq!(client.receive(), Received::BlobAbort { transfer: id, reason });
-        // The bytes of a download that is over count, too.
+        // Bytes of a cancelled download also count.
         client.grant_received();
     }
-    // Cancelled before it has begun: it is answered one way or another, once.
+    // A download that is cancelled before it starts gets exactly one answer.
     let id = client.submit(request::send_blob(oid, tid, 0, u64::MAX));
     client.send(Body::new(message::CANCEL).int(id));
     client.send(Body::new(message::CANCEL).int(id));
@@ -171,7 +170,7 @@ fn cancelled_download_ends_and_frees_its_credit(pair: &Pair) {
         }
     };
     assert_eq!(cancelled.number, error::CANCELLED);
-    // What was never asked, or answered long ago, can be cancelled to no effect.
+    // Cancelling unknown or answered requests has no effect.
     for id in [1, id, u64::MAX] {
         client.send(Body::new(message::CANCEL).int(id));
     }
@@ -186,7 +185,7 @@ fn upload_aborted_by_its_client_is_answered_with_reason(pair: &Pair) {
     client.done(request::begin(TXN, b"", b""));
     let transfer = client.start_upload(TXN, oid, 0, 1_000_000);
     client.send_payload(transfer, 0, &bytes("blob", 300_000));
-    // What could not be read is sent as zeros, and is not kept.
+    // The client sends zeros for unreadable bytes, then aborts; nothing is kept.
     client.send(Body::blob_chunk(transfer, 300_000, 10));
     client.write(&[0; 10]);
     client.send(Body::blob_abort(transfer, error::SOURCE).bytes(b"gone"));
@@ -204,7 +203,7 @@ fn abort_answers_uploads_of_its_transaction_first(pair: &Pair) {
     let transfer = client.start_upload(TXN, oid, 0, 100_000);
     client.send_payload(transfer, 0, &bytes("blob", 50_000));
     let commit = client.submit(request::commit(TXN));
-    // A commit that is held is finishing: it can not be aborted. A vote that is held can.
+    // A waiting commit is finishing and cannot be aborted. A waiting vote can.
     assert_eq!(client.refused(request::abort(TXN)).number, error::WRONG_PHASE);
     client.send_payload(transfer, 50_000, &bytes("blob", 50_000));
     client.send(Body::blob_stop(transfer, digest(&[bytes("blob", 50_000), bytes("blob", 50_000)].concat())));
@@ -245,12 +244,12 @@ fn stalled_transfer_is_aborted_with_deadline_error(pair: &Pair) {
     let late = Error { number: error::DEADLINE, ints: vec![0, 1000], text: None, txn: None };
     let mut client = Client::with(world.address(), NARROW);
     let (oid, tid) = client.put_blob(TXN, &bytes("blob", 5000));
-    // No credit is given for what comes.
+    // The client grants no credit.
     let transfer = client.submit(request::send_blob(oid, tid, 0, u64::MAX));
-    let heard = std::iter::repeat_with(|| client.receive())
-        .find(|heard| !matches!(heard, Received::BlobStart { .. } | Received::BlobChunk { .. }));
-    assert_eq!(heard, Some(Received::BlobAbort { transfer, reason: late.clone() }));
-    // One upload is not begun, the other does not go on.
+    let message = std::iter::repeat_with(|| client.receive())
+        .find(|message| !matches!(message, Received::BlobStart { .. } | Received::BlobChunk { .. }));
+    assert_eq!(message, Some(Received::BlobAbort { transfer, reason: late.clone() }));
+    // One upload does not start, the other does not continue.
     client.done(request::begin([2; 16], b"", b""));
     let (silent, stuck) = (
         client.submit(request::store_blob([2; 16], oid, tid, b"")),
@@ -260,7 +259,7 @@ fn stalled_transfer_is_aborted_with_deadline_error(pair: &Pair) {
     assert_eq!(client.answer(silent), Err(late.clone()));
     assert_eq!(client.answer(stuck), Err(late));
     assert_eq!(client.refused(request::vote([2; 16])).number, error::DOOMED);
-    // What comes too late is dropped, and the connection goes on.
+    // Late messages are dropped, and the connection stays open.
     client.send_payload(stuck, 7, b"late");
     client.send(Body::blob_abort(stuck, error::CANCELLED));
     client.send(Body::blob_start(silent, 0, 4, 4));

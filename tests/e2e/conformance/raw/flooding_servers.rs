@@ -1,31 +1,31 @@
-//! Servers that flood a client: of what it is told without having asked it keeps nothing, and what it has asked for it is
-//! told all the same.
+//! Servers that flood a client: unsolicited messages take no memory, and the client still gets its answer.
 
 use super::encode::{Body, Limits, message};
 use super::server::{Caller, Server};
 use crate::support::{MAX_MEMORY, Ran, blobferry};
 
-/// How often each thing is said.
-const OFTEN: u64 = 30_000;
+/// Number of times that a flood repeats its message.
+const REPETITIONS: u64 = 30_000;
 
-/// Says it again and again, then answers the question for the server's counters. A client that has gone away may call
-/// again, and be gone before it has said anything.
-fn floods(caller: &mut Caller, said: &[u8]) {
+/// Repeats a frame [`REPETITIONS`] times, then answers the request for the server's counters.
+///
+/// A client that has disconnected may connect again and leave before it sends anything.
+fn flood(caller: &mut Caller, frame: &[u8]) {
     if caller.receive().is_none() {
         return;
     }
     caller.send(Body::welcome(Limits::DEFAULT, 0));
     let Some(id) = caller.request_or_end() else { return };
-    for _ in 0..OFTEN / 1000 {
-        caller.write(&said.repeat(1000));
+    for _ in 0..REPETITIONS / 1000 {
+        caller.write(&frame.repeat(1000));
     }
     caller.send(Body::new(message::REPLY).ints([id, 0, 9, 1]).bytes(b"floods").int(7));
     caller.wait_for_the_end();
 }
 
-/// Asks such a server for its counters.
-fn asks(transport: &str, said: Vec<u8>) -> Ran {
-    let server = Server::new(move |caller| floods(caller, &said));
+/// Runs `blobferry status` against a server that floods.
+fn status_from_flooding_server(transport: &str, frame: Vec<u8>) -> Ran {
+    let server = Server::new(move |caller| flood(caller, &frame));
     let cache = tempfile::tempdir().unwrap();
     let mut command = blobferry(&["status", "--transport", transport, "--server", &server.address]);
     command.arg("--cache").arg(cache.path()).env("RUST_LOG", "blobferry=debug");
@@ -43,8 +43,8 @@ fn client_gets_its_answer_through_a_flood(transport: &str) {
         ("credit", Body::new(message::CONNECTION_CREDIT).int(Limits::DEFAULT.connection_window).frame()),
         ("goodbyes", Body::new(message::GOODBYE).frame()),
     ];
-    for (name, said) in floods {
-        let ran = asks(transport, said);
+    for (name, frame) in floods {
+        let ran = status_from_flooding_server(transport, frame);
         assert_eq!((ran.code, ran.stdout.trim()), (0, "floods\t7"), "{name}: {ran:?}");
     }
 }
@@ -57,8 +57,8 @@ fn client_disconnects_from_a_violating_server(transport: &str) {
         ("blobs", Body::blob_start(1000, 0, 10, 10).frame()),
         ("chunks", Body::blob_chunk(1000, 0, 100).frame()),
     ];
-    for (name, said) in floods {
-        let ran = asks(transport, said);
+    for (name, frame) in floods {
+        let ran = status_from_flooding_server(transport, frame);
         assert!(ran.code != 0 && ran.stdout.is_empty(), "{name}: {ran:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Callers that are no clients: each is sent away, and nobody else notices.
+//! Clients that violate the protocol: the server disconnects them and serves others.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -24,8 +24,8 @@ for_every_server!(
 
 const TXN: [u8; 16] = [1; 16];
 
-/// Waits until the server closes the connection, which has little to say.
-fn is_sent_away(mut stream: TcpStream) {
+/// Waits until the server closes the connection; it may send at most 100 bytes before.
+fn wait_for_close(mut stream: TcpStream) {
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
         Ok(_) => assert!(answer.len() < 100, "{answer:?}"),
@@ -42,8 +42,8 @@ fn invalid_peers_are_disconnected_and_others_served(pair: &Pair) {
     half.write_all(&Body::default_hello().frame()[..10]).unwrap();
     let wrong_magic =
         [&Body::default_hello().frame()[..5], b"HTTP/1.1", &Body::default_hello().frame()[13..]].concat();
-    let greedy = Limits { frame: 4095, ..Limits::DEFAULT };
-    let nothing = Limits { transfers: 0, ..Limits::DEFAULT };
+    let small_frame = Limits { frame: 4095, ..Limits::DEFAULT };
+    let no_transfers = Limits { transfers: 0, ..Limits::DEFAULT };
     let garbage: [&[u8]; 14] = [
         b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
         &[0xff; 100_000],
@@ -51,8 +51,8 @@ fn invalid_peers_are_disconnected_and_others_served(pair: &Pair) {
         &u32::MAX.to_le_bytes(),
         &4097_u32.to_le_bytes(),
         &wrong_magic,
-        &Body::hello(1, 1, greedy, b"").frame(),
-        &Body::hello(1, 1, nothing, b"").frame(),
+        &Body::hello(1, 1, small_frame, b"").frame(),
+        &Body::hello(1, 1, no_transfers, b"").frame(),
         &Body::hello(1, 1, Limits::DEFAULT, &[0; 5000]).frame(),
         &Body::default_hello().raw(b"left over").frame(),
         &Body::new(message::PING).int(1).frame(),
@@ -62,17 +62,17 @@ fn invalid_peers_are_disconnected_and_others_served(pair: &Pair) {
     ];
     for (n, bytes) in garbage.into_iter().enumerate() {
         let mut stream = with_timeouts(TcpStream::connect(world.address()).unwrap());
-        // The server may have closed it before it was all written.
+        // The server may close the connection before everything is written.
         let _ = stream.write_all(bytes);
-        is_sent_away(stream);
+        wait_for_close(stream);
         other.put([n as u8 + 1; 16], oid + n as u64 * 1000, 0, b"served");
     }
     drop((silent, half));
     assert_eq!(other.counter("commits"), 14);
 }
 
-/// Each says what it has said wrong, after a handshake, and after an upload of 1000 bytes has begun as transfer 2.
-fn broken_rules() -> Vec<(&'static str, Vec<u8>)> {
+/// Violations with a description each, for a connection on which transfer 2 uploads 1000 bytes.
+fn violations() -> Vec<(&'static str, Vec<u8>)> {
     use super::encode::message::{
         BLOB_ABORT, CANCEL, CONNECTION_CREDIT, CREDIT, INVALIDATE, PONG, REPLY, WELCOME,
     };
@@ -87,29 +87,29 @@ fn broken_rules() -> Vec<(&'static str, Vec<u8>)> {
         ("a server's message", of(INVALIDATE, &[1, 0])),
         ("a server's message", Body::welcome(Limits::DEFAULT, 0).frame()),
         ("a server's message", of(WELCOME, &[1])),
-        ("a message that there is not", of(16, &[1])),
-        ("a request that there is not", numbered(3, Body::request(19))),
-        ("a request that is cut short", of(message::REQUEST, &[3, 10])),
+        ("an unknown message", of(16, &[1])),
+        ("an unknown request", numbered(3, Body::request(19))),
+        ("a truncated request", of(message::REQUEST, &[3, 10])),
         ("an empty body", vec![0; 4]),
         ("bytes left over", Body::new(message::PING).int(1).int(1).frame()),
         ("an integer that is too large", Body::new(CANCEL).raw(&[0xff; 10]).frame()),
         ("a small message that is long", [&5000_u32.to_le_bytes()[..], &[PONG]].concat()),
         ("a request id again", numbered(2, request::status())),
         ("a request id of 0", numbered(0, request::status())),
-        ("a transfer that nobody asked for", Body::blob_start(3, 0, 1, 1).frame()),
+        ("a transfer without a request", Body::blob_start(3, 0, 1, 1).frame()),
         ("a transfer that begins twice", Body::blob_start(2, 0, 1000, 1000).frame()),
-        ("a part behind the end of its blob", [upload(3), Body::blob_start(3, 11, 11, 10).frame()].concat()),
+        ("a range behind the end of its blob", [upload(3), Body::blob_start(3, 11, 11, 10).frame()].concat()),
         ("a blob that ends early", [upload(3), Body::blob_start(3, 0, 9, 10).frame()].concat()),
-        ("a chunk of none", chunk(9, 0, 1)),
+        ("a chunk of an unknown transfer", chunk(9, 0, 1)),
         ("a chunk before its start", [upload(3), chunk(3, 0, 1)].concat()),
         ("an empty chunk", chunk(2, 0, 0)),
-        ("a chunk somewhere else", chunk(2, 1, 10)),
+        ("a chunk at another offset", chunk(2, 1, 10)),
         ("a chunk beyond the end", chunk(2, 0, 1001)),
         ("a chunk that is too long", chunk(2, 0, (256 << 10) + 1)),
         ("a stop before the end", Body::blob_stop(2, [0; 32]).frame()),
-        ("a stop of none", Body::blob_stop(9, [0; 32]).frame()),
-        ("an abort of none", of(BLOB_ABORT, &[9, error::CANCELLED])),
-        ("credit for none", of(CREDIT, &[9, 1])),
+        ("a stop of an unknown transfer", Body::blob_stop(9, [0; 32]).frame()),
+        ("an abort of an unknown transfer", of(BLOB_ABORT, &[9, error::CANCELLED])),
+        ("credit for an unknown transfer", of(CREDIT, &[9, 1])),
         (
             "credit that is lowered",
             [of(CONNECTION_CREDIT, &[9 << 20]), of(CONNECTION_CREDIT, &[8 << 20])].concat(),
@@ -121,15 +121,15 @@ fn every_violation_ends_connection_and_transactions(pair: &Pair) {
     let mut world = World::new(pair);
     let mut other = Client::new(world.address());
     let oid = other.new_oid();
-    for (n, (rule, bytes)) in broken_rules().into_iter().enumerate() {
+    for (n, (violation, bytes)) in violations().into_iter().enumerate() {
         let (mut client, txn) = (Client::new(world.address()), [n as u8 + 2; 16]);
         client.done(request::begin(txn, b"", b""));
         assert_eq!(client.start_upload(txn, oid, 0, 1000), 2);
         client.write(&bytes);
-        let said = client.receive_to_the_end();
-        assert!(said.len() <= 1, "{rule}: {said:?}");
+        let messages = client.receive_to_the_end();
+        assert!(messages.len() <= 1, "{violation}: {messages:?}");
         while other.counter("connections") > 1 {}
-        assert_eq!(other.call(request::outcome(txn)), Ok(Answer::Outcome(None)), "{rule}");
+        assert_eq!(other.call(request::outcome(txn)), Ok(Answer::Outcome(None)), "{violation}");
     }
     drop(other);
     world.take_server().stop();
@@ -163,7 +163,7 @@ fn work_beyond_the_limits_ends_the_connection(pair: &Pair) {
         for n in 0..4 {
             client.start_upload(TXN, n, 0, 10);
         }
-        // So many are fine, and can wait for as long as they like.
+        // This number is allowed; the requests may wait.
         client.send(Body::new(message::PING).int(1));
         client.receive();
         client.submit(request::store_blob(TXN, 5, 0, b""));
@@ -180,7 +180,7 @@ fn incomplete_handshake_times_out(pair: &Pair) {
     for sent in [0, 1, 4, 10, Body::default_hello().frame().len() - 1] {
         let mut stream = with_timeouts(TcpStream::connect(world.address()).unwrap());
         stream.write_all(&Body::default_hello().frame()[..sent]).unwrap();
-        is_sent_away(stream);
+        wait_for_close(stream);
     }
 }
 
@@ -192,7 +192,7 @@ fn slow_reader_gets_all_answers_and_stalls_no_peer(pair: &Pair) {
     let tid = other.put(TXN, oid, 0, &record);
     let load = |id| Body::numbered(id, &request::load(oid)).frame();
     late.write(&(1..=LOADS).flat_map(load).collect::<Vec<u8>>());
-    // Far more than the server keeps for it, and than the system does.
+    // The answers exceed the server's queue and the socket buffers.
     for _ in 0..100 {
         assert!(other.call(request::load_serial(oid, tid)).is_ok());
     }
@@ -200,7 +200,10 @@ fn slow_reader_gets_all_answers_and_stalls_no_peer(pair: &Pair) {
     for id in 1..=LOADS {
         let Ok(Answer::Revision(revision)) = late.answer(id) else { panic!("no revision") };
         assert!(revision.data == record);
-        assert!(revision.tid == tid || late.told.contains(&(newer, vec![oid])), "told before it is seen");
+        assert!(
+            revision.tid == tid || late.invalidations.contains(&(newer, vec![oid])),
+            "the notification precedes visibility"
+        );
     }
 }
 
@@ -208,10 +211,10 @@ fn non_reading_peer_is_dropped_at_queue_limit(pair: &Pair) {
     let world = World::serving(pair, |config| config.connection.limits.control_queue = 20_000);
     let mut other = Client::new(world.address());
     let blob = other.put_blob(TXN, &bytes("blob", 20_000_000));
-    // All credit that there is, and no intention to read.
+    // A client that grants unlimited credit and does not read.
     let generous = Limits { transfer_window: 1 << 40, connection_window: 1 << 40, ..Limits::DEFAULT };
-    let mut deaf = Client::with(world.address(), generous);
-    deaf.submit(request::send_blob(blob.0, blob.1, 0, u64::MAX));
+    let mut non_reading = Client::with(world.address(), generous);
+    non_reading.submit(request::send_blob(blob.0, blob.1, 0, u64::MAX));
     let mut n = 1;
     while other.counter("connections") > 1 {
         n += 1;
@@ -222,8 +225,11 @@ fn non_reading_peer_is_dropped_at_queue_limit(pair: &Pair) {
         }
         other.commit(txn);
     }
-    let heard = deaf.receive_to_the_end();
-    assert!(!heard.iter().any(|heard| matches!(heard, Received::BlobStop { .. })), "it was not all sent");
+    let messages = non_reading.receive_to_the_end();
+    assert!(
+        !messages.iter().any(|message| matches!(message, Received::BlobStop { .. })),
+        "the download is incomplete"
+    );
 }
 
 fn peer_that_vanishes_mid_work_leaves_nothing(pair: &Pair) {
@@ -235,7 +241,7 @@ fn peer_that_vanishes_mid_work_leaves_nothing(pair: &Pair) {
         let mut client = Client::new(world.address());
         let (voted, open) = ([n; 16], [n + 100; 16]);
         client.begin_and_store(voted, blob.0, blob.1, b"never");
-        // Who comes second waits for the first one's lock, and so until that is gone.
+        // The second vote waits for the first one's lock, until that client is disconnected.
         client.submit(request::vote(voted));
         client.done(request::begin(open, b"", b""));
         client.submit(request::send_blob(blob.0, blob.1, 0, u64::MAX));
@@ -244,11 +250,11 @@ fn peer_that_vanishes_mid_work_leaves_nothing(pair: &Pair) {
         client.write(&whole[..100_000]);
         match n % 2 {
             0 => drop(client),
-            // Half closed: nothing more comes from it, and it would hear.
+            // Half-closed: the client sends nothing more but could still receive.
             _ => client.shut(Shutdown::Write),
         }
     }
-    // Its locks are free, and its name is never committed.
+    // The locks are free, and the transactions are not committed.
     other.put([9; 16], blob.0, blob.1, b"new");
     assert!(other.download(blob, 0, u64::MAX).unwrap().bytes == whole);
     drop(other);

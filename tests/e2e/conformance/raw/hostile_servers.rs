@@ -1,5 +1,7 @@
-//! Servers that lie, break off or talk nonsense: the client says what is wrong, nothing of it becomes visible in the
-//! cache, and the same cache serves the same blob from a good server afterwards.
+//! Servers that violate the protocol, lie or disconnect.
+//!
+//! The client reports the error and its cache shows no part of the blob. Afterwards the same cache gets the blob
+//! from a good server.
 
 use std::io::Write;
 use std::time::Duration;
@@ -27,7 +29,7 @@ for_every_client!(
     upload_answered_too_early_is_not_stored,
 );
 
-/// A good server with a blob, and a cache that does not have it.
+/// A good server with a blob, and a cache without it.
 struct Good {
     world: World,
     blob: BlobId,
@@ -41,7 +43,7 @@ impl Good {
         Good { world, blob, whole }
     }
 
-    /// Loads the blob from a server that sends it in its own way after a handshake; the error.
+    /// Loads the blob from a bad server that answers with `send` after the handshake; returns the error.
     fn load_from(&self, send: impl Fn(&mut Caller, u64) + Send + 'static) -> CallError {
         let bad = Server::after_welcome(move |caller| {
             let id = caller.request();
@@ -53,14 +55,15 @@ impl Good {
         error
     }
 
-    /// What has failed before was not kept, and is not in the way.
-    fn is_loaded_at_last(&self) {
+    /// Checks that the blob can be loaded from the good server after a failure.
+    fn load_from_good_server(&self) {
         let cached = self.world.client("cache").load_blob(self.blob).unwrap();
         assert!(std::fs::read(cached.path()).unwrap() == self.whole);
     }
 }
 
-fn is_disconnected(error: &CallError) {
+/// Asserts that a call failed because the connection was closed.
+fn assert_disconnected(error: &CallError) {
     assert!(matches!(error, CallError::Disconnected { .. }), "{error:?}");
 }
 
@@ -81,9 +84,9 @@ fn non_blobferry_server_fails_the_handshake(pair: &Pair) {
         Body::default_hello().frame(),
         Vec::new(),
     ];
-    for said in garbage {
-        let shown = String::from_utf8_lossy(&said[..said.len().min(20)]).into_owned();
-        let bad = Server::new(move |caller| caller.write(&said));
+    for bytes in garbage {
+        let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(20)]).into_owned();
+        let bad = Server::new(move |caller| caller.write(&bytes));
         let lost = world.connect(&bad.address, world.cache("cache"), ClientConfig::default());
         assert!(matches!(lost, Err(ConnectError::Handshake(_))), "{shown:?}: {lost:?}");
     }
@@ -97,23 +100,23 @@ fn silent_server_times_out(pair: &Pair) {
     let Err(ConnectError::Handshake(CallError::Disconnected { reason })) =
         world.connect(&bad.address, world.cache("cache"), config)
     else {
-        panic!("it is connected")
+        panic!("the client connected")
     };
     assert!(reason.contains("in time"), "{reason}");
-    // One that falls silent later is noticed, too: it does not answer pings.
+    // A server that falls silent later is also noticed: it does not answer pings.
     let bad = Server::after_welcome(Caller::wait_for_the_end);
     let mut config = ClientConfig::default();
     config.connection.ping_after = Duration::from_millis(5);
     config.connection.silence_limit = Duration::from_millis(10);
     let client = world.connect(&bad.address, world.cache("cache"), config).unwrap();
-    is_disconnected(&client.status().unwrap_err());
+    assert_disconnected(&client.status().unwrap_err());
 }
 
 fn refusal_reason_is_reported(pair: &Pair) {
     let world = World::new(pair);
     let refusals: [(&[u64], &str); 4] =
         [(&[0, 7, 9], "versions 7 to 9"), (&[1], "credentials"), (&[2], "no room"), (&[3], "is stopping")];
-    for (fields, told) in refusals {
+    for (fields, expected) in refusals {
         let refusal = fields.iter().fold(Body::new(message::REFUSE), |body, field| body.int(*field));
         let bad = Server::new(move |caller| {
             caller.receive();
@@ -123,7 +126,7 @@ fn refusal_reason_is_reported(pair: &Pair) {
         let Err(ConnectError::Handshake(CallError::Disconnected { reason })) = refused else {
             panic!("{refused:?}")
         };
-        assert!(reason.contains(told), "{reason}");
+        assert!(reason.contains(expected), "{reason}");
     }
 }
 
@@ -144,20 +147,20 @@ fn blob_with_wrong_digest_is_an_error_and_not_kept(pair: &Pair) {
         matches!(error, CallError::Cache(CacheError::Write { source: WriteError::Digest { .. }, .. })),
         "{error:?}"
     );
-    // An empty one is checked, too.
+    // The digest of an empty blob is checked, too.
     let error = good.load_from(move |caller, id| {
         caller.send(Body::blob_start(id, 0, 0, 0));
         caller.send(Body::blob_stop(id, right));
         caller.wait_for_the_end();
     });
     assert!(matches!(error, CallError::Cache(CacheError::Write { .. })), "{error:?}");
-    good.is_loaded_at_last();
+    good.load_from_good_server();
 }
 
 fn truncated_blob_is_an_error_and_not_kept(pair: &Pair) {
     let good = Good::new(pair);
     let (size, whole) = (good.whole.len() as u64, good.whole.clone());
-    // Before it begins, at once, between two chunks, in the middle of one, and where only the end is not said.
+    // Without a start, after the start, between two chunks, within a chunk, and without the stop.
     for sent in [None, Some(0), Some(100_000), Some(150_000), Some(300_000)] {
         let whole = whole.clone();
         let error = good.load_from(move |caller, id| {
@@ -171,52 +174,52 @@ fn truncated_blob_is_an_error_and_not_kept(pair: &Pair) {
                 offset += len;
             }
         });
-        is_disconnected(&error);
+        assert_disconnected(&error);
     }
-    good.is_loaded_at_last();
+    good.load_from_good_server();
 }
 
 fn blob_that_violates_the_protocol_disconnects(pair: &Pair) {
     let good = Good::new(pair);
     let size = good.whole.len() as u64;
-    let rules: [fn(&mut Caller, u64, u64); 13] = [
-        // Shorter than announced.
+    let violations: [fn(&mut Caller, u64, u64); 13] = [
+        // A blob that is shorter than announced.
         |caller, id, _| caller.send(Body::blob_stop(id, [0; 32])),
-        // Longer.
+        // A longer one.
         |caller, id, size| caller.chunk(id, 0, &vec![0; size as usize + 1]),
-        // Not in order, or not at all.
+        // A chunk at the wrong offset, and an empty chunk.
         |caller, id, _| caller.chunk(id, 1, &[0; 10]),
         |caller, id, _| caller.send(Body::blob_chunk(id, 0, 0)),
-        // Of something else.
+        // Messages of another transfer.
         |caller, id, _| caller.chunk(id + 1, 0, &[0; 10]),
         |caller, id, _| caller.send(Body::blob_stop(id + 1, [0; 32])),
         |caller, id, _| caller.send(Body::blob_abort(id + 1, error::CANCELLED)),
-        // Twice.
+        // A second start.
         |caller, id, size| caller.send(Body::blob_start(id, 0, size, size)),
-        // Answered as well.
+        // An answer in addition to the transfer.
         |caller, id, _| caller.send(Body::new(message::REPLY).ints([id, 1, error::CANCELLED])),
         |caller, id, _| caller.send(Body::new(message::REPLY).ints([id, 0, 0])),
-        // A chunk longer than was allowed, and one of 4 GiB.
+        // A chunk beyond the limit, and one of 4 GiB.
         |caller, id, _| caller.send(Body::blob_chunk(id, 0, (256 << 10) + 1)),
         |caller, id, _| caller.send(Body::blob_chunk(id, 0, u32::MAX.into())),
         // A frame of 4 GiB.
         |caller, _, _| caller.write(&[0xff; 1000]),
     ];
-    for rule in rules {
-        is_disconnected(&good.load_from(move |caller, id| {
+    for violation in violations {
+        assert_disconnected(&good.load_from(move |caller, id| {
             caller.send(Body::blob_start(id, 0, size, size));
-            rule(caller, id, size);
+            violation(caller, id, size);
             caller.wait_for_the_end();
         }));
     }
     let starts = [(1, size, size), (0, size - 1, size), (0, size + 1, size), (size, 0, size)];
     for (from, end, size) in starts {
-        is_disconnected(&good.load_from(move |caller, id| {
+        assert_disconnected(&good.load_from(move |caller, id| {
             caller.send(Body::blob_start(id, from, end, size));
             caller.wait_for_the_end();
         }));
     }
-    good.is_loaded_at_last();
+    good.load_from_good_server();
 }
 
 fn blob_aborted_by_the_server_fails_with_its_reason(pair: &Pair) {
@@ -225,26 +228,26 @@ fn blob_aborted_by_the_server_fails_with_its_reason(pair: &Pair) {
     let error = good.load_from(move |caller, id| {
         caller.send(Body::blob_start(id, 0, size, size));
         caller.chunk(id, 0, &whole[..200_000]);
-        // The rest can not be read: zeros, and an abort.
+        // The server cannot read the rest: it sends zeros and an abort.
         caller.chunk(id, 200_000, &[0; 100_000]);
         caller.send(Body::blob_abort(id, error::SOURCE).bytes(b"the disk is broken"));
         caller.wait_for_the_end();
     });
     let CallError::Refused(RequestError::Source { detail }) = &error else { panic!("{error:?}") };
     assert_eq!(detail, "the disk is broken");
-    good.is_loaded_at_last();
+    good.load_from_good_server();
 }
 
 fn blob_larger_than_the_disk_fails_before_its_bytes(pair: &Pair) {
     let good = Good::new(pair);
-    // The connection is none the worse for it: what is asked next is answered.
+    // The connection stays usable: the next request is answered.
     let bad = Server::after_welcome(|caller| {
         let id = caller.request();
         caller.send(Body::blob_start(id, 0, 1 << 60, 1 << 60));
-        // It is cancelled, and something else is asked, whichever comes first.
-        let mut heard = [caller.receive().unwrap(), caller.receive().unwrap()];
-        heard.sort();
-        let (request, cancel) = (&heard[0], &heard[1]);
+        // The cancellation and the next request arrive in either order.
+        let mut messages = [caller.receive().unwrap(), caller.receive().unwrap()];
+        messages.sort();
+        let (request, cancel) = (&messages[0], &messages[1]);
         assert_eq!(cancel, Body::new(message::CANCEL).int(id).as_bytes());
         caller.send(Body::blob_abort(id, error::CANCELLED));
         let next = id + 1;
@@ -267,29 +270,29 @@ fn blob_larger_than_the_disk_fails_before_its_bytes(pair: &Pair) {
     assert_eq!(client.status().unwrap(), []);
     assert_eq!(good.world.cached("cache").len(), 0);
     drop(client);
-    good.is_loaded_at_last();
+    good.load_from_good_server();
 }
 
 fn answer_that_violates_the_protocol_disconnects(pair: &Pair) {
     let world = World::new(pair);
-    // To a request for the server's counters.
+    // Answers to a request for the server's counters.
     let answers: [fn(u64) -> Vec<u8>; 9] = [
-        // Done.
+        // A result of another kind.
         |id| Body::new(message::REPLY).ints([id, 0, 0]).frame(),
-        // To another request, that was never made.
+        // An answer to an unknown request.
         |id| Body::new(message::REPLY).ints([id + 1, 0, 9, 0]).frame(),
-        // With a list that would be very long.
+        // A list with a huge length.
         |id| Body::new(message::REPLY).ints([id, 0, 9, 1 << 40]).frame(),
         |id| Body::new(message::REPLY).ints([id, 0, 9, 1 << 19]).frame(),
-        // With a text that is none.
+        // Text that is not UTF-8.
         |id| Body::new(message::REPLY).ints([id, 0, 9, 1]).bytes(&[0xff]).int(1).frame(),
-        // An error that there is not.
+        // A truncated error.
         |id| Body::new(message::REPLY).ints([id, 1, 19]).frame(),
-        // With something behind it.
+        // Bytes left over.
         |id| Body::new(message::REPLY).ints([id, 0, 9, 0, 0]).frame(),
-        // A transfer.
+        // A transfer instead of an answer.
         |id| Body::blob_start(id, 0, 1, 1).frame(),
-        // Welcome, again.
+        // A second welcome.
         |_| Body::welcome(Limits::DEFAULT, 0).frame(),
     ];
     for answer in answers {
@@ -299,15 +302,15 @@ fn answer_that_violates_the_protocol_disconnects(pair: &Pair) {
             caller.wait_for_the_end();
         });
         let client = world.client_at(&bad.address, "cache");
-        let told = client.invalidations();
-        is_disconnected(&client.status().unwrap_err());
-        assert_eq!(told.count(), 0, "it has ended");
+        let invalidations = client.invalidations();
+        assert_disconnected(&client.status().unwrap_err());
+        assert_eq!(invalidations.count(), 0, "the iterator has ended");
     }
 }
 
 fn upload_answered_too_early_is_not_stored(pair: &Pair) {
     let world = World::new(pair);
-    // The client's file must still be there for another try: it belongs to the transaction until that ends.
+    // The client's file must remain for another attempt.
     let file = world.path("file");
     std::fs::File::create(&file).unwrap().write_all(&bytes("file", 3_000_000)).unwrap();
     let bad = Server::after_welcome(|caller| {
@@ -321,7 +324,7 @@ fn upload_answered_too_early_is_not_stored(pair: &Pair) {
     let mut transaction = client.begin();
     let oid = blobferry_protocol::Oid(1);
     let stored = transaction.store_blob(oid, Tid::ZERO, Vec::new(), BlobSource::copied(&file));
-    is_disconnected(&stored.unwrap_err());
+    assert_disconnected(&stored.unwrap_err());
     transaction.commit().unwrap_err();
     drop((transaction, client));
     assert_eq!(world.cached("cache").len(), 0);

@@ -1,4 +1,4 @@
-//! What a server refuses, with which error; and that the connection goes on.
+//! Requests that a server refuses, the errors, and that the connection stays open.
 
 use super::client::{Client, digest};
 use super::decode::Answer;
@@ -43,7 +43,7 @@ fn missing_objects_are_refused_by_id(pair: &Pair) {
     }
 }
 
-/// Brings a new transaction into a phase; its name.
+/// Brings a new transaction into a phase; returns its id.
 fn in_phase(client: &mut Client, phase: &str, name: u8, oid: u64) -> Txn {
     let txn = [name; 16];
     if phase == "none" {
@@ -87,7 +87,7 @@ fn each_transaction_phase_refuses_invalid_requests(pair: &Pair) {
             let refused = client.call(request(txn)).err();
             assert_eq!(refused.as_ref().map(|error| error.number), answer, "{phase}: {refused:?}");
             assert!(refused.is_none_or(|error| error.txn == Some(txn)));
-            // Whatever became of it: it can be given up.
+            // In every phase the transaction can be aborted.
             client.done(request::abort(txn));
         }
     }
@@ -98,16 +98,16 @@ fn used_transaction_id_is_refused(pair: &Pair) {
     let mut client = Client::new(world.address());
     let oid = client.new_oid();
     let tid = client.put(TXN, oid, 0, b"record");
-    // One that is committed, and one of which it was said that it never will be.
-    let asked = [2; 16];
-    assert_eq!(client.call(request::outcome(asked)), Ok(Answer::Outcome(None)));
-    for txn in [TXN, asked] {
+    // One id is committed; the outcome of the other was reported as not committed.
+    let never_committed = [2; 16];
+    assert_eq!(client.call(request::outcome(never_committed)), Ok(Answer::Outcome(None)));
+    for txn in [TXN, never_committed] {
         client.submit(request::begin(txn, b"", b""));
         client.submit(request::store(txn, oid, tid, b"again"));
         client.refused(request::commit(txn));
     }
     assert_eq!(client.call(request::outcome(TXN)), Ok(Answer::Outcome(Some(tid))));
-    assert_eq!(client.call(request::outcome(asked)), Ok(Answer::Outcome(None)));
+    assert_eq!(client.call(request::outcome(never_committed)), Ok(Answer::Outcome(None)));
     assert_eq!(client.counter("commits"), 1);
 }
 
@@ -137,15 +137,15 @@ fn refused_upload_is_discarded_to_its_end(pair: &Pair) {
     let world = World::new(pair);
     let mut client = Client::new(world.address());
     let (oid, whole) = (client.new_oid(), bytes("blob", 3_000_000));
-    // Of no transaction, and more of them than all windows together would hold.
+    // Uploads of no transaction, larger together than all windows.
     for _ in 0..3 {
         let transfer = client.start_upload(TXN, oid, 0, whole.len() as u64);
         assert_eq!(client.answer(transfer).unwrap_err().number, error::NO_SUCH_TRANSACTION);
-        // Its bytes were on their way before that was known.
+        // Bytes that the client sends before it reads the refusal.
         client.send_payload(transfer, 0, &whole[..2_000_000]);
         client.send(Body::blob_abort(transfer, error::CANCELLED));
     }
-    // One that is complete before the answer is read is no error, either.
+    // An upload that is complete before the client reads the refusal is no error, either.
     let refused = client.upload(TXN, oid, 0, b"small");
     assert_eq!(client.answer(refused).unwrap_err().number, error::NO_SUCH_TRANSACTION);
     let blob = client.put_blob(TXN, &whole);
@@ -158,27 +158,27 @@ fn transaction_belongs_to_its_connection(pair: &Pair) {
     let (mut client, mut other) = (Client::new(world.address()), Client::new(world.address()));
     let oid = client.new_oid();
     client.begin_and_store(TXN, oid, 0, b"record");
-    // Who takes the same name gets nowhere with it, and does no harm by going away.
-    let mut thief = Client::new(world.address());
-    assert_eq!(thief.refused(request::begin(TXN, b"", b"")).number, error::TRANSACTION_EXISTS);
-    assert_eq!(thief.refused(request::store(TXN, oid, 0, b"stolen")).number, error::DOOMED);
-    thief.send(Body::new(message::GOODBYE));
-    thief.receive_to_the_end();
-    let mut thief = Client::new(world.address());
-    assert_eq!(thief.refused(request::begin(TXN, b"", b"")).number, error::TRANSACTION_EXISTS);
-    assert_eq!(thief.refused(request::commit(TXN)).number, error::DOOMED);
-    let strange = [
+    // Another client with the same id is refused, and its disconnection does no harm.
+    let mut impostor = Client::new(world.address());
+    assert_eq!(impostor.refused(request::begin(TXN, b"", b"")).number, error::TRANSACTION_EXISTS);
+    assert_eq!(impostor.refused(request::store(TXN, oid, 0, b"stolen")).number, error::DOOMED);
+    impostor.send(Body::new(message::GOODBYE));
+    impostor.receive_to_the_end();
+    let mut impostor = Client::new(world.address());
+    assert_eq!(impostor.refused(request::begin(TXN, b"", b"")).number, error::TRANSACTION_EXISTS);
+    assert_eq!(impostor.refused(request::commit(TXN)).number, error::DOOMED);
+    let requests = [
         request::store(TXN, oid, 0, b"another"),
         request::vote(TXN),
         request::commit(TXN),
         request::finish(TXN),
     ];
-    for request in strange {
+    for request in requests {
         assert_eq!(other.refused(request).number, error::NO_SUCH_TRANSACTION);
     }
-    // To give up what is somebody else's is no error, and has no effect.
+    // Aborting another client's transaction is no error and has no effect.
     other.done(request::abort(TXN));
-    thief.done(request::abort(TXN));
+    impostor.done(request::abort(TXN));
     let tid = client.commit(TXN);
     let Ok(Answer::Revision(revision)) = other.call(request::load(oid)) else { panic!("no revision") };
     assert_eq!((revision.tid, &revision.data[..]), (tid, &b"record"[..]));
@@ -212,7 +212,7 @@ fn client_supplied_paths_are_never_used(pair: &Pair) {
     }
     assert_eq!(std::fs::read(secret).unwrap(), b"secret");
     for name in ["link", "hard"] {
-        // Whether the server has removed them is its own affair.
+        // The server may have removed them already.
         let _ = std::fs::remove_file(world.path("server/blobs/tmp").join(name));
     }
     drop(client);

@@ -1,7 +1,7 @@
-//! The proxy between clients and a server: a proxy on which every connection meets its fate, and another one after that.
+//! A proxy between clients and a server that injects faults into every connection.
 //!
-//! What happens to a connection, and at which byte, is drawn from a seed and the connection's number alone. Only when it
-//! gets there depends on what it has to carry. In calm proxy nothing happens to anybody.
+//! The faults of a connection, and the bytes at which they occur, depend only on the seed and the connection's number.
+//! The time of a fault depends on the traffic. The test can disable all faults.
 
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
@@ -25,70 +25,76 @@ pub(super) struct ChaosProxy {
 
 struct Shared {
     seed: u64,
-    calm: AtomicBool,
+    faults_disabled: AtomicBool,
     server: watch::Sender<Option<String>>,
-    tally: Tally,
+    counters: Counters,
 }
 
-/// What has happened so far.
+/// Numbers of connections, bytes and faults so far.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct Counters {
     pub(super) connections: AtomicU64,
     pub(super) bytes: AtomicU64,
     pub(super) closed: AtomicU64,
     pub(super) reset: AtomicU64,
-    pub(super) vanished: AtomicU64,
-    pub(super) muted: AtomicU64,
+    pub(super) silenced: AtomicU64,
+    pub(super) half_closed: AtomicU64,
     pub(super) paused: AtomicU64,
-    pub(super) crumbled: AtomicU64,
-    /// Connections that were ended while so much was coming that it must have been a blob.
+    pub(super) fragmented: AtomicU64,
+    /// Connections that ended during a read of at least [`BLOB_READ`] bytes, which must have been a blob.
     pub(super) amid_blobs: AtomicU64,
 }
 
-/// What happens to a connection.
+/// A fault of a connection.
 #[derive(Clone, Copy, Debug)]
-enum Fate {
-    /// It is closed both ways.
+enum Fault {
+    /// Closes the connection in both directions.
     Close,
-    /// It is reset both ways.
+    /// Resets the connection in both directions.
     Reset,
-    /// Whatever is said is lost, and nobody is told.
-    Vanish,
-    /// It is closed in this direction.
-    Mute,
-    /// Nothing is carried in this direction for a while.
+    /// Discards all further bytes and keeps the sockets open.
+    Silence,
+    /// Closes the connection in this direction.
+    HalfClose,
+    /// Passes nothing in this direction for this time.
     Pause(Duration),
-    /// It is carried in crumbs for so many bytes.
-    Crumble(u64),
+    /// Passes this number of bytes in pieces of 1 to 13 bytes.
+    Fragment(u64),
 }
 
-/// A read of so many bytes is more than small talk.
-const MUCH: usize = 4096;
+/// A read of this number of bytes or more contains part of a blob.
+const BLOB_READ: usize = 4096;
 
 impl ChaosProxy {
-    pub(super) fn before(server: &str, seed: u64) -> ChaosProxy {
+    /// Starts a proxy to a server.
+    pub(super) fn to(server: &str, seed: u64) -> ChaosProxy {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (server, _) = watch::channel(Some(server.to_owned()));
-        let shared = Arc::new(Shared { seed, calm: AtomicBool::new(false), server, tally: Tally::default() });
+        let shared = Arc::new(Shared {
+            seed,
+            faults_disabled: AtomicBool::new(false),
+            server,
+            counters: Counters::default(),
+        });
         runtime.spawn(shared.clone().accept(listener));
         ChaosProxy { address, shared, _runtime: runtime }
     }
 
-    /// Where the server is from here on; clients wait while there is none.
+    /// Sets the server's address. Clients wait while there is none.
     pub(super) fn set_server(&self, server: Option<&str>) {
         self.shared.server.send_replace(server.map(str::to_owned));
     }
 
-    /// Whether nothing happens from here on, or everything.
-    pub(super) fn calm(&self, calm: bool) {
-        self.shared.calm.store(calm, Ordering::Relaxed);
+    /// Disables or enables all faults.
+    pub(super) fn disable_faults(&self, disabled: bool) {
+        self.shared.faults_disabled.store(disabled, Ordering::Relaxed);
     }
 
-    pub(super) fn tally(&self) -> &Tally {
-        &self.shared.tally
+    pub(super) fn counters(&self) -> &Counters {
+        &self.shared.counters
     }
 }
 
@@ -107,76 +113,77 @@ impl Shared {
             return;
         };
         let Ok(server) = TcpStream::connect(server).await else { return };
-        count(&self.tally.connections);
-        let chance = |way| Random::new(self.seed).branch(2 * number + way);
+        count(&self.counters.connections);
+        let direction_random = |direction| Random::new(self.seed).branch(2 * number + direction);
         let carried = tokio::try_join!(
-            self.carry(&client, &server, chance(0)),
-            self.carry(&server, &client, chance(1))
+            self.carry(&client, &server, direction_random(0)),
+            self.carry(&server, &client, direction_random(1))
         );
         match carried {
-            Err(Fate::Reset) => {
+            Err(Fault::Reset) => {
                 for stream in [&client, &server] {
-                    // One that is gone already needs no reset.
+                    // A closed socket needs no reset.
                     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
                 }
             }
-            Err(Fate::Vanish) => drop(tokio::join!(drain(&client), drain(&server))),
+            Err(Fault::Silence) => drop(tokio::join!(drain(&client), drain(&server))),
             _ => {}
         }
     }
 
-    /// Carries bytes in one direction to their end; or to that of the whole connection, and what it was.
-    async fn carry(&self, from: &TcpStream, to: &TcpStream, mut chance: Random) -> Result<(), Fate> {
+    /// Passes bytes in one direction until they end, or until a fault ends the connection.
+    async fn carry(&self, from: &TcpStream, to: &TcpStream, mut random: Random) -> Result<(), Fault> {
         let mut buffer = vec![0; 16 << 10];
-        let (mut passed, mut crumbs) = (0, 0);
-        let mut due = offset(&mut chance);
+        let (mut passed, mut fragmented_until) = (0, 0);
+        let mut due = next_offset(&mut random);
         loop {
-            let length = read(from, &mut buffer).await.map_err(|_| Fate::Close)?;
+            let length = read(from, &mut buffer).await.map_err(|_| Fault::Close)?;
             if length == 0 {
-                // Somebody takes leave.
+                // The sender has closed its direction.
                 let _ = SockRef::from(to).shutdown(Shutdown::Write);
                 return Ok(());
             }
             let mut rest = &buffer[..length];
             while !rest.is_empty() {
-                let most = if passed < crumbs { 1 + chance.below(13) } else { u64::MAX };
+                let most = if passed < fragmented_until { 1 + random.below(13) } else { u64::MAX };
                 let now = most.min(due - passed).min(rest.len() as u64);
                 let (piece, later) = rest.split_at(usize::try_from(now).unwrap());
-                write(to, piece).await.map_err(|_| Fate::Close)?;
+                write(to, piece).await.map_err(|_| Fault::Close)?;
                 (rest, passed) = (later, passed + now);
-                self.tally.bytes.fetch_add(now, Ordering::Relaxed);
+                self.counters.bytes.fetch_add(now, Ordering::Relaxed);
                 if passed < due {
                     continue;
                 }
-                due += offset(&mut chance);
-                let fate = fate(&mut chance);
-                if self.calm.load(Ordering::Relaxed) {
+                due += next_offset(&mut random);
+                let fault = random_fault(&mut random);
+                if self.faults_disabled.load(Ordering::Relaxed) {
                     continue;
                 }
-                self.befall(fate, length >= MUCH);
-                match fate {
-                    Fate::Close | Fate::Reset | Fate::Vanish => return Err(fate),
-                    Fate::Mute => {
+                self.count_fault(fault, length >= BLOB_READ);
+                match fault {
+                    Fault::Close | Fault::Reset | Fault::Silence => return Err(fault),
+                    Fault::HalfClose => {
                         let _ = SockRef::from(to).shutdown(Shutdown::Write);
                         drain(from).await;
                         return Ok(());
                     }
-                    Fate::Pause(time) => tokio::time::sleep(time).await,
-                    Fate::Crumble(bytes) => crumbs = passed + bytes,
+                    Fault::Pause(time) => tokio::time::sleep(time).await,
+                    Fault::Fragment(bytes) => fragmented_until = passed + bytes,
                 }
             }
         }
     }
 
-    fn befall(&self, fate: Fate, amid_blob: bool) {
-        let Tally { closed, reset, vanished, muted, paused, crumbled, amid_blobs, .. } = &self.tally;
-        let (counter, ends) = match fate {
-            Fate::Close => (closed, true),
-            Fate::Reset => (reset, true),
-            Fate::Vanish => (vanished, true),
-            Fate::Mute => (muted, true),
-            Fate::Pause(_) => (paused, false),
-            Fate::Crumble(_) => (crumbled, false),
+    fn count_fault(&self, fault: Fault, amid_blob: bool) {
+        let Counters { closed, reset, silenced, half_closed, paused, fragmented, amid_blobs, .. } =
+            &self.counters;
+        let (counter, ends) = match fault {
+            Fault::Close => (closed, true),
+            Fault::Reset => (reset, true),
+            Fault::Silence => (silenced, true),
+            Fault::HalfClose => (half_closed, true),
+            Fault::Pause(_) => (paused, false),
+            Fault::Fragment(_) => (fragmented, false),
         };
         count(counter);
         if ends && amid_blob {
@@ -185,20 +192,20 @@ impl Shared {
     }
 }
 
-/// After how many bytes the next thing happens: as likely within the first kilobyte as between two megabytes and four.
-fn offset(chance: &mut Random) -> u64 {
-    let scale = 1 << (9 + chance.below(15));
-    scale + chance.below(scale)
+/// Draws the number of bytes until the next fault: log-uniform between 512 bytes and 16 MiB.
+fn next_offset(random: &mut Random) -> u64 {
+    let scale = 1 << (9 + random.below(15));
+    scale + random.below(scale)
 }
 
-fn fate(chance: &mut Random) -> Fate {
-    match chance.below(12) {
-        0..2 => Fate::Close,
-        2..4 => Fate::Reset,
-        4 => Fate::Vanish,
-        5..7 => Fate::Mute,
-        7..10 => Fate::Pause(Duration::from_millis(20 + chance.below(500))),
-        _ => Fate::Crumble(chance.below(10_000)),
+fn random_fault(random: &mut Random) -> Fault {
+    match random.below(12) {
+        0..2 => Fault::Close,
+        2..4 => Fault::Reset,
+        4 => Fault::Silence,
+        5..7 => Fault::HalfClose,
+        7..10 => Fault::Pause(Duration::from_millis(20 + random.below(500))),
+        _ => Fault::Fragment(random.below(10_000)),
     }
 }
 
@@ -228,7 +235,7 @@ async fn write(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads to the end, and loses it all.
+/// Reads to the end and discards everything.
 async fn drain(stream: &TcpStream) {
     let mut buffer = vec![0; 16 << 10];
     while let Ok(1..) = read(stream, &mut buffer).await {}

@@ -1,5 +1,6 @@
-//! The ledger: every transaction that was begun, what was put into it, and what was said of its end. What anybody reads is
-//! held against it.
+//! The ledger records every transaction: its contents and the outcome that its client reported.
+//!
+//! Everything that a reader loads is compared with it.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -9,30 +10,30 @@ use blobferry_protocol::{BlobId, Oid, Revision, Tid, TxnId};
 use super::random::Random;
 use crate::support::bytes;
 
-/// What an object is at one revision. Its blob's bytes follow from its record.
+/// Content of an object at one revision. The blob's bytes follow from the record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Thing {
+pub(super) struct Content {
     pub(super) record: String,
-    /// The size of its blob.
+    /// Size of the blob in bytes, if there is one.
     pub(super) size: Option<usize>,
 }
 
-impl Thing {
+impl Content {
     pub(super) fn bytes(&self) -> Vec<u8> {
         bytes(&self.record, self.size.unwrap_or(0))
     }
 }
 
-/// What was said of a transaction's end.
+/// Reported outcome of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// Nothing yet.
+pub(super) enum Reported {
+    /// No outcome was reported yet.
     Open,
-    /// It is there, for ever.
+    /// Committed with this tid.
     Committed(Tid),
-    /// Nothing of it is there, nor ever will be.
-    Never,
-    /// One of both.
+    /// Not committed, now and in the future.
+    NotCommitted,
+    /// Either committed or not.
     Unknown,
 }
 
@@ -40,91 +41,95 @@ pub(super) enum Fate {
 #[derive(Clone, Debug)]
 pub(super) struct Attempt {
     pub(super) txn: TxnId,
-    pub(super) things: BTreeMap<Oid, Thing>,
-    pub(super) fate: Fate,
+    pub(super) contents: BTreeMap<Oid, Content>,
+    pub(super) outcome: Reported,
 }
 
 #[derive(Default)]
-pub(super) struct Ledger(Mutex<Book>);
+pub(super) struct Ledger(Mutex<State>);
 
 #[derive(Default)]
-struct Book {
+struct State {
     attempts: Vec<Attempt>,
     committed: Vec<BlobId>,
     current: BTreeMap<Oid, Tid>,
-    things: BTreeMap<BlobId, Thing>,
+    contents: BTreeMap<BlobId, Content>,
 }
 
 impl Ledger {
-    fn book(&self) -> MutexGuard<'_, Book> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
 
-    /// A transaction begins; its number.
+    /// Records the begin of a transaction; returns its number.
     pub(super) fn begin(&self, txn: TxnId) -> usize {
-        let mut book = self.book();
-        book.attempts.push(Attempt { txn, things: BTreeMap::new(), fate: Fate::Open });
-        book.attempts.len() - 1
+        let mut state = self.lock();
+        state.attempts.push(Attempt { txn, contents: BTreeMap::new(), outcome: Reported::Open });
+        state.attempts.len() - 1
     }
 
-    /// Something is about to be put into it: how it is told from everything else.
-    pub(super) fn put(&self, number: usize, oid: Oid, size: Option<usize>) -> Thing {
-        let things = &mut self.book().attempts[number].things;
-        let version = things.get(&oid).map_or(0, |thing| thing.record.len());
-        let thing = Thing { record: format!("{oid} of attempt {number}{}", "!".repeat(version % 7)), size };
-        things.insert(oid, thing.clone());
-        thing
+    /// Records a store into a transaction; returns unique content for it.
+    pub(super) fn put(&self, number: usize, oid: Oid, size: Option<usize>) -> Content {
+        let contents = &mut self.lock().attempts[number].contents;
+        let version = contents.get(&oid).map_or(0, |content| content.record.len());
+        let content =
+            Content { record: format!("{oid} of attempt {number}{}", "!".repeat(version % 7)), size };
+        contents.insert(oid, content.clone());
+        content
     }
 
-    /// What became of it.
-    pub(super) fn end(&self, number: usize, fate: Fate) {
-        let mut book = self.book();
-        book.attempts[number].fate = fate;
-        let Fate::Committed(tid) = fate else { return };
-        for (oid, thing) in book.attempts[number].things.clone() {
-            book.committed.push(BlobId { oid, tid });
-            book.things.insert(BlobId { oid, tid }, thing);
-            let current = book.current.entry(oid).or_insert(tid);
+    /// Records the outcome of a transaction.
+    pub(super) fn end(&self, number: usize, outcome: Reported) {
+        let mut state = self.lock();
+        state.attempts[number].outcome = outcome;
+        let Reported::Committed(tid) = outcome else { return };
+        for (oid, content) in state.attempts[number].contents.clone() {
+            state.committed.push(BlobId { oid, tid });
+            state.contents.insert(BlobId { oid, tid }, content);
+            let current = state.current.entry(oid).or_insert(tid);
             *current = tid.max(*current);
         }
     }
 
-    /// The newest revision of an object that anybody was told of.
+    /// Returns the newest reported revision of an object.
     pub(super) fn current(&self, oid: Oid) -> Tid {
-        self.book().current.get(&oid).copied().unwrap_or(Tid::ZERO)
+        self.lock().current.get(&oid).copied().unwrap_or(Tid::ZERO)
     }
 
-    /// Any revision that somebody was told of.
-    pub(super) fn any(&self, random: &mut Random) -> Option<(BlobId, Thing)> {
-        let book = self.book();
-        let blob = (!book.committed.is_empty()).then(|| *random.one_of(&book.committed))?;
-        Some((blob, book.things[&blob].clone()))
+    /// Returns a random reported revision.
+    pub(super) fn any(&self, random: &mut Random) -> Option<(BlobId, Content)> {
+        let state = self.lock();
+        let blob = (!state.committed.is_empty()).then(|| *random.one_of(&state.committed))?;
+        Some((blob, state.contents[&blob].clone()))
     }
 
-    /// All revisions that somebody was told of.
-    pub(super) fn committed(&self) -> BTreeMap<BlobId, Thing> {
-        self.book().things.clone()
+    /// Returns all reported revisions.
+    pub(super) fn committed(&self) -> BTreeMap<BlobId, Content> {
+        self.lock().contents.clone()
     }
 
-    /// All that was tried.
+    /// Returns all transactions.
     pub(super) fn attempts(&self) -> Vec<Attempt> {
-        self.book().attempts.clone()
+        self.lock().attempts.clone()
     }
 
-    /// Panics unless this revision of an object is what somebody has put there.
+    /// Panics unless a client has stored this revision of an object.
     pub(super) fn check(&self, oid: Oid, revision: &Revision) {
-        let book = self.book();
+        let state = self.lock();
         let (tid, record) = (revision.tid, String::from_utf8(revision.data.clone()).unwrap());
-        if let Some(thing) = book.things.get(&BlobId { oid, tid }) {
-            assert_eq!((&thing.record, thing.size), (&record, size(revision)));
+        if let Some(content) = state.contents.get(&BlobId { oid, tid }) {
+            assert_eq!((&content.record, content.size), (&record, size(revision)));
             return;
         }
-        // Whoever has committed it was not told yet.
-        let is_it = |thing: &Thing| thing.record == record && thing.size == size(revision);
-        let pending = |attempt: &&Attempt| matches!(attempt.fate, Fate::Open | Fate::Unknown);
-        let found =
-            book.attempts.iter().filter(pending).any(|attempt| attempt.things.get(&oid).is_some_and(is_it));
-        assert!(found, "object {oid} is {record:?} at {tid}, which nobody has committed");
+        // The committing client may not have its answer yet.
+        let is_it = |content: &Content| content.record == record && content.size == size(revision);
+        let pending = |attempt: &&Attempt| matches!(attempt.outcome, Reported::Open | Reported::Unknown);
+        let found = state
+            .attempts
+            .iter()
+            .filter(pending)
+            .any(|attempt| attempt.contents.get(&oid).is_some_and(is_it));
+        assert!(found, "object {oid} is {record:?} at {tid}, which no client has committed");
     }
 }
 

@@ -1,8 +1,8 @@
-//! A storm: many clients at work while every connection is cut, reset, stalled or crumbled at some byte, and the server is
-//! started again in the middle of it. Afterwards everything is as everybody was told.
+//! A soak test: clients work while every connection is cut, reset, stalled or fragmented at some byte.
 //!
-//! A minute of it, all pairs together; `BLOBFERRY_SOAK_SECONDS` says how long else. The proxy follows from a seed, which
-//! is printed, and which `BLOBFERRY_SOAK_SEED` gives again; when what happens depends on the machine.
+//! The server restarts half-way. Afterwards the store agrees with every outcome that was reported.
+//! All pairs together run for a minute, or for `BLOBFERRY_SOAK_SECONDS`. The faults depend on a seed, which is
+//! printed; `BLOBFERRY_SOAK_SEED` sets it. Their timing depends on the machine.
 
 mod chaos_proxy;
 mod ledger;
@@ -19,14 +19,15 @@ use blobferry_session::client::{ClientConfig, Reconnect};
 
 use super::transport::Client;
 use super::world::{Pair, World};
+use crate::support::TEST_TIMEOUT;
 use chaos_proxy::ChaosProxy;
-use ledger::{Fate, Ledger};
+use ledger::{Ledger, Reported};
 use random::Random;
 use users::Users;
 
 for_every_pair!(soak_keeps_every_reported_outcome);
 
-/// The seconds that one of the four pairs is out in the storm.
+/// Returns the duration of the test for one of the four pairs, in seconds.
 fn seconds() -> f64 {
     let all = std::env::var("BLOBFERRY_SOAK_SECONDS").map_or(60.0, |text| text.parse().unwrap());
     all / 4.0
@@ -37,8 +38,8 @@ fn seed() -> u64 {
     std::env::var("BLOBFERRY_SOAK_SEED").map_or_else(|_| now() as u64, |text| text.parse().unwrap())
 }
 
-/// Who hears nothing is sure soon that nobody is there.
-fn impatient() -> Config {
+/// Returns a connection configuration that detects a silent peer within seconds.
+fn short_silence_limit() -> Config {
     let (ping_after, silence_limit) = (Duration::from_millis(500), Duration::from_secs(3));
     Config { ping_after, silence_limit, ..Config::default() }
 }
@@ -46,9 +47,9 @@ fn impatient() -> Config {
 fn connect(world: &World, address: &str, cache: &str) -> Box<dyn Client> {
     let (first, longest) = (Duration::from_millis(5), Duration::from_millis(200));
     let reconnect = Some(Reconnect { first, longest, patience: Duration::from_secs(300) });
-    let config = ClientConfig { connection: impatient(), reconnect, ..ClientConfig::default() };
+    let config = ClientConfig { connection: short_silence_limit(), reconnect, ..ClientConfig::default() };
     loop {
-        // The first connection is the user's own affair.
+        // Clients do not retry their first connection themselves.
         if let Ok(client) = world.connect(address, world.cache(cache), config.clone()) {
             return client;
         }
@@ -58,99 +59,109 @@ fn connect(world: &World, address: &str, cache: &str) -> Box<dyn Client> {
 fn soak_keeps_every_reported_outcome(pair: &Pair) {
     let seed = seed();
     println!("seed {seed}");
-    let mut world = World::serving(pair, |config| config.connection = impatient());
+    let mut world = World::serving(pair, |config| config.connection = short_silence_limit());
     std::fs::create_dir(world.path("files")).unwrap();
     let users = Users {
         ledger: Ledger::default(),
         files: world.path("files"),
-        shared: world.client("calm").new_oids(3).unwrap(),
-        era: AtomicU64::new(0),
+        shared: world.client("direct").new_oids(3).unwrap(),
+        restarts: AtomicU64::new(0),
         over: false.into(),
-        tally: users::Tally::default(),
+        counters: users::Counters::default(),
     };
-    let proxy = ChaosProxy::before(world.address(), seed);
+    let proxy = ChaosProxy::to(world.address(), seed);
     let clients: Vec<_> =
         ["shared", "shared", "own"].map(|cache| connect(&world, &proxy.address, cache)).into();
     std::thread::scope(|scope| {
         for (n, client) in clients.iter().enumerate() {
-            let random = |who| Random::new(seed).branch(1_000_000 + 2 * n as u64 + who);
+            let random = |role| Random::new(seed).branch(1_000_000 + 2 * n as u64 + role);
             let (users, writes, reads) = (&users, random(0), random(1));
             scope.spawn(move || users.write(&**client, writes));
             scope.spawn(move || users.read(&**client, reads));
         }
         let half = Duration::from_secs_f64(seconds() / 2.0);
-        // It lasts as long as it lasts: nothing waits for it.
+        // The duration is fixed; no event ends it.
         std::thread::sleep(half);
-        users.era.fetch_add(1, Ordering::SeqCst);
+        users.restarts.fetch_add(1, Ordering::SeqCst);
         proxy.set_server(None);
         world.take_server().stop();
         world.serve_again();
         proxy.set_server(Some(world.address()));
-        users.era.fetch_add(1, Ordering::SeqCst);
+        users.restarts.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(half);
-        proxy.calm(true);
+        proxy.disable_faults(true);
         users.over.store(true, Ordering::SeqCst);
     });
-    settle(&world, &users);
+    check_outcomes(&world, &users);
     let fresh = world.client("fresh");
     for client in clients.iter().chain([&fresh]) {
-        all_is_there(&**client, &users.ledger);
+        check_committed(&**client, &users.ledger);
     }
-    nothing_else_is_there(&*fresh, &users.ledger);
-    println!("{:?}\n{:?}", proxy.tally(), users.tally);
-    let ended = proxy.tally().amid_blobs.load(Ordering::Relaxed);
-    let resumed = &users.tally;
+    check_no_others(&*fresh, &users.ledger);
+    println!("{:?}\n{:?}", proxy.counters(), users.counters);
+    let ended = proxy.counters().amid_blobs.load(Ordering::Relaxed);
+    let resumed = &users.counters;
     let resumed = [&resumed.resumed_uploads, &resumed.resumed_downloads].map(|n| n.load(Ordering::Relaxed));
-    assert!(ended > 0 && resumed.iter().sum::<u64>() > 0, "the proxy was too good: {ended}, {resumed:?}");
+    assert!(
+        ended > 0 && resumed.iter().sum::<u64>() > 0,
+        "too few faults during blobs: {ended}, {resumed:?}"
+    );
 
     clients.into_iter().chain([fresh]).for_each(|client| client.close());
     world.take_server().stop();
     world.wait_for_no_leftovers();
-    for cache in ["shared", "own", "fresh", "calm"] {
-        nothing_is_left_in(&world.path(cache));
+    for cache in ["shared", "own", "fresh", "direct"] {
+        wait_for_clean_cache(&world.path(cache));
     }
     world.serve_again();
-    all_is_there(&*world.client("another"), &users.ledger);
+    check_committed(&*world.client("another"), &users.ledger);
 }
 
-/// Asks what became of every transaction, and holds it against what was said then.
-fn settle(world: &World, users: &Users) {
-    let calm = world.client("calm");
+/// Queries the outcome of every transaction and compares it with the reported one.
+fn check_outcomes(world: &World, users: &Users) {
+    let direct = world.client("direct");
     for (number, attempt) in users.ledger.attempts().into_iter().enumerate() {
-        match (attempt.fate, calm.outcome(attempt.txn).unwrap()) {
-            (Fate::Committed(told), Outcome::Committed { tid }) => assert_eq!(told, tid, "{attempt:?}"),
-            (Fate::Never, Outcome::NotCommitted) => {}
-            (Fate::Unknown, Outcome::Committed { tid }) => users.ledger.end(number, Fate::Committed(tid)),
-            (Fate::Unknown, Outcome::NotCommitted) => users.ledger.end(number, Fate::Never),
-            (told, is) => panic!("{told:?} was told, and it is {is:?}: {attempt:?}"),
+        match (attempt.outcome, direct.outcome(attempt.txn).unwrap()) {
+            (Reported::Committed(reported), Outcome::Committed { tid }) => {
+                assert_eq!(reported, tid, "{attempt:?}")
+            }
+            (Reported::NotCommitted, Outcome::NotCommitted) => {}
+            (Reported::Unknown, Outcome::Committed { tid }) => {
+                users.ledger.end(number, Reported::Committed(tid))
+            }
+            (Reported::Unknown, Outcome::NotCommitted) => users.ledger.end(number, Reported::NotCommitted),
+            (reported, actual) => {
+                panic!("{reported:?} was reported, but the outcome is {actual:?}: {attempt:?}")
+            }
         }
     }
 }
 
-fn all_is_there(client: &dyn Client, ledger: &Ledger) {
-    for (blob, thing) in ledger.committed() {
+/// Checks that every committed revision can be loaded unchanged.
+fn check_committed(client: &dyn Client, ledger: &Ledger) {
+    for (blob, content) in ledger.committed() {
         ledger.check(blob.oid, &client.load_serial(blob.oid, blob.tid).unwrap());
-        if thing.size.is_some() {
+        if content.size.is_some() {
             let cached = client.load_blob(blob).unwrap();
-            assert!(std::fs::read(cached.path()).unwrap() == thing.bytes(), "{blob:?} is not {thing:?}");
+            assert!(std::fs::read(cached.path()).unwrap() == content.bytes(), "{blob:?} is not {content:?}");
         }
     }
 }
 
-/// Of all objects that anybody has tried to store, only those revisions exist whose commit was told.
-fn nothing_else_is_there(client: &dyn Client, ledger: &Ledger) {
+/// Checks that no revisions exist besides the committed ones.
+fn check_no_others(client: &dyn Client, ledger: &Ledger) {
     let known = ledger.committed();
     let attempts = ledger.attempts();
-    let oids: BTreeSet<Oid> = attempts.iter().flat_map(|attempt| attempt.things.keys().copied()).collect();
+    let oids: BTreeSet<Oid> = attempts.iter().flat_map(|attempt| attempt.contents.keys().copied()).collect();
     for oid in oids {
-        let told = known.keys().filter(|blob| blob.oid == oid).count();
+        let committed = known.keys().filter(|blob| blob.oid == oid).count();
         let found = client.history(oid, 1000).map_or(0, |history| history.len());
-        assert_eq!(found, told.min(1000), "object {oid}");
+        assert_eq!(found, committed.min(1000), "object {oid}");
     }
 }
 
-/// No unfinished file is there, and no lock is held, as soon as the last threads of its clients are gone. Nobody sweeps up.
-fn nothing_is_left_in(cache: &Path) {
+/// Waits until a cache has no unfinished file and no held lock. Its clients' last threads may still be ending.
+fn wait_for_clean_cache(cache: &Path) {
     let names = |dir: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(dir).into_iter().flatten();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -161,8 +172,7 @@ fn nothing_is_left_in(cache: &Path) {
         left.extend(names(&cache.join("tmp/partial")));
         left
     };
-    // A test that waits for so long waits for ever.
-    let last = Instant::now() + Duration::from_secs(60);
+    let last = Instant::now() + TEST_TIMEOUT;
     while !left().is_empty() {
         assert!(Instant::now() < last, "{:?} is left", left());
         std::thread::yield_now();

@@ -1,6 +1,6 @@
-//! Numbers that look like chance, and are the same again for the same seed.
+//! Pseudo-random numbers that depend only on a seed.
 
-/// SplitMix64.
+/// A SplitMix64 generator.
 #[derive(Clone, Debug)]
 pub(super) struct Random(u64);
 
@@ -9,7 +9,7 @@ impl Random {
         Random(seed)
     }
 
-    /// Other numbers, for somebody else.
+    /// Returns an independent generator.
     pub(super) fn branch(&self, number: u64) -> Random {
         let mut branch = Random(self.0 ^ number.wrapping_mul(0xd134_2543_de82_ef95));
         Random(branch.next())
@@ -23,7 +23,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Less than `limit`, which is not 0.
+    /// Returns a number below `limit`, which must not be 0.
     pub(super) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }

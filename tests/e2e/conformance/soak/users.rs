@@ -1,5 +1,4 @@
-//! Who is out in the proxy: writers, who note down before what they do, and readers, who believe nothing that is not in
-//! the ledger.
+//! Users of the soak test: writers record each store in the ledger first; readers compare with the ledger.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,43 +9,43 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use blobferry_protocol::{BlobId, Oid, RequestError, Tid};
 use blobferry_session::client::{BlobSource, CallError, VoteError};
 
-use super::ledger::{Fate, Ledger, Thing};
+use super::ledger::{Content, Ledger, Reported};
 use super::random::Random;
 use crate::conformance::transport::{Client, OnProgress, Transaction};
 
-/// What they all share.
+/// State that all users share.
 pub(super) struct Users {
     pub(super) ledger: Ledger,
-    /// Where files are that are stored.
+    /// Directory of the files that are stored.
     pub(super) files: PathBuf,
-    /// Objects that everybody writes to.
+    /// Objects that all writers write to.
     pub(super) shared: Vec<Oid>,
-    /// Counts starts and ends of servers.
-    pub(super) era: AtomicU64,
+    /// Number of starts and stops of the server.
+    pub(super) restarts: AtomicU64,
     pub(super) over: AtomicBool,
-    pub(super) tally: Tally,
+    pub(super) counters: Counters,
 }
 
-/// What they have met with.
+/// Numbers of results and conflicts.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
-    /// How calls have ended, by what was asked for and what came of it.
+pub(super) struct Counters {
+    /// Number of results by call and kind.
     pub(super) ends: Mutex<BTreeMap<(&'static str, String), u64>>,
     pub(super) conflicts: AtomicU64,
-    /// Uploads that went back to where the server was, which was not the beginning.
+    /// Uploads that resumed at the server's offset behind the beginning.
     pub(super) resumed_uploads: AtomicU64,
     pub(super) resumed_downloads: AtomicU64,
     pub(super) stored: AtomicU64,
     pub(super) loaded: AtomicU64,
 }
 
-/// Sizes of blobs: none, inside of the database, a file, and one that takes a while.
+/// Sizes of blobs in bytes: empty, inside the database, in a file, and long enough to be interrupted.
 const SIZES: [usize; 6] = [0, 10 << 10, 10 << 10, 70 << 10, 70 << 10, 3_000_000];
-/// More than any chunk, so that a transfer that is here has not just begun.
-const WELL_ON: u64 = 300_000;
+/// Offset in bytes beyond any first chunk: a transfer at this offset has been under way.
+const RESUMED_BEYOND: u64 = 300_000;
 
 impl Users {
-    /// Commits things as long as the proxy lasts.
+    /// Commits transactions until the test is over.
     pub(super) fn write(&self, client: &dyn Client, mut random: Random) {
         let mut own = vec![client.new_oids(1).unwrap()[0]];
         while !self.over.load(Ordering::Relaxed) {
@@ -63,37 +62,37 @@ impl Users {
     }
 
     fn transact(&self, client: &dyn Client, oids: &[Oid], random: &mut Random) {
-        let era = self.era.load(Ordering::SeqCst);
+        let restarts = self.restarts.load(Ordering::SeqCst);
         let transaction = client.begin();
         let number = self.ledger.begin(transaction.id());
         let ended = self.attempt(transaction, number, oids, random);
-        let same_era = era == self.era.load(Ordering::SeqCst);
-        let fate = ended.unwrap_or_else(|(step, error)| {
+        let same_server = restarts == self.restarts.load(Ordering::SeqCst);
+        let outcome = ended.unwrap_or_else(|(step, error)| {
             self.note(step, &error);
             let lost = matches!(error, CallError::Disconnected { .. } | CallError::NotCommitted { .. });
-            // Only what was voted for, and waited for, must not outlive its connection.
+            // Only a voted transaction may be lost with its connection.
             let expected = matches!(step, "vote" | "finish") && lost;
-            assert!(expected || !same_era, "attempt {number}: {step} ended in {error:?}");
+            assert!(expected || !same_server, "attempt {number}: {step} ended in {error:?}");
             match error {
-                CallError::OutcomeUnknown { .. } => Fate::Unknown,
-                CallError::Disconnected { .. } | CallError::NotCommitted { .. } => Fate::Never,
+                CallError::OutcomeUnknown { .. } => Reported::Unknown,
+                CallError::Disconnected { .. } | CallError::NotCommitted { .. } => Reported::NotCommitted,
                 CallError::Refused(
                     RequestError::Stopping
                     | RequestError::Doomed { .. }
                     | RequestError::Aborted { .. }
                     | RequestError::NoSuchTransaction { .. },
-                ) => Fate::Never,
+                ) => Reported::NotCommitted,
                 error => panic!("attempt {number}: {step} ended in {error:?}"),
             }
         });
-        self.ledger.end(number, fate);
+        self.ledger.end(number, outcome);
     }
 
     fn note(&self, step: &'static str, what: &impl std::fmt::Debug) {
         let text = format!("{what:?}");
         let kind = text.split([' ', '{', '(']).find(|word| !word.is_empty() && *word != "Refused");
         let kind = (step, kind.unwrap_or_default().to_owned());
-        *self.tally.ends.lock().unwrap().entry(kind).or_default() += 1;
+        *self.counters.ends.lock().unwrap().entry(kind).or_default() += 1;
     }
 
     fn attempt(
@@ -102,11 +101,11 @@ impl Users {
         number: usize,
         oids: &[Oid],
         random: &mut Random,
-    ) -> Result<Fate, (&'static str, CallError)> {
+    ) -> Result<Reported, (&'static str, CallError)> {
         self.store_all(&*transaction, number, oids, random).map_err(|error| ("store", error))?;
         match random.below(10) {
             0 => drop(transaction),
-            // Whatever comes of it: it is not committed.
+            // Whatever the abort returns, the transaction is not committed.
             1 => drop(transaction.abort()),
             2..6 => {
                 while let Err(error) = transaction.vote() {
@@ -114,13 +113,13 @@ impl Users {
                 }
                 let tid = transaction.finish().map_err(|error| ("finish", error))?;
                 self.note("finish", &"Ok");
-                return Ok(Fate::Committed(tid));
+                return Ok(Reported::Committed(tid));
             }
             _ => loop {
                 match transaction.commit() {
                     Ok(tid) => {
                         self.note("commit", &"Ok");
-                        return Ok(Fate::Committed(tid));
+                        return Ok(Reported::Committed(tid));
                     }
                     Err(error) => {
                         self.resolve(&*transaction, number, error).map_err(|error| ("commit", error))?
@@ -129,10 +128,10 @@ impl Users {
             },
         }
         self.note("abort", &"Ok");
-        Ok(Fate::Never)
+        Ok(Reported::NotCommitted)
     }
 
-    /// Stores what a transaction is to hold, all at once.
+    /// Stores all objects of a transaction concurrently.
     fn store_all(
         &self,
         transaction: &dyn Transaction,
@@ -159,13 +158,13 @@ impl Users {
         random: &mut Random,
     ) -> Result<(), CallError> {
         let size = (random.below(4) > 0).then(|| *random.one_of(&SIZES));
-        let (base, thing) = (self.ledger.current(oid), self.ledger.put(number, oid, size));
-        let data = thing.record.clone().into_bytes();
+        let (base, content) = (self.ledger.current(oid), self.ledger.put(number, oid, size));
+        let data = content.record.clone().into_bytes();
         if size.is_none() {
             return transaction.store(oid, base, data);
         }
         let path = self.files.join(format!("{number}-{oid}"));
-        let (bytes, how) = (thing.bytes(), random.below(5));
+        let (bytes, how) = (content.bytes(), random.below(5));
         if how > 0 {
             std::fs::write(&path, &bytes).unwrap();
         }
@@ -177,24 +176,24 @@ impl Users {
             _ => {
                 let stored = transaction.store_reader(oid, base, data, File::open(&path).unwrap());
                 std::fs::remove_file(&path).unwrap();
-                return stored.map(|info| self.is_stored(&thing, info.size));
+                return stored.map(|info| self.is_stored(&content, info.size));
             }
         };
         let watched = Watched::default();
         let stored = transaction.store_blob_with(oid, base, data, source, watched.watch());
-        watched.count(&self.tally.resumed_uploads);
+        watched.count(&self.counters.resumed_uploads);
         if path.exists() {
             std::fs::remove_file(&path).unwrap();
         }
-        stored.map(|info| self.is_stored(&thing, info.size))
+        stored.map(|info| self.is_stored(&content, info.size))
     }
 
-    fn is_stored(&self, thing: &Thing, size: u64) {
-        assert_eq!(thing.size, Some(usize::try_from(size).unwrap()));
-        self.tally.stored.fetch_add(size, Ordering::Relaxed);
+    fn is_stored(&self, content: &Content, size: u64) {
+        assert_eq!(content.size, Some(usize::try_from(size).unwrap()));
+        self.counters.stored.fetch_add(size, Ordering::Relaxed);
     }
 
-    /// Stores anew what others were faster with; every other error is one.
+    /// Stores conflicting objects again; returns every other error.
     fn resolve(
         &self,
         transaction: &dyn Transaction,
@@ -205,18 +204,18 @@ impl Users {
             VoteError::Conflict(conflicts) => conflicts,
             VoteError::Call(error) => return Err(error),
         };
-        self.tally.conflicts.fetch_add(1, Ordering::Relaxed);
+        self.counters.conflicts.fetch_add(1, Ordering::Relaxed);
         for conflict in conflicts {
-            let thing = self.ledger.put(number, conflict.oid, None);
-            transaction.store(conflict.oid, conflict.committed, thing.record.into_bytes())?;
+            let content = self.ledger.put(number, conflict.oid, None);
+            transaction.store(conflict.oid, conflict.committed, content.record.into_bytes())?;
         }
         Ok(())
     }
 
-    /// Reads as long as the proxy lasts. Nothing that reads may ever fail.
+    /// Reads until the test is over. No read may fail.
     pub(super) fn read(&self, client: &dyn Client, mut random: Random) {
         while !self.over.load(Ordering::Relaxed) {
-            let Some((blob, thing)) = self.ledger.any(&mut random) else {
+            let Some((blob, content)) = self.ledger.any(&mut random) else {
                 std::thread::yield_now();
                 continue;
             };
@@ -224,8 +223,8 @@ impl Users {
                 0 => self.read_current(client, blob.oid),
                 1 => self.read_history(client, blob.oid),
                 2 => self.ledger.check(blob.oid, &client.load_serial(blob.oid, blob.tid).unwrap()),
-                3 if thing.size.is_some() => self.read_range(client, blob, &thing, &mut random),
-                _ if thing.size.is_some() => self.read_blob(client, blob, &thing),
+                3 if content.size.is_some() => self.read_range(client, blob, &content, &mut random),
+                _ if content.size.is_some() => self.read_blob(client, blob, &content),
                 _ => {}
             }
             self.note("read", &"Ok");
@@ -247,26 +246,26 @@ impl Users {
         assert_eq!(missing, None);
     }
 
-    fn read_blob(&self, client: &dyn Client, blob: BlobId, thing: &Thing) {
+    fn read_blob(&self, client: &dyn Client, blob: BlobId, content: &Content) {
         let watched = Watched::default();
         let cached = client.load_blob_with(blob, watched.watch()).unwrap();
-        watched.count(&self.tally.resumed_downloads);
-        assert!(std::fs::read(cached.path()).unwrap() == thing.bytes(), "{blob:?} is not {thing:?}");
-        self.tally.loaded.fetch_add(cached.size(), Ordering::Relaxed);
+        watched.count(&self.counters.resumed_downloads);
+        assert!(std::fs::read(cached.path()).unwrap() == content.bytes(), "{blob:?} is not {content:?}");
+        self.counters.loaded.fetch_add(cached.size(), Ordering::Relaxed);
     }
 
-    fn read_range(&self, client: &dyn Client, blob: BlobId, thing: &Thing, random: &mut Random) {
-        let size = thing.size.unwrap_or(0) as u64;
+    fn read_range(&self, client: &dyn Client, blob: BlobId, content: &Content, random: &mut Random) {
+        let size = content.size.unwrap_or(0) as u64;
         let from = random.below(size + 1);
         let upto = from + random.below(size - from + 100);
         let range = usize::try_from(from).unwrap()..usize::try_from(upto.min(size)).unwrap();
         let bytes = client.load_range(blob, from..upto).unwrap();
-        assert!(bytes == thing.bytes()[range], "{from}..{upto} of {blob:?} is not {thing:?}");
-        self.tally.loaded.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        assert!(bytes == content.bytes()[range], "{from}..{upto} of {blob:?} is not {content:?}");
+        self.counters.loaded.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
 }
 
-/// How far a transfer got, and where it went on.
+/// Progress of a transfer, and whether it resumed behind [`RESUMED_BEYOND`].
 #[derive(Default)]
 struct Watched(std::sync::Arc<Mutex<(u64, bool)>>);
 
@@ -275,7 +274,7 @@ impl Watched {
         let watched = self.0.clone();
         Box::new(move |progress| {
             let (done, resumed) = &mut *watched.lock().unwrap();
-            *resumed |= progress.done <= *done && progress.done > WELL_ON;
+            *resumed |= progress.done <= *done && progress.done > RESUMED_BEYOND;
             *done = progress.done;
         })
     }
