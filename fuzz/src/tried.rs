@@ -12,7 +12,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use blobferry_protocol::connection::Connection;
-use blobferry_protocol::testing::Side;
+use blobferry_protocol::connection::Side;
 use blobferry_protocol::wire;
 use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{
@@ -141,7 +141,7 @@ where
     /// Takes the events that wait.
     pub(crate) fn events(&mut self, event: &mut impl FnMut(&mut Tried<S>, S::Event)) {
         while let Some(happened) = self.machine.poll_event() {
-            match S::transfer(&happened) {
+            match S::transfer_event(&happened) {
                 Some(&TransferEvent::Started { transfer, from, end, size, .. }) => {
                     assert!(from <= end && end <= size);
                     let before = self.sinks.insert(transfer, Sink { moved: from, stored: from });

@@ -7,7 +7,7 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::connection::{Connection, Expect, Half, Slice};
+use crate::connection::{Connection, Expect, Side, Slice};
 use crate::error::{PeerError, UsageError};
 use crate::message::RequestError;
 use crate::time::Time;
@@ -20,8 +20,8 @@ use crate::time::Time;
 ///
 /// If `read` appends nothing and does not fail, that is where it ends: the slice is given back, and its bytes are for
 /// the caller to move, right behind what is in `out`.
-pub fn transmit<H: Half>(
-    connection: &mut Connection<H>,
+pub fn transmit<S: Side>(
+    connection: &mut Connection<S>,
     now: Time,
     out: &mut Vec<u8>,
     enough: usize,
@@ -58,13 +58,13 @@ fn wrong_length(slice: Slice) -> RequestError {
 ///
 /// # Errors
 /// The rule that the peer broke. The connection is dead; events before that were handed out.
-pub fn receive<H: Half, S>(
-    connection: &mut Connection<H>,
+pub fn receive<S: Side, State>(
+    connection: &mut Connection<S>,
     now: Time,
     bytes: &[u8],
-    state: &mut S,
-    mut event: impl FnMut(&mut S, &mut Connection<H>, H::Event),
-    mut payload: impl FnMut(&mut S, Slice, Range<usize>),
+    state: &mut State,
+    mut event: impl FnMut(&mut State, &mut Connection<S>, S::Event),
+    mut payload: impl FnMut(&mut State, Slice, Range<usize>),
 ) -> Result<(), PeerError> {
     let mut at = 0;
     while at < bytes.len() {

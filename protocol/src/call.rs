@@ -1,7 +1,7 @@
 //! Requests in flight, as both halves remember them: which transaction they belong to, and what answer fits.
 
+use crate::ids::TxnId;
 use crate::message::{Reply, Request};
-use crate::words::TxnId;
 
 /// What is remembered of a request until it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,11 +67,6 @@ impl Call {
             Request::Status => Call::Status,
             Request::Pack { .. } => Call::Pack,
         }
-    }
-
-    /// See [`Request::ends`].
-    pub(crate) fn ends(self) -> bool {
-        matches!(self, Call::Vote(_) | Call::Finish(_) | Call::Commit(_) | Call::Abort(_) | Call::Outcome)
     }
 
     /// Is this an answer to it? An error always is.

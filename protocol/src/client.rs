@@ -6,16 +6,15 @@ use core::ops::Range;
 
 use crate::call::{Call, Pending};
 use crate::connection;
-use crate::connection::sealed::{Events, Sealed};
-use crate::connection::{Accept, Config, Half, Link, TransferEvent, name_of};
+use crate::connection::{Accept, Config, Events, Link, Sealed, Side, TransferEvent};
 use crate::error::{PeerError, UsageError};
+use crate::ids::{Digest, Oid, RequestId, Tid, TransferId, TxnId};
 use crate::message::{
     Hello, MAGIC, Message, Phase, Refusal, Reply, Request, RequestError, VERSIONS, Welcome,
 };
 use crate::planted::{Bug, planted};
 use crate::time::Time;
 use crate::wire;
-use crate::words::{Digest, Oid, RequestId, Tid, TransferId, TxnId};
 
 /// A client's connection. Beside what [`connection::Connection`] offers: [`request`](Connection::request) and
 /// [`upload`](Connection::upload).
@@ -64,7 +63,13 @@ struct Txn {
     phase: Phase,
 }
 
-impl Half for Client {}
+impl Side for Client {
+    type Event = Event;
+
+    fn transfer_event(event: &Event) -> Option<&TransferEvent> {
+        if let Event::Transfer(event) = event { Some(event) } else { None }
+    }
+}
 
 impl From<TransferEvent> for Event {
     fn from(event: TransferEvent) -> Event {
@@ -77,8 +82,8 @@ impl connection::Connection<Client> {
     /// most 2,048 bytes, the rest is cut off.
     #[must_use]
     pub fn new(now: Time, config: Config, credentials: &[u8]) -> Connection {
-        let half = Client { last_request: 0, requests: BTreeMap::new(), transactions: BTreeMap::new() };
-        let mut connection = Connection::with_half(now, config, half);
+        let side = Client { last_request: 0, requests: BTreeMap::new(), transactions: BTreeMap::new() };
+        let mut connection = Connection::with_side(now, config, side);
         connection.link.queue_small(&Message::Hello(Hello {
             magic: MAGIC,
             version_min: VERSIONS.0,
@@ -94,21 +99,21 @@ impl connection::Connection<Client> {
     #[must_use]
     pub fn after(now: Time, config: Config, credentials: &[u8], last: RequestId) -> Connection {
         let mut connection = Connection::new(now, config, credentials);
-        connection.half.last_request = last.0;
+        connection.side.last_request = last.0;
         connection
     }
 
     /// The last request that was made; 0 before the first.
     #[must_use]
     pub fn last_request(&self) -> RequestId {
-        RequestId(self.half.last_request)
+        RequestId(self.side.last_request)
     }
 
     /// Downloads whose end has not come yet, wanted or not. There are never more than this side has announced transfers.
     #[must_use]
     pub fn downloads(&self) -> usize {
         let is_download = |pending: &&Pending| matches!(pending.call, Call::SendBlob { .. });
-        self.half.requests.values().filter(is_download).count()
+        self.side.requests.values().filter(is_download).count()
     }
 
     /// Uploads whose end was not sent yet. There are never more than the server has announced transfers.
@@ -173,9 +178,9 @@ impl connection::Connection<Client> {
 
     fn send_request(&mut self, request: Request) -> Result<RequestId, UsageError> {
         self.link.usable()?;
-        let call = Call::of(&request);
+        let (call, ends) = (Call::of(&request), request.ends());
         let limits = self.link.peer;
-        if self.half.requests.len() >= limits.requests as usize {
+        if self.side.requests.len() >= limits.requests as usize {
             return Err(UsageError::Limit { what: "requests", limit: u64::from(limits.requests) });
         }
         if let Call::SendBlob { .. } = call {
@@ -184,23 +189,23 @@ impl connection::Connection<Client> {
                 return Err(UsageError::Limit { what: "transfers", limit: u64::from(limit) });
             }
         }
-        if self.link.closing && !call.ends() {
+        if self.link.closing && !ends {
             return Err(UsageError::Closing);
         }
-        let step = self.half.next_phase(&request, limits.transactions)?;
-        let again = planted(Bug::ReuseTransferId) && self.half.last_request % 16 == 15;
-        let id = RequestId(self.half.last_request + u64::from(!again));
+        let step = self.side.next_phase(&request, limits.transactions)?;
+        let again = planted(Bug::ReuseTransferId) && self.side.last_request % 16 == 15;
+        let id = RequestId(self.side.last_request + u64::from(!again));
         // What ends a transaction is short, and must not wait for those that go on with theirs.
         let message = Message::Request { id, request };
-        if call.ends() {
+        if ends {
             self.link.queue(&message)?
         } else {
             self.link.queue_if_room(&message)?
         }
-        self.half.last_request = id.0;
-        self.half.requests.insert(id, call.into());
+        self.side.last_request = id.0;
+        self.side.requests.insert(id, call.into());
         if let Some((txn, phase)) = step {
-            self.half.enter(txn, id, phase);
+            self.side.enter(txn, id, phase);
         }
         if let Call::Abort(txn) = call {
             self.abort_uploads(txn);
@@ -210,7 +215,7 @@ impl connection::Connection<Client> {
 
     /// A transaction that is given up takes its uploads with it.
     fn abort_uploads(&mut self, txn: TxnId) {
-        let of_txn = self.half.requests.iter_mut().filter(|(_, pending)| pending.call == Call::Put(txn));
+        let of_txn = self.side.requests.iter_mut().filter(|(_, pending)| pending.call == Call::Put(txn));
         for (id, pending) in of_txn {
             pending.aborted |= self.link.abort_blob((*id).into(), RequestError::Cancelled);
         }
@@ -222,7 +227,7 @@ impl connection::Connection<Client> {
     /// A request that does not wait for an answer.
     pub fn cancel(&mut self, id: RequestId) -> Result<(), UsageError> {
         self.link.usable()?;
-        let pending = self.half.requests.get_mut(&id).ok_or(UsageError::NoSuchRequest(id))?;
+        let pending = self.side.requests.get_mut(&id).ok_or(UsageError::NoSuchRequest(id))?;
         if !pending.cancelled {
             pending.cancelled = true;
             give_up(&mut self.link, id, pending, RequestError::Cancelled);
@@ -233,25 +238,7 @@ impl connection::Connection<Client> {
     /// The phase of a transaction that is open here.
     #[must_use]
     pub fn phase(&self, txn: TxnId) -> Option<Phase> {
-        self.half.transactions.get(&txn).map(|txn| txn.phase)
-    }
-
-    /// Requests that wait for their answer.
-    #[must_use]
-    pub fn requests_in_flight(&self) -> usize {
-        self.half.requests.len()
-    }
-
-    /// After a goodbye from either side: is everything that was under way at its end, so that the socket can be
-    /// closed? A transaction that was voted for is under way; one that is only open is not.
-    #[must_use]
-    pub fn is_finished(&self) -> bool {
-        let voted = self.half.transactions.values().any(|txn| txn.phase == Phase::Voted);
-        self.link.closing
-            && !voted
-            && self.half.requests.is_empty()
-            && self.backlog() == 0
-            && self.link.outgoing.len() == 0
+        self.side.transactions.get(&txn).map(|txn| txn.phase)
     }
 }
 
@@ -326,7 +313,6 @@ impl Client {
 }
 
 impl Sealed for Client {
-    type Event = Event;
     const LONG: &'static [u8] = wire::LONG_TO_CLIENTS;
 
     fn message(
@@ -360,7 +346,7 @@ impl Sealed for Client {
                 }
                 Ok(())
             }
-            message => Err(PeerError::Unexpected { message: name_of(&message) }),
+            message => Err(PeerError::Unexpected { message: message.name() }),
         }
     }
 
@@ -422,6 +408,14 @@ impl Sealed for Client {
         if let Some(pending) = self.requests.get_mut(&transfer.into()) {
             pending.aborted = true;
         }
+    }
+
+    fn requests_in_flight(&self) -> usize {
+        self.requests.len()
+    }
+
+    fn has_voted(&self) -> bool {
+        self.transactions.values().any(|txn| txn.phase == Phase::Voted)
     }
 }
 

@@ -2,10 +2,10 @@
 
 use core::time::Duration;
 
+use crate::ids::{RequestId, TransferId, TxnId};
 use crate::limits::Limits;
 use crate::message::{Phase, Refusal};
 use crate::wire::DecodeError;
-use crate::words::{RequestId, TransferId, TxnId};
 
 /// The peer broke a rule of the protocol, or is gone. The connection is dead: close the socket.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

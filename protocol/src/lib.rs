@@ -8,7 +8,7 @@
 //! # Two machines
 //!
 //! [`client::Connection`] asks and stores, [`server::Connection`] answers. Both are the same
-//! [`connection::Connection`] with another [half](connection::Half) of the conversation. Here they talk through two
+//! [`connection::Connection`] with another [half](connection::Side) of the conversation. Here they talk through two
 //! vectors, with [`buffered`] doing the inner loops: a transaction that stores a blob, then the blob is loaded.
 //!
 //! ```
@@ -295,6 +295,7 @@ mod call;
 pub mod client;
 pub mod connection;
 mod error;
+mod ids;
 mod limits;
 mod message;
 #[doc(hidden)]
@@ -304,11 +305,10 @@ pub mod server;
 pub mod testing;
 mod time;
 pub mod wire;
-mod words;
 
 pub use connection::{Config, Expect, Slice, TransferEvent, Transmit};
 pub use error::{PeerError, UsageError};
+pub use ids::*;
 pub use limits::Limits;
 pub use message::*;
 pub use time::Time;
-pub use words::*;

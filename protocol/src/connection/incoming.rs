@@ -20,13 +20,13 @@
 use alloc::collections::BTreeMap;
 use alloc::collections::BTreeSet;
 
-use crate::connection::Slice;
 use crate::connection::progress::Progress;
+use crate::connection::transfer::Slice;
 use crate::error::{PeerError, UsageError};
+use crate::ids::TransferId;
 use crate::limits::Limits;
 use crate::message::Message;
 use crate::planted::{Bug, planted};
-use crate::words::TransferId;
 
 /// Does anybody want the bytes of a transfer?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

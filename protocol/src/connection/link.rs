@@ -2,16 +2,17 @@
 
 use alloc::vec::Vec;
 
+use crate::connection::config::Config;
 use crate::connection::incoming::Incoming;
 use crate::connection::liveness::{Due, Liveness};
 use crate::connection::outgoing::Outgoing;
 use crate::connection::receive::Receive;
-use crate::connection::{Config, Transmit};
+use crate::connection::transfer::Transmit;
 use crate::error::{PeerError, UsageError};
+use crate::ids::TransferId;
 use crate::limits::Limits;
 use crate::message::{Deadline, Message, RequestError};
 use crate::time::Time;
-use crate::words::TransferId;
 
 /// Pongs that may wait for one write. A peer that pings faster than it reads is not asking, it is flooding.
 const PONGS: u32 = 64;
@@ -130,7 +131,7 @@ impl Link {
         Ok(())
     }
 
-    /// Puts a message behind those that wait, unless much waits already: for what can as well be said later. Half of
+    /// Puts a message behind those that wait, unless much waits already: for what can as well be said later. Side of
     /// the queue is left to messages that can not.
     pub(crate) fn queue_if_room(&mut self, message: &Message) -> Result<(), UsageError> {
         let room = self.config.limits.control_queue / 2;

@@ -1,6 +1,6 @@
 //! Is the peer still there? Deadlines for the handshake and for silence, and the ping between them.
 
-use crate::connection::Config;
+use crate::connection::config::Config;
 use crate::time::Time;
 
 #[derive(Debug)]

@@ -1,86 +1,33 @@
 //! One connection: what both halves share.
 //!
-//! [`Connection`] is generic over its [`Half`]: [`client::Connection`](crate::client::Connection) and
+//! [`Connection`] is generic over its [`Side`]: [`client::Connection`](crate::client::Connection) and
 //! [`server::Connection`](crate::server::Connection) are the two there are. Everything on this page is the same for
 //! both; what only one of them can do stands in its own module.
 
+mod config;
 mod incoming;
 mod link;
 mod liveness;
 mod outgoing;
 mod progress;
 mod receive;
-mod terms;
+mod side;
+mod transfer;
 
 use alloc::vec::Vec;
 
 use crate::error::{PeerError, UsageError};
+use crate::ids::{Digest, TransferId};
 use crate::limits::Limits;
 use crate::message::{Message, RequestError};
 use crate::time::Time;
-use crate::words::{Digest, TransferId};
 
+pub use config::Config;
 pub(crate) use incoming::Accept;
 pub(crate) use link::Link;
-pub(crate) use outgoing::name_of;
-pub use terms::{Config, Expect, Slice, TransferEvent, Transmit};
-
-/// The half of the conversation that a connection holds. There are two; nobody else can add one.
-pub trait Half: sealed::Sealed {}
-
-pub(crate) mod sealed {
-    use crate::connection::{Accept, Link, Message, PeerError, RequestError, TransferEvent, TransferId};
-
-    /// What a half adds to the core. All decisions about who may say what, and when, are behind these.
-    pub trait Sealed: Sized {
-        /// What this half tells its caller.
-        type Event: From<TransferEvent> + core::fmt::Debug;
-
-        /// The kinds of message to this half that may be long, by their numbers.
-        const LONG: &'static [u8];
-
-        /// A message that is not the core's own.
-        fn message(
-            &mut self,
-            link: &mut Link,
-            events: &mut Events<Self>,
-            message: Message,
-        ) -> Result<(), PeerError>;
-
-        /// May this transfer begin, and does anybody want it?
-        fn transfer_starts(
-            &mut self,
-            transfer: TransferId,
-            from: u64,
-            end: u64,
-            size: u64,
-        ) -> Result<Accept, PeerError>;
-
-        /// A transfer towards this side has ended. `wanted`: somebody has a sink for it.
-        fn transfer_ends(
-            &mut self,
-            link: &mut Link,
-            events: &mut Events<Self>,
-            event: TransferEvent,
-            wanted: bool,
-        );
-
-        /// A transfer in either direction has got nowhere for too long: it is given up, whatever the peer says.
-        fn transfer_stalls(
-            &mut self,
-            link: &mut Link,
-            events: &mut Events<Self>,
-            transfer: TransferId,
-            reason: RequestError,
-        );
-
-        /// The caller has given up the sending of this blob.
-        fn sending_aborted(&mut self, transfer: TransferId);
-    }
-
-    /// Events that wait for the caller.
-    pub(crate) type Events<H> = alloc::collections::VecDeque<<H as Sealed>::Event>;
-}
+pub use side::Side;
+pub(crate) use side::{Events, Sealed};
+pub use transfer::{Expect, Slice, TransferEvent, Transmit};
 
 /// A connection's machine: bytes and calls in, bytes and events out. It knows no socket, no file and no clock.
 ///
@@ -99,15 +46,15 @@ pub(crate) mod sealed {
 ///
 /// After a [`PeerError`] the connection is dead: every call says so, and nothing is sent any more.
 #[derive(Debug)]
-pub struct Connection<H: Half> {
+pub struct Connection<S: Side> {
     pub(crate) link: Link,
-    pub(crate) half: H,
-    pub(crate) events: sealed::Events<H>,
+    pub(crate) side: S,
+    pub(crate) events: Events<S>,
 }
 
-impl<H: Half> Connection<H> {
-    pub(crate) fn with_half(now: Time, config: Config, half: H) -> Connection<H> {
-        Connection { link: Link::new(now, config), half, events: alloc::collections::VecDeque::new() }
+impl<S: Side> Connection<S> {
+    pub(crate) fn with_side(now: Time, config: Config, side: S) -> Connection<S> {
+        Connection { link: Link::new(now, config), side, events: alloc::collections::VecDeque::new() }
     }
 
     /// Appends what is to be sent next to `head`: all control messages that wait, then the head of one chunk whose
@@ -136,7 +83,7 @@ impl<H: Half> Connection<H> {
         let mut rest = bytes;
         while !rest.is_empty() {
             let max = self.link.max_frame();
-            let step = self.link.receive.take(rest, max, H::LONG).and_then(|(used, message)| {
+            let step = self.link.receive.take(rest, max, S::LONG).and_then(|(used, message)| {
                 rest = rest.get(used..).unwrap_or_default();
                 match message {
                     Some(message) => self.dispatch(message),
@@ -157,7 +104,7 @@ impl<H: Half> Connection<H> {
         let link = &mut self.link;
         if !link.connected && !matches!(message, Message::Hello(_) | Message::Welcome(_) | Message::Refuse(_))
         {
-            return Err(PeerError::Unexpected { message: name_of(&message) });
+            return Err(PeerError::Unexpected { message: message.name() });
         }
         match message {
             Message::Ping { nonce } => link.pong(nonce),
@@ -168,7 +115,7 @@ impl<H: Half> Connection<H> {
                 if from > end || end > size {
                     return Err(PeerError::BadTransfer { transfer, what: "its range is not in the blob" });
                 }
-                let accept = self.half.transfer_starts(transfer, from, end, size)?;
+                let accept = self.side.transfer_starts(transfer, from, end, size)?;
                 link.incoming.start(transfer, from, end, accept, link.config.limits)?;
                 if accept == Accept::Take {
                     let event = TransferEvent::Started { transfer, from, end, size, digest };
@@ -184,18 +131,18 @@ impl<H: Half> Connection<H> {
             Message::BlobStop { transfer, digest } => {
                 let wanted = link.incoming.stop(transfer)?;
                 let event = TransferEvent::Stopped { transfer, digest };
-                self.half.transfer_ends(link, &mut self.events, event, wanted);
+                self.side.transfer_ends(link, &mut self.events, event, wanted);
                 link.grant();
                 Ok(())
             }
             Message::BlobAbort { transfer, reason } => {
                 let wanted = link.incoming.abort(transfer)?;
                 let event = TransferEvent::Aborted { transfer, reason };
-                self.half.transfer_ends(link, &mut self.events, event, wanted);
+                self.side.transfer_ends(link, &mut self.events, event, wanted);
                 link.grant();
                 Ok(())
             }
-            message => self.half.message(link, &mut self.events, message),
+            message => self.side.message(link, &mut self.events, message),
         }
     }
 
@@ -245,11 +192,11 @@ impl<H: Half> Connection<H> {
     }
 
     /// The next thing that the caller has to know.
-    pub fn poll_event(&mut self) -> Option<H::Event> {
+    pub fn poll_event(&mut self) -> Option<S::Event> {
         let event = self.events.pop_front();
         if event.is_none() {
             // A burst's memory is not kept by a connection that falls silent.
-            self.events = sealed::Events::<H>::new();
+            self.events = Events::<S>::new();
         }
         event
     }
@@ -269,7 +216,7 @@ impl<H: Half> Connection<H> {
         self.link.handle_timeout(now)?;
         for transfer in self.link.stalled() {
             let reason = self.link.stalled_reason();
-            self.half.transfer_stalls(&mut self.link, &mut self.events, transfer, reason);
+            self.side.transfer_stalls(&mut self.link, &mut self.events, transfer, reason);
         }
         self.link.alive()
     }
@@ -291,7 +238,7 @@ impl<H: Half> Connection<H> {
     pub fn abort_blob(&mut self, transfer: TransferId, reason: RequestError) -> Result<(), UsageError> {
         self.link.usable()?;
         if self.link.abort_blob(transfer, reason) {
-            self.half.sending_aborted(transfer);
+            self.side.sending_aborted(transfer);
             Ok(())
         } else {
             Err(UsageError::NoSuchTransfer(transfer))
@@ -310,6 +257,25 @@ impl<H: Half> Connection<H> {
             self.link.queue_small(&Message::Goodbye);
         }
         Ok(())
+    }
+
+    /// Returns the number of requests without an answer.
+    #[must_use]
+    pub fn requests_in_flight(&self) -> usize {
+        self.side.requests_in_flight()
+    }
+
+    /// Returns true if a side has said goodbye, or the server has refused the client, and everything under way has
+    /// ended: the caller can close the socket.
+    ///
+    /// A transaction that is voted is under way; one that is only open is not.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.link.closing
+            && !self.side.has_voted()
+            && self.requests_in_flight() == 0
+            && self.backlog() == 0
+            && self.link.outgoing.len() == 0
     }
 
     /// Is the handshake done?

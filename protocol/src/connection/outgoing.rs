@@ -4,12 +4,12 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use crate::connection::progress::Progress;
-use crate::connection::{Slice, Transmit};
+use crate::connection::transfer::{Slice, Transmit};
 use crate::error::{PeerError, UsageError};
+use crate::ids::{Digest, TransferId};
 use crate::limits::Limits;
 use crate::message::Message;
 use crate::wire;
-use crate::words::{Digest, TransferId};
 
 #[derive(Debug)]
 struct Transfer {
@@ -187,27 +187,5 @@ impl Outgoing {
             }
         }
         None
-    }
-}
-
-/// The kind of a message, for errors.
-pub(crate) fn name_of(message: &Message) -> &'static str {
-    match message {
-        Message::Hello(_) => "Hello",
-        Message::Welcome(_) => "Welcome",
-        Message::Refuse(_) => "Refuse",
-        Message::Request { .. } => "Request",
-        Message::Reply { .. } => "Reply",
-        Message::Invalidate { .. } => "Invalidate",
-        Message::BlobStart { .. } => "BlobStart",
-        Message::BlobChunk { .. } => "BlobChunk",
-        Message::BlobStop { .. } => "BlobStop",
-        Message::BlobAbort { .. } => "BlobAbort",
-        Message::Credit { .. } => "Credit",
-        Message::ConnectionCredit { .. } => "ConnectionCredit",
-        Message::Cancel { .. } => "Cancel",
-        Message::Ping { .. } => "Ping",
-        Message::Pong { .. } => "Pong",
-        Message::Goodbye => "Goodbye",
     }
 }

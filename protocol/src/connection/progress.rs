@@ -8,8 +8,8 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use crate::ids::TransferId;
 use crate::time::Time;
-use crate::words::TransferId;
 
 /// Who notices a deadline later than this, and later again than it is long, was asleep: what has arrived meanwhile was
 /// not looked at yet.

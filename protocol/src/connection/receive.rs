@@ -4,7 +4,7 @@
 
 use alloc::vec::Vec;
 
-use crate::connection::{Expect, Slice};
+use crate::connection::transfer::{Expect, Slice};
 use crate::error::{PeerError, UsageError};
 use crate::limits::Limits;
 use crate::message::Message;

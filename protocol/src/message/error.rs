@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::words::{BlobId, Oid, Tid, TxnId};
+use crate::ids::{BlobId, Oid, Tid, TxnId};
 
 /// Why a request was not done, or a transfer given up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]

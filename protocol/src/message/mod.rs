@@ -4,6 +4,7 @@
 //! [`Message`]; which half may send which message, and when, is decided in [`client`](crate::client),
 //! [`server`](crate::server) and [`connection`](crate::connection), never here.
 
+mod bounded;
 mod error;
 mod reply;
 mod request;
@@ -12,9 +13,8 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::{Digest, Oid, RequestId, Tid, TransferId};
 use crate::limits::Limits;
-use crate::wire::bounded;
-use crate::words::{Digest, Oid, RequestId, Tid, TransferId};
 
 pub use error::{Deadline, Phase, RequestError};
 pub use reply::{BlobInfo, Conflict, HistoryEntry, Outcome, Packed, Reply, Revision, Unfinished};
@@ -125,6 +125,30 @@ pub enum Message {
     },
     /// Either: no new requests from now on; what is under way is finished, then the connection is closed.
     Goodbye,
+}
+
+impl Message {
+    /// Returns the name of this kind of message, for errors.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Message::Hello(_) => "Hello",
+            Message::Welcome(_) => "Welcome",
+            Message::Refuse(_) => "Refuse",
+            Message::Request { .. } => "Request",
+            Message::Reply { .. } => "Reply",
+            Message::Invalidate { .. } => "Invalidate",
+            Message::BlobStart { .. } => "BlobStart",
+            Message::BlobChunk { .. } => "BlobChunk",
+            Message::BlobStop { .. } => "BlobStop",
+            Message::BlobAbort { .. } => "BlobAbort",
+            Message::Credit { .. } => "Credit",
+            Message::ConnectionCredit { .. } => "ConnectionCredit",
+            Message::Cancel { .. } => "Cancel",
+            Message::Ping { .. } => "Ping",
+            Message::Pong { .. } => "Pong",
+            Message::Goodbye => "Goodbye",
+        }
+    }
 }
 
 /// The client's half of the handshake.

@@ -5,9 +5,9 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::message::TxnMeta;
-use crate::wire::bounded;
-use crate::words::{Digest, Oid, RequestId, Tid};
+use crate::ids::{Digest, Oid, RequestId, Tid};
+use crate::message::bounded;
+use crate::message::request::TxnMeta;
 
 /// What a server answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,10 +5,9 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::call::Call;
+use crate::ids::{BlobId, Digest, Oid, Tid, TxnId};
 #[cfg(doc)]
-use crate::message::{Message, Reply};
-use crate::words::{BlobId, Digest, Oid, Tid, TxnId};
+use crate::{Message, Reply};
 
 /// What a client can ask for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,6 +197,13 @@ impl Request {
     /// Does it bring a transaction nearer to its end? Those are asked and answered even after a goodbye.
     #[must_use]
     pub fn ends(&self) -> bool {
-        Call::of(self).ends()
+        matches!(
+            self,
+            Request::Vote { .. }
+                | Request::Finish { .. }
+                | Request::Commit { .. }
+                | Request::Abort { .. }
+                | Request::Outcome { .. }
+        )
     }
 }

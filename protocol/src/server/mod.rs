@@ -1,7 +1,7 @@
 //! The server's half of a connection: it answers. It knows the phases of every transaction on its connection, so
 //! that what is behind it hears only what makes sense.
 
-mod half;
+mod side;
 mod transactions;
 
 use alloc::collections::BTreeMap;
@@ -10,12 +10,12 @@ use core::ops::Range;
 
 use crate::call::{Call, Pending};
 use crate::connection;
-use crate::connection::{Config, Half, TransferEvent};
+use crate::connection::{Config, Side, TransferEvent};
 use crate::error::UsageError;
+use crate::ids::{Digest, Oid, RequestId, Tid, TransferId, TxnId};
 use crate::limits::Limits;
 use crate::message::{Message, Phase, Refusal, Reply, Request, RequestError, Welcome};
 use crate::time::Time;
-use crate::words::{Digest, Oid, RequestId, Tid, TransferId, TxnId};
 use transactions::Transactions;
 
 /// A server's connection. Beside what [`connection::Connection`] offers: [`welcome`](Connection::welcome),
@@ -90,7 +90,13 @@ struct Upload {
     answered: bool,
 }
 
-impl Half for Server {}
+impl Side for Server {
+    type Event = Event;
+
+    fn transfer_event(event: &Event) -> Option<&TransferEvent> {
+        if let Event::Transfer(event) = event { Some(event) } else { None }
+    }
+}
 
 impl From<TransferEvent> for Event {
     fn from(event: TransferEvent) -> Event {
@@ -102,7 +108,7 @@ impl connection::Connection<Server> {
     /// A connection that waits for a client's hello.
     #[must_use]
     pub fn new(now: Time, config: Config) -> Connection {
-        Connection::with_half(now, config, Server::default())
+        Connection::with_side(now, config, Server::default())
     }
 
     /// Accepts the client that said hello.
@@ -123,7 +129,7 @@ impl connection::Connection<Server> {
     /// Nobody said hello, or the handshake is done.
     pub fn refuse(&mut self, refusal: Refusal) -> Result<(), UsageError> {
         self.greeted()?;
-        self.half.greeting = None;
+        self.side.greeting = None;
         self.link.closing = true;
         self.link.queue_small(&Message::Refuse(refusal));
         Ok(())
@@ -134,7 +140,7 @@ impl connection::Connection<Server> {
             return Err(UsageError::Connected);
         }
         self.link.alive().map_err(UsageError::Dead)?;
-        self.half.greeting.ok_or(UsageError::NotConnected)
+        self.side.greeting.ok_or(UsageError::NotConnected)
     }
 
     /// Answers a request.
@@ -146,13 +152,13 @@ impl connection::Connection<Server> {
     /// aborted), or an answer of another kind.
     pub fn reply(&mut self, id: RequestId, result: Result<Reply, RequestError>) -> Result<(), UsageError> {
         self.link.usable()?;
-        let call = self.half.requests.get(&id).ok_or(UsageError::NoSuchRequest(id))?.call;
-        let complete = !self.half.uploads.contains_key(&id.into());
+        let call = self.side.requests.get(&id).ok_or(UsageError::NoSuchRequest(id))?.call;
+        let complete = !self.side.uploads.contains_key(&id.into());
         let wrong = result.as_ref().is_ok_and(|reply| !call.fits(reply) || !complete);
-        if wrong || self.half.transactions.holds(id) {
+        if wrong || self.side.transactions.holds(id) {
             return Err(UsageError::WrongReply(id));
         }
-        self.half.answer(&mut self.link, &mut self.events, id, result);
+        self.side.answer(&mut self.link, &mut self.events, id, result);
         Ok(())
     }
 
@@ -169,7 +175,7 @@ impl connection::Connection<Server> {
         digest: Digest,
     ) -> Result<Range<u64>, UsageError> {
         self.link.usable()?;
-        let request = self.half.requests.get(&transfer.into());
+        let request = self.side.requests.get(&transfer.into());
         let Some(&Pending { call: Call::SendBlob { from, upto }, cancelled, .. }) = request else {
             return Err(UsageError::NoSuchTransfer(transfer));
         };
@@ -183,10 +189,10 @@ impl connection::Connection<Server> {
         }
         self.link.queue_small(&Message::BlobStart { transfer, from, end, size, digest: Some(digest) });
         self.link.outgoing.start(transfer, from, end, Some(digest));
-        self.half.requests.remove(&transfer.into());
+        self.side.requests.remove(&transfer.into());
         if cancelled {
             let reason = RequestError::Cancelled;
-            self.half.stop_sending(&mut self.link, &mut self.events, transfer, reason);
+            self.side.stop_sending(&mut self.link, &mut self.events, transfer, reason);
         }
         Ok(from..end)
     }
@@ -211,30 +217,12 @@ impl connection::Connection<Server> {
 
     /// The transactions that are open, and their phases: what a connection that breaks leaves behind.
     pub fn transactions(&self) -> impl Iterator<Item = (TxnId, Phase)> + '_ {
-        self.half.transactions.phases()
+        self.side.transactions.phases()
     }
 
     /// Is this blob still being sent?
     #[must_use]
     pub fn is_sending(&self, transfer: TransferId) -> bool {
         self.link.outgoing.contains(transfer)
-    }
-
-    /// Requests that wait for their answer.
-    #[must_use]
-    pub fn requests_in_flight(&self) -> usize {
-        self.half.requests.len()
-    }
-
-    /// After a goodbye from either side, or a refusal: is everything that was under way at its end, so that the
-    /// socket can be closed? A transaction that was voted for is under way; one that is only open is not.
-    #[must_use]
-    pub fn is_finished(&self) -> bool {
-        let voted = self.transactions().any(|(_, phase)| phase == Phase::Voted);
-        self.link.closing
-            && !voted
-            && self.half.requests.is_empty()
-            && self.backlog() == 0
-            && self.link.outgoing.len() == 0
     }
 }

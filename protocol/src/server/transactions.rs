@@ -16,8 +16,8 @@
 use alloc::collections::BTreeMap;
 
 use crate::call::Call;
+use crate::ids::{RequestId, TxnId};
 use crate::message::{Phase, Request, RequestError};
-use crate::words::{RequestId, TxnId};
 
 /// The most bytes of a transaction's user and description together.
 const MAX_META: u64 = 64 << 10;

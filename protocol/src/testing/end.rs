@@ -5,13 +5,13 @@ use std::string::ToString;
 use std::vec;
 use std::vec::Vec;
 
-use crate::connection::{Connection, Expect, Half, Slice, TransferEvent};
+use crate::buffered;
+use crate::connection::{Connection, Expect, Side, Slice, TransferEvent};
 use crate::error::PeerError;
+use crate::ids::{Digest, TransferId};
 use crate::message::RequestError;
 use crate::testing::link::Wire;
 use crate::time::Time;
-use crate::words::{Digest, TransferId};
-use crate::{buffered, client, server};
 
 /// How an end moves payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,24 +21,6 @@ pub enum Style {
     Buffered,
     /// As with `splice`: reads no more control bytes than [`Expect::Control`] says, and moves payload by itself.
     Splicing,
-}
-
-/// A half whose events tell of transfers; both do.
-pub trait Side: Half {
-    /// The transfer event in an event, where it is one.
-    fn transfer(event: &Self::Event) -> Option<&TransferEvent>;
-}
-
-impl Side for client::Client {
-    fn transfer(event: &client::Event) -> Option<&TransferEvent> {
-        if let client::Event::Transfer(event) = event { Some(event) } else { None }
-    }
-}
-
-impl Side for server::Server {
-    fn transfer(event: &server::Event) -> Option<&TransferEvent> {
-        if let server::Event::Transfer(event) = event { Some(event) } else { None }
-    }
 }
 
 /// A digest for tests: tells two blobs apart, and is nothing like BLAKE3. The machines never look into a digest.
@@ -162,7 +144,7 @@ impl<S: Side> End<S> {
 
     fn note_events(&mut self) {
         while let Some(event) = self.connection.poll_event() {
-            note(&mut self.sinks, S::transfer(&event));
+            note(&mut self.sinks, S::transfer_event(&event));
             self.events.push_back(event);
         }
     }
@@ -249,7 +231,7 @@ impl<S: Side> End<S> {
             bytes,
             &mut (sinks, dropped),
             |(sinks, _), _, event| {
-                note(sinks, S::transfer(&event));
+                note(sinks, S::transfer_event(&event));
                 events.push_back(event);
             },
             |(sinks, dropped), slice, at| write(sinks, dropped, slice, bytes.get(at).unwrap_or_default()),

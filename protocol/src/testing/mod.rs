@@ -35,6 +35,6 @@ mod end;
 mod link;
 mod pair;
 
-pub use end::{End, Side, Sink, Source, Style, digest_of};
+pub use end::{End, Sink, Source, Style, digest_of};
 pub use link::Link;
 pub use pair::{Pair, PairConfig};

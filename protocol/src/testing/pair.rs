@@ -7,12 +7,12 @@ use crate::client;
 use crate::client::Client;
 use crate::connection::Config;
 use crate::error::UsageError;
+use crate::ids::{Oid, Tid, TransferId, TxnId};
 use crate::server;
 use crate::server::Server;
 use crate::testing::end::{End, Source, Style, digest_of};
 use crate::testing::link::{Link, Wire};
 use crate::time::Time;
-use crate::words::{Oid, Tid, TransferId, TxnId};
 
 /// What a [`Pair`] is made of.
 #[derive(Clone, Debug, Default)]

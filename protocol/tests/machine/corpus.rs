@@ -5,7 +5,7 @@
 use std::fmt::Debug;
 
 use allocation_counter::measure;
-use blobferry_protocol::connection::{Connection, Half};
+use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::wire;
 use blobferry_protocol::wire::{DecodeError, LENGTH_BYTES};
 use blobferry_protocol::{
@@ -32,9 +32,9 @@ trait Ear {
     fn expect(&self) -> Expect;
 }
 
-impl<H: Half> Ear for Connection<H>
+impl<S: Side> Ear for Connection<S>
 where
-    H::Event: Debug,
+    S::Event: Debug,
 {
     fn hear(&mut self, bytes: &[u8]) -> Heard {
         let used = self.take(bytes);

@@ -1,6 +1,6 @@
 //! Frames: what is too long, what is no message, and what was announced but is a lie.
 
-use blobferry_protocol::connection::{Connection, Half};
+use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::wire;
 use blobferry_protocol::wire::{DecodeError, LENGTH_BYTES};
 use blobferry_protocol::{
@@ -112,7 +112,7 @@ fn a_length_prefix_of_4_gib_is_refused_when_it_is_read() {
 
 #[test]
 fn kinds_that_carry_nothing_long_are_short() {
-    fn takes_a_long_one<H: Half>(mut connection: Connection<H>, kind: u8) -> bool {
+    fn takes_a_long_one<S: Side>(mut connection: Connection<S>, kind: u8) -> bool {
         assert_eq!(connection.handle_control(Time::ZERO, &length(Limits::SMALL_FRAME + 1)), Ok(4));
         connection.handle_control(Time::ZERO, &[kind]).is_ok()
     }

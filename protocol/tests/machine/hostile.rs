@@ -1,7 +1,7 @@
 //! A peer that knows the protocol well and keeps to none of it: messages that nearly make sense, in any order. Nothing
 //! panics, nothing grows, nothing gets stuck.
 
-use blobferry_protocol::connection::{Connection, Half};
+use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::{
     BlobId, Conflict, Digest, Expect, Limits, Message, Oid, PeerError, Reply, Request, RequestError,
     RequestId, Tid, Time, TransferId, client, server,
@@ -102,7 +102,7 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 /// Says something to a machine, moves the payload that it wants, and takes its events.
-fn say<H: Half>(connection: &mut Connection<H>, message: &Message) -> bool {
+fn say<S: Side>(connection: &mut Connection<S>, message: &Message) -> bool {
     let frame = frame(message);
     let mut rest = &frame[..];
     while !rest.is_empty() {
@@ -118,9 +118,9 @@ fn say<H: Half>(connection: &mut Connection<H>, message: &Message) -> bool {
 }
 
 /// How much a machine remembers, once it has said what it had to say.
-fn weight<H: Half>(connection: &mut Connection<H>) -> usize
+fn weight<S: Side>(connection: &mut Connection<S>) -> usize
 where
-    Connection<H>: std::fmt::Debug,
+    Connection<S>: std::fmt::Debug,
 {
     said(connection);
     support::events(connection);

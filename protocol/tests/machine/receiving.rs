@@ -1,6 +1,6 @@
 //! Transfers towards a side: where chunks may be, what credit allows, and how it is given.
 
-use blobferry_protocol::connection::{Connection, Half};
+use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::{
     BlobId, Digest, Expect, Limits, Message, Oid, PeerError, Reply, Request, RequestError, RequestId, Slice,
     Tid, Time, TransferId, UsageError, server,
@@ -45,7 +45,7 @@ fn receiving(limits: Limits) -> server::Connection {
 }
 
 /// A chunk arrives with all its payload.
-pub(crate) fn arrives<H: Half>(connection: &mut Connection<H>, transfer: TransferId, offset: u64, len: u32) {
+pub(crate) fn arrives<S: Side>(connection: &mut Connection<S>, transfer: TransferId, offset: u64, len: u32) {
     hear(connection, &chunk(transfer, offset, len));
     let slice = Slice { transfer, offset, len: u64::from(len) };
     assert_eq!(connection.expect(), Expect::Payload(slice));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use blobferry_protocol::connection::{Connection, Half};
+use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::testing::{Source, Style, digest_of};
 use blobferry_protocol::{
     BlobId, Expect, Limits, Message, Oid, PeerError, Reply, Request, RequestError, RequestId, Slice, Tid,
@@ -23,12 +23,12 @@ struct Seen<E> {
 }
 
 /// Feeds a stream to a machine in reads of these sizes, over and over.
-fn feed<H: Half>(
-    mut connection: Connection<H>,
+fn feed<S: Side>(
+    mut connection: Connection<S>,
     stream: &[u8],
     style: Style,
     sizes: &[usize],
-) -> Seen<H::Event> {
+) -> Seen<S::Event> {
     let mut seen = Seen { events: Vec::new(), payload: BTreeMap::new(), error: None };
     let mut rest = stream;
     for size in sizes.iter().cycle() {
@@ -52,10 +52,10 @@ fn feed<H: Half>(
     seen
 }
 
-fn feed_buffered<H: Half>(
-    connection: &mut Connection<H>,
+fn feed_buffered<S: Side>(
+    connection: &mut Connection<S>,
     read: &[u8],
-    seen: &mut Seen<H::Event>,
+    seen: &mut Seen<S::Event>,
 ) -> Result<(), PeerError> {
     buffered::receive(
         connection,
@@ -67,10 +67,10 @@ fn feed_buffered<H: Half>(
     )
 }
 
-fn feed_spliced<H: Half>(
-    connection: &mut Connection<H>,
+fn feed_spliced<S: Side>(
+    connection: &mut Connection<S>,
     read: &[u8],
-    seen: &mut Seen<H::Event>,
+    seen: &mut Seen<S::Event>,
 ) -> Result<(), PeerError> {
     match connection.expect() {
         Expect::Control { .. } => {
@@ -87,7 +87,7 @@ fn feed_spliced<H: Half>(
 }
 
 /// What a machine has to send, with its payload.
-fn stream_of<H: Half>(connection: &mut Connection<H>, sources: &BTreeMap<TransferId, Source>) -> Vec<u8> {
+fn stream_of<S: Side>(connection: &mut Connection<S>, sources: &BTreeMap<TransferId, Source>) -> Vec<u8> {
     let mut stream = Vec::new();
     buffered::transmit(connection, Time::ZERO, &mut stream, usize::MAX, |slice, into| {
         let source = &sources[&slice.transfer];
@@ -169,11 +169,11 @@ fn hearing_client(blobs: usize) -> client::Connection {
 }
 
 /// The same stream, whole and in pieces, through buffers and past them.
-fn all_the_same<H: Half<Event: PartialEq + Debug>>(
-    connection: impl Fn() -> Connection<H>,
+fn all_the_same<S: Side<Event: PartialEq + Debug>>(
+    connection: impl Fn() -> Connection<S>,
     stream: &[u8],
     sizes: &[usize],
-) -> Seen<H::Event> {
+) -> Seen<S::Event> {
     let whole = feed(connection(), stream, Style::Buffered, &[usize::MAX]);
     assert_eq!(whole, feed(connection(), stream, Style::Buffered, sizes));
     assert_eq!(whole, feed(connection(), stream, Style::Splicing, sizes));

@@ -1,6 +1,6 @@
 //! Machines that are connected to nobody, and what they say.
 
-use blobferry_protocol::connection::{Connection, Half};
+use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::{
     Config, Hello, Limits, MAGIC, Message, Oid, Request, RequestId, Tid, Time, TxnId, TxnMeta, Welcome,
     client, server, wire,
@@ -74,14 +74,14 @@ pub(crate) fn client() -> client::Connection {
 }
 
 /// The machine hears a message that it has no objection to.
-pub(crate) fn hear<H: Half>(connection: &mut Connection<H>, message: &Message) {
+pub(crate) fn hear<S: Side>(connection: &mut Connection<S>, message: &Message) {
     let frame = frame(message);
     assert_eq!(connection.handle_control(Time::ZERO, &frame), Ok(frame.len()), "{message:?}");
 }
 
 /// The machine hears one that it dies of.
-pub(crate) fn refuses<H: Half>(
-    connection: &mut Connection<H>,
+pub(crate) fn refuses<S: Side>(
+    connection: &mut Connection<S>,
     message: &Message,
 ) -> blobferry_protocol::PeerError {
     let error = connection.handle_control(Time::ZERO, &frame(message)).unwrap_err();
@@ -93,7 +93,7 @@ pub(crate) fn refuses<H: Half>(
 }
 
 /// All that the machine has to say, without the payload that follows its chunks.
-pub(crate) fn said<H: Half>(connection: &mut Connection<H>) -> Vec<Message> {
+pub(crate) fn said<S: Side>(connection: &mut Connection<S>) -> Vec<Message> {
     let mut heads = Vec::new();
     while connection.poll_transmit(Time::ZERO, &mut heads).is_some() {}
     messages(&heads)
@@ -111,6 +111,6 @@ pub(crate) fn messages(mut frames: &[u8]) -> Vec<Message> {
 }
 
 /// All events that wait.
-pub(crate) fn events<H: Half>(connection: &mut Connection<H>) -> Vec<H::Event> {
+pub(crate) fn events<S: Side>(connection: &mut Connection<S>) -> Vec<S::Event> {
     std::iter::from_fn(|| connection.poll_event()).collect()
 }

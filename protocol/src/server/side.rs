@@ -3,20 +3,17 @@
 use alloc::vec::Vec;
 
 use crate::call::Call;
-use crate::connection::sealed;
-use crate::connection::sealed::Sealed;
-use crate::connection::{Accept, Link, TransferEvent, name_of};
+use crate::connection::{self, Accept, Link, Sealed, TransferEvent};
 use crate::error::PeerError;
+use crate::ids::{RequestId, TransferId, TxnId};
 use crate::message::{Hello, MAGIC, Message, Phase, Refusal, Reply, Request, RequestError, VERSIONS};
 use crate::server::transactions::{Admit, Decision};
 use crate::server::{Event, Greeting, Server, Upload};
 use crate::wire;
-use crate::words::{RequestId, TransferId, TxnId};
 
-type Events = sealed::Events<Server>;
+type Events = connection::Events<Server>;
 
 impl Sealed for Server {
-    type Event = Event;
     const LONG: &'static [u8] = wire::LONG_TO_SERVERS;
 
     fn message(&mut self, link: &mut Link, events: &mut Events, message: Message) -> Result<(), PeerError> {
@@ -35,7 +32,7 @@ impl Sealed for Server {
                 }
                 Ok(())
             }
-            message => Err(PeerError::Unexpected { message: name_of(&message) }),
+            message => Err(PeerError::Unexpected { message: message.name() }),
         }
     }
 
@@ -85,6 +82,14 @@ impl Sealed for Server {
     }
 
     fn sending_aborted(&mut self, _: TransferId) {}
+
+    fn requests_in_flight(&self) -> usize {
+        self.requests.len()
+    }
+
+    fn has_voted(&self) -> bool {
+        self.transactions.phases().any(|(_, phase)| phase == Phase::Voted)
+    }
 }
 
 impl Server {
@@ -129,7 +134,7 @@ impl Server {
             link.incoming.expect(id.into());
         }
         let call = Call::of(&request);
-        let admit = if link.closing && !call.ends() {
+        let admit = if link.closing && !request.ends() {
             Err(RequestError::Stopping)
         } else {
             self.transactions.admit(id, &request, limits.transactions)

@@ -160,13 +160,13 @@ impl From<TransferId> for RequestId {
 /// What was not a number of the expected form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {digits} hexadecimal digits")]
-pub struct ParseWordError {
+pub struct ParseIdError {
     digits: usize,
 }
 
 /// Parses exactly `N` bytes in hexadecimal.
-fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], ParseWordError> {
-    let error = ParseWordError { digits: N * 2 };
+fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], ParseIdError> {
+    let error = ParseIdError { digits: N * 2 };
     if text.len() != N * 2 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(error);
     }
@@ -203,8 +203,8 @@ impl fmt::Display for Tid {
 }
 
 impl FromStr for Tid {
-    type Err = ParseWordError;
-    fn from_str(text: &str) -> Result<Tid, ParseWordError> {
+    type Err = ParseIdError;
+    fn from_str(text: &str) -> Result<Tid, ParseIdError> {
         parse_hex(text).map(|bytes| Tid(u64::from_be_bytes(bytes)))
     }
 }
@@ -215,30 +215,30 @@ impl fmt::Display for BlobId {
     }
 }
 
-macro_rules! hex_word {
-    ($word:ident) => {
-        impl fmt::Display for $word {
+macro_rules! hex_id {
+    ($id:ident) => {
+        impl fmt::Display for $id {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write_hex(f, &self.0)
             }
         }
 
-        impl fmt::Debug for $word {
+        impl fmt::Debug for $id {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}({self})", stringify!($word))
+                write!(f, "{}({self})", stringify!($id))
             }
         }
 
-        impl FromStr for $word {
-            type Err = ParseWordError;
-            fn from_str(text: &str) -> Result<$word, ParseWordError> {
-                parse_hex(text).map($word)
+        impl FromStr for $id {
+            type Err = ParseIdError;
+            fn from_str(text: &str) -> Result<$id, ParseIdError> {
+                parse_hex(text).map($id)
             }
         }
     };
 }
-hex_word!(TxnId);
-hex_word!(Digest);
+hex_id!(TxnId);
+hex_id!(Digest);
 
 #[cfg(test)]
 mod tests {
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn words_print_and_parse() {
+    fn ids_print_and_parse() {
         assert_eq!(Tid(0xabc).to_string(), "0000000000000abc");
         assert_eq!("0000000000000ABC".parse(), Ok(Tid(0xabc)));
         assert!("abc".parse::<Tid>().is_err());
