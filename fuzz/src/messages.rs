@@ -4,7 +4,7 @@
 //! taken because a length or a count says so.
 
 use blobferry_protocol::wire;
-use blobferry_protocol::wire::{DecodeError, LENGTH_BYTES};
+use blobferry_protocol::wire::{DecodeError, EncodeError, LENGTH_BYTES};
 use blobferry_protocol::{Message, RequestError};
 
 use crate::memory::bounded;
@@ -20,6 +20,7 @@ pub fn messages(body: &[u8]) {
             assert!(wire::decode(&body[..body.len() - rest]).is_ok(), "what is before them is a message");
             return;
         }
+        Err(error) => panic!("an unknown error: {error}"),
     };
     let mut frame = Vec::new();
     assert_eq!(wire::encode(&message, u32::MAX, &mut frame), Ok(()));
@@ -34,8 +35,12 @@ pub fn messages(body: &[u8]) {
     assert_eq!(wire::decode(&longer), Err(DecodeError::Trailing(1)));
 
     let mut out = vec![9];
-    let len = again.len() as u64;
-    assert_eq!(wire::encode(&message, again.len() as u32 - 1, &mut out), Err(len), "it does not fit");
+    let (len, max) = (again.len() as u64, again.len() as u32 - 1);
+    assert_eq!(
+        wire::encode(&message, max, &mut out),
+        Err(EncodeError::TooLong { len, max }),
+        "it does not fit"
+    );
     assert_eq!(out, [9], "nothing is left of it");
     if let Some(error) = error_in(&message) {
         assert!(!error.to_string().is_empty(), "people can be told");

@@ -9,7 +9,14 @@ use crate::wire::DecodeError;
 
 /// The peer broke a rule of the protocol, or is gone. The connection is dead: close the socket.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PeerError {
+    /// The first bytes of the peer are not the start of a message: another program listens there.
+    #[error("the peer does not speak blobferry's protocol: its first bytes are \"{}\"", .said.escape_ascii())]
+    NotBlobferry {
+        /// The first four bytes that the peer sent.
+        said: [u8; 4],
+    },
     /// The first message was not a [`Hello`](crate::Hello) with [`MAGIC`](crate::MAGIC).
     #[error("the peer does not speak blobferry's protocol")]
     BadMagic,
@@ -135,6 +142,7 @@ impl PeerError {
 
 /// A call that makes no sense now. Nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum UsageError {
     /// The connection is dead.
     #[error("the connection is dead: {0}")]

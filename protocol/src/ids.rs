@@ -60,10 +60,24 @@ impl Tid {
         Some(Duration::from_secs(days * 86_400 + minutes % 1440 * 60) + Duration::from_nanos(nanos as u64))
     }
 
+    /// Returns the tid directly after this one; [`Tid::MAX`] stays as it is.
+    ///
+    /// [`Request::LoadBefore`](crate::Request::LoadBefore) with `tid.successor()` loads the state as of `tid`.
+    #[must_use]
+    pub const fn successor(self) -> Tid {
+        Tid(self.0.saturating_add(1))
+    }
+
+    /// Returns the tid directly before this one; [`Tid::ZERO`] stays as it is.
+    #[must_use]
+    pub const fn predecessor(self) -> Tid {
+        Tid(self.0.saturating_sub(1))
+    }
+
     /// The next tid after this one at the moment `now`: `now` itself where the clock has moved on, else one more.
     #[must_use]
     pub fn next(self, now: Tid) -> Tid {
-        now.max(Tid(self.0.saturating_add(1)))
+        now.max(self.successor())
     }
 }
 
@@ -157,12 +171,18 @@ impl From<TransferId> for RequestId {
     }
 }
 
-/// What was not a number of the expected form.
+/// A text is not an id of the expected form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {digits} hexadecimal digits")]
 pub struct ParseIdError {
     digits: usize,
 }
+
+/// A text is not a [`BlobId`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a decimal oid, `@` and a tid of 16 hexadecimal digits, as in 12@03f2a1b4c5d6e7f8")]
+#[non_exhaustive]
+pub struct ParseBlobIdError;
 
 /// Parses exactly `N` bytes in hexadecimal.
 fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], ParseIdError> {
@@ -212,6 +232,30 @@ impl FromStr for Tid {
 impl fmt::Display for BlobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}", self.oid, self.tid)
+    }
+}
+
+impl FromStr for BlobId {
+    type Err = ParseBlobIdError;
+
+    /// Parses what `Display` prints: the oid, `@`, and the tid.
+    fn from_str(text: &str) -> Result<BlobId, ParseBlobIdError> {
+        let (oid, tid) = text.split_once('@').ok_or(ParseBlobIdError)?;
+        let oid = oid.parse().map_err(|_| ParseBlobIdError)?;
+        let tid = tid.parse().map_err(|_| ParseBlobIdError)?;
+        Ok(BlobId { oid, tid })
+    }
+}
+
+impl From<[u8; 32]> for Digest {
+    fn from(bytes: [u8; 32]) -> Digest {
+        Digest(bytes)
+    }
+}
+
+impl AsRef<[u8]> for Digest {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -269,6 +313,11 @@ mod tests {
         assert!("+000000000000abc".parse::<Tid>().is_err());
         let txn = TxnId(core::array::from_fn(|i| i as u8));
         assert_eq!(txn.to_string().parse(), Ok(txn));
+        for text in
+            ["", "@", "1", "1@", "@0000000000000abc", "1@abc", "1@0000000000000abc@", "x@0000000000000abc"]
+        {
+            assert_eq!(text.parse::<BlobId>(), Err(ParseBlobIdError), "{text}");
+        }
     }
 
     #[test]
@@ -278,11 +327,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn successor_and_predecessor_stop_at_the_ends() {
+        assert_eq!((Tid(7).successor(), Tid(7).predecessor()), (Tid(8), Tid(6)));
+        assert_eq!((Tid::MAX.successor(), Tid::ZERO.predecessor()), (Tid::MAX, Tid::ZERO));
+    }
+
     proptest! {
         #[test]
         fn a_blobs_file_name_says_which_blob_it_is(oid: u64, tid: u64) {
             let blob = BlobId { oid: Oid(oid), tid: Tid(tid) };
             prop_assert_eq!(BlobId::from_file_name(blob.bucket(), &blob.file_name()), Some(blob));
+            prop_assert_eq!(blob.to_string().parse(), Ok(blob));
         }
 
         #[test]

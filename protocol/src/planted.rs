@@ -1,6 +1,6 @@
 //! Bugs that are planted on purpose, to see that the simulator and its siblings catch them: see `tests/README.md`.
 //!
-//! They are only in builds with the feature `planted`, which nothing but tests turns on, and even there only the one that was chosen. In every other
+//! They are only in builds with the feature `__planted`, which nothing but tests turns on, and even there only the one that was chosen. In every other
 //! build [`planted`] is `false`, and the compiler removes what depends on it.
 
 macro_rules! bugs {
@@ -67,7 +67,7 @@ bugs! {
     RepeatCommit = "repeat-commit",
 }
 
-#[cfg(feature = "planted")]
+#[cfg(feature = "__planted")]
 mod chosen {
     use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -85,11 +85,11 @@ mod chosen {
     }
 }
 
-#[cfg(feature = "planted")]
+#[cfg(feature = "__planted")]
 pub use chosen::{plant, planted};
 
 /// Is this the bug that was planted? Not in this build.
-#[cfg(not(feature = "planted"))]
+#[cfg(not(feature = "__planted"))]
 #[must_use]
 #[inline(always)]
 pub const fn planted(_: Bug) -> bool {

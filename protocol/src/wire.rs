@@ -12,8 +12,26 @@ use crate::message::Message;
 /// How many bytes of length stand before every message.
 pub const LENGTH_BYTES: usize = 4;
 
-/// Why a frame is not a message.
+/// A message cannot be encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// The body is longer than the caller allows.
+    #[error("the message has {len} bytes, and at most {max} are allowed: send less in one message")]
+    TooLong {
+        /// The length of the body in bytes.
+        len: u64,
+        /// The limit in bytes.
+        max: u32,
+    },
+    /// A list has more than [`Limits::LIST`](crate::Limits::LIST) elements.
+    #[error("a list in the message has more than {} elements: send it in parts", crate::Limits::LIST)]
+    ListTooLong,
+}
+
+/// A frame is not a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum DecodeError {
     /// The bytes are no message of this version.
     #[error("the frame is not a message of this version")]
@@ -26,16 +44,16 @@ pub enum DecodeError {
 /// Appends a message to `out` as a frame: length and body.
 ///
 /// # Errors
-/// The body's length, where it does not fit `max` ([`u64::MAX`] where a list is longer than [`Limits::LIST`]); `out`
-/// is as before then.
-///
-/// [`Limits::LIST`]: crate::Limits::LIST
-pub fn encode(message: &Message, max: u32, out: &mut Vec<u8>) -> Result<(), u64> {
+/// [`EncodeError`] if the body is longer than `max` bytes or a list is too long. `out` is unchanged then.
+pub fn encode(message: &Message, max: u32, out: &mut Vec<u8>) -> Result<(), EncodeError> {
     let start = out.len();
     out.extend_from_slice(&[0; LENGTH_BYTES]);
-    let written = postcard::to_extend(message, Appender(out)).is_ok();
+    if postcard::to_extend(message, Appender(out)).is_err() {
+        out.truncate(start);
+        return Err(EncodeError::ListTooLong);
+    }
     let frame = out.get_mut(start..).unwrap_or_default();
-    let len = if written { frame.len().saturating_sub(LENGTH_BYTES) as u64 } else { u64::MAX };
+    let len = frame.len().saturating_sub(LENGTH_BYTES) as u64;
     match (u32::try_from(len), frame.first_chunk_mut()) {
         (Ok(len), Some(prefix)) if len <= max => {
             *prefix = len.to_le_bytes();
@@ -43,7 +61,7 @@ pub fn encode(message: &Message, max: u32, out: &mut Vec<u8>) -> Result<(), u64>
         }
         _ => {
             out.truncate(start);
-            Err(len)
+            Err(EncodeError::TooLong { len, max })
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::ids::TransferId;
 use crate::limits::Limits;
 use crate::message::{Deadline, Message, RequestError};
 use crate::time::Time;
+use crate::wire::EncodeError;
 
 /// Pongs that may wait for one write. A peer that pings faster than it reads is not asking, it is flooding.
 const PONGS: u32 = 64;
@@ -20,20 +21,29 @@ const PONGS: u32 = 64;
 /// A message that is longer than the peer takes. Nothing was queued.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TooLong {
-    len: u64,
+    error: EncodeError,
     max: u32,
 }
 
 impl From<TooLong> for UsageError {
-    fn from(TooLong { len, max }: TooLong) -> UsageError {
-        UsageError::TooLong { len, max }
+    fn from(TooLong { error, .. }: TooLong) -> UsageError {
+        match error {
+            EncodeError::TooLong { len, max } => UsageError::TooLong { len, max },
+            EncodeError::ListTooLong => {
+                UsageError::Limit { what: "elements of a list", limit: Limits::LIST as u64 }
+            }
+        }
     }
 }
 
 impl TooLong {
-    /// What the peer is told in place of the message.
+    /// Returns the error that the peer gets in place of the message.
     pub(crate) fn of(self, what: &str) -> RequestError {
-        RequestError::Limit { what: what.into(), limit: u64::from(self.max), actual: self.len }
+        let actual = match self.error {
+            EncodeError::TooLong { len, .. } => len,
+            EncodeError::ListTooLong => u64::MAX,
+        };
+        RequestError::Limit { what: what.into(), limit: u64::from(self.max), actual }
     }
 }
 
@@ -124,7 +134,7 @@ impl Link {
     /// error of this call.
     pub(crate) fn queue(&mut self, message: &Message) -> Result<(), TooLong> {
         let max = if self.connected { self.peer.frame } else { Limits::HANDSHAKE_FRAME };
-        let waiting = self.outgoing.queue(message, max).map_err(|len| TooLong { len, max })?;
+        let waiting = self.outgoing.queue(message, max).map_err(|error| TooLong { error, max })?;
         if waiting > self.config.limits.control_queue as usize {
             self.die(PeerError::NotReading { waiting: waiting as u64 });
         }
@@ -136,7 +146,7 @@ impl Link {
     pub(crate) fn queue_if_room(&mut self, message: &Message) -> Result<(), UsageError> {
         let room = self.config.limits.control_queue / 2;
         let (before, max) = (self.outgoing.backlog(), self.peer.frame.min(room));
-        let waiting = self.outgoing.queue(message, max).map_err(|len| TooLong { len, max })?;
+        let waiting = self.outgoing.queue(message, max).map_err(|error| TooLong { error, max })?;
         if before > 0 && waiting > room as usize {
             self.outgoing.unqueue(before);
             return Err(UsageError::Limit { what: "bytes that wait to be sent", limit: room.into() });

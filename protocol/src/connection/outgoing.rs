@@ -10,6 +10,7 @@ use crate::ids::{Digest, TransferId};
 use crate::limits::Limits;
 use crate::message::Message;
 use crate::wire;
+use crate::wire::EncodeError;
 
 #[derive(Debug)]
 struct Transfer {
@@ -56,8 +57,8 @@ impl Outgoing {
         self.transfers.len()
     }
 
-    /// Appends a frame; how many bytes wait then. The error is the length that did not fit.
-    pub(crate) fn queue(&mut self, message: &Message, max: u32) -> Result<usize, u64> {
+    /// Appends a frame, and returns the number of bytes that wait then.
+    pub(crate) fn queue(&mut self, message: &Message, max: u32) -> Result<usize, EncodeError> {
         wire::encode(message, max, &mut self.control)?;
         Ok(self.control.len())
     }

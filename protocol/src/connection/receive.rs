@@ -18,6 +18,8 @@ pub(crate) struct Receive {
     frame: Vec<u8>,
     /// Payload that is still to come before the next frame.
     payload: Option<Slice>,
+    /// A message has arrived: the peer speaks this protocol.
+    greeted: bool,
 }
 
 impl Receive {
@@ -65,9 +67,11 @@ impl Receive {
         }
         if self.frame.is_empty() {
             // The usual case: the whole frame is here, and is read where it lies.
-            check(bytes, max, long)?;
+            self.check(bytes, max, long)?;
             if let Some(frame) = frame_end(bytes).and_then(|end| bytes.get(..end)) {
-                return Ok((frame.len(), Some(decode(frame)?)));
+                let message = decode(frame)?;
+                self.greeted = true;
+                return Ok((frame.len(), Some(message)));
             }
         }
         let mut used: usize = 0;
@@ -77,12 +81,13 @@ impl Receive {
             let more = rest.get(..self.missing()).unwrap_or(rest);
             self.frame.extend_from_slice(more);
             used = used.saturating_add(more.len());
-            check(&self.frame, max, long)?;
+            self.check(&self.frame, max, long)?;
         }
         if frame_end(&self.frame) != Some(self.frame.len()) {
             return Ok((used, None));
         }
         let message = decode(&self.frame)?;
+        self.greeted = true;
         // A long frame's memory is not kept for the short ones that follow.
         if self.frame.capacity() > Limits::SMALL_FRAME as usize {
             self.frame = Vec::new();
@@ -91,30 +96,32 @@ impl Receive {
         }
         Ok((used, Some(message)))
     }
+
+    /// Checks as much of a frame as has arrived.
+    ///
+    /// Only the kinds in `long` may be longer than [`Limits::SMALL_FRAME`]. The first byte of the body is the number of
+    /// the kind, so a frame that is too long is refused after five bytes. A first frame that is too long does not come
+    /// from blobferry.
+    fn check(&self, frame: &[u8], max: u32, long: &[u8]) -> Result<(), PeerError> {
+        let Some(length) = frame.first_chunk::<LENGTH_BYTES>() else { return Ok(()) };
+        let len = u32::from_le_bytes(*length);
+        match frame.get(LENGTH_BYTES) {
+            _ if len > max && !self.greeted => Err(PeerError::NotBlobferry { said: *length }),
+            _ if len > max => Err(PeerError::FrameTooLong { len, max }),
+            Some(kind) if len > Limits::SMALL_FRAME && !long.contains(kind) => {
+                Err(PeerError::FrameTooLong { len, max: Limits::SMALL_FRAME })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
-/// The length that a frame begins with, where it is complete.
-fn frame_length(frame: &[u8]) -> Option<u32> {
-    frame.first_chunk::<LENGTH_BYTES>().map(|length| u32::from_le_bytes(*length))
-}
-
-/// Where a frame ends, counted from its first length byte.
+/// Returns where a frame ends, counted from its first length byte, if all length bytes are there.
 fn frame_end(frame: &[u8]) -> Option<usize> {
-    frame_length(frame).map(|len| (len as usize).saturating_add(LENGTH_BYTES))
+    let length = frame.first_chunk::<LENGTH_BYTES>()?;
+    Some((u32::from_le_bytes(*length) as usize).saturating_add(LENGTH_BYTES))
 }
 
 fn decode(frame: &[u8]) -> Result<Message, DecodeError> {
     wire::decode(frame.get(LENGTH_BYTES..).unwrap_or_default())
-}
-
-/// Few kinds of message may be long, and none that this side never hears: told by the first byte of the body, which is
-/// the number of the kind. What is not there yet is not judged yet.
-fn check(frame: &[u8], max: u32, long: &[u8]) -> Result<(), PeerError> {
-    let Some(len) = frame_length(frame) else { return Ok(()) };
-    let too_long = |max| Err(PeerError::FrameTooLong { len, max });
-    match frame.get(LENGTH_BYTES) {
-        _ if len > max => too_long(max),
-        Some(kind) if len > Limits::SMALL_FRAME && !long.contains(kind) => too_long(Limits::SMALL_FRAME),
-        _ => Ok(()),
-    }
 }

@@ -9,6 +9,7 @@ use crate::ids::{BlobId, Oid, Tid, TxnId};
 
 /// Why a request was not done, or a transfer given up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
 pub enum RequestError {
     /// The object does not exist (any more).
     #[error("object {oid} does not exist")]

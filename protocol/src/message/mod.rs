@@ -180,6 +180,7 @@ pub struct Welcome {
 
 /// Why a server wants no conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
 pub enum Refusal {
     /// No version in common.
     #[error("the server speaks versions {min} to {max} of the protocol only")]

@@ -101,7 +101,7 @@ pub struct Revision {
 }
 
 /// What is known of a blob without its bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BlobInfo {
     /// Bytes.
     pub size: u64,

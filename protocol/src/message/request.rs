@@ -157,7 +157,7 @@ pub enum Request {
 }
 
 /// Who commits, and what for. Bytes, so that any application's notion fits; the command uses UTF-8.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TxnMeta {
     /// Who.
     #[serde(with = "serde_bytes")]

@@ -235,7 +235,11 @@ fn every_length_that_is_beyond_the_limits_is_refused_as_soon_as_it_is_known() {
                     _ if len > max => {
                         let (max, known) =
                             if len > first { (first, known) } else { (max, slow.take(&[kind])) };
-                        let error = PeerError::FrameTooLong { len, max };
+                        let error = if listener.connected {
+                            PeerError::FrameTooLong { len, max }
+                        } else {
+                            PeerError::NotBlobferry { said: len.to_le_bytes() }
+                        };
                         assert_eq!(heard, Err(error.clone()), "{}: {start:x?}", listener.name);
                         assert_eq!(known, Err(error), "{}: {start:x?}", listener.name);
                     }

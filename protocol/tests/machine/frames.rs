@@ -2,7 +2,7 @@
 
 use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::wire;
-use blobferry_protocol::wire::{DecodeError, LENGTH_BYTES};
+use blobferry_protocol::wire::{DecodeError, EncodeError, LENGTH_BYTES};
 use blobferry_protocol::{
     Expect, HistoryEntry, Limits, Message, Oid, PeerError, Reply, Request, RequestError, RequestId, Tid,
     Time, TransferId, client, server,
@@ -18,7 +18,7 @@ proptest! {
         prop_assert_eq!(messages(&frame), [message.clone()]);
         let len = frame.len() as u32 - 4;
         let mut out = b"before".to_vec();
-        prop_assert_eq!(wire::encode(&message, len - 1, &mut out), Err(u64::from(len)));
+        prop_assert_eq!(wire::encode(&message, len - 1, &mut out), Err(EncodeError::TooLong { len: u64::from(len), max: len - 1 }));
         prop_assert_eq!(out, b"before");
     }
 
@@ -46,7 +46,8 @@ proptest! {
 fn what_decode_refuses_is_not_encoded() {
     let oids = vec![Oid(1); Limits::LIST + 1];
     let mut out = vec![9];
-    assert_eq!(wire::encode(&Message::Invalidate { tid: Tid(1), oids }, u32::MAX, &mut out), Err(u64::MAX));
+    let message = Message::Invalidate { tid: Tid(1), oids };
+    assert_eq!(wire::encode(&message, u32::MAX, &mut out), Err(EncodeError::ListTooLong));
     assert_eq!(out, [9], "nothing is left of it");
     let oids = vec![Oid(1); Limits::LIST];
     let message = Message::Invalidate { tid: Tid(1), oids };
@@ -73,21 +74,29 @@ fn length(len: u32) -> Vec<u8> {
 fn before_the_handshake_frames_are_short() {
     let mut server = server::Connection::new(Time::ZERO, support::wide());
     let error = server.handle_control(Time::ZERO, &length(Limits::HANDSHAKE_FRAME + 1));
-    assert_eq!(error, Err(PeerError::FrameTooLong { len: 4097, max: 4096 }));
+    assert_eq!(error, Err(PeerError::NotBlobferry { said: [1, 16, 0, 0] }));
+    let mut server = server::Connection::new(Time::ZERO, support::wide());
+    hear(&mut server, &support::hello(Limits::default()));
+    let error = server.handle_control(Time::ZERO, &length(Limits::HANDSHAKE_FRAME + 1));
+    assert_eq!(error, Err(PeerError::FrameTooLong { len: 4097, max: 4096 }), "it has said hello");
     let mut client = client::Connection::new(Time::ZERO, support::wide(), &[0; 10_000]);
     assert!(
         support::said(&mut client).len() == 1,
         "credentials that are too long are cut, so that the hello fits"
     );
     let error = client.handle_control(Time::ZERO, &length(u32::MAX));
-    assert_eq!(error, Err(PeerError::FrameTooLong { len: u32::MAX, max: 4096 }));
+    assert_eq!(error, Err(PeerError::NotBlobferry { said: [0xff; 4] }));
 }
 
 #[test]
 fn what_is_not_blobferry_is_told_at_once() {
     let mut server = server::Connection::new(Time::ZERO, support::wide());
     let error = server.handle_control(Time::ZERO, b"GET / HTTP/1.1\r\n").unwrap_err();
-    assert!(matches!(error, PeerError::FrameTooLong { .. }));
+    assert_eq!(error, PeerError::NotBlobferry { said: *b"GET " });
+    let mut client = client::Connection::new(Time::ZERO, support::wide(), &[]);
+    let error = client.handle_control(Time::ZERO, b"SSH-2.0-OpenSSH_9.9\r\n").unwrap_err();
+    assert_eq!(error, PeerError::NotBlobferry { said: *b"SSH-" });
+    assert!(error.to_string().ends_with("its first bytes are \"SSH-\""), "{error}");
     let mut server = server::Connection::new(Time::ZERO, support::wide());
     let Message::Hello(mut hello) = support::hello(Limits::default()) else { unreachable!() };
     hello.magic = *b"ferryblo";

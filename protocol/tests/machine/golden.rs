@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use blobferry_protocol::wire::DecodeError;
 use blobferry_protocol::{Message, Refusal, Reply, Request, RequestError, wire};
 
 use crate::golden_table::table;
@@ -57,6 +58,7 @@ fn refusal_number(refusal: &Refusal) -> u8 {
         Refusal::Credentials => 1,
         Refusal::Full => 2,
         Refusal::Stopping => 3,
+        refusal => panic!("{refusal:?} has no number here"),
     }
 }
 
@@ -124,6 +126,7 @@ fn error_number(error: &RequestError) -> u8 {
         RequestError::Unsupported { .. } => 18,
         RequestError::Deadline { .. } => 19,
         RequestError::Undecided { .. } => 20,
+        error => panic!("{error:?} has no number here"),
     }
 }
 
@@ -143,4 +146,10 @@ fn variants_have_the_numbers_that_they_always_had_and_none_is_missing_here() {
         [4, 19, 12, 21]
     );
     assert_eq!(seen.iter().map(|numbers| numbers[0]).collect::<BTreeSet<_>>().len(), 16);
+    // These two enums are non-exhaustive, so the compiler does not find a variant that is missing above.
+    for (prefix, count) in [(&[2][..], 4), (&[4, 5, 1], 21)] {
+        let with = |number: u8| wire::decode(&[prefix, &[number], &[0; 100]].concat());
+        assert!(matches!(with(count - 1), Err(DecodeError::Trailing(_))), "{prefix:?} has {count} variants");
+        assert_eq!(with(count), Err(DecodeError::Malformed), "{prefix:?} has more than {count} variants");
+    }
 }
