@@ -169,7 +169,7 @@ impl Remote {
         // To look into the account of the cache may be to wait for another process.
         let checked = spawn_blocking(move || match cache.get(blob)? {
             Some(_) => Ok(()),
-            None => cache.check_room(blob, size),
+            None => cache.check_space(blob, size),
         });
         match checked.await {
             Ok(checked) => checked.map_err(CallError::Cache)?,

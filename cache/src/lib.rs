@@ -54,6 +54,7 @@
 
 mod blob_name;
 mod cache;
+mod cache_dir;
 mod cached_blob;
 mod claim;
 mod error;

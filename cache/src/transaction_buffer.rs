@@ -1,7 +1,7 @@
 //! The transaction buffer: the files of one transaction until it is committed.
 //!
-//! A file is taken when it is stored, so that nobody changes it before it is sent, and becomes the cached blob when the
-//! transaction is finished: what a machine has written it need not download.
+//! A file is taken when it is stored, so that no process changes it before it is sent. When the transaction is finished,
+//! it becomes the cached blob: a machine need not download what it has written itself.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -10,23 +10,22 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use blobferry_platform::blobdir::{BlobFile, BlobWriter, TempFile, WriteError};
+use blobferry_platform::os::files;
 use blobferry_protocol::{BlobId, Digest, Oid, Tid};
 
 use crate::cache::Cache;
+use crate::cache_dir::{CacheDir, Found};
 use crate::cached_blob::CachedBlob;
 use crate::error::CacheError;
-use blobferry_platform::blobdir::WriteError;
-use blobferry_platform::blobdir::temp_file::TempFile;
-use blobferry_platform::blobdir::{BlobFile, BlobWriter};
-use blobferry_platform::os::files;
 
-/// How a file is taken.
+/// How a file is taken into a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {
-    /// It is gone from where it was. Renamed where that is possible; copied and then removed where it is on another
-    /// file system, belongs to somebody else, has a second name, or is a symbolic link.
+    /// Removes the file from its path. It is renamed if possible. It is copied and then removed if it is on another
+    /// file system, belongs to another user, has a second name, or is a symbolic link.
     Move,
-    /// It stays. Where the file system can do that, the copy shares its blocks, and costs nothing.
+    /// Leaves the file at its path. If the file system supports it, the copy shares the blocks of the original.
     Copy,
 }
 
@@ -34,7 +33,7 @@ pub enum Take {
 /// removed.
 #[derive(Debug)]
 pub struct TransactionBuffer {
-    cache: Cache,
+    dir: CacheDir,
     files: BTreeMap<Oid, Buffered>,
 }
 
@@ -46,29 +45,34 @@ pub struct Buffered {
     digest: Option<Digest>,
 }
 
-impl TransactionBuffer {
-    pub(crate) fn new(cache: Cache) -> TransactionBuffer {
-        TransactionBuffer { cache, files: BTreeMap::new() }
+impl Cache {
+    /// Returns an empty buffer for the files of one transaction.
+    #[must_use]
+    pub fn buffer(&self) -> TransactionBuffer {
+        TransactionBuffer { dir: self.0.clone(), files: BTreeMap::new() }
     }
+}
 
-    /// Takes a file for an object. Of two files for one object the last one counts.
+impl TransactionBuffer {
+    /// Takes a file for an object. It replaces an earlier file for the object.
     ///
     /// # Errors
-    /// [`CacheError::NotAFile`]; [`CacheError::Changed`]; [`CacheError::Take`]. The file is still where it was then.
+    /// Returns [`CacheError::NotAFile`] if the path leads to anything but a regular file; [`CacheError::Changed`] if
+    /// another process wrote to the file while it was copied; [`CacheError::Take`]. The file is then still at its path.
     pub fn take(&mut self, oid: Oid, path: &Path, how: Take) -> Result<&Buffered, CacheError> {
         let take = |source| CacheError::Take { oid, source };
-        // Asked before it is opened: to open a pipe would be to wait for its other end.
+        // Before it is opened: opening a pipe waits for its other end.
         if !fs::metadata(path).map_err(WriteError::io("open", path)).map_err(take)?.is_file() {
             return Err(CacheError::NotAFile { path: path.to_owned() });
         }
         let moved = match how {
-            Take::Move => rename(path, &self.cache).map_err(take)?,
+            Take::Move => rename(path, &self.dir).map_err(take)?,
             Take::Copy => None,
         };
         let file = match moved {
             Some(file) => file,
             None => {
-                let file = copy(path, &self.cache).map_err(take)?;
+                let file = copy(path, &self.dir).map_err(take)?;
                 let file = file.ok_or_else(|| CacheError::Changed { path: path.to_owned() })?;
                 if how == Take::Move {
                     fs::remove_file(path).map_err(WriteError::io("remove", path)).map_err(take)?;
@@ -81,80 +85,87 @@ impl TransactionBuffer {
         Ok(self.insert(oid, Buffered { file, size, digest: None }))
     }
 
-    /// Takes a file for an object that was written with [`TransactionBuffer::writer`], or another [`BlobWriter`] in
-    /// [`TransactionBuffer::tmp`], which is counted only now. Of two files for one object the last one counts.
+    /// Adopts a file for an object. It replaces an earlier file for the object.
+    ///
+    /// The file was written with [`TransactionBuffer::writer`], or with another [`BlobWriter`] in
+    /// [`TransactionBuffer::tmp`], whose bytes the quota counts only now.
     ///
     /// # Errors
-    /// [`CacheError::Take`] where there is no room for a file that was not counted before.
+    /// Returns [`CacheError::Take`] if the quota has no space for a file that it did not count before.
     pub fn adopt(&mut self, oid: Oid, file: BlobFile) -> Result<&Buffered, CacheError> {
         let (size, digest) = (file.size(), Some(file.digest()));
         let mut file = file.file;
-        if let Some(room) = self.cache.room()
-            && !file.has_room()
+        if let Some(quota) = self.dir.quota()
+            && !file.has_reservation()
         {
-            let reserved =
-                room.admit_filled(file.file()).map_err(|source| CacheError::Take { oid, source })?;
-            file = file.with_reservation(reserved);
+            let reservation =
+                quota.admit_filled(file.file()).map_err(|source| CacheError::Take { oid, source })?;
+            file = file.with_reservation(reservation);
         }
         Ok(self.insert(oid, Buffered { file, size, digest }))
     }
 
-    /// A file to fill with the bytes of a blob, as many as will come, for [`TransactionBuffer::adopt`].
+    /// Creates a file to fill with the bytes of a blob of any size, for [`TransactionBuffer::adopt`].
     ///
     /// # Errors
-    /// [`WriteError::NoSpace`] and [`WriteError::Io`].
+    /// Returns [`WriteError::NoSpace`] and [`WriteError::Io`].
     pub fn writer(&self) -> Result<BlobWriter, WriteError> {
-        self.cache.temporary().map(BlobWriter::over)
+        self.dir.create_temp_file().map(BlobWriter::new)
     }
 
-    /// Where its files are: in shared mode the server's `tmp/`.
+    /// Returns the directory of its files. In shared mode it is the server's `tmp/`.
     #[must_use]
     pub fn tmp(&self) -> &Path {
-        self.cache.tmp()
+        self.dir.tmp()
     }
 
-    /// The file for an object.
+    /// Returns the file for an object.
     #[must_use]
     pub fn get(&self, oid: Oid) -> Option<&Buffered> {
         self.files.get(&oid)
     }
 
-    /// Whether it has no files.
+    /// Returns whether it has no files.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
 
-    /// Removes the file for an object, which is not to be stored after all.
+    /// Removes the file for an object, which is not to be stored any more.
     pub fn remove(&mut self, oid: Oid) {
         self.files.remove(&oid);
     }
 
-    /// Notes the digest of an object's file, which whoever sends it finds on the way. A file that is finished with its
-    /// digest known need not be synced. Without such a file, nothing happens.
+    /// Records the digest of an object's file, which the sender has computed. Does nothing if the object has no file.
+    ///
+    /// A file with a known digest need not be synced when the transaction is finished.
     pub fn set_digest(&mut self, oid: Oid, digest: Digest) {
         if let Some(buffered) = self.files.get_mut(&oid) {
             buffered.digest = Some(digest);
         }
     }
 
-    /// The transaction is committed: each file becomes the blob of its object at `tid`. In order of their oids.
+    /// Makes each file the blob of its object at `tid`: the transaction is committed. Returns the blobs in the order of
+    /// their object ids.
     ///
-    /// In shared mode the server has made them blobs already, and they are only opened. One that it keeps without a
-    /// file is left out.
+    /// In shared mode the server has made the files blobs already, so they are only opened. The result lacks a blob that
+    /// the server keeps without a file.
     ///
     /// # Errors
-    /// [`CacheError::Write`] for the first blob that did not get into the cache; the others do nevertheless. The
-    /// transaction is committed all the same: what is not in the cache can be downloaded.
+    /// Returns [`CacheError::Write`] for the first blob that did not get into the cache. The other blobs do get into it.
+    /// The transaction is committed in any case: a blob that is missing in the cache can be downloaded.
     pub fn finish(self, tid: Tid) -> Result<Vec<CachedBlob>, CacheError> {
-        let TransactionBuffer { cache, files } = self;
+        let TransactionBuffer { dir, files } = self;
         let mut cached = Vec::with_capacity(files.len());
         let mut failed = None;
         for (oid, buffered) in files {
             let blob = BlobId { oid, tid };
-            let published = match cache.is_shared() {
-                true => cache.get(blob),
-                false => cache
+            let published = match dir.is_shared() {
+                true => dir.lookup(blob).map(|found| match found {
+                    Found::Ready(cached) => Some(cached),
+                    Found::Unverified(..) | Found::Missing => None,
+                }),
+                false => dir
                     .publish(blob, buffered.file, buffered.digest)
                     .map(Some)
                     .map_err(|source| CacheError::Write { blob, source }),
@@ -179,75 +190,75 @@ impl TransactionBuffer {
 }
 
 impl Buffered {
-    /// The file, open for reading. Its cursor may be anywhere.
+    /// Returns the file, open for reading. Its cursor may be anywhere.
     #[must_use]
     pub fn file(&self) -> &File {
         self.file.file()
     }
 
-    /// Its temporary name. In shared mode the last component is what the server is told.
+    /// Returns its temporary name. In shared mode the client sends the last component to the server.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.file.path()
     }
 
-    /// How many bytes it has.
+    /// Returns its size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The digest of its bytes, where it is known.
+    /// Returns the digest of its bytes, if it is known.
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
         self.digest
     }
 }
 
-/// Renames a file into the cache. `None`, and it is where it was, if it must be copied instead.
-fn rename(path: &Path, cache: &Cache) -> Result<Option<TempFile>, WriteError> {
+/// Renames a file into the cache. Returns `None`, and leaves the file, if it must be copied instead.
+fn rename(path: &Path, dir: &CacheDir) -> Result<Option<TempFile>, WriteError> {
     let metadata = fs::symlink_metadata(path).map_err(WriteError::io("open", path))?;
-    // Whoever has another name for it, or owns it, could change the blob later.
+    // Another owner, or another name, would allow changes to the blob.
     let owned = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.nlink() == 1;
     if !metadata.is_file() || !owned {
         return Ok(None);
     }
-    // First, so that a file that can not be read stays where it is.
+    // First, so that an unreadable file stays at its path.
     let file = File::open(path).map_err(WriteError::io("open", path))?;
-    let place = TempFile::create(cache.tmp())?;
-    admit(place, &metadata, cache, |place| match files::rename(path, place.path()) {
+    let place = TempFile::create(dir.tmp())?;
+    admit(place, &metadata, dir, |place| match files::rename(path, place.path()) {
         Ok(()) => Ok(Some(place.with(file))),
         Err(error) if error.kind() == ErrorKind::CrossesDevices => Ok(None),
         Err(error) => Err(WriteError::io("move", path)(error)),
     })
 }
 
-/// Puts a file that has its blocks already into a place in the cache, which has room for it then.
+/// Takes space for a file that has its blocks already, and puts it into the cache with `put`.
 fn admit(
     place: TempFile,
     file: &Metadata,
-    cache: &Cache,
+    dir: &CacheDir,
     put: impl FnOnce(TempFile) -> Result<Option<TempFile>, WriteError>,
 ) -> Result<Option<TempFile>, WriteError> {
-    let Some(room) = cache.room() else { return put(place) };
-    let admitted = room.admit(file.len(), file.blocks().saturating_mul(512), || put(place))?;
-    Ok(admitted.map(|(file, reserved)| file.with_reservation(reserved)))
+    let Some(quota) = dir.quota() else { return put(place) };
+    let admitted = quota.admit(file.len(), file.blocks().saturating_mul(512), || put(place))?;
+    Ok(admitted.map(|(file, reservation)| file.with_reservation(reservation)))
 }
 
-/// Copies a file into the cache. `None` if it changed meanwhile.
-fn copy(path: &Path, cache: &Cache) -> Result<Option<TempFile>, WriteError> {
+/// Copies a file into the cache. Returns `None` if its size changed meanwhile.
+fn copy(path: &Path, dir: &CacheDir) -> Result<Option<TempFile>, WriteError> {
     let source = File::open(path).map_err(WriteError::io("open", path))?;
     let metadata = source.metadata().map_err(WriteError::io("open", path))?;
     let size = metadata.len();
-    let cloned = admit(TempFile::create(cache.tmp())?, &metadata, cache, |place| {
+    let cloned = admit(TempFile::create(dir.tmp())?, &metadata, dir, |place| {
         Ok(rustix::fs::ioctl_ficlone(place.file(), &source).is_ok().then_some(place))
     })?;
     if cloned.is_some() {
         return Ok(cloned);
     }
-    let mut copy = cache.temporary()?;
+    let mut copy = dir.create_temp_file()?;
     copy.reserve(size)?;
-    // One byte more than it has would show that it has grown; a log that grows all the time does not keep us.
+    // One more byte would show that the file has grown. The limit ends the copy of a log that grows all the time.
     let copied = io::copy(&mut (&source).take(size.saturating_add(1)), &mut copy.file())
         .map_err(WriteError::space("copy a file to", copy.path(), size))?;
     Ok((copied == size).then_some(copy))

@@ -1,59 +1,60 @@
-//! Files whose stamps were read before: to read one costs as much as to lock and look at the file together.
+//! Files whose stamps were found valid: reading a stamp costs as much as locking the file and reading its metadata.
 //!
-//! Whoever changes a stamp changes the file's time of change with it, and so makes it unknown. So does the note of its use,
-//! once a second.
+//! A change of the stamp changes the file's ctime, after which the file counts as another one. So does an update of its
+//! access time, which [`touch`](crate::cached_blob::touch) makes at most once a second.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
-use blobferry_platform::sync::{Mutex, MutexGuard};
+use blobferry_platform::bounded_map::BoundedMap;
+use blobferry_platform::sync::Mutex;
 
-/// How many files are remembered; the next one takes the place of another.
-const REMEMBERED: usize = 1024;
+/// The number of files that are remembered. The next file replaces the oldest one.
+const CAPACITY: usize = 1024;
 
-/// Files that were found to be trusted.
-#[derive(Debug, Default)]
-pub(crate) struct Known(Mutex<Vec<Option<Version>>>);
+/// The files that were verified most recently.
+#[derive(Debug)]
+pub(crate) struct VerifiedFiles(Mutex<BoundedMap<(u64, u64), Ctime>>);
 
-/// A file, as it was at a time.
+/// A file's time of change: seconds and nanoseconds.
+type Ctime = (i64, i64);
+
+impl Default for VerifiedFiles {
+    fn default() -> VerifiedFiles {
+        VerifiedFiles(Mutex::new(BoundedMap::new(CAPACITY)))
+    }
+}
+
+/// A file as it is at one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Version {
+struct FileIdentity {
     device: u64,
     inode: u64,
-    changed: (i64, i64),
+    changed: Ctime,
 }
 
-impl Known {
-    /// Whether the file was trusted, and is still as it was then.
+impl VerifiedFiles {
+    /// Returns whether the file was verified, and has not changed since.
     pub(crate) fn contains(&self, file: &Metadata) -> bool {
-        self.places().get(place(file)).is_some_and(|place| *place == Some(Version::of(file)))
+        let file = FileIdentity::of(file);
+        self.0.lock().get(&(file.device, file.inode)) == Some(&file.changed)
     }
 
-    /// The file is trusted as it is.
+    /// Remembers that the file is verified as it is now.
     pub(crate) fn insert(&self, file: &Metadata) {
-        let mut places = self.places();
-        if places.is_empty() {
-            places.resize(REMEMBERED, None);
-        }
-        if let Some(place) = places.get_mut(place(file)) {
-            *place = Some(Version::of(file));
-        }
-    }
-
-    fn places(&self) -> MutexGuard<'_, Vec<Option<Version>>> {
-        self.0.lock()
+        let file = FileIdentity::of(file);
+        self.0.lock().insert((file.device, file.inode), file.changed);
     }
 }
 
-impl Version {
-    fn of(file: &Metadata) -> Version {
-        Version { device: file.dev(), inode: file.ino(), changed: (file.ctime(), file.ctime_nsec()) }
+impl FileIdentity {
+    fn of(file: &Metadata) -> FileIdentity {
+        FileIdentity {
+            device: file.dev(),
+            inode: file.ino(),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
     }
-}
-
-fn place(file: &Metadata) -> usize {
-    // Files that are made one after the other have numbers side by side.
-    file.ino() as usize % REMEMBERED
 }
 
 #[cfg(test)]
@@ -62,29 +63,29 @@ mod tests {
     use std::fs::{self, File};
 
     #[test]
-    fn a_file_is_known_as_long_as_nothing_about_it_changes() {
+    fn a_file_counts_as_verified_until_it_changes() {
         let dir = tempfile::tempdir().unwrap();
         let file = File::create(dir.path().join("blob")).unwrap();
-        let known = Known::default();
+        let verified = VerifiedFiles::default();
         let before = file.metadata().unwrap();
-        assert!(!known.contains(&before));
-        known.insert(&before);
-        assert!(known.contains(&before) && known.contains(&file.metadata().unwrap()));
-        // Until the clock that files are stamped with has moved on.
+        assert!(!verified.contains(&before));
+        verified.insert(&before);
+        assert!(verified.contains(&before) && verified.contains(&file.metadata().unwrap()));
+        // Until the clock of the file system has moved on.
         while file.metadata().unwrap().ctime_nsec() == before.ctime_nsec() {
             fs::set_permissions(dir.path().join("blob"), before.permissions()).unwrap();
         }
-        assert!(!known.contains(&file.metadata().unwrap()));
+        assert!(!verified.contains(&file.metadata().unwrap()));
     }
 
     #[test]
-    fn no_more_than_so_many_are_remembered() {
+    fn at_most_capacity_files_are_remembered() {
         let dir = tempfile::tempdir().unwrap();
-        let known = Known::default();
-        for n in 0..2 * REMEMBERED {
+        let verified = VerifiedFiles::default();
+        for n in 0..2 * CAPACITY {
             let file = File::create(dir.path().join(n.to_string())).unwrap();
-            known.insert(&file.metadata().unwrap());
+            verified.insert(&file.metadata().unwrap());
         }
-        assert_eq!(known.places().len(), REMEMBERED);
+        assert_eq!(verified.0.lock().len(), CAPACITY);
     }
 }

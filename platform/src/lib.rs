@@ -4,6 +4,7 @@
 
 pub mod aligned_buf;
 pub mod blobdir;
+pub mod bounded_map;
 pub mod hash;
 pub mod os;
 pub mod pool;

@@ -6,8 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::os;
-use crate::os::Job;
+use crate::os::{self, Job};
 use crate::spin::AdaptiveSpin;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
 
@@ -84,7 +83,7 @@ impl Pool {
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
-                looking.found();
+                looking.reset();
                 // A job that panics is a defect in it, and must not take the thread from the others.
                 if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
                     tracing::error!("a job panicked");
@@ -114,7 +113,7 @@ impl Pool {
         looking: &mut AdaptiveSpin,
     ) -> MutexGuard<'a, State> {
         state.looking += 1;
-        while state.jobs.is_empty() && looking.again() {
+        while state.jobs.is_empty() && looking.should_spin() {
             drop(state);
             thread::yield_now();
             state = self.lock();
@@ -151,7 +150,7 @@ impl Strand {
     }
 
     /// Runs a job after all that were given before.
-    pub fn run(&self, job: impl FnOnce() + Send + 'static) {
+    pub fn post(&self, job: impl FnOnce() + Send + 'static) {
         let mut queue = lock(&self.queue);
         queue.jobs.push_back(Box::new(job));
         if !std::mem::replace(&mut queue.running, true) {
@@ -161,7 +160,7 @@ impl Strand {
     }
 
     /// Runs a short job after all that were given before: on this thread, where there are none.
-    pub fn run_in_turn(&self, job: impl FnOnce() + Send + 'static) {
+    pub fn dispatch(&self, job: impl FnOnce() + Send + 'static) {
         let mut queue = lock(&self.queue);
         if std::mem::replace(&mut queue.running, true) {
             queue.jobs.push_back(Box::new(job));
@@ -218,7 +217,7 @@ mod tests {
         let busy = Arc::new(Mutex::new(()));
         for n in 0..1000 {
             let (done, busy) = (done.clone(), busy.clone());
-            lane.run(move || {
+            lane.post(move || {
                 let _alone = busy.try_lock().unwrap();
                 done.send(n).unwrap();
             });
@@ -237,22 +236,22 @@ mod tests {
             move || done.send((what, std::thread::current().id())).unwrap()
         };
         let here = std::thread::current().id();
-        lane.run_in_turn(tell("first"));
+        lane.dispatch(tell("first"));
         assert_eq!(order.try_recv(), Ok(("first", here)));
         let (go, wait) = mpsc::channel::<()>();
-        lane.run(move || wait.recv().unwrap());
-        lane.run(tell("second"));
-        lane.run_in_turn(tell("third"));
+        lane.post(move || wait.recv().unwrap());
+        lane.post(tell("second"));
+        lane.dispatch(tell("third"));
         assert!(order.try_recv().is_err());
         go.send(()).unwrap();
         assert_eq!([order.recv().unwrap().0, order.recv().unwrap().0], ["second", "third"]);
         // What is given by a job in its turn comes behind it.
         let (again, later) = (lane.clone(), tell("fifth"));
         let (fourth, started) = (tell("fourth"), mpsc::channel::<()>());
-        lane.run(move || started.0.send(()).unwrap());
+        lane.post(move || started.0.send(()).unwrap());
         started.1.recv().unwrap();
-        lane.run_in_turn(move || {
-            again.run(later);
+        lane.dispatch(move || {
+            again.post(later);
             fourth();
         });
         assert_eq!([order.recv().unwrap().0, order.recv().unwrap().0], ["fourth", "fifth"]);
@@ -263,9 +262,9 @@ mod tests {
         let workers = BlockingPool::new(1);
         let lane = Strand::new(&workers);
         let (done, end) = mpsc::channel();
-        lane.run(|| panic!("on purpose"));
+        lane.post(|| panic!("on purpose"));
         workers.run(|| panic!("on purpose"));
-        lane.run(move || done.send(()).unwrap());
+        lane.post(move || done.send(()).unwrap());
         end.recv().unwrap();
     }
 
@@ -275,8 +274,8 @@ mod tests {
         let (first, second) = (Strand::new(&workers), Strand::new(&workers));
         let (go, wait) = mpsc::channel::<()>();
         let (done, end) = mpsc::channel();
-        first.run(move || wait.recv().unwrap());
-        second.run(move || done.send(()).unwrap());
+        first.post(move || wait.recv().unwrap());
+        second.post(move || done.send(()).unwrap());
         end.recv().unwrap();
         go.send(()).unwrap();
     }

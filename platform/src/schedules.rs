@@ -18,7 +18,7 @@ fn a_lane_runs_every_job_once_and_alone_in_the_order_of_coming() {
                 thread::spawn(move || {
                     for (at, n) in [(0, 0), (1, 1), (0, 2), (0, 3)] {
                         let (alone, done) = (alone.clone(), done.clone());
-                        lanes[at].run(move || alone[at].act(|| done.send((at, thread, n)).unwrap()));
+                        lanes[at].post(move || alone[at].act(|| done.send((at, thread, n)).unwrap()));
                     }
                 })
             })

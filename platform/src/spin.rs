@@ -27,7 +27,7 @@ pub struct AdaptiveSpin {
 
 impl AdaptiveSpin {
     /// There is nothing yet: whether to look once more, and to sleep if not.
-    pub fn again(&mut self) -> bool {
+    pub fn should_spin(&mut self) -> bool {
         if self.in_vain || self.looks == LOOKS {
             self.asleep.get_or_insert_with(sync::now);
             return false;
@@ -37,7 +37,7 @@ impl AdaptiveSpin {
     }
 
     /// What was waited for is there.
-    pub fn found(&mut self) {
+    pub fn reset(&mut self) {
         if let Some(asleep) = self.asleep.take() {
             self.in_vain = sync::now().saturating_duration_since(asleep) > SHORT;
         }
@@ -51,7 +51,7 @@ mod tests {
 
     /// Looks until it would sleep; how often that was.
     fn looks(looking: &mut AdaptiveSpin) -> usize {
-        std::iter::from_fn(|| looking.again().then_some(())).count()
+        std::iter::from_fn(|| looking.should_spin().then_some(())).count()
     }
 
     #[test]
@@ -63,7 +63,7 @@ mod tests {
             let asleep = Instant::now().checked_sub(slept).unwrap();
             // A short sleep is one that ends later than it began, even where this thread is kept from going on.
             looking.asleep = Some(if slept.is_zero() { asleep + SHORT * 1000 } else { asleep });
-            looking.found();
+            looking.reset();
             assert_eq!(looks(&mut looking), expected, "after {slept:?}");
         }
     }
@@ -71,10 +71,10 @@ mod tests {
     #[test]
     fn what_is_there_at_once_is_no_wait() {
         let mut looking = AdaptiveSpin::default();
-        looking.found();
-        (0..LOOKS / 2).for_each(|_| assert!(looking.again()));
-        looking.found();
-        looking.found();
+        looking.reset();
+        (0..LOOKS / 2).for_each(|_| assert!(looking.should_spin()));
+        looking.reset();
+        looking.reset();
         assert_eq!(looks(&mut looking), LOOKS as usize);
     }
 }

@@ -50,7 +50,7 @@ struct Report {
 
 impl From<Usage> for Report {
     fn from(usage: Usage) -> Report {
-        let Usage { blobs, bytes, in_use, pinned, packs, packed, unfinished, limit } = usage;
+        let Usage { blobs, bytes, in_use, pinned, segments: packs, segment_bytes: packed, unfinished, limit } = usage;
         Report { blobs, bytes, in_use, pinned, packs, packed, unfinished, limit }
     }
 }
@@ -133,7 +133,7 @@ struct Freed {
 }
 
 impl From<Evicted> for Freed {
-    fn from(Evicted { blobs, packs, bytes }: Evicted) -> Freed {
+    fn from(Evicted { blobs, segments: packs, bytes }: Evicted) -> Freed {
         Freed { blobs, packs, bytes }
     }
 }
@@ -156,7 +156,7 @@ fn gc<W: Write>(args: &CacheGcArgs, cache: &Cache, output: &mut Output<W>) -> Re
             let then = cache.gc(to)?;
             Evicted {
                 blobs: first.blobs + then.blobs,
-                packs: first.packs + then.packs,
+                segments: first.segments + then.segments,
                 bytes: first.bytes + then.bytes,
             }
         }
@@ -184,7 +184,7 @@ impl Line for Verified {
 
 fn verify<W: Write>(cache: &Cache, output: &mut Output<W>) -> Result<(), Failure> {
     let usage = cache.usage()?;
-    let bar = Bar::new("verifying", usage.bytes + usage.packed);
+    let bar = Bar::new("verifying", usage.bytes + usage.segment_bytes);
     let verified = cache.verify(|entry| bar.part(entry.on_disk).complete())?;
     drop(bar);
     let damaged: Vec<String> = verified.damaged.iter().map(ToString::to_string).collect();

@@ -1,77 +1,82 @@
-//! The right, and the duty, to download one blob.
+//! The right and the duty to download one blob.
 
+use std::io::{self, ErrorKind};
+
+use blobferry_platform::blobdir::{BlobWriter, WriteError};
 use blobferry_protocol::{BlobId, Digest};
 
-use crate::cache::Cache;
+use crate::cache_dir::CacheDir;
 use crate::cached_blob::CachedBlob;
 use crate::claim::partial::Partial;
 use crate::error::CacheError;
-use blobferry_platform::blobdir::BlobWriter;
-use blobferry_platform::blobdir::WriteError;
 
-/// The right, and the duty, to download one blob, while everybody else on the machine waits for it.
+/// The right and the duty to download one blob, while all other claims on the machine wait for it.
 ///
-/// Dropped before it is finished, it removes the bytes that it has worked on, and the next one who waits becomes the
-/// downloader, in this process or another. To leave him the bytes, there is [`Download::leave`]. When the process
-/// dies, the next one finds them, too: [`Download::found`] says how many.
+/// The steps are: [`Download::resume`] (optional); request the bytes from [`Download::written`] on;
+/// [`Download::start`]; [`Download::write`]; [`Download::finish`]. If the connection breaks, take the same steps again
+/// on the next one. If a step returns [`CacheError::Stale`], the bytes in the partial file were not the blob's and are
+/// gone: request the bytes from [`Download::written`] on, which is then 0.
 ///
-/// Where bytes go on, these are the steps: [`Download::resume`], which may be left out; ask the server for the bytes
-/// from [`Download::written`] on; [`Download::start`]; [`Download::write`]; and, where the connection breaks, the same
-/// once more on the next one. Whenever something answers [`CacheError::Stale`], what was there was not the blob's, and
-/// nothing of it is left: ask from [`Download::written`] again, which is 0 then.
+/// Dropped before it is finished, a download removes the bytes that it has worked on, and the next waiting claim, in
+/// this process or another, becomes the downloader. [`Download::leave`] leaves the bytes to that claim. If the process
+/// dies, the bytes stay as well: [`Download::found`] returns their number.
 ///
-/// The calls on it write to disk, and may block for as long as that takes.
+/// The methods write to disk, and block for as long as that takes.
 #[derive(Debug)]
 pub struct Download {
-    cache: Cache,
+    dir: CacheDir,
     blob: BlobId,
     partial: Partial,
     found: u64,
     writer: Option<BlobWriter>,
-    /// Whether the writer began with bytes that were found. Nobody knows yet whether these are the blob's.
+    /// Whether `start` was called for the writer's bytes.
+    started: bool,
+    /// Whether the writer began with bytes that were found. They may not be the blob's.
     resumed: bool,
-    /// Whether the blob is there.
+    /// Whether the blob is in the cache, or a job in this process writes it.
     finished: bool,
 }
 
 impl Download {
-    pub(crate) fn new(cache: Cache, blob: BlobId) -> Download {
-        let partial = Partial::of(cache.layout(), blob);
+    pub(crate) fn new(dir: CacheDir, blob: BlobId) -> Download {
+        let partial = Partial::of(dir.layout(), blob);
         let found = partial.len();
-        Download { cache, blob, partial, found, writer: None, resumed: false, finished: false }
+        Download { dir, blob, partial, found, writer: None, started: false, resumed: false, finished: false }
     }
 
-    /// The blob to download.
+    /// Returns the blob to download.
     #[must_use]
     pub fn blob(&self) -> BlobId {
         self.blob
     }
 
-    /// How many bytes somebody has left who died, or left, before all of them had come. [`Download::resume`] goes on
-    /// with them; without it they are removed when the download is started.
+    /// Returns the number of bytes that an earlier download of the blob left in the partial file.
+    ///
+    /// [`Download::resume`] continues with them. [`Download::start`] from offset 0 removes them.
     #[must_use]
     pub fn found(&self) -> u64 {
         self.found
     }
 
-    /// Goes on with the bytes that were found: reads them, to hash them. Returns how many they are; 0 where there are
-    /// none, or none that can be used: what is no regular file of this user's alone, or unreadable, is removed.
+    /// Continues with the bytes that were found: reads the partial file, to hash it. Returns [`Download::written`].
     ///
-    /// After [`Download::start`] nothing happens.
+    /// A partial file that cannot be used is removed, and 0 is returned: one that is unreadable, not a regular file, or
+    /// writable under another name. After [`Download::start`], `resume` has no effect but to return
+    /// [`Download::written`].
     ///
     /// # Errors
-    /// [`CacheError::Finished`].
+    /// Returns [`CacheError::Finished`] after [`Download::finish`].
     pub fn resume(&mut self) -> Result<u64, CacheError> {
-        self.unfinished()?;
+        self.check_unfinished()?;
         if self.writer.is_none() && self.found > 0 {
-            match self.partial.resume(self.cache.room()) {
+            match self.partial.resume(self.dir.quota()) {
                 Ok(writer) => {
                     self.writer = Some(writer);
                     self.resumed = true;
                 }
                 Err(error) => {
                     let path = self.partial.path().display();
-                    tracing::warn!(blob = %self.blob, %path, %error, "can not go on with what was downloaded");
+                    tracing::warn!(blob = %self.blob, %path, %error, "cannot resume a partial download");
                     self.restart();
                 }
             }
@@ -79,33 +84,56 @@ impl Download {
         Ok(self.written())
     }
 
-    /// How many bytes are there, of those that this download has found or written: the offset of the next one.
+    /// Returns the number of bytes that this download has resumed or written: the offset of the next byte.
     #[must_use]
     pub fn written(&self) -> u64 {
         self.writer.as_ref().map_or(0, BlobWriter::written)
     }
 
-    /// Bytes will come, from the offset `from` of a blob of `size` bytes. Reserves room for them. From 0 it begins
-    /// with nothing, whatever was there; else `from` must be [`Download::written`].
+    /// Returns the digest of the bytes that this download has resumed or written so far.
+    ///
+    /// If a source tells no digest, `finish(download.digest())` accepts what came. Nothing is verified then; in
+    /// particular, resumed bytes may be another blob's.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        match &self.writer {
+            Some(writer) => writer.digest(),
+            None => Digest(*blake3::hash(b"").as_bytes()),
+        }
+    }
+
+    /// Announces bytes: those of the blob from the offset `from` on.
+    ///
+    /// `size` is the size of the whole blob in bytes, or `None` if the source does not tell it. With a size, disk space
+    /// for all of it is reserved now; without, space is reserved as the bytes come. From offset 0 the download begins
+    /// again with nothing. Otherwise `from` must be [`Download::written`].
     ///
     /// # Errors
-    /// [`CacheError::Stale`] where the bytes do not fit those that are there, or the size is another one than before;
-    /// [`CacheError::Write`], with [`WriteError::Full`] where the cache's limit leaves no room, and
-    /// [`WriteError::NoSpace`] where the disk is too full; [`CacheError::Finished`].
-    pub fn start(&mut self, from: u64, size: u64) -> Result<(), CacheError> {
-        self.unfinished()?;
+    /// Returns [`CacheError::Stale`] if `from` is neither 0 nor [`Download::written`], or the size differs from an
+    /// earlier one; [`CacheError::Write`] with [`WriteError::Full`] if the cache's limit leaves no space, or with
+    /// [`WriteError::NoSpace`] if the disk is too full; [`CacheError::Finished`] after [`Download::finish`].
+    pub fn start(&mut self, from: u64, size: impl Into<Option<u64>>) -> Result<(), CacheError> {
+        self.check_unfinished()?;
+        let size = size.into();
         if from == 0 {
-            self.restart(); // first: what it occupies may be needed
-            let mut writer = self.partial.create(self.cache.room()).map_err(self.failed())?;
-            writer.expect(size).map_err(self.failed())?;
+            self.restart(); // first: the new bytes may need the space
+            let mut writer = self.partial.create(self.dir.quota()).map_err(self.failed())?;
+            if let Some(size) = size {
+                writer.expect(size).map_err(self.failed())?;
+            }
             writer.announce();
             self.writer = Some(writer);
+            self.started = true;
             return Ok(());
         }
         let failed = self.failed();
         match &mut self.writer {
             Some(writer) if writer.written() == from && fits(writer, size) => {
-                writer.expect(size).map_err(failed)
+                if let Some(size) = size {
+                    writer.expect(size).map_err(failed)?;
+                }
+                self.started = true;
+                Ok(())
             }
             _ => {
                 self.restart();
@@ -114,74 +142,82 @@ impl Download {
         }
     }
 
-    /// Forgets all bytes that are there.
+    /// Removes all bytes of the partial file. Does nothing after [`Download::finish`].
     pub fn restart(&mut self) {
         if self.finished {
-            return; // somebody else may be in charge of the file of that name
+            return; // another download may own the file of that name now
         }
         let opened = self.writer.take().is_some();
         if !opened
             && self.found > 0
-            && let Err(error) = self.partial.remove(self.cache.room())
+            && let Err(error) = self.partial.remove(self.dir.quota())
         {
             let path = self.partial.path().display();
-            tracing::warn!(blob = %self.blob, %path, %error, "can not remove a part of a download");
+            tracing::warn!(blob = %self.blob, %path, %error, "cannot remove a partial download");
         }
         self.found = 0;
+        self.started = false;
         self.resumed = false;
     }
 
     /// Writes the next bytes.
     ///
     /// # Errors
-    /// [`CacheError::Write`] where more bytes come than were announced, or the disk fails, after which nothing of the
-    /// bytes is left; [`CacheError::NotStarted`].
+    /// Returns [`CacheError::Write`] if more bytes come than were announced, or if the disk fails, after which no bytes
+    /// are left; [`CacheError::NotStarted`] before [`Download::start`]; [`CacheError::Finished`] after
+    /// [`Download::finish`].
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
-        let writer = self.writer.as_mut().filter(|writer| writer.expected().is_some());
-        let written = writer.ok_or(CacheError::NotStarted { blob: self.blob })?.write(bytes);
+        self.check_unfinished()?;
+        let written = match &mut self.writer {
+            Some(writer) if self.started => writer.write(bytes),
+            _ => return Err(CacheError::NotStarted { blob: self.blob }),
+        };
         if let Err(WriteError::Full { .. } | WriteError::NoSpace { .. } | WriteError::Io { .. }) = written {
             self.restart();
         }
         written.map_err(self.failed())
     }
 
-    /// Ends the download: if all bytes are there, and have this digest, the file becomes the blob, and everybody who
-    /// waits is given it.
+    /// Ends the download: if all bytes have come and have this digest, the partial file becomes the blob, and all waiting
+    /// claims are answered with it.
     ///
     /// # Errors
-    /// [`CacheError::Stale`] where the digest is another one, and some bytes were found and not downloaded: then it can
-    /// be started again. [`CacheError::Write`] where the bytes are not the blob's, or the disk fails;
-    /// [`CacheError::NotStarted`]. Nothing of the bytes is left. The next one who waits becomes the downloader as
-    /// soon as this one is dropped.
+    /// Returns [`CacheError::Stale`] if the digest differs and some bytes were resumed: the download can be started
+    /// again. Returns [`CacheError::Write`] if the bytes are not the blob's or the disk fails;
+    /// [`CacheError::NotStarted`] before [`Download::start`]; [`CacheError::Finished`] if it has ended already. No
+    /// bytes are left after an error. The next waiting claim leads when this value is dropped.
     pub fn finish(&mut self, digest: Digest) -> Result<CachedBlob, CacheError> {
-        let writer = self.writer.take_if(|writer| writer.expected().is_some());
-        let writer = writer.ok_or(CacheError::NotStarted { blob: self.blob })?;
+        self.check_unfinished()?;
+        if !std::mem::take(&mut self.started) {
+            return Err(CacheError::NotStarted { blob: self.blob });
+        }
+        let writer = self.writer.take().ok_or(CacheError::NotStarted { blob: self.blob })?;
         let resumed = std::mem::take(&mut self.resumed);
         let complete = match writer.complete_checked(digest) {
             Err(WriteError::Digest { .. }) if resumed => return Err(CacheError::Stale { blob: self.blob }),
             complete => complete.map_err(self.failed())?,
         };
-        let cached = self.cache.publish(self.blob, complete.file, Some(digest)).map_err(self.failed())?;
+        let cached = self.dir.publish(self.blob, complete.file, Some(digest)).map_err(self.failed())?;
         self.finished = true;
-        self.cache.settle(self.blob);
+        self.dir.complete(self.blob);
         Ok(cached)
     }
 
-    /// Gives up the duty, and leaves the bytes to the next one who has it: whoever waits, or comes later.
+    /// Gives up the download, and leaves its bytes to the next download of the blob.
     pub fn leave(mut self) {
         if let Some(writer) = self.writer.take() {
-            writer.keep();
+            writer.retain_partial();
         }
     }
 
-    /// The bytes are in memory: whoever writes them answers all who wait for the blob.
-    pub(crate) fn leave_to_writer(mut self) -> (Cache, BlobId) {
+    /// Passes the leadership on to a job that writes the blob's bytes from memory.
+    pub(crate) fn into_leadership(mut self) -> (CacheDir, BlobId) {
         self.restart();
         self.finished = true;
-        (self.cache.clone(), self.blob)
+        (self.dir.clone(), self.blob)
     }
 
-    fn unfinished(&self) -> Result<(), CacheError> {
+    fn check_unfinished(&self) -> Result<(), CacheError> {
         match self.finished {
             true => Err(CacheError::Finished { blob: self.blob }),
             false => Ok(()),
@@ -194,16 +230,35 @@ impl Download {
     }
 }
 
-/// Whether what was written can be the beginning of `size` bytes.
-fn fits(writer: &BlobWriter, size: u64) -> bool {
+/// Returns whether the written bytes can be the beginning of a blob of this size.
+fn fits(writer: &BlobWriter, size: Option<u64>) -> bool {
+    let Some(size) = size else { return true };
     writer.written() <= size && writer.expected().is_none_or(|expected| expected == size)
+}
+
+/// Writes all of the bytes, as [`Download::write`] does.
+impl io::Write for Download {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match Download::write(self, bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(error @ CacheError::Write { source: WriteError::NoSpace { .. }, .. }) => {
+                Err(io::Error::new(ErrorKind::StorageFull, error))
+            }
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Does nothing: the bytes are in the file already.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Drop for Download {
     fn drop(&mut self) {
-        self.writer = None; // before the next one begins: it would take away his file
+        self.writer = None; // first: dropping the writer removes the file, which the next leader creates anew
         if !self.finished {
-            self.cache.give_up(self.blob);
+            self.dir.hand_over(self.blob);
         }
     }
 }

@@ -1,19 +1,19 @@
-//! Who in this process is in charge of which blob, and who waits for it: the rules, without files or threads.
+//! Which claim leads which blob in this process, and which claims wait: the rules, without files or threads.
 //!
-//! A bucket is here as long as somebody wants a blob of it. It is in one of two states:
+//! A bucket is in the table as long as a claim of one of its blobs is in flight. It is in one of two states:
 //!
-//! * *wanted*: its file lock is held elsewhere, and one helper thread waits for it. Everybody waits.
-//! * *held*: this process has the file lock. For every blob that is wanted exactly one is in charge (looks, or
-//!   downloads); the others who want it wait behind him, first come first served.
+//! * *wanted*: another process holds the bucket's file lock, and one helper thread waits for it. All claims wait.
+//! * *locked*: this process holds the file lock. Exactly one claim leads each blob. The other claims of that blob wait
+//!   in the order in which they came.
 //!
-//! The last one in charge takes the bucket with him, and so releases the file lock.
+//! When the last leader leaves, the bucket is removed from the table, which releases the file lock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use blobferry_protocol::BlobId;
 
-/// The buckets that somebody wants something of. `L` is the file lock, `W` is one who waits.
+/// The buckets with claims in flight. `L` is the file lock, `W` is a claim.
 #[derive(Debug)]
 pub(crate) struct InFlight<L, W> {
     buckets: BTreeMap<u64, Bucket<L, W>>,
@@ -21,22 +21,23 @@ pub(crate) struct InFlight<L, W> {
 
 #[derive(Debug)]
 struct Bucket<L, W> {
-    /// `None` while it is wanted.
+    /// `None` while another process holds the lock.
     lock: Option<L>,
-    /// The blobs that are wanted, and who waits. While the lock is held, one more than these is in charge.
+    /// The blobs with claims in flight, and the claims that wait. While the lock is held, each blob has a leader, which
+    /// is not in its queue.
     blobs: BTreeMap<BlobId, VecDeque<W>>,
 }
 
-/// What becomes of one who enters.
+/// What happened to a claim that entered.
 #[derive(Debug)]
 pub(crate) enum Admission<W> {
-    /// It is in charge of the blob.
-    InCharge(W),
-    /// It waits, and will be heard of.
-    Waits,
-    /// It waits, and the caller must see to it that somebody waits for the bucket's file lock.
-    WaitsForLock,
-    /// The file lock can not be had. It has not entered.
+    /// It leads the blob.
+    Leader(W),
+    /// It waits.
+    Waiting,
+    /// It waits, and the caller must start a thread that waits for the bucket's file lock.
+    WaitingForLock,
+    /// The file lock failed. The claim has not entered.
     Refused(W, io::Error),
 }
 
@@ -45,14 +46,14 @@ impl<L, W> InFlight<L, W> {
         InFlight { buckets: BTreeMap::new() }
     }
 
-    /// Whether nobody wants anything.
+    /// Returns whether no claim is in flight.
     #[cfg(test)]
     #[cfg(feature = "shuttle")]
     pub(crate) fn is_empty(&self) -> bool {
         self.buckets.is_empty()
     }
 
-    /// Somebody wants a blob. `try_lock` takes the bucket's file lock where nobody else has it.
+    /// Enters a claim. `try_lock` takes the bucket's file lock if no other process has it.
     pub(crate) fn enter(
         &mut self,
         blob: BlobId,
@@ -65,8 +66,8 @@ impl<L, W> InFlight<L, W> {
                 Err(error) => return Admission::Refused(waiter, error),
             };
             let (queue, entered) = match lock {
-                Some(_) => (VecDeque::new(), Admission::InCharge(waiter)),
-                None => (VecDeque::from([waiter]), Admission::WaitsForLock),
+                Some(_) => (VecDeque::new(), Admission::Leader(waiter)),
+                None => (VecDeque::from([waiter]), Admission::WaitingForLock),
             };
             self.buckets.insert(blob.bucket(), Bucket { lock, blobs: BTreeMap::from([(blob, queue)]) });
             return entered;
@@ -74,15 +75,36 @@ impl<L, W> InFlight<L, W> {
         match bucket.blobs.get_mut(&blob) {
             None if bucket.lock.is_some() => {
                 bucket.blobs.insert(blob, VecDeque::new());
-                return Admission::InCharge(waiter);
+                return Admission::Leader(waiter);
             }
             None => _ = bucket.blobs.insert(blob, VecDeque::from([waiter])),
             Some(queue) => queue.push_back(waiter),
         }
-        Admission::Waits
+        Admission::Waiting
     }
 
-    /// The file lock has come: the first of each queue is in charge now.
+    /// Enters a leader, if the claim need not wait. Returns `false`, and enters nothing, if it would have to.
+    pub(crate) fn try_enter(
+        &mut self,
+        blob: BlobId,
+        try_lock: impl FnOnce() -> io::Result<Option<L>>,
+    ) -> io::Result<bool> {
+        match self.buckets.get_mut(&blob.bucket()) {
+            Some(bucket) if bucket.lock.is_none() || bucket.blobs.contains_key(&blob) => Ok(false),
+            Some(bucket) => {
+                bucket.blobs.insert(blob, VecDeque::new());
+                Ok(true)
+            }
+            None => {
+                let Some(lock) = try_lock()? else { return Ok(false) };
+                let blobs = BTreeMap::from([(blob, VecDeque::new())]);
+                self.buckets.insert(blob.bucket(), Bucket { lock: Some(lock), blobs });
+                Ok(true)
+            }
+        }
+    }
+
+    /// Gives the bucket its file lock. Returns the first claim of each blob, which leads it now.
     pub(crate) fn locked(&mut self, bucket: u64, lock: L) -> Vec<(BlobId, W)> {
         let Some(entry) = self.buckets.get_mut(&bucket) else { return Vec::new() };
         entry.lock = Some(lock);
@@ -90,7 +112,7 @@ impl<L, W> InFlight<L, W> {
         firsts.filter_map(|(blob, queue)| queue.pop_front().map(|first| (*blob, first))).collect()
     }
 
-    /// The file lock will not come: everybody leaves.
+    /// Removes a bucket whose file lock failed. Returns all of its claims.
     pub(crate) fn lock_failed(&mut self, bucket: u64) -> Vec<(BlobId, W)> {
         let blobs = self.buckets.remove(&bucket).map(|entry| entry.blobs).unwrap_or_default();
         blobs
@@ -99,8 +121,8 @@ impl<L, W> InFlight<L, W> {
             .collect()
     }
 
-    /// Who is in charge of the blob leaves, as its file is there. Everybody who waits for it leaves, too.
-    pub(crate) fn settle(&mut self, blob: BlobId) -> VecDeque<W> {
+    /// Removes a blob, whose file is in the cache, and its leader. Returns the claims that waited for it.
+    pub(crate) fn complete(&mut self, blob: BlobId) -> VecDeque<W> {
         let Some(bucket) = self.buckets.get_mut(&blob.bucket()) else { return VecDeque::new() };
         let queue = bucket.blobs.remove(&blob).unwrap_or_default();
         if bucket.blobs.is_empty() {
@@ -109,7 +131,8 @@ impl<L, W> InFlight<L, W> {
         queue
     }
 
-    /// Of those who wait for a blob, those leave who `can` be answered before its file is there. Who is in charge stays.
+    /// Removes and returns the claims that wait for a blob and `can` be answered before its file is written. The leader
+    /// stays.
     pub(crate) fn leave(&mut self, blob: BlobId, can: impl Fn(&W) -> bool) -> VecDeque<W> {
         let waiting = self.buckets.get_mut(&blob.bucket()).and_then(|bucket| bucket.blobs.get_mut(&blob));
         let Some(waiting) = waiting else { return VecDeque::new() };
@@ -118,11 +141,11 @@ impl<L, W> InFlight<L, W> {
         leave
     }
 
-    /// Who is in charge of the blob leaves without a file. The next one is in charge now.
-    pub(crate) fn give_up(&mut self, blob: BlobId) -> Option<W> {
+    /// Removes the leader, which has no file for the blob. Returns the next claim, which leads now.
+    pub(crate) fn hand_over(&mut self, blob: BlobId) -> Option<W> {
         let next = self.buckets.get_mut(&blob.bucket())?.blobs.get_mut(&blob)?.pop_front();
         if next.is_none() {
-            self.settle(blob);
+            self.complete(blob);
         }
         next
     }
@@ -140,88 +163,102 @@ mod tests {
         BlobId { oid: Oid(3), tid: Tid(n) }
     }
 
-    fn in_charge(entered: Admission<u32>) -> u32 {
+    fn leader(entered: Admission<u32>) -> u32 {
         match entered {
-            Admission::InCharge(waiter) => waiter,
+            Admission::Leader(waiter) => waiter,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn the_first_is_in_charge_the_others_wait_and_all_leave_together() {
+    fn the_first_claim_leads_the_others_wait_for_it() {
         let lock = Rc::new(());
-        let mut registry = InFlight::new();
-        assert_eq!(in_charge(registry.enter(blob(1), 1, || Ok(Some(lock.clone())))), 1);
+        let mut claims = InFlight::new();
+        assert_eq!(leader(claims.enter(blob(1), 1, || Ok(Some(lock.clone())))), 1);
         for waiter in 2..5 {
-            assert!(matches!(registry.enter(blob(1), waiter, || unreachable!()), Admission::Waits));
+            assert!(matches!(claims.enter(blob(1), waiter, || unreachable!()), Admission::Waiting));
         }
         assert_eq!(Rc::strong_count(&lock), 2);
-        assert_eq!(registry.settle(blob(1)), [2, 3, 4]);
+        assert_eq!(claims.complete(blob(1)), [2, 3, 4]);
         assert_eq!(Rc::strong_count(&lock), 1, "the lock is released");
     }
 
     #[test]
-    fn blobs_of_one_bucket_share_the_lock_until_the_last_one() {
+    fn blobs_of_one_bucket_share_its_lock() {
         let lock = Rc::new(());
-        let mut registry = InFlight::new();
-        in_charge(registry.enter(blob(1), 1, || Ok(Some(lock.clone()))));
-        in_charge(registry.enter(blob(2), 2, || unreachable!()));
-        assert!(registry.settle(blob(1)).is_empty());
+        let mut claims = InFlight::new();
+        leader(claims.enter(blob(1), 1, || Ok(Some(lock.clone()))));
+        leader(claims.enter(blob(2), 2, || unreachable!()));
+        assert!(claims.complete(blob(1)).is_empty());
         assert_eq!(Rc::strong_count(&lock), 2);
-        assert_eq!(registry.give_up(blob(2)), None);
+        assert_eq!(claims.hand_over(blob(2)), None);
         assert_eq!(Rc::strong_count(&lock), 1);
     }
 
     #[test]
-    fn who_gives_up_is_followed_in_the_order_of_coming() {
-        let mut registry = InFlight::new();
-        in_charge(registry.enter(blob(1), 1, || Ok(Some(()))));
+    fn leaders_follow_in_the_order_of_their_claims() {
+        let mut claims = InFlight::new();
+        leader(claims.enter(blob(1), 1, || Ok(Some(()))));
         for waiter in 2..4 {
-            registry.enter(blob(1), waiter, || unreachable!());
+            claims.enter(blob(1), waiter, || unreachable!());
         }
-        assert_eq!(registry.give_up(blob(1)), Some(2));
-        assert_eq!(registry.give_up(blob(1)), Some(3));
-        assert_eq!(registry.give_up(blob(1)), None);
-        assert!(registry.buckets.is_empty());
+        assert_eq!(claims.hand_over(blob(1)), Some(2));
+        assert_eq!(claims.hand_over(blob(1)), Some(3));
+        assert_eq!(claims.hand_over(blob(1)), None);
+        assert!(claims.buckets.is_empty());
     }
 
     #[test]
-    fn while_the_lock_is_held_elsewhere_one_helper_is_asked_for_and_then_the_firsts_are_in_charge() {
-        let mut registry = InFlight::new();
-        assert!(matches!(registry.enter(blob(1), 1, || Ok(None)), Admission::WaitsForLock));
-        assert!(matches!(registry.enter(blob(2), 2, || unreachable!()), Admission::Waits));
-        assert!(matches!(registry.enter(blob(1), 3, || unreachable!()), Admission::Waits));
-        assert_eq!(registry.locked(3, ()), [(blob(1), 1), (blob(2), 2)]);
-        assert_eq!(registry.give_up(blob(1)), Some(3));
-        assert_eq!(registry.settle(blob(2)), []);
-        assert_eq!(registry.settle(blob(1)), []);
-        assert!(registry.buckets.is_empty());
+    fn one_helper_waits_for_a_lock_then_first_claims_lead() {
+        let mut claims = InFlight::new();
+        assert!(matches!(claims.enter(blob(1), 1, || Ok(None)), Admission::WaitingForLock));
+        assert!(matches!(claims.enter(blob(2), 2, || unreachable!()), Admission::Waiting));
+        assert!(matches!(claims.enter(blob(1), 3, || unreachable!()), Admission::Waiting));
+        assert_eq!(claims.locked(3, ()), [(blob(1), 1), (blob(2), 2)]);
+        assert_eq!(claims.hand_over(blob(1)), Some(3));
+        assert_eq!(claims.complete(blob(2)), []);
+        assert_eq!(claims.complete(blob(1)), []);
+        assert!(claims.buckets.is_empty());
     }
 
     #[test]
-    fn who_can_be_answered_leaves_early_and_the_others_wait_on() {
-        let mut registry = InFlight::new();
-        in_charge(registry.enter(blob(1), 1, || Ok(Some(()))));
+    fn claims_that_can_be_answered_early_leave() {
+        let mut claims = InFlight::new();
+        leader(claims.enter(blob(1), 1, || Ok(Some(()))));
         for waiter in 2..7 {
-            registry.enter(blob(1), waiter, || unreachable!());
+            claims.enter(blob(1), waiter, || unreachable!());
         }
-        assert_eq!(registry.leave(blob(1), |waiter| waiter % 2 == 0), [2, 4, 6]);
-        assert!(registry.leave(blob(2), |_| true).is_empty());
+        assert_eq!(claims.leave(blob(1), |waiter| waiter % 2 == 0), [2, 4, 6]);
+        assert!(claims.leave(blob(2), |_| true).is_empty());
         assert!(
-            matches!(registry.enter(blob(1), 7, || unreachable!()), Admission::Waits),
-            "one is in charge"
+            matches!(claims.enter(blob(1), 7, || unreachable!()), Admission::Waiting),
+            "one leads"
         );
-        assert_eq!(registry.settle(blob(1)), [3, 5, 7]);
+        assert_eq!(claims.complete(blob(1)), [3, 5, 7]);
     }
 
     #[test]
-    fn a_lock_that_fails_lets_everybody_leave() {
-        let mut registry: InFlight<(), u32> = InFlight::new();
-        let refused = registry.enter(blob(1), 1, || Err(ErrorKind::Unsupported.into()));
+    fn a_failed_lock_releases_all_claims() {
+        let mut claims: InFlight<(), u32> = InFlight::new();
+        let refused = claims.enter(blob(1), 1, || Err(ErrorKind::Unsupported.into()));
         assert!(matches!(refused, Admission::Refused(1, _)));
-        registry.enter(blob(1), 1, || Ok(None));
-        registry.enter(blob(1), 2, || Ok(None));
-        assert_eq!(registry.lock_failed(3), [(blob(1), 1), (blob(1), 2)]);
-        assert!(registry.buckets.is_empty());
+        claims.enter(blob(1), 1, || Ok(None));
+        claims.enter(blob(1), 2, || Ok(None));
+        assert_eq!(claims.lock_failed(3), [(blob(1), 1), (blob(1), 2)]);
+        assert!(claims.buckets.is_empty());
+    }
+
+    #[test]
+    fn try_enter_leads_or_enters_nothing() {
+        let mut claims: InFlight<(), u32> = InFlight::new();
+        assert!(!claims.try_enter(blob(1), || Ok(None)).unwrap());
+        assert!(claims.try_enter(blob(1), || Err(ErrorKind::Unsupported.into())).is_err());
+        assert!(claims.buckets.is_empty());
+        assert!(claims.try_enter(blob(1), || Ok(Some(()))).unwrap());
+        assert!(!claims.try_enter(blob(1), || unreachable!()).unwrap(), "a claim leads it");
+        assert!(claims.try_enter(blob(2), || unreachable!()).unwrap(), "the bucket is locked");
+        assert_eq!((claims.hand_over(blob(1)), claims.hand_over(blob(2))), (None, None));
+        claims.enter(blob(1), 1, || Ok(None));
+        assert!(!claims.try_enter(blob(2), || unreachable!()).unwrap(), "another process has the lock");
     }
 }

@@ -1,218 +1,154 @@
-//! One download a machine: who wants a blob claims it, and is given it, or the duty to download it.
+//! Claims: one download per machine.
 //!
-//! Between processes the file lock of the blob's bucket decides, between threads of one process the
-//! [`InFlight`](crate::claim::in_flight::InFlight). A claim goes this way:
+//! A claim of a blob is answered with the blob, or with the right and the duty to download it. Between processes the
+//! file lock of the blob's bucket decides. Between threads of one process the in-flight table
+//! ([`InFlight`](crate::claim::in_flight::InFlight)) decides. A claim takes these steps:
 //!
-//! 1. The file is there: that is the answer.
-//! 2. Else the claim enters the registry. If another claim of this process is in charge of the blob, it waits. If the
-//!    bucket's file lock is held by another process, it waits, and one thread blocks in the lock for all claims of
-//!    the bucket. Else it is in charge.
-//! 3. Who is in charge looks again, since the file may have come meanwhile, and whether the blob is in a pack, of which
-//!    its file can be made; else it gets the [`Download`].
-//! 4. A download that ends well answers all who wait; one that ends badly hands its charge to the next of them.
+//! 1. It looks the file up. If the file is in the cache, that is the answer.
+//! 2. Otherwise it enters the in-flight table. If another claim of this process leads the blob, it waits. If another
+//!    process holds the bucket's file lock, it waits, and one thread blocks in the lock for all claims of the bucket.
+//!    Otherwise it leads.
+//! 3. The leader looks the file up again, because it may have come meanwhile. If the blob is in a segment, its file is
+//!    written. Otherwise the leader gets the [`Download`].
+//! 4. A download that succeeds answers all waiting claims. One that fails makes the next claim the leader.
 //!
-//! Nothing here polls, and no mutex is held while a callback runs.
+//! No step polls.
 
 pub(crate) mod download;
 pub(crate) mod in_flight;
+pub(crate) mod lead;
 pub(crate) mod partial;
 pub(crate) mod small;
 pub(crate) mod trampoline;
 pub(crate) mod verify_queue;
 
-use std::io;
+use std::time::Duration;
 
+use blobferry_platform::sync::mpsc;
 use blobferry_protocol::BlobId;
-use blobferry_protocol::planted::{Bug, planted};
+use bytes::Bytes;
 
-use crate::cache::{Cache, Found};
+use crate::cache::Cache;
+use crate::cache_dir::{CacheDir, Found, Waiter};
 use crate::cached_blob::CachedBlob;
 use crate::claim::download::Download;
-use crate::claim::in_flight::Admission;
-use crate::claim::small::SmallClaim;
 use crate::error::CacheError;
-use crate::lock::FileLock;
-use blobferry_platform::sync::mpsc;
 
 /// The answer to a claim.
 #[derive(Debug)]
 pub enum Claim {
-    /// The blob is there.
+    /// The blob is in the cache.
     Hit(CachedBlob),
-    /// The blob is not there, and whoever has this is to download it. All others wait for that.
+    /// The blob is not in the cache, and the owner of this value is to download it. All other claims wait for that.
     Download(Download),
 }
 
-/// What is called with the answer to a claim.
-pub(crate) type Done<T> = Box<dyn FnOnce(Result<T, CacheError>) + Send>;
+/// A claim of a blob's file: the callback that gets the answer.
+struct FileClaim<F>(F);
 
-/// Somebody who wants a blob, as a file, or its bytes.
-pub(crate) enum Waiter {
-    File(Done<Claim>),
-    Bytes(Done<SmallClaim>),
+impl<F: FnOnce(Result<Claim, CacheError>) + Send + 'static> Waiter for FileClaim<F> {
+    fn accepts_bytes(&self) -> bool {
+        false
+    }
+
+    fn bytes(self: Box<Self>, dir: &CacheDir, blob: BlobId, _bytes: Bytes) {
+        self.claim_again(dir, blob);
+    }
+
+    fn hit(self: Box<Self>, cached: CachedBlob) {
+        (self.0)(Ok(Claim::Hit(cached)));
+    }
+
+    fn download(self: Box<Self>, dir: &CacheDir, blob: BlobId) {
+        (self.0)(Ok(Claim::Download(Download::new(dir.clone(), blob))));
+    }
+
+    fn fail(self: Box<Self>, error: CacheError) {
+        (self.0)(Err(error));
+    }
+
+    fn claim_again(self: Box<Self>, dir: &CacheDir, blob: BlobId) {
+        match at_once(dir, blob) {
+            Some(claim) => (self.0)(claim),
+            None => dir.enter(blob, self),
+        }
+    }
 }
 
-impl Waiter {
-    pub(crate) fn hit(self, cached: CachedBlob) {
-        match self {
-            Waiter::File(done) => done(Ok(Claim::Hit(cached))),
-            Waiter::Bytes(done) => done(Ok(SmallClaim::File(cached))),
-        }
-    }
-
-    pub(crate) fn download(self, download: Download) {
-        match self {
-            Waiter::File(done) => done(Ok(Claim::Download(download))),
-            Waiter::Bytes(done) => done(Ok(SmallClaim::Download(download))),
-        }
-    }
-
-    pub(crate) fn fail(self, error: CacheError) {
-        match self {
-            Waiter::File(done) => done(Err(error)),
-            Waiter::Bytes(done) => done(Err(error)),
-        }
+/// Returns the answer to a claim if it needs no waiting.
+fn at_once(dir: &CacheDir, blob: BlobId) -> Option<Result<Claim, CacheError>> {
+    match dir.lookup(blob) {
+        Ok(Found::Ready(cached)) => Some(Ok(Claim::Hit(cached))),
+        Ok(_) if dir.is_shared() => Some(Err(CacheError::NotShared { blob })),
+        Ok(_) => None,
+        Err(error) => Some(Err(error)),
     }
 }
 
 impl Cache {
     /// Claims a blob, and waits while another thread or process downloads it.
     ///
-    /// Who has a [`Download`] keeps others waiting, also for other blobs of its bucket. So it should not wait for
-    /// anything but its bytes: not for another claim, for instance.
+    /// A thread that owns a [`Download`] must not wait for another claim. A claim of the same blob would wait for that
+    /// very download, forever. In other processes even claims of different blobs wait if the blobs share a bucket: the
+    /// directory has 997 buckets (object id modulo 997), and the file lock of a bucket stays locked while this process
+    /// downloads a blob of it. Use [`Cache::try_claim`] or [`Cache::claim_timeout`] to avoid waiting without end.
     ///
     /// # Errors
-    /// [`CacheError::NotShared`] in shared mode, where the blob is not there; [`CacheError::Io`].
+    /// Returns [`CacheError::NotShared`] if the blob is missing in shared mode; [`CacheError::Io`] if its file cannot
+    /// be opened, or the bucket not be locked; [`CacheError::Abandoned`] if the answering thread panicked.
     pub fn claim(&self, blob: BlobId) -> Result<Claim, CacheError> {
-        if let Some(claim) = self.at_once(blob) {
+        if let Some(claim) = at_once(&self.0, blob) {
             return claim;
         }
         let (answer, answered) = mpsc::sync_channel(1);
-        self.enter(blob, Waiter::File(Box::new(move |claim| _ = answer.send(claim))));
+        self.0.enter(blob, Box::new(FileClaim(move |claim| _ = answer.send(claim))));
         answered.recv().unwrap_or(Err(CacheError::Abandoned { blob }))
     }
 
-    /// Claims a blob, and never blocks: `done` is called with the answer. At once, where it can be had at once; else
-    /// later, from another thread.
+    /// Claims a blob, but does not wait for another thread or process.
     ///
-    /// `done` should be quick, and not wait for anything (least of all for another claim): send the answer to
-    /// where it is wanted. An answer that nobody wants any more can just be dropped.
+    /// Returns `None` if another claim leads the blob, or another process has locked the blob's bucket. Verifying a
+    /// file from before the machine's last start still blocks, because this thread's claim leads then.
+    ///
+    /// # Errors
+    /// As for [`Cache::claim`].
+    pub fn try_claim(&self, blob: BlobId) -> Result<Option<Claim>, CacheError> {
+        if let Some(claim) = at_once(&self.0, blob) {
+            return claim.map(Some);
+        }
+        if !self.0.try_enter(blob)? {
+            return Ok(None);
+        }
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.0.lead(blob, Box::new(FileClaim(move |claim| _ = answer.send(claim))));
+        answered.recv().unwrap_or(Err(CacheError::Abandoned { blob })).map(Some)
+    }
+
+    /// Claims a blob, and waits for at most `timeout`. Returns `None` if the time runs out.
+    ///
+    /// The claim stays in the queue then. When its turn comes, it leaves at once, and the next claim leads.
+    ///
+    /// # Errors
+    /// As for [`Cache::claim`].
+    pub fn claim_timeout(&self, blob: BlobId, timeout: Duration) -> Result<Option<Claim>, CacheError> {
+        if let Some(claim) = at_once(&self.0, blob) {
+            return claim.map(Some);
+        }
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.0.enter(blob, Box::new(FileClaim(move |claim| _ = answer.send(claim))));
+        match answered.recv_timeout(timeout) {
+            Ok(claim) => claim.map(Some),
+            Err(mpsc::RecvTimeoutError::Timeout) => Ok(None),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(CacheError::Abandoned { blob }),
+        }
+    }
+
+    /// Claims a blob, and never blocks. Calls `done` with the answer: before this returns if the answer is known,
+    /// otherwise later, on another thread.
+    ///
+    /// `done` must return quickly and must not wait (above all not for another claim): let it pass the answer on. An
+    /// answer that is not needed any more can be dropped.
     pub fn claim_with(&self, blob: BlobId, done: impl FnOnce(Result<Claim, CacheError>) + Send + 'static) {
-        match self.at_once(blob) {
-            Some(claim) => done(claim),
-            None => self.enter(blob, Waiter::File(Box::new(done))),
-        }
-    }
-
-    /// The answer to a claim that nobody has to wait for.
-    fn at_once(&self, blob: BlobId) -> Option<Result<Claim, CacheError>> {
-        match self.look(blob) {
-            Ok(Found::Ready(cached)) => Some(Ok(Claim::Hit(cached))),
-            Ok(_) if self.is_shared() => Some(Err(CacheError::NotShared { blob })),
-            Ok(_) => None,
-            Err(error) => Some(Err(error)),
-        }
-    }
-
-    pub(crate) fn enter(&self, blob: BlobId, waiter: Waiter) {
-        let bucket = blob.bucket();
-        let entered = self.registry(bucket).enter(blob, waiter, || self.try_lock(bucket));
-        match entered {
-            Admission::InCharge(waiter) => self.in_charge(blob, waiter),
-            Admission::Waits => {}
-            Admission::WaitsForLock => self.wait_for_lock(bucket),
-            Admission::Refused(waiter, error) => waiter.fail(self.no_lock(bucket, error)),
-        }
-    }
-
-    /// Answers a claim that is in charge of its blob.
-    pub(crate) fn in_charge(&self, blob: BlobId, waiter: Waiter) {
-        let waiter = match waiter {
-            Waiter::Bytes(done) => match self.in_memory_or_packed(blob) {
-                Some(bytes) => {
-                    self.settle(blob);
-                    return done(Ok(SmallClaim::Bytes(bytes)));
-                }
-                None => Waiter::Bytes(done),
-            },
-            waiter => waiter,
-        };
-        match self.look(blob) {
-            Ok(Found::Ready(cached)) => {
-                self.settle(blob);
-                waiter.hit(cached);
-            }
-            Ok(Found::Missing) if matches!(waiter, Waiter::File(_)) && self.may_be_packed(blob) => {
-                self.prepare_later(blob, waiter);
-            }
-            Ok(Found::Missing) => waiter.download(Download::new(self.clone(), blob)),
-            Ok(Found::Unproven(..)) => self.prepare_later(blob, waiter),
-            Err(error) => self.fail(blob, waiter, error),
-        }
-    }
-
-    /// The blob of which one was in charge is there: answers all who wait for it.
-    pub(crate) fn settle(&self, blob: BlobId) {
-        let mut waiting = self.registry(blob.bucket()).settle(blob);
-        if planted(Bug::LoseWaiter) {
-            waiting.pop_back();
-        }
-        for waiter in waiting {
-            // Each opens the file for itself. Should somebody have removed it already, they begin again.
-            match waiter {
-                Waiter::File(done) => self.claim_with(blob, done),
-                Waiter::Bytes(done) => self.claim_small_with(blob, done),
-            }
-        }
-    }
-
-    /// Who was in charge of the blob leaves without it: the next one is in charge.
-    pub(crate) fn give_up(&self, blob: BlobId) {
-        let next = self.registry(blob.bucket()).give_up(blob);
-        if let Some(waiter) = next {
-            let cache = self.clone();
-            trampoline::run(move || cache.in_charge(blob, waiter));
-        }
-    }
-
-    /// Who was in charge of the blob leaves with an error.
-    pub(crate) fn fail(&self, blob: BlobId, waiter: Waiter, error: CacheError) {
-        waiter.fail(error);
-        self.give_up(blob);
-    }
-
-    /// Blocks one thread in the bucket's file lock, which another process holds.
-    fn wait_for_lock(&self, bucket: u64) {
-        let cache = self.clone();
-        let waiting = FileLock::wait(self.layout().lock_path(bucket), move |locked| match locked {
-            Ok(lock) => {
-                // Nobody may want anything any more: then the lock is dropped right here.
-                let in_charge = cache.registry(bucket).locked(bucket, lock);
-                in_charge.into_iter().for_each(|(blob, waiter)| cache.in_charge(blob, waiter));
-            }
-            Err(error) => cache.lock_failed(bucket, &error),
-        });
-        if let Err(error) = waiting {
-            self.lock_failed(bucket, &error);
-        }
-    }
-
-    fn lock_failed(&self, bucket: u64, error: &io::Error) {
-        let failed = self.registry(bucket).lock_failed(bucket);
-        for (_, waiter) in failed {
-            waiter.fail(self.no_lock(bucket, copy_of(error)));
-        }
-    }
-
-    fn no_lock(&self, bucket: u64, error: io::Error) -> CacheError {
-        CacheError::io("lock", &self.layout().lock_path(bucket))(error)
-    }
-}
-
-/// One error, for several who are told.
-pub(crate) fn copy_of(error: &io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => io::Error::new(error.kind(), error.to_string()),
+        Box::new(FileClaim(done)).claim_again(&self.0, blob);
     }
 }

@@ -62,45 +62,45 @@ impl Partial {
     }
 
     /// Begins another file, in place of any that is there.
-    pub(crate) fn create(&self, room: Option<&CacheQuota>) -> Result<BlobWriter, WriteError> {
+    pub(crate) fn create(&self, quota: Option<&CacheQuota>) -> Result<BlobWriter, WriteError> {
         self.dir().map_err(WriteError::io("create", &self.dir))?;
-        self.remove(room)?;
+        self.remove(quota)?;
         loop {
             let file = OpenOptions::new().read(true).append(true).create_new(true).open(&self.path);
-            match (file.map_err(WriteError::space("create", &self.path, 0)), room) {
-                (Err(WriteError::NoSpace { .. }), Some(room)) if room.relieve()? => {}
-                (file, room) => return Ok(BlobWriter::over(self.adopt(file?, room)?)),
+            match (file.map_err(WriteError::space("create", &self.path, 0)), quota) {
+                (Err(WriteError::NoSpace { .. }), Some(quota)) if quota.evict_one()? => {}
+                (file, quota) => return Ok(BlobWriter::new(self.adopt(file?, quota)?)),
             }
         }
     }
 
-    fn adopt(&self, file: File, room: Option<&CacheQuota>) -> Result<TempFile, WriteError> {
+    fn adopt(&self, file: File, quota: Option<&CacheQuota>) -> Result<TempFile, WriteError> {
         let file = TempFile::adopt(file, &self.path)?;
-        match room {
-            Some(room) => {
-                let reserved = room.held(file.file())?;
-                Ok(file.with_reservation(reserved))
+        match quota {
+            Some(quota) => {
+                let reservation = quota.adopt(file.file())?;
+                Ok(file.with_reservation(reservation))
             }
             None => Ok(file),
         }
     }
 
     /// Goes on with the file that is there: reads all of it. Nobody else may be able to write to it.
-    pub(crate) fn resume(&self, room: Option<&CacheQuota>) -> io::Result<BlobWriter> {
+    pub(crate) fn resume(&self, quota: Option<&CacheQuota>) -> io::Result<BlobWriter> {
         let file = self.open_as(OpenOptions::new().read(true).append(true))?;
         let metadata = file.metadata()?;
         if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.nlink() != 1 {
             return Err(io::Error::new(ErrorKind::PermissionDenied, "others may write to it"));
         }
-        let mut writer = BlobWriter::over(self.adopt(file, room).map_err(io::Error::other)?);
-        writer.catch_up()?;
+        let mut writer = BlobWriter::new(self.adopt(file, quota).map_err(io::Error::other)?);
+        writer.hash_existing()?;
         Ok(writer)
     }
 
     /// Removes what is there.
-    pub(crate) fn remove(&self, room: Option<&CacheQuota>) -> Result<(), WriteError> {
-        if let Some(room) = room.filter(|_| self.len() > 0) {
-            return room.remove(&self.path).map(drop);
+    pub(crate) fn remove(&self, quota: Option<&CacheQuota>) -> Result<(), WriteError> {
+        if let Some(quota) = quota.filter(|_| self.len() > 0) {
+            return quota.remove(&self.path).map(drop);
         }
         match files::remove(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),

@@ -1,47 +1,83 @@
-//! Small blobs, whose bytes are wanted rather than a file.
+//! Claims of small blobs' bytes, which are answered from memory or a segment instead of a file.
 //!
-//! They are claimed like all others, and downloaded once a machine. But what has arrived is handed out from memory at once,
-//! and written to a [pack](crate::segments) behind that; the claim ends when it is written, so that other processes find it
-//! there. A file is made only when somebody wants one.
+//! They are claimed like all blobs, and downloaded once per machine. Bytes that have arrived are handed out from memory
+//! at once, and written to a [segment](crate::segments) afterwards. The claim ends when they are written, so that other
+//! processes find them there. A file is written only if a claim wants one.
 
+use blobferry_platform::blobdir::WriteError;
+use blobferry_platform::os::Job;
+use blobferry_platform::sync::mpsc;
 use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{BlobId, Digest};
 use bytes::Bytes;
 
-use crate::cache::{Cache, Found};
+use crate::cache::Cache;
+use crate::cache_dir::{CacheDir, Found, Waiter};
 use crate::cached_blob::CachedBlob;
-use crate::claim::Waiter;
 use crate::claim::download::Download;
 use crate::error::CacheError;
 use crate::quota::reservation::CacheQuota;
 use crate::segments::record::Head;
 use crate::segments::{SMALL, Segments};
-use blobferry_platform::blobdir::BlobWriter;
-use blobferry_platform::blobdir::WriteError;
-use blobferry_platform::os::Job;
-use blobferry_platform::sync::mpsc;
 
 /// The answer to a claim of a blob's bytes.
 #[derive(Debug)]
 pub enum SmallClaim {
-    /// They are there, and are the blob's.
+    /// The blob's bytes, compared with their digest.
     Bytes(Bytes),
-    /// The blob is there, as a file.
+    /// The blob's file.
     File(CachedBlob),
-    /// The blob is not there, and whoever has this is to download it. All others wait for that. If it turns out to be
-    /// small, it can be ended with [`Download::keep`].
+    /// The blob is not in the cache, and the owner of this value is to download it. All other claims wait for that. If
+    /// the blob turns out to be small, [`Download::finish_small`] can end the download.
     Download(Download),
 }
 
+/// A claim of a blob's bytes: the callback that gets the answer.
+struct BytesClaim<F>(F);
+
+impl<F: FnOnce(Result<SmallClaim, CacheError>) + Send + 'static> Waiter for BytesClaim<F> {
+    fn accepts_bytes(&self) -> bool {
+        true
+    }
+
+    fn bytes(self: Box<Self>, _dir: &CacheDir, _blob: BlobId, bytes: Bytes) {
+        (self.0)(Ok(SmallClaim::Bytes(bytes)));
+    }
+
+    fn hit(self: Box<Self>, cached: CachedBlob) {
+        (self.0)(Ok(SmallClaim::File(cached)));
+    }
+
+    fn download(self: Box<Self>, dir: &CacheDir, blob: BlobId) {
+        (self.0)(Ok(SmallClaim::Download(Download::new(dir.clone(), blob))));
+    }
+
+    fn fail(self: Box<Self>, error: CacheError) {
+        (self.0)(Err(error));
+    }
+
+    fn claim_again(self: Box<Self>, dir: &CacheDir, blob: BlobId) {
+        if let Some((bytes, _)) = dir.small(blob) {
+            return (self.0)(Ok(SmallClaim::Bytes(bytes)));
+        }
+        match dir.lookup(blob) {
+            Ok(Found::Ready(cached)) => (self.0)(Ok(SmallClaim::File(cached))),
+            Ok(_) if dir.is_shared() => (self.0)(Err(CacheError::NotShared { blob })),
+            Ok(_) => dir.enter(blob, self),
+            Err(error) => (self.0)(Err(error)),
+        }
+    }
+}
+
 impl Cache {
-    /// No larger blob is kept without a file of its own.
+    /// The largest blob, in bytes, that the cache keeps without a file of its own.
     pub const SMALL: u64 = SMALL;
 
-    /// A blob's bytes, if they are there, and not in a file of its own: they were loaded into memory by somebody. They are
-    /// compared with their digest.
+    /// Returns a blob's bytes if they are in memory or in a segment, compared with their digest. Does not look for a
+    /// file of the blob.
     #[must_use]
     pub fn packed(&self, blob: BlobId) -> Option<Bytes> {
-        self.in_memory_or_packed(blob)
+        self.0.small(blob).map(|(bytes, _)| bytes)
     }
 
     /// Claims a blob's bytes, and waits while another thread or process downloads it: see [`Cache::claim`].
@@ -54,96 +90,42 @@ impl Cache {
         answered.recv().unwrap_or(Err(CacheError::Abandoned { blob }))
     }
 
-    /// Claims a blob's bytes, and never waits for a download: see [`Cache::claim_with`]. Those that are there are read by the
-    /// calling thread.
+    /// Claims a blob's bytes, and never waits for a download: see [`Cache::claim_with`]. If the bytes are in a segment,
+    /// the calling thread reads them.
     pub fn claim_small_with(
         &self,
         blob: BlobId,
         done: impl FnOnce(Result<SmallClaim, CacheError>) + Send + 'static,
     ) {
-        if let Some(bytes) = self.in_memory_or_packed(blob) {
-            return done(Ok(SmallClaim::Bytes(bytes)));
-        }
-        match self.look(blob) {
-            Ok(Found::Ready(cached)) => done(Ok(SmallClaim::File(cached))),
-            Ok(_) if self.is_shared() => done(Err(CacheError::NotShared { blob })),
-            Ok(_) => self.enter(blob, Waiter::Bytes(Box::new(done))),
-            Err(error) => done(Err(error)),
-        }
+        Box::new(BytesClaim(done)).claim_again(&self.0, blob);
     }
 
-    /// Has something done as soon as there is room in memory for another small blob: at once, or on the thread that writes
-    /// those that are there. Whoever downloads one asks for it behind this.
+    /// Runs `load` as soon as memory has space for another small blob: before this returns, or on the thread that writes
+    /// small blobs to a segment. `load` is expected to request the blob.
     pub fn when_small_fits(&self, load: impl FnOnce() + Send + 'static) {
-        match self.packs() {
-            Some(packs) => packs.pending.when_there_is_room(Box::new(load)),
+        match self.0.segments() {
+            Some(segments) => segments.pending.run_when_writable(Box::new(load)),
             None => load(),
         }
-    }
-
-    pub(crate) fn in_memory_or_packed(&self, blob: BlobId) -> Option<Bytes> {
-        self.small(blob).map(|(bytes, _)| bytes)
-    }
-
-    fn small(&self, blob: BlobId) -> Option<(Bytes, Digest)> {
-        let packs = self.packs()?;
-        match packs.pending.get(blob) {
-            Some((head, bytes)) => Some((bytes, head.digest)),
-            None => packs.read(blob),
-        }
-    }
-
-    /// Whether there is a hint that a blob is in a pack.
-    pub(crate) fn may_be_packed(&self, blob: BlobId) -> bool {
-        self.packs().is_some_and(|packs| packs.knows(blob))
-    }
-
-    /// Makes a file of a blob that is in a pack; `false` where it is in none.
-    pub(crate) fn unpack(&self, blob: BlobId) -> Result<bool, CacheError> {
-        let Some((bytes, digest)) = self.small(blob) else { return Ok(false) };
-        let write = || -> Result<(), WriteError> {
-            let mut writer = BlobWriter::over(self.temporary()?);
-            writer.expect(bytes.len() as u64)?;
-            writer.write(&bytes)?;
-            let complete = writer.complete_checked(digest)?;
-            self.publish(blob, complete.file, Some(digest)).map(drop)
-        };
-        write().map_err(|source| CacheError::Write { blob, source })?;
-        Ok(true)
-    }
-
-    /// Writes all small blobs that wait for it, and answers those who wait for them.
-    fn write_small(&self) {
-        let (Some(packs), Some(room)) = (self.packs(), self.room()) else { return };
-        loop {
-            let batch = packs.pending.next();
-            if batch.is_empty() {
-                return;
-            }
-            write_batch(packs, room, &batch);
-            let loads = packs.pending.done(&batch);
-            batch.iter().for_each(|(head, _)| self.settle(head.blob));
-            loads.into_iter().for_each(|load| load());
-        }
-    }
-}
-
-fn write_batch(packs: &Segments, room: &CacheQuota, batch: &[(Head, Bytes)]) {
-    if let Err(error) = packs.append(room, batch) {
-        // Who wants one of them again downloads it again.
-        tracing::warn!(blobs = batch.len(), %error, "small blobs did not get into the cache");
     }
 }
 
 impl Download {
-    /// Ends the download of a small blob, all of whose bytes were brought to memory: if they have this digest, all
-    /// threads of this process that want them are given them from now on. They are written to the cache behind that, by a job
-    /// that `run` is given, unless one is at work already; it may block. All others who want the blob wait for that.
+    /// Ends the download of a small blob with all of its bytes, which are in memory.
+    ///
+    /// If the bytes have this digest, claims of the bytes in this process are answered at once. The bytes still have to
+    /// be written to a segment. If no job is writing, this hands a job to `run`, which must execute it, on this thread or
+    /// another one; the job blocks for disk writes. All other claims of the blob are answered when it is written.
     ///
     /// # Errors
-    /// [`CacheError::Write`] where these are not the blob's bytes, or too many. The next one who waits becomes the
-    /// downloader.
-    pub fn keep(self, bytes: &Bytes, digest: Digest, run: impl FnOnce(Job)) -> Result<(), CacheError> {
+    /// Returns [`CacheError::Write`] if the bytes have another digest, or are more than [`Cache::SMALL`]. The next
+    /// waiting claim leads then.
+    pub fn finish_small(
+        self,
+        bytes: &Bytes,
+        digest: Digest,
+        run: impl FnOnce(Job),
+    ) -> Result<(), CacheError> {
         let found = Digest(*blake3::hash(bytes).as_bytes());
         let size = bytes.len() as u64;
         let source = match size {
@@ -152,8 +134,8 @@ impl Download {
             }
             _ if size > SMALL => WriteError::TooLong { size: SMALL, found: size },
             _ => {
-                let (cache, blob) = self.leave_to_writer();
-                cache.keep(Head { blob, size, digest }, bytes, run);
+                let (dir, blob) = self.into_leadership();
+                add_small(&dir, Head { blob, size, digest }, bytes, run);
                 return Ok(());
             }
         };
@@ -161,21 +143,37 @@ impl Download {
     }
 }
 
-impl Cache {
-    fn keep(&self, head: Head, bytes: &Bytes, run: impl FnOnce(Job)) {
-        // In shared mode nothing is downloaded.
-        let Some(packs) = self.packs() else { return self.settle(head.blob) };
-        let nobody_writes = packs.pending.add(head, bytes.clone());
-        let early =
-            self.registry(head.blob.bucket()).leave(head.blob, |waiter| matches!(waiter, Waiter::Bytes(_)));
-        for waiter in early {
-            if let Waiter::Bytes(done) = waiter {
-                done(Ok(SmallClaim::Bytes(bytes.clone())));
-            }
+/// Queues a small blob to be written, and answers the claims of its bytes.
+fn add_small(dir: &CacheDir, head: Head, bytes: &Bytes, run: impl FnOnce(Job)) {
+    // In shared mode nothing is downloaded.
+    let Some(segments) = dir.segments() else { return dir.complete(head.blob) };
+    let needs_writer = segments.pending.add(head, bytes.clone());
+    let early = dir.in_flight(head.blob.bucket()).leave(head.blob, |waiter| waiter.accepts_bytes());
+    early.into_iter().for_each(|waiter| waiter.bytes(dir, head.blob, bytes.clone()));
+    if needs_writer {
+        let dir = dir.clone();
+        run(Box::new(move || write_pending(&dir)));
+    }
+}
+
+/// Writes all small blobs that are queued, and answers the claims that wait for them.
+fn write_pending(dir: &CacheDir) {
+    let (Some(segments), Some(quota)) = (dir.segments(), dir.quota()) else { return };
+    loop {
+        let batch = segments.pending.next();
+        if batch.is_empty() {
+            return;
         }
-        if nobody_writes {
-            let cache = self.clone();
-            run(Box::new(move || cache.write_small()));
-        }
+        write_batch(segments, quota, &batch);
+        let loads = segments.pending.done(&batch);
+        batch.iter().for_each(|(head, _)| dir.complete(head.blob));
+        loads.into_iter().for_each(|load| load());
+    }
+}
+
+fn write_batch(segments: &Segments, quota: &CacheQuota, batch: &[(Head, Bytes)]) {
+    if let Err(error) = segments.append(quota, batch) {
+        // The next claim of such a blob downloads it again.
+        tracing::warn!(blobs = batch.len(), %error, "small blobs did not get into the cache");
     }
 }

@@ -44,16 +44,16 @@ impl From<FollowError> for io::Error {
 #[derive(Debug)]
 pub(crate) struct FollowState {
     blob: BlobId,
-    pub(crate) bell: EventFd,
+    pub(crate) answered: EventFd,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    pub(crate) answered: bool,
+    pub(crate) has_answer: bool,
     pub(crate) answer: Option<Result<CachedBlob, FollowError>>,
     /// The follower wants no answer any more.
-    pub(crate) over: bool,
+    pub(crate) abandoned: bool,
 }
 
 /// Where the end of a download is told that was handed to a follower: see
@@ -77,20 +77,20 @@ impl Drop for FollowEnd {
 
 impl FollowState {
     pub(crate) fn new(blob: BlobId) -> io::Result<FollowState> {
-        Ok(FollowState { blob, bell: EventFd::new()?, state: Mutex::default() })
+        Ok(FollowState { blob, answered: EventFd::new()?, state: Mutex::default() })
     }
 
     /// The first answer counts.
     pub(crate) fn answer(&self, answer: Result<CachedBlob, FollowError>) {
-        let mut state = self.state();
-        if !std::mem::replace(&mut state.answered, true) {
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.has_answer, true) {
             state.answer = Some(answer);
         }
         drop(state);
-        self.bell.ring();
+        self.answered.signal();
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }
 }

@@ -1,11 +1,11 @@
 //! Reading a blob while it is still being downloaded, by whichever process.
 //!
 //! A follower reads the partial file as it grows, and learns the end like everybody who wants the blob: it has claimed
-//! it, and waits in line. Until it is answered it sleeps, and the kernel wakes it when the file has grown, or is gone.
+//! it, and waits in state. Until it is answered it sleeps, and the kernel wakes it when the file has grown, or is gone.
 //!
 //! Bytes that it has delivered already can not be taken back. So before it says that this was all, it makes sure that
 //! they were the blob's. A partial file is only ever added to, and becomes the blob by a rename: if what was read is
-//! the file that the blob is, nothing is left to be asked. If the download began again from nothing, it is another file,
+//! the file that the blob is, nothing is left to be follower. If the download began again from nothing, it is another file,
 //! and the delivered bytes of the two are compared.
 
 pub(crate) mod end;
@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use blobferry_protocol::BlobId;
 
-use crate::cache::{Cache, Found};
+use crate::cache::Cache;
+use crate::cache_dir::{CacheDir, Found};
 use crate::cached_blob::CachedBlob;
 use crate::claim::Claim;
 use crate::claim::download::Download;
@@ -36,11 +37,11 @@ use blobferry_platform::blobdir::integrity;
 /// wrong bytes waits for the end before he does.
 #[derive(Debug)]
 pub struct Follow {
-    cache: Cache,
+    dir: CacheDir,
     blob: BlobId,
     partial: Partial,
-    line: Arc<FollowState>,
-    /// `None` where the system has none left. Then bytes come when the line is answered.
+    state: Arc<FollowState>,
+    /// `None` where the system has none left. Then bytes come when the state is answered.
     watch: Option<Watch>,
     source: Source,
     /// How many bytes were read.
@@ -70,7 +71,7 @@ impl Cache {
     /// Reads a blob that is there, or is being downloaded by any thread or process of this machine: its bytes as they
     /// arrive. It is an error when nobody downloads it, or nobody goes on with it. Waits for nothing yet.
     ///
-    /// Where the one who downloads dies or gives up, and this follower is the next in line, it lets the others behind it
+    /// Where the one who downloads dies or gives up, and this follower is the next in state, it lets the others behind it
     /// go on, and ends with [`FollowError::Unattended`]. Who can download himself takes [`Cache::follow_with`].
     ///
     /// # Example
@@ -119,19 +120,19 @@ impl Cache {
         on_download: impl FnOnce(Download, FollowEnd) + Send + 'static,
     ) -> Result<Follow, CacheError> {
         let partial = Partial::of(self.layout(), blob);
-        let line = Arc::new(FollowState::new(blob).map_err(CacheError::io("wait for", partial.path()))?);
-        let asked = line.clone();
+        let state = Arc::new(FollowState::new(blob).map_err(CacheError::io("wait for", partial.path()))?);
+        let follower = state.clone();
         self.claim_with(blob, move |claim| match claim {
-            Ok(Claim::Hit(cached)) => asked.answer(Ok(cached)),
-            Ok(Claim::Download(download)) if asked.state().over => drop(download),
-            Ok(Claim::Download(download)) => on_download(download, FollowEnd(asked)),
-            Err(error) => asked.answer(Err(failed(blob, error))),
+            Ok(Claim::Hit(cached)) => follower.answer(Ok(cached)),
+            Ok(Claim::Download(download)) if follower.lock().abandoned => drop(download),
+            Ok(Claim::Download(download)) => on_download(download, FollowEnd(follower)),
+            Err(error) => follower.answer(Err(failed(blob, error))),
         });
         // Where the answer is there already, there is nothing to watch.
-        let answered = line.state().answered;
-        let watch = if answered { None } else { watch(&partial) };
-        let cache = self.clone();
-        Ok(Follow { cache, blob, partial, line, watch, source: Source::Nothing, at: 0, failed: None })
+        let has_answer = state.lock().has_answer;
+        let watch = if has_answer { None } else { watch(&partial) };
+        let dir = self.0.clone();
+        Ok(Follow { dir, blob, partial, state, watch, source: Source::Nothing, at: 0, failed: None })
     }
 }
 
@@ -187,14 +188,14 @@ impl Follow {
             if let Some(watch) = &self.watch {
                 watch.clear();
             }
-            let answer = self.line.state().answer.take();
+            let answer = self.state.lock().answer.take();
             if let Some(answer) = answer {
-                return self.go_over_to(Source::Blob(answer?));
+                return self.switch_to(Source::Blob(answer?));
             }
-            let found = self.look_around().map_err(|error| self.io("read", error))?;
+            let found = self.find_file().map_err(|error| self.io("read", error))?;
             if let Some(found) = found {
                 let blob = matches!(found, Source::Blob(_));
-                self.go_over_to(found)?;
+                self.switch_to(found)?;
                 if blob {
                     return Ok(());
                 }
@@ -202,28 +203,28 @@ impl Follow {
             if until == Until::Grown && self.has_grown().map_err(|error| self.io("read", error))? {
                 return Ok(());
             }
-            wait(&self.line.bell, self.watch.as_ref()).map_err(|error| self.io("wait for", error))?;
+            wait(&self.state.answered, self.watch.as_ref()).map_err(|error| self.io("wait for", error))?;
         }
     }
 
     /// Looks whether another file than the one that is read has the blob's bytes now: at least as many as were read.
-    fn look_around(&self) -> io::Result<Option<Source>> {
+    fn find_file(&self) -> io::Result<Option<Source>> {
         if let Some(watch) = &self.watch {
             watch.add(self.partial.path());
         }
         match self.partial.open() {
             Ok(file) if self.reads(&file)? || file.metadata()?.len() < self.at => Ok(None),
             Ok(file) => Ok(Some(Source::Growing(file))),
-            // It is the blob now, or was removed; or it can not be read along, and the line will tell the end.
-            Err(_) => match self.cache.look(self.blob).map_err(io::Error::other)? {
+            // It is the blob now, or was removed; or it can not be read along, and the state will tell the end.
+            Err(_) => match self.dir.lookup(self.blob).map_err(io::Error::other)? {
                 Found::Ready(cached) => Ok(Some(Source::Blob(cached))),
-                Found::Unproven(..) | Found::Missing => Ok(None),
+                Found::Unverified(..) | Found::Missing => Ok(None),
             },
         }
     }
 
     /// Reads from another file from now on.
-    fn go_over_to(&mut self, next: Source) -> Result<(), FollowError> {
+    fn switch_to(&mut self, next: Source) -> Result<(), FollowError> {
         if let (Some(old), Some(new)) = (self.source.file(), next.file())
             && !self.reads(new).map_err(|error| self.io("read", error))?
             && !same_beginning(old, new, self.at).map_err(|error| self.io("read", error))?
@@ -231,7 +232,7 @@ impl Follow {
             return Err(FollowError::Different { blob: self.blob });
         }
         if let Source::Blob(_) = next {
-            self.line.state().over = true;
+            self.state.lock().abandoned = true;
         }
         self.source = next;
         Ok(())
@@ -289,7 +290,7 @@ impl Read for Follow {
 
 impl Drop for Follow {
     fn drop(&mut self) {
-        self.line.state().over = true;
+        self.state.lock().abandoned = true;
     }
 }
 

@@ -1,5 +1,5 @@
 //! Waiting for what happens to a file that any process may write to, without asking again and again: inotify, and a
-//! bell for what this process has to say.
+//! event for what this process has to say.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -18,7 +18,7 @@ impl EventFd {
         Ok(EventFd(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    pub(crate) fn ring(&self) {
+    pub(crate) fn signal(&self) {
         // It fails where it was rung 2^64 times.
         _ = write(&self.0, &1_u64.to_ne_bytes());
     }
@@ -49,9 +49,9 @@ impl Watch {
     }
 }
 
-/// Waits until the bell was rung, or something was heard.
-pub(crate) fn wait(bell: &EventFd, watch: Option<&Watch>) -> io::Result<()> {
-    let fds = [Some(&bell.0), watch.map(|watch| &watch.0)];
+/// Waits until the event was rung, or something was heard.
+pub(crate) fn wait(event: &EventFd, watch: Option<&Watch>) -> io::Result<()> {
+    let fds = [Some(&event.0), watch.map(|watch| &watch.0)];
     let mut fds: Vec<PollFd<'_>> =
         fds.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
     wait_for(&mut fds)

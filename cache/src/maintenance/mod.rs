@@ -19,12 +19,8 @@ use crate::error::CacheError;
 use crate::lock::Owned;
 use crate::quota::evict;
 use crate::quota::evict::Search;
-use crate::quota::reservation::CacheQuota;
 use crate::segments::record;
 use crate::segments::record::Head;
-
-/// How many blobs are removed before others have their turn with the account.
-const AT_ONCE: u64 = 64;
 
 /// A blob in a cache, as it was when it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,9 +53,9 @@ pub struct Usage {
     /// The bytes of those blobs that are pinned.
     pub pinned: u64,
     /// How many packs of small blobs there are.
-    pub packs: u64,
+    pub segments: u64,
     /// The bytes of those.
-    pub packed: u64,
+    pub segment_bytes: u64,
     /// The bytes of downloads that are under way or broken off, and of the files of open transactions.
     pub unfinished: u64,
     /// The bytes that all of it may have.
@@ -72,7 +68,7 @@ pub struct Evicted {
     /// How many blobs that have files of their own.
     pub blobs: u64,
     /// How many packs of small blobs.
-    pub packs: u64,
+    pub segments: u64,
     /// The bytes that these took on the disk.
     pub bytes: u64,
 }
@@ -83,10 +79,8 @@ impl Cache {
     /// # Errors
     /// [`CacheError::Quota`]; [`CacheError::ServersOwn`].
     pub fn set_limit(&self, limit: Option<u64>) -> Result<Evicted, CacheError> {
-        let room = self.own_room("limit its size")?;
-        let set = |room: &CacheQuota| room.ledger()?.account.set_limit(limit).map_err(room.failed());
-        set(room).map_err(CacheError::Quota)?;
-        limit.map_or(Ok(Evicted::default()), |limit| self.shrink(room, limit))
+        let quota = self.0.own_quota("limit its size")?;
+        quota.set_limit(limit).map(Evicted::from).map_err(CacheError::Quota)
     }
 
     /// The limit of the cache.
@@ -94,8 +88,7 @@ impl Cache {
     /// # Errors
     /// [`CacheError::Quota`].
     pub fn limit(&self) -> Result<Option<u64>, CacheError> {
-        let Some(room) = self.room() else { return Ok(None) };
-        Ok(room.ledger().map_err(CacheError::Quota)?.account.limit())
+        self.0.quota().map_or(Ok(None), |quota| quota.limit().map_err(CacheError::Quota))
     }
 
     /// Whether there could be room for a blob of this size, if all others went: so who knows the size of a blob need not
@@ -104,8 +97,8 @@ impl Cache {
     /// # Errors
     /// [`CacheError::Write`], with [`WriteError::Full`](blobferry_platform::blobdir::WriteError::Full) or
     /// [`WriteError::NoSpace`](blobferry_platform::blobdir::WriteError::NoSpace).
-    pub fn check_room(&self, blob: BlobId, size: u64) -> Result<(), CacheError> {
-        let checked = self.room().map_or(Ok(()), |room| room.check(size));
+    pub fn check_space(&self, blob: BlobId, size: u64) -> Result<(), CacheError> {
+        let checked = self.0.quota().map_or(Ok(()), |quota| quota.check(size));
         checked.map_err(|source| CacheError::Write { blob, source })
     }
 
@@ -121,10 +114,10 @@ impl Cache {
     /// Every small blob that would be read from a pack, pack by pack.
     pub fn packed_blobs(&self) -> impl Iterator<Item = Result<CacheEntry, CacheError>> + use<> {
         let cache = self.clone();
-        let numbers = self.packs().map_or(Ok(Vec::new()), |packs| packs.numbers());
+        let numbers = self.0.segments().map_or(Ok(Vec::new()), |segments| segments.numbers());
         let (numbers, failed) = match numbers {
             Ok(numbers) => (numbers, None),
-            Err(error) => (Vec::new(), Some(CacheError::io("list", self.layout().packs())(error))),
+            Err(error) => (Vec::new(), Some(CacheError::io("list", self.layout().segments_dir())(error))),
         };
         let blobs = numbers.into_iter().flat_map(move |number| match cache.packed_in(number) {
             Ok(entries) => entries.into_iter().map(|(_, entry)| Ok(entry)).collect(),
@@ -135,9 +128,9 @@ impl Cache {
 
     /// The small blobs that would be read from one pack, with their records' offsets.
     pub(crate) fn packed_in(&self, number: u32) -> Result<Vec<(u64, CacheEntry)>, CacheError> {
-        let Some(packs) = self.packs() else { return Ok(Vec::new()) };
-        let Some(file) = packs.open(number) else { return Ok(Vec::new()) };
-        let path = packs.path(number);
+        let Some(segments) = self.0.segments() else { return Ok(Vec::new()) };
+        let Some(file) = segments.open_segment(number) else { return Ok(Vec::new()) };
+        let path = segments.path(number);
         // To look at all of them is to use none of them.
         _ = rustix::fs::fcntl_setfl(&file, OFlags::NOATIME);
         let look = || {
@@ -157,7 +150,7 @@ impl Cache {
             let mut entries = Vec::new();
             for found in record::all(&file) {
                 let (at, head) = found?;
-                if packs.serves(head.blob, number, at) {
+                if segments.reads_from(head.blob, number, at) {
                     entries.push((at, entry(head)));
                 }
             }
@@ -181,11 +174,11 @@ impl Cache {
             usage.in_use += if entry.in_use { entry.on_disk } else { 0 };
             usage.pinned += if entry.pinned { entry.on_disk } else { 0 };
         }
-        if let Some(packs) = self.packs() {
-            for number in packs.numbers().map_err(CacheError::io("list", self.layout().packs()))? {
-                if let Some(metadata) = packs.open(number).and_then(|file| file.metadata().ok()) {
-                    usage.packs += 1;
-                    usage.packed += metadata.blocks().saturating_mul(512);
+        if let Some(segments) = self.0.segments() {
+            for number in segments.numbers().map_err(CacheError::io("list", self.layout().segments_dir()))? {
+                if let Some(metadata) = segments.open_segment(number).and_then(|file| file.metadata().ok()) {
+                    usage.segments += 1;
+                    usage.segment_bytes += metadata.blocks().saturating_mul(512);
                 }
             }
         }
@@ -199,10 +192,10 @@ impl Cache {
     /// # Errors
     /// [`CacheError::Quota`]; [`CacheError::ServersOwn`].
     pub fn gc(&self, target: Option<u64>) -> Result<Evicted, CacheError> {
-        let room = self.own_room("remove blobs")?;
-        room.tidy().map_err(CacheError::Quota)?;
+        let quota = self.0.own_quota("remove blobs")?;
+        quota.tidy().map_err(CacheError::Quota)?;
         match target.map_or_else(|| self.limit(), |target| Ok(Some(target)))? {
-            Some(target) => self.shrink(room, target),
+            Some(target) => quota.shrink(target).map(Evicted::from).map_err(CacheError::Quota),
             None => Ok(Evicted::default()),
         }
     }
@@ -238,24 +231,20 @@ impl Cache {
         change: impl FnOnce(&File) -> std::io::Result<()>,
     ) -> Result<(), CacheError> {
         const ATTRIBUTES: u64 = 4096;
-        let room = self.own_room("pin blobs")?;
+        let quota = self.0.own_quota("pin blobs")?;
         let path = self.layout().blob_path(blob);
-        let Some((file, _)) = self.open_blob(blob)? else { return Err(CacheError::NotCached { blob }) };
-        match room.change(&file, ATTRIBUTES, || change(&file)).map_err(CacheError::Quota)? {
+        let Some((file, _)) = self.0.open_blob(blob)? else { return Err(CacheError::NotCached { blob }) };
+        match quota.change(&file, ATTRIBUTES, || change(&file)).map_err(CacheError::Quota)? {
             Err(error) if pin::is_unsupported(&error) => Err(CacheError::NoPins { path }),
             changed => changed.map_err(CacheError::io("pin or unpin", &path)),
         }
     }
 
-    fn shrink(&self, room: &CacheQuota, target: u64) -> Result<Evicted, CacheError> {
-        let mut search = Search::default();
-        while room.shrink(target, AT_ONCE, &mut search).map_err(CacheError::Quota)? {}
-        Ok(Evicted { blobs: search.removed, packs: search.packs, bytes: search.freed })
-    }
+}
 
-    pub(crate) fn own_room(&self, operation: &'static str) -> Result<&CacheQuota, CacheError> {
-        let root = || self.layout().root().to_owned();
-        self.room().ok_or_else(|| CacheError::ServersOwn { operation, root: root() })
+impl From<Search> for Evicted {
+    fn from(search: Search) -> Evicted {
+        Evicted { blobs: search.removed, segments: search.segments, bytes: search.freed }
     }
 }
 

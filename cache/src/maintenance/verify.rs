@@ -9,8 +9,7 @@ use rustix::fs::OFlags;
 use crate::cache::Cache;
 use crate::error::CacheError;
 use crate::maintenance::CacheEntry;
-use crate::segments;
-use crate::segments::Segments;
+use crate::segments::{LARGEST, Segments};
 use crate::segments::record;
 use blobferry_platform::blobdir::integrity;
 use blobferry_platform::blobdir::integrity::Trust;
@@ -36,11 +35,11 @@ impl Cache {
     /// # Errors
     /// [`CacheError::Io`]; [`CacheError::Quota`]; [`CacheError::ServersOwn`].
     pub fn verify(&self, mut progress: impl FnMut(&CacheEntry)) -> Result<Verified, CacheError> {
-        let room = self.own_room("verify blobs")?;
+        let quota = self.0.own_quota("verify blobs")?;
         let mut verified = Verified::default();
         for entry in self.blobs() {
             let entry = entry?;
-            let Some((file, _)) = self.open_blob(entry.blob)? else { continue };
+            let Some((file, _)) = self.0.open_blob(entry.blob)? else { continue };
             let failed = |operation| CacheError::io(operation, &entry.path);
             // To look at all of them is to use none of them.
             _ = rustix::fs::fcntl_setfl(&file, OFlags::NOATIME);
@@ -50,42 +49,42 @@ impl Cache {
                 Some((digest, Ok((found, size)))) if found == digest => {
                     verified.proven += 1;
                     verified.bytes += size;
-                    if integrity::trust(&file, self.boot()).map_err(failed("read the stamp of"))?
-                        != Trust::Trusted
+                    if integrity::trust(&file, self.0.boot()).map_err(failed("read the stamp of"))?
+                        != Trust::Verified
                     {
-                        self.proven(entry.blob, &file, digest);
+                        self.0.set_verified(entry.blob, &file, digest);
                     }
                 }
                 Some((_, Err(error))) if !is_damage(&error) => return Err(failed("read")(error)),
                 Some(_) => {
                     tracing::warn!(blob = %entry.blob, path = %entry.path.display(), "removed a damaged file");
-                    room.remove(&entry.path).map_err(CacheError::Quota)?;
+                    quota.remove(&entry.path).map_err(CacheError::Quota)?;
                     verified.damaged.push(entry.blob);
                 }
             }
             progress(&entry);
         }
-        if let Some(packs) = self.packs() {
-            for number in packs.numbers().map_err(CacheError::io("list", self.layout().packs()))? {
-                self.verify_pack(packs, number, &mut verified, &mut progress)?;
+        if let Some(segments) = self.0.segments() {
+            for number in segments.numbers().map_err(CacheError::io("list", self.layout().segments_dir()))? {
+                self.verify_segment(segments, number, &mut verified, &mut progress)?;
             }
         }
         Ok(verified)
     }
 
-    fn verify_pack(
+    fn verify_segment(
         &self,
-        packs: &Segments,
+        segments: &Segments,
         number: u32,
         verified: &mut Verified,
         progress: &mut impl FnMut(&CacheEntry),
     ) -> Result<(), CacheError> {
-        let Some(pack) = packs.open(number) else { return Ok(()) };
-        _ = rustix::fs::fcntl_setfl(&pack, OFlags::NOATIME);
+        let Some(segment) = segments.open_segment(number) else { return Ok(()) };
+        _ = rustix::fs::fcntl_setfl(&segment, OFlags::NOATIME);
         for (at, entry) in self.packed_in(number)? {
             let mut bytes =
-                vec![0; usize::try_from(entry.on_disk.min(segments::LARGEST)).unwrap_or_default()];
-            let read = pack.read_exact_at(&mut bytes, at);
+                vec![0; usize::try_from(entry.on_disk.min(LARGEST)).unwrap_or_default()];
+            let read = segment.read_exact_at(&mut bytes, at);
             match read.map(|()| record::open(entry.blob, bytes)) {
                 Ok(Some((bytes, _))) => {
                     verified.proven += 1;
@@ -96,7 +95,7 @@ impl Cache {
                 }
                 Ok(None) | Err(_) => {
                     tracing::warn!(blob = %entry.blob, path = %entry.path.display(), "forgot a damaged blob");
-                    packs.forget(entry.blob, number, at).map_err(CacheError::Quota)?;
+                    segments.forget(entry.blob, number, at).map_err(CacheError::Quota)?;
                     verified.damaged.push(entry.blob);
                 }
             }

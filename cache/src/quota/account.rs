@@ -11,13 +11,19 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::lock::FileLock;
+use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::blobdir::integrity::BootId;
 
-/// The layout of the record: eight bytes each of magic, limit, used, recounts, doubt, and the boot's sixteen; then a
+/// The layout of the record: eight bytes each of magic, limit, used, recounts, accuracy, and the boot's sixteen; then a
 /// checksum, because the limit of a torn record must not be believed.
 const MAGIC: [u8; 8] = *b"room-001";
 const LENGTH: usize = 56;
 const CHECKSUM: usize = 8;
+
+/// Describes an error of the usage file at `path`.
+pub(crate) fn failed(path: &Path) -> impl FnOnce(io::Error) -> WriteError {
+    WriteError::space("keep account of the room in", path, 0)
+}
 
 /// The account, locked. Dropped, it is free for the next one.
 #[derive(Debug)]
@@ -32,17 +38,17 @@ struct Record {
     limit: Option<u64>,
     used: u64,
     recounts: u64,
-    doubt: Accuracy,
+    accuracy: Accuracy,
     boot: BootId,
 }
 
 /// How far the number of bytes can be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Accuracy {
-    /// It is what the living processes say.
-    None,
+    /// The number is what the living processes use.
+    Exact,
     /// It may be too high: something was left by a process that died.
-    High,
+    MayBeHigh,
     /// It is not known.
     Unknown,
 }
@@ -57,10 +63,10 @@ impl UsageFile {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
             Err(error) => return Err(error),
         };
-        let unknown = Record { limit: None, used: 0, recounts: 0, doubt: Accuracy::Unknown, boot };
+        let unknown = Record { limit: None, used: 0, recounts: 0, accuracy: Accuracy::Unknown, boot };
         let mut record = record.unwrap_or(unknown);
         if record.boot != boot {
-            record.doubt = Accuracy::Unknown;
+            record.accuracy = Accuracy::Unknown;
         }
         record.boot = boot;
         Ok(UsageFile { file, record })
@@ -82,8 +88,8 @@ impl UsageFile {
     }
 
     /// Whether the number of bytes can be believed.
-    pub(crate) fn doubt(&self) -> Accuracy {
-        self.record.doubt
+    pub(crate) fn accuracy(&self) -> Accuracy {
+        self.record.accuracy
     }
 
     /// Files are about to take more bytes.
@@ -99,12 +105,12 @@ impl UsageFile {
     /// The files were looked at, and take so many bytes.
     pub(crate) fn recounted(&mut self, used: u64) -> io::Result<()> {
         let recounts = self.record.recounts.wrapping_add(1);
-        self.write(Record { used, recounts, doubt: Accuracy::None, ..self.record })
+        self.write(Record { used, recounts, accuracy: Accuracy::Exact, ..self.record })
     }
 
     /// The number of bytes may be too high.
-    pub(crate) fn set_doubt(&mut self) -> io::Result<()> {
-        self.write(Record { doubt: self.record.doubt.max(Accuracy::High), ..self.record })
+    pub(crate) fn set_inexact(&mut self) -> io::Result<()> {
+        self.write(Record { accuracy: self.record.accuracy.max(Accuracy::MayBeHigh), ..self.record })
     }
 
     /// Sets the limit for all processes, and survives a power cut.
@@ -127,7 +133,7 @@ impl Record {
     fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(LENGTH + CHECKSUM);
         bytes.extend_from_slice(&MAGIC);
-        for number in [self.limit.unwrap_or(u64::MAX), self.used, self.recounts, u64::from(self.doubt as u8)]
+        for number in [self.limit.unwrap_or(u64::MAX), self.used, self.recounts, u64::from(self.accuracy as u8)]
         {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
@@ -143,16 +149,16 @@ impl Record {
             return None;
         }
         let number = |at: usize| Some(u64::from_le_bytes(*body.get(at..)?.first_chunk()?));
-        let doubt = match number(32)? {
-            0 => Accuracy::None,
-            1 => Accuracy::High,
+        let accuracy = match number(32)? {
+            0 => Accuracy::Exact,
+            1 => Accuracy::MayBeHigh,
             _ => Accuracy::Unknown,
         };
         Some(Record {
             limit: number(8).filter(|limit| *limit != u64::MAX),
             used: number(16)?,
             recounts: number(24)?,
-            doubt,
+            accuracy,
             boot: BootId(*body.get(40..)?.first_chunk()?),
         })
     }
@@ -175,37 +181,37 @@ mod tests {
     fn what_one_records_the_next_one_reads() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".room");
-        let mut account = UsageFile::open(&path, NOW).unwrap();
-        assert_eq!((account.limit(), account.doubt()), (None, Accuracy::Unknown));
-        account.recounted(100).unwrap();
-        account.add(50).unwrap();
-        account.sub(20).unwrap();
-        account.set_limit(Some(1000)).unwrap();
-        account.set_doubt().unwrap();
-        drop(account);
-        let account = UsageFile::open(&path, NOW).unwrap();
-        let found = (account.limit(), account.used(), account.recounts(), account.doubt());
-        assert_eq!(found, (Some(1000), 130, 1, Accuracy::High));
-        drop(account);
-        let account = UsageFile::open(&path, BootId([2; 16])).unwrap();
-        assert_eq!((account.limit(), account.doubt()), (Some(1000), Accuracy::Unknown), "after a boot");
+        let mut usage = UsageFile::open(&path, NOW).unwrap();
+        assert_eq!((usage.limit(), usage.accuracy()), (None, Accuracy::Unknown));
+        usage.recounted(100).unwrap();
+        usage.add(50).unwrap();
+        usage.sub(20).unwrap();
+        usage.set_limit(Some(1000)).unwrap();
+        usage.set_inexact().unwrap();
+        drop(usage);
+        let usage = UsageFile::open(&path, NOW).unwrap();
+        let found = (usage.limit(), usage.used(), usage.recounts(), usage.accuracy());
+        assert_eq!(found, (Some(1000), 130, 1, Accuracy::MayBeHigh));
+        drop(usage);
+        let usage = UsageFile::open(&path, BootId([2; 16])).unwrap();
+        assert_eq!((usage.limit(), usage.accuracy()), (Some(1000), Accuracy::Unknown), "after a boot");
     }
 
     #[test]
     fn a_record_that_is_torn_or_of_another_kind_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".room");
-        let mut account = UsageFile::open(&path, NOW).unwrap();
-        account.recounted(100).unwrap();
-        account.set_limit(Some(1000)).unwrap();
-        drop(account);
+        let mut usage = UsageFile::open(&path, NOW).unwrap();
+        usage.recounted(100).unwrap();
+        usage.set_limit(Some(1000)).unwrap();
+        drop(usage);
         let whole = fs::read(&path).unwrap();
         for at in 0..whole.len() {
             let mut torn = whole.clone();
             torn[at] ^= 1;
             fs::write(&path, torn).unwrap();
-            let account = UsageFile::open(&path, NOW).unwrap();
-            assert_eq!((account.limit(), account.doubt()), (None, Accuracy::Unknown), "byte {at}");
+            let usage = UsageFile::open(&path, NOW).unwrap();
+            assert_eq!((usage.limit(), usage.accuracy()), (None, Accuracy::Unknown), "byte {at}");
         }
     }
 }

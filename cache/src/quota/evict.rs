@@ -1,6 +1,6 @@
 //! Making room: what was used longest ago goes first, and nothing goes that is in use.
 //!
-//! All of this happens while the account is locked, so by one process at a time. It walks through the directory, which
+//! All of this happens while the usage is locked, so by one process at a time. It walks through the directory, which
 //! counts its bytes anew, and remembers the blobs, and packs of small ones, that were used longest ago. They are removed one
 //! by one, as room is needed, in this call and later ones, until none of those is left; then it walks again. What was
 //! used since it was remembered is passed over. When nothing else is left, the index of the packs goes.
@@ -19,24 +19,24 @@ use rustix::io::Errno;
 
 use crate::lock::{FileLock, Owned};
 use crate::maintenance::pin;
-use crate::quota::account::{Accuracy, UsageFile};
-use crate::quota::reservation::{CacheQuota, PLACEHOLDER};
-use crate::quota::scratch;
-use crate::segments;
+use crate::quota::account::{self, Accuracy, UsageFile};
+use crate::quota::scratch::{self, PLACEHOLDER};
 use blobferry_platform::blobdir::WriteError;
-use blobferry_platform::blobdir::layout::pack_number;
-use blobferry_platform::blobdir::layout::{self, Layout};
+use blobferry_platform::blobdir::layout::segment_number;
+use blobferry_platform::blobdir::layout::{Layout, SEGMENT_INDEX};
 use blobferry_platform::os::allocate::slack;
 use blobferry_platform::os::files;
 use blobferry_platform::sync::MutexGuard;
 
 /// How much is remembered in a walk.
-const REMEMBERED: usize = 256;
+const QUEUE_LENGTH: usize = 256;
 
-/// The account, locked, and what can be removed to lower it.
+/// The usage, locked, and what can be removed to lower it.
 pub(crate) struct QuotaGuard<'a> {
-    room: &'a CacheQuota,
-    pub(crate) account: UsageFile,
+    layout: &'a Layout,
+    /// The path of the usage file.
+    path: &'a Path,
+    pub(crate) usage: UsageFile,
     queue: MutexGuard<'a, Queue>,
 }
 
@@ -56,14 +56,14 @@ struct Candidate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
     Blob(BlobId),
-    Pack(u32),
+    Segment(u32),
 }
 
 impl What {
     fn path(self, layout: &Layout) -> PathBuf {
         match self {
             What::Blob(blob) => layout.blob_path(blob),
-            What::Pack(number) => layout.packs().join(layout::pack_name(number)),
+            What::Segment(number) => layout.segment_path(number),
         }
     }
 }
@@ -78,26 +78,27 @@ pub(crate) struct Search {
     walks: Option<u64>,
     /// How many blobs, and packs, were removed, and the bytes that they had.
     pub(crate) removed: u64,
-    pub(crate) packs: u64,
+    pub(crate) segments: u64,
     pub(crate) freed: u64,
 }
 
 impl<'a> QuotaGuard<'a> {
     pub(crate) fn new(
-        room: &'a CacheQuota,
-        account: UsageFile,
+        layout: &'a Layout,
+        path: &'a Path,
+        usage: UsageFile,
         queue: MutexGuard<'a, Queue>,
     ) -> Result<QuotaGuard<'a>, WriteError> {
-        let mut ledger = QuotaGuard { room, account, queue };
-        if ledger.account.doubt() == Accuracy::Unknown {
-            ledger.walk(None)?;
+        let mut guard = QuotaGuard { layout, path, usage, queue };
+        if guard.usage.accuracy() == Accuracy::Unknown {
+            guard.walk(None)?;
         }
-        Ok(ledger)
+        Ok(guard)
     }
 
     /// Whether `needed` bytes could ever be within the limit.
     pub(crate) fn check_limit(&self, needed: u64) -> Result<(), WriteError> {
-        match self.account.limit() {
+        match self.usage.limit() {
             Some(limit) if needed > limit => Err(WriteError::Full { needed, limit, in_use: 0 }),
             _ => Ok(()),
         }
@@ -107,29 +108,29 @@ impl<'a> QuotaGuard<'a> {
     pub(crate) fn take(&mut self, bytes: u64) -> Result<(), WriteError> {
         self.check_limit(bytes)?;
         let mut search = Search::default();
-        while let Some(limit) = self.account.limit()
-            && self.account.used().saturating_add(bytes) > limit
+        while let Some(limit) = self.usage.limit()
+            && self.usage.used().saturating_add(bytes) > limit
         {
             if !self.evict(&mut search)? {
-                return Err(WriteError::Full { needed: bytes, limit, in_use: self.account.used() });
+                return Err(WriteError::Full { needed: bytes, limit, in_use: self.usage.used() });
             }
         }
-        self.account.add(bytes).map_err(self.room.failed())
+        self.usage.add(bytes).map_err(account::failed(self.path))
     }
 
     /// Removes one blob, or finds by a recount that there may be room without that. `false` where nothing is left that
     /// can be removed.
     pub(crate) fn evict(&mut self, search: &mut Search) -> Result<bool, WriteError> {
-        if self.account.doubt() != Accuracy::None {
+        if self.usage.accuracy() != Accuracy::Exact {
             self.queue.0.clear();
         }
         loop {
             while let Some(candidate) = self.queue.0.pop_front() {
                 search.passed = Some(candidate);
-                if let Some(bytes) = self.remove_unused(candidate).map_err(self.room.failed())? {
+                if let Some(bytes) = self.remove_unused(candidate).map_err(account::failed(self.path))? {
                     match candidate.what {
                         What::Blob(_) => search.removed += 1,
-                        What::Pack(_) => search.packs += 1,
+                        What::Segment(_) => search.segments += 1,
                     }
                     search.freed += bytes;
                     return Ok(true);
@@ -139,7 +140,7 @@ impl<'a> QuotaGuard<'a> {
                 None => {
                     search.passed = None;
                     let blobs = self.tidy()?;
-                    search.walks = Some(blobs / REMEMBERED as u64 + 1);
+                    search.walks = Some(blobs / QUEUE_LENGTH as u64 + 1);
                     return Ok(true);
                 }
                 Some(0) => return self.remove_index(search),
@@ -154,7 +155,7 @@ impl<'a> QuotaGuard<'a> {
 
     /// Removes what dead processes have left, and counts anew. How many blobs there are.
     pub(crate) fn tidy(&mut self) -> Result<u64, WriteError> {
-        remove_leftovers(self.room.layout());
+        remove_leftovers(self.layout);
         self.walk(None)
     }
 
@@ -165,9 +166,9 @@ impl<'a> QuotaGuard<'a> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
             Err(error) => return Err(error),
         };
-        // First the file, then the account: who dies in between leaves it too high, and not too low.
+        // First the file, then the usage: who dies in between leaves it too high, and not too low.
         match files::remove(path) {
-            Ok(()) => self.account.sub(bytes)?,
+            Ok(()) => self.usage.sub(bytes)?,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
             Err(error) => return Err(error),
         }
@@ -176,15 +177,15 @@ impl<'a> QuotaGuard<'a> {
 
     /// Removes the index of the packs, if it takes any room. It is made again when it is needed.
     fn remove_index(&mut self, search: &mut Search) -> Result<bool, WriteError> {
-        if !self.room.layout().has_packs() {
+        if !self.layout.has_segments() {
             return Ok(false);
         }
-        let path = self.room.layout().packs().join(segments::INDEX);
-        let file = open(&path).map_err(self.room.failed())?;
+        let path = self.layout.segments_dir().join(SEGMENT_INDEX);
+        let file = open(&path).map_err(account::failed(self.path))?;
         let is_file = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
         let removed = match file.filter(is_file) {
-            Some(file) => match Owned::try_new(&file).map_err(self.room.failed())? {
-                Some(_owned) => self.remove(&path).map_err(self.room.failed())?,
+            Some(file) => match Owned::try_new(&file).map_err(account::failed(self.path))? {
+                Some(_owned) => self.remove(&path).map_err(account::failed(self.path))?,
                 None => 0,
             },
             None => 0,
@@ -195,7 +196,7 @@ impl<'a> QuotaGuard<'a> {
 
     /// Removes a blob that is neither in use nor pinned, and was not used since it was remembered; the bytes it had.
     fn remove_unused(&mut self, candidate: Candidate) -> io::Result<Option<u64>> {
-        let path = candidate.what.path(self.room.layout());
+        let path = candidate.what.path(self.layout);
         let Some(file) = open(&path)? else { return Ok(None) };
         let Some(_owned) = Owned::try_new(&file)? else { return Ok(None) };
         if Candidate::new(candidate.what, &file.metadata()?) != candidate || pin::is_pinned(&file)? {
@@ -211,19 +212,19 @@ impl<'a> QuotaGuard<'a> {
     fn walk(&mut self, passed: Option<Candidate>) -> Result<u64, WriteError> {
         let mut oldest = BTreeSet::new();
         let mut blobs = 0;
-        let bytes = count(self.room.layout(), |what, metadata| {
+        let bytes = count(self.layout, |what, metadata| {
             blobs += 1;
             let candidate = Candidate::new(what, metadata);
             if Some(candidate) > passed {
                 oldest.insert(candidate);
             }
-            if oldest.len() > REMEMBERED {
+            if oldest.len() > QUEUE_LENGTH {
                 oldest.pop_last();
             }
         })
-        .map_err(WriteError::io("count the files of", self.room.layout().root()))?;
+        .map_err(WriteError::io("count the files of", self.layout.root()))?;
         self.queue.0 = oldest.into_iter().collect();
-        self.account.recounted(bytes).map_err(self.room.failed())?;
+        self.usage.recounted(bytes).map_err(account::failed(self.path))?;
         Ok(blobs)
     }
 }
@@ -273,13 +274,13 @@ fn count(layout: &Layout, mut found: impl FnMut(What, &Metadata)) -> io::Result<
             false => on_disk,
         });
     })?;
-    if layout.has_packs() {
-        each_file(layout.packs(), &mut |dir, entry, metadata| {
+    if layout.has_segments() {
+        each_file(layout.segments_dir(), &mut |dir, entry, metadata| {
             add(metadata.blocks().saturating_mul(512));
-            if dir == layout.packs()
-                && let Some(number) = entry.file_name().to_str().and_then(pack_number)
+            if dir == layout.segments_dir()
+                && let Some(number) = entry.file_name().to_str().and_then(segment_number)
             {
-                found(What::Pack(number), metadata);
+                found(What::Segment(number), metadata);
             }
         })?;
     }

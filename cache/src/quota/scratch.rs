@@ -15,6 +15,9 @@ use crate::lock::FileLock;
 const PREFIX: &str = "blobferry-";
 const LOCK: &str = ".lock";
 
+/// The first letters of the names of placeholders: see [`QuotaReservation`](crate::quota::reservation::QuotaReservation).
+pub(crate) const PLACEHOLDER: &str = "room-";
+
 /// An own directory. Dropped, it is removed with all that is in it.
 #[derive(Debug)]
 pub(crate) struct Scratch {
@@ -27,7 +30,7 @@ impl Scratch {
     /// Sweeps `tmp`, and makes an own directory in it. Whether there was something to sweep.
     pub(crate) fn create(tmp: &Path) -> io::Result<(Scratch, bool)> {
         // Nobody sweeps while this is held. So nobody finds the new directory before it is locked.
-        let _door = FileLock::exclusive(&tmp.join(LOCK))?;
+        let _lock = FileLock::exclusive(&tmp.join(LOCK))?;
         let swept = sweep(tmp)? > 0;
         let mine = Permissions::from_mode(0o700);
         let dir = tempfile::Builder::new().prefix(PREFIX).permissions(mine).tempdir_in(tmp)?;
@@ -43,7 +46,7 @@ impl Scratch {
 /// Removes the directories of dead owners, unless somebody does that just now; how many.
 pub(crate) fn try_sweep(tmp: &Path) -> io::Result<u64> {
     match FileLock::try_exclusive(&tmp.join(LOCK))? {
-        Some(_door) => sweep(tmp),
+        Some(_lock) => sweep(tmp),
         None => Ok(0),
     }
 }

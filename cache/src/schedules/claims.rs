@@ -66,11 +66,11 @@ impl Machine {
     /// Nobody is left, and nothing is locked.
     fn check(self) {
         for cache in &self.caches {
-            assert!(cache.is_unwanted());
+            assert!(cache.0.is_idle());
         }
         for blob in BLOBS {
             assert!(*self.downloads[&blob].1.lock() <= 1, "downloaded twice");
-            assert!(self.caches[0].try_lock(blob.bucket()).unwrap().is_some(), "a lock was not released");
+            assert!(self.caches[0].0.try_lock(blob.bucket()).unwrap().is_some(), "a lock was not released");
             _ = std::fs::remove_file(self.blob_path(blob));
         }
     }
@@ -206,7 +206,7 @@ fn a_small_blob_is_downloaded_once_and_handed_out_before_and_after_it_is_written
                             let run = |write: blobferry_platform::os::Job| {
                                 writers.lock().push(thread::spawn(write))
                             };
-                            download.keep(&Bytes::from_static(BYTES), digest(), run).unwrap();
+                            download.finish_small(&Bytes::from_static(BYTES), digest(), run).unwrap();
                         }
                     }
                 })
@@ -216,9 +216,9 @@ fn a_small_blob_is_downloaded_once_and_handed_out_before_and_after_it_is_written
         let writers = std::mem::take(&mut *writers.lock());
         writers.into_iter().for_each(|writer| writer.join().unwrap());
         assert_eq!(*machine.downloads[&BLOBS[0]].1.lock(), 1);
-        let packs = machine.caches[0].layout().packs().to_owned();
+        let segments = machine.caches[0].layout().segments_dir().to_owned();
         machine.check();
-        _ = std::fs::remove_dir_all(packs);
+        _ = std::fs::remove_dir_all(segments);
     });
 }
 

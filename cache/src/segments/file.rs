@@ -79,7 +79,7 @@ pub(crate) fn open_dir(path: &Path) -> io::Result<Option<File>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blobferry_platform::blobdir::layout::{pack_name, pack_number};
+    use blobferry_platform::blobdir::layout::{segment_name, segment_number};
     use std::fs::{self, Permissions};
     use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -127,9 +127,9 @@ mod tests {
 
     #[test]
     fn packs_are_named_by_their_number() {
-        assert_eq!(pack_number(&pack_name(0xabc)), Some(0xabc));
+        assert_eq!(segment_number(&segment_name(0xabc)), Some(0xabc));
         for name in ["abc.pack", "00000ABC.pack", "+0000abc.pack", "100000abc.pack", "index", ".pack"] {
-            assert_eq!(pack_number(name), None, "{name}");
+            assert_eq!(segment_number(name), None, "{name}");
         }
     }
 }

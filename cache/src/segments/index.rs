@@ -1,7 +1,7 @@
-//! Where in which pack a blob may be: hints, in one file for all processes.
+//! Where in which segment a blob may be: hints, in one file for all processes.
 //!
 //! The file is a table of small buckets, of a size that is decided when it is made, and sparse. A blob's hash chooses the
-//! bucket; in it a slot has a part of the hash, and a place in a pack. To look something up is to read one bucket. Nothing
+//! bucket; in it a slot has a part of the hash, and a place in a segment. To lookup something up is to read one bucket. Nothing
 //! of it is kept in memory.
 //!
 //! A slot is only a hint: the record that it points to is the truth. Whatever is in here, torn, old, or of somebody else,
@@ -29,9 +29,9 @@ use blobferry_platform::sync::{Mutex, MutexGuard};
 const SLOT: usize = 16;
 const SLOTS: usize = 16;
 const BUCKET: usize = SLOT * SLOTS;
-/// What the file system gives room in, or more.
+/// What the file system gives quota in, or more.
 const PAGE: u64 = 4096;
-/// How the table gets its room: so many pages at once, or one by one where the file system can not do that.
+/// How the table gets its quota: so many pages at once, or one by one where the file system can not do that.
 const REGION: u64 = 256 * PAGE;
 /// The table is so long where the cache has no limit: two million blobs.
 const LONGEST: u64 = 32 << 20;
@@ -40,7 +40,7 @@ const SHORTEST: u64 = 16 << 10;
 /// A place where a blob's record may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Location {
-    pub(crate) pack: u32,
+    pub(crate) segment: u32,
     pub(crate) offset: u32,
     /// Of the record.
     pub(crate) len: u32,
@@ -54,7 +54,7 @@ pub(crate) struct Index {
     buckets: u64,
     /// What is known to be on the disk, and so in the account.
     counted: Mutex<Pages>,
-    /// It gets no room in advance.
+    /// It gets no quota in advance.
     page_by_page: AtomicBool,
 }
 
@@ -92,7 +92,7 @@ impl Index {
     }
 
     /// The hints for a blob.
-    pub(crate) fn look(&self, blob: BlobId) -> impl Iterator<Item = Location> + use<> {
+    pub(crate) fn lookup(&self, blob: BlobId) -> impl Iterator<Item = Location> + use<> {
         let (at, tag) = self.place(blob);
         let bucket = self.read(at).unwrap_or([0; BUCKET]);
         (0..SLOTS)
@@ -101,17 +101,17 @@ impl Index {
     }
 
     /// Adds hints. `false` where the table was removed meanwhile.
-    pub(crate) fn note(&self, room: &CacheQuota, hints: &[(BlobId, Location)]) -> Result<bool, WriteError> {
+    pub(crate) fn insert(&self, quota: &CacheQuota, hints: &[(BlobId, Location)]) -> Result<bool, WriteError> {
         let _owned = Owned::wait(&self.file).map_err(self.failed())?;
         if !self.is_current() {
             return Ok(false);
         }
-        self.write_all(room, hints)?;
+        self.write_all(quota, hints)?;
         Ok(true)
     }
 
     /// Takes a hint back.
-    pub(crate) fn forget(&self, blob: BlobId, hint: Location) -> Result<(), WriteError> {
+    pub(crate) fn remove(&self, blob: BlobId, hint: Location) -> Result<(), WriteError> {
         let _owned = Owned::wait(&self.file).map_err(self.failed())?;
         let (at, tag) = self.place(blob);
         let bucket = self.read(at).map_err(self.failed())?;
@@ -136,35 +136,35 @@ impl Index {
         Ok(bucket)
     }
 
-    /// Writes hints. The first one of a page takes room.
-    fn write_all(&self, room: &CacheQuota, hints: &[(BlobId, Location)]) -> Result<(), WriteError> {
+    /// Writes hints. The first one of a page takes quota.
+    fn write_all(&self, quota: &CacheQuota, hints: &[(BlobId, Location)]) -> Result<(), WriteError> {
         for page in self.new_pages(hints) {
-            self.take_region(room, page)?;
+            self.take_region(quota, page)?;
         }
         let new = self.new_pages(hints);
         let write = || hints.iter().try_for_each(|(blob, hint)| self.write(*blob, *hint));
         if new.is_empty() {
             return write().map_err(self.failed());
         }
-        // With each the file system may need to note where the page is.
+        // With each the file system may need to insert where the page is.
         let more = 2 * PAGE * new.len() as u64;
-        room.change(&self.file, more, write)?.map_err(self.failed())?;
+        quota.change(&self.file, more, write)?.map_err(self.failed())?;
         let mut counted = self.counted();
         new.into_iter().for_each(|page| counted.add(page..page + 1));
         Ok(())
     }
 
-    /// Takes room for all pages of a page's region at once, where that can be had.
-    fn take_region(&self, room: &CacheQuota, page: u64) -> Result<(), WriteError> {
+    /// Takes quota for all pages of a page's region at once, where that can be had.
+    fn take_region(&self, quota: &CacheQuota, page: u64) -> Result<(), WriteError> {
         if self.page_by_page.load(Ordering::Relaxed) || self.counted().has(page) {
             return Ok(());
         }
         let begin = page * PAGE / REGION * REGION;
         let size = REGION.min((self.buckets * BUCKET as u64).saturating_sub(begin));
         let allocate = || Ok(allocate(&self.file, begin, size, None)?);
-        match room.change(&self.file, size + slack(size), allocate) {
+        match quota.change(&self.file, size + slack(size), allocate) {
             Ok(Ok(true)) => self.counted().add(begin / PAGE..(begin + size).div_ceil(PAGE)),
-            // There may still be room for a page.
+            // There may still be quota for a page.
             Ok(_) | Err(WriteError::Full { .. } | WriteError::NoSpace { .. }) => {
                 self.page_by_page.store(true, Ordering::Relaxed);
             }
@@ -227,13 +227,13 @@ fn mix(number: u64) -> u64 {
 fn hint(bucket: &[u8; BUCKET], slot: usize) -> Option<(u32, Location)> {
     let slot = bucket.get(slot * SLOT..)?;
     let number = |at: usize| Some(u32::from_le_bytes(*slot.get(at..)?.first_chunk()?));
-    let hint = Location { pack: number(4)?, offset: number(8)?, len: number(12)? };
+    let hint = Location { segment: number(4)?, offset: number(8)?, len: number(12)? };
     (hint.len > 0).then_some((number(0)?, hint))
 }
 
 fn slot_of(tag: u32, hint: Location) -> [u8; SLOT] {
     let mut slot = [0; SLOT];
-    for (to, number) in slot.chunks_exact_mut(4).zip([tag, hint.pack, hint.offset, hint.len]) {
+    for (to, number) in slot.chunks_exact_mut(4).zip([tag, hint.segment, hint.offset, hint.len]) {
         to.copy_from_slice(&number.to_le_bytes());
     }
     slot
@@ -260,45 +260,45 @@ mod tests {
     }
 
     fn hint(n: u32) -> Location {
-        Location { pack: n, offset: n, len: n + 1 }
+        Location { segment: n, offset: n, len: n + 1 }
     }
 
     fn index(limit: Option<u64>, test: impl FnOnce(&CacheQuota, Index)) {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(dir.path()).unwrap();
         let (scratch, _) = Scratch::create(layout.tmp()).unwrap();
-        let room = CacheQuota::new(&layout, scratch.path(), None);
+        let quota = CacheQuota::new(&layout, scratch.path(), None);
         let file = tempfile::tempfile_in(dir.path()).unwrap();
         assert!(Index::new(file.try_clone().unwrap(), &file.metadata().unwrap(), PathBuf::new()).is_none());
         Index::make(&file, limit).unwrap();
         let metadata = file.metadata().unwrap();
         // It has no name here.
         let index = Index::new(file, &metadata, PathBuf::new()).unwrap();
-        test(&room, index);
+        test(&quota, index);
     }
 
-    fn note(index: &Index, room: &CacheQuota, n: u64, hint: Location) {
-        index.write_all(room, &[(blob(n), hint)]).unwrap();
+    fn insert(index: &Index, quota: &CacheQuota, n: u64, hint: Location) {
+        index.write_all(quota, &[(blob(n), hint)]).unwrap();
     }
 
     #[test]
     fn a_hint_is_found_replaced_and_forgotten() {
-        index(None, |room, index| {
-            assert_eq!(index.look(blob(1)).count(), 0);
+        index(None, |quota, index| {
+            assert_eq!(index.lookup(blob(1)).count(), 0);
             for n in 1..=1000 {
-                note(&index, room, n, hint(n as u32));
+                insert(&index, quota, n, hint(n as u32));
             }
             for n in 1..=1000 {
-                assert!(index.look(blob(n)).eq([hint(n as u32)]), "{n}");
+                assert!(index.lookup(blob(n)).eq([hint(n as u32)]), "{n}");
             }
-            note(&index, room, 7, hint(8000));
-            assert!(index.look(blob(7)).eq([hint(8000)]));
-            index.forget(blob(7), hint(7)).unwrap();
-            assert!(index.look(blob(7)).eq([hint(8000)]), "that one was another");
-            index.forget(blob(7), hint(8000)).unwrap();
-            assert_eq!(index.look(blob(7)).count(), 0);
+            insert(&index, quota, 7, hint(8000));
+            assert!(index.lookup(blob(7)).eq([hint(8000)]));
+            index.remove(blob(7), hint(7)).unwrap();
+            assert!(index.lookup(blob(7)).eq([hint(8000)]), "that one was another");
+            index.remove(blob(7), hint(8000)).unwrap();
+            assert_eq!(index.lookup(blob(7)).count(), 0);
             assert!(
-                !index.note(room, &[(blob(7), hint(7))]).unwrap(),
+                !index.insert(quota, &[(blob(7), hint(7))]).unwrap(),
                 "a table that was removed takes nothing"
             );
         });
@@ -306,16 +306,16 @@ mod tests {
 
     #[test]
     fn a_table_that_is_too_small_forgets_and_keeps_as_many_as_it_can() {
-        index(Some(1), |room, index| {
+        index(Some(1), |quota, index| {
             let slots = SHORTEST / SLOT as u64;
             for n in 0..2 * slots {
-                note(&index, room, n, hint(n as u32));
+                insert(&index, quota, n, hint(n as u32));
             }
             assert!(
-                index.look(blob(2 * slots - 1)).eq([hint(2 * slots as u32 - 1)]),
+                index.lookup(blob(2 * slots - 1)).eq([hint(2 * slots as u32 - 1)]),
                 "the last one is there"
             );
-            let found = (0..2 * slots).filter(|n| index.look(blob(*n)).any(|found| found == hint(*n as u32)));
+            let found = (0..2 * slots).filter(|n| index.lookup(blob(*n)).any(|found| found == hint(*n as u32)));
             assert!(found.count() as u64 > slots * 9 / 10);
         });
     }
@@ -328,12 +328,12 @@ mod tests {
     }
 
     fn what_it_takes_is_in_the_account(page_by_page: bool) {
-        index(None, |room, index| {
+        index(None, |quota, index| {
             index.page_by_page.store(page_by_page, Ordering::Relaxed);
-            let used = || room.ledger().unwrap().account.used();
+            let used = || quota.lock().unwrap().usage.used();
             let before = used();
             for n in 0..500 {
-                note(&index, room, n, hint(n as u32));
+                insert(&index, quota, n, hint(n as u32));
             }
             let taken = blobferry_platform::os::allocate::on_disk(&index.file).unwrap();
             let at_once = !index.page_by_page.load(Ordering::Relaxed);

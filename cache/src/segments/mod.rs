@@ -31,7 +31,7 @@ use self::writer::Writer;
 use crate::cached_blob::touch;
 use crate::quota::reservation::CacheQuota;
 use blobferry_platform::blobdir::WriteError;
-use blobferry_platform::blobdir::layout::{self, Layout, create_dir};
+use blobferry_platform::blobdir::layout::{Layout, SEGMENT_INDEX, create_dir, segment_name};
 use blobferry_platform::os;
 use blobferry_platform::sync::{Arc, Mutex};
 
@@ -41,24 +41,21 @@ pub(crate) const SMALL: u64 = 64 << 10;
 /// No record is longer.
 pub(crate) const LARGEST: u64 = SMALL + HEAD as u64;
 
-/// The name of the index.
-pub(crate) const INDEX: &str = "index";
-
 /// How often it is looked whether the index is still the one that all others use.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The packs of a cache, as this process sees them.
 #[derive(Debug)]
 pub(crate) struct Segments {
     layout: Layout,
-    house: Mutex<Option<(Arc<OpenSegments>, Instant)>>,
+    current: Mutex<Option<(Arc<OpenSegments>, Instant)>>,
     writer: Mutex<Writer>,
     pub(crate) pending: Pending,
 }
 
 /// The directory and the index, open.
 #[derive(Debug)]
-pub(crate) struct OpenSegments {
+struct OpenSegments {
     dir: File,
     index: Index,
 }
@@ -66,123 +63,123 @@ pub(crate) struct OpenSegments {
 impl Segments {
     pub(crate) fn new(layout: &Layout) -> Segments {
         let layout = layout.clone();
-        Segments { layout, house: Mutex::default(), writer: Mutex::default(), pending: Pending::default() }
+        Segments { layout, current: Mutex::default(), writer: Mutex::default(), pending: Pending::default() }
     }
 
-    /// The path of a pack.
+    /// Returns the path of a segment.
     pub(crate) fn path(&self, number: u32) -> PathBuf {
-        self.layout.packs().join(layout::pack_name(number))
+        self.layout.segment_path(number)
     }
 
     /// The packs that there are.
     pub(crate) fn numbers(&self) -> io::Result<Vec<u32>> {
-        writer::numbers(self)
+        writer::numbers(&self.layout)
     }
 
     /// Opens a pack to read it.
-    pub(crate) fn open(&self, number: u32) -> Option<File> {
-        let house = self.house()?;
-        Some(file::open(&house.dir, &layout::pack_name(number), How::Read).ok()??.0)
+    pub(crate) fn open_segment(&self, number: u32) -> Option<File> {
+        let open = self.opened()?;
+        Some(file::open(&open.dir, &segment_name(number), How::Read).ok()??.0)
     }
 
     /// Whether there is any hint for a blob.
-    pub(crate) fn knows(&self, blob: BlobId) -> bool {
-        self.house().is_some_and(|house| house.index.look(blob).next().is_some())
+    pub(crate) fn may_have(&self, blob: BlobId) -> bool {
+        self.opened().is_some_and(|open| open.index.lookup(blob).next().is_some())
     }
 
     /// Whether a blob would be read from there.
-    pub(crate) fn serves(&self, blob: BlobId, pack: u32, offset: u64) -> bool {
-        let leads_there = |hint: Location| hint.pack == pack && u64::from(hint.offset) == offset;
-        self.house().is_some_and(|house| house.index.look(blob).any(leads_there))
+    pub(crate) fn reads_from(&self, blob: BlobId, segment: u32, offset: u64) -> bool {
+        let leads_there = |hint: Location| hint.segment == segment && u64::from(hint.offset) == offset;
+        self.opened().is_some_and(|open| open.index.lookup(blob).any(leads_there))
     }
 
     /// A blob's bytes, which are its bytes, and their digest. `None` where they are in no pack.
     pub(crate) fn read(&self, blob: BlobId) -> Option<(Bytes, Digest)> {
-        let house = self.house()?;
-        house.index.look(blob).find_map(|hint| read(&house.dir, blob, hint).ok().flatten())
+        let open = self.opened()?;
+        open.index.lookup(blob).find_map(|hint| read(&open.dir, blob, hint).ok().flatten())
     }
 
     /// Takes back what is noted of a blob whose record is damaged.
-    pub(crate) fn forget(&self, blob: BlobId, pack: u32, offset: u64) -> Result<(), WriteError> {
-        let Some(house) = self.house() else { return Ok(()) };
+    pub(crate) fn forget(&self, blob: BlobId, segment: u32, offset: u64) -> Result<(), WriteError> {
+        let Some(open) = self.opened() else { return Ok(()) };
         // The lock on the index is this process's, whichever of its threads has taken it.
         let _alone = self.writer.lock();
-        let there = |hint: &Location| hint.pack == pack && u64::from(hint.offset) == offset;
-        let hints: Vec<Location> = house.index.look(blob).filter(there).collect();
-        hints.into_iter().try_for_each(|hint| house.index.forget(blob, hint))
+        let there = |hint: &Location| hint.segment == segment && u64::from(hint.offset) == offset;
+        let hints: Vec<Location> = open.index.lookup(blob).filter(there).collect();
+        hints.into_iter().try_for_each(|hint| open.index.remove(blob, hint))
     }
 
     /// Writes some blobs to a pack, and notes where they are.
-    pub(crate) fn append(&self, room: &CacheQuota, records: &[(Head, Bytes)]) -> Result<(), WriteError> {
+    pub(crate) fn append(&self, quota: &CacheQuota, records: &[(Head, Bytes)]) -> Result<(), WriteError> {
         let mut writer = self.writer.lock();
         for _ in 0..3 {
-            let house = match self.house() {
-                Some(house) => house,
-                None => self.make(room)?,
+            let open = match self.opened() {
+                Some(open) => open,
+                None => self.make(quota)?,
             };
-            let hints = writer.append(self, &house, room, records)?;
-            if house.index.note(room, &hints)? {
+            let hints = writer.append(&self.layout, &open.dir, quota, records)?;
+            if open.index.insert(quota, &hints)? {
                 return Ok(());
             }
             // Somebody has removed the index, to make room.
             self.close();
         }
-        Err(WriteError::io("write to", self.layout.packs())(io::Error::other(
+        Err(WriteError::io("write to", self.layout.segments_dir())(io::Error::other(
             "it is removed again and again",
         )))
     }
 
     /// What is there, if it can be used.
-    fn house(&self) -> Option<Arc<OpenSegments>> {
-        let mut open = self.house.lock();
+    fn opened(&self) -> Option<Arc<OpenSegments>> {
+        let mut current = self.current.lock();
         let now = os::now();
-        if let Some((house, looked)) = &mut *open {
-            if now.saturating_duration_since(*looked) < LOOK_AGAIN {
-                return Some(house.clone());
+        if let Some((open, checked)) = &mut *current {
+            if now.saturating_duration_since(*checked) < RECHECK_INTERVAL {
+                return Some(open.clone());
             }
-            if house.index.is_current() {
-                *looked = now;
-                return Some(house.clone());
+            if open.index.is_current() {
+                *checked = now;
+                return Some(open.clone());
             }
         }
-        let house = self.open_house().inspect_err(|error| self.tell(error)).ok().flatten().map(Arc::new);
-        *open = house.clone().map(|house| (house, now));
-        house
+        let open = self.try_open().inspect_err(|error| self.log_unusable(error)).ok().flatten().map(Arc::new);
+        *current = open.clone().map(|open| (open, now));
+        open
     }
 
-    fn open_house(&self) -> io::Result<Option<OpenSegments>> {
-        let Some(dir) = file::open_dir(self.layout.packs())? else { return Ok(None) };
+    fn try_open(&self) -> io::Result<Option<OpenSegments>> {
+        let Some(dir) = file::open_dir(self.layout.segments_dir())? else { return Ok(None) };
         // To write to it, too: opened once for both.
-        let Some((index, metadata)) = file::open(&dir, INDEX, How::Update)? else { return Ok(None) };
-        let path = self.layout.packs().join(INDEX);
+        let Some((index, metadata)) = file::open(&dir, SEGMENT_INDEX, How::Update)? else { return Ok(None) };
+        let path = self.layout.segments_dir().join(SEGMENT_INDEX);
         Ok(Index::new(index, &metadata, path).map(|index| OpenSegments { dir, index }))
     }
 
-    fn tell(&self, error: &io::Error) {
-        tracing::debug!(dir = %self.layout.packs().display(), %error, "small blobs that are in packs can not be read");
+    fn log_unusable(&self, error: &io::Error) {
+        tracing::debug!(dir = %self.layout.segments_dir().display(), %error, "small blobs that are in packs can not be read");
     }
 
     fn close(&self) {
-        *self.house.lock() = None;
+        *self.current.lock() = None;
     }
 
     /// Makes the directory and the index, where they are missing or not fit.
-    fn make(&self, room: &CacheQuota) -> Result<Arc<OpenSegments>, WriteError> {
-        let limit = room.ledger()?.account.limit();
+    fn make(&self, quota: &CacheQuota) -> Result<Arc<OpenSegments>, WriteError> {
+        let limit = quota.limit()?;
         let make = || -> io::Result<()> {
-            create_dir(self.layout.packs(), 0o700)?;
-            let dir = file::open_dir(self.layout.packs())?.ok_or(ErrorKind::NotFound)?;
+            create_dir(self.layout.segments_dir(), 0o700)?;
+            let dir = file::open_dir(self.layout.segments_dir())?.ok_or(ErrorKind::NotFound)?;
             for _ in 0..2 {
-                if let Some((index, _)) = file::open(&dir, INDEX, How::Make)? {
+                if let Some((index, _)) = file::open(&dir, SEGMENT_INDEX, How::Make)? {
                     return Index::make(&index, limit);
                 }
                 // What is no regular file of this user's alone is none.
-                file::remove(&dir, INDEX)?;
+                file::remove(&dir, SEGMENT_INDEX)?;
             }
             Err(io::Error::other("something is in the place of the index"))
         };
-        make().map_err(WriteError::space("make an index in", self.layout.packs(), 0))?;
-        self.house().ok_or(ErrorKind::NotFound.into()).map_err(WriteError::io("use", self.layout.packs()))
+        make().map_err(WriteError::space("make an index in", self.layout.segments_dir(), 0))?;
+        self.opened().ok_or(ErrorKind::NotFound.into()).map_err(WriteError::io("use", self.layout.segments_dir()))
     }
 }
 
@@ -191,14 +188,14 @@ fn read(dir: &File, blob: BlobId, hint: Location) -> io::Result<Option<(Bytes, D
     if !(HEAD as u64..=LARGEST).contains(&hint.len.into()) {
         return Ok(None);
     }
-    let Some((pack, metadata)) = file::open(dir, &layout::pack_name(hint.pack), How::Read)? else {
+    let Some((segment, metadata)) = file::open(dir, &segment_name(hint.segment), How::Read)? else {
         return Ok(None);
     };
     let mut record = vec![0; hint.len as usize];
-    pack.read_exact_at(&mut record, hint.offset.into())?;
+    segment.read_exact_at(&mut record, hint.offset.into())?;
     let opened = record::open(blob, record);
     if opened.is_some() {
-        touch(&pack, &metadata);
+        touch(&segment, &metadata);
     }
     Ok(opened)
 }

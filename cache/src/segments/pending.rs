@@ -94,7 +94,7 @@ impl Pending {
     }
 
     /// Has a load go on as soon as there is room: at once, or when some of it is written.
-    pub(crate) fn when_there_is_room(&self, load: Job) {
+    pub(crate) fn run_when_writable(&self, load: Job) {
         let mut state = self.state();
         if state.is_full() {
             state.loads.push_back(load);
@@ -152,7 +152,7 @@ mod tests {
             let (tell, told) = mpsc::channel();
             let load = |n: u64| {
                 let tell = tell.clone();
-                pending.when_there_is_room(Box::new(move || tell.send(n).unwrap()));
+                pending.run_when_writable(Box::new(move || tell.send(n).unwrap()));
             };
             for n in 0..most {
                 load(n);

@@ -1,12 +1,12 @@
 //! Writing to packs: many records at once, at the end of a file that one process writes to at a time.
 //!
 //! Who writes has the lock on the pack, for as long as that takes; in between anybody may write to it, or remove it to make
-//! room. So nothing has to be taken over from who has died: the next writer looks for a pack that has room, whoever has
+//! quota. So nothing has to be taken over from who has died: the next writer looks for a pack that has quota, whoever has
 //! begun it.
 //!
 //! The account is raised before a pack grows, in steps, and what it has is always what the pack takes on the disk.
 
-use blobferry_platform::blobdir::layout;
+use blobferry_platform::blobdir::layout::{Layout, segment_name, segment_number};
 use blobferry_platform::os::allocate::allocate;
 use std::fs::{self, File};
 use std::io;
@@ -22,7 +22,6 @@ use crate::segments::file;
 use crate::segments::file::How;
 use crate::segments::index::Location;
 use crate::segments::record::Head;
-use crate::segments::{OpenSegments, Segments};
 use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::os;
 use blobferry_platform::os::files;
@@ -30,8 +29,8 @@ use blobferry_platform::os::files;
 /// No pack is longer; where the cache has a limit, it is shorter.
 const LONGEST: u64 = 32 << 20;
 const SHORTEST: u64 = 128 << 10;
-/// Of so many packs a cache has room for at least.
-const PACKS: u64 = 16;
+/// Of so many packs a cache has quota for at least.
+const MIN_SEGMENTS: u64 = 16;
 /// How a pack grows.
 const STEP: u64 = 1 << 20;
 
@@ -63,9 +62,9 @@ impl Writer {
     /// Writes records; where they are.
     pub(crate) fn append(
         &mut self,
-        packs: &Segments,
-        house: &OpenSegments,
-        room: &CacheQuota,
+        layout: &Layout,
+        dir: &File,
+        quota: &CacheQuota,
         records: &[(Head, Bytes)],
     ) -> Result<Vec<(BlobId, Location)>, WriteError> {
         let mut bytes = std::mem::take(&mut self.bytes);
@@ -76,12 +75,12 @@ impl Writer {
             head.write(&mut bytes);
             bytes.extend_from_slice(body);
         }
-        let written = self.write(packs, house, room, &bytes);
+        let written = self.write(layout, dir, quota, &bytes);
         self.bytes = bytes;
-        let (pack, begin) = written?;
+        let (segment, begin) = written?;
         let hint = |offset: u64, len: u64| {
             Some(Location {
-                pack,
+                segment,
                 offset: u32::try_from(begin + offset).ok()?,
                 len: u32::try_from(len).ok()?,
             })
@@ -90,20 +89,20 @@ impl Writer {
         Ok(hints.collect())
     }
 
-    /// Writes bytes to a pack that has room for them: which one, and where.
+    /// Writes bytes to a pack that has quota for them: which one, and where.
     fn write(
         &mut self,
-        packs: &Segments,
-        house: &OpenSegments,
-        room: &CacheQuota,
+        layout: &Layout,
+        dir: &File,
+        quota: &CacheQuota,
         bytes: &[u8],
     ) -> Result<(u32, u64), WriteError> {
         loop {
             let active = match self.active.take() {
                 Some(active) => active,
-                None => find(packs, house, room, bytes.len() as u64)?,
+                None => find(layout, dir, quota, bytes.len() as u64)?,
             };
-            if let Written::At(begin) = active.write(packs, room, bytes)? {
+            if let Written::At(begin) = active.write(layout, quota, bytes)? {
                 let number = active.number;
                 self.active = Some(active);
                 return Ok((number, begin));
@@ -113,8 +112,8 @@ impl Writer {
 }
 
 impl Active {
-    fn write(&self, packs: &Segments, room: &CacheQuota, bytes: &[u8]) -> Result<Written, WriteError> {
-        let path = packs.path(self.number);
+    fn write(&self, layout: &Layout, quota: &CacheQuota, bytes: &[u8]) -> Result<Written, WriteError> {
+        let path = layout.segment_path(self.number);
         let failed = |error| WriteError::space("write to", &path, bytes.len() as u64)(error);
         let Some(_owned) = Owned::try_new(&self.file).map_err(failed)? else { return Ok(Written::Elsewhere) };
         let metadata = self.file.metadata().map_err(failed)?;
@@ -124,24 +123,24 @@ impl Active {
         }
         if end > self.most {
             // Nothing more comes: what is reserved behind its end is given back.
-            room.change(&self.file, 0, || self.file.set_len(begin))?.map_err(failed)?;
+            quota.change(&self.file, 0, || self.file.set_len(begin))?.map_err(failed)?;
             return Ok(Written::Elsewhere);
         }
         let on_disk = metadata.blocks().saturating_mul(512);
         let reserved = match on_disk < end {
-            true => self.reserve(room, begin, on_disk, end),
+            true => self.reserve(quota, begin, on_disk, end),
             false => Ok(true),
         };
         match reserved {
             Ok(true) => files::write(&self.file, bytes).map_err(failed)?,
             Ok(false) => {
-                let more = room.cost(bytes.len() as u64);
-                room.change(&self.file, more, || files::write(&self.file, bytes))?.map_err(failed)?;
+                let more = quota.cost(bytes.len() as u64);
+                quota.change(&self.file, more, || files::write(&self.file, bytes))?.map_err(failed)?;
             }
-            Err(WriteError::NoSpace { .. }) if room.relieve()? => return Ok(Written::Elsewhere),
+            Err(WriteError::NoSpace { .. }) if quota.evict_one()? => return Ok(Written::Elsewhere),
             // Everything else that can be removed is removed: only this one is left.
             Err(WriteError::Full { .. } | WriteError::NoSpace { .. }) if begin > 0 => {
-                room.remove(&path)?;
+                quota.remove(&path)?;
                 return Ok(Written::Elsewhere);
             }
             Err(error) => return Err(error),
@@ -150,29 +149,29 @@ impl Active {
         Ok(Written::At(begin))
     }
 
-    /// Reserves room up to `end`, and some more. `false` where the file system can not do that.
-    fn reserve(&self, room: &CacheQuota, begin: u64, on_disk: u64, end: u64) -> Result<bool, WriteError> {
+    /// Reserves quota up to `end`, and some more. `false` where the file system can not do that.
+    fn reserve(&self, quota: &CacheQuota, begin: u64, on_disk: u64, end: u64) -> Result<bool, WriteError> {
         let ample = end.max((begin + STEP).min(self.most));
-        let upto = |size: u64| {
-            let more = room.cost(size.saturating_sub(on_disk));
-            room.change(&self.file, more, || Ok(allocate(&self.file, 0, size, None)?))?
-                .map_err(WriteError::space("reserve room in", room.layout().tmp(), size - begin))
+        let up_to = |size: u64| {
+            let more = quota.cost(size.saturating_sub(on_disk));
+            quota.change(&self.file, more, || Ok(allocate(&self.file, 0, size, None)?))?
+                .map_err(WriteError::space("reserve quota in", quota.layout().tmp(), size - begin))
         };
-        match upto(ample) {
-            Err(WriteError::Full { .. } | WriteError::NoSpace { .. }) => upto(end),
+        match up_to(ample) {
+            Err(WriteError::Full { .. } | WriteError::NoSpace { .. }) => up_to(end),
             done => done,
         }
     }
 }
 
-/// A pack that has room for so many bytes, or a new one.
-fn find(packs: &Segments, house: &OpenSegments, room: &CacheQuota, bytes: u64) -> Result<Active, WriteError> {
-    let failed = || WriteError::io("look for a pack in", packs.layout.packs());
-    let limit = room.ledger()?.account.limit();
-    let most = limit.map_or(LONGEST, |limit| (limit / PACKS).clamp(SHORTEST, LONGEST)).max(bytes);
-    for number in numbers(packs).map_err(failed())? {
+/// A pack that has quota for so many bytes, or a new one.
+fn find(layout: &Layout, dir: &File, quota: &CacheQuota, bytes: u64) -> Result<Active, WriteError> {
+    let failed = || WriteError::io("look for a pack in", layout.segments_dir());
+    let limit = quota.limit()?;
+    let most = limit.map_or(LONGEST, |limit| (limit / MIN_SEGMENTS).clamp(SHORTEST, LONGEST)).max(bytes);
+    for number in numbers(layout).map_err(failed())? {
         let Some((file, metadata)) =
-            file::open(&house.dir, &layout::pack_name(number), How::Append).ok().flatten()
+            file::open(dir, &segment_name(number), How::Append).ok().flatten()
         else {
             continue;
         };
@@ -185,7 +184,7 @@ fn find(packs: &Segments, house: &OpenSegments, room: &CacheQuota, bytes: u64) -
         let mut number = [0; 4];
         os::random(&mut number).map_err(|error| failed()(io::Error::other(error.to_string())))?;
         let number = u32::from_le_bytes(number);
-        match file::open(&house.dir, &layout::pack_name(number), How::New) {
+        match file::open(dir, &segment_name(number), How::New) {
             Ok(Some((file, _))) => return Ok(Active { number, file, most }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Ok(None) => return Err(failed()(io::Error::other("a file that was just made is not fit"))),
@@ -195,13 +194,13 @@ fn find(packs: &Segments, house: &OpenSegments, room: &CacheQuota, bytes: u64) -
 }
 
 /// The packs that there are.
-pub(crate) fn numbers(packs: &Segments) -> io::Result<Vec<u32>> {
+pub(crate) fn numbers(layout: &Layout) -> io::Result<Vec<u32>> {
     let mut numbers = Vec::new();
-    if !packs.layout.has_packs() {
+    if !layout.has_segments() {
         return Ok(numbers);
     }
-    for entry in fs::read_dir(packs.layout.packs())? {
-        numbers.extend(entry?.file_name().to_str().and_then(layout::pack_number));
+    for entry in fs::read_dir(layout.segments_dir())? {
+        numbers.extend(entry?.file_name().to_str().and_then(segment_number));
     }
     numbers.sort_unstable();
     Ok(numbers)

@@ -94,7 +94,7 @@ fn gc_removes_down_to_a_size_and_leaves_alone_what_somebody_works_on() {
     assert_eq!(cache.gc(None).unwrap(), Evicted::default());
     assert!(!part.exists());
     let removed = cache.gc(Some(one * 2 + one / 2)).unwrap();
-    assert_eq!(removed, Evicted { blobs: 1, packs: 0, bytes: one });
+    assert_eq!(removed, Evicted { blobs: 1, segments: 0, bytes: one });
     assert_eq!(there(&cache).len(), 2);
 }
 

@@ -71,10 +71,10 @@ fn fill_a_disk_of_8_mib(dir: &Path) {
     assert_eq!(there(&cache), [4, 5, 6, 7]);
     // What can never fit is refused, and nothing goes for it.
     drop((in_use, loaded));
-    no_space(cache.check_room(blob(8), 9 << 20));
+    no_space(cache.check_space(blob(8), 9 << 20));
     no_space(load(&cache, blob(8), 9 * MIB));
     assert_eq!(there(&cache), [4, 5, 6, 7]);
-    cache.check_room(blob(8), 7 << 20).unwrap();
+    cache.check_space(blob(8), 7 << 20).unwrap();
     load(&cache, blob(8), 7 * MIB).unwrap();
     assert_eq!(there(&cache), [8]);
 }

@@ -36,7 +36,7 @@ fn load(cache: &Cache, n: u64) -> bool {
         SmallClaim::Bytes(bytes) => assert_eq!(bytes, whole(n), "{n}"),
         SmallClaim::File(cached) => assert_eq!(read(&cached), whole(n), "{n}"),
         SmallClaim::Download(download) => {
-            download.keep(&whole(n), digest(&whole(n)), |write| write()).unwrap();
+            download.finish_small(&whole(n), digest(&whole(n)), |write| write()).unwrap();
             return false;
         }
     }
@@ -124,7 +124,7 @@ fn who_waits_here_is_answered_at_once_and_who_waits_elsewhere_or_for_a_file_when
     let (tell, file) = channel();
     cache.claim_with(blob(1), move |claim| tell.send(claim).unwrap());
     let mut write = None;
-    download.keep(&whole(1), digest(&whole(1)), |job| write = Some(job)).unwrap();
+    download.finish_small(&whole(1), digest(&whole(1)), |job| write = Some(job)).unwrap();
     let Ok(SmallClaim::Bytes(bytes)) = here.try_recv().unwrap() else { panic!("it is in memory") };
     assert_eq!(bytes, whole(1));
     assert!(load(&cache, 1), "also for who comes later");
@@ -142,14 +142,14 @@ fn wrong_bytes_or_too_many_are_refused_and_the_next_one_downloads() {
     let cache = open(dir.path());
     let download = to_download(&cache, 1);
     let next = claim_later(&cache, 1);
-    let refused = download.keep(&whole(2), digest(&whole(1)), |_| panic!("nothing is written"));
+    let refused = download.finish_small(&whole(2), digest(&whole(1)), |_| panic!("nothing is written"));
     assert!(
         matches!(refused, Err(CacheError::Write { source: WriteError::Digest { .. }, .. })),
         "{refused:?}"
     );
     let Ok(SmallClaim::Download(download)) = next.try_recv().unwrap() else { panic!("it is not there") };
     let large = Bytes::from(vec![0; Cache::SMALL as usize + 1]);
-    let refused = download.keep(&large, digest(&large), |_| panic!("nothing is written"));
+    let refused = download.finish_small(&large, digest(&large), |_| panic!("nothing is written"));
     assert!(
         matches!(refused, Err(CacheError::Write { source: WriteError::TooLong { .. }, .. })),
         "{refused:?}"
@@ -172,7 +172,7 @@ fn loads_wait_when_too_much_waits_to_be_written() {
         }
         let whole = Bytes::from(vec![1; 60_000]);
         let download = to_download(&cache, kept);
-        download.keep(&whole, digest(&whole), |job| write = Some(job)).unwrap();
+        download.finish_small(&whole, digest(&whole), |job| write = Some(job)).unwrap();
         kept += 1;
     }
     assert!((10..100).contains(&kept), "{kept} blobs of 60,000 bytes are in memory");
@@ -225,11 +225,11 @@ fn damage_is_found_and_forgotten_and_what_is_there_is_counted_and_cleared() {
     let verified = cache.verify(|_| {}).unwrap();
     assert_eq!((verified.proven, verified.damaged.len()), (19, 0));
     let usage = cache.usage().unwrap();
-    assert_eq!((usage.blobs, usage.packs, usage.unfinished), (0, 1, 0));
-    assert!(usage.packed >= 20 * SIZE as u64, "{usage:?}");
-    assert_eq!(cache.gc(None).unwrap().packs, 0);
+    assert_eq!((usage.blobs, usage.segments, usage.unfinished), (0, 1, 0));
+    assert!(usage.segment_bytes >= 20 * SIZE as u64, "{usage:?}");
+    assert_eq!(cache.gc(None).unwrap().segments, 0);
     let removed = cache.clear().unwrap();
-    assert_eq!((removed.blobs, removed.packs), (0, 1));
+    assert_eq!((removed.blobs, removed.segments), (0, 1));
     assert!(removed.bytes >= 20 * SIZE as u64);
     assert_eq!(files(&dir.path().join("packs")), 0, "also the index");
     // Nobody has to open the cache anew for that.

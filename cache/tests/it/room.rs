@@ -211,12 +211,12 @@ fn a_blob_larger_than_the_limit_is_refused_before_anything_is_removed() {
     let cache = three_of_four(dir.path());
     let (needed, limit, in_use) = refused(load(&cache, blob(4), size(4 * MIB)));
     assert!(needed > 4 * MIB && (limit, in_use) == (4 * MIB, 0));
-    assert_eq!(refused(cache.check_room(blob(4), 4 * MIB)), (needed, limit, in_use));
-    cache.check_room(blob(4), 3 * MIB).unwrap();
+    assert_eq!(refused(cache.check_space(blob(4), 4 * MIB)), (needed, limit, in_use));
+    cache.check_space(blob(4), 3 * MIB).unwrap();
     assert_eq!(there(&cache), [1, 2, 3]);
-    let said = cache.check_room(blob(4), 4 * MIB).unwrap_err().to_string();
+    let said = cache.check_space(blob(4), 4 * MIB).unwrap_err().to_string();
     assert!(said.contains("4194304") && said.contains("blobferry cache gc --limit"), "{said}");
-    let huge = cache.set_limit(None).and_then(|_| cache.check_room(blob(4), 1 << 60)).unwrap_err();
+    let huge = cache.set_limit(None).and_then(|_| cache.check_space(blob(4), 1 << 60)).unwrap_err();
     assert!(matches!(huge, CacheError::Write { source: WriteError::NoSpace { .. }, .. }), "{huge}");
 }
 

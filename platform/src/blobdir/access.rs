@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::blobdir::LayoutError;
+use crate::blobdir::error::LayoutError;
 
 /// Write permission for the group, and for everybody else.
 const GROUP: u32 = 0o020;

@@ -45,18 +45,18 @@ impl BootId {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Trust {
     /// It can.
-    Trusted,
+    Verified,
     /// Only if its bytes have this digest; not at all, where there is none: its stamp is of an unknown kind.
-    Unproven(Option<Digest>),
+    Unverified(Option<Digest>),
 }
 
 /// Reads a file's stamp.
 pub fn trust(file: &File, boot: Option<BootId>) -> io::Result<Trust> {
     let mut value = [0; 48];
     match rustix::fs::fgetxattr(file, ATTRIBUTE, &mut value[..]) {
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(Trust::Trusted),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(Trust::Verified),
         Ok(48) => {}
-        Ok(_) | Err(Errno::RANGE) => return Ok(Trust::Unproven(None)),
+        Ok(_) | Err(Errno::RANGE) => return Ok(Trust::Unverified(None)),
         Err(error) => return Err(error.into()),
     }
     let (mut digest, mut then) = ([0; 32], [0; 16]);
@@ -64,8 +64,8 @@ pub fn trust(file: &File, boot: Option<BootId>) -> io::Result<Trust> {
     digest.copy_from_slice(first);
     then.copy_from_slice(second);
     match BootId(then) == BootId::ANY || boot == Some(BootId(then)) {
-        true => Ok(Trust::Trusted),
-        false => Ok(Trust::Unproven(Some(Digest(digest)))),
+        true => Ok(Trust::Verified),
+        false => Ok(Trust::Unverified(Some(Digest(digest)))),
     }
 }
 
@@ -133,33 +133,33 @@ mod tests {
         let file = File::create(dir.path().join("blob")).unwrap();
         let (now, then) = (BootId([1; 16]), BootId([2; 16]));
         let digest = Digest([3; 32]);
-        assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Trusted, "no stamp");
+        assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Verified, "no stamp");
         if write(&file, digest, now).is_err() {
             return; // This file system has no attributes: there is nothing to promise.
         }
-        assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Trusted);
-        assert_eq!(trust(&file, Some(then)).unwrap(), Trust::Unproven(Some(digest)));
-        assert_eq!(trust(&file, None).unwrap(), Trust::Unproven(Some(digest)));
+        assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Verified);
+        assert_eq!(trust(&file, Some(then)).unwrap(), Trust::Unverified(Some(digest)));
+        assert_eq!(trust(&file, None).unwrap(), Trust::Unverified(Some(digest)));
         assert_eq!(super::digest(&file).unwrap(), Some(digest));
         write(&file, digest, BootId::ANY).unwrap();
-        assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Trusted, "it was synced");
+        assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Verified, "it was synced");
         assert_eq!(super::digest(&file).unwrap(), Some(digest));
 
         assert_eq!(announced(&file), Some(0), "it is whole, and has no bytes");
         for unknown in [&[0; 47][..], &[0; 49]] {
             rustix::fs::fsetxattr(&file, ATTRIBUTE, unknown, XattrFlags::empty()).unwrap();
-            assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Unproven(None));
+            assert_eq!(trust(&file, Some(now)).unwrap(), Trust::Unverified(None));
         }
         remove(&file).unwrap();
         remove(&file).unwrap();
-        assert_eq!(trust(&file, Some(then)).unwrap(), Trust::Trusted);
+        assert_eq!(trust(&file, Some(then)).unwrap(), Trust::Verified);
 
         assert_eq!(announced(&file), None);
         announce(&file, 1 << 40).unwrap();
         assert_eq!(announced(&file), Some(1 << 40));
         assert_eq!(
             trust(&file, Some(now)).unwrap(),
-            Trust::Unproven(None),
+            Trust::Unverified(None),
             "it must not be taken for the blob"
         );
     }

@@ -26,12 +26,15 @@ use std::sync::Arc;
 
 use blobferry_protocol::{BlobId, Oid};
 
-use super::LayoutError;
 use crate::blobdir::access::{Access, check_access, check_locks};
+use crate::blobdir::error::LayoutError;
 
 /// The file that says which layout a directory has, and what it says.
 const MARKER: &str = ".layout";
 const LAYOUT: &str = "zeocache";
+
+/// The name of the index in the directory of segments.
+pub const SEGMENT_INDEX: &str = "index";
 
 /// A directory of blobs, and the paths in it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -41,7 +44,7 @@ pub struct Layout(Arc<Paths>);
 struct Paths {
     root: PathBuf,
     tmp: PathBuf,
-    packs: PathBuf,
+    segments: PathBuf,
 }
 
 impl Layout {
@@ -94,8 +97,8 @@ impl Layout {
     /// The paths below `root`, which stay right when the process changes its working directory.
     fn at(root: &Path) -> Result<Layout, LayoutError> {
         let root = std::path::absolute(root).map_err(LayoutError::io("find", root))?;
-        let (tmp, packs) = (root.join("tmp"), root.join("packs"));
-        Ok(Layout(Arc::new(Paths { root, tmp, packs })))
+        let (tmp, segments) = (root.join("tmp"), root.join("packs"));
+        Ok(Layout(Arc::new(Paths { root, tmp, segments })))
     }
 
     /// The directory itself, as an absolute path.
@@ -111,13 +114,19 @@ impl Layout {
     }
 
     /// Where packs of small blobs are, if there are any. ZEO looks at nothing that is not a bucket.
-    pub fn packs(&self) -> &Path {
-        &self.0.packs
+    pub fn segments_dir(&self) -> &Path {
+        &self.0.segments
+    }
+
+    /// Returns the path of a segment.
+    #[must_use]
+    pub fn segment_path(&self, number: u32) -> PathBuf {
+        self.segments_dir().join(segment_name(number))
     }
 
     /// Whether they have a directory there, and not a link to one.
-    pub fn has_packs(&self) -> bool {
-        fs::symlink_metadata(self.packs()).is_ok_and(|found| found.is_dir())
+    pub fn has_segments(&self) -> bool {
+        fs::symlink_metadata(self.segments_dir()).is_ok_and(|found| found.is_dir())
     }
 
     /// The path that a blob's file has, whether it is there or not.
@@ -244,14 +253,14 @@ impl Layout {
 }
 
 /// The name of a pack.
-pub fn pack_name(number: u32) -> String {
+pub fn segment_name(number: u32) -> String {
     format!("{number:08x}.pack")
 }
 
-/// The inverse of [`pack_name`]; `None` for any other name.
-pub fn pack_number(name: &str) -> Option<u32> {
+/// The inverse of [`segment_name`]; `None` for any other name.
+pub fn segment_number(name: &str) -> Option<u32> {
     let number = u32::from_str_radix(name.strip_suffix(".pack")?, 16).ok()?;
-    (pack_name(number) == name).then_some(number)
+    (segment_name(number) == name).then_some(number)
 }
 
 /// The name of a partial download.

@@ -10,7 +10,7 @@ use tempfile::TempPath;
 
 use blobferry_protocol::planted::{Bug, planted};
 
-use crate::blobdir::WriteError;
+use crate::blobdir::error::WriteError;
 use crate::os::allocate::allocate;
 use crate::os::files;
 
@@ -49,7 +49,7 @@ pub struct TempFile {
     file: File,
     path: TempPath,
     /// In a cache; `None` where nobody keeps account of room.
-    reserved: Option<Box<dyn Reservation>>,
+    reservation: Option<Box<dyn Reservation>>,
 }
 
 impl TempFile {
@@ -64,13 +64,13 @@ impl TempFile {
             .tempfile_in(dir)
             .map_err(WriteError::space("create a file in", dir, 0))?
             .into_parts();
-        Ok(TempFile { file, path, reserved: None })
+        Ok(TempFile { file, path, reservation: None })
     }
 
     /// Takes over a file that exists.
     pub fn adopt(file: File, path: &Path) -> Result<TempFile, WriteError> {
         let path = TempPath::try_from_path(path).map_err(WriteError::io("take over", path))?;
-        Ok(TempFile { file, path, reserved: None })
+        Ok(TempFile { file, path, reservation: None })
     }
 
     /// The same name, under which there is another file now.
@@ -78,21 +78,21 @@ impl TempFile {
         TempFile { file, ..self }
     }
 
-    /// The same, with the space that was reserved for it.
+    /// The same, with the space that was reservation for it.
     #[must_use]
-    pub fn with_reservation(self, reserved: Box<dyn Reservation>) -> TempFile {
-        TempFile { reserved: Some(reserved), ..self }
+    pub fn with_reservation(self, reservation: Box<dyn Reservation>) -> TempFile {
+        TempFile { reservation: Some(reservation), ..self }
     }
 
     /// Whether an account has room for it.
-    pub fn has_room(&self) -> bool {
-        self.reserved.is_some()
+    pub fn has_reservation(&self) -> bool {
+        self.reservation.is_some()
     }
 
     /// Reserves room for all of `size` bytes.
     pub fn reserve(&mut self, size: u64) -> Result<(), WriteError> {
-        match &mut self.reserved {
-            Some(reserved) => reserved.extend(&self.file, size),
+        match &mut self.reservation {
+            Some(reservation) => reservation.extend(&self.file, size),
             None => {
                 let allocated = allocate(&self.file, 0, size, None).map_err(io::Error::from);
                 allocated.map(drop).map_err(WriteError::space("reserve room for", &self.path, size))
@@ -103,19 +103,19 @@ impl TempFile {
     /// Sees to it that there is room for `size` bytes, of a file that grows step by step. Without an account, the disk
     /// itself will tell.
     pub fn grow(&mut self, size: u64) -> Result<(), WriteError> {
-        match &mut self.reserved {
-            Some(reserved) => reserved.grow(&self.file, size),
+        match &mut self.reservation {
+            Some(reservation) => reservation.grow(&self.file, size),
             None => Ok(()),
         }
     }
 
     /// Leaves the file where it is. What it takes there stays in the account.
-    pub fn keep(self) {
-        let TempFile { file, path, reserved } = self;
+    pub fn retain(self) {
+        let TempFile { file, path, reservation } = self;
         // What can not be kept is removed, and gives its room back.
         if path.keep().is_ok()
-            && let Some(reserved) = reserved
-            && let Err(error) = reserved.settle(&file)
+            && let Some(reservation) = reservation
+            && let Err(error) = reservation.settle(&file)
         {
             tracing::warn!(%error, "can not tell what a partial download takes");
         }
@@ -160,12 +160,12 @@ impl TempFile {
         let reader = File::open(&self.path).map_err(WriteError::io("open", &self.path))?;
         let read_only = Permissions::from_mode(mode & 0o7777 & !0o222);
         self.file.set_permissions(read_only).map_err(WriteError::io("make read-only", &self.path))?;
-        if let Some(reserved) = &self.reserved {
-            reserved.protect(&reader).map_err(WriteError::io("lock", &self.path))?;
+        if let Some(reservation) = &self.reservation {
+            reservation.protect(&reader).map_err(WriteError::io("lock", &self.path))?;
         }
         files::persist(self.path, to).map_err(WriteError::io("rename a complete file to", to))?;
-        if let Some(reserved) = self.reserved {
-            reserved.settle(&self.file).map_err(WriteError::io("read the size of", to))?;
+        if let Some(reservation) = self.reservation {
+            reservation.settle(&self.file).map_err(WriteError::io("read the size of", to))?;
         }
         Ok(reader)
     }

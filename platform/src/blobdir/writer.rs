@@ -10,7 +10,7 @@ use std::path::Path;
 use blobferry_protocol::Digest;
 use blobferry_protocol::planted::{Bug, planted};
 
-use super::WriteError;
+use crate::blobdir::error::WriteError;
 use crate::blobdir::integrity;
 use crate::blobdir::temp_file::TempFile;
 use crate::hash::{digest_of, hash};
@@ -60,16 +60,16 @@ impl BlobWriter {
     /// # Errors
     /// [`WriteError::NoSpace`] and [`WriteError::Io`].
     pub fn create_unsized(dir: &Path) -> Result<BlobWriter, WriteError> {
-        TempFile::create(dir).map(BlobWriter::over)
+        TempFile::create(dir).map(BlobWriter::new)
     }
 
     /// Fills a file that is open for reading, and for writing at its end.
-    pub fn over(file: TempFile) -> BlobWriter {
+    pub fn new(file: TempFile) -> BlobWriter {
         BlobWriter { file, size: None, written: 0, hasher: Box::default() }
     }
 
     /// Takes the bytes that are in the file already for the first ones. All of them are read, to hash them.
-    pub fn catch_up(&mut self) -> io::Result<()> {
+    pub fn hash_existing(&mut self) -> io::Result<()> {
         hash(self.file.file(), &mut self.hasher)?;
         self.written = self.hasher.count();
         Ok(())
@@ -95,10 +95,10 @@ impl BlobWriter {
     }
 
     /// Leaves the bytes that were written, and no more room than they need, under their temporary name.
-    pub fn keep(self) {
+    pub fn retain_partial(self) {
         // To cut the file off where it ends gives back what was reserved behind that. Where it can not be, it stays.
         _ = self.file.file().set_len(self.written);
-        self.file.keep();
+        self.file.retain();
     }
 
     /// Writes the next bytes.
@@ -133,6 +133,12 @@ impl BlobWriter {
         self.file.open_again()
     }
 
+    /// Returns the digest of the bytes that were written so far.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest(*self.hasher.finalize().as_bytes())
+    }
+
     /// How many bytes were written.
     #[must_use]
     pub fn written(&self) -> u64 {
@@ -149,7 +155,7 @@ impl BlobWriter {
         {
             return Err(WriteError::TooShort { size, found: self.written });
         }
-        let digest = Digest(*self.hasher.finalize().as_bytes());
+        let digest = self.digest();
         Ok(BlobFile { file: self.file, size: self.written, digest })
     }
 

@@ -1,4 +1,4 @@
-//! The steps with files whose order, completeness and durability is what the promises about crashes rest on.
+//! The file operations whose order, completeness and durability decide what a crash leaves.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -8,42 +8,11 @@ use std::path::Path;
 use blobferry_protocol::planted::{Bug, planted};
 use tempfile::TempPath;
 
-/// A step that is about to be taken.
-#[derive(Clone, Copy, Debug)]
-pub enum Step<'a> {
-    /// Bytes are written at the end of a file.
-    Write {
-        /// The file.
-        file: &'a File,
-        /// How many bytes.
-        len: usize,
-    },
-    /// Bytes are written over others, in a file that keeps its length.
-    Overwrite {
-        /// The file.
-        file: &'a File,
-        /// The first one's offset.
-        at: u64,
-        /// The bytes.
-        bytes: &'a [u8],
-    },
-    /// A file's bytes are made durable.
-    Sync(&'a File),
-    /// The names in a directory are made durable.
-    SyncNames(&'a Path),
-    /// A file gets another name.
-    Rename {
-        /// The one it has.
-        from: &'a Path,
-        /// The one it gets.
-        to: &'a Path,
-    },
-    /// A name goes.
-    Remove(&'a Path),
-}
+pub use super::step::Step;
 
-/// Asks the simulation, if this thread is in one, how many bytes of a step are done; all, where it is not about bytes.
-fn ask(step: Step<'_>) -> io::Result<usize> {
+/// Returns how many bytes of a step to perform: what the simulation says if this thread is in one, otherwise all.
+/// Steps that are not about bytes return 0.
+fn permit(step: Step<'_>) -> io::Result<usize> {
     super::simulated!(simulation => simulation.file(step));
     Ok(match step {
         Step::Write { len, .. } => len,
@@ -51,14 +20,14 @@ fn ask(step: Step<'_>) -> io::Result<usize> {
     })
 }
 
-/// Writes all of `bytes` at the file's end, or where its cursor is.
+/// Writes all of `bytes` at the file's cursor (at its end, if the file is open for appending).
 ///
 /// # Errors
-/// The file system's. Any part of the bytes may be written then.
+/// Returns the file system's error. Any part of the bytes may have been written.
 pub fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     let mut rest = bytes;
     while !rest.is_empty() {
-        let most = ask(Step::Write { file, len: rest.len() })?.min(rest.len());
+        let most = permit(Step::Write { file, len: rest.len() })?.min(rest.len());
         match file.write(rest.get(..most).unwrap_or_default()) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(_) if planted(Bug::IgnoreShortWrite) => return Ok(()),
@@ -70,34 +39,34 @@ pub fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes all of `bytes` over others that are there, from an offset on.
+/// Overwrites the bytes of a file from the offset `at` on.
 ///
 /// # Errors
-/// As for [`write`](fn@write).
+/// Returns the file system's error. Any part of the bytes may have been written.
 pub fn write_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    ask(Step::Overwrite { file, at, bytes })?;
+    permit(Step::Overwrite { file, at, bytes })?;
     file.write_all_at(bytes, at)
 }
 
 /// Waits until the bytes of a file are on the disk.
 ///
 /// # Errors
-/// The file system's. Nobody knows then what is on the disk, and to try again does not help.
+/// Returns the file system's error. What is on the disk is then unknown; a second call does not help.
 pub fn sync(file: &File) -> io::Result<()> {
-    ask(Step::Sync(file))?;
+    permit(Step::Sync(file))?;
     file.sync_data()
 }
 
 /// Waits until the names in a directory are on the disk.
 ///
 /// # Errors
-/// As for [`sync`].
+/// Returns the file system's error. What is on the disk is then unknown; a second call does not help.
 pub fn sync_names(directory: &Path) -> io::Result<()> {
-    ask(Step::SyncNames(directory))?;
+    permit(Step::SyncNames(directory))?;
     File::open(directory)?.sync_all()
 }
 
-/// The bytes that are free on a directory's disk, where its file system has a size.
+/// Returns the number of free bytes on a directory's disk; `None` if its file system has no size.
 #[must_use]
 pub fn free(dir: &Path) -> Option<u64> {
     super::simulated!(simulation => Some(simulation.free()));
@@ -105,29 +74,29 @@ pub fn free(dir: &Path) -> Option<u64> {
     (stat.f_blocks > 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Gives a file another name, in place of any other of that name.
+/// Renames a file. An existing file of the new name is replaced.
 ///
 /// # Errors
-/// The file system's.
+/// Returns the file system's error.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    ask(Step::Rename { from, to })?;
+    permit(Step::Rename { from, to })?;
     fs::rename(from, to)
 }
 
-/// Gives a temporary file its final name.
+/// Renames a temporary file to its final name.
 ///
 /// # Errors
-/// The file system's. It is removed then.
+/// Returns the file system's error. The temporary file is then removed.
 pub fn persist(file: TempPath, to: &Path) -> io::Result<()> {
-    ask(Step::Rename { from: &file, to })?;
+    permit(Step::Rename { from: &file, to })?;
     file.persist(to).map_err(|error| error.error)
 }
 
 /// Removes a file.
 ///
 /// # Errors
-/// The file system's.
+/// Returns the file system's error.
 pub fn remove(path: &Path) -> io::Result<()> {
-    ask(Step::Remove(path))?;
+    permit(Step::Remove(path))?;
     fs::remove_file(path)
 }

@@ -1,9 +1,9 @@
-//! What is asked of the operating system, and could be given by a simulator instead: the time, chance, threads, and the
-//! steps with files that decide what a crash leaves.
+//! What the crates use of the operating system: time, randomness, threads, and the file operations that decide what a
+//! crash leaves.
 //!
-//! Everything in this crate and in the server's store that would make two runs differ goes through here. With the feature
-//! `testing` a thread can [`enter`](simulation::enter) a simulation; then all that it does happens in there, and nothing
-//! waits, sleeps or is left to chance.
+//! A simulator can replace all of it. Everything that would make two runs differ goes through this module. With the
+//! feature `testing` a thread can enter a simulation (`simulation::enter`). From then on the simulation answers these
+//! functions on that thread: nothing waits, sleeps or depends on randomness.
 
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,26 +13,12 @@ mod file_stamp;
 pub mod files;
 #[cfg(feature = "testing")]
 pub mod simulation;
+mod step;
 
 pub use file_stamp::FileStamp;
+pub use step::{Job, Next};
 
-/// Something to run on a thread that may block.
-pub type Job = Box<dyn FnOnce() + Send>;
-
-/// What one who works for as long as there is something to do has found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// There may be more at once.
-    Now,
-    /// There will be something at a moment, or before.
-    At(Instant),
-    /// There is nothing until somebody brings something.
-    Waits,
-    /// There will be nothing any more.
-    Over,
-}
-
-/// Asks the simulation that this thread is in, where it is in one.
+/// Returns what the simulation answers, if this thread is in one.
 macro_rules! simulated {
     ($simulation:ident => $given:expr) => {
         #[cfg(feature = "testing")]
@@ -43,24 +29,24 @@ macro_rules! simulated {
 }
 pub(crate) use simulated;
 
-/// This moment.
+/// Returns the current instant.
 #[must_use]
 pub fn now() -> Instant {
     simulated!(simulation => simulation.now());
     crate::sync::now()
 }
 
-/// The time of day, since 1970 began. It may jump, also back; before 1970 it does not move.
+/// Returns the time since 1970-01-01 00:00 UTC. It may jump in both directions; before 1970 it is 0.
 #[must_use]
 pub fn unix_time() -> Duration {
     simulated!(simulation => simulation.unix_time());
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Fills `bytes` by chance.
+/// Fills `bytes` with random bytes.
 ///
 /// # Errors
-/// The system has no chance to give.
+/// Returns an error if the system has no source of randomness.
 pub fn random(bytes: &mut [u8]) -> Result<(), getrandom::Error> {
     simulated!(simulation => {
         simulation.random(bytes);
@@ -69,18 +55,20 @@ pub fn random(bytes: &mut [u8]) -> Result<(), getrandom::Error> {
     getrandom::fill(bytes)
 }
 
-/// Whether to expect that something is as quick as it mostly is. That is found out by trying; but no time passes in a
-/// simulation while something is done, so it has to say.
+/// Returns whether the caller may assume that an operation is as fast as it usually is.
+///
+/// Outside a simulation the caller measures that by itself, so this returns `true`. In a simulation no time passes
+/// during an operation, so the simulation decides.
 #[must_use]
 pub fn is_quick() -> bool {
     simulated!(simulation => simulation.is_quick());
     true
 }
 
-/// Runs a task on a thread of its own that nobody joins.
+/// Runs a task on a new detached thread of this name.
 ///
 /// # Errors
-/// There are no more threads.
+/// Returns the system's error if it cannot start a thread.
 pub fn spawn(name: &str, task: impl FnOnce() + Send + 'static) -> io::Result<()> {
     simulated!(simulation => {
         simulation.run(Box::new(task));
@@ -89,8 +77,9 @@ pub fn spawn(name: &str, task: impl FnOnce() + Send + 'static) -> io::Result<()>
     crate::sync::thread::Builder::new().name(name.to_owned()).spawn(task).map(drop)
 }
 
-/// Has the simulation that this thread is in, where it is in one, take a step again and again, in the place of a thread
-/// that would go on until there is nothing any more. Says whether it does.
+/// Registers a step with the simulation, which calls it repeatedly in the place of a thread with a loop.
+///
+/// Returns `false`, and drops the step, if this thread is in no simulation.
 pub fn register_step(step: impl FnMut() -> Next + Send + 'static) -> bool {
     simulated!(simulation => {
         simulation.serve(Box::new(step));

@@ -1,45 +1,44 @@
-//! The place of the operating system, for who simulates one. A simulation is entered by a thread, and has it alone.
+//! The interface of a simulator that replaces the operating system for one thread.
 
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::os::files::Step;
-use crate::os::{Job, Next};
+use super::step::{Job, Next, Step};
 
-/// What a simulation gives in the system's place.
+/// What a simulator provides in the operating system's place.
 pub trait Simulation {
-    /// See [`now`](super::now).
+    /// Answers [`os::now`](super::now).
     fn now(&self) -> Instant;
 
-    /// See [`since_1970`](super::unix_time).
+    /// Answers [`os::unix_time`](super::unix_time).
     fn unix_time(&self) -> Duration;
 
-    /// See [`chance`](super::random).
+    /// Answers [`os::random`](super::random).
     fn random(&self, bytes: &mut [u8]);
 
-    /// Which boot of the machine this is, for who asks whether it was up all the time.
+    /// Returns the identity of the current boot of the machine.
     fn boot(&self) -> [u8; 16];
 
-    /// Takes a job that a thread would run: now or later, before or after others.
+    /// Accepts a job that a thread would run. The simulator runs it now or later, before or after other jobs.
     fn run(&self, job: Job);
 
-    /// Takes the place of a thread that would take a step again and again.
+    /// Accepts a step that a thread would repeat in a loop.
     fn serve(&self, step: Box<dyn FnMut() -> Next + Send>);
 
-    /// See [`is_quick`](super::is_quick).
+    /// Answers [`os::is_quick`](super::is_quick).
     fn is_quick(&self) -> bool {
         true
     }
 
-    /// The bytes that are free on the disk.
+    /// Returns the number of free bytes on the disk.
     fn free(&self) -> u64;
 
-    /// A step with a file is about to be taken. Says how many bytes of a write are done at once.
+    /// Decides about a file operation, and returns how many bytes of a write are performed at once.
     ///
     /// # Errors
-    /// What the file system is to answer. Then the step is not taken.
+    /// Returns the error that the file system is to report. The operation is then not performed.
     fn file(&self, step: Step<'_>) -> io::Result<usize>;
 }
 
@@ -47,19 +46,19 @@ thread_local! {
     static CURRENT: RefCell<Option<Rc<dyn Simulation>>> = const { RefCell::new(None) };
 }
 
-/// The simulation that this thread is in.
+/// Returns the simulation that this thread is in.
 #[must_use]
 pub fn current() -> Option<Rc<dyn Simulation>> {
-    // While the thread ends there is none any more.
+    // While the thread ends, its thread-local values are gone.
     CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
 }
 
-/// A thread's stay in a simulation. Dropped, it leaves.
+/// A guard: the thread leaves the simulation when it is dropped.
 #[must_use = "dropping it leaves the simulation"]
 #[derive(Debug)]
 pub struct Entered(());
 
-/// Has this thread enter a simulation, in place of any other.
+/// Lets this thread enter a simulation, and leave any other.
 pub fn enter(simulation: Rc<dyn Simulation>) -> Entered {
     CURRENT.set(Some(simulation));
     Entered(())
@@ -68,6 +67,6 @@ pub fn enter(simulation: Rc<dyn Simulation>) -> Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         let left = CURRENT.take();
-        drop(left); // outside of the borrow: what it holds may want to know the time
+        drop(left); // after the borrow: dropping the simulation may call `os::now`
     }
 }

@@ -6,8 +6,16 @@
 use std::sync::{PoisonError, TryLockError};
 use std::time::Duration;
 
-use super::backend;
-pub use super::backend::MutexGuard;
+#[cfg(feature = "shuttle")]
+use super::simulated as backend;
+#[cfg(feature = "shuttle")]
+use super::simulated::now;
+#[cfg(not(feature = "shuttle"))]
+use super::std_backend::now;
+#[cfg(not(feature = "shuttle"))]
+use std::sync as backend;
+
+pub use backend::MutexGuard;
 
 /// A mutual exclusion lock: [`std::sync::Mutex`] without poisoning.
 #[derive(Debug, Default)]
@@ -57,7 +65,7 @@ impl Condvar {
         self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does the same, for at most `time`. The second value tells whether the time ran out.
+    /// Does the same for at most `time`. The second value is `true` if the time ran out.
     pub fn wait_timeout<'a, T>(&self, guard: MutexGuard<'a, T>, time: Duration) -> (MutexGuard<'a, T>, bool) {
         let (guard, result) = self.0.wait_timeout(guard, time).unwrap_or_else(PoisonError::into_inner);
         (guard, result.timed_out())
@@ -70,9 +78,9 @@ impl Condvar {
         time: Duration,
         mut condition: impl FnMut(&mut T) -> bool,
     ) -> MutexGuard<'a, T> {
-        let end = super::now().checked_add(time);
+        let end = now().checked_add(time);
         while condition(&mut guard) {
-            let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(super::now()));
+            let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(now()));
             if left.is_zero() {
                 break;
             }

@@ -1,15 +1,15 @@
-//! What tests of schedules share.
+//! Helpers of schedule tests.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::thread;
+use super::simulated::thread;
 
-/// How many do something at this moment: at most one may.
+/// Asserts that at most one thread at a time executes a section.
 #[derive(Default)]
 pub struct Alone(AtomicUsize);
 
 impl Alone {
-    /// Does it, and lets others run meanwhile.
+    /// Executes `act`, lets other threads run meanwhile, and panics if two threads are in here at once.
     pub fn act<T>(&self, act: impl FnOnce() -> T) -> T {
         assert_eq!(self.0.fetch_add(1, Ordering::SeqCst), 0, "two at once");
         thread::yield_now();

@@ -112,7 +112,7 @@ impl MemoryDownload {
     pub(super) fn finish(self, bytes: Bytes, digest: Digest) {
         let MemoryDownload { session, download, done } = self;
         let mut write: Option<Job> = None;
-        match download.keep(&bytes, digest, |job| write = Some(job)) {
+        match download.finish_small(&bytes, digest, |job| write = Some(job)) {
             Ok(()) => done(Ok(bytes)),
             Err(error) => done(Err(error.into())),
         }

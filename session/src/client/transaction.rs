@@ -147,7 +147,7 @@ impl Transaction {
     /// counts.
     fn put(&self, oid: Oid, request: Request, done: Completion<()>) {
         let (session, shared) = (self.session.clone(), self.shared.clone());
-        self.lane.run_in_turn(move || {
+        self.lane.dispatch(move || {
             if let Some(buffer) = shared.buffer().as_mut() {
                 buffer.remove(oid);
             }
@@ -230,8 +230,8 @@ impl Transaction {
             }
         };
         match blocks {
-            true => self.lane.run(store),
-            false => self.lane.run_in_turn(store),
+            true => self.lane.post(store),
+            false => self.lane.dispatch(store),
         }
     }
 
@@ -271,7 +271,7 @@ impl Transaction {
     /// the cache's before that is told.
     fn decide(&self, request: Request, done: Completion<Reply>) {
         let (session, shared, lane) = (self.session.clone(), self.shared.clone(), self.lane.clone());
-        self.lane.run_in_turn(move || {
+        self.lane.dispatch(move || {
             session.call(
                 request,
                 Box::new(move |result| match result {
@@ -290,8 +290,8 @@ impl Transaction {
                             done(Ok(Reply::Finished { tid }));
                         };
                         match blocks {
-                            true => lane.run(finish),
-                            false => lane.run_in_turn(finish),
+                            true => lane.post(finish),
+                            false => lane.dispatch(finish),
                         }
                     }
                     Ok(reply) => done(Ok(reply)),
@@ -310,7 +310,7 @@ impl Transaction {
     fn give_up(&self, done: Completion<()>) {
         let shared = self.shared.clone();
         // Files that are still being taken come first; then all of them go.
-        self.lane.run(move || drop(shared.buffer().take()));
+        self.lane.post(move || drop(shared.buffer().take()));
         self.session.call(
             Request::Abort { txn: self.txn },
             Box::new(move |result| match result {
@@ -354,7 +354,7 @@ mod tests {
         let session = Session::new(cache, &ClientConfig::default(), Addresses::none(), 0);
         let mut transaction = session.begin(TxnMeta::default()).unwrap();
         let (go, wait) = mpsc::channel::<()>();
-        transaction.lane.run(move || wait.recv().unwrap());
+        transaction.lane.post(move || wait.recv().unwrap());
         let oid = Oid(1);
         let source = || BlobSource::Bytes(Bytes::from_static(b"bytes"));
         transaction.store_blob(oid, Tid::ZERO, Vec::new(), source(), None, Box::new(|_| {}));
@@ -363,7 +363,7 @@ mod tests {
         transaction.commit(Box::new(|_| {}));
         go.send(()).unwrap();
         let (done, all) = mpsc::channel();
-        transaction.lane.run(move || done.send(()).unwrap());
+        transaction.lane.post(move || done.send(()).unwrap());
         all.recv().unwrap();
         let asked: Vec<&str> = session.lock().state.waiting.iter().map(name).collect();
         assert_eq!(asked, ["begin", "blob", "store", "blob", "commit"]);

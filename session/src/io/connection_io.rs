@@ -129,11 +129,11 @@ impl<E: ConnectionHandler> ConnectionIo<E> {
     pub fn should_spin(&mut self) -> bool {
         let moved = std::mem::take(&mut self.moved);
         if moved > 0 {
-            self.looking.found();
+            self.looking.reset();
             self.trifles = if moved < LITTLE { self.trifles.saturating_add(1) } else { 0 };
         }
         let large = moved >= MUCH || self.large && self.trifles < FEW;
-        self.large = large && self.looking.again();
+        self.large = large && self.looking.should_spin();
         self.large
     }
 

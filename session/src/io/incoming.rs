@@ -63,8 +63,8 @@ struct Inlet {
 impl Inlet {
     fn run(&self, job: impl FnOnce() + Send + 'static) {
         match self.is_quick {
-            true => self.lane.run_in_turn(job),
-            false => self.lane.run(job),
+            true => self.lane.dispatch(job),
+            false => self.lane.post(job),
         }
     }
 }
@@ -158,7 +158,7 @@ impl IncomingTransfers {
     /// Gives up a transfer, whether it has begun or not; with `None` because the connection is gone.
     pub fn abort(&mut self, transfer: TransferId, reason: Option<RequestError>) {
         let Some(inlet) = self.inlets.remove(&transfer) else { return };
-        inlet.lane.run(move || {
+        inlet.lane.post(move || {
             if let Some(sink) = take(&inlet.sink) {
                 sink.abort(reason);
             }
@@ -183,7 +183,7 @@ impl IncomingTransfers {
         let Some(inlet) = self.inlets.get(&transfer) else { return };
         let (sink, report) = (inlet.sink.clone(), self.report.clone());
         if inlet.is_quick {
-            return inlet.lane.run_in_turn(move || {
+            return inlet.lane.dispatch(move || {
                 attempt(&sink, &report, transfer, |sink| sink.write(&bytes));
                 report(SinkEvent::Stored { transfer, upto: offset + len });
             });
@@ -194,7 +194,7 @@ impl IncomingTransfers {
         drop(waiting);
         if is_first {
             let waiting = inlet.waiting.clone();
-            inlet.lane.run(move || {
+            inlet.lane.post(move || {
                 let Waiting(runs) = std::mem::take(&mut *waiting.lock());
                 for (run, upto) in runs {
                     attempt(&sink, &report, transfer, |sink| sink.write(run.as_ref()));

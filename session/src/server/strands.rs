@@ -36,15 +36,15 @@ impl Place {
     /// Does it when everything before it is done.
     pub(super) fn run(self, turn: &mut WorkBudget, job: impl FnOnce() + Send + 'static) {
         if self.quick && turn.allows() {
-            turn.act(|| self.lane.run_in_turn(job));
+            turn.act(|| self.lane.dispatch(job));
         } else {
-            self.lane.run(job);
+            self.lane.post(job);
         }
     }
 
     /// The same for what is slow by its kind.
     pub(super) fn run_slow(self, job: impl FnOnce() + Send + 'static) {
-        self.lane.run(job);
+        self.lane.post(job);
     }
 }
 

@@ -51,7 +51,7 @@ impl<'a> Reader<'a> {
                 Ok(None)
             }
             SmallClaim::Download(download) => {
-                download.keep(&bytes.to_vec().into(), digest(bytes), |write| write())?;
+                download.finish_small(&bytes.to_vec().into(), digest(bytes), |write| write())?;
                 Ok(self.cache.packed(blob))
             }
         };
