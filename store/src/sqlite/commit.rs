@@ -9,7 +9,7 @@ use blobferry_protocol::{BlobId, BlobInfo, Conflict, Oid, Outcome, RequestError,
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::backend::{Totals, now};
-use crate::sqlite::Disk;
+use crate::sqlite::backend::Disk;
 use crate::sqlite::database::{Writer, is_much};
 use crate::sqlite::files::Files;
 use crate::sqlite::schema::{key, tid};
@@ -69,6 +69,15 @@ fn number(n: u64) -> i64 {
     n.cast_signed()
 }
 
+/// The highest oid that a batch uses; 0 if it uses none.
+fn last_oid(batch: &[Work]) -> u64 {
+    let last = batch.iter().filter_map(|work| match work {
+        Work::Commit { changes, .. } => changes.lock().last_oid(),
+        Work::Fence(_) => None,
+    });
+    last.max().map_or(0, |oid| oid.0)
+}
+
 impl Disk {
     /// The conflicts of a transaction whose objects are locked.
     pub(super) fn find_conflicts(
@@ -90,7 +99,8 @@ impl Disk {
     }
 
     pub(super) fn commit_batch(&self, after: Tid, batch: &[Work]) -> Vec<Result<Outcome, RequestError>> {
-        let last_oid = self.use_oids(batch);
+        let last_oid = last_oid(batch);
+        self.oids.lock().note_used(last_oid);
         let written = self.database.with_writer(|writer| self.write_batch(writer, after, last_oid, batch));
         written.unwrap_or_else(|error| {
             if matches!(error, RequestError::NoSpace { .. }) {

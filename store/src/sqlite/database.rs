@@ -13,6 +13,7 @@ use rusqlite::{Connection, ErrorCode, Row, Transaction, TransactionBehavior, ffi
 use crate::errors::{OpenError, database_error, disk_error};
 use crate::sqlite::poison::Poison;
 use crate::sqlite::schema;
+use crate::sqlite::schema::log_path;
 use crate::sqlite::sync_counter::SyncCounter;
 use crate::sqlite::totals;
 
@@ -251,13 +252,6 @@ impl Database {
     fn look_away(&self) {
         self.readers.lock().free.iter_mut().for_each(Reader::look_away);
     }
-}
-
-/// Where SQLite keeps the log of a database.
-pub(super) fn log_path(database: &Path) -> PathBuf {
-    let mut path = database.as_os_str().to_owned();
-    path.push("-wal");
-    path.into()
 }
 
 #[cfg(test)]

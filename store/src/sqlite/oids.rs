@@ -3,9 +3,8 @@
 use blobferry_protocol::{Oid, RequestError};
 
 use crate::backend::no_oids_left;
-use crate::sqlite::Disk;
+use crate::sqlite::database::Database;
 use crate::sqlite::schema::key;
-use crate::transactions::table::Work;
 
 /// So many are set aside at once. What is left of them when the server stops is lost: there are plenty.
 const STEP: u64 = 1 << 20;
@@ -14,41 +13,38 @@ const STEP: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Oids {
     /// The last that was given or used.
-    pub(super) last: u64,
-    pub(super) reserved: u64,
+    last: u64,
+    reserved: u64,
 }
 
-impl Disk {
-    /// Notes that oids were used that were never given. Returns the highest of the batch.
-    pub(super) fn use_oids(&self, batch: &[Work]) -> u64 {
-        let last = batch.iter().filter_map(|work| match work {
-            Work::Commit { changes, .. } => changes.lock().last_oid(),
-            Work::Fence(_) => None,
-        });
-        let last = last.max().map_or(0, |oid| oid.0);
-        let mut oids = self.oids.lock();
-        oids.last = oids.last.max(last);
-        last
+impl Oids {
+    /// Oids behind `last`, the last one that was given, used or set aside.
+    pub(super) fn after(last: u64) -> Oids {
+        Oids { last, reserved: last }
+    }
+
+    /// Notes that oids up to one were used, though perhaps never given.
+    pub(super) fn note_used(&mut self, last: u64) {
+        self.last = self.last.max(last);
     }
 
     /// Gives oids that follow on each other: the first of them.
-    pub(super) fn give_oids(&self, count: u32) -> Result<Oid, RequestError> {
-        let mut oids = self.oids.lock();
-        let last = oids.last.checked_add(count.into()).ok_or_else(no_oids_left)?;
-        if last > oids.reserved {
-            oids.reserved = self.database.with_writer(|writer| {
+    pub(super) fn give(&mut self, count: u32, database: &Database) -> Result<Oid, RequestError> {
+        let last = self.last.checked_add(count.into()).ok_or_else(no_oids_left)?;
+        if last > self.reserved {
+            self.reserved = database.with_writer(|writer| {
                 let reserved = writer.last_oid.max(last.saturating_add(STEP));
-                let transaction = self.database.begin(&mut writer.connection)?;
+                let transaction = database.begin(&mut writer.connection)?;
                 transaction
                     .execute("UPDATE state SET last_oid = ?1", [key(reserved)])
-                    .map_err(|error| self.database.error("set oids aside", &error))?;
-                self.database.commit(transaction)?;
+                    .map_err(|error| database.error("set oids aside", &error))?;
+                database.commit(transaction)?;
                 writer.last_oid = reserved;
                 Ok(reserved)
             })?;
         }
-        let first = oids.last + 1;
-        oids.last = last;
+        let first = self.last + 1;
+        self.last = last;
         Ok(Oid(first))
     }
 }

@@ -10,7 +10,7 @@ use blobferry_platform::os;
 use blobferry_protocol::{BlobId, Oid, Packed, RequestError, Tid};
 use rusqlite::{Connection, params};
 
-use crate::sqlite::Disk;
+use crate::sqlite::backend::Disk;
 use crate::sqlite::schema::{key, oid, tid};
 use crate::sqlite::totals;
 

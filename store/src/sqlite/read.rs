@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::backend::Found;
 use crate::errors::disk_error;
-use crate::sqlite::Disk;
+use crate::sqlite::backend::Disk;
 use crate::sqlite::schema::{key, oid, tid};
 use crate::store::{OpenBlob, StoredRevision};
 

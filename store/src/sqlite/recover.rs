@@ -14,8 +14,8 @@ use blobferry_protocol::{BlobId, RequestError};
 use rusqlite::{Connection, params};
 
 use crate::errors::{OpenError, opening};
-use crate::sqlite::database::{Database, log_path};
-use crate::sqlite::schema::{key, oid, tid};
+use crate::sqlite::database::Database;
+use crate::sqlite::schema::{key, log_path, oid, tid};
 use blobferry_platform::os::files::sync_names;
 
 /// A lock file's name. In `tmp` and in directories there, clients who share the directory have lock files, too.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blobferry_protocol::planted::{Bug, planted};
@@ -11,7 +11,9 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::errors::OpenError;
-use crate::sqlite::database::log_path;
+
+/// The database's name in the store's directory.
+pub(super) const DATABASE: &str = "store.sqlite";
 
 /// Says that a database is one of ours: "bfry".
 const APPLICATION_ID: i64 = 0x6266_7279;
@@ -98,6 +100,13 @@ pub(crate) fn opening(operation: &'static str, path: &Path) -> impl FnOnce(rusql
 /// Whether there is anything of a database.
 pub(crate) fn exists(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.len() > 0)
+}
+
+/// Where SQLite keeps the log of a database.
+pub(super) fn log_path(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    path.into()
 }
 
 /// Opens the one connection that writes, and creates the database if there is none. One of an older format is brought to

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::errors::{blob_error, disk_error};
-use crate::sqlite::Disk;
+use crate::sqlite::backend::Disk;
 use crate::sqlite::early_sync::UploadSync;
 use crate::sqlite::poison::Poison;
 use crate::sqlite::space::SpaceReservation;

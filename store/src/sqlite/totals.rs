@@ -3,11 +3,9 @@
 //! To keep it with every commit would be a page more for each. So it is kept when the log is long, and when the store is
 //! closed; what came after is never more than a log has.
 
-use blobferry_protocol::RequestError;
 use rusqlite::{Connection, params};
 
 use crate::backend::Totals;
-use crate::sqlite::Disk;
 use crate::sqlite::schema::{id, key};
 
 const KEPT: &str = "SELECT objects, revisions, blobs, blob_bytes, last_oid, counted FROM state";
@@ -78,27 +76,6 @@ pub(super) fn write(connection: &Connection, last_oid: u64, totals: Totals) -> r
         .map(drop)
 }
 
-impl Disk {
-    /// Keeps what there is now, where it is not kept. If that fails, they are counted the next time, too.
-    pub(super) fn try_to_keep_totals(&self) {
-        if let Err(error) = self.keep_totals() {
-            tracing::debug!(%error, "what the store adds up to is not kept");
-        }
-    }
-
-    fn keep_totals(&self) -> Result<(), RequestError> {
-        self.database.with_writer(|writer| {
-            let failed = |error: rusqlite::Error| self.database.error("keep the totals", &error);
-            if read(&writer.connection).map_err(failed)?.is_kept {
-                return Ok(());
-            }
-            let transaction = self.database.begin(&mut writer.connection)?;
-            write(&transaction, writer.last_oid, *self.totals.lock()).map_err(failed)?;
-            self.database.commit(transaction)
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -107,7 +84,8 @@ mod tests {
     use blobferry_protocol::{Oid, Tid, TxnId, TxnMeta};
 
     use super::*;
-    use crate::sqlite::{DATABASE, SqliteStore, schema};
+    use crate::sqlite::schema::DATABASE;
+    use crate::sqlite::{SqliteStore, schema};
     use crate::{Store, StoreConfig};
 
     /// Commits one change of one object.

@@ -19,9 +19,8 @@ use rusqlite::Connection;
 
 pub use self::report::{CheckReport, Finding, FindingKind};
 use crate::errors::OpenError;
-use crate::sqlite::schema;
-use crate::sqlite::schema::{oid, tid};
-use crate::sqlite::{DATABASE, recover, totals};
+use crate::sqlite::schema::{DATABASE, oid, tid};
+use crate::sqlite::{recover, schema, totals};
 
 /// How a store is checked.
 #[derive(Clone, Copy, Debug, Default)]

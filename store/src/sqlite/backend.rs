@@ -1,0 +1,156 @@
+//! What a store keeps on the disk, and how each of the back end's duties is done.
+
+use std::fs::File;
+
+use blobferry_platform::blobdir::Layout;
+use blobferry_platform::sync::atomic::AtomicBool;
+use blobferry_platform::sync::{Arc, Mutex};
+use blobferry_protocol::{
+    BlobId, BlobInfo, Conflict, HistoryEntry, Oid, Outcome, Packed, RequestError, Tid, TxnId,
+};
+
+use crate::backend::{Backend, Found, Totals};
+use crate::sqlite::database::Database;
+use crate::sqlite::early_sync::EarlySync;
+use crate::sqlite::oids::Oids;
+use crate::sqlite::schema;
+use crate::sqlite::space::DiskSpace;
+use crate::sqlite::totals;
+use crate::staging::{QuotaPermit, SmallStage, Stage, Staged, Staging};
+use crate::store::{OpenBlob, StoredRevision};
+use crate::transactions::table::Work;
+use crate::transactions::write_set::{SPOOL_IN_MEMORY, Spool, WriteSet};
+
+/// Revisions on the disk.
+pub struct Disk {
+    pub(super) database: Database,
+    pub(super) layout: Layout,
+    /// Where clients who share the directory leave files.
+    pub(super) tmp: File,
+    pub(super) space: DiskSpace,
+    pub(super) ahead: EarlySync,
+    pub(super) staging: Arc<Staging>,
+    pub(super) inline_max: u64,
+    /// See [`files::Files`].
+    pub(super) new_bucket: AtomicBool,
+    /// Locked before the writer where both are needed.
+    pub(super) oids: Mutex<Oids>,
+    /// Changed while the writer is locked only.
+    pub(super) totals: Mutex<Totals>,
+    /// Dropped last: until then the directory is ours.
+    pub(super) _claim: File,
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk").field("layout", &self.layout).finish_non_exhaustive()
+    }
+}
+
+impl Backend for Disk {
+    fn last_tid(&self) -> Result<Tid, RequestError> {
+        self.database.read("read the last transaction", |connection| {
+            let last: Option<i64> =
+                connection.query_row("SELECT max(tid) FROM transactions", [], |row| row.get(0))?;
+            Ok(last.map_or(Tid::ZERO, schema::tid))
+        })
+    }
+
+    fn check_writable(&self) -> Result<(), RequestError> {
+        self.database.poison.check()
+    }
+
+    fn newest(&self, oid: Oid, upto: Tid, visible: Tid) -> Result<Option<Found>, RequestError> {
+        self.read_newest(oid, upto, visible)
+    }
+
+    fn history(&self, oid: Oid, limit: u32, visible: Tid) -> Result<Vec<HistoryEntry>, RequestError> {
+        self.read_history(oid, limit, visible)
+    }
+
+    fn revisions(
+        &self,
+        after: (Tid, Oid),
+        limit: u32,
+        visible: Tid,
+    ) -> Result<Vec<StoredRevision>, RequestError> {
+        self.read_revisions(after, limit, visible)
+    }
+
+    fn open_blob(&self, blob: BlobId) -> Result<OpenBlob, RequestError> {
+        self.read_blob(blob)
+    }
+
+    fn new_oids(&self, count: u32) -> Result<Oid, RequestError> {
+        self.oids.lock().give(count, &self.database)
+    }
+
+    fn spool(&self) -> Spool {
+        Spool::new(SPOOL_IN_MEMORY, self.layout.tmp())
+    }
+
+    fn is_inline(&self, size: u64) -> bool {
+        size <= self.inline_max
+    }
+
+    fn stage(&self, size: u64, room: QuotaPermit) -> Result<Box<dyn Stage>, RequestError> {
+        if self.is_inline(size) {
+            return Ok(Box::new(SmallStage::new(size, room)));
+        }
+        Ok(Box::new(self.stage_file(size, room)?))
+    }
+
+    fn adopt(&self, name: &str, info: BlobInfo, room: QuotaPermit) -> Result<Staged, RequestError> {
+        self.adopt_file(name, info, room)
+    }
+
+    fn check(&self, txn: TxnId, changes: &WriteSet) -> Result<Vec<Conflict>, RequestError> {
+        self.find_conflicts(txn, changes)
+    }
+
+    fn commit(&self, after: Tid, batch: &[Work]) -> Vec<Result<Outcome, RequestError>> {
+        self.commit_batch(after, batch)
+    }
+
+    fn tidy(&self) {
+        self.database.tidy();
+    }
+
+    fn pack(&self, before: Tid) -> Result<Packed, RequestError> {
+        self.pack_before(before)
+    }
+
+    fn totals(&self) -> Totals {
+        *self.totals.lock()
+    }
+
+    fn syncs(&self) -> u64 {
+        self.database.syncs.get()
+    }
+
+    fn close(&self) {
+        self.try_to_keep_totals();
+        self.database.empty_log();
+    }
+}
+
+impl Disk {
+    /// Keeps what there is now, where it is not kept. If that fails, they are counted the next time, too.
+    pub(super) fn try_to_keep_totals(&self) {
+        if let Err(error) = self.keep_totals() {
+            tracing::debug!(%error, "what the store adds up to is not kept");
+        }
+    }
+
+    fn keep_totals(&self) -> Result<(), RequestError> {
+        self.database.with_writer(|writer| {
+            let failed = |error: rusqlite::Error| self.database.error("keep the totals", &error);
+            if totals::read(&writer.connection).map_err(failed)?.is_kept {
+                return Ok(());
+            }
+            let transaction = self.database.begin(&mut writer.connection)?;
+            totals::write(&transaction, writer.last_oid, *self.totals.lock()).map_err(failed)?;
+            self.database.commit(transaction)
+        })
+    }
+}

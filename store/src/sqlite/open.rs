@@ -1,0 +1,78 @@
+//! Opening a store's directory: what a crash has left is put right, then the threads are started.
+
+use std::path::Path;
+
+use blobferry_platform::blobdir::Layout;
+use blobferry_platform::os;
+use blobferry_platform::sync::atomic::AtomicBool;
+use blobferry_platform::sync::{Arc, Mutex};
+
+use crate::backend::{Backend, Totals};
+use crate::config::StoreConfig;
+use crate::errors::{OpenError, opening};
+use crate::sqlite::backend::Disk;
+use crate::sqlite::database::Database;
+use crate::sqlite::early_sync::EarlySync;
+use crate::sqlite::oids::Oids;
+use crate::sqlite::schema::DATABASE;
+use crate::sqlite::space::DiskSpace;
+use crate::sqlite::{recover, schema, stage, totals};
+use crate::staging::Staging;
+use crate::transactions::coordinator;
+use crate::transactions::coordinator::Coordinator;
+
+/// The durable store in one directory, for one server process.
+///
+/// Committed is what survives a power cut: the bytes of blobs and their names are synced before the database
+/// commits, and that commit is the only moment at which a transaction happens.
+pub type SqliteStore = Coordinator<Disk>;
+
+impl SqliteStore {
+    /// Opens the store in a directory, and creates it (with mode 0700) if there is none.
+    ///
+    /// What a crash has left is put right first: staged files go, and so do blob files that no transaction has
+    /// committed. Blobs whose file is damaged are reported, and counted in
+    /// [`Counts::damaged`](crate::Counts::damaged).
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] when another server has it open, and all others for what they say.
+    pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<SqliteStore, OpenError> {
+        let dir = dir.as_ref();
+        let claim = recover::claim(dir)?;
+        let layout = Layout::open(dir.join("blobs"))?;
+        let staged = recover::empty_tmp(layout.tmp())?;
+        let database = dir.join(DATABASE);
+        if !schema::exists(&database) && layout.blobs().next().is_some() {
+            // A new one would know of none of them, and have them removed.
+            return Err(OpenError::NoDatabase { path: database });
+        }
+        recover::renew_log(&database)?;
+        let database = Database::open(&database)?;
+        database.empty_log(); // what a large transaction before a crash has left there may be large
+        let orphans = recover::remove_orphans(&layout, &database)?;
+        let damaged = recover::count_damaged(&layout, &database)?;
+        for made in [layout.root(), dir] {
+            os::files::sync_names(made).map_err(opening("sync", made))?;
+        }
+        let sums = database.read("read the totals", totals::read).map_err(recover::failed(&database))?;
+        let last_oid = sums.last_oid;
+        let tmp = stage::open_dir(layout.tmp()).map_err(opening("open", layout.tmp()))?;
+        let disk = Disk {
+            space: DiskSpace::of(layout.tmp()),
+            ahead: EarlySync::new(config.sync_ahead, &database.syncs, &database.poison),
+            staging: Arc::new(Staging::new(layout.tmp())),
+            new_bucket: AtomicBool::new(false), // the directory of all buckets was synced just now
+            inline_max: config.inline_max.min(StoreConfig::INLINE_LIMIT),
+            oids: Mutex::new(Oids::after(last_oid)),
+            totals: Mutex::new(Totals { damaged, ..sums.totals }),
+            database,
+            layout,
+            tmp,
+            _claim: claim,
+        };
+        disk.try_to_keep_totals();
+        let last = disk.last_tid().map_err(recover::failed(&disk.database))?;
+        tracing::info!(dir = %dir.display(), %last, staged, orphans, damaged, "opened the store");
+        coordinator::start(disk, config, last)
+    }
+}
