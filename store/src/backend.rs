@@ -45,11 +45,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// See [`Store::is_inline`](crate::Store::is_inline).
     fn is_inline(&self, size: u64) -> bool;
 
-    /// See [`Store::stage`](crate::Store::stage); the room is taken already.
-    fn stage(&self, size: u64, room: QuotaPermit) -> Result<Box<dyn Stage>, RequestError>;
+    /// See [`Store::stage`](crate::Store::stage); the permit is taken already.
+    fn stage(&self, size: u64, permit: QuotaPermit) -> Result<Box<dyn Stage>, RequestError>;
 
     /// Takes over a file that a client has left: see [`Store::store_shared`](crate::Store::store_shared).
-    fn adopt(&self, name: &str, info: BlobInfo, room: QuotaPermit) -> Result<Staged, RequestError>;
+    fn adopt(&self, name: &str, info: BlobInfo, permit: QuotaPermit) -> Result<Staged, RequestError>;
 
     /// The conflicts of a transaction whose objects are all locked.
     ///
@@ -62,7 +62,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn commit(&self, after: Tid, batch: &[Work]) -> Vec<Result<Outcome, RequestError>>;
 
     /// Does what may be put off until a batch was answered.
-    fn tidy(&self) {}
+    fn checkpoint_if_large(&self) {}
 
     /// See [`Store::pack`](crate::Store::pack); `before` is not after the transaction that comes next.
     fn pack(&self, before: Tid) -> Result<Packed, RequestError>;

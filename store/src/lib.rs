@@ -71,8 +71,8 @@ mod transactions;
 
 pub use config::StoreConfig;
 pub use errors::OpenError;
-pub use memory::{Memory, MemoryStore};
-pub use sqlite::{CheckOptions, CheckReport, Disk, Finding, FindingKind, SqliteStore, check};
+pub use memory::{MemoryBackend, MemoryStore};
+pub use sqlite::{CheckOptions, CheckReport, Finding, FindingKind, SqliteBackend, SqliteStore, check};
 pub use staging::{Stage, Staged};
 pub use store::{
     Counts, Done, MAX_LISTED, MAX_NEW_OIDS, OpenBlob, Store, StoredRevision, Subscriber, Subscription, Vote,

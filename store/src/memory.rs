@@ -29,7 +29,7 @@ use crate::transactions::write_set::{Bytes, Spool, WriteSet};
 /// assert_eq!(store.last_tid(), Tid::ZERO);
 /// # Ok::<(), crate::OpenError>(())
 /// ```
-pub type MemoryStore = Coordinator<Memory>;
+pub type MemoryStore = Coordinator<MemoryBackend>;
 
 impl MemoryStore {
     /// An empty store.
@@ -37,13 +37,13 @@ impl MemoryStore {
     /// # Errors
     /// [`OpenError::Thread`].
     pub fn new(config: StoreConfig) -> Result<MemoryStore, OpenError> {
-        coordinator::start(Memory::default(), config, Tid::ZERO)
+        coordinator::start(MemoryBackend::default(), config, Tid::ZERO)
     }
 }
 
 /// Revisions in memory.
 #[derive(Debug, Default)]
-pub struct Memory(Mutex<Tables>);
+pub struct MemoryBackend(Mutex<Tables>);
 
 #[derive(Debug, Default)]
 struct Tables {
@@ -120,7 +120,7 @@ impl Tables {
     }
 }
 
-impl Backend for Memory {
+impl Backend for MemoryBackend {
     fn last_tid(&self) -> Result<Tid, RequestError> {
         Ok(self.0.lock().transactions.last_key_value().map_or(Tid::ZERO, |(tid, _)| *tid))
     }
@@ -191,8 +191,8 @@ impl Backend for Memory {
         true
     }
 
-    fn stage(&self, size: u64, room: QuotaPermit) -> Result<Box<dyn Stage>, RequestError> {
-        Ok(Box::new(SmallStage::new(size, room)))
+    fn stage(&self, size: u64, permit: QuotaPermit) -> Result<Box<dyn Stage>, RequestError> {
+        Ok(Box::new(SmallStage::new(size, permit)))
     }
 
     fn adopt(&self, _: &str, _: BlobInfo, _: QuotaPermit) -> Result<Staged, RequestError> {

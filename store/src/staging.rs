@@ -1,6 +1,6 @@
-//! Blobs between arrival and commit: what they are staged into, and the account of the room they take.
+//! Blobs between arrival and commit: what they are staged into, and the account of the permit they take.
 //!
-//! Whatever is here cleans up after itself: a [`Staged`] that is dropped removes its file and gives its room back.
+//! Whatever is here cleans up after itself: a [`Staged`] that is dropped removes its file and gives its permit back.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ pub trait Stage: Send {
 pub struct Staged {
     pub(crate) info: BlobInfo,
     pub(crate) content: Content,
-    pub(crate) room: QuotaPermit,
+    pub(crate) permit: QuotaPermit,
 }
 
 /// Where the bytes of a staged blob are.
@@ -67,12 +67,12 @@ impl Staged {
 pub(crate) struct SmallStage {
     size: u64,
     bytes: Vec<u8>,
-    room: QuotaPermit,
+    permit: QuotaPermit,
 }
 
 impl SmallStage {
-    pub(crate) fn new(size: u64, room: QuotaPermit) -> SmallStage {
-        SmallStage { size, bytes: Vec::new(), room }
+    pub(crate) fn new(size: u64, permit: QuotaPermit) -> SmallStage {
+        SmallStage { size, bytes: Vec::new(), permit }
     }
 }
 
@@ -95,7 +95,7 @@ impl Stage for SmallStage {
             return Err(mismatch(format!("its digest is {found}, announced was {digest}")));
         }
         let info = BlobInfo { size: self.size, digest };
-        Ok(Staged { info, content: Content::Small(self.bytes), room: self.room })
+        Ok(Staged { info, content: Content::Small(self.bytes), permit: self.permit })
     }
 }
 
@@ -184,7 +184,7 @@ impl Quota {
         Box::new(Counted { stage, _one: One(self.uploads.clone()) })
     }
 
-    /// Takes room for so many bytes, given back when the [`QuotaPermit`] is dropped.
+    /// Takes permit for so many bytes, given back when the [`QuotaPermit`] is dropped.
     pub(crate) fn take(&self, bytes: u64) -> Result<QuotaPermit, RequestError> {
         let fits = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= self.limit);
         match self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {

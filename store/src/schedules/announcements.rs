@@ -19,23 +19,23 @@ fn hear(heard: &Heard) -> Subscriber {
 #[test]
 fn whoever_does_not_see_a_commit_yet_hears_of_it() {
     explore(5000, || {
-        let bulletin = Arc::new(CommitPublisher::new(Tid::ZERO));
+        let publisher = Arc::new(CommitPublisher::new(Tid::ZERO));
         let listeners: Vec<_> = (0..3)
             .map(|_| {
-                let bulletin = bulletin.clone();
+                let publisher = publisher.clone();
                 thread::spawn(move || {
                     let heard = Heard::default();
-                    let subscription = bulletin.subscribe(hear(&heard));
-                    (heard, bulletin.last(), subscription)
+                    let subscription = publisher.subscribe(hear(&heard));
+                    (heard, publisher.last(), subscription)
                 })
             })
             .collect();
         // Others come and go.
         let passes = {
-            let bulletin = bulletin.clone();
-            thread::spawn(move || drop(bulletin.subscribe(Arc::new(|_, _| thread::yield_now()))))
+            let publisher = publisher.clone();
+            thread::spawn(move || drop(publisher.subscribe(Arc::new(|_, _| thread::yield_now()))))
         };
-        (1..=3).for_each(|tid| bulletin.publish(Tid(tid), &[]));
+        (1..=3).for_each(|tid| publisher.publish(Tid(tid), &[]));
         for listener in listeners {
             let (heard, seen, _subscription) = listener.join().unwrap();
             let heard: Vec<u64> = heard.lock().iter().map(|tid| tid.0).collect();

@@ -22,13 +22,13 @@ use crate::transactions::table::Work;
 use crate::transactions::write_set::{SPOOL_IN_MEMORY, Spool, WriteSet};
 
 /// Revisions on the disk.
-pub struct Disk {
+pub struct SqliteBackend {
     pub(super) database: Database,
     pub(super) layout: Layout,
     /// Where clients who share the directory leave files.
     pub(super) tmp: File,
     pub(super) space: DiskSpace,
-    pub(super) ahead: EarlySync,
+    pub(super) early_sync: EarlySync,
     pub(super) staging: Arc<Staging>,
     pub(super) inline_max: u64,
     /// See [`files::Files`].
@@ -41,13 +41,13 @@ pub struct Disk {
     pub(super) _claim: File,
 }
 
-impl std::fmt::Debug for Disk {
+impl std::fmt::Debug for SqliteBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Disk").field("layout", &self.layout).finish_non_exhaustive()
+        f.debug_struct("SqliteBackend").field("layout", &self.layout).finish_non_exhaustive()
     }
 }
 
-impl Backend for Disk {
+impl Backend for SqliteBackend {
     fn last_tid(&self) -> Result<Tid, RequestError> {
         self.database.read("read the last transaction", |connection| {
             let last: Option<i64> =
@@ -93,15 +93,15 @@ impl Backend for Disk {
         size <= self.inline_max
     }
 
-    fn stage(&self, size: u64, room: QuotaPermit) -> Result<Box<dyn Stage>, RequestError> {
+    fn stage(&self, size: u64, permit: QuotaPermit) -> Result<Box<dyn Stage>, RequestError> {
         if self.is_inline(size) {
-            return Ok(Box::new(SmallStage::new(size, room)));
+            return Ok(Box::new(SmallStage::new(size, permit)));
         }
-        Ok(Box::new(self.stage_file(size, room)?))
+        Ok(Box::new(self.stage_file(size, permit)?))
     }
 
-    fn adopt(&self, name: &str, info: BlobInfo, room: QuotaPermit) -> Result<Staged, RequestError> {
-        self.adopt_file(name, info, room)
+    fn adopt(&self, name: &str, info: BlobInfo, permit: QuotaPermit) -> Result<Staged, RequestError> {
+        self.adopt_file(name, info, permit)
     }
 
     fn check(&self, txn: TxnId, changes: &WriteSet) -> Result<Vec<Conflict>, RequestError> {
@@ -112,8 +112,8 @@ impl Backend for Disk {
         self.commit_batch(after, batch)
     }
 
-    fn tidy(&self) {
-        self.database.tidy();
+    fn checkpoint_if_large(&self) {
+        self.database.checkpoint_if_large();
     }
 
     fn pack(&self, before: Tid) -> Result<Packed, RequestError> {
@@ -130,11 +130,11 @@ impl Backend for Disk {
 
     fn close(&self) {
         self.try_to_keep_totals();
-        self.database.empty_log();
+        self.database.truncate_wal();
     }
 }
 
-impl Disk {
+impl SqliteBackend {
     /// Keeps what there is now, where it is not kept. If that fails, they are counted the next time, too.
     pub(super) fn try_to_keep_totals(&self) {
         if let Err(error) = self.keep_totals() {

@@ -9,7 +9,7 @@ use blobferry_protocol::{BlobId, BlobInfo, Conflict, Oid, Outcome, RequestError,
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::backend::{Totals, now};
-use crate::sqlite::backend::Disk;
+use crate::sqlite::backend::SqliteBackend;
 use crate::sqlite::database::{Writer, is_much};
 use crate::sqlite::files::Files;
 use crate::sqlite::schema::{key, tid};
@@ -78,7 +78,7 @@ fn last_oid(batch: &[Work]) -> u64 {
     last.max().map_or(0, |oid| oid.0)
 }
 
-impl Disk {
+impl SqliteBackend {
     /// The conflicts of a transaction whose objects are locked.
     pub(super) fn find_conflicts(
         &self,
@@ -105,7 +105,7 @@ impl Disk {
         written.unwrap_or_else(|error| {
             if matches!(error, RequestError::NoSpace { .. }) {
                 // What was written for nothing need not take the room that there is.
-                self.database.empty_log();
+                self.database.truncate_wal();
             }
             batch.iter().map(|work| self.not_written(work, &error)).collect()
         })

@@ -29,8 +29,8 @@ pub(crate) struct Database {
     pub(super) syncs: SyncCounter,
     /// How often the database has changed, or its log was moved into it: a view from before is an old one.
     changes: AtomicU64,
-    /// The next commit begins the log anew.
-    anew: AtomicBool,
+    /// The next commit begins the log wal_restart.
+    wal_restart: AtomicBool,
     writer: Mutex<Writer>,
     readers: Mutex<Readers>,
     returned: Condvar,
@@ -57,9 +57,9 @@ impl Reader {
     }
 
     /// Sees all of so many changes.
-    fn look(&mut self, changes: u64) -> rusqlite::Result<()> {
+    fn begin_snapshot(&mut self, changes: u64) -> rusqlite::Result<()> {
         if self.sees != Some(changes) {
-            self.look_away();
+            self.end_snapshot();
             self.connection.prepare_cached("BEGIN")?.execute([])?;
             self.sees = Some(changes);
         }
@@ -67,7 +67,7 @@ impl Reader {
     }
 
     /// Keeps nothing of the log from being moved.
-    fn look_away(&mut self) {
+    fn end_snapshot(&mut self) {
         if self.sees.take().is_some() {
             // What was not open is not there to be ended.
             let _ = self.connection.prepare_cached("COMMIT").and_then(|mut end| end.execute([]));
@@ -100,7 +100,7 @@ impl Database {
             poison: Poison::default(),
             syncs: SyncCounter::default(),
             changes: AtomicU64::new(0),
-            anew: AtomicBool::new(true),
+            wal_restart: AtomicBool::new(true),
             writer: Mutex::new(Writer { connection, last_oid, written: 0 }),
             readers: Mutex::new(Readers { free, waiting: 0 }),
             returned: Condvar::new(),
@@ -114,11 +114,11 @@ impl Database {
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, RequestError> {
         let mut reader = self.take_reader();
-        let looked = reader.look(self.changes.load(Ordering::Acquire));
-        let result = looked.and_then(|()| read(&reader.connection));
+        let began = reader.begin_snapshot(self.changes.load(Ordering::Acquire));
+        let result = began.and_then(|()| read(&reader.connection));
         let mut readers = self.readers.lock();
         if result.is_err() || reader.sees != Some(self.changes.load(Ordering::Acquire)) {
-            reader.look_away();
+            reader.end_snapshot();
         }
         readers.free.push(reader);
         let awaited = readers.waiting > 0;
@@ -160,7 +160,7 @@ impl Database {
     /// Makes a transaction durable. Where SQLite could not write, it has put no end mark into its log, and nothing has
     /// happened. If it fails in any other way, nobody knows whether it is: that is for the next open to find out.
     pub(super) fn commit(&self, transaction: Transaction<'_>) -> Result<(), RequestError> {
-        self.syncs.add(1 + u64::from(self.anew.swap(false, Ordering::Relaxed)));
+        self.syncs.add(1 + u64::from(self.wal_restart.swap(false, Ordering::Relaxed)));
         let committed = transaction.commit();
         self.changes.fetch_add(1, Ordering::Release);
         committed.map_err(|error| match error.sqlite_error().map(|error| error.extended_code) {
@@ -206,9 +206,9 @@ impl Database {
         self.poison.set(&format!("could not {operation} in {path}: {error} (SQLite's code {code})"))
     }
 
-    /// Moves what is in the log to the database, if it is much, so that the next commit begins the log anew: to write over
+    /// Moves what is in the log to the database, if it is much, so that the next commit begins the log wal_restart: to write over
     /// a file takes less than to have it grow.
-    pub(super) fn tidy(&self) {
+    pub(super) fn checkpoint_if_large(&self) {
         let mut writer = self.writer.lock();
         if is_much(writer.written) {
             // What somebody still reads who has begun before the last commit is not moved; nobody reads for long.
@@ -217,7 +217,7 @@ impl Database {
     }
 
     /// Moves all that is in the log to the database, and empties it.
-    pub(super) fn empty_log(&self) {
+    pub(super) fn truncate_wal(&self) {
         let _ = self.checkpoint(&mut self.writer.lock(), "PRAGMA wal_checkpoint(TRUNCATE)");
     }
 
@@ -229,14 +229,14 @@ impl Database {
         if std::mem::take(&mut writer.written) > 0 {
             self.syncs.add(2);
         }
-        self.look_away();
+        self.end_snapshot();
         let frames = |row: &Row<'_>| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
         match writer.connection.query_row(pragma, [], frames) {
             Ok((all, moved)) => {
-                self.anew.store(all == moved, Ordering::Relaxed);
-                // Views that were opened meanwhile are of the log, and would keep it from being begun anew.
+                self.wal_restart.store(all == moved, Ordering::Relaxed);
+                // Views that were opened meanwhile are of the log, and would keep it from being begun wal_restart.
                 self.changes.fetch_add(1, Ordering::Release);
-                self.look_away();
+                self.end_snapshot();
                 all == moved
             }
             Err(error) => {
@@ -249,8 +249,8 @@ impl Database {
     }
 
     /// Has nobody see anything who does not read at the moment.
-    fn look_away(&self) {
-        self.readers.lock().free.iter_mut().for_each(Reader::look_away);
+    fn end_snapshot(&self) {
+        self.readers.lock().free.iter_mut().for_each(Reader::end_snapshot);
     }
 }
 
@@ -263,7 +263,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let database = Database::open(&path).unwrap();
-        database.empty_log();
+        database.truncate_wal();
         let log = || fs::metadata(log_path(&path)).unwrap().len();
         let mut lengths = Vec::new();
         for n in 0..5 {
@@ -279,7 +279,7 @@ mod tests {
             let tidied = database.read("count", |connection| {
                 let count = || connection.query_row("SELECT count(*) FROM fences", [], |row| row.get(0));
                 assert_eq!(count(), Ok(n + 1));
-                std::thread::scope(|scope| scope.spawn(|| database.tidy()).join().unwrap());
+                std::thread::scope(|scope| scope.spawn(|| database.checkpoint_if_large()).join().unwrap());
                 count()
             });
             assert_eq!(tidied, Ok(n + 1));

@@ -1,7 +1,7 @@
 //! Bringing a blob's bytes to the disk while more of them arrive, so that little is left to wait for when all are there.
 //!
 //! That is a matter of speed. What counts is the sync at the end, on the descriptor that the bytes were written through;
-//! what is synced ahead goes through another one, because the system tells each of a failed write-back once.
+//! what is synced early_sync goes through another one, because the system tells each of a failed write-back once.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +18,7 @@ use crate::sqlite::sync_counter::SyncCounter;
 #[derive(Clone, Debug)]
 pub(super) struct EarlySync {
     workers: BlockingPool,
-    /// Bytes from one sync to the next; 0 for none ahead.
+    /// Bytes from one sync to the next; 0 for none early_sync.
     step: u64,
     syncs: SyncCounter,
     poison: Poison,
@@ -30,16 +30,16 @@ impl EarlySync {
     }
 
     /// For a blob of `size` bytes that begins to arrive.
-    pub(super) fn follow(&self, size: u64) -> UploadSync {
+    pub(super) fn for_upload(&self, size: u64) -> UploadSync {
         let next = if self.step == 0 { u64::MAX } else { self.step };
-        UploadSync { ahead: self.clone(), size, next, file: None, busy: Arc::default() }
+        UploadSync { early_sync: self.clone(), size, next, file: None, busy: Arc::default() }
     }
 }
 
 /// One blob that arrives.
 #[derive(Debug)]
 pub(super) struct UploadSync {
-    ahead: EarlySync,
+    early_sync: EarlySync,
     size: u64,
     /// The next sync is due when so many bytes were written.
     next: u64,
@@ -65,10 +65,10 @@ impl UploadSync {
             }
         };
         self.file = Some(file.clone());
-        self.next = written.saturating_add(self.ahead.step);
+        self.next = written.saturating_add(self.early_sync.step);
         self.busy.store(true, Ordering::Release);
-        let (busy, EarlySync { syncs, poison, .. }) = (self.busy.clone(), self.ahead.clone());
-        self.ahead.workers.run(move || {
+        let (busy, EarlySync { syncs, poison, .. }) = (self.busy.clone(), self.early_sync.clone());
+        self.early_sync.workers.run(move || {
             if poison.check().is_ok() {
                 syncs.add(1);
                 if let Err(error) = files::sync(&file) {
@@ -86,74 +86,74 @@ mod tests {
 
     use super::*;
 
-    fn ahead(step: u64) -> EarlySync {
+    fn early_sync(step: u64) -> EarlySync {
         EarlySync::new(step, &SyncCounter::default(), &Poison::default())
     }
 
     /// Waits for what was begun.
-    fn rest(ahead: &EarlySync) {
+    fn drain(early_sync: &EarlySync) {
         let (done, end) = mpsc::channel();
-        ahead.workers.run(move || done.send(()).unwrap());
+        early_sync.workers.run(move || done.send(()).unwrap());
         end.recv().unwrap();
     }
 
     #[test]
     fn each_step_is_synced_once_while_more_is_to_come() {
-        let ahead = ahead(10);
-        let mut following = ahead.follow(45);
+        let early_sync = early_sync(10);
+        let mut upload = early_sync.for_upload(45);
         let mut opened = 0;
         for written in [5, 9, 10, 14, 20, 35, 36, 45] {
-            following.written(written, || {
+            upload.written(written, || {
                 opened += 1;
                 tempfile::tempfile()
             });
-            rest(&ahead);
+            drain(&early_sync);
         }
-        assert_eq!(ahead.syncs.get(), 3, "at 10, 20 and 35, and not at the end");
+        assert_eq!(early_sync.syncs.get(), 3, "at 10, 20 and 35, and not at the end");
         assert_eq!(opened, 1);
-        assert_eq!(ahead.poison.check(), Ok(()));
+        assert_eq!(early_sync.poison.check(), Ok(()));
     }
 
     #[test]
     fn while_one_is_on_its_way_there_is_no_other() {
-        let ahead = ahead(10);
+        let early_sync = early_sync(10);
         let (go, wait) = mpsc::channel::<()>();
-        ahead.workers.run(move || wait.recv().unwrap());
-        let mut following = ahead.follow(1000);
+        early_sync.workers.run(move || wait.recv().unwrap());
+        let mut upload = early_sync.for_upload(1000);
         for written in (10..500).step_by(10) {
-            following.written(written, tempfile::tempfile);
+            upload.written(written, tempfile::tempfile);
         }
         go.send(()).unwrap();
-        rest(&ahead);
-        assert_eq!(ahead.syncs.get(), 1);
-        following.written(500, tempfile::tempfile);
-        rest(&ahead);
-        assert_eq!(ahead.syncs.get(), 2);
+        drain(&early_sync);
+        assert_eq!(early_sync.syncs.get(), 1);
+        upload.written(500, tempfile::tempfile);
+        drain(&early_sync);
+        assert_eq!(early_sync.syncs.get(), 2);
     }
 
     #[test]
     fn there_is_none_where_none_is_wanted_or_the_file_can_not_be_opened_again() {
-        let none = ahead(0);
-        none.follow(1000).written(999, || unreachable!());
-        let ahead = ahead(10);
-        let mut following = ahead.follow(1000);
-        following.written(10, || Err(io::Error::other("too many open files")));
-        following.written(20, || unreachable!());
-        rest(&ahead);
-        assert_eq!((none.syncs.get(), ahead.syncs.get()), (0, 0));
+        let none = early_sync(0);
+        none.for_upload(1000).written(999, || unreachable!());
+        let early_sync = early_sync(10);
+        let mut upload = early_sync.for_upload(1000);
+        upload.written(10, || Err(io::Error::other("too many open files")));
+        upload.written(20, || unreachable!());
+        drain(&early_sync);
+        assert_eq!((none.syncs.get(), early_sync.syncs.get()), (0, 0));
     }
 
     #[test]
     fn one_that_fails_is_the_end_of_writing() {
-        let ahead = ahead(10);
-        let mut following = ahead.follow(1000);
+        let early_sync = early_sync(10);
+        let mut upload = early_sync.for_upload(1000);
         // A pipe can not be synced.
         let pipe = || Ok(File::from(std::os::fd::OwnedFd::from(io::pipe()?.1)));
-        following.written(10, pipe);
-        rest(&ahead);
-        assert!(ahead.poison.check().is_err());
-        following.written(20, || unreachable!());
-        rest(&ahead);
-        assert_eq!(ahead.syncs.get(), 1, "what has failed is not tried again");
+        upload.written(10, pipe);
+        drain(&early_sync);
+        assert!(early_sync.poison.check().is_err());
+        upload.written(20, || unreachable!());
+        drain(&early_sync);
+        assert_eq!(early_sync.syncs.get(), 1, "what has failed is not tried again");
     }
 }

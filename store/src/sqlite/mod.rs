@@ -24,7 +24,7 @@ mod stage;
 mod sync_counter;
 mod totals;
 
-pub use self::backend::Disk;
+pub use self::backend::SqliteBackend;
 pub use self::check::{CheckOptions, CheckReport, Finding, FindingKind, check};
 pub use self::open::SqliteStore;
 
@@ -32,7 +32,7 @@ pub use self::open::SqliteStore;
 mod tests {
     use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
 
-        use crate::store::{Done, Store, Vote};
+    use crate::store::{Done, Store, Vote};
     use crate::{SqliteStore, StoreConfig};
 
     fn wait<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T, RequestError> {

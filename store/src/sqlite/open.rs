@@ -10,7 +10,7 @@ use blobferry_platform::sync::{Arc, Mutex};
 use crate::backend::{Backend, Totals};
 use crate::config::StoreConfig;
 use crate::errors::{OpenError, opening};
-use crate::sqlite::backend::Disk;
+use crate::sqlite::backend::SqliteBackend;
 use crate::sqlite::database::Database;
 use crate::sqlite::early_sync::EarlySync;
 use crate::sqlite::oids::Oids;
@@ -25,7 +25,7 @@ use crate::transactions::coordinator::Coordinator;
 ///
 /// Committed is what survives a power cut: the bytes of blobs and their names are synced before the database
 /// commits, and that commit is the only moment at which a transaction happens.
-pub type SqliteStore = Coordinator<Disk>;
+pub type SqliteStore = Coordinator<SqliteBackend>;
 
 impl SqliteStore {
     /// Opens the store in a directory, and creates it (with mode 0700) if there is none.
@@ -48,7 +48,7 @@ impl SqliteStore {
         }
         recover::renew_log(&database)?;
         let database = Database::open(&database)?;
-        database.empty_log(); // what a large transaction before a crash has left there may be large
+        database.truncate_wal(); // what a large transaction before a crash has left there may be large
         let orphans = recover::remove_orphans(&layout, &database)?;
         let damaged = recover::count_damaged(&layout, &database)?;
         for made in [layout.root(), dir] {
@@ -57,9 +57,9 @@ impl SqliteStore {
         let sums = database.read("read the totals", totals::read).map_err(recover::failed(&database))?;
         let last_oid = sums.last_oid;
         let tmp = stage::open_dir(layout.tmp()).map_err(opening("open", layout.tmp()))?;
-        let disk = Disk {
+        let backend = SqliteBackend {
             space: DiskSpace::of(layout.tmp()),
-            ahead: EarlySync::new(config.sync_ahead, &database.syncs, &database.poison),
+            early_sync: EarlySync::new(config.sync_ahead, &database.syncs, &database.poison),
             staging: Arc::new(Staging::new(layout.tmp())),
             new_bucket: AtomicBool::new(false), // the directory of all buckets was synced just now
             inline_max: config.inline_max.min(StoreConfig::INLINE_LIMIT),
@@ -70,9 +70,9 @@ impl SqliteStore {
             tmp,
             _claim: claim,
         };
-        disk.try_to_keep_totals();
-        let last = disk.last_tid().map_err(recover::failed(&disk.database))?;
+        backend.try_to_keep_totals();
+        let last = backend.last_tid().map_err(recover::failed(&backend.database))?;
         tracing::info!(dir = %dir.display(), %last, staged, orphans, damaged, "opened the store");
-        coordinator::start(disk, config, last)
+        coordinator::start(backend, config, last)
     }
 }

@@ -10,7 +10,7 @@ use blobferry_platform::os;
 use blobferry_protocol::{BlobId, Oid, Packed, RequestError, Tid};
 use rusqlite::{Connection, params};
 
-use crate::sqlite::backend::Disk;
+use crate::sqlite::backend::SqliteBackend;
 use crate::sqlite::schema::{key, oid, tid};
 use crate::sqlite::totals;
 
@@ -56,7 +56,7 @@ fn delete(connection: &Connection, useless: &[Useless]) -> rusqlite::Result<()> 
     Ok(())
 }
 
-impl Disk {
+impl SqliteBackend {
     pub(super) fn pack_before(&self, before: Tid) -> Result<Packed, RequestError> {
         let mut all = Packed::default();
         let mut after = (Oid(0), Tid::ZERO);
@@ -87,7 +87,7 @@ impl Disk {
             writer.written += packed.revisions * 4096;
             Ok(())
         })?;
-        self.database.tidy();
+        self.database.checkpoint_if_large();
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::backend::Found;
 use crate::errors::disk_error;
-use crate::sqlite::backend::Disk;
+use crate::sqlite::backend::SqliteBackend;
 use crate::sqlite::schema::{key, oid, tid};
 use crate::store::{OpenBlob, StoredRevision};
 
@@ -48,7 +48,7 @@ fn blob(row: &Row<'_>) -> rusqlite::Result<Option<BlobInfo>> {
     }
 }
 
-impl Disk {
+impl SqliteBackend {
     pub(super) fn read_newest(
         &self,
         of: Oid,

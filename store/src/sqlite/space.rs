@@ -18,7 +18,7 @@ use rustix::io::Errno;
 pub(super) struct DiskSpace {
     dir: PathBuf,
     /// What uploads in progress have still to write; `None` where that is reserved for them already.
-    owed: Option<Arc<AtomicU64>>,
+    outstanding: Option<Arc<AtomicU64>>,
 }
 
 impl DiskSpace {
@@ -27,14 +27,14 @@ impl DiskSpace {
         let reserve = |file| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 1);
         let reserved = tempfile::tempfile_in(dir).map(reserve);
         let can_not = matches!(reserved, Ok(Err(Errno::OPNOTSUPP | Errno::NOSYS)));
-        DiskSpace { dir: dir.to_owned(), owed: can_not.then(Arc::default) }
+        DiskSpace { dir: dir.to_owned(), outstanding: can_not.then(Arc::default) }
     }
 
     /// Promises room for an upload, where the file system will not do so itself.
-    pub(super) fn promise(&self, size: u64) -> Result<SpaceReservation, RequestError> {
-        let Some(owed) = &self.owed else { return Ok(SpaceReservation::default()) };
-        let others = owed.fetch_add(size, Ordering::Relaxed);
-        let promise = SpaceReservation { owed: Some(owed.clone()), left: size };
+    pub(super) fn reserve(&self, size: u64) -> Result<SpaceReservation, RequestError> {
+        let Some(outstanding) = &self.outstanding else { return Ok(SpaceReservation::default()) };
+        let others = outstanding.fetch_add(size, Ordering::Relaxed);
+        let reserve = SpaceReservation { outstanding: Some(outstanding.clone()), left: size };
         match self.free() {
             Some(free) if size > free.saturating_sub(others) => {
                 let dir = self.dir.display();
@@ -44,7 +44,7 @@ impl DiskSpace {
                 );
                 Err(RequestError::NoSpace { detail })
             }
-            _ => Ok(promise),
+            _ => Ok(reserve),
         }
     }
 
@@ -63,24 +63,24 @@ impl DiskSpace {
 /// Room for one upload, as far as it is not written yet.
 #[derive(Debug, Default)]
 pub(super) struct SpaceReservation {
-    owed: Option<Arc<AtomicU64>>,
+    outstanding: Option<Arc<AtomicU64>>,
     left: u64,
 }
 
 impl SpaceReservation {
     /// So many more bytes of it are written, and not free any more.
-    pub(super) fn redeem(&mut self, written: u64) {
+    pub(super) fn consume(&mut self, written: u64) {
         let written = written.min(self.left);
         self.left -= written;
-        if let Some(owed) = &self.owed {
-            owed.fetch_sub(written, Ordering::Relaxed);
+        if let Some(outstanding) = &self.outstanding {
+            outstanding.fetch_sub(written, Ordering::Relaxed);
         }
     }
 }
 
 impl Drop for SpaceReservation {
     fn drop(&mut self) {
-        self.redeem(self.left);
+        self.consume(self.left);
     }
 }
 
@@ -91,18 +91,18 @@ mod tests {
     #[test]
     fn where_nothing_can_be_reserved_an_upload_must_fit_beside_what_the_others_have_still_to_write() {
         let dir = tempfile::tempdir().unwrap();
-        let owed = Arc::new(AtomicU64::new(0));
-        let space = DiskSpace { dir: dir.path().to_owned(), owed: Some(owed.clone()) };
+        let outstanding = Arc::new(AtomicU64::new(0));
+        let space = DiskSpace { dir: dir.path().to_owned(), outstanding: Some(outstanding.clone()) };
         let half = space.free().unwrap() / 2;
-        let mut first = space.promise(half).unwrap();
-        let refused = space.promise(half * 3 / 2).unwrap_err().to_string();
+        let mut first = space.reserve(half).unwrap();
+        let refused = space.reserve(half * 3 / 2).unwrap_err().to_string();
         assert!(refused.contains(&format!("for {} more bytes", half * 3 / 2)), "{refused}");
         assert!(refused.contains(&format!("and {half} of them are for other uploads")), "{refused}");
-        assert_eq!(owed.load(Ordering::Relaxed), half, "what was refused is not owed");
-        first.redeem(half - 10);
-        assert_eq!(owed.load(Ordering::Relaxed), 10);
-        let second = space.promise(half).unwrap();
+        assert_eq!(outstanding.load(Ordering::Relaxed), half, "what was refused is not outstanding");
+        first.consume(half - 10);
+        assert_eq!(outstanding.load(Ordering::Relaxed), 10);
+        let second = space.reserve(half).unwrap();
         drop((first, second));
-        assert_eq!(owed.load(Ordering::Relaxed), 0);
+        assert_eq!(outstanding.load(Ordering::Relaxed), 0);
     }
 }

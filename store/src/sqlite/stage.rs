@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::errors::{blob_error, disk_error};
-use crate::sqlite::backend::Disk;
+use crate::sqlite::backend::SqliteBackend;
 use crate::sqlite::early_sync::UploadSync;
 use crate::sqlite::poison::Poison;
 use crate::sqlite::space::SpaceReservation;
@@ -22,24 +22,24 @@ use crate::staging::{Content, QuotaPermit, Stage, Staged, StagedFile, Staging, m
 /// A blob's file that is being filled.
 pub(super) struct FileStage {
     writer: BlobWriter,
-    following: UploadSync,
-    promise: SpaceReservation,
+    upload_sync: UploadSync,
+    reservation: SpaceReservation,
     staging: Arc<Staging>,
     poison: Poison,
     syncs: SyncCounter,
-    room: QuotaPermit,
+    permit: QuotaPermit,
 }
 
-impl Disk {
-    pub(super) fn stage_file(&self, size: u64, room: QuotaPermit) -> Result<FileStage, RequestError> {
-        let promise = self.space.promise(size)?;
+impl SqliteBackend {
+    pub(super) fn stage_file(&self, size: u64, permit: QuotaPermit) -> Result<FileStage, RequestError> {
+        let reservation = self.space.reserve(size)?;
         let writer = BlobWriter::create(self.layout.tmp(), size).map_err(|error| match error {
             WriteError::NoSpace { .. } => self.space.not_reserved(&error),
             error => blob_error(&error),
         })?;
         let (staging, poison) = (self.staging.clone(), self.database.poison.clone());
-        let (following, syncs) = (self.ahead.follow(size), self.database.syncs.clone());
-        Ok(FileStage { writer, following, promise, staging, poison, syncs, room })
+        let (upload_sync, syncs) = (self.early_sync.for_upload(size), self.database.syncs.clone());
+        Ok(FileStage { writer, upload_sync, reservation, staging, poison, syncs, permit })
     }
 
     /// Takes over a file that a client has left in `tmp`.
@@ -47,7 +47,7 @@ impl Disk {
         &self,
         name: &str,
         info: BlobInfo,
-        room: QuotaPermit,
+        permit: QuotaPermit,
     ) -> Result<Staged, RequestError> {
         let (file, staged) = self.take_file(name, info.size)?;
         let path = staged.path();
@@ -63,7 +63,7 @@ impl Disk {
         self.database.syncs.add(1);
         files::sync(&file)
             .map_err(|error| self.database.poison.set(&format!("could not sync {name:?}: {error}")))?;
-        Ok(Staged { info, content: Content::File(staged), room })
+        Ok(Staged { info, content: Content::File(staged), permit })
     }
 
     /// Opens a file in `tmp` and gives it a name that no client can say, so that what was checked stays what it is.
@@ -118,8 +118,8 @@ fn is_plain(name: &str) -> bool {
 impl Stage for FileStage {
     fn write(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
         self.writer.write(bytes).map_err(|error| blob_error(&error))?;
-        self.promise.redeem(bytes.len() as u64);
-        self.following.written(self.writer.written(), || self.writer.open_again());
+        self.reservation.consume(bytes.len() as u64);
+        self.upload_sync.written(self.writer.written(), || self.writer.open_again());
         Ok(())
     }
 
@@ -132,7 +132,7 @@ impl Stage for FileStage {
         let staged = self.staging.reserve();
         // Closed here: a transaction may stage more files than a process may have open.
         let _: File = blob.persist(&staged.path()).map_err(failed)?;
-        Ok(Staged { info, content: Content::File(staged), room: self.room })
+        Ok(Staged { info, content: Content::File(staged), permit: self.permit })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The life of transactions, the same for every store: from begin to a vote, and from finish to the announcement.
 //!
 //! Two threads belong to a store. The *committer* takes all transactions that are to be finished as one batch, has
-//! the back end make it durable, and announces each. The *steward* checks votes whose turn has come, and gives up
+//! the back end make it durable, and announces each. The *maintenance* checks votes whose turn has come, and gives up
 //! what has waited too long for its locks, or is not finished in time. Whoever releases locks only notes whose turn it is
 //! now: nobody's call takes the time of another's vote.
 
@@ -22,7 +22,9 @@ use crate::staging::Quota;
 use crate::store::{Done, Vote};
 use crate::transactions::group_commit::GroupCommit;
 use crate::transactions::publisher::CommitPublisher;
-use crate::transactions::table::{Answer, CloseReason, Job, MaintenanceTask, PendingVote, TransactionTable};
+use crate::transactions::table::{
+    Answer, EndedTransaction, Job, MaintenanceTask, PendingVote, TransactionTable,
+};
 use crate::transactions::wakeups::Wake;
 use crate::transactions::write_set::WriteSet;
 
@@ -43,36 +45,36 @@ pub struct Coordinator<B> {
 pub(crate) struct Core<B> {
     pub(crate) backend: B,
     pub(crate) config: StoreConfig,
-    pub(crate) office: Arc<SharedTable>,
-    pub(crate) bulletin: Arc<CommitPublisher>,
+    pub(crate) table: Arc<SharedTable>,
+    pub(crate) publisher: Arc<CommitPublisher>,
     pub(crate) quota: Quota,
     pub(crate) batches: AtomicU64,
 }
 
-/// The desk, and the bells of the two who work at it.
+/// The table, and the bells of the two who work at it.
 pub(crate) struct SharedTable {
-    desk: Mutex<TransactionTable>,
+    table: Mutex<TransactionTable>,
     committer: Condvar,
-    steward: Condvar,
+    maintenance: Condvar,
 }
 
 impl SharedTable {
-    /// The desk, for the two who work at it.
-    fn desk(&self) -> MutexGuard<'_, TransactionTable> {
-        self.desk.lock()
+    /// The table, for the two who work at it.
+    fn table(&self) -> MutexGuard<'_, TransactionTable> {
+        self.table.lock()
     }
 
-    /// Does something at the desk, and calls those who rest and have something to do then.
-    pub(crate) fn at_desk<T>(&self, act: impl FnOnce(&mut TransactionTable) -> T) -> T {
-        let mut desk = self.desk();
-        let done = act(&mut desk);
-        let Wake { committer, steward } = desk.call();
-        drop(desk);
+    /// Does something at the table, and calls those who rest and have something to do then.
+    pub(crate) fn with_table<T>(&self, act: impl FnOnce(&mut TransactionTable) -> T) -> T {
+        let mut table = self.table();
+        let done = act(&mut table);
+        let Wake { committer, maintenance } = table.call();
+        drop(table);
         if committer {
             self.committer.notify_one();
         }
-        if steward {
-            self.steward.notify_one();
+        if maintenance {
+            self.maintenance.notify_one();
         }
         done
     }
@@ -84,20 +86,20 @@ pub(crate) fn start<B: Backend>(
     config: StoreConfig,
     last: Tid,
 ) -> Result<Coordinator<B>, OpenError> {
-    let desk = Mutex::new(TransactionTable::new(config.clone()));
-    let office = Arc::new(SharedTable { desk, committer: Condvar::new(), steward: Condvar::new() });
-    let (bulletin, quota) = (Arc::new(CommitPublisher::new(last)), Quota::new(config.max_staged));
-    let core = Arc::new(Core { backend, config, office, bulletin, quota, batches: AtomicU64::new(0) });
-    let threads = Threads { office: core.office.clone(), handles: Mutex::default() };
+    let table = Mutex::new(TransactionTable::new(config.clone()));
+    let table = Arc::new(SharedTable { table, committer: Condvar::new(), maintenance: Condvar::new() });
+    let (publisher, quota) = (Arc::new(CommitPublisher::new(last)), Quota::new(config.max_staged));
+    let core = Arc::new(Core { backend, config, table, publisher, quota, batches: AtomicU64::new(0) });
+    let threads = Threads { table: core.table.clone(), handles: Mutex::default() };
     threads.spawn("store-committer", &core, Core::run_committer, Core::commit_next)?;
-    threads.spawn("store-steward", &core, Core::run_steward, Core::do_next)?;
+    threads.spawn("store-maintenance", &core, Core::run_steward, Core::do_next)?;
     Ok(Coordinator { core, threads })
 }
 
 impl<B: Backend> Core<B> {
     /// Refuses whatever would write when nothing can be written any more.
     pub(crate) fn check_writable(&self) -> Result<(), RequestError> {
-        self.office.at_desk(|desk| desk.check_running())?;
+        self.table.with_table(|table| table.check_running())?;
         self.backend.check_writable()
     }
 
@@ -109,7 +111,7 @@ impl<B: Backend> Core<B> {
             return Err(RequestError::Limit { what, limit, actual });
         }
         let changes = WriteSet::new(self.backend.spool(), self.config.max_objects, &self.quota)?;
-        self.office.at_desk(|desk| desk.begin(txn, meta, changes))
+        self.table.with_table(|table| table.begin(txn, meta, changes))
     }
 
     /// Whether a transaction takes stores at this moment.
@@ -124,15 +126,15 @@ impl<B: Backend> Core<B> {
         change: impl FnOnce(&mut WriteSet) -> Result<(), RequestError>,
     ) -> Result<(), RequestError> {
         self.backend.check_writable()?;
-        let changes = self.office.at_desk(|desk| desk.changes(txn))?;
+        let changes = self.table.with_table(|table| table.changes(txn))?;
         let mut locked = changes.lock();
-        self.office.at_desk(|desk| desk.check_open(txn, &changes))?;
-        change(&mut locked).inspect_err(|_| self.office.at_desk(|desk| desk.doom(txn, &changes)))
+        self.table.with_table(|table| table.check_open(txn, &changes))?;
+        change(&mut locked).inspect_err(|_| self.table.with_table(|table| table.doom(txn, &changes)))
     }
 
     pub(crate) fn vote(&self, txn: TxnId, done: Done<Vote>) {
         let changes = self.backend.check_writable();
-        let changes = changes.and_then(|()| self.office.at_desk(|desk| desk.changes(txn)));
+        let changes = changes.and_then(|()| self.table.with_table(|table| table.changes(txn)));
         let changes = match changes {
             Ok(changes) => changes,
             Err(error) => return done(Err(error)),
@@ -140,40 +142,40 @@ impl<B: Backend> Core<B> {
         let lined_up = {
             let locked = changes.lock();
             let oids: Arc<[Oid]> = locked.bases().map(|(oid, _)| oid).collect();
-            let ballot = PendingVote { txn, changes: changes.clone(), done };
-            self.office.at_desk(|desk| desk.request_locks(ballot, oids, os::now()))
+            let vote = PendingVote { txn, changes: changes.clone(), done };
+            self.table.with_table(|table| table.request_locks(vote, oids, os::now()))
         };
         match lined_up {
-            Ok(Some(ballot)) => self.check(ballot),
+            Ok(Some(vote)) => self.check(vote),
             Ok(None) => {}
-            Err((ballot, error)) => (ballot.done)(Err(error)),
+            Err((vote, error)) => (vote.done)(Err(error)),
         }
     }
 
     /// Compares the bases of a transaction that has its locks.
-    fn check(&self, ballot: PendingVote) {
-        let PendingVote { txn, changes, done } = ballot;
+    fn check(&self, vote: PendingVote) {
+        let PendingVote { txn, changes, done } = vote;
         let checked = self.backend.check(txn, &changes.lock());
-        let vote = self.office.at_desk(|desk| desk.decide(txn, &changes, checked, os::now()));
+        let vote = self.table.with_table(|table| table.finish_vote(txn, &changes, checked, os::now()));
         done(vote);
     }
 
     pub(crate) fn finish(&self, txn: TxnId, done: Done<Tid>) {
-        let queued = self.office.at_desk(|desk| desk.finish(txn, done));
+        let queued = self.table.with_table(|table| table.finish(txn, done));
         if let Err((done, error)) = queued {
             done(Err(error));
         }
     }
 
     pub(crate) fn abort(&self, txn: TxnId) {
-        let ended = self.office.at_desk(|desk| desk.end(txn, None));
-        put_away(ended);
+        let ended = self.table.with_table(|table| table.end(txn, None));
+        drop_ended(ended);
     }
 
     pub(crate) fn outcome(&self, txn: TxnId, done: Done<Outcome>) {
-        let queued = self.office.at_desk(|desk| desk.outcome(txn, done));
+        let queued = self.table.with_table(|table| table.outcome(txn, done));
         match queued {
-            Ok(ended) => put_away(ended),
+            Ok(ended) => drop_ended(ended),
             Err((done, error)) => done(Err(error)),
         }
     }
@@ -185,61 +187,61 @@ impl<B: Backend> Core<B> {
         read: impl Fn(Tid) -> Result<Option<T>, RequestError>,
     ) -> Result<Option<T>, RequestError> {
         loop {
-            let visible = self.bulletin.last();
+            let visible = self.publisher.last();
             let found = read(visible)?;
-            if found.is_some() || visible == self.bulletin.last() {
+            if found.is_some() || visible == self.publisher.last() {
                 return Ok(found);
             }
         }
     }
 
     fn run_committer(&self) {
-        let mut gather = GroupCommit::default();
-        while let Some(jobs) = self.gather(&mut gather) {
+        let mut group = GroupCommit::default();
+        while let Some(jobs) = self.group(&mut group) {
             let count = jobs.len();
             let took = self.commit(jobs);
-            let behind = self.office.at_desk(|desk| desk.queued());
-            gather.made(count, behind.unwrap_or(0), took);
+            let behind = self.table.with_table(|table| table.queued());
+            group.batch_done(count, behind.unwrap_or(0), took);
         }
     }
 
     /// Waits until there is something to commit, and a little longer for others; `None` when there will be no more.
-    fn gather(&self, gather: &mut GroupCommit) -> Option<Vec<Job>> {
-        let (mut desk, mut looks) = (self.office.desk(), 0);
+    fn group(&self, group: &mut GroupCommit) -> Option<Vec<Job>> {
+        let (mut table, mut looks) = (self.table.table(), 0);
         let here = loop {
-            match desk.queued()? {
+            match table.queued()? {
                 0 if looks > 0 => {
                     looks -= 1;
-                    drop(desk);
+                    drop(table);
                     thread::yield_now();
-                    desk = self.office.desk();
+                    table = self.table.table();
                 }
                 0 => {
-                    desk.rest_until(1);
-                    desk = self.office.committer.wait(desk);
+                    table.rest_until(1);
+                    table = self.table.committer.wait(table);
                     looks = LOOKS;
                 }
                 here => break here,
             }
         };
-        if let Some((enough, patience)) = gather.wait(here) {
+        if let Some((enough, patience)) = group.linger(here) {
             let until = os::now().checked_add(patience);
-            while desk.queued().is_some_and(|here| here < enough) && !desk.is_stopping() {
+            while table.queued().is_some_and(|here| here < enough) && !table.is_stopping() {
                 let left = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(os::now()));
                 if left.is_zero() {
                     break;
                 }
-                desk.rest_until(enough);
-                (desk, _) = self.office.committer.wait_timeout(desk, left);
+                table.rest_until(enough);
+                (table, _) = self.table.committer.wait_timeout(table, left);
             }
-            gather.waited(desk.queued()?.saturating_sub(here));
+            group.lingered(table.queued()?.saturating_sub(here));
         }
-        Some(desk.take_jobs())
+        Some(table.take_jobs())
     }
 
     /// What the committer does next, where it has no thread of its own.
     fn commit_next(&self) -> Next {
-        let jobs = self.office.at_desk(|desk| desk.queued().map(|_| desk.take_jobs()));
+        let jobs = self.table.with_table(|table| table.queued().map(|_| table.take_jobs()));
         match jobs {
             None => Next::Over,
             Some(jobs) if jobs.is_empty() => Next::Waits,
@@ -254,14 +256,14 @@ impl<B: Backend> Core<B> {
     fn commit(&self, jobs: Vec<Job>) -> Duration {
         let (batch, answers): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.work, job.answer)).unzip();
         let start = os::now();
-        let results = self.backend.commit(self.bulletin.last(), &batch);
+        let results = self.backend.commit(self.publisher.last(), &batch);
         let took = os::now().saturating_duration_since(start);
         drop(batch);
         if results.iter().any(Result::is_ok) {
             self.batches.fetch_add(1, Ordering::Relaxed);
         }
         answers.into_iter().zip(results).for_each(|(answer, result)| self.announce(answer, result));
-        self.backend.tidy();
+        self.backend.checkpoint_if_large();
         took
     }
 
@@ -270,73 +272,73 @@ impl<B: Backend> Core<B> {
     fn announce(&self, answer: Answer, result: Result<Outcome, RequestError>) {
         match (answer, result) {
             (Answer::Finish { txn, oids, done }, Ok(Outcome::Committed { tid })) => {
-                self.bulletin.publish(tid, &oids);
-                let ended = self.office.at_desk(|desk| desk.committed(txn));
-                put_away(ended);
+                self.publisher.publish(tid, &oids);
+                let ended = self.table.with_table(|table| table.committed(txn));
+                drop_ended(ended);
                 done(Ok(tid));
             }
             (Answer::Finish { txn, done, .. }, failed) => {
                 let error = failed.err().unwrap_or(RequestError::TransactionExists { txn });
                 let reason = error.to_string();
                 tracing::error!(%txn, reason, "a transaction that was voted for could not be committed");
-                let ended = self.office.at_desk(|desk| desk.failed(txn, &reason));
-                put_away(ended);
+                let ended = self.table.with_table(|table| table.failed(txn, &reason));
+                drop_ended(ended);
                 done(Err(error));
             }
             (Answer::Outcome { txn, done }, outcome) => {
-                self.office.at_desk(|desk| desk.fenced(txn));
+                self.table.with_table(|table| table.fenced(txn));
                 done(outcome);
             }
         }
     }
 
     fn run_steward(&self) {
-        let mut desk = self.office.desk();
+        let mut table = self.table.table();
         loop {
-            match desk.errand(os::now()) {
+            match table.task(os::now()) {
                 MaintenanceTask::Stop => return,
                 MaintenanceTask::Wait(None) => {
-                    desk = self.office.steward.wait(desk);
+                    table = self.table.maintenance.wait(table);
                 }
                 MaintenanceTask::Wait(Some(time)) => {
-                    (desk, _) = self.office.steward.wait_timeout(desk, time);
+                    (table, _) = self.table.maintenance.wait_timeout(table, time);
                 }
-                MaintenanceTask::Check(ballot) => {
-                    drop(desk);
-                    self.check(ballot);
-                    desk = self.office.desk();
+                MaintenanceTask::Check(vote) => {
+                    drop(table);
+                    self.check(vote);
+                    table = self.table.table();
                 }
                 MaintenanceTask::GiveUp(txn, ended) => {
-                    drop(desk);
+                    drop(table);
                     self.give_up(txn, ended);
-                    desk = self.office.desk();
+                    table = self.table.table();
                 }
             }
         }
     }
 
-    /// What the steward does next, where it has no thread of its own.
+    /// What the maintenance does next, where it has no thread of its own.
     fn do_next(&self) -> Next {
         let now = os::now();
-        let errand = self.office.desk().errand(now);
-        match errand {
+        let task = self.table.table().task(now);
+        match task {
             MaintenanceTask::Stop => return Next::Over,
             MaintenanceTask::Wait(None) => return Next::Waits,
             MaintenanceTask::Wait(Some(time)) => return Next::At(now + time),
-            MaintenanceTask::Check(ballot) => self.check(ballot),
+            MaintenanceTask::Check(vote) => self.check(vote),
             MaintenanceTask::GiveUp(txn, ended) => self.give_up(txn, ended),
         }
         Next::Now
     }
 
-    fn give_up(&self, txn: TxnId, ended: CloseReason) {
+    fn give_up(&self, txn: TxnId, ended: EndedTransaction) {
         tracing::warn!(%txn, reason = %ended.error(), "gave up a transaction");
-        put_away(Some(ended));
+        drop_ended(Some(ended));
     }
 }
 
-/// Puts away what has ended: outside of the desk, as it removes files, and tells who waits for it.
-fn put_away(ended: Option<CloseReason>) {
+/// Puts away what has ended: outside of the table, as it removes files, and tells who waits for it.
+fn drop_ended(ended: Option<EndedTransaction>) {
     if let Some(ended) = ended {
         ended.tell();
     }
@@ -344,13 +346,13 @@ fn put_away(ended: Option<CloseReason>) {
 
 impl<B> std::fmt::Debug for Core<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Core").field("last_tid", &self.bulletin.last()).finish_non_exhaustive()
+        f.debug_struct("Core").field("last_tid", &self.publisher.last()).finish_non_exhaustive()
     }
 }
 
 /// The threads of a store. Dropped, they are stopped.
 pub(crate) struct Threads {
-    office: Arc<SharedTable>,
+    table: Arc<SharedTable>,
     handles: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -375,8 +377,8 @@ impl Threads {
 
     /// Commits what is being finished, ends everything else, and waits for the threads.
     pub(crate) fn stop(&self) {
-        let ended = self.office.at_desk(TransactionTable::stop);
-        ended.into_iter().for_each(CloseReason::tell);
+        let ended = self.table.with_table(TransactionTable::stop);
+        ended.into_iter().for_each(EndedTransaction::tell);
         let handles = std::mem::take(&mut *self.handles.lock());
         for handle in handles {
             // The last owner may let go of the store in an answer that one of its threads gives.

@@ -27,13 +27,13 @@ pub(crate) struct GroupCommit {
 
 impl GroupCommit {
     /// A batch was made of so many, and others wait behind it.
-    pub(crate) fn made(&mut self, batch: usize, behind: usize, took: Duration) {
+    pub(crate) fn batch_done(&mut self, batch: usize, behind: usize, took: Duration) {
         self.there = batch + behind;
         self.takes = if self.takes.is_zero() { took } else { (self.takes * 7 + took) / 8 };
     }
 
     /// So many are there now: until how many there are to wait, and for how long at most.
-    pub(crate) fn wait(&mut self, here: usize) -> Option<(usize, Duration)> {
+    pub(crate) fn linger(&mut self, here: usize) -> Option<(usize, Duration)> {
         let patience = self.takes.min(LONGEST);
         if here >= self.there || patience.is_zero() {
             return None;
@@ -46,7 +46,7 @@ impl GroupCommit {
     }
 
     /// So many came while it waited.
-    pub(crate) fn waited(&mut self, came: usize) {
+    pub(crate) fn lingered(&mut self, came: usize) {
         if came > 0 {
             self.skip_next = 0;
         } else {
@@ -64,46 +64,46 @@ mod tests {
 
     #[test]
     fn who_is_alone_waits_for_nobody() {
-        let mut gather = GroupCommit::default();
+        let mut group = GroupCommit::default();
         for _ in 0..3 {
-            assert_eq!(gather.wait(1), None);
-            gather.made(1, 0, SYNC);
+            assert_eq!(group.linger(1), None);
+            group.batch_done(1, 0, SYNC);
         }
     }
 
     #[test]
     fn all_who_were_there_are_waited_for_but_not_for_long() {
-        let mut gather = GroupCommit::default();
-        gather.made(3, 5, SYNC);
-        assert_eq!(gather.wait(5), Some((8, SYNC)));
-        gather.waited(3);
-        gather.made(8, 0, Duration::from_secs(1));
-        assert_eq!(gather.wait(1), Some((8, LONGEST)));
-        assert_eq!(gather.wait(8), None);
+        let mut group = GroupCommit::default();
+        group.batch_done(3, 5, SYNC);
+        assert_eq!(group.linger(5), Some((8, SYNC)));
+        group.lingered(3);
+        group.batch_done(8, 0, Duration::from_secs(1));
+        assert_eq!(group.linger(1), Some((8, LONGEST)));
+        assert_eq!(group.linger(8), None);
     }
 
     #[test]
     fn where_nobody_comes_it_waits_less_and_less_often() {
-        let mut gather = GroupCommit::default();
+        let mut group = GroupCommit::default();
         let mut waits = 0;
         for _ in 0..1000 {
-            gather.made(1, 1, SYNC);
-            if gather.wait(1).is_some() {
+            group.batch_done(1, 1, SYNC);
+            if group.linger(1).is_some() {
                 waits += 1;
-                gather.waited(0);
+                group.lingered(0);
             }
         }
         assert!((20..50).contains(&waits), "{waits}");
-        gather.skip = 0;
-        gather.waited(1);
-        gather.made(1, 1, SYNC);
-        assert!(gather.wait(1).is_some());
+        group.skip = 0;
+        group.lingered(1);
+        group.batch_done(1, 1, SYNC);
+        assert!(group.linger(1).is_some());
     }
 
     #[test]
     fn where_no_time_passes_nothing_is_waited_for() {
-        let mut gather = GroupCommit::default();
-        gather.made(8, 8, Duration::ZERO);
-        assert_eq!(gather.wait(1), None);
+        let mut group = GroupCommit::default();
+        group.batch_done(8, 8, Duration::ZERO);
+        assert_eq!(group.linger(1), None);
     }
 }

@@ -58,11 +58,11 @@ impl CommitPublisher {
         let number = subscribers.next;
         subscribers.next += 1;
         subscribers.here.insert(number, to);
-        let bulletin = Arc::downgrade(self);
+        let publisher = Arc::downgrade(self);
         Subscription::new(move || {
-            if let Some(bulletin) = bulletin.upgrade() {
+            if let Some(publisher) = publisher.upgrade() {
                 // Taken out under the lock, dropped after it: what it holds may end other subscriptions.
-                let gone = bulletin.subscribers.lock().here.remove(&number);
+                let gone = publisher.subscribers.lock().here.remove(&number);
                 drop(gone);
             }
         })
@@ -75,24 +75,24 @@ mod tests {
 
     #[test]
     fn who_subscribes_during_an_announcement_is_told_of_it() {
-        let bulletin = Arc::new(CommitPublisher::new(Tid::ZERO));
+        let publisher = Arc::new(CommitPublisher::new(Tid::ZERO));
         let heard = Arc::new(Mutex::new(Vec::new()));
         let late = Arc::new(Mutex::new(None));
-        let subscription = bulletin.subscribe({
-            let (bulletin, heard, late) = (bulletin.clone(), heard.clone(), late.clone());
+        let subscription = publisher.subscribe({
+            let (publisher, heard, late) = (publisher.clone(), heard.clone(), late.clone());
             Arc::new(move |_, _| {
-                assert_eq!(bulletin.last(), Tid::ZERO, "told before it is visible");
+                assert_eq!(publisher.last(), Tid::ZERO, "told before it is visible");
                 let heard = heard.clone();
-                let second = bulletin.subscribe(Arc::new(move |tid, _| heard.lock().push(tid)));
+                let second = publisher.subscribe(Arc::new(move |tid, _| heard.lock().push(tid)));
                 *late.lock() = Some(second);
             })
         });
-        bulletin.publish(Tid(1), &[]);
+        publisher.publish(Tid(1), &[]);
         assert_eq!(*heard.lock(), [Tid(1)]);
-        assert_eq!(bulletin.last(), Tid(1));
+        assert_eq!(publisher.last(), Tid(1));
         drop(subscription);
         drop(late.lock().take());
-        bulletin.publish(Tid(2), &[]);
+        publisher.publish(Tid(2), &[]);
         assert_eq!(*heard.lock(), [Tid(1)]);
     }
 }

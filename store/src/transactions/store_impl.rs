@@ -23,7 +23,7 @@ fn existing(oid: Oid, found: Found) -> Result<Revision, RequestError> {
 
 impl<B: Backend> Store for Coordinator<B> {
     fn last_tid(&self) -> Tid {
-        self.core.bulletin.last()
+        self.core.publisher.last()
     }
 
     fn new_oids(&self, count: u32) -> Result<(Oid, u32), RequestError> {
@@ -51,7 +51,7 @@ impl<B: Backend> Store for Coordinator<B> {
     }
 
     fn load_serial(&self, oid: Oid, tid: Tid) -> Result<Revision, RequestError> {
-        let visible = self.core.bulletin.last();
+        let visible = self.core.publisher.last();
         match self.core.backend.newest(oid, tid.min(visible), visible)? {
             Some(found) if found.tid == tid => existing(oid, found),
             _ => Err(RequestError::NoSuchRevision { oid, tid }),
@@ -106,8 +106,8 @@ impl<B: Backend> Store for Coordinator<B> {
 
     fn stage(&self, size: u64) -> Result<Box<dyn Stage>, RequestError> {
         self.core.check_writable()?;
-        let room = self.core.quota.take(size)?;
-        self.core.backend.stage(size, room).map(|stage| self.core.quota.count(stage))
+        let permit = self.core.quota.take(size)?;
+        self.core.backend.stage(size, permit).map(|stage| self.core.quota.count(stage))
     }
 
     fn store_blob(
@@ -132,7 +132,7 @@ impl<B: Backend> Store for Coordinator<B> {
         digest: Digest,
     ) -> Result<(), RequestError> {
         self.core.check_open(txn)?;
-        let adopt = |room| self.core.backend.adopt(name, BlobInfo { size, digest }, room);
+        let adopt = |permit| self.core.backend.adopt(name, BlobInfo { size, digest }, permit);
         let staged = self.core.quota.take(size).and_then(adopt);
         self.core.change(txn, |changes| changes.put(oid, base, &data, Some(staged?)))
     }
@@ -162,19 +162,19 @@ impl<B: Backend> Store for Coordinator<B> {
 
     fn counts(&self) -> Counts {
         let totals = self.core.backend.totals();
-        let (tally, open) = self.core.office.at_desk(|desk| (desk.tally, desk.open()));
+        let (counters, open) = self.core.table.with_table(|table| (table.counters, table.open()));
         Counts {
             objects: totals.objects,
             revisions: totals.revisions,
             blobs: totals.blobs,
             blob_bytes: totals.blob_bytes,
             damaged: totals.damaged,
-            commits: tally.commits,
+            commits: counters.commits,
             batches: self.core.batches.load(Ordering::Relaxed),
             syncs: self.core.backend.syncs(),
-            aborts: tally.aborts,
-            timeouts: tally.timeouts,
-            conflicts: tally.conflicts,
+            aborts: counters.aborts,
+            timeouts: counters.timeouts,
+            conflicts: counters.conflicts,
             open,
             staged_bytes: self.core.quota.taken(),
             uploads: self.core.quota.uploads(),
@@ -182,7 +182,7 @@ impl<B: Backend> Store for Coordinator<B> {
     }
 
     fn subscribe(&self, to: Subscriber) -> Subscription {
-        self.core.bulletin.subscribe(to)
+        self.core.publisher.subscribe(to)
     }
 
     fn close(&self) {

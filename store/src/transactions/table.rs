@@ -21,7 +21,7 @@ use crate::transactions::write_set::WriteSet;
 
 const BY_CLIENT: &str = "it was aborted by its client";
 
-/// The changes of a transaction. Locked before the desk where both are needed, and never the other way round.
+/// The changes of a transaction. Locked before the table where both are needed, and never the other way round.
 pub(crate) type SharedChanges = Arc<Mutex<WriteSet>>;
 
 /// Counters since the store was opened.
@@ -37,20 +37,20 @@ pub(crate) struct TransactionTable {
     open: BTreeMap<TxnId, OpenTransaction>,
     locks: LockTable<TxnId>,
     /// Waiting votes that have got their locks and are to be checked.
-    turns: VecDeque<TxnId>,
+    granted: VecDeque<TxnId>,
     /// When votes must have their locks, and when transactions that were voted for must be finished.
     deadlines: BTreeSet<(Instant, TxnId)>,
     /// What the committer takes next, all at once.
     queue: Vec<Job>,
     /// Names that are being fenced off, and by how many jobs in or behind the queue.
     fencing: BTreeMap<TxnId, usize>,
-    given_up: AbortReasons,
+    abort_reasons: AbortReasons,
     stopping: bool,
-    /// A vote was begun a moment ago, and will decide at once: the committer may have something to do soon.
+    /// A vote was begun a moment ago, and will finish_vote at once: the committer may have something to do soon.
     soon: bool,
     rest: Sleepers,
     config: StoreConfig,
-    pub(crate) tally: Counters,
+    pub(crate) counters: Counters,
 }
 
 struct OpenTransaction {
@@ -124,14 +124,14 @@ pub(crate) enum Answer {
     Outcome { txn: TxnId, done: Done<Outcome> },
 }
 
-/// A transaction that has ended without a commit, to be put away when the desk is unlocked: its files are removed.
+/// A transaction that has ended without a commit, to be put away when the table is unlocked: its files are removed.
 #[must_use]
-pub(crate) struct CloseReason {
-    slot: OpenTransaction,
+pub(crate) struct EndedTransaction {
+    transaction: OpenTransaction,
     error: RequestError,
 }
 
-impl CloseReason {
+impl EndedTransaction {
     /// Why.
     pub(crate) fn error(&self) -> &RequestError {
         &self.error
@@ -139,17 +139,17 @@ impl CloseReason {
 
     /// Tells a vote that waited, if there was one.
     pub(crate) fn tell(self) {
-        if let State::Waiting { done, .. } = self.slot.state {
+        if let State::Waiting { done, .. } = self.transaction.state {
             done(Err(self.error));
         }
     }
 }
 
-/// What the steward has to do next.
+/// What the maintenance has to do next.
 pub(crate) enum MaintenanceTask {
     Check(PendingVote),
     /// A deadline has passed.
-    GiveUp(TxnId, CloseReason),
+    GiveUp(TxnId, EndedTransaction),
     /// Nothing before this moment.
     Wait(Option<Duration>),
     Stop,
@@ -160,16 +160,16 @@ impl TransactionTable {
         TransactionTable {
             open: BTreeMap::new(),
             locks: LockTable::new(),
-            turns: VecDeque::new(),
+            granted: VecDeque::new(),
             deadlines: BTreeSet::new(),
             queue: Vec::new(),
             fencing: BTreeMap::new(),
-            given_up: AbortReasons::default(),
+            abort_reasons: AbortReasons::default(),
             stopping: false,
             soon: false,
             rest: Sleepers::default(),
             config,
-            tally: Counters::default(),
+            counters: Counters::default(),
         }
     }
 
@@ -186,7 +186,7 @@ impl TransactionTable {
         self.check_running()?;
         if self.open.contains_key(&txn)
             || self.fencing.contains_key(&txn)
-            || self.given_up.reason(txn).is_some()
+            || self.abort_reasons.reason(txn).is_some()
         {
             return Err(RequestError::TransactionExists { txn });
         }
@@ -201,24 +201,24 @@ impl TransactionTable {
 
     /// The changes of a transaction, whatever its phase.
     pub(crate) fn changes(&self, txn: TxnId) -> Result<SharedChanges, RequestError> {
-        self.open.get(&txn).map(|slot| slot.changes.clone()).ok_or_else(|| self.gone(txn))
+        self.open.get(&txn).map(|transaction| transaction.changes.clone()).ok_or_else(|| self.gone(txn))
     }
 
     /// Whether a transaction takes stores. The caller holds the lock of its changes, so this stays true until that
     /// is unlocked, or the transaction is gone.
     pub(crate) fn check_open(&self, txn: TxnId, changes: &SharedChanges) -> Result<(), RequestError> {
-        match self.open.get(&txn).filter(|slot| Arc::ptr_eq(&slot.changes, changes)) {
+        match self.open.get(&txn).filter(|transaction| Arc::ptr_eq(&transaction.changes, changes)) {
             None => Err(self.gone(txn)),
             Some(OpenTransaction { state: State::Open, .. }) => Ok(()),
             Some(OpenTransaction { state: State::Doomed, .. }) => Err(RequestError::Doomed { txn }),
-            Some(slot) => Err(RequestError::WrongPhase { txn, phase: slot.state.phase() }),
+            Some(transaction) => Err(RequestError::WrongPhase { txn, phase: transaction.state.phase() }),
         }
     }
 
     /// A store has failed, or the name is taken: the transaction can only be aborted.
     pub(crate) fn doom(&mut self, txn: TxnId, changes: &SharedChanges) {
-        if let Some(slot) = self.slot(txn, changes) {
-            slot.state = State::Doomed;
+        if let Some(transaction) = self.transaction(txn, changes) {
+            transaction.state = State::Doomed;
         }
     }
 
@@ -226,30 +226,30 @@ impl TransactionTable {
     /// locks now; else it stays here until it is its turn.
     pub(crate) fn request_locks(
         &mut self,
-        ballot: PendingVote,
+        vote: PendingVote,
         oids: Arc<[Oid]>,
         now: Instant,
     ) -> Result<Option<PendingVote>, (PendingVote, RequestError)> {
-        if let Err(error) = self.check_open(ballot.txn, &ballot.changes) {
-            return Err((ballot, error));
+        if let Err(error) = self.check_open(vote.txn, &vote.changes) {
+            return Err((vote, error));
         }
-        let PendingVote { txn, changes, done } = ballot;
+        let PendingVote { txn, changes, done } = vote;
         let granted = self.locks.request(txn, oids.clone());
-        let Some(slot) = self.open.get_mut(&txn) else { return Ok(None) }; // it was there a moment ago
-        slot.oids = oids;
+        let Some(transaction) = self.open.get_mut(&txn) else { return Ok(None) }; // it was there a moment ago
+        transaction.oids = oids;
         if granted {
-            slot.state = State::Checking;
+            transaction.state = State::Checking;
             self.soon = true;
             return Ok(Some(PendingVote { txn, changes, done }));
         }
         let deadline = now.checked_add(self.config.lock_timeout);
-        slot.state = State::Waiting { done, deadline };
+        transaction.state = State::Waiting { done, deadline };
         self.deadlines.extend(deadline.map(|deadline| (deadline, txn)));
         Ok(None)
     }
 
     /// Ends a vote: with locks kept until the deadline if there are no conflicts.
-    pub(crate) fn decide(
+    pub(crate) fn finish_vote(
         &mut self,
         txn: TxnId,
         changes: &SharedChanges,
@@ -257,30 +257,32 @@ impl TransactionTable {
         now: Instant,
     ) -> Result<Vote, RequestError> {
         let deadline = now.checked_add(self.config.vote_timeout);
-        let Some(slot) = self.slot(txn, changes) else {
-            let reason = self.given_up.reason(txn).unwrap_or(BY_CLIENT).to_owned();
+        let Some(transaction) = self.transaction(txn, changes) else {
+            let reason = self.abort_reasons.reason(txn).unwrap_or(BY_CLIENT).to_owned();
             return Err(RequestError::Aborted { txn, reason });
         };
         match checked {
             Ok(conflicts) if conflicts.is_empty() => {
-                slot.state = State::Voted { deadline };
+                transaction.state = State::Voted { deadline };
                 self.deadlines.extend(deadline.map(|deadline| (deadline, txn)));
                 Ok(Vote::Ready)
             }
             Ok(conflicts) => {
-                slot.state = State::Open;
-                self.tally.conflicts += 1;
+                transaction.state = State::Open;
+                self.counters.conflicts += 1;
                 self.unlock(txn);
                 if planted(Bug::UnlockAnother) {
-                    let voted = |slot: &OpenTransaction| matches!(slot.state, State::Voted { .. });
-                    let another = self.open.iter().find(|(_, slot)| voted(slot)).map(|(txn, _)| *txn);
+                    let voted =
+                        |transaction: &OpenTransaction| matches!(transaction.state, State::Voted { .. });
+                    let another =
+                        self.open.iter().find(|(_, transaction)| voted(transaction)).map(|(txn, _)| *txn);
                     another.into_iter().for_each(|txn| self.unlock(txn));
                 }
                 Ok(Vote::Conflicts(conflicts))
             }
             Err(error) => {
                 let taken = matches!(error, RequestError::TransactionExists { .. });
-                slot.state = if taken { State::Doomed } else { State::Open };
+                transaction.state = if taken { State::Doomed } else { State::Open };
                 self.unlock(txn);
                 Err(error)
             }
@@ -289,17 +291,21 @@ impl TransactionTable {
 
     /// Queues a transaction that was voted for.
     pub(crate) fn finish(&mut self, txn: TxnId, done: Done<Tid>) -> Result<(), (Done<Tid>, RequestError)> {
-        let Some(slot) = self.open.get_mut(&txn) else { return Err((done, self.gone(txn))) };
-        let State::Voted { deadline } = slot.state else {
-            let phase = slot.state.phase();
+        let Some(transaction) = self.open.get_mut(&txn) else { return Err((done, self.gone(txn))) };
+        let State::Voted { deadline } = transaction.state else {
+            let phase = transaction.state.phase();
             return Err((done, RequestError::WrongPhase { txn, phase }));
         };
-        slot.state = State::Finishing;
+        transaction.state = State::Finishing;
         if let Some(deadline) = deadline {
             self.deadlines.remove(&(deadline, txn));
         }
-        let work = Work::Commit { txn, meta: mem::take(&mut slot.meta), changes: slot.changes.clone() };
-        self.queue.push(Job { work, answer: Answer::Finish { txn, oids: slot.oids.clone(), done } });
+        let work = Work::Commit {
+            txn,
+            meta: mem::take(&mut transaction.meta),
+            changes: transaction.changes.clone(),
+        };
+        self.queue.push(Job { work, answer: Answer::Finish { txn, oids: transaction.oids.clone(), done } });
         Ok(())
     }
 
@@ -308,12 +314,12 @@ impl TransactionTable {
         &mut self,
         txn: TxnId,
         done: Done<Outcome>,
-    ) -> Result<Option<CloseReason>, (Done<Outcome>, RequestError)> {
+    ) -> Result<Option<EndedTransaction>, (Done<Outcome>, RequestError)> {
         if self.stopping {
             return Err((done, RequestError::Stopping));
         }
         if planted(Bug::OutcomeTooEarly)
-            && self.open.get(&txn).is_some_and(|slot| matches!(slot.state, State::Finishing))
+            && self.open.get(&txn).is_some_and(|transaction| matches!(transaction.state, State::Finishing))
         {
             done(Ok(Outcome::NotCommitted));
             return Ok(None);
@@ -335,23 +341,23 @@ impl TransactionTable {
     }
 
     /// Ends a transaction that is not being finished. The store's `reason`, if it has one, is remembered.
-    pub(crate) fn end(&mut self, txn: TxnId, reason: Option<&str>) -> Option<CloseReason> {
+    pub(crate) fn end(&mut self, txn: TxnId, reason: Option<&str>) -> Option<EndedTransaction> {
         if matches!(self.open.get(&txn)?.state, State::Finishing) {
             return None;
         }
-        self.tally.aborts += 1;
+        self.counters.aborts += 1;
         self.remove(txn, reason.unwrap_or(BY_CLIENT), reason.is_some())
     }
 
     /// The commit is visible: its locks are free.
-    pub(crate) fn committed(&mut self, txn: TxnId) -> Option<CloseReason> {
-        self.tally.commits += 1;
+    pub(crate) fn committed(&mut self, txn: TxnId) -> Option<EndedTransaction> {
+        self.counters.commits += 1;
         self.remove(txn, "it is committed", false)
     }
 
     /// The commit has failed.
-    pub(crate) fn failed(&mut self, txn: TxnId, reason: &str) -> Option<CloseReason> {
-        self.tally.aborts += 1;
+    pub(crate) fn failed(&mut self, txn: TxnId, reason: &str) -> Option<EndedTransaction> {
+        self.counters.aborts += 1;
         self.remove(txn, reason, true)
     }
 
@@ -359,7 +365,7 @@ impl TransactionTable {
     pub(crate) fn call(&mut self) -> Wake {
         let deadline = self.deadlines.first().map(|(deadline, _)| *deadline);
         let soon = usize::from(mem::take(&mut self.soon));
-        self.rest.call(self.queue.len().max(soon), !self.turns.is_empty(), deadline, self.stopping)
+        self.rest.call(self.queue.len().max(soon), !self.granted.is_empty(), deadline, self.stopping)
     }
 
     /// How many jobs there are for the committer; `None` when there will be no more.
@@ -383,27 +389,27 @@ impl TransactionTable {
         self.stopping
     }
 
-    /// What the steward has to do next. If it is to wait, it rests.
-    pub(crate) fn errand(&mut self, now: Instant) -> MaintenanceTask {
-        let errand = self.next_errand(now);
-        self.rest.steward(match errand {
+    /// What the maintenance has to do next. If it is to wait, it rests.
+    pub(crate) fn task(&mut self, now: Instant) -> MaintenanceTask {
+        let task = self.next_task(now);
+        self.rest.maintenance(match task {
             MaintenanceTask::Wait(time) => Some(time.and_then(|time| now.checked_add(time))),
             _ => None,
         });
-        errand
+        task
     }
 
-    fn next_errand(&mut self, now: Instant) -> MaintenanceTask {
-        while let Some(txn) = self.turns.pop_front() {
-            if let Some(ballot) = self.turn(txn) {
-                return MaintenanceTask::Check(ballot);
+    fn next_task(&mut self, now: Instant) -> MaintenanceTask {
+        while let Some(txn) = self.granted.pop_front() {
+            if let Some(vote) = self.turn(txn) {
+                return MaintenanceTask::Check(vote);
             }
         }
         match self.deadlines.first().copied() {
             _ if self.stopping => MaintenanceTask::Stop,
             Some((deadline, txn)) if deadline <= now => {
                 self.deadlines.pop_first();
-                self.tally.timeouts += 1;
+                self.counters.timeouts += 1;
                 match self.give_up(txn) {
                     Some(ended) => MaintenanceTask::GiveUp(txn, ended),
                     None => MaintenanceTask::Wait(Some(Duration::ZERO)),
@@ -414,63 +420,66 @@ impl TransactionTable {
     }
 
     /// Takes no more work, and ends all that is not being finished.
-    pub(crate) fn stop(&mut self) -> Vec<CloseReason> {
+    pub(crate) fn stop(&mut self) -> Vec<EndedTransaction> {
         self.stopping = true;
         let open: Vec<TxnId> = self.open.keys().copied().collect();
         open.into_iter().filter_map(|txn| self.end(txn, Some("the server is stopping"))).collect()
     }
 
     /// The deadline of a transaction has passed. A vote that waits is told which; later calls hear of it, too.
-    fn give_up(&mut self, txn: TxnId) -> Option<CloseReason> {
+    fn give_up(&mut self, txn: TxnId) -> Option<EndedTransaction> {
         if !matches!(self.open.get(&txn)?.state, State::Waiting { .. }) {
             return self.end(txn, Some("it was voted for, but not finished in time"));
         }
         let ended = self.end(txn, Some("its vote did not get its locks in time"))?;
-        Some(CloseReason { error: Deadline::Locks.passed(self.config.lock_timeout), ..ended })
+        Some(EndedTransaction { error: Deadline::Locks.passed(self.config.lock_timeout), ..ended })
     }
 
     /// The vote of a transaction whose turn has come, if it still waits for it.
     fn turn(&mut self, txn: TxnId) -> Option<PendingVote> {
-        let slot = self.open.get_mut(&txn).filter(|_| self.locks.holds(txn))?;
-        match mem::replace(&mut slot.state, State::Checking) {
+        let transaction = self.open.get_mut(&txn).filter(|_| self.locks.holds(txn))?;
+        match mem::replace(&mut transaction.state, State::Checking) {
             State::Waiting { done, deadline } => {
                 if let Some(deadline) = deadline {
                     self.deadlines.remove(&(deadline, txn));
                 }
-                Some(PendingVote { txn, changes: slot.changes.clone(), done })
+                Some(PendingVote { txn, changes: transaction.changes.clone(), done })
             }
             other => {
-                slot.state = other;
+                transaction.state = other;
                 None
             }
         }
     }
 
-    fn slot(&mut self, txn: TxnId, changes: &SharedChanges) -> Option<&mut OpenTransaction> {
-        self.open.get_mut(&txn).filter(|slot| Arc::ptr_eq(&slot.changes, changes))
+    fn transaction(&mut self, txn: TxnId, changes: &SharedChanges) -> Option<&mut OpenTransaction> {
+        self.open.get_mut(&txn).filter(|transaction| Arc::ptr_eq(&transaction.changes, changes))
     }
 
-    fn remove(&mut self, txn: TxnId, reason: &str, remember: bool) -> Option<CloseReason> {
-        let slot = self.open.remove(&txn)?;
-        if let Some(deadline) = slot.state.deadline() {
+    fn remove(&mut self, txn: TxnId, reason: &str, remember: bool) -> Option<EndedTransaction> {
+        let transaction = self.open.remove(&txn)?;
+        if let Some(deadline) = transaction.state.deadline() {
             self.deadlines.remove(&(deadline, txn));
         }
-        if !(planted(Bug::KeepLocks) && matches!(slot.state, State::Voted { .. })) {
+        if !(planted(Bug::KeepLocks) && matches!(transaction.state, State::Voted { .. })) {
             self.unlock(txn);
         }
         if remember {
-            self.given_up.remember(txn, reason);
+            self.abort_reasons.remember(txn, reason);
         }
-        Some(CloseReason { slot, error: RequestError::Aborted { txn, reason: reason.to_owned() } })
+        Some(EndedTransaction {
+            transaction,
+            error: RequestError::Aborted { txn, reason: reason.to_owned() },
+        })
     }
 
     fn unlock(&mut self, txn: TxnId) {
-        self.turns.extend(self.locks.release(txn));
+        self.granted.extend(self.locks.release(txn));
     }
 
     /// Why a transaction is not there.
     fn gone(&self, txn: TxnId) -> RequestError {
-        match self.given_up.reason(txn) {
+        match self.abort_reasons.reason(txn) {
             Some(reason) => RequestError::Aborted { txn, reason: reason.to_owned() },
             None => RequestError::NoSuchTransaction { txn },
         }
@@ -483,25 +492,25 @@ mod tests {
     use crate::staging::Quota;
     use crate::transactions::write_set::Spool;
 
-    fn ballot(desk: &mut TransactionTable, n: u8) -> PendingVote {
+    fn vote(table: &mut TransactionTable, n: u8) -> PendingVote {
         let txn = TxnId([n; 16]);
         let changes = WriteSet::new(Spool::new(0, std::path::Path::new("")), 1, &Quota::new(1)).unwrap();
-        desk.begin(txn, TxnMeta::default(), changes).unwrap();
-        PendingVote { txn, changes: desk.changes(txn).unwrap(), done: Box::new(|_| ()) }
+        table.begin(txn, TxnMeta::default(), changes).unwrap();
+        PendingVote { txn, changes: table.changes(txn).unwrap(), done: Box::new(|_| ()) }
     }
 
     #[test]
     fn the_committer_is_called_when_a_vote_begins_that_need_not_wait() {
-        let mut desk = TransactionTable::new(StoreConfig::default());
+        let mut table = TransactionTable::new(StoreConfig::default());
         let oids: Arc<[Oid]> = [Oid(1)].into();
-        desk.rest_until(1);
+        table.rest_until(1);
         for (n, called) in [(1, true), (2, false)] {
-            let ballot = ballot(&mut desk, n);
-            assert!(!desk.call().committer);
-            let voting = desk.request_locks(ballot, oids.clone(), Instant::now()).map_err(|(_, error)| error);
+            let vote = vote(&mut table, n);
+            assert!(!table.call().committer);
+            let voting = table.request_locks(vote, oids.clone(), Instant::now()).map_err(|(_, error)| error);
             assert_eq!(voting.unwrap().is_some(), called, "the second waits for its lock");
-            assert_eq!(desk.call().committer, called);
-            desk.rest_until(1);
+            assert_eq!(table.call().committer, called);
+            table.rest_until(1);
         }
     }
 }

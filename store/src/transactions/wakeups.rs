@@ -10,8 +10,8 @@ use std::time::Instant;
 pub(crate) struct Sleepers {
     /// The committer does, until so many jobs are queued.
     committer: Option<usize>,
-    /// The steward does, until this moment if it is not called before.
-    steward: Option<Option<Instant>>,
+    /// The maintenance does, until this moment if it is not called before.
+    maintenance: Option<Option<Instant>>,
 }
 
 /// Who is to be called.
@@ -19,7 +19,7 @@ pub(crate) struct Sleepers {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Wake {
     pub(crate) committer: bool,
-    pub(crate) steward: bool,
+    pub(crate) maintenance: bool,
 }
 
 impl Sleepers {
@@ -28,9 +28,9 @@ impl Sleepers {
         self.committer = until;
     }
 
-    /// The steward rests until it is called or a moment has come, or works.
-    pub(crate) fn steward(&mut self, until: Option<Option<Instant>>) {
-        self.steward = until;
+    /// The maintenance rests until it is called or a moment has come, or works.
+    pub(crate) fn maintenance(&mut self, until: Option<Option<Instant>>) {
+        self.maintenance = until;
     }
 
     /// Who is to be called when so many jobs are queued (or one will be soon), a vote waits to be checked or not, and
@@ -40,8 +40,8 @@ impl Sleepers {
         let sooner = |until: Option<Instant>| {
             deadline.is_some_and(|deadline| until.is_none_or(|until| deadline < until))
         };
-        let steward = self.steward.take_if(|until| stops || votes || sooner(*until));
-        Wake { committer: committer.is_some(), steward: steward.is_some() }
+        let maintenance = self.maintenance.take_if(|until| stops || votes || sooner(*until));
+        Wake { committer: committer.is_some(), maintenance: maintenance.is_some() }
     }
 }
 
@@ -51,9 +51,9 @@ mod tests {
 
     use super::*;
 
-    const COMMITTER: Wake = Wake { committer: true, steward: false };
-    const STEWARD: Wake = Wake { committer: false, steward: true };
-    const NOBODY: Wake = Wake { committer: false, steward: false };
+    const COMMITTER: Wake = Wake { committer: true, maintenance: false };
+    const STEWARD: Wake = Wake { committer: false, maintenance: true };
+    const NOBODY: Wake = Wake { committer: false, maintenance: false };
 
     #[test]
     fn the_committer_is_called_once_when_enough_is_queued() {
@@ -69,13 +69,13 @@ mod tests {
     fn the_steward_is_called_for_votes_and_for_deadlines_before_the_one_that_it_knows() {
         let (now, mut rest) = (Instant::now(), Sleepers::default());
         let at = |seconds| Some(now + Duration::from_secs(seconds));
-        rest.steward(Some(None));
+        rest.maintenance(Some(None));
         assert_eq!(rest.call(1, false, None, false), NOBODY);
         assert_eq!(rest.call(0, false, at(9), false), STEWARD);
-        rest.steward(Some(at(9)));
+        rest.maintenance(Some(at(9)));
         assert_eq!(rest.call(0, false, at(9), false), NOBODY);
         assert_eq!(rest.call(0, false, at(8), false), STEWARD);
-        rest.steward(Some(at(8)));
+        rest.maintenance(Some(at(8)));
         assert_eq!(rest.call(0, true, at(9), false), STEWARD);
     }
 
@@ -83,7 +83,7 @@ mod tests {
     fn all_who_rest_are_called_when_everything_stops() {
         let mut rest = Sleepers::default();
         rest.committer(Some(1));
-        rest.steward(Some(None));
-        assert_eq!(rest.call(0, false, None, true), Wake { committer: true, steward: true });
+        rest.maintenance(Some(None));
+        assert_eq!(rest.call(0, false, None, true), Wake { committer: true, maintenance: true });
     }
 }

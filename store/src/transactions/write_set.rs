@@ -47,7 +47,7 @@ pub(crate) struct WriteSet {
     max_objects: u64,
     quota: Quota,
     /// What the spool and the files take. It only grows: what is replaced stays in the spool.
-    room: QuotaPermit,
+    permit: QuotaPermit,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,8 +115,8 @@ impl Header {
 impl WriteSet {
     pub(crate) fn new(spool: Spool, max_objects: u64, quota: &Quota) -> Result<WriteSet, RequestError> {
         let (index, files, quota) = (BTreeMap::new(), BTreeMap::new(), quota.clone());
-        let room = quota.take(0)?;
-        Ok(WriteSet { index, files, spool, end: 0, max_objects, quota, room })
+        let permit = quota.take(0)?;
+        Ok(WriteSet { index, files, spool, end: 0, max_objects, quota, permit })
     }
 
     /// Stores a revision. It replaces what was stored for the object before.
@@ -128,12 +128,12 @@ impl WriteSet {
         blob: Option<Staged>,
     ) -> Result<(), RequestError> {
         self.check_count(oid)?;
-        let mut room = self.quota.take(data.len() as u64)?;
+        let mut permit = self.quota.take(data.len() as u64)?;
         let none = BlobInfo { size: 0, digest: Digest([0; 32]) };
         let (info, kind, bytes, file) = match blob {
             None => (none, Header::NO_BLOB, Vec::new(), None),
             Some(staged) => {
-                room.join(staged.room);
+                permit.join(staged.permit);
                 match staged.content {
                     Content::Small(bytes) => (staged.info, Header::SMALL, bytes, None),
                     Content::File(file) => (staged.info, Header::IN_FILE, Vec::new(), Some(file)),
@@ -142,7 +142,7 @@ impl WriteSet {
         };
         let header = Header { data: data.len() as u64, kind, blob: info };
         let at = self.append(&header, data, &bytes).map_err(|error| self.spool.error("write to", &error))?;
-        self.room.join(room);
+        self.permit.join(permit);
         self.index.insert(oid, Change { base, at: Some(at) });
         match file {
             Some(file) => self.files.insert(oid, file),
@@ -244,7 +244,7 @@ mod tests {
 
     fn small(quota: &Quota, bytes: &[u8]) -> Staged {
         let info = BlobInfo { size: bytes.len() as u64, digest: Digest([7; 32]) };
-        Staged { info, content: Content::Small(bytes.to_vec()), room: quota.take(info.size).unwrap() }
+        Staged { info, content: Content::Small(bytes.to_vec()), permit: quota.take(info.size).unwrap() }
     }
 
     fn all(changes: &mut WriteSet) -> Vec<Entry> {
@@ -285,7 +285,7 @@ mod tests {
             let file = staging.reserve();
             std::fs::write(file.path(), b"blob").unwrap();
             let info = BlobInfo { size: 4, digest: Digest([7; 32]) };
-            Staged { info, content: Content::File(file), room: quota.take(4).unwrap() }
+            Staged { info, content: Content::File(file), permit: quota.take(4).unwrap() }
         };
         let files = || std::fs::read_dir(dir.path()).unwrap().count();
         let mut changes = changes(&quota);
