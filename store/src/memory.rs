@@ -27,7 +27,7 @@ use crate::transactions::write_set::{Bytes, Spool, WriteSet};
 ///
 /// let store = MemoryStore::new(StoreConfig::default())?;
 /// assert_eq!(store.last_tid(), Tid::ZERO);
-/// # Ok::<(), crate::OpenError>(())
+/// # Ok::<(), blobferry_store::OpenError>(())
 /// ```
 pub type MemoryStore = Coordinator<MemoryBackend>;
 

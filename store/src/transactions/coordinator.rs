@@ -1,9 +1,10 @@
-//! The life of transactions, the same for every store: from begin to a vote, and from finish to the announcement.
+//! Runs transactions over a back end, from begin to vote and from finish to announcement.
 //!
-//! Two threads belong to a store. The *committer* takes all transactions that are to be finished as one batch, has
-//! the back end make it durable, and announces each. The *maintenance* checks votes whose turn has come, and gives up
-//! what has waited too long for its locks, or is not finished in time. Whoever releases locks only notes whose turn it is
-//! now: nobody's call takes the time of another's vote.
+//! Two threads belong to a store. The *committer* takes all transactions that are to be finished
+//! as one batch, has the back end make it durable, and announces each commit. The *maintenance
+//! thread* checks votes that were granted their locks late, and aborts transactions whose deadline
+//! has passed. A thread that releases locks only records which votes were granted theirs, so no
+//! call spends its time on another transaction's vote.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use blobferry_platform::os::Next;
 use blobferry_platform::sync::atomic::{AtomicU64, Ordering};
 use blobferry_platform::sync::thread;
 use blobferry_platform::sync::thread::JoinHandle;
-use blobferry_platform::sync::{Arc, Condvar, Mutex, MutexGuard};
+use blobferry_platform::sync::{Arc, Mutex};
 use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
 
 use crate::backend::Backend;
@@ -23,18 +24,13 @@ use crate::store::{Done, Vote};
 use crate::transactions::group_commit::GroupCommit;
 use crate::transactions::publisher::CommitPublisher;
 use crate::transactions::table::{
-    Answer, EndedTransaction, Job, MaintenanceTask, PendingVote, TransactionTable,
+    Answer, EndedTransaction, Job, MaintenanceTask, NextTask, PendingVote, TransactionTable, VoteStep,
 };
-use crate::transactions::wakeups::Wake;
 use crate::transactions::write_set::WriteSet;
-
-/// How often the committer looks for what it was called for. It is called when a vote begins, as to wake takes about as
-/// long as to vote.
-const LOOKS: u32 = if cfg!(feature = "shuttle") { 1 } else { 40 };
 
 /// Runs transactions over a back end, and is a [`Store`](crate::Store).
 ///
-/// Dropped, it closes.
+/// Dropping it closes the store.
 #[derive(Debug)]
 pub struct Coordinator<B> {
     pub(crate) core: Arc<Core<B>>,
@@ -45,59 +41,29 @@ pub struct Coordinator<B> {
 pub(crate) struct Core<B> {
     pub(crate) backend: B,
     pub(crate) config: StoreConfig,
-    pub(crate) table: Arc<SharedTable>,
+    pub(crate) table: Arc<TransactionTable>,
     pub(crate) publisher: Arc<CommitPublisher>,
     pub(crate) quota: Quota,
     pub(crate) batches: AtomicU64,
 }
 
-/// The table, and the bells of the two who work at it.
-pub(crate) struct SharedTable {
-    table: Mutex<TransactionTable>,
-    committer: Condvar,
-    maintenance: Condvar,
-}
-
-impl SharedTable {
-    /// The table, for the two who work at it.
-    fn table(&self) -> MutexGuard<'_, TransactionTable> {
-        self.table.lock()
-    }
-
-    /// Does something at the table, and calls those who rest and have something to do then.
-    pub(crate) fn with_table<T>(&self, act: impl FnOnce(&mut TransactionTable) -> T) -> T {
-        let mut table = self.table();
-        let done = act(&mut table);
-        let Wake { committer, maintenance } = table.call();
-        drop(table);
-        if committer {
-            self.committer.notify_one();
-        }
-        if maintenance {
-            self.maintenance.notify_one();
-        }
-        done
-    }
-}
-
-/// Starts the threads of a store over a back end. `last` is the last transaction that is committed.
+/// Starts the threads of a store over a back end. `last` is the last committed transaction.
 pub(crate) fn start<B: Backend>(
     backend: B,
     config: StoreConfig,
     last: Tid,
 ) -> Result<Coordinator<B>, OpenError> {
-    let table = Mutex::new(TransactionTable::new(config.clone()));
-    let table = Arc::new(SharedTable { table, committer: Condvar::new(), maintenance: Condvar::new() });
+    let table = Arc::new(TransactionTable::new(config.clone()));
     let (publisher, quota) = (Arc::new(CommitPublisher::new(last)), Quota::new(config.max_staged));
     let core = Arc::new(Core { backend, config, table, publisher, quota, batches: AtomicU64::new(0) });
     let threads = Threads { table: core.table.clone(), handles: Mutex::default() };
-    threads.spawn("store-committer", &core, Core::run_committer, Core::commit_next)?;
-    threads.spawn("store-maintenance", &core, Core::run_steward, Core::do_next)?;
+    threads.spawn("store-committer", &core, Core::run_committer, Core::commit_step)?;
+    threads.spawn("store-maintain", &core, Core::run_maintenance, Core::maintenance_step)?;
     Ok(Coordinator { core, threads })
 }
 
 impl<B: Backend> Core<B> {
-    /// Refuses whatever would write when nothing can be written any more.
+    /// Fails if the store is closing, or if its back end takes no more writes.
     pub(crate) fn check_writable(&self) -> Result<(), RequestError> {
         self.table.with_table(|table| table.check_running())?;
         self.backend.check_writable()
@@ -114,12 +80,12 @@ impl<B: Backend> Core<B> {
         self.table.with_table(|table| table.begin(txn, meta, changes))
     }
 
-    /// Whether a transaction takes stores at this moment.
+    /// Fails unless the transaction takes stores at this moment.
     pub(crate) fn check_open(&self, txn: TxnId) -> Result<(), RequestError> {
         self.change(txn, |_| Ok(()))
     }
 
-    /// Makes a change in a transaction. Where that fails the transaction is not whole any more, and doomed.
+    /// Makes a change in a transaction. If that fails, the transaction is incomplete: it is doomed.
     pub(crate) fn change(
         &self,
         txn: TxnId,
@@ -139,25 +105,26 @@ impl<B: Backend> Core<B> {
             Ok(changes) => changes,
             Err(error) => return done(Err(error)),
         };
-        let lined_up = {
+        let step = {
             let locked = changes.lock();
             let oids: Arc<[Oid]> = locked.bases().map(|(oid, _)| oid).collect();
             let vote = PendingVote { txn, changes: changes.clone(), done };
             self.table.with_table(|table| table.request_locks(vote, oids, os::now()))
         };
-        match lined_up {
-            Ok(Some(vote)) => self.check(vote),
-            Ok(None) => {}
-            Err((vote, error)) => (vote.done)(Err(error)),
-        }
+        self.advance(step);
     }
 
-    /// Compares the bases of a transaction that has its locks.
-    fn check(&self, vote: PendingVote) {
-        let PendingVote { txn, changes, done } = vote;
-        let checked = self.backend.check(txn, &changes.lock());
-        let vote = self.table.with_table(|table| table.finish_vote(txn, &changes, checked, os::now()));
-        done(vote);
+    /// Does what comes next for a vote.
+    fn advance(&self, step: VoteStep) {
+        match step {
+            VoteStep::Wait => {}
+            VoteStep::Compare(vote) => {
+                let checked = self.backend.check(vote.txn, &vote.changes.lock());
+                let result = self.table.with_table(|table| table.finish_vote(&vote, checked, os::now()));
+                (vote.done)(result);
+            }
+            VoteStep::Refuse(done, error) => done(Err(error)),
+        }
     }
 
     pub(crate) fn finish(&self, txn: TxnId, done: Done<Tid>) {
@@ -169,19 +136,21 @@ impl<B: Backend> Core<B> {
 
     pub(crate) fn abort(&self, txn: TxnId) {
         let ended = self.table.with_table(|table| table.end(txn, None));
-        drop_ended(ended);
+        settle(ended);
     }
 
     pub(crate) fn outcome(&self, txn: TxnId, done: Done<Outcome>) {
         let queued = self.table.with_table(|table| table.outcome(txn, done));
         match queued {
-            Ok(ended) => drop_ended(ended),
+            Ok(ended) => settle(ended),
             Err((done, error)) => done(Err(error)),
         }
     }
 
-    /// Reads at the last visible transaction; again where nothing was found and a newer one has become visible
-    /// meanwhile, as a pack may have removed what the newer one has replaced.
+    /// Reads as of the last visible transaction.
+    ///
+    /// Reads again if nothing was found and a newer transaction became visible in the meantime: a
+    /// pack may have removed what the newer one replaced.
     pub(crate) fn read<T>(
         &self,
         read: impl Fn(Tid) -> Result<Option<T>, RequestError>,
@@ -197,7 +166,7 @@ impl<B: Backend> Core<B> {
 
     fn run_committer(&self) {
         let mut group = GroupCommit::default();
-        while let Some(jobs) = self.group(&mut group) {
+        while let Some(jobs) = self.table.wait_for_jobs(&mut group) {
             let count = jobs.len();
             let took = self.commit(jobs);
             let behind = self.table.with_table(|table| table.queued());
@@ -205,42 +174,8 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Waits until there is something to commit, and a little longer for others; `None` when there will be no more.
-    fn group(&self, group: &mut GroupCommit) -> Option<Vec<Job>> {
-        let (mut table, mut looks) = (self.table.table(), 0);
-        let here = loop {
-            match table.queued()? {
-                0 if looks > 0 => {
-                    looks -= 1;
-                    drop(table);
-                    thread::yield_now();
-                    table = self.table.table();
-                }
-                0 => {
-                    table.rest_until(1);
-                    table = self.table.committer.wait(table);
-                    looks = LOOKS;
-                }
-                here => break here,
-            }
-        };
-        if let Some((enough, patience)) = group.linger(here) {
-            let until = os::now().checked_add(patience);
-            while table.queued().is_some_and(|here| here < enough) && !table.is_stopping() {
-                let left = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(os::now()));
-                if left.is_zero() {
-                    break;
-                }
-                table.rest_until(enough);
-                (table, _) = self.table.committer.wait_timeout(table, left);
-            }
-            group.lingered(table.queued()?.saturating_sub(here));
-        }
-        Some(table.take_jobs())
-    }
-
-    /// What the committer does next, where it has no thread of its own.
-    fn commit_next(&self) -> Next {
+    /// Does the committer's next step without blocking, if a simulator drives it.
+    fn commit_step(&self) -> Next {
         let jobs = self.table.with_table(|table| table.queued().map(|_| table.take_jobs()));
         match jobs {
             None => Next::Over,
@@ -252,7 +187,7 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Commits all of this at once, and tells everybody. How long it took to make it durable.
+    /// Commits all jobs as one batch and answers each. Returns how long the durable write took.
     fn commit(&self, jobs: Vec<Job>) -> Duration {
         let (batch, answers): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.work, job.answer)).unzip();
         let start = os::now();
@@ -267,14 +202,14 @@ impl<B: Backend> Core<B> {
         took
     }
 
-    /// Tells of a commit that is durable: subscribers, then readers, then those who wait for its locks, then its
-    /// client.
+    /// Announces a durable commit: to subscribers first, then to readers, then to the votes that
+    /// wait for its locks, and to its client last.
     fn announce(&self, answer: Answer, result: Result<Outcome, RequestError>) {
         match (answer, result) {
             (Answer::Finish { txn, oids, done }, Ok(Outcome::Committed { tid })) => {
                 self.publisher.publish(tid, &oids);
                 let ended = self.table.with_table(|table| table.committed(txn));
-                drop_ended(ended);
+                settle(ended);
                 done(Ok(tid));
             }
             (Answer::Finish { txn, done, .. }, failed) => {
@@ -282,7 +217,7 @@ impl<B: Backend> Core<B> {
                 let reason = error.to_string();
                 tracing::error!(%txn, reason, "a transaction that was voted for could not be committed");
                 let ended = self.table.with_table(|table| table.failed(txn, &reason));
-                drop_ended(ended);
+                settle(ended);
                 done(Err(error));
             }
             (Answer::Outcome { txn, done }, outcome) => {
@@ -292,55 +227,43 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    fn run_steward(&self) {
-        let mut table = self.table.table();
-        loop {
-            match table.task(os::now()) {
-                MaintenanceTask::Stop => return,
-                MaintenanceTask::Wait(None) => {
-                    table = self.table.maintenance.wait(table);
-                }
-                MaintenanceTask::Wait(Some(time)) => {
-                    (table, _) = self.table.maintenance.wait_timeout(table, time);
-                }
-                MaintenanceTask::Check(vote) => {
-                    drop(table);
-                    self.check(vote);
-                    table = self.table.table();
-                }
-                MaintenanceTask::GiveUp(txn, ended) => {
-                    drop(table);
-                    self.give_up(txn, ended);
-                    table = self.table.table();
-                }
+    fn run_maintenance(&self) {
+        while let Some(task) = self.table.wait_for_task() {
+            self.do_task(task);
+        }
+    }
+
+    /// Does the maintenance thread's next step without blocking, if a simulator drives it.
+    fn maintenance_step(&self) -> Next {
+        let now = os::now();
+        match self.table.poll_task(now) {
+            NextTask::Stop => Next::Over,
+            NextTask::Wait(None) => Next::Waits,
+            NextTask::Wait(Some(time)) => Next::At(now + time),
+            NextTask::Do(task) => {
+                self.do_task(task);
+                Next::Now
             }
         }
     }
 
-    /// What the maintenance does next, where it has no thread of its own.
-    fn do_next(&self) -> Next {
-        let now = os::now();
-        let task = self.table.table().task(now);
+    fn do_task(&self, task: MaintenanceTask) {
         match task {
-            MaintenanceTask::Stop => return Next::Over,
-            MaintenanceTask::Wait(None) => return Next::Waits,
-            MaintenanceTask::Wait(Some(time)) => return Next::At(now + time),
-            MaintenanceTask::Check(vote) => self.check(vote),
-            MaintenanceTask::GiveUp(txn, ended) => self.give_up(txn, ended),
+            MaintenanceTask::Compare(vote) => self.advance(VoteStep::Compare(vote)),
+            MaintenanceTask::Expire(txn, ended) => {
+                tracing::warn!(%txn, reason = %ended.error(), "gave up a transaction");
+                settle(Some(ended));
+            }
         }
-        Next::Now
-    }
-
-    fn give_up(&self, txn: TxnId, ended: EndedTransaction) {
-        tracing::warn!(%txn, reason = %ended.error(), "gave up a transaction");
-        drop_ended(Some(ended));
     }
 }
 
-/// Puts away what has ended: outside of the table, as it removes files, and tells who waits for it.
-fn drop_ended(ended: Option<EndedTransaction>) {
+/// Notifies the vote of a transaction that has ended, and removes the transaction's files.
+///
+/// Must be called without the table's lock, since removing files takes time.
+fn settle(ended: Option<EndedTransaction>) {
     if let Some(ended) = ended {
-        ended.tell();
+        ended.notify();
     }
 }
 
@@ -350,14 +273,14 @@ impl<B> std::fmt::Debug for Core<B> {
     }
 }
 
-/// The threads of a store. Dropped, they are stopped.
+/// The threads of a store. Dropping it stops them.
 pub(crate) struct Threads {
-    table: Arc<SharedTable>,
+    table: Arc<TransactionTable>,
     handles: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Threads {
-    /// Has `run` run on a thread, or in a simulation `step` taken again and again.
+    /// Starts a thread for `run`. A simulator calls `step` repeatedly instead.
     fn spawn<B: Backend>(
         &self,
         name: &str,
@@ -375,15 +298,15 @@ impl Threads {
         Ok(())
     }
 
-    /// Commits what is being finished, ends everything else, and waits for the threads.
+    /// Commits what is being finished, ends everything else, and joins the threads.
     pub(crate) fn stop(&self) {
-        let ended = self.table.with_table(TransactionTable::stop);
-        ended.into_iter().for_each(EndedTransaction::tell);
+        let ended = self.table.with_table(|table| table.stop());
+        ended.into_iter().for_each(EndedTransaction::notify);
         let handles = std::mem::take(&mut *self.handles.lock());
         for handle in handles {
-            // The last owner may let go of the store in an answer that one of its threads gives.
+            // A completion that runs on one of these threads may drop the last owner of the store.
             if handle.thread().id() != thread::current().id() {
-                // A thread that has panicked has been reported, and has nothing more to say.
+                // The panic hook has already reported a thread that panicked.
                 let _ = handle.join();
             }
         }

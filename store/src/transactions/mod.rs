@@ -7,5 +7,4 @@ pub(crate) mod locks;
 pub(crate) mod publisher;
 pub(crate) mod store_impl;
 pub(crate) mod table;
-pub(crate) mod wakeups;
 pub(crate) mod write_set;

@@ -1,28 +1,121 @@
-//! Where every open transaction stands: the one place that knows phases, locks, deadlines, and what is to be
-//! finished next.
+//! The transaction table: phases, locks and deadlines of all open transactions, and what is to be
+//! committed next.
 //!
-//! Nothing here waits, reads a file or calls back: the [coordinator](crate::transactions::coordinator) does that, with what it is
-//! handed out from here.
+//! [`TransactionTable`] has the lock, and the two condition variables that the store's threads wait
+//! on. What is locked, [`Transactions`], never blocks, reads a file or calls a completion: the
+//! [coordinator](crate::transactions::coordinator) does that with what its methods return.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::time::{Duration, Instant};
 
-use blobferry_platform::sync::{Arc, Mutex};
+use blobferry_platform::os;
+use blobferry_platform::sync::{Arc, Condvar, Mutex, thread};
 use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{Conflict, Deadline, Oid, Outcome, Phase, RequestError, Tid, TxnId, TxnMeta};
 
 use crate::config::StoreConfig;
 use crate::store::{Done, Vote};
 use crate::transactions::abort_reasons::AbortReasons;
+use crate::transactions::group_commit::GroupCommit;
 use crate::transactions::locks::LockTable;
-use crate::transactions::wakeups::{Sleepers, Wake};
 use crate::transactions::write_set::WriteSet;
 
 const BY_CLIENT: &str = "it was aborted by its client";
 
-/// The changes of a transaction. Locked before the table where both are needed, and never the other way round.
+/// How often the committer polls for jobs after it was woken, before it sleeps again.
+///
+/// The committer is woken when a vote begins, because waking a thread takes about as long as a vote.
+const SPINS: u32 = if cfg!(feature = "shuttle") { 1 } else { 40 };
+
+/// The changes of a transaction. A thread that needs both locks this one before the table.
 pub(crate) type SharedChanges = Arc<Mutex<WriteSet>>;
+
+/// The table of open transactions, shared by the store's callers and its two threads.
+pub(crate) struct TransactionTable {
+    transactions: Mutex<Transactions>,
+    committer: Condvar,
+    maintenance: Condvar,
+}
+
+impl TransactionTable {
+    pub(crate) fn new(config: StoreConfig) -> TransactionTable {
+        TransactionTable {
+            transactions: Mutex::new(Transactions::new(config)),
+            committer: Condvar::new(),
+            maintenance: Condvar::new(),
+        }
+    }
+
+    /// Does something under the lock, then wakes the threads that have something to do because of it.
+    pub(crate) fn with_table<T>(&self, act: impl FnOnce(&mut Transactions) -> T) -> T {
+        let mut table = self.transactions.lock();
+        let done = act(&mut table);
+        let Wake { committer, maintenance } = table.take_wake();
+        drop(table);
+        if committer {
+            self.committer.notify_one();
+        }
+        if maintenance {
+            self.maintenance.notify_one();
+        }
+        done
+    }
+
+    /// Waits until there are jobs to commit, and up to a batch's time longer for others to join.
+    ///
+    /// Returns `None` when there will be no more.
+    pub(crate) fn wait_for_jobs(&self, group: &mut GroupCommit) -> Option<Vec<Job>> {
+        let (mut table, mut spins) = (self.transactions.lock(), 0);
+        let queued = loop {
+            match table.queued()? {
+                0 if spins > 0 => {
+                    spins -= 1;
+                    drop(table);
+                    thread::yield_now();
+                    table = self.transactions.lock();
+                }
+                0 => {
+                    table.committer_sleeps = Some(1);
+                    table = self.committer.wait(table);
+                    spins = SPINS;
+                }
+                queued => break queued,
+            }
+        };
+        if let Some((enough, patience)) = group.linger(queued) {
+            let until = os::now().checked_add(patience);
+            while table.queued().is_some_and(|queued| queued < enough) && !table.stopping {
+                let left = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(os::now()));
+                if left.is_zero() {
+                    break;
+                }
+                table.committer_sleeps = Some(enough);
+                (table, _) = self.committer.wait_timeout(table, left);
+            }
+            group.lingered(table.queued()?.saturating_sub(queued));
+        }
+        Some(table.take_jobs())
+    }
+
+    /// Waits for the maintenance thread's next task. Returns `None` when there will be no more.
+    pub(crate) fn wait_for_task(&self) -> Option<MaintenanceTask> {
+        let mut table = self.transactions.lock();
+        loop {
+            match table.next_task(os::now()) {
+                NextTask::Do(task) => return Some(task),
+                NextTask::Stop => return None,
+                NextTask::Wait(None) => table = self.maintenance.wait(table),
+                NextTask::Wait(Some(time)) => (table, _) = self.maintenance.wait_timeout(table, time),
+            }
+        }
+    }
+
+    /// Returns the maintenance thread's next task without waiting for it.
+    pub(crate) fn poll_task(&self, now: Instant) -> NextTask {
+        self.transactions.lock().next_task(now)
+    }
+}
 
 /// Counters since the store was opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,22 +126,27 @@ pub(crate) struct Counters {
     pub(crate) conflicts: u64,
 }
 
-pub(crate) struct TransactionTable {
+/// The contents of the transaction table.
+pub(crate) struct Transactions {
     open: BTreeMap<TxnId, OpenTransaction>,
     locks: LockTable<TxnId>,
-    /// Waiting votes that have got their locks and are to be checked.
+    /// Votes that waited for their locks and were granted them: the maintenance thread checks them.
     granted: VecDeque<TxnId>,
     /// When votes must have their locks, and when transactions that were voted for must be finished.
     deadlines: BTreeSet<(Instant, TxnId)>,
     /// What the committer takes next, all at once.
     queue: Vec<Job>,
-    /// Names that are being fenced off, and by how many jobs in or behind the queue.
+    /// Names that are being fenced off, with the number of jobs that do it, queued or running.
     fencing: BTreeMap<TxnId, usize>,
     abort_reasons: AbortReasons,
     stopping: bool,
-    /// A vote was begun a moment ago, and will finish_vote at once: the committer may have something to do soon.
-    soon: bool,
-    rest: Sleepers,
+    /// A vote has begun that need not wait: the committer is likely to have a job soon.
+    expects_job: bool,
+    /// The committer sleeps until this number of jobs is queued. `None` while it works.
+    committer_sleeps: Option<usize>,
+    /// The maintenance thread sleeps, and wakes by itself at this moment if there is one. `None`
+    /// while it works.
+    maintenance_sleeps: Option<Option<Instant>>,
     config: StoreConfig,
     pub(crate) counters: Counters,
 }
@@ -56,7 +154,7 @@ pub(crate) struct TransactionTable {
 struct OpenTransaction {
     meta: TxnMeta,
     changes: SharedChanges,
-    /// What it has asked locks for, from its vote on.
+    /// What it has requested locks for; empty before its vote.
     oids: Arc<[Oid]>,
     state: State,
 }
@@ -64,12 +162,12 @@ struct OpenTransaction {
 enum State {
     Open,
     Doomed,
-    /// For its locks.
+    /// The vote waits for its locks.
     Waiting {
         done: Done<Vote>,
         deadline: Option<Instant>,
     },
-    /// Has its locks; its bases are being compared.
+    /// The vote has its locks; its bases are being compared.
     Checking,
     Voted {
         deadline: Option<Instant>,
@@ -88,7 +186,7 @@ impl State {
         }
     }
 
-    /// When it must be something else.
+    /// Returns the moment at which the transaction expires in this state.
     fn deadline(&self) -> Option<Instant> {
         match self {
             State::Waiting { deadline, .. } | State::Voted { deadline } => *deadline,
@@ -97,34 +195,45 @@ impl State {
     }
 }
 
-/// A vote that has its locks: its bases are to be compared now.
+/// A vote that is not answered yet.
 pub(crate) struct PendingVote {
     pub(crate) txn: TxnId,
     pub(crate) changes: SharedChanges,
     pub(crate) done: Done<Vote>,
 }
 
-/// Work for the committer, and who waits for it.
+/// What comes next for a vote, to be done without the lock.
+#[must_use]
+pub(crate) enum VoteStep {
+    /// It has its locks: compare its bases, then call [`Transactions::finish_vote`].
+    Compare(PendingVote),
+    /// It waits in the table for its locks: the maintenance thread goes on with it.
+    Wait,
+    /// It is refused: answer it.
+    Refuse(Done<Vote>, RequestError),
+}
+
+/// Work for the committer, with the answer that it owes.
 pub(crate) struct Job {
     pub(crate) work: Work,
     pub(crate) answer: Answer,
 }
 
-/// One step of a durable write.
+/// One item of a batch that is made durable.
 pub(crate) enum Work {
     /// Commit this transaction.
     Commit { txn: TxnId, meta: TxnMeta, changes: SharedChanges },
-    /// Make sure that this name is never committed under, unless it was already.
+    /// Make sure that no transaction of this name ever commits, unless one has already.
     Fence(TxnId),
 }
 
-/// Who waits for a piece of work.
+/// The answer that a job owes.
 pub(crate) enum Answer {
     Finish { txn: TxnId, oids: Arc<[Oid]>, done: Done<Tid> },
     Outcome { txn: TxnId, done: Done<Outcome> },
 }
 
-/// A transaction that has ended without a commit, to be put away when the table is unlocked: its files are removed.
+/// A transaction that has left the table. Drop it without the lock: its files are removed then.
 #[must_use]
 pub(crate) struct EndedTransaction {
     transaction: OpenTransaction,
@@ -132,32 +241,49 @@ pub(crate) struct EndedTransaction {
 }
 
 impl EndedTransaction {
-    /// Why.
+    /// Returns the error that a waiting vote gets.
     pub(crate) fn error(&self) -> &RequestError {
         &self.error
     }
 
-    /// Tells a vote that waited, if there was one.
-    pub(crate) fn tell(self) {
+    /// Answers the vote that waited, if there was one.
+    pub(crate) fn notify(self) {
         if let State::Waiting { done, .. } = self.transaction.state {
             done(Err(self.error));
         }
     }
 }
 
-/// What the maintenance has to do next.
+/// A task of the maintenance thread, to be done without the lock.
 pub(crate) enum MaintenanceTask {
-    Check(PendingVote),
-    /// A deadline has passed.
-    GiveUp(TxnId, EndedTransaction),
-    /// Nothing before this moment.
+    /// This vote was granted its locks: compare its bases.
+    Compare(PendingVote),
+    /// This transaction's deadline has passed.
+    Expire(TxnId, EndedTransaction),
+}
+
+/// What the maintenance thread does next.
+pub(crate) enum NextTask {
+    Do(MaintenanceTask),
+    /// Nothing before this time has passed; nothing at all without one.
     Wait(Option<Duration>),
     Stop,
 }
 
-impl TransactionTable {
-    pub(crate) fn new(config: StoreConfig) -> TransactionTable {
-        TransactionTable {
+/// The threads that must be woken.
+///
+/// Waking costs a system call, and a needless one two context switches, while most changes of the
+/// table concern neither thread. So each thread records what it sleeps for.
+#[must_use]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wake {
+    committer: bool,
+    maintenance: bool,
+}
+
+impl Transactions {
+    fn new(config: StoreConfig) -> Transactions {
+        Transactions {
             open: BTreeMap::new(),
             locks: LockTable::new(),
             granted: VecDeque::new(),
@@ -166,18 +292,20 @@ impl TransactionTable {
             fencing: BTreeMap::new(),
             abort_reasons: AbortReasons::default(),
             stopping: false,
-            soon: false,
-            rest: Sleepers::default(),
+            expects_job: false,
+            committer_sleeps: None,
+            maintenance_sleeps: None,
             config,
             counters: Counters::default(),
         }
     }
 
+    /// Returns how many transactions are open, in any phase.
     pub(crate) fn open(&self) -> u64 {
         self.open.len() as u64
     }
 
-    /// Refuses whatever would write once the store is closing.
+    /// Fails if the store is closing.
     pub(crate) fn check_running(&self) -> Result<(), RequestError> {
         if self.stopping { Err(RequestError::Stopping) } else { Ok(()) }
     }
@@ -199,65 +327,62 @@ impl TransactionTable {
         Ok(())
     }
 
-    /// The changes of a transaction, whatever its phase.
+    /// Returns the changes of a transaction, whatever its phase.
     pub(crate) fn changes(&self, txn: TxnId) -> Result<SharedChanges, RequestError> {
-        self.open.get(&txn).map(|transaction| transaction.changes.clone()).ok_or_else(|| self.gone(txn))
+        self.open.get(&txn).map(|transaction| transaction.changes.clone()).ok_or_else(|| self.missing(txn))
     }
 
-    /// Whether a transaction takes stores. The caller holds the lock of its changes, so this stays true until that
-    /// is unlocked, or the transaction is gone.
+    /// Fails unless the transaction takes stores.
+    ///
+    /// The caller holds the lock of its changes. Until it unlocks them, the transaction keeps taking
+    /// stores, or has left the table.
     pub(crate) fn check_open(&self, txn: TxnId, changes: &SharedChanges) -> Result<(), RequestError> {
-        match self.open.get(&txn).filter(|transaction| Arc::ptr_eq(&transaction.changes, changes)) {
-            None => Err(self.gone(txn)),
+        match self.open.get(&txn).filter(|found| Arc::ptr_eq(&found.changes, changes)) {
+            None => Err(self.missing(txn)),
             Some(OpenTransaction { state: State::Open, .. }) => Ok(()),
             Some(OpenTransaction { state: State::Doomed, .. }) => Err(RequestError::Doomed { txn }),
-            Some(transaction) => Err(RequestError::WrongPhase { txn, phase: transaction.state.phase() }),
+            Some(found) => Err(RequestError::WrongPhase { txn, phase: found.state.phase() }),
         }
     }
 
-    /// A store has failed, or the name is taken: the transaction can only be aborted.
+    /// Dooms a transaction: a store has failed, so it can only be aborted.
     pub(crate) fn doom(&mut self, txn: TxnId, changes: &SharedChanges) {
-        if let Some(transaction) = self.transaction(txn, changes) {
+        if let Some(transaction) = self.find(txn, changes) {
             transaction.state = State::Doomed;
         }
     }
 
-    /// Asks for the locks of a vote. The caller holds the lock of its changes. The vote comes back if it has its
-    /// locks now; else it stays here until it is its turn.
-    pub(crate) fn request_locks(
-        &mut self,
-        vote: PendingVote,
-        oids: Arc<[Oid]>,
-        now: Instant,
-    ) -> Result<Option<PendingVote>, (PendingVote, RequestError)> {
+    /// Requests the locks of a vote. The caller holds the lock of its changes.
+    pub(crate) fn request_locks(&mut self, vote: PendingVote, oids: Arc<[Oid]>, now: Instant) -> VoteStep {
         if let Err(error) = self.check_open(vote.txn, &vote.changes) {
-            return Err((vote, error));
+            return VoteStep::Refuse(vote.done, error);
         }
         let PendingVote { txn, changes, done } = vote;
         let granted = self.locks.request(txn, oids.clone());
-        let Some(transaction) = self.open.get_mut(&txn) else { return Ok(None) }; // it was there a moment ago
+        let Some(transaction) = self.open.get_mut(&txn) else { return VoteStep::Wait }; // checked above
         transaction.oids = oids;
         if granted {
             transaction.state = State::Checking;
-            self.soon = true;
-            return Ok(Some(PendingVote { txn, changes, done }));
+            self.expects_job = true;
+            return VoteStep::Compare(PendingVote { txn, changes, done });
         }
         let deadline = now.checked_add(self.config.lock_timeout);
         transaction.state = State::Waiting { done, deadline };
         self.deadlines.extend(deadline.map(|deadline| (deadline, txn)));
-        Ok(None)
+        VoteStep::Wait
     }
 
-    /// Ends a vote: with locks kept until the deadline if there are no conflicts.
+    /// Decides a vote whose bases were compared. If there are no conflicts, it keeps its locks until
+    /// the deadline. Returns the answer.
     pub(crate) fn finish_vote(
         &mut self,
-        txn: TxnId,
-        changes: &SharedChanges,
+        vote: &PendingVote,
         checked: Result<Vec<Conflict>, RequestError>,
         now: Instant,
     ) -> Result<Vote, RequestError> {
+        let txn = vote.txn;
         let deadline = now.checked_add(self.config.vote_timeout);
-        let Some(transaction) = self.transaction(txn, changes) else {
+        let Some(transaction) = self.find(txn, &vote.changes) else {
             let reason = self.abort_reasons.reason(txn).unwrap_or(BY_CLIENT).to_owned();
             return Err(RequestError::Aborted { txn, reason });
         };
@@ -272,10 +397,8 @@ impl TransactionTable {
                 self.counters.conflicts += 1;
                 self.unlock(txn);
                 if planted(Bug::UnlockAnother) {
-                    let voted =
-                        |transaction: &OpenTransaction| matches!(transaction.state, State::Voted { .. });
-                    let another =
-                        self.open.iter().find(|(_, transaction)| voted(transaction)).map(|(txn, _)| *txn);
+                    let is_voted = |other: &OpenTransaction| matches!(other.state, State::Voted { .. });
+                    let another = self.open.iter().find(|(_, other)| is_voted(other)).map(|(txn, _)| *txn);
                     another.into_iter().for_each(|txn| self.unlock(txn));
                 }
                 Ok(Vote::Conflicts(conflicts))
@@ -291,7 +414,7 @@ impl TransactionTable {
 
     /// Queues a transaction that was voted for.
     pub(crate) fn finish(&mut self, txn: TxnId, done: Done<Tid>) -> Result<(), (Done<Tid>, RequestError)> {
-        let Some(transaction) = self.open.get_mut(&txn) else { return Err((done, self.gone(txn))) };
+        let Some(transaction) = self.open.get_mut(&txn) else { return Err((done, self.missing(txn))) };
         let State::Voted { deadline } = transaction.state else {
             let phase = transaction.state.phase();
             return Err((done, RequestError::WrongPhase { txn, phase }));
@@ -300,16 +423,13 @@ impl TransactionTable {
         if let Some(deadline) = deadline {
             self.deadlines.remove(&(deadline, txn));
         }
-        let work = Work::Commit {
-            txn,
-            meta: mem::take(&mut transaction.meta),
-            changes: transaction.changes.clone(),
-        };
-        self.queue.push(Job { work, answer: Answer::Finish { txn, oids: transaction.oids.clone(), done } });
+        let (meta, changes) = (mem::take(&mut transaction.meta), transaction.changes.clone());
+        let answer = Answer::Finish { txn, oids: transaction.oids.clone(), done };
+        self.queue.push(Job { work: Work::Commit { txn, meta, changes }, answer });
         Ok(())
     }
 
-    /// Queues a question for an outcome. If the transaction is not being finished it ends here.
+    /// Queues a request for an outcome. Ends the transaction, unless it is being finished.
     pub(crate) fn outcome(
         &mut self,
         txn: TxnId,
@@ -319,7 +439,7 @@ impl TransactionTable {
             return Err((done, RequestError::Stopping));
         }
         if planted(Bug::OutcomeTooEarly)
-            && self.open.get(&txn).is_some_and(|transaction| matches!(transaction.state, State::Finishing))
+            && self.open.get(&txn).is_some_and(|found| matches!(found.state, State::Finishing))
         {
             done(Ok(Outcome::NotCommitted));
             return Ok(None);
@@ -330,7 +450,7 @@ impl TransactionTable {
         Ok(ended)
     }
 
-    /// The name was fenced off, or found committed, or neither could be done.
+    /// Notes that one job that fences this name off is done, whatever came of it.
     pub(crate) fn fenced(&mut self, txn: TxnId) {
         if let Some(jobs) = self.fencing.get_mut(&txn) {
             *jobs -= 1;
@@ -340,7 +460,8 @@ impl TransactionTable {
         }
     }
 
-    /// Ends a transaction that is not being finished. The store's `reason`, if it has one, is remembered.
+    /// Ends a transaction, unless it is being finished. The store's `reason`, if there is one, is
+    /// remembered for later calls.
     pub(crate) fn end(&mut self, txn: TxnId, reason: Option<&str>) -> Option<EndedTransaction> {
         if matches!(self.open.get(&txn)?.state, State::Finishing) {
             return None;
@@ -349,85 +470,82 @@ impl TransactionTable {
         self.remove(txn, reason.unwrap_or(BY_CLIENT), reason.is_some())
     }
 
-    /// The commit is visible: its locks are free.
+    /// Removes a transaction whose commit is visible, and releases its locks.
     pub(crate) fn committed(&mut self, txn: TxnId) -> Option<EndedTransaction> {
         self.counters.commits += 1;
         self.remove(txn, "it is committed", false)
     }
 
-    /// The commit has failed.
+    /// Removes a transaction whose commit has failed, and releases its locks.
     pub(crate) fn failed(&mut self, txn: TxnId, reason: &str) -> Option<EndedTransaction> {
         self.counters.aborts += 1;
         self.remove(txn, reason, true)
     }
 
-    /// Who has to be called because of what has happened here.
-    pub(crate) fn call(&mut self) -> Wake {
-        let deadline = self.deadlines.first().map(|(deadline, _)| *deadline);
-        let soon = usize::from(mem::take(&mut self.soon));
-        self.rest.call(self.queue.len().max(soon), !self.granted.is_empty(), deadline, self.stopping)
-    }
-
-    /// How many jobs there are for the committer; `None` when there will be no more.
+    /// Returns the number of jobs for the committer; `None` when there will be no more.
     pub(crate) fn queued(&self) -> Option<usize> {
         if self.queue.is_empty() && self.stopping { None } else { Some(self.queue.len()) }
     }
 
-    /// The committer waits to be called when so many jobs are queued.
-    pub(crate) fn rest_until(&mut self, jobs: usize) {
-        self.rest.committer(Some(jobs));
-    }
-
-    /// All jobs for the committer, in order.
+    /// Takes all jobs, in order. The committer works from now on.
     pub(crate) fn take_jobs(&mut self) -> Vec<Job> {
-        self.rest.committer(None);
+        self.committer_sleeps = None;
         mem::take(&mut self.queue)
     }
 
-    /// Whether nothing new is begun.
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping
-    }
-
-    /// What the maintenance has to do next. If it is to wait, it rests.
-    pub(crate) fn task(&mut self, now: Instant) -> MaintenanceTask {
-        let task = self.next_task(now);
-        self.rest.maintenance(match task {
-            MaintenanceTask::Wait(time) => Some(time.and_then(|time| now.checked_add(time))),
-            _ => None,
-        });
-        task
-    }
-
-    fn next_task(&mut self, now: Instant) -> MaintenanceTask {
-        while let Some(txn) = self.granted.pop_front() {
-            if let Some(vote) = self.turn(txn) {
-                return MaintenanceTask::Check(vote);
-            }
-        }
-        match self.deadlines.first().copied() {
-            _ if self.stopping => MaintenanceTask::Stop,
-            Some((deadline, txn)) if deadline <= now => {
-                self.deadlines.pop_first();
-                self.counters.timeouts += 1;
-                match self.give_up(txn) {
-                    Some(ended) => MaintenanceTask::GiveUp(txn, ended),
-                    None => MaintenanceTask::Wait(Some(Duration::ZERO)),
-                }
-            }
-            next => MaintenanceTask::Wait(next.map(|(deadline, _)| deadline - now)),
-        }
-    }
-
-    /// Takes no more work, and ends all that is not being finished.
+    /// Takes no more work, and ends every transaction that is not being finished.
     pub(crate) fn stop(&mut self) -> Vec<EndedTransaction> {
         self.stopping = true;
         let open: Vec<TxnId> = self.open.keys().copied().collect();
         open.into_iter().filter_map(|txn| self.end(txn, Some("the server is stopping"))).collect()
     }
 
-    /// The deadline of a transaction has passed. A vote that waits is told which; later calls hear of it, too.
-    fn give_up(&mut self, txn: TxnId) -> Option<EndedTransaction> {
+    /// Returns the threads that sleep and have something to do now. Each is named once.
+    fn take_wake(&mut self) -> Wake {
+        let jobs = self.queue.len().max(usize::from(mem::take(&mut self.expects_job)));
+        let committer = self.committer_sleeps.take_if(|enough| self.stopping || jobs >= *enough);
+        let deadline = self.deadlines.first().map(|(deadline, _)| *deadline);
+        let is_sooner = |until: Option<Instant>| {
+            deadline.is_some_and(|deadline| until.is_none_or(|until| deadline < until))
+        };
+        let has_task = self.stopping || !self.granted.is_empty();
+        let maintenance = self.maintenance_sleeps.take_if(|until| has_task || is_sooner(*until));
+        Wake { committer: committer.is_some(), maintenance: maintenance.is_some() }
+    }
+
+    /// Returns the maintenance thread's next task. If there is none, the thread sleeps from now on.
+    fn next_task(&mut self, now: Instant) -> NextTask {
+        let next = self.find_task(now);
+        self.maintenance_sleeps = match next {
+            NextTask::Wait(time) => Some(time.and_then(|time| now.checked_add(time))),
+            NextTask::Do(_) | NextTask::Stop => None,
+        };
+        next
+    }
+
+    fn find_task(&mut self, now: Instant) -> NextTask {
+        while let Some(txn) = self.granted.pop_front() {
+            if let Some(vote) = self.take_granted(txn) {
+                return NextTask::Do(MaintenanceTask::Compare(vote));
+            }
+        }
+        match self.deadlines.first().copied() {
+            _ if self.stopping => NextTask::Stop,
+            Some((deadline, txn)) if deadline <= now => {
+                self.deadlines.pop_first();
+                self.counters.timeouts += 1;
+                match self.expire(txn) {
+                    Some(ended) => NextTask::Do(MaintenanceTask::Expire(txn, ended)),
+                    None => NextTask::Wait(Some(Duration::ZERO)),
+                }
+            }
+            next => NextTask::Wait(next.map(|(deadline, _)| deadline - now)),
+        }
+    }
+
+    /// Ends a transaction whose deadline has passed. A waiting vote gets the deadline as its error;
+    /// later calls get the reason.
+    fn expire(&mut self, txn: TxnId) -> Option<EndedTransaction> {
         if !matches!(self.open.get(&txn)?.state, State::Waiting { .. }) {
             return self.end(txn, Some("it was voted for, but not finished in time"));
         }
@@ -435,8 +553,8 @@ impl TransactionTable {
         Some(EndedTransaction { error: Deadline::Locks.passed(self.config.lock_timeout), ..ended })
     }
 
-    /// The vote of a transaction whose turn has come, if it still waits for it.
-    fn turn(&mut self, txn: TxnId) -> Option<PendingVote> {
+    /// Takes the vote of a transaction that was granted its locks, if it still waits for them.
+    fn take_granted(&mut self, txn: TxnId) -> Option<PendingVote> {
         let transaction = self.open.get_mut(&txn).filter(|_| self.locks.holds(txn))?;
         match mem::replace(&mut transaction.state, State::Checking) {
             State::Waiting { done, deadline } => {
@@ -452,8 +570,9 @@ impl TransactionTable {
         }
     }
 
-    fn transaction(&mut self, txn: TxnId, changes: &SharedChanges) -> Option<&mut OpenTransaction> {
-        self.open.get_mut(&txn).filter(|transaction| Arc::ptr_eq(&transaction.changes, changes))
+    /// Finds a transaction, if it is still the one that has these changes.
+    fn find(&mut self, txn: TxnId, changes: &SharedChanges) -> Option<&mut OpenTransaction> {
+        self.open.get_mut(&txn).filter(|found| Arc::ptr_eq(&found.changes, changes))
     }
 
     fn remove(&mut self, txn: TxnId, reason: &str, remember: bool) -> Option<EndedTransaction> {
@@ -467,18 +586,16 @@ impl TransactionTable {
         if remember {
             self.abort_reasons.remember(txn, reason);
         }
-        Some(EndedTransaction {
-            transaction,
-            error: RequestError::Aborted { txn, reason: reason.to_owned() },
-        })
+        let error = RequestError::Aborted { txn, reason: reason.to_owned() };
+        Some(EndedTransaction { transaction, error })
     }
 
     fn unlock(&mut self, txn: TxnId) {
         self.granted.extend(self.locks.release(txn));
     }
 
-    /// Why a transaction is not there.
-    fn gone(&self, txn: TxnId) -> RequestError {
+    /// Returns the error for a transaction that is not in the table.
+    fn missing(&self, txn: TxnId) -> RequestError {
         match self.abort_reasons.reason(txn) {
             Some(reason) => RequestError::Aborted { txn, reason: reason.to_owned() },
             None => RequestError::NoSuchTransaction { txn },
@@ -492,25 +609,79 @@ mod tests {
     use crate::staging::Quota;
     use crate::transactions::write_set::Spool;
 
-    fn vote(table: &mut TransactionTable, n: u8) -> PendingVote {
+    const COMMITTER: Wake = Wake { committer: true, maintenance: false };
+    const MAINTENANCE: Wake = Wake { committer: false, maintenance: true };
+    const NONE: Wake = Wake { committer: false, maintenance: false };
+
+    fn table() -> Transactions {
+        Transactions::new(StoreConfig::default())
+    }
+
+    fn pending_vote(table: &mut Transactions, n: u8) -> PendingVote {
         let txn = TxnId([n; 16]);
         let changes = WriteSet::new(Spool::new(0, std::path::Path::new("")), 1, &Quota::new(1)).unwrap();
         table.begin(txn, TxnMeta::default(), changes).unwrap();
         PendingVote { txn, changes: table.changes(txn).unwrap(), done: Box::new(|_| ()) }
     }
 
+    fn queue_job(table: &mut Transactions) {
+        assert!(table.outcome(TxnId([0; 16]), Box::new(|_| ())).is_ok_and(|ended| ended.is_none()));
+    }
+
     #[test]
-    fn the_committer_is_called_when_a_vote_begins_that_need_not_wait() {
-        let mut table = TransactionTable::new(StoreConfig::default());
+    fn the_committer_wakes_when_a_vote_gets_its_locks_at_once() {
+        let mut table = table();
         let oids: Arc<[Oid]> = [Oid(1)].into();
-        table.rest_until(1);
-        for (n, called) in [(1, true), (2, false)] {
-            let vote = vote(&mut table, n);
-            assert!(!table.call().committer);
-            let voting = table.request_locks(vote, oids.clone(), Instant::now()).map_err(|(_, error)| error);
-            assert_eq!(voting.unwrap().is_some(), called, "the second waits for its lock");
-            assert_eq!(table.call().committer, called);
-            table.rest_until(1);
+        table.committer_sleeps = Some(1);
+        for (n, granted) in [(1, true), (2, false)] {
+            let vote = pending_vote(&mut table, n);
+            assert!(!table.take_wake().committer);
+            let step = table.request_locks(vote, oids.clone(), Instant::now());
+            assert_eq!(matches!(step, VoteStep::Compare(_)), granted, "the second waits for its lock");
+            assert_eq!(table.take_wake().committer, granted);
+            table.committer_sleeps = Some(1);
         }
+    }
+
+    #[test]
+    fn the_committer_wakes_once_when_enough_is_queued() {
+        let mut table = table();
+        queue_job(&mut table);
+        assert_eq!(table.take_wake(), NONE, "both threads work");
+        table.committer_sleeps = Some(3);
+        queue_job(&mut table);
+        assert_eq!(table.take_wake(), NONE);
+        queue_job(&mut table);
+        assert_eq!(table.take_wake(), COMMITTER);
+        queue_job(&mut table);
+        assert_eq!(table.take_wake(), NONE);
+    }
+
+    #[test]
+    fn maintenance_wakes_for_votes_and_earlier_deadlines() {
+        let (now, mut table, txn) = (Instant::now(), table(), TxnId([1; 16]));
+        let at = |seconds| now + Duration::from_secs(seconds);
+        table.maintenance_sleeps = Some(None);
+        queue_job(&mut table);
+        assert_eq!(table.take_wake(), NONE);
+        table.deadlines.insert((at(9), txn));
+        assert_eq!(table.take_wake(), MAINTENANCE);
+        table.maintenance_sleeps = Some(Some(at(9)));
+        assert_eq!(table.take_wake(), NONE);
+        table.deadlines.insert((at(8), txn));
+        assert_eq!(table.take_wake(), MAINTENANCE);
+        table.maintenance_sleeps = Some(Some(at(8)));
+        table.granted.push_back(txn);
+        assert_eq!(table.take_wake(), MAINTENANCE);
+    }
+
+    #[test]
+    fn both_threads_wake_when_the_store_stops() {
+        let mut table = table();
+        assert!(table.stop().is_empty());
+        assert_eq!(table.take_wake(), NONE, "both threads work");
+        table.committer_sleeps = Some(1);
+        table.maintenance_sleeps = Some(None);
+        assert_eq!(table.take_wake(), Wake { committer: true, maintenance: true });
     }
 }
