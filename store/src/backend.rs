@@ -13,9 +13,6 @@ use crate::transactions::write_set::{Spool, WriteSet};
 
 /// Keeps revisions. `visible` is the last transaction that a reader may see: later ones are not announced yet.
 pub(crate) trait Backend: Send + Sync + 'static {
-    /// The last transaction that is committed.
-    fn last_tid(&self) -> Result<Tid, RequestError>;
-
     /// Refuses with the reason if nothing can be written any more.
     fn check_writable(&self) -> Result<(), RequestError>;
 

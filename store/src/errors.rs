@@ -1,14 +1,16 @@
 //! Errors: why a store cannot be opened, and how failures of the disk look to a client.
 
+use std::error::Error;
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use blobferry_platform::blobdir::{LayoutError, WriteError};
+use blobferry_platform::blobdir::LayoutError;
 use blobferry_protocol::RequestError;
-use rusqlite::ErrorCode;
 
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
     /// Another server, or a check, has the directory open.
     #[error("{dir} is in use by another server or a check; stop that one first, or name another directory")]
@@ -27,7 +29,7 @@ pub enum OpenError {
         /// The database file.
         path: PathBuf,
     },
-    /// The database is not one of ours.
+    /// The file is not a blobferry database.
     #[error("{path} is not a blobferry store; serve another directory, or move that file away")]
     Foreign {
         /// The database file.
@@ -45,7 +47,7 @@ pub enum OpenError {
         /// The last format that this program knows.
         known: i64,
     },
-    /// The database was written by an earlier version of this program, and is not to be changed.
+    /// The database was written by an earlier version of this program, and must not be changed.
     #[error(
         "{path} has format {found}, and only format {needed} can be looked at: let a server serve it once, or check it with \
          repair, which brings it to that format"
@@ -55,7 +57,7 @@ pub enum OpenError {
         path: PathBuf,
         /// Its format.
         found: i64,
-        /// The one that it will have.
+        /// The format that it must have.
         needed: i64,
     },
     /// The database failed.
@@ -65,8 +67,8 @@ pub enum OpenError {
         operation: &'static str,
         /// The database file.
         path: PathBuf,
-        /// What SQLite says.
-        source: rusqlite::Error,
+        /// The error of the database library.
+        source: DatabaseError,
     },
     /// The file system failed.
     #[error("could not {operation} {path}: {source}")]
@@ -75,7 +77,7 @@ pub enum OpenError {
         operation: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The store's threads could not be started.
@@ -84,63 +86,61 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Is it damage to what was committed?
+    /// Returns whether committed data is damaged.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
             OpenError::NoDatabase { .. } => true,
-            OpenError::Database { source, .. } => {
-                source.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt)
-            }
+            OpenError::Database { source, .. } => source.is_corruption(),
             _ => false,
         }
     }
 }
 
-/// Makes an [`OpenError::Io`] of a system's error.
-pub(crate) fn opening(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
-    move |source| OpenError::Io { operation, path: path.to_owned(), source }
+/// An error of the database library.
+///
+/// The library's own type is not part of this crate's API, so that its version may change.
+#[derive(Debug)]
+pub struct DatabaseError {
+    source: Box<dyn Error + Send + Sync>,
+    is_corruption: bool,
 }
 
-/// What a client sees of a failed disk operation.
+impl DatabaseError {
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn new(source: impl Error + Send + Sync + 'static, is_corruption: bool) -> DatabaseError {
+        DatabaseError { source: Box::new(source), is_corruption }
+    }
+
+    /// Returns whether the database file is corrupt.
+    #[must_use]
+    pub fn is_corruption(&self) -> bool {
+        self.is_corruption
+    }
+}
+
+impl fmt::Display for DatabaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+impl Error for DatabaseError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.source()
+    }
+}
+
+/// Returns what a client sees of a failed disk operation.
 pub(crate) fn disk_error(operation: &str, path: &Path, error: &io::Error) -> RequestError {
     let detail = format!("could not {operation} {}: {error}", path.display());
     match error.kind() {
-        // A limit on the length of files is a lack of room, too, and as easily mended.
+        // A limit on the length of files is a lack of space too, and is removed as easily.
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
             RequestError::NoSpace { detail }
         }
         ErrorKind::ReadOnlyFilesystem => RequestError::ReadOnly { reason: detail },
         _ => RequestError::Failed { detail },
-    }
-}
-
-/// What a client sees of a failed database operation.
-pub(crate) fn database_error(operation: &str, path: &Path, error: &rusqlite::Error) -> RequestError {
-    let detail = format!("could not {operation} in {}: {error}", path.display());
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => RequestError::NoSpace { detail },
-        Some(ErrorCode::ReadOnly) => RequestError::ReadOnly { reason: detail },
-        // Also said of what the disk can not read.
-        Some(ErrorCode::DatabaseCorrupt) => RequestError::Failed {
-            detail: format!(
-                "{detail}; stop the server, and see what `blobferry check` says of its directory"
-            ),
-        },
-        _ => RequestError::Failed { detail },
-    }
-}
-
-/// What a client sees of a blob that could not be written.
-pub(crate) fn blob_error(error: &WriteError) -> RequestError {
-    match error {
-        WriteError::NoSpace { .. } | WriteError::Full { .. } => {
-            RequestError::NoSpace { detail: error.to_string() }
-        }
-        WriteError::TooLong { .. } | WriteError::TooShort { .. } | WriteError::Digest { .. } => {
-            RequestError::Mismatch { detail: error.to_string() }
-        }
-        WriteError::Io { operation, path, source } => disk_error(operation, path, source),
     }
 }
 
@@ -151,25 +151,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_library_has_wrapped_is_what_it_was() {
+    fn a_wrapped_system_error_keeps_its_kind() {
         let dir = tempfile::tempdir().unwrap();
         let wrapped = |errno: Errno| {
             let error = io::Error::from(errno);
             io::Error::new(error.kind(), format!("{error} at some path"))
         };
-        let told = |errno| disk_error("create a file in", dir.path(), &wrapped(errno));
-        assert!(matches!(told(Errno::ROFS), RequestError::ReadOnly { .. }));
-        assert!(matches!(told(Errno::DQUOT), RequestError::NoSpace { .. }));
+        let reported = |errno| disk_error("create a file in", dir.path(), &wrapped(errno));
+        assert!(matches!(reported(Errno::ROFS), RequestError::ReadOnly { .. }));
+        assert!(matches!(reported(Errno::DQUOT), RequestError::NoSpace { .. }));
     }
 
     #[test]
-    fn what_the_system_says_becomes_a_typed_error_with_operation_and_path() {
-        let told = |errno: Errno| disk_error("write to", "blobs/1/x".as_ref(), &errno.into());
+    fn a_disk_error_is_typed_and_names_operation_and_path() {
+        let reported = |errno: Errno| disk_error("write to", "blobs/1/x".as_ref(), &errno.into());
         for errno in [Errno::NOSPC, Errno::DQUOT, Errno::FBIG] {
-            assert!(matches!(told(errno), RequestError::NoSpace { .. }), "{errno}");
+            assert!(matches!(reported(errno), RequestError::NoSpace { .. }), "{errno}");
         }
-        assert!(matches!(told(Errno::ROFS), RequestError::ReadOnly { .. }));
-        assert!(matches!(told(Errno::IO), RequestError::Failed { .. }));
-        assert!(told(Errno::IO).to_string().contains("could not write to blobs/1/x: Input/output error"));
+        assert!(matches!(reported(Errno::ROFS), RequestError::ReadOnly { .. }));
+        assert!(matches!(reported(Errno::IO), RequestError::Failed { .. }));
+        assert!(reported(Errno::IO).to_string().contains("could not write to blobs/1/x: Input/output error"));
     }
 }

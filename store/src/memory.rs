@@ -121,10 +121,6 @@ impl Tables {
 }
 
 impl Backend for MemoryBackend {
-    fn last_tid(&self) -> Result<Tid, RequestError> {
-        Ok(self.0.lock().transactions.last_key_value().map_or(Tid::ZERO, |(tid, _)| *tid))
-    }
-
     fn check_writable(&self) -> Result<(), RequestError> {
         Ok(())
     }

@@ -1,65 +1,105 @@
-//! Blobs between arrival and commit: what they are staged into, and the account of the permit they take.
+//! Blobs between arrival and commit: stages that take their bytes, and the quota that counts them.
 //!
-//! Whatever is here cleans up after itself: a [`Staged`] that is dropped removes its file and gives its permit back.
+//! Everything here cleans up after itself. Dropping a [`Staged`] removes its file and returns its
+//! part of the quota.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
-use blobferry_platform::os::FileStamp;
-use blobferry_platform::os::files;
+use blobferry_platform::os::{FileStamp, files};
 use blobferry_platform::sync::Arc;
 use blobferry_platform::sync::atomic::{AtomicU64, Ordering};
 use blobferry_protocol::{BlobInfo, Digest, RequestError};
 
-/// Where the bytes of one blob go while they arrive. Dropped, it leaves nothing.
+/// Takes the bytes of one blob while they arrive. Dropping it discards them.
 pub trait Stage: Send {
-    /// Takes the next bytes of the blob.
+    /// Appends bytes to the blob.
     ///
     /// # Errors
-    /// [`Mismatch`](RequestError::Mismatch) for more bytes than were announced, and errors of the disk.
+    /// [`Mismatch`](RequestError::Mismatch) for more bytes than were announced, and errors of the
+    /// disk.
     fn write(&mut self, bytes: &[u8]) -> Result<(), RequestError>;
 
-    /// All bytes are here: checks their number and digest, and syncs them where they are in a file. This blocks.
+    /// Completes the blob: checks its size and digest, and syncs its file if it has one. Blocks.
     ///
     /// # Errors
     /// [`Mismatch`](RequestError::Mismatch), and errors of the disk.
     fn complete(self: Box<Self>, digest: Digest) -> Result<Staged, RequestError>;
 }
 
-/// A blob that is complete, checked and as durable as it needs to be, but not part of a commit. Dropped, it is gone.
+/// A blob that is complete, checked and as durable as its store needs, but not committed.
+///
+/// Dropping it removes it. It can only be given to the store whose [`stage`](crate::Store::stage)
+/// it comes from. A store outside of this crate makes one in [`Stage::complete`], with
+/// [`from_bytes`](Staged::from_bytes) or [`from_file`](Staged::from_file), and takes it apart in
+/// [`Store::store_blob`](crate::Store::store_blob), with [`into_content`](Staged::into_content).
 #[derive(Debug)]
 pub struct Staged {
     pub(crate) info: BlobInfo,
-    pub(crate) content: Content,
-    pub(crate) permit: QuotaPermit,
+    pub(crate) content: StagedContent,
+    /// `None` for a blob that another store has staged.
+    pub(crate) permit: Option<QuotaPermit>,
 }
 
-/// Where the bytes of a staged blob are.
+/// The bytes of a staged blob.
 #[derive(Debug)]
-pub(crate) enum Content {
-    Small(Vec<u8>),
+#[non_exhaustive]
+pub enum StagedContent {
+    /// In memory.
+    Bytes(Vec<u8>),
+    /// In a file.
     File(StagedFile),
 }
 
 impl Staged {
-    /// Its size in bytes.
+    /// Makes a staged blob of bytes in memory. The caller has checked that this is their digest.
+    #[must_use]
+    pub fn from_bytes(bytes: Vec<u8>, digest: Digest) -> Staged {
+        let info = BlobInfo { size: bytes.len() as u64, digest };
+        Staged { info, content: StagedContent::Bytes(bytes), permit: None }
+    }
+
+    /// Makes a staged blob of a file. The caller has checked the file's size and digest, and has
+    /// synced it if its store promises durability.
+    ///
+    /// The file is removed when the blob is dropped, unless it is
+    /// [persisted](StagedFile::persist) first.
+    #[must_use]
+    pub fn from_file(path: impl Into<PathBuf>, info: BlobInfo) -> Staged {
+        Staged { info, content: StagedContent::File(StagedFile::at(path.into())), permit: None }
+    }
+
+    /// Returns its size and digest.
+    #[must_use]
+    pub fn info(&self) -> BlobInfo {
+        self.info
+    }
+
+    /// Returns its size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.info.size
     }
 
-    /// The digest of its bytes.
+    /// Returns the digest of its bytes.
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.info.digest
     }
 
-    /// What its file looks like, where it has one.
+    /// Returns the stamp of its file; `None` if it has none or it cannot be read.
     #[must_use]
     pub fn stamp(&self) -> Option<FileStamp> {
         match &self.content {
-            Content::Small(_) => None,
-            Content::File(file) => std::fs::metadata(file.path()).ok().as_ref().map(FileStamp::from),
+            StagedContent::Bytes(_) => None,
+            StagedContent::File(file) => std::fs::metadata(file.path()).ok().as_ref().map(FileStamp::from),
         }
+    }
+
+    /// Takes the bytes, or the file that has them, for a commit.
+    #[must_use]
+    pub fn into_content(self) -> StagedContent {
+        self.content
     }
 }
 
@@ -94,69 +134,76 @@ impl Stage for SmallStage {
         if found != digest {
             return Err(mismatch(format!("its digest is {found}, announced was {digest}")));
         }
-        let info = BlobInfo { size: self.size, digest };
-        Ok(Staged { info, content: Content::Small(self.bytes), permit: self.permit })
+        Ok(Staged { permit: Some(self.permit), ..Staged::from_bytes(self.bytes, digest) })
     }
 }
 
-/// What arrived is not what was announced.
+/// Returns the error for bytes that are not the ones announced.
 pub(crate) fn mismatch(detail: String) -> RequestError {
     RequestError::Mismatch { detail }
 }
 
-/// Gives staged files their names in one directory.
+/// A staged blob's file. It is not held open, since a process may stage more files than it may have
+/// descriptors. Dropping it removes the file.
 #[derive(Debug)]
-pub(crate) struct Staging {
-    dir: Arc<Path>,
-    next: AtomicU64,
+pub struct StagedFile {
+    location: Location,
+    persisted: bool,
 }
 
-impl Staging {
-    pub(crate) fn new(dir: &Path) -> Staging {
-        Staging { dir: dir.into(), next: AtomicU64::new(0) }
-    }
-
-    /// A name that no file has, and no client can say: it is hidden, and hidden names are refused.
-    pub(crate) fn reserve(&self) -> StagedFile {
-        StagedFile { dir: self.dir.clone(), number: self.next.fetch_add(1, Ordering::Relaxed), kept: false }
-    }
-}
-
-/// A staged file, not held open: there may be more of them than descriptors. Dropped, it is removed.
 #[derive(Debug)]
-pub(crate) struct StagedFile {
-    dir: Arc<Path>,
-    number: u64,
-    kept: bool,
+enum Location {
+    Path(PathBuf),
+    /// A file that a store has named itself: 24 bytes, as a transaction may have very many.
+    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only SQLite's store names files"))]
+    Numbered {
+        dir: Arc<Path>,
+        number: u64,
+    },
 }
 
 impl StagedFile {
-    pub(crate) fn name(&self) -> String {
-        format!(".staged-{:016x}", self.number)
+    pub(crate) fn at(path: PathBuf) -> StagedFile {
+        StagedFile { location: Location::Path(path), persisted: false }
     }
 
-    pub(crate) fn path(&self) -> PathBuf {
-        self.dir.join(self.name())
+    /// A file whose name is hidden, since clients that share the directory cannot name hidden files.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn numbered(dir: Arc<Path>, number: u64) -> StagedFile {
+        StagedFile { location: Location::Numbered { dir, number }, persisted: false }
     }
 
-    /// Gives the file its final name.
-    pub(crate) fn persist(mut self, to: &Path) -> std::io::Result<()> {
+    /// Returns where the file is.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        match &self.location {
+            Location::Path(path) => path.clone(),
+            Location::Numbered { dir, number } => dir.join(format!(".staged-{number:016x}")),
+        }
+    }
+
+    /// Renames the file to its final path, which must be on the same file system. The new name is
+    /// not synced.
+    ///
+    /// # Errors
+    /// Those of the file system. The staged file is removed then.
+    pub fn persist(mut self, to: &Path) -> io::Result<()> {
         files::rename(&self.path(), to)?;
-        self.kept = true;
+        self.persisted = true;
         Ok(())
     }
 }
 
 impl Drop for StagedFile {
     fn drop(&mut self) {
-        if !self.kept {
-            // Whatever stays behind is removed when the store is opened the next time.
+        if !self.persisted {
+            // If this fails, the next open of the store removes the file.
             let _ = std::fs::remove_file(self.path());
         }
     }
 }
 
-/// The account of all staged bytes of a store, and of who is at it.
+/// Counts the staged bytes and the uploads of one store.
 #[derive(Clone, Debug)]
 pub(crate) struct Quota {
     taken: Arc<AtomicU64>,
@@ -169,22 +216,23 @@ impl Quota {
         Quota { taken: Arc::default(), uploads: Arc::default(), limit }
     }
 
+    /// Returns the staged bytes.
     pub(crate) fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Blobs that are being staged.
+    /// Returns how many blobs are being staged.
     pub(crate) fn uploads(&self) -> u64 {
         self.uploads.load(Ordering::Relaxed)
     }
 
-    /// Counts a stage as long as it is there.
+    /// Counts a stage until it is completed or dropped.
     pub(crate) fn count(&self, stage: Box<dyn Stage>) -> Box<dyn Stage> {
         self.uploads.fetch_add(1, Ordering::Relaxed);
-        Box::new(Counted { stage, _one: One(self.uploads.clone()) })
+        Box::new(CountedStage { stage, _count: UploadCount(self.uploads.clone()) })
     }
 
-    /// Takes permit for so many bytes, given back when the [`QuotaPermit`] is dropped.
+    /// Takes bytes out of the quota, until the [`QuotaPermit`] is dropped.
     pub(crate) fn take(&self, bytes: u64) -> Result<QuotaPermit, RequestError> {
         let fits = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= self.limit);
         match self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
@@ -196,15 +244,25 @@ impl Quota {
             }),
         }
     }
+
+    /// Returns the permit of a blob that was staged under this quota.
+    ///
+    /// # Errors
+    /// [`Failed`](RequestError::Failed) if another store has staged the blob.
+    pub(crate) fn claim(&self, permit: Option<QuotaPermit>) -> Result<QuotaPermit, RequestError> {
+        permit.filter(|permit| Arc::ptr_eq(&permit.quota.taken, &self.taken)).ok_or_else(|| {
+            RequestError::Failed { detail: "the blob was staged by another store: stage it here".to_owned() }
+        })
+    }
 }
 
-/// A stage that is counted.
-struct Counted {
+/// A stage that counts as an upload.
+struct CountedStage {
     stage: Box<dyn Stage>,
-    _one: One,
+    _count: UploadCount,
 }
 
-impl Stage for Counted {
+impl Stage for CountedStage {
     fn write(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
         self.stage.write(bytes)
     }
@@ -214,16 +272,16 @@ impl Stage for Counted {
     }
 }
 
-/// One of those that are counted.
-struct One(Arc<AtomicU64>);
+/// One upload. Dropping it ends the count.
+struct UploadCount(Arc<AtomicU64>);
 
-impl Drop for One {
+impl Drop for UploadCount {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// So many staged bytes.
+/// A number of staged bytes, taken out of a quota until it is dropped.
 #[derive(Debug)]
 pub(crate) struct QuotaPermit {
     quota: Quota,
@@ -231,7 +289,7 @@ pub(crate) struct QuotaPermit {
 }
 
 impl QuotaPermit {
-    /// Makes one of two: what `other` has taken is from now on taken by this.
+    /// Adds another permit's bytes to this one.
     pub(crate) fn join(&mut self, mut other: QuotaPermit) {
         self.bytes += std::mem::take(&mut other.bytes);
     }
@@ -248,7 +306,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_given_back_once_and_never_exceeded() {
+    fn a_quota_is_never_exceeded_and_returned_once() {
         let quota = Quota::new(10);
         let mut all = quota.take(4).unwrap();
         all.join(quota.take(5).unwrap());
@@ -259,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_is_counted_until_it_is_complete_or_dropped() {
+    fn a_stage_is_counted_until_completed_or_dropped() {
         let quota = Quota::new(100);
         let stage = || quota.count(Box::new(SmallStage::new(0, quota.take(0).unwrap())));
         let (first, second) = (stage(), stage());
@@ -283,5 +341,30 @@ mod tests {
         let mut wrong = stage(3);
         wrong.write(b"abd").unwrap();
         assert!(matches!(wrong.complete(digest), Err(RequestError::Mismatch { .. })));
+    }
+
+    #[test]
+    fn a_quota_takes_no_blob_of_another_store() {
+        let (here, elsewhere) = (Quota::new(10), Quota::new(10));
+        assert!(here.claim(Some(here.take(1).unwrap())).is_ok());
+        assert!(matches!(here.claim(Some(elsewhere.take(1).unwrap())), Err(RequestError::Failed { .. })));
+        assert!(here.claim(Staged::from_bytes(vec![], Digest([0; 32])).permit).is_err());
+        assert_eq!((here.taken(), elsewhere.taken()), (0, 0));
+    }
+
+    #[test]
+    fn a_staged_file_is_removed_unless_persisted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (staged, kept) = (dir.path().join("staged"), dir.path().join("kept"));
+        let stage = || {
+            std::fs::write(&staged, b"blob").unwrap();
+            Staged::from_file(&staged, BlobInfo { size: 4, digest: Digest([7; 32]) })
+        };
+        drop(stage());
+        assert!(!staged.exists());
+        let StagedContent::File(file) = stage().into_content() else { panic!("it is in a file") };
+        file.persist(&kept).unwrap();
+        assert!(!staged.exists());
+        assert_eq!(std::fs::read(kept).unwrap(), b"blob");
     }
 }

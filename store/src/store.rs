@@ -1,8 +1,8 @@
-//! The `Store` trait: everything that a server asks of what keeps its revisions.
+//! The trait [`Store`]: the interface between servers and storage.
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use blobferry_protocol::{
     BlobId, BlobInfo, Conflict, Digest, HistoryEntry, Oid, Outcome, Packed, RequestError, Revision, Tid,
@@ -11,31 +11,38 @@ use blobferry_protocol::{
 
 use crate::staging::{Stage, Staged};
 
-/// Takes an answer that may come later, from another thread. It is called exactly once, with none of the store's
-/// locks held, so it may call the store; but it should be quick, as others wait behind it.
+/// A completion: takes an answer that may come later, from another thread.
+///
+/// The store calls it exactly once and holds none of its own locks then, so a completion may call
+/// the store. It must be quick, since other answers wait behind it.
 pub type Done<T> = Box<dyn FnOnce(Result<T, RequestError>) + Send>;
 
-/// Is told of every commit: its id, and the objects that have a new revision (or were deleted).
+/// Takes every commit: its id, and the objects that it stored or deleted.
 pub type Subscriber = Arc<dyn Fn(Tid, &[Oid]) + Send + Sync>;
 
-/// The most oids that one call of [`Store::new_oids`] gives.
+/// The most oids that one call of [`Store::new_oids`] allocates.
 pub const MAX_NEW_OIDS: u32 = 10_000;
-/// The most entries that one call of [`Store::history`] or [`Store::revisions`] gives.
+/// The most entries that one call of [`Store::history`] or [`Store::revisions`] returns.
 pub const MAX_LISTED: u32 = 1_000;
 
 /// The answer to a vote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Vote {
-    /// The transaction holds its locks and can be finished: that fails only by a crash, a broken disk, or too late.
+    /// The transaction holds its locks and can be finished. Only a crash, a failed disk or a passed
+    /// deadline can prevent that now.
     Ready,
-    /// Others have changed these objects since they were read. The transaction is open as before, without locks.
+    /// Other transactions have changed these objects since they were read. The transaction is open
+    /// as before, without locks.
     Conflicts(Vec<Conflict>),
 }
 
 /// A blob that is ready to be read.
+///
+/// A server sends a file without copying it, and may read it more than once. So a store that gets
+/// its blobs from elsewhere needs to return their bytes, or a file that has them.
 #[derive(Debug)]
 pub enum OpenBlob {
-    /// A small blob, read already.
+    /// A small blob, in memory.
     Small {
         /// Its size and digest.
         info: BlobInfo,
@@ -46,11 +53,21 @@ pub enum OpenBlob {
     File {
         /// Its size (which is the file's) and digest.
         info: BlobInfo,
-        /// The file, open for reading. It stays readable when the blob is packed away meanwhile.
+        /// The file, open for reading. It stays readable if the blob is packed away in the meantime.
         file: File,
-        /// Where it is, to be told to who has to mend it.
+        /// Where it is, for reports of damage.
         path: PathBuf,
     },
+}
+
+impl OpenBlob {
+    /// Returns the blob's size and digest.
+    #[must_use]
+    pub fn info(&self) -> BlobInfo {
+        match self {
+            OpenBlob::Small { info, .. } | OpenBlob::File { info, .. } => *info,
+        }
+    }
 }
 
 /// One revision as [`Store::revisions`] lists it.
@@ -60,37 +77,39 @@ pub struct StoredRevision {
     pub tid: Tid,
     /// The object.
     pub oid: Oid,
-    /// The size of its record in bytes; `None` where this revision deleted the object.
+    /// The size of its record in bytes; `None` if this revision deleted the object.
     pub size: Option<u64>,
-    /// The blob, where it has one.
+    /// The blob, if it has one.
     pub blob: Option<BlobInfo>,
 }
 
-/// What a store has, and what it has done since it was opened.
+/// What a store contains, and what it has done since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Objects that exist now (deleted ones do not count).
+    /// Objects that exist now. Deleted ones are not counted.
     pub objects: u64,
-    /// Revisions of all objects, deletions included.
+    /// Revisions of all objects, including deletions.
     pub revisions: u64,
     /// Revisions that have a blob.
     pub blobs: u64,
     /// Bytes of all those blobs.
     pub blob_bytes: u64,
-    /// Blobs whose file was missing, or had another length than it should, when the store was opened.
+    /// Blobs whose file was missing or had the wrong length when the store was opened.
     pub damaged: u64,
     /// Transactions committed since the store was opened.
     pub commits: u64,
     /// Durable writes that these took: one for each batch of transactions that finished together.
     pub batches: u64,
-    /// Syncs since the store was opened: how often it had the system bring something to the disk, and waited for it. A
-    /// batch is one, with one more for each blob in a file (some more for a large one, see
-    /// [`StoreConfig::sync_ahead`](crate::StoreConfig::sync_ahead)) and for each directory that got a file; now and then the
-    /// database is tidied up, which is three. A store in memory has none.
+    /// Syncs since the store was opened: how often it waited for the system to write to the disk.
+    ///
+    /// A batch takes one. Each blob in a file takes one more, and a large one several (see
+    /// [`StoreConfig::sync_ahead`](crate::StoreConfig::sync_ahead)). Each directory that got a file
+    /// takes one more. A checkpoint of the database, which only happens after many bytes of
+    /// commits, takes three. A store in memory has none.
     pub syncs: u64,
-    /// Transactions given up since the store was opened, for whatever reason.
+    /// Transactions aborted since the store was opened, for whatever reason.
     pub aborts: u64,
-    /// Those of them whose time was up: they did not get their locks, or were voted for and not finished.
+    /// Those of them that missed a deadline: for their locks, or for being finished after the vote.
     pub timeouts: u64,
     /// Votes since the store was opened that found conflicts.
     pub conflicts: u64,
@@ -103,7 +122,8 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// All counts with their names, for people and for [`Reply::Status`](blobferry_protocol::Reply::Status).
+    /// Returns all counts with their names, as [`Reply::Status`](blobferry_protocol::Reply::Status)
+    /// has them.
     #[must_use]
     pub fn named(&self) -> Vec<(&'static str, u64)> {
         vec![
@@ -127,20 +147,25 @@ impl Counts {
 
 /// Keeps a subscriber subscribed until it is dropped.
 ///
-/// A commit that is being announced at that moment may still reach the subscriber once.
+/// A commit that is being announced during the drop may still reach the subscriber once.
 #[must_use = "dropping it ends the subscription"]
-pub struct Subscription(Option<Box<dyn FnOnce() + Send + Sync>>);
+pub struct Subscription(Mutex<Option<Box<dyn FnOnce() + Send>>>);
 
 impl Subscription {
-    /// A subscription that `end` ends.
-    pub fn new(end: impl FnOnce() + Send + Sync + 'static) -> Subscription {
-        Subscription(Some(Box::new(end)))
+    /// Makes a subscription. Dropping it calls `end`.
+    pub fn new(end: impl FnOnce() + Send + 'static) -> Subscription {
+        Subscription(Mutex::new(Some(Box::new(end))))
+    }
+
+    /// Makes a subscription to a store that never changes.
+    pub fn none() -> Subscription {
+        Subscription(Mutex::new(None))
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        if let Some(end) = self.0.take() {
+        if let Some(end) = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             end();
         }
     }
@@ -152,66 +177,73 @@ impl std::fmt::Debug for Subscription {
     }
 }
 
-/// What keeps a server's revisions: the one interface between servers and storage.
+fn read_only() -> RequestError {
+    RequestError::ReadOnly { reason: "this store is read-only".to_owned() }
+}
+
+/// Keeps a server's revisions: the one interface between servers and storage.
 ///
-/// Errors are what the client will see. Any call may block for as long as a disk read takes, and those that are
-/// said to, for as long as a sync takes; only [`begin`](Store::begin), [`last_tid`](Store::last_tid) and
-/// [`subscribe`](Store::subscribe) never do.
+/// Errors are what the client sees. Every call may block for a disk read, and those that are said
+/// to block may wait for a sync. Only [`begin`](Store::begin), [`last_tid`](Store::last_tid) and
+/// [`subscribe`](Store::subscribe) never block.
 ///
 /// # Transactions
 ///
-/// Nothing is checked or locked before the vote. What is stored last for an object in a transaction is what counts,
-/// and replaces all that was stored for it before, its blob included. An error of a store dooms the transaction: it
-/// can only be aborted, as it is not whole any more.
+/// Nothing is checked or locked before the vote. In a transaction, the last store of an object
+/// counts: it replaces earlier ones, including their blobs. An error of a store dooms the
+/// transaction: it is incomplete, so it can only be aborted.
 ///
-/// Where a call is made for a transaction that does not fit it, the error is
+/// A call that does not fit its transaction fails with
 /// [`NoSuchTransaction`](RequestError::NoSuchTransaction), [`WrongPhase`](RequestError::WrongPhase),
-/// [`Doomed`](RequestError::Doomed), or [`Aborted`](RequestError::Aborted) if the store has given it up. Every call
-/// that would write is refused with [`ReadOnly`](RequestError::ReadOnly) once a sync has failed, and with
-/// [`Stopping`](RequestError::Stopping) after [`close`](Store::close).
+/// [`Doomed`](RequestError::Doomed), or [`Aborted`](RequestError::Aborted) if the store has aborted
+/// it. After a failed sync, every write is refused with [`ReadOnly`](RequestError::ReadOnly). After
+/// [`close`](Store::close), every write is refused with [`Stopping`](RequestError::Stopping).
+///
+/// # Implementing it
+///
+/// A read-only store implements the seven methods that read: all others have defaults. Those that
+/// would write refuse with [`ReadOnly`](RequestError::ReadOnly). A store whose contents can change
+/// must also implement [`subscribe`](Store::subscribe), as clients rely on it to drop what they
+/// have cached.
 pub trait Store: Send + Sync + 'static {
-    /// The last transaction that readers see.
+    /// Returns the last transaction that readers see.
     fn last_tid(&self) -> Tid;
 
-    /// Oids for new objects: the first, and how many follow on each other (at least 1, at most
-    /// [`MAX_NEW_OIDS`]; so perhaps fewer than `count`).
+    /// Returns the current revision of an object.
     ///
-    /// They are never given twice, not even after a crash, and never 0. Whoever commits an object under an oid of
-    /// its own choice uses up all oids below it. Blocks for a sync once in a great many calls.
-    ///
-    /// # Errors
-    /// [`Limit`](RequestError::Limit) when there are none left, and errors of the disk.
-    fn new_oids(&self, count: u32) -> Result<(Oid, u32), RequestError>;
-
-    /// The current revision of an object.
-    ///
-    /// The answer is from a moment during the call: a commit that is announced meanwhile may or may not be in it.
+    /// The answer is from a moment during the call. A commit that is announced during it may or may
+    /// not be included.
     ///
     /// # Errors
-    /// [`NoSuchObject`](RequestError::NoSuchObject), also for a deleted one.
+    /// [`NoSuchObject`](RequestError::NoSuchObject), also if it was deleted.
     fn load(&self, oid: Oid) -> Result<Revision, RequestError>;
 
-    /// The last revision of an object before a transaction; `None` where it exists, but not that early.
+    /// Returns the last revision of an object before a transaction. Returns `None` if the object
+    /// exists now, but did not then.
     ///
     /// # Errors
-    /// [`NoSuchObject`](RequestError::NoSuchObject) where it never was, or was deleted at that time.
+    /// [`NoSuchObject`](RequestError::NoSuchObject) if it never existed, or was deleted at that
+    /// time.
     fn load_before(&self, oid: Oid, before: Tid) -> Result<Option<Revision>, RequestError>;
 
-    /// One exact revision of an object.
+    /// Returns one exact revision of an object.
     ///
     /// # Errors
-    /// [`NoSuchRevision`](RequestError::NoSuchRevision), or [`NoSuchObject`](RequestError::NoSuchObject) where that
-    /// revision deleted it.
+    /// [`NoSuchRevision`](RequestError::NoSuchRevision), or
+    /// [`NoSuchObject`](RequestError::NoSuchObject) if that revision deleted the object.
     fn load_serial(&self, oid: Oid, tid: Tid) -> Result<Revision, RequestError>;
 
-    /// The revisions of an object, newest first: at most `limit`, and at most [`MAX_LISTED`].
+    /// Returns the revisions of an object, newest first: at most `limit`, and at most
+    /// [`MAX_LISTED`].
     ///
     /// # Errors
-    /// [`NoSuchObject`](RequestError::NoSuchObject) where it never was. A deleted object has a history.
+    /// [`NoSuchObject`](RequestError::NoSuchObject) if it never existed. A deleted object has a
+    /// history.
     fn history(&self, oid: Oid, limit: u32) -> Result<Vec<HistoryEntry>, RequestError>;
 
-    /// All revisions of all objects after one, in the order of their transactions, then of oids: at most `limit`,
-    /// and at most [`MAX_LISTED`]. An empty list is the end.
+    /// Lists the revisions of all objects after a given one, ordered by transaction, then by oid.
+    ///
+    /// Returns at most `limit`, and at most [`MAX_LISTED`]. An empty list is the end.
     ///
     /// # Errors
     /// Those of the disk.
@@ -220,46 +252,80 @@ pub trait Store: Send + Sync + 'static {
     /// Opens a blob.
     ///
     /// # Errors
-    /// [`NoSuchBlob`](RequestError::NoSuchBlob); [`Damaged`](RequestError::Damaged) where its file is missing, can not
-    /// be read, or has another length than was committed, and where the bytes of a small blob are others.
+    /// [`NoSuchBlob`](RequestError::NoSuchBlob). [`Damaged`](RequestError::Damaged) if its file is
+    /// missing, is unreadable or has the wrong length, or if a small blob's bytes have another
+    /// digest.
     fn open_blob(&self, blob: BlobId) -> Result<OpenBlob, RequestError>;
+
+    /// Allocates consecutive oids for new objects. Returns the first, and how many there are: at
+    /// least 1, at most `count`, and at most [`MAX_NEW_OIDS`].
+    ///
+    /// No oid is allocated twice, even after a crash, and none is 0. A commit of an object under an
+    /// oid of the client's choice uses up all oids below it. Blocks for a sync once in about a
+    /// million oids.
+    ///
+    /// # Errors
+    /// [`Limit`](RequestError::Limit) if none are left, and errors of the disk.
+    fn new_oids(&self, count: u32) -> Result<(Oid, u32), RequestError> {
+        let _ = count;
+        Err(read_only())
+    }
 
     /// Opens a transaction, in memory only.
     ///
-    /// A name that was committed under, or whose outcome was asked for, is refused here or at the vote.
+    /// A name that was committed under, or whose outcome was asked for, is refused here or at the
+    /// vote.
     ///
     /// # Errors
     /// [`TransactionExists`](RequestError::TransactionExists), [`Limit`](RequestError::Limit).
-    fn begin(&self, txn: TxnId, meta: TxnMeta) -> Result<(), RequestError>;
+    fn begin(&self, txn: TxnId, meta: TxnMeta) -> Result<(), RequestError> {
+        let _ = (txn, meta);
+        Err(read_only())
+    }
 
-    /// Stores an object's record, without a blob. `base` is the revision that it was made from; [`Tid::ZERO`] for an
-    /// object that does not exist.
+    /// Stores an object's record, without a blob. `base` is the revision that it was made from:
+    /// [`Tid::ZERO`] for an object that does not exist.
     ///
     /// # Errors
     /// [`Limit`](RequestError::Limit) and errors of the disk.
-    fn store(&self, txn: TxnId, oid: Oid, base: Tid, data: Vec<u8>) -> Result<(), RequestError>;
+    fn store(&self, txn: TxnId, oid: Oid, base: Tid, data: Vec<u8>) -> Result<(), RequestError> {
+        let _ = (txn, oid, base, data);
+        Err(read_only())
+    }
 
-    /// Deletes an object, by a revision that says so. With base [`Tid::ZERO`] there is nothing to delete: that takes
-    /// back whatever this transaction has stored for the object, as if it had never been in it.
+    /// Deletes an object: stores a revision that says so.
+    ///
+    /// With base [`Tid::ZERO`] there is nothing to delete. That takes back everything that this
+    /// transaction has stored for the object.
     ///
     /// # Errors
     /// [`Limit`](RequestError::Limit).
-    fn delete(&self, txn: TxnId, oid: Oid, base: Tid) -> Result<(), RequestError>;
+    fn delete(&self, txn: TxnId, oid: Oid, base: Tid) -> Result<(), RequestError> {
+        let _ = (txn, oid, base);
+        Err(read_only())
+    }
 
-    /// Is a blob of `size` bytes kept beside its object's record? Then it is staged without a file, and without waiting
-    /// for a sync.
-    fn is_inline(&self, size: u64) -> bool;
+    /// Returns whether a blob of `size` bytes is kept beside its object's record. Such a blob is
+    /// staged without a file, and without waiting for a sync.
+    fn is_inline(&self, size: u64) -> bool {
+        let _ = size;
+        false
+    }
 
-    /// Makes room for `size` bytes of a blob that is about to arrive.
+    /// Reserves space for `size` bytes of a blob that is about to arrive.
     ///
     /// # Errors
     /// [`NoSpace`](RequestError::NoSpace), [`Limit`](RequestError::Limit).
-    fn stage(&self, size: u64) -> Result<Box<dyn Stage>, RequestError>;
+    fn stage(&self, size: u64) -> Result<Box<dyn Stage>, RequestError> {
+        let _ = size;
+        Err(read_only())
+    }
 
-    /// Stores an object's record with a blob that has arrived.
+    /// Stores an object's record with a blob that was staged in this store.
     ///
     /// # Errors
-    /// As for [`store`](Store::store).
+    /// As for [`store`](Store::store), and [`Failed`](RequestError::Failed) for a blob of another
+    /// store.
     fn store_blob(
         &self,
         txn: TxnId,
@@ -267,17 +333,21 @@ pub trait Store: Send + Sync + 'static {
         base: Tid,
         data: Vec<u8>,
         staged: Staged,
-    ) -> Result<(), RequestError>;
+    ) -> Result<(), RequestError> {
+        let _ = (txn, oid, base, data, staged);
+        Err(read_only())
+    }
 
-    /// Stores an object's record with a blob that lies in the server's `blobs/tmp` as the file `name`, which is
-    /// taken over. It is read (to check `size` and `digest`) and synced: this blocks.
+    /// Stores an object's record with a blob that a client has put into the server's `blobs/tmp` as
+    /// the file `name`. The store takes the file over, reads it to check `size` and `digest`, and
+    /// syncs it: this blocks.
     ///
-    /// No path from a peer is followed (CVE-2009-2701): `name` is one plain component, not hidden, and must be a
-    /// regular file of the server's own user with one link.
+    /// No path from a peer is followed (CVE-2009-2701): `name` is one plain component, not hidden,
+    /// and must be a regular file of the server's own user with one link.
     ///
     /// # Errors
-    /// [`Mismatch`](RequestError::Mismatch) where it is not such a file, or not the one announced;
-    /// [`Unsupported`](RequestError::Unsupported) by a store that has no directory.
+    /// [`Mismatch`](RequestError::Mismatch) if it is not such a file, or not the one announced.
+    /// [`Unsupported`](RequestError::Unsupported) from a store that has no directory.
     #[expect(clippy::too_many_arguments, reason = "they are the fields of one message")]
     fn store_shared(
         &self,
@@ -288,45 +358,90 @@ pub trait Store: Send + Sync + 'static {
         name: &str,
         size: u64,
         digest: Digest,
-    ) -> Result<(), RequestError>;
+    ) -> Result<(), RequestError> {
+        let _ = (txn, oid, base, data, name, size, digest);
+        Err(read_only())
+    }
 
-    /// Asks whether a transaction can be committed, and makes sure that it then can.
+    /// Votes: checks whether a transaction can be committed, and ensures that it can from then on.
     ///
-    /// All its objects are locked at once, or it waits its turn: until none of them is locked, nor wanted by a
-    /// vote that was there before. Then each base is compared with the object's current revision. `done` is called
-    /// at once, or from another thread when its turn has come, or with [`Deadline`](RequestError::Deadline) when that
-    /// takes too long: then the transaction is given up. The locks are kept until the transaction is finished, aborted,
-    /// or given up for not being finished in time.
-    fn vote(&self, txn: TxnId, done: Done<Vote>);
+    /// The vote locks all of the transaction's objects at once. It waits until none of them is
+    /// locked, or wanted by an earlier vote. Then each base is compared with the object's current
+    /// revision. The store calls `done` at once, or from another thread after the wait. If the wait
+    /// takes too long, the vote fails with [`Deadline`](RequestError::Deadline) and the transaction
+    /// is aborted. The locks are held until the transaction is finished or aborted, or misses its
+    /// deadline for being finished.
+    fn vote(&self, txn: TxnId, done: Done<Vote>) {
+        let _ = txn;
+        done(Err(read_only()));
+    }
 
-    /// Commits a transaction that was voted for. `done` is called, from another thread, when it is durable, its
-    /// subscribers were told and readers see it.
-    fn finish(&self, txn: TxnId, done: Done<Tid>);
+    /// Commits a transaction that was voted for. The store calls `done` from another thread when the
+    /// commit is durable, its subscribers were notified, and readers see it.
+    fn finish(&self, txn: TxnId, done: Done<Tid>) {
+        let _ = txn;
+        done(Err(read_only()));
+    }
 
-    /// Gives a transaction up, whatever is known of it. A vote that is under way gets
-    /// [`Aborted`](RequestError::Aborted). One that is being finished is not touched: that is decided already.
-    fn abort(&self, txn: TxnId);
+    /// Aborts a transaction, whatever its phase, if it exists. A pending vote gets
+    /// [`Aborted`](RequestError::Aborted). A transaction that is being finished is not affected.
+    fn abort(&self, txn: TxnId) {
+        let _ = txn;
+    }
 
-    /// What has become of a transaction? One that is being finished is waited for. One that is not committed is
-    /// aborted, and its name can never be committed under again: so the answer is true for ever.
-    fn outcome(&self, txn: TxnId, done: Done<Outcome>);
+    /// Determines what became of a transaction.
+    ///
+    /// If the transaction is being finished, the answer waits for that. If it is not committed, it
+    /// is aborted and its name can never be committed under again. So the answer stays true.
+    fn outcome(&self, txn: TxnId, done: Done<Outcome>) {
+        let _ = txn;
+        done(Err(read_only()));
+    }
 
-    /// Forgets old revisions. Of each object stay the revision that was current just before the transaction
-    /// `before`, and all from then on; an object that was deleted by then goes altogether. Blocks.
+    /// Removes old revisions. Blocks.
+    ///
+    /// Of each object, the revision that was current just before the transaction `before` stays,
+    /// with all later ones. An object that was deleted by then is removed altogether.
     ///
     /// # Errors
-    /// Those of the disk. What was removed until then is removed.
-    fn pack(&self, before: Tid) -> Result<Packed, RequestError>;
+    /// Those of the disk. What was removed before the error stays removed.
+    fn pack(&self, before: Tid) -> Result<Packed, RequestError> {
+        let _ = before;
+        Err(read_only())
+    }
 
-    /// What the store has, and has done.
-    fn counts(&self) -> Counts;
+    /// Returns what the store contains and has done. The default has only zeros.
+    fn counts(&self) -> Counts {
+        Counts::default()
+    }
 
-    /// Has `to` told of every commit from now on, in commit order, each before any reader can see it.
+    /// Calls `to` for every later commit, in commit order, each before any reader can see it.
     ///
-    /// A commit after [`last_tid`](Store::last_tid) (asked for after this call) is certain to be told of.
-    fn subscribe(&self, to: Subscriber) -> Subscription;
+    /// A reader that calls [`last_tid`](Store::last_tid) after this is certain that `to` is called
+    /// for every commit after that one. The default is for a store that never changes.
+    fn subscribe(&self, to: Subscriber) -> Subscription {
+        drop(to);
+        Subscription::none()
+    }
 
-    /// Commits what is being finished, aborts everything else, and stops writing for good. Blocks. To close again
-    /// does nothing. Reads go on until the store is dropped.
-    fn close(&self);
+    /// Commits what is being finished, aborts everything else, and stops writing for good. Blocks.
+    ///
+    /// Closing again does nothing. Reads go on until the store is dropped.
+    fn close(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subscription_ends_once_and_can_be_shared() {
+        let (ended, ends) = std::sync::mpsc::channel();
+        let subscription = Arc::new(Subscription::new(move || ended.send(()).unwrap()));
+        let other = subscription.clone();
+        std::thread::spawn(move || drop(other)).join().unwrap();
+        assert!(ends.try_recv().is_err());
+        drop(subscription);
+        assert_eq!(ends.try_iter().count(), 1);
+    }
 }

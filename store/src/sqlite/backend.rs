@@ -12,14 +12,18 @@ use blobferry_protocol::{
 use crate::backend::{Backend, Found, Totals};
 use crate::sqlite::database::Database;
 use crate::sqlite::early_sync::EarlySync;
+use crate::sqlite::files::Staging;
 use crate::sqlite::oids::Oids;
 use crate::sqlite::schema;
 use crate::sqlite::space::DiskSpace;
 use crate::sqlite::totals;
-use crate::staging::{QuotaPermit, SmallStage, Stage, Staged, Staging};
+use crate::staging::{QuotaPermit, SmallStage, Stage, Staged};
 use crate::store::{OpenBlob, StoredRevision};
 use crate::transactions::table::Work;
-use crate::transactions::write_set::{SPOOL_IN_MEMORY, Spool, WriteSet};
+use crate::transactions::write_set::{Spool, WriteSet};
+
+/// The bytes of a transaction's spool that stay in memory. A larger spool moves to the disk.
+const SPOOL_IN_MEMORY: usize = 64 << 10;
 
 /// Revisions on the disk.
 pub struct SqliteBackend {
@@ -48,14 +52,6 @@ impl std::fmt::Debug for SqliteBackend {
 }
 
 impl Backend for SqliteBackend {
-    fn last_tid(&self) -> Result<Tid, RequestError> {
-        self.database.read("read the last transaction", |connection| {
-            let last: Option<i64> =
-                connection.query_row("SELECT max(tid) FROM transactions", [], |row| row.get(0))?;
-            Ok(last.map_or(Tid::ZERO, schema::tid))
-        })
-    }
-
     fn check_writable(&self) -> Result<(), RequestError> {
         self.database.poison.check()
     }
@@ -135,6 +131,15 @@ impl Backend for SqliteBackend {
 }
 
 impl SqliteBackend {
+    /// Returns the last committed transaction.
+    pub(super) fn last_tid(&self) -> Result<Tid, RequestError> {
+        self.database.read("read the last transaction", |connection| {
+            let last: Option<i64> =
+                connection.query_row("SELECT max(tid) FROM transactions", [], |row| row.get(0))?;
+            Ok(last.map_or(Tid::ZERO, schema::tid))
+        })
+    }
+
     /// Keeps what there is now, where it is not kept. If that fails, they are counted the next time, too.
     pub(super) fn try_to_keep_totals(&self) {
         if let Err(error) = self.keep_totals() {

@@ -10,7 +10,8 @@ use blobferry_platform::sync::{Condvar, Mutex};
 use blobferry_protocol::RequestError;
 use rusqlite::{Connection, ErrorCode, Row, Transaction, TransactionBehavior, ffi};
 
-use crate::errors::{OpenError, database_error, disk_error};
+use crate::errors::{OpenError, disk_error};
+use crate::sqlite::errors::{database_error, open_database_error};
 use crate::sqlite::poison::Poison;
 use crate::sqlite::schema;
 use crate::sqlite::schema::log_path;
@@ -92,7 +93,7 @@ pub(super) fn is_much(written: u64) -> bool {
 impl Database {
     pub(super) fn open(path: &Path) -> Result<Database, OpenError> {
         let connection = schema::open_writer(path)?;
-        let last_oid = totals::read(&connection).map_err(schema::opening("read", path))?.last_oid;
+        let last_oid = totals::read(&connection).map_err(open_database_error("read", path))?.last_oid;
         let reader = |_| schema::open_reader(path).map(Reader::new);
         let free = (0..READERS).map(reader).collect::<Result<_, _>>()?;
         Ok(Database {

@@ -1,17 +1,36 @@
 //! Blob files between staging and commit: they get their final names, and lose them again if nothing comes of it.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use blobferry_platform::blobdir::Layout;
 use blobferry_platform::os;
-use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
+use blobferry_platform::sync::Arc;
+use blobferry_platform::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{BlobId, RequestError};
 
 use crate::errors::disk_error;
 use crate::sqlite::sync_counter::SyncCounter;
 use crate::staging::StagedFile;
+
+/// Names staged files in one directory.
+#[derive(Debug)]
+pub(super) struct Staging {
+    dir: Arc<Path>,
+    next: AtomicU64,
+}
+
+impl Staging {
+    pub(super) fn new(dir: &Path) -> Staging {
+        Staging { dir: dir.into(), next: AtomicU64::new(0) }
+    }
+
+    /// Reserves a name that no file has, and that no client can name.
+    pub(super) fn reserve(&self) -> StagedFile {
+        StagedFile::numbered(self.dir.clone(), self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// The files that a batch has given their final names. Dropped without [`keep`](Files::keep), they are removed.
 pub(super) struct Files<'a> {
@@ -99,7 +118,6 @@ mod tests {
     use blobferry_protocol::{Oid, Tid};
 
     use super::*;
-    use crate::staging::Staging;
 
     #[test]
     fn a_bucket_of_a_batch_that_came_to_nothing_is_made_durable_by_the_next_one_that_uses_it() {

@@ -11,6 +11,7 @@ mod check;
 mod commit;
 mod database;
 mod early_sync;
+mod errors;
 mod files;
 mod oids;
 mod open;
@@ -23,6 +24,8 @@ mod space;
 mod stage;
 mod sync_counter;
 mod totals;
+
+pub use blobferry_platform::progress::Progress;
 
 pub use self::backend::SqliteBackend;
 pub use self::check::{CheckOptions, CheckReport, Finding, FindingKind, check};

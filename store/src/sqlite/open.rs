@@ -1,23 +1,25 @@
 //! Opening a store's directory: what a crash has left is put right, then the threads are started.
 
 use std::path::Path;
+use std::sync::Once;
 
 use blobferry_platform::blobdir::Layout;
 use blobferry_platform::os;
 use blobferry_platform::sync::atomic::AtomicBool;
 use blobferry_platform::sync::{Arc, Mutex};
 
-use crate::backend::{Backend, Totals};
+use crate::backend::Totals;
 use crate::config::StoreConfig;
-use crate::errors::{OpenError, opening};
+use crate::errors::OpenError;
 use crate::sqlite::backend::SqliteBackend;
 use crate::sqlite::database::Database;
 use crate::sqlite::early_sync::EarlySync;
+use crate::sqlite::errors::open_io_error;
+use crate::sqlite::files::Staging;
 use crate::sqlite::oids::Oids;
 use crate::sqlite::schema::DATABASE;
 use crate::sqlite::space::DiskSpace;
 use crate::sqlite::{recover, schema, stage, totals};
-use crate::staging::Staging;
 use crate::transactions::coordinator;
 use crate::transactions::coordinator::Coordinator;
 
@@ -37,6 +39,7 @@ impl SqliteStore {
     /// # Errors
     /// [`OpenError::InUse`] when another server has it open, and all others for what they say.
     pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<SqliteStore, OpenError> {
+        warn_of_slow_sync();
         let dir = dir.as_ref();
         let claim = recover::claim(dir)?;
         let layout = Layout::open(dir.join("blobs"))?;
@@ -52,11 +55,11 @@ impl SqliteStore {
         let orphans = recover::remove_orphans(&layout, &database)?;
         let damaged = recover::count_damaged(&layout, &database)?;
         for made in [layout.root(), dir] {
-            os::files::sync_names(made).map_err(opening("sync", made))?;
+            os::files::sync_names(made).map_err(open_io_error("sync", made))?;
         }
         let sums = database.read("read the totals", totals::read).map_err(recover::failed(&database))?;
         let last_oid = sums.last_oid;
-        let tmp = stage::open_dir(layout.tmp()).map_err(opening("open", layout.tmp()))?;
+        let tmp = stage::open_dir(layout.tmp()).map_err(open_io_error("open", layout.tmp()))?;
         let backend = SqliteBackend {
             space: DiskSpace::of(layout.tmp()),
             early_sync: EarlySync::new(config.sync_ahead, &database.syncs, &database.poison),
@@ -74,5 +77,35 @@ impl SqliteStore {
         let last = backend.last_tid().map_err(recover::failed(&backend.database))?;
         tracing::info!(dir = %dir.display(), %last, staged, orphans, damaged, "opened the store");
         coordinator::start(backend, config, last)
+    }
+}
+
+/// Returns whether SQLite syncs with `fdatasync`. Otherwise it uses `fsync`, which is slower.
+///
+/// SQLite does not list this among its compile options, so the flags of its build are read.
+fn has_fdatasync() -> bool {
+    option_env!("LIBSQLITE3_FLAGS").is_some_and(|flags| flags.contains("HAVE_FDATASYNC"))
+}
+
+/// Warns once per process if commits are slower than they need to be.
+fn warn_of_slow_sync() {
+    static WARNED: Once = Once::new();
+    if !has_fdatasync() {
+        WARNED.call_once(|| {
+            tracing::warn!(
+                "SQLite was built without fdatasync, so each commit takes longer: \
+                 build with LIBSQLITE3_FLAGS=-DHAVE_FDATASYNC=1 in the environment"
+            );
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_workspace_builds_sqlite_with_fdatasync() {
+        assert!(has_fdatasync());
     }
 }

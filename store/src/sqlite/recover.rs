@@ -13,8 +13,9 @@ use blobferry_platform::blobdir::Layout;
 use blobferry_protocol::{BlobId, RequestError};
 use rusqlite::{Connection, params};
 
-use crate::errors::{OpenError, opening};
+use crate::errors::OpenError;
 use crate::sqlite::database::Database;
+use crate::sqlite::errors::open_io_error;
 use crate::sqlite::schema::{key, log_path, oid, tid};
 use blobferry_platform::os::files::sync_names;
 
@@ -27,14 +28,14 @@ const CLAIM: &str = "lock";
 pub(super) fn claim(dir: &Path) -> Result<File, OpenError> {
     if !dir.exists() {
         let created = DirBuilder::new().mode(0o700).recursive(true).create(dir);
-        created.map_err(opening("create the directory", dir))?;
-        if let Some(parent) = dir.canonicalize().map_err(opening("find", dir))?.parent() {
-            sync_names(parent).map_err(opening("sync", parent))?;
+        created.map_err(open_io_error("create the directory", dir))?;
+        if let Some(parent) = dir.canonicalize().map_err(open_io_error("find", dir))?.parent() {
+            sync_names(parent).map_err(open_io_error("sync", parent))?;
         }
     }
     let path = dir.join(CLAIM);
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    hold(file.map_err(opening("open", &path))?, dir)
+    hold(file.map_err(open_io_error("open", &path))?, dir)
 }
 
 /// Makes a store's directory ours without changing it. `None` where no server ever had it: a copy, maybe.
@@ -42,12 +43,12 @@ pub(super) fn claim_as_it_is(dir: &Path) -> Result<Option<File>, OpenError> {
     let path = dir.join(CLAIM);
     match File::open(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        file => hold(file.map_err(opening("open", &path))?, dir).map(Some),
+        file => hold(file.map_err(open_io_error("open", &path))?, dir).map(Some),
     }
 }
 
 fn hold(file: File, dir: &Path) -> Result<File, OpenError> {
-    if try_lock(&file).map_err(opening("lock", &dir.join(CLAIM)))? {
+    if try_lock(&file).map_err(open_io_error("lock", &dir.join(CLAIM)))? {
         Ok(file)
     } else {
         Err(OpenError::InUse { dir: dir.to_owned() })
@@ -71,17 +72,17 @@ pub(super) fn renew_log(database: &Path) -> Result<(), OpenError> {
     let path = log_path(database);
     let file = match OpenOptions::new().read(true).write(true).open(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        file => file.map_err(opening("open", &path))?,
+        file => file.map_err(open_io_error("open", &path))?,
     };
     let (mut buffer, mut at) = (vec![0; 256 << 10], 0);
     loop {
-        let n = file.read_at(&mut buffer, at).map_err(opening("read", &path))?;
+        let n = file.read_at(&mut buffer, at).map_err(open_io_error("read", &path))?;
         let Some(bytes) = buffer.get(..n).filter(|bytes| !bytes.is_empty()) else { break };
-        file.write_all_at(bytes, at).map_err(opening("write again", &path))?;
+        file.write_all_at(bytes, at).map_err(open_io_error("write again", &path))?;
         at += n as u64;
     }
     if at > 0 {
-        file.sync_data().map_err(opening("sync", &path))?;
+        file.sync_data().map_err(open_io_error("sync", &path))?;
     }
     Ok(())
 }
@@ -93,7 +94,9 @@ pub(super) fn empty_tmp(tmp: &Path) -> Result<u64, OpenError> {
         let is_dir = path.is_dir() && !path.is_symlink();
         let done = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
         match done {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(opening("remove", path)(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(open_io_error("remove", path)(error));
+            }
             _ => {}
         }
     }
@@ -104,10 +107,10 @@ pub(super) fn empty_tmp(tmp: &Path) -> Result<u64, OpenError> {
 /// directories of clients who live.
 pub(super) fn leftovers(tmp: &Path) -> Result<Vec<PathBuf>, OpenError> {
     let mut leftovers = Vec::new();
-    for entry in fs::read_dir(tmp).map_err(opening("list", tmp))? {
-        let entry = entry.map_err(opening("list", tmp))?;
+    for entry in fs::read_dir(tmp).map_err(open_io_error("list", tmp))? {
+        let entry = entry.map_err(open_io_error("list", tmp))?;
         let path = entry.path();
-        let is_dir = entry.file_type().map_err(opening("look at", &path))?.is_dir();
+        let is_dir = entry.file_type().map_err(open_io_error("look at", &path))?.is_dir();
         if entry.file_name() != LOCK && !(is_dir && is_in_use(&path)) {
             leftovers.push(path);
         }
@@ -125,10 +128,10 @@ fn is_in_use(dir: &Path) -> bool {
 pub(super) fn remove_orphans(layout: &Layout, database: &Database) -> Result<u64, OpenError> {
     let mut removed = 0;
     for blob in layout.blobs() {
-        let (blob, path) = blob.map_err(opening("list", layout.root()))?;
+        let (blob, path) = blob.map_err(open_io_error("list", layout.root()))?;
         let has_file = database.read("look for a blob", |connection| has_file(connection, blob));
         if !has_file.map_err(failed(database))? {
-            fs::remove_file(&path).map_err(opening("remove", &path))?;
+            fs::remove_file(&path).map_err(open_io_error("remove", &path))?;
             tracing::info!(%blob, "removed a blob file that no transaction has committed");
             removed += 1;
         }

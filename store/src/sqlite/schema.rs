@@ -8,9 +8,10 @@ use std::time::Duration;
 use blobferry_protocol::planted::{Bug, planted};
 use blobferry_protocol::{Oid, Tid};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::errors::OpenError;
+use crate::sqlite::errors::open_database_error;
 
 /// The database's name in the store's directory.
 pub(super) const DATABASE: &str = "store.sqlite";
@@ -89,14 +90,6 @@ pub(crate) fn tid(key: i64) -> Tid {
     Tid(id(key))
 }
 
-/// Makes an [`OpenError`] of SQLite's.
-pub(crate) fn opening(operation: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> OpenError {
-    move |source| match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => OpenError::Foreign { path: path.to_owned() },
-        _ => OpenError::Database { operation, path: path.to_owned(), source },
-    }
-}
-
 /// Whether there is anything of a database.
 pub(crate) fn exists(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.len() > 0)
@@ -113,13 +106,15 @@ pub(super) fn log_path(database: &Path) -> PathBuf {
 /// today's.
 pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let mut connection =
-        open(path, OpenFlags::SQLITE_OPEN_CREATE).map_err(opening("open the database", path))?;
+        open(path, OpenFlags::SQLITE_OPEN_CREATE).map_err(open_database_error("open the database", path))?;
     let format = check_format(&connection, path)?;
-    settle(&connection).map_err(opening("set up the database", path))?;
+    settle(&connection).map_err(open_database_error("set up the database", path))?;
     match format {
-        None => create_tables(&mut connection).map_err(opening("create the tables", path))?,
+        None => create_tables(&mut connection).map_err(open_database_error("create the tables", path))?,
         Some(FORMAT) => {}
-        Some(_) => upgrade(&mut connection).map_err(opening("bring all rows to today's format", path))?,
+        Some(_) => {
+            upgrade(&mut connection).map_err(open_database_error("bring all rows to today's format", path))?
+        }
     }
     Ok(connection)
 }
@@ -132,7 +127,7 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
             connection.pragma_update(None, "cache_size", -1000)?;
             Ok(connection)
         })
-        .map_err(opening("open the database", path))
+        .map_err(open_database_error("open the database", path))
 }
 
 /// Opens a connection to a database that nobody else has open, and that is not to be changed. Where its log is empty
@@ -147,7 +142,7 @@ pub(crate) fn open_to_look(path: &Path) -> Result<Connection, OpenError> {
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
             Ok(connection)
         })
-        .map_err(opening("open the database", path))?;
+        .map_err(open_database_error("open the database", path))?;
     match check_format(&connection, path)? {
         Some(found) if found < FORMAT => {
             Err(OpenError::Older { path: path.to_owned(), found, needed: FORMAT })
@@ -185,7 +180,9 @@ fn open(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection> {
 
 /// The format of a database; `None` where it is empty. One that is not ours, or of a later format, is refused. Changes nothing.
 fn check_format(connection: &Connection, path: &Path) -> Result<Option<i64>, OpenError> {
-    let ask = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(opening("read", path));
+    let ask = |sql| {
+        connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(open_database_error("read", path))
+    };
     if ask("SELECT count(*) FROM sqlite_schema")? == 0 {
         return Ok(None);
     }

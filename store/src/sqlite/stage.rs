@@ -11,13 +11,15 @@ use blobferry_protocol::{BlobInfo, Digest, RequestError};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::errors::{blob_error, disk_error};
+use crate::errors::disk_error;
 use crate::sqlite::backend::SqliteBackend;
 use crate::sqlite::early_sync::UploadSync;
+use crate::sqlite::errors::blob_error;
+use crate::sqlite::files::Staging;
 use crate::sqlite::poison::Poison;
 use crate::sqlite::space::SpaceReservation;
 use crate::sqlite::sync_counter::SyncCounter;
-use crate::staging::{Content, QuotaPermit, Stage, Staged, StagedFile, Staging, mismatch};
+use crate::staging::{QuotaPermit, Stage, Staged, StagedContent, StagedFile, mismatch};
 
 /// A blob's file that is being filled.
 pub(super) struct FileStage {
@@ -63,7 +65,7 @@ impl SqliteBackend {
         self.database.syncs.add(1);
         files::sync(&file)
             .map_err(|error| self.database.poison.set(&format!("could not sync {name:?}: {error}")))?;
-        Ok(Staged { info, content: Content::File(staged), permit })
+        Ok(Staged { info, content: StagedContent::File(staged), permit: Some(permit) })
     }
 
     /// Opens a file in `tmp` and gives it a name that no client can say, so that what was checked stays what it is.
@@ -99,8 +101,10 @@ impl SqliteBackend {
             return Err(refused(&format!("has {} bytes, not {size}", metadata.len())));
         }
         let staged = self.staging.reserve();
-        rustix::fs::renameat(&self.tmp, name, &self.tmp, staged.name()).map_err(|e| failed("rename", e))?;
-        let taken = rustix::fs::statat(&self.tmp, staged.name(), AtFlags::SYMLINK_NOFOLLOW);
+        let path = staged.path();
+        let new_name = path.file_name().unwrap_or_default(); // it has one
+        rustix::fs::renameat(&self.tmp, name, &self.tmp, new_name).map_err(|e| failed("rename", e))?;
+        let taken = rustix::fs::statat(&self.tmp, new_name, AtFlags::SYMLINK_NOFOLLOW);
         let taken = taken.map_err(|e| failed("look at", e))?;
         if (taken.st_dev, taken.st_ino) != (metadata.dev(), metadata.ino()) || taken.st_nlink != 1 {
             return Err(refused("was replaced while it was looked at"));
@@ -132,7 +136,7 @@ impl Stage for FileStage {
         let staged = self.staging.reserve();
         // Closed here: a transaction may stage more files than a process may have open.
         let _: File = blob.persist(&staged.path()).map_err(failed)?;
-        Ok(Staged { info, content: Content::File(staged), permit: self.permit })
+        Ok(Staged { info, content: StagedContent::File(staged), permit: Some(self.permit) })
     }
 }
 

@@ -1,7 +1,8 @@
-//! What one open transaction has stored: an index in memory, everything else in a spool on the disk.
+//! The write set: what one open transaction has stored. Its index is in memory, all else in a spool.
 //!
-//! Records and small blobs are appended to one file that has no name, so nothing is left of it when the process
-//! dies. Per object only its base and a place in the spool stay in memory, however large the transaction is.
+//! Records and small blobs are appended to one unnamed file, of which nothing is left if the process
+//! dies. Per object, only its base and an offset in the spool are in memory, so a large transaction
+//! needs little of it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -12,12 +13,9 @@ use blobferry_protocol::{BlobInfo, Digest, Oid, RequestError, Tid};
 use tempfile::SpooledTempFile;
 
 use crate::errors::disk_error;
-use crate::staging::{Content, Quota, QuotaPermit, Staged, StagedFile};
+use crate::staging::{Quota, QuotaPermit, Staged, StagedContent, StagedFile};
 
-/// Bytes of a spool that stay in memory before it goes to the disk.
-pub(crate) const SPOOL_IN_MEMORY: usize = 64 << 10;
-
-/// A file for what a transaction stores, without a name.
+/// An unnamed file for the records and small blobs of one transaction.
 #[derive(Debug)]
 pub(crate) struct Spool {
     file: SpooledTempFile,
@@ -25,12 +23,13 @@ pub(crate) struct Spool {
 }
 
 impl Spool {
-    /// A spool that stays in memory as long as it is small, and goes to a file in `dir` then.
+    /// Makes a spool in memory, which moves to a file in `dir` once it is larger than `in_memory`
+    /// bytes.
     pub(crate) fn new(in_memory: usize, dir: &Path) -> Spool {
         Spool { file: tempfile::spooled_tempfile_in(in_memory, dir), dir: dir.to_owned() }
     }
 
-    /// What a client sees of a spool that failed.
+    /// Returns what a client sees of a failed spool.
     fn error(&self, operation: &str, error: &io::Error) -> RequestError {
         disk_error(&format!("{operation} a transaction's spool in"), &self.dir, error)
     }
@@ -42,22 +41,22 @@ pub(crate) struct WriteSet {
     index: BTreeMap<Oid, Change>,
     files: BTreeMap<Oid, StagedFile>,
     spool: Spool,
-    /// Where the next entry of the spool goes. What is behind it (after a failed write) does not count.
+    /// The offset of the next entry. Bytes behind it are left over from a failed write.
     end: u64,
     max_objects: u64,
     quota: Quota,
-    /// What the spool and the files take. It only grows: what is replaced stays in the spool.
+    /// The bytes in the spool and in the files. It only grows, since replaced entries stay in the spool.
     permit: QuotaPermit,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Change {
     base: Tid,
-    /// Where the new revision's entry in the spool begins; `None` for a deletion.
-    at: Option<u64>,
+    /// The offset of the new revision's entry in the spool; `None` for a deletion.
+    offset: Option<u64>,
 }
 
-/// One change as it is read back.
+/// One change, read back.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) oid: Oid,
@@ -81,7 +80,7 @@ pub(crate) enum Bytes {
     InFile,
 }
 
-/// Begins every entry of the spool; the record follows, then a small blob.
+/// The start of every entry in the spool. The record follows, then a small blob.
 struct Header {
     data: u64,
     kind: u8,
@@ -119,7 +118,7 @@ impl WriteSet {
         Ok(WriteSet { index, files, spool, end: 0, max_objects, quota, permit })
     }
 
-    /// Stores a revision. It replaces what was stored for the object before.
+    /// Stores a revision. It replaces an earlier change of the object.
     pub(crate) fn put(
         &mut self,
         oid: Oid,
@@ -133,17 +132,18 @@ impl WriteSet {
         let (info, kind, bytes, file) = match blob {
             None => (none, Header::NO_BLOB, Vec::new(), None),
             Some(staged) => {
-                permit.join(staged.permit);
+                permit.join(self.quota.claim(staged.permit)?);
                 match staged.content {
-                    Content::Small(bytes) => (staged.info, Header::SMALL, bytes, None),
-                    Content::File(file) => (staged.info, Header::IN_FILE, Vec::new(), Some(file)),
+                    StagedContent::Bytes(bytes) => (staged.info, Header::SMALL, bytes, None),
+                    StagedContent::File(file) => (staged.info, Header::IN_FILE, Vec::new(), Some(file)),
                 }
             }
         };
         let header = Header { data: data.len() as u64, kind, blob: info };
-        let at = self.append(&header, data, &bytes).map_err(|error| self.spool.error("write to", &error))?;
+        let offset =
+            self.append(&header, data, &bytes).map_err(|error| self.spool.error("write to", &error))?;
         self.permit.join(permit);
-        self.index.insert(oid, Change { base, at: Some(at) });
+        self.index.insert(oid, Change { base, offset: Some(offset) });
         match file {
             Some(file) => self.files.insert(oid, file),
             None => self.files.remove(&oid),
@@ -151,43 +151,45 @@ impl WriteSet {
         Ok(())
     }
 
-    /// Deletes an object.
+    /// Stores a deletion. It replaces an earlier change of the object.
     pub(crate) fn delete(&mut self, oid: Oid, base: Tid) -> Result<(), RequestError> {
         self.check_count(oid)?;
-        self.index.insert(oid, Change { base, at: None });
+        self.index.insert(oid, Change { base, offset: None });
         self.files.remove(&oid);
         Ok(())
     }
 
-    /// Forgets what was stored for an object, if anything was.
+    /// Removes the change of an object, if there is one.
     pub(crate) fn take_back(&mut self, oid: Oid) {
         self.index.remove(&oid);
         self.files.remove(&oid);
     }
 
-    /// All objects, in order, with the revisions that the changes were made from.
+    /// Iterates over all objects in order, with the revisions that the changes were made from.
     pub(crate) fn bases(&self) -> impl Iterator<Item = (Oid, Tid)> {
         self.index.iter().map(|(oid, change)| (*oid, change.base))
     }
 
-    /// The highest oid with a change.
+    /// Returns the highest oid with a change.
     pub(crate) fn last_oid(&self) -> Option<Oid> {
         self.index.last_key_value().map(|(oid, _)| *oid)
     }
 
-    /// The first change of an object behind `after`: how all of them are read, in the order of oids.
+    /// Returns the change of the first object behind `after`. Repeated calls return all in the order of
+    /// oids.
     pub(crate) fn entry_after(&mut self, after: Option<Oid>) -> Result<Option<Entry>, RequestError> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let Some((oid, change)) = self.index.range((from, Bound::Unbounded)).next() else { return Ok(None) };
-        let (oid, Change { base, at }) = (*oid, *change);
-        let body = match at {
-            Some(at) => Some(self.read(at).map_err(|error| self.spool.error("read", &error))?),
+        let (oid, Change { base, offset }) = (*oid, *change);
+        let body = match offset {
+            Some(offset) => Some(self.read(offset).map_err(|error| self.spool.error("read", &error))?),
             None => None,
         };
         Ok(Some(Entry { oid, base, body }))
     }
 
-    /// The file of an object's new blob, if it is in one.
+    /// Takes the file of an object's new blob, if it is in one.
+    #[cfg(feature = "sqlite")]
     pub(crate) fn take_file(&mut self, oid: Oid) -> Option<StagedFile> {
         self.files.remove(&oid)
     }
@@ -202,19 +204,19 @@ impl WriteSet {
     }
 
     fn append(&mut self, header: &Header, data: &[u8], bytes: &[u8]) -> io::Result<u64> {
-        let at = self.end;
-        self.spool.file.seek(SeekFrom::Start(at))?;
+        let offset = self.end;
+        self.spool.file.seek(SeekFrom::Start(offset))?;
         let mut head = Vec::with_capacity(Header::LEN);
         header.write(&mut head)?;
         self.spool.file.write_all(&head)?;
         self.spool.file.write_all(data)?;
         self.spool.file.write_all(bytes)?;
-        self.end = at + (head.len() + data.len() + bytes.len()) as u64;
-        Ok(at)
+        self.end = offset + (head.len() + data.len() + bytes.len()) as u64;
+        Ok(offset)
     }
 
-    fn read(&mut self, at: u64) -> io::Result<Body> {
-        self.spool.file.seek(SeekFrom::Start(at))?;
+    fn read(&mut self, offset: u64) -> io::Result<Body> {
+        self.spool.file.seek(SeekFrom::Start(offset))?;
         let mut head = [0; Header::LEN];
         self.spool.file.read_exact(&mut head)?;
         let header = Header::read(&mut head.as_slice())?;
@@ -236,15 +238,14 @@ impl WriteSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::staging::Staging;
 
-    fn changes(quota: &Quota) -> WriteSet {
+    fn write_set(quota: &Quota) -> WriteSet {
         WriteSet::new(Spool::new(16, &std::env::temp_dir()), 3, quota).unwrap()
     }
 
     fn small(quota: &Quota, bytes: &[u8]) -> Staged {
-        let info = BlobInfo { size: bytes.len() as u64, digest: Digest([7; 32]) };
-        Staged { info, content: Content::Small(bytes.to_vec()), permit: quota.take(info.size).unwrap() }
+        let permit = Some(quota.take(bytes.len() as u64).unwrap());
+        Staged { permit, ..Staged::from_bytes(bytes.to_vec(), Digest([7; 32])) }
     }
 
     fn all(changes: &mut WriteSet) -> Vec<Entry> {
@@ -256,9 +257,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stored_last_counts_and_reads_back_in_order() {
+    fn the_last_store_counts_and_entries_come_in_order() {
         let quota = Quota::new(u64::MAX);
-        let mut changes = changes(&quota);
+        let mut changes = write_set(&quota);
         changes.put(Oid(2), Tid(1), b"old", Some(small(&quota, b"old blob"))).unwrap();
         changes.delete(Oid(3), Tid(9)).unwrap();
         changes.put(Oid(1), Tid::ZERO, b"with a blob", Some(small(&quota, b"blob"))).unwrap();
@@ -280,15 +281,16 @@ mod tests {
     #[test]
     fn a_replaced_or_taken_back_blob_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
-        let (staging, quota) = (Staging::new(dir.path()), Quota::new(u64::MAX));
-        let staged = || {
-            let file = staging.reserve();
-            std::fs::write(file.path(), b"blob").unwrap();
+        let quota = Quota::new(u64::MAX);
+        let mut names = 0..;
+        let mut staged = || {
+            let path = dir.path().join(names.next().unwrap().to_string());
+            std::fs::write(&path, b"blob").unwrap();
             let info = BlobInfo { size: 4, digest: Digest([7; 32]) };
-            Staged { info, content: Content::File(file), permit: quota.take(4).unwrap() }
+            Staged { permit: Some(quota.take(4).unwrap()), ..Staged::from_file(path, info) }
         };
         let files = || std::fs::read_dir(dir.path()).unwrap().count();
-        let mut changes = changes(&quota);
+        let mut changes = write_set(&quota);
         for oid in 1..4 {
             changes.put(Oid(oid), Tid::ZERO, b"", Some(staged())).unwrap();
         }
@@ -304,7 +306,7 @@ mod tests {
     #[test]
     fn limits_are_typed_errors() {
         let quota = Quota::new(10);
-        let mut changes = changes(&quota);
+        let mut changes = write_set(&quota);
         for oid in 0..3 {
             changes.put(Oid(oid), Tid::ZERO, b"", None).unwrap();
         }
