@@ -103,11 +103,14 @@ pub(crate) struct RemoteTxn<'a> {
 async fn connect(transport: Transport, server: &str, cache: Cache) -> Result<Link, RemoteError> {
     let server = server.to_owned();
     Link::connect(transport, &server, cache).await.map_err(|error| match error {
-        ConnectError::Connect(error) if error.kind() == ErrorKind::InvalidInput => {
+        ConnectError::Connect { source, .. } if source.kind() == ErrorKind::InvalidInput => {
             RemoteError::NoAddress { server }
         }
-        ConnectError::Connect(error) => RemoteError::NoServer { server, reason: error.to_string() },
-        ConnectError::Handshake(reason) => RemoteError::Handshake { server, reason: reason.to_string() },
+        ConnectError::Connect { source, .. } => RemoteError::NoServer { server, reason: source.to_string() },
+        ConnectError::Handshake { source, .. } => {
+            RemoteError::Handshake { server, reason: source.to_string() }
+        }
+        error => RemoteError::NoServer { server, reason: error.to_string() },
     })
 }
 
@@ -173,7 +176,7 @@ impl Remote {
         });
         match checked.await {
             Ok(checked) => checked.map_err(CallError::Cache)?,
-            Err(_) => return Err(CallError::unanswered().into()),
+            Err(_) => return Err(CallError::Unanswered.into()),
         }
         let cached = wait(|done| self.session().load_blob(blob, Some(progress), done)).await?;
         Ok((cached.path().to_owned(), cached.into_file()))

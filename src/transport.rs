@@ -54,9 +54,10 @@ impl Link {
                 tokio_transport::Client::connect(server, cache, config).await.map(Link::Tokio)
             }
             Transport::Mio => {
-                let server = server.to_owned();
-                let connect = move || mio::Client::connect(server, cache, config).map(Link::Mio);
-                blocking(connect).await.unwrap_or_else(|error| Err(error.into()))
+                let address = server.to_owned();
+                let connect = move || mio::Client::connect(address, cache, config).map(Link::Mio);
+                let failed = |source| ConnectError::Connect { address: server.to_owned(), source };
+                blocking(connect).await.unwrap_or_else(|error| Err(failed(error)))
             }
         }
     }

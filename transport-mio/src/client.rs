@@ -56,11 +56,14 @@ impl Client {
 
     fn start(session: Session, address: &str, patience: Duration) -> Result<Client, ConnectError> {
         let line = Arc::new(ConnectionManager::new(session.clone(), patience));
-        let crew = line.connect(address)?;
+        let failed = |source| ConnectError::Connect { address: address.to_owned(), source };
+        let crew = line.connect(address).map_err(failed)?;
         let running = line.clone();
-        let thread = Mutex::new(Some(thread::start("blobferry-client", move || running.run(crew))?));
+        let thread =
+            Mutex::new(Some(thread::start("blobferry-client", move || running.run(crew)).map_err(failed)?));
         let client = Client(Arc::new(Inner { session, line, thread }));
-        wait(|done| client.0.session.connected(done)).map_err(ConnectError::Handshake)?;
+        wait(|done| client.0.session.connected(done))
+            .map_err(|source| ConnectError::Handshake { address: address.to_owned(), source })?;
         Ok(client)
     }
 

@@ -117,7 +117,7 @@ pub(crate) fn wait_on<T: Send + 'static, E: From<CallError> + Send + 'static>(
     session: &Session,
     start: impl FnOnce(Completion<T, E>),
 ) -> Result<T, E> {
-    wait_with(start, || thread_context::call(|| session.ring()))
+    wait_with(start, || thread_context::call(|| session.wake()))
 }
 
 fn wait_with<T: Send + 'static, E: From<CallError> + Send + 'static>(
@@ -130,5 +130,5 @@ fn wait_with<T: Send + 'static, E: From<CallError> + Send + 'static>(
     let crew = thread_context::call(|| start(Box::new(move |result| *awaited.answer.lock() = Some(result))));
     seat.wait(crew.or_else(|| if seat.is_done() { None } else { find() }));
     let answer = answer.lock().take();
-    answer.unwrap_or_else(|| Err(CallError::unanswered().into()))
+    answer.unwrap_or_else(|| Err(CallError::Unanswered.into()))
 }

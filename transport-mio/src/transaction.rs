@@ -30,8 +30,13 @@ impl Transaction {
         oid: Oid,
         base: Tid,
         data: Vec<u8>,
-        mut reader: impl Read,
+        reader: impl Read,
     ) -> Result<BlobInfo, CallError> {
+        let spooled = self.spool(reader).inspect_err(|_| self.0.doom())?;
+        self.store_blob(oid, base, data, spooled)
+    }
+
+    fn spool(&self, mut reader: impl Read) -> Result<BlobSource, CallError> {
         let mut writer = self.0.spool()?;
         let mut bytes = AlignedBuf::new(READ);
         loop {
@@ -42,6 +47,6 @@ impl Transaction {
                 Err(error) => return Err(CallError::Stream(error)),
             }
         }
-        self.store_blob(oid, base, data, BlobSource::Spooled(writer.complete()?))
+        Ok(BlobSource::spooled(writer.complete()?))
     }
 }

@@ -57,13 +57,16 @@ impl Client {
     }
 
     async fn start(session: Session, address: &str, patience: Duration) -> Result<Client, ConnectError> {
-        let stream = call(address, patience).await?;
+        let failed = |source| ConnectError::Connect { address: address.to_owned(), source };
+        let stream = call(address, patience).await.map_err(failed)?;
         let bell = Arc::new(TaskWaker::default());
-        let carrier = connect(&session, &stream, &bell)?;
+        let carrier = connect(&session, &stream, &bell).map_err(failed)?;
         let running = run(stream, carrier, session.clone(), bell.clone(), patience);
         let driver = Mutex::new(Some(tokio::spawn(running)));
         let client = Client(Arc::new(Inner { session, driver, bell }));
-        wait(|done| client.0.session.connected(done)).await.map_err(ConnectError::Handshake)?;
+        wait(|done| client.0.session.connected(done))
+            .await
+            .map_err(|source| ConnectError::Handshake { address: address.to_owned(), source })?;
         Ok(client)
     }
 
@@ -143,7 +146,7 @@ pub async fn wait<T: Send + 'static, E: From<CallError> + Send + 'static>(
 ) -> Result<T, E> {
     let (sender, receiver) = oneshot::channel();
     start(Box::new(move |result| drop(sender.send(result))));
-    receiver.await.unwrap_or_else(|_| Err(CallError::unanswered().into()))
+    receiver.await.unwrap_or_else(|_| Err(CallError::Unanswered.into()))
 }
 
 /// The same for a call to a known session.

@@ -30,7 +30,7 @@ impl Transaction {
         data: Vec<u8>,
         reader: impl AsyncRead + Unpin,
     ) -> Result<BlobInfo, CallError> {
-        let spooled = self.spool(reader).await?;
+        let spooled = self.spool(reader).await.inspect_err(|_| self.0.doom())?;
         self.store_blob(oid, base, data, spooled).await
     }
 
@@ -42,7 +42,7 @@ impl Transaction {
             bytes.clear();
             let n = reader.read_buf(&mut bytes).await.map_err(CallError::Stream)?;
             if n == 0 {
-                return blocking(move || Ok(BlobSource::Spooled(writer.complete()?))).await;
+                return blocking(move || Ok(BlobSource::spooled(writer.complete()?))).await;
             }
             let write = move || writer.write(&bytes).map(|()| (writer, bytes));
             (writer, bytes) = blocking(write).await?;

@@ -1,8 +1,11 @@
-//! Where a blob comes from that is to be stored, and what a transaction does with that: keep it, send it, or share it.
+//! The source of a blob to store, and what a transaction does with it: keep it, send it, or share it.
 
 use std::fs::File;
 use std::path::PathBuf;
 
+use blobferry_cache::{CacheError, Take, TransactionBuffer};
+use blobferry_platform::blobdir::{BlobFile, BlobWriter, WriteError};
+use blobferry_platform::os::FileStamp;
 use blobferry_protocol::{BlobInfo, Digest, Oid};
 use bytes::Bytes;
 
@@ -10,57 +13,77 @@ use bytes::Bytes;
 use crate::client::Transaction;
 use crate::client::error::CallError;
 use crate::io::Source;
-use blobferry_cache::{CacheError, Take, TransactionBuffer};
-use blobferry_platform::blobdir::{BlobFile, BlobWriter, WriteError};
-use blobferry_platform::os::FileStamp;
 
-/// Where the bytes of a blob come from that is to be stored.
+/// The source of a blob to store: a file, or bytes.
 #[derive(Debug)]
-pub enum BlobSource {
-    /// A file that is moved into the cache, and is the cached blob when the transaction is finished. When it is
-    /// aborted the file is gone.
+pub struct BlobSource(Kind);
+
+#[derive(Debug)]
+enum Kind {
     Moved(PathBuf),
-    /// A file that stays; the cache keeps a copy, which shares its blocks where the file system can do that.
     Copied(PathBuf),
-    /// A file that is sent from where it is; nothing is cached. Must not change while it is read.
     Streamed(PathBuf),
-    /// Bytes in memory; nothing is cached.
     Bytes(Bytes),
-    /// What was written with the writer of [`Transaction::spool`]; is the cached blob when the transaction is
-    /// finished.
     Spooled(BlobFile),
 }
 
 impl BlobSource {
-    /// A file that is moved into the cache, and is the cached blob when the transaction is finished. When it is
-    /// aborted the file is gone.
+    /// A file that is moved into the cache. It becomes the cached blob when the transaction is committed. If the
+    /// transaction is aborted, the file is deleted.
     #[must_use]
     pub fn moved(path: impl Into<PathBuf>) -> BlobSource {
-        BlobSource::Moved(path.into())
+        BlobSource(Kind::Moved(path.into()))
     }
 
-    /// A file that stays; the cache keeps a copy, which shares its blocks where the file system can do that.
+    /// A file that stays in its place. The cache keeps a copy, which shares its blocks if the file system can do that.
     #[must_use]
     pub fn copied(path: impl Into<PathBuf>) -> BlobSource {
-        BlobSource::Copied(path.into())
+        BlobSource(Kind::Copied(path.into()))
     }
 
-    /// A file that is sent from where it is; nothing is cached. Storing it fails if it changes meanwhile.
+    /// A file that is sent from its place; nothing is cached. Storing it fails if the file changes meanwhile.
     #[must_use]
     pub fn streamed(path: impl Into<PathBuf>) -> BlobSource {
-        BlobSource::Streamed(path.into())
+        BlobSource(Kind::Streamed(path.into()))
     }
 
     /// Bytes in memory; nothing is cached.
     #[must_use]
     pub fn bytes(bytes: impl Into<Bytes>) -> BlobSource {
-        BlobSource::Bytes(bytes.into())
+        BlobSource(Kind::Bytes(bytes.into()))
+    }
+
+    /// The bytes that were written with the writer of [`Transaction::spool`]. They become the cached blob when the
+    /// transaction is committed.
+    #[must_use]
+    pub fn spooled(file: BlobFile) -> BlobSource {
+        BlobSource(Kind::Spooled(file))
+    }
+
+    /// Returns whether taking the source can wait for a disk.
+    pub(super) fn is_file(&self) -> bool {
+        !matches!(self.0, Kind::Bytes(_))
     }
 }
 
-/// What is to be done with a blob's bytes.
+impl From<PathBuf> for BlobSource {
+    /// See [`BlobSource::streamed`]: the file is left as it is.
+    fn from(path: PathBuf) -> BlobSource {
+        BlobSource::streamed(path)
+    }
+}
+
+impl From<Bytes> for BlobSource {
+    fn from(bytes: Bytes) -> BlobSource {
+        BlobSource::bytes(bytes)
+    }
+}
+
+/// How a blob's bytes get to the server.
 pub(super) enum Taken {
+    /// They are sent.
     Send { source: Source, size: u64 },
+    /// They are in a directory that the server shares, under this name.
     Shared { name: String, info: BlobInfo },
 }
 
@@ -68,28 +91,29 @@ pub(super) fn not_taken(oid: Oid, source: WriteError) -> CallError {
     CallError::Cache(CacheError::Take { oid, source })
 }
 
+/// Takes a source into a transaction.
 pub(super) fn take(
     buffer: &mut TransactionBuffer,
     oid: Oid,
     source: BlobSource,
     shared: bool,
 ) -> Result<Taken, CallError> {
-    let buffered = match source {
-        BlobSource::Moved(path) => buffer.take(oid, &path, Take::Move)?,
-        BlobSource::Copied(path) => buffer.take(oid, &path, Take::Copy)?,
-        BlobSource::Streamed(path) if shared => buffer.take(oid, &path, Take::Copy)?,
-        BlobSource::Spooled(file) => buffer.adopt(oid, file)?,
-        BlobSource::Streamed(path) => {
+    let buffered = match source.0 {
+        Kind::Moved(path) => buffer.take(oid, &path, Take::Move)?,
+        Kind::Copied(path) => buffer.take(oid, &path, Take::Copy)?,
+        Kind::Streamed(path) if shared => buffer.take(oid, &path, Take::Copy)?,
+        Kind::Spooled(file) => buffer.adopt(oid, file)?,
+        Kind::Streamed(path) => {
             buffer.remove(oid);
             return stream(path);
         }
-        BlobSource::Bytes(bytes) if shared => {
+        Kind::Bytes(bytes) if shared => {
             let mut writer = BlobWriter::create(buffer.tmp(), bytes.len() as u64)
                 .map_err(|source| not_taken(oid, source))?;
             writer.write(&bytes).map_err(|source| not_taken(oid, source))?;
             buffer.adopt(oid, writer.complete().map_err(|source| not_taken(oid, source))?)?
         }
-        BlobSource::Bytes(bytes) => {
+        Kind::Bytes(bytes) => {
             buffer.remove(oid);
             let size = bytes.len() as u64;
             return Ok(Taken::Send { source: Source::memory(bytes, size).hashed(), size });
@@ -109,10 +133,10 @@ pub(super) fn take(
     Ok(Taken::Shared { name, info: BlobInfo { size, digest } })
 }
 
-/// A file that is sent from where it is.
+/// Opens a file that is sent from its place.
 fn stream(path: PathBuf) -> Result<Taken, CallError> {
     let opened = || {
-        // Asked before it is opened: to open a pipe would be to wait for its other end.
+        // Before the file is opened: opening a pipe would wait for its other end.
         let regular = std::fs::metadata(&path)?.is_file();
         if !regular {
             return Ok(None);

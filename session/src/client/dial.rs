@@ -1,21 +1,22 @@
-//! Whom to call, and when to call again: the addresses of a client's server, and its patience.
+//! The addresses of a server, and when to connect to which of them.
 
 use std::fmt::{Debug, Display};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// How a client gets over the loss of its connection.
+/// A client's reconnection policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reconnect {
-    /// The pause after the first attempt that failed; each further one is twice as long. Every pause is shortened by
-    /// up to a half, by chance, so that not all clients of a server come back at once.
+    /// The pause after the first failed attempt; each further pause is twice as long. Every pause is shortened at random
+    /// by up to a half, so that the clients of a server do not come back all at once. Default: 50 ms.
     pub first: Duration,
-    /// No pause is longer.
+    /// The longest pause between two attempts. Default: 5 s.
     pub longest: Duration,
-    /// Calls wait so long for a connection, counted from the moment since when nothing was heard of the server; then they
-    /// fail with [`CallError::Disconnected`](super::CallError::Disconnected), and so do all further ones until there is
-    /// a connection again. Attempts go on nevertheless. Zero: calls fail at once when the connection is lost.
-    pub patience: Duration,
+    /// How long calls wait for a connection, counted from the loss of the last one that made progress. Then they fail
+    /// with [`CallError::Disconnected`](super::CallError::Disconnected), and so do further calls until there is a
+    /// connection again. Attempts to reconnect go on. With zero, calls fail as soon as the connection is lost.
+    /// Default: 30 s.
+    pub unreachable_timeout: Duration,
 }
 
 impl Default for Reconnect {
@@ -23,16 +24,15 @@ impl Default for Reconnect {
         Reconnect {
             first: Duration::from_millis(50),
             longest: Duration::from_secs(5),
-            patience: Duration::from_secs(30),
+            unreachable_timeout: Duration::from_secs(30),
         }
     }
 }
 
-/// Where a server is found: one address or several, tried in turn. Each has the form `HOST:PORT`; a host's name is looked
-/// up at every attempt.
+/// The addresses of a server, tried in turn. Each has the form `HOST:PORT`; a host name is resolved at every attempt.
 ///
 /// ```
-/// use crate::client::Addresses;
+/// use blobferry_session::client::Addresses;
 ///
 /// let one = Addresses::from("files.example:7420");
 /// let two = Addresses::from("files.example:7420, other.example:7420");
@@ -43,25 +43,25 @@ impl Default for Reconnect {
 pub struct Addresses(Vec<String>);
 
 impl Addresses {
-    /// Nobody can be called: there will be one connection, and no other.
+    /// Returns no addresses. The session uses the connection it is given and never reconnects.
     #[must_use]
     pub fn none() -> Addresses {
         Addresses(Vec::new())
     }
 
-    /// Each of them.
+    /// Returns the addresses, in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }
 
-    /// Is there nobody to call?
+    /// Returns whether there are none.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
 impl From<&str> for Addresses {
-    /// One, or several with commas between them.
+    /// Parses one address, or several separated by commas.
     fn from(text: &str) -> Addresses {
         Addresses(text.split(',').map(|address| address.trim().to_owned()).collect())
     }
@@ -97,54 +97,25 @@ impl<T: Display> From<&[T]> for Addresses {
     }
 }
 
-/// What happens to a client's connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConnectionEvent {
-    /// There is one, and the handshake is done.
-    Connected {
-        /// To whom.
-        address: String,
-    },
-    /// It was lost. What was under way goes on as soon as there is another.
-    Lost {
-        /// To whom it was.
-        address: String,
-        /// Why.
-        reason: String,
-    },
-    /// An attempt to have one again has failed.
-    Failed {
-        /// Who was called.
-        address: String,
-        /// Why.
-        reason: String,
-    },
-    /// It took too long: calls fail from here on, until there is a connection again.
-    OutOfPatience {
-        /// Why the last attempt has failed.
-        reason: String,
-    },
-}
-
 /// The next attempt to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dial {
-    /// Whom to call.
+    /// The address to connect to.
     pub address: String,
-    /// How long to wait before that.
+    /// How long to wait before the attempt.
     pub pause: Duration,
 }
 
-/// Counts attempts.
+/// Chooses the next address and pause, from the attempts that have failed.
 #[derive(Debug)]
 pub(super) struct Dialer {
     addresses: Addresses,
     reconnect: Reconnect,
-    /// The address that is called, or is to be called next.
+    /// The index of the address that is in use, or is tried next.
     place: usize,
-    /// Attempts that have come to nothing since anything was heard of the server.
+    /// The number of failed attempts since the server last answered.
     failed: u32,
-    /// Since when nothing was.
+    /// When the connection was lost, if the server has not answered since.
     since: Option<Instant>,
 }
 
@@ -153,43 +124,44 @@ impl Dialer {
         Dialer { addresses, reconnect, place: 0, failed: 0, since: None }
     }
 
-    /// Can anybody be called at all?
+    /// Returns whether there is any address.
     pub(super) fn can_call(&self) -> bool {
         !self.addresses.is_empty()
     }
 
-    /// The address that is called now.
+    /// Returns the address that is in use, or is tried next.
     pub(super) fn address(&self) -> String {
         self.addresses.0.get(self.place).cloned().unwrap_or_default()
     }
 
-    /// The first connection is to the address at this place.
+    /// Makes the address at this index the first.
     pub(super) fn start_at(&mut self, place: usize) {
         self.place = place;
     }
 
-    /// The server has answered something: whatever was wrong is over.
-    pub(super) fn heard(&mut self) {
+    /// Notes that the server has answered.
+    pub(super) fn answered(&mut self) {
         (self.failed, self.since) = (0, None);
     }
 
-    /// A connection was lost or has not come about; whether patience is at its end. One that was `connected` is tried
-    /// again first.
+    /// Notes a lost connection, or a failed attempt. Returns whether the server counts as unreachable. An address that
+    /// was `connected` is tried again first; otherwise the next one is.
     pub(super) fn lost(&mut self, now: Instant, connected: bool) -> bool {
         if !connected {
             self.place = (self.place + 1) % self.addresses.0.len().max(1);
         }
         self.failed = self.failed.saturating_add(1);
         let since = *self.since.get_or_insert(now);
-        now.saturating_duration_since(since) >= self.reconnect.patience
+        now.saturating_duration_since(since) >= self.reconnect.unreachable_timeout
     }
 
-    /// The next attempt. `chance` is any number.
+    /// Returns the next attempt. `chance` is a random number.
     pub(super) fn next(&self, chance: u32) -> Dial {
         Dial { address: self.address(), pause: self.pause(chance) }
     }
 
-    /// None before each address was tried; then longer and longer, between the halves and the wholes of the steps.
+    /// Returns the pause before the next attempt: none until each address was tried once, then exponential backoff
+    /// with jitter.
     fn pause(&self, chance: u32) -> Duration {
         let each = u32::try_from(self.addresses.0.len()).unwrap_or(u32::MAX).max(1);
         if self.failed <= each {
@@ -210,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_attempt_is_made_at_once_and_the_next_ones_later_and_later_up_to_a_limit() {
+    fn first_attempt_is_immediate_then_pauses_double_to_a_limit() {
         let mut dialer = dialer("a:1");
         let now = Instant::now();
         dialer.lost(now, true);
@@ -226,13 +198,13 @@ mod tests {
         assert_eq!(pauses[1], Duration::from_millis(100));
         assert!(pauses.is_sorted());
         assert_eq!(pauses[19], Duration::from_secs(5));
-        dialer.heard();
+        dialer.answered();
         dialer.lost(now, true);
         assert_eq!(dialer.next(0).pause, Duration::ZERO);
     }
 
     #[test]
-    fn who_was_connected_is_called_first_and_then_all_in_turn_before_there_is_a_pause() {
+    fn connected_address_is_tried_first_then_all_without_a_pause() {
         let mut dialer = dialer("a:1,b:1,c:1");
         dialer.start_at(1);
         let now = Instant::now();
@@ -250,20 +222,20 @@ mod tests {
     }
 
     #[test]
-    fn patience_is_counted_from_when_the_server_was_last_heard() {
+    fn unreachable_timeout_starts_after_the_last_answer() {
         let mut dialer = dialer("a:1");
         let start = Instant::now();
-        let patience = Reconnect::default().patience;
+        let timeout = Reconnect::default().unreachable_timeout;
         assert!(!dialer.lost(start, true));
-        assert!(!dialer.lost(start + patience / 2, false));
-        dialer.heard();
-        assert!(!dialer.lost(start + patience, true));
-        assert!(dialer.lost(start + patience * 2, false));
+        assert!(!dialer.lost(start + timeout / 2, false));
+        dialer.answered();
+        assert!(!dialer.lost(start + timeout, true));
+        assert!(dialer.lost(start + timeout * 2, false));
     }
 
     #[test]
-    fn without_patience_the_first_loss_is_enough() {
-        let reconnect = Reconnect { patience: Duration::ZERO, ..Reconnect::default() };
+    fn zero_unreachable_timeout_expires_at_the_first_loss() {
+        let reconnect = Reconnect { unreachable_timeout: Duration::ZERO, ..Reconnect::default() };
         assert!(Dialer::new("a:1".into(), reconnect).lost(Instant::now(), true));
     }
 }

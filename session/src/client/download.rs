@@ -1,25 +1,46 @@
-//! Where blobs go that were asked for: into the cache, or into memory. When the connection is lost in the middle, they ask
-//! for the rest.
+//! Where a download goes: into the cache, or into memory. When a connection is lost, a download requests the rest of
+//! its blob on the next one.
 
 use std::ops::Range;
 
+use blobferry_cache::{CacheError, CachedBlob, Download};
+use blobferry_platform::progress::{OnProgress, Progress};
 use blobferry_protocol::{BlobId, Digest, RequestError};
 
 use crate::client::error::{CallError, Completion};
-use crate::client::session::Session;
-use crate::client::state::Queued;
+use crate::client::queue::{Destination, Queued};
+use crate::client::shared::Session;
 use crate::io::Sink;
-use blobferry_cache::{CacheError, CachedBlob, Download};
-use blobferry_platform::progress::{OnProgress, Progress};
 
-/// A blob on its way.
-pub(super) enum DownloadTarget {
-    /// All of it, into the cache.
-    Cache(Box<CacheTarget>),
-    /// A part of it, into memory.
-    Memory(Box<MemoryTarget>),
+/// A destination that takes a blob piece by piece.
+trait DownloadTarget: Destination + 'static {
+    fn session(&self) -> Session;
+
+    /// Queues a request for what is missing.
+    fn enqueue(self: Box<Self>)
+    where
+        Self: Sized,
+    {
+        self.session().enqueue(Queued::Download { to: self });
+    }
+
+    /// Begins at an offset of a blob of `size` bytes.
+    fn begin(&mut self, from: u64, size: u64) -> Result<(), CacheError>;
+
+    /// Takes the next bytes of a blob of `size` bytes.
+    fn take(&mut self, bytes: &[u8], size: u64) -> Result<(), CacheError>;
+
+    /// Takes the end.
+    fn finish(self: Box<Self>, digest: Digest);
+
+    /// Handles an error of the cache.
+    fn failed(self: Box<Self>, error: CacheError);
+
+    /// Discards what an earlier download has left, if any. The server has sent less than that.
+    fn restart(&mut self) -> bool;
 }
 
+/// A whole blob that goes into the cache.
 pub(super) struct CacheTarget {
     session: Session,
     download: Download,
@@ -27,118 +48,151 @@ pub(super) struct CacheTarget {
     done: Completion<CachedBlob>,
 }
 
+/// A part of a blob that goes to memory.
 pub(super) struct MemoryTarget {
     session: Session,
     blob: BlobId,
-    /// What is still to come.
+    /// The range that is still missing.
     rest: Range<u64>,
     bytes: Vec<u8>,
     done: Completion<Vec<u8>>,
 }
 
-impl DownloadTarget {
-    pub(super) fn memory(
-        session: Session,
-        blob: BlobId,
-        rest: Range<u64>,
-        done: Completion<Vec<u8>>,
-    ) -> DownloadTarget {
-        DownloadTarget::Memory(Box::new(MemoryTarget { session, blob, rest, bytes: Vec::new(), done }))
-    }
-
-    pub(super) fn cache(
+impl CacheTarget {
+    pub(super) fn new(
         session: Session,
         download: Download,
         progress: Option<OnProgress>,
         done: Completion<CachedBlob>,
-    ) -> DownloadTarget {
-        DownloadTarget::Cache(Box::new(CacheTarget { session, download, progress, done }))
+    ) -> CacheTarget {
+        CacheTarget { session, download, progress, done }
     }
 
-    /// Asks for what is missing.
-    pub(super) fn enqueue(self) {
-        let (session, blob, range) = match &self {
-            DownloadTarget::Cache(to) => {
-                (to.session.clone(), to.download.blob(), to.download.written()..u64::MAX)
-            }
-            DownloadTarget::Memory(to) => (to.session.clone(), to.blob, to.rest.clone()),
-        };
-        session.enqueue(Queued::Download { blob, range, target: self });
-    }
-
-    /// It will not come.
-    pub(super) fn fail(self, error: CallError) {
-        match self {
-            DownloadTarget::Cache(to) => {
-                let CacheTarget { download, done, .. } = *to;
-                // First the right to download goes to who else waits for it, then the bad news is told. Only where the
-                // server is just not there, what has come is of use to the next one.
-                match &error {
-                    CallError::Disconnected { .. } => download.leave(),
-                    _ => drop(download),
-                }
-                done(Err(error));
-            }
-            DownloadTarget::Memory(to) => (to.done)(Err(error)),
-        }
-    }
-
-    fn begin(&mut self, from: u64, size: u64) -> Result<(), CacheError> {
-        let DownloadTarget::Cache(to) = self else { return Ok(()) };
-        to.download.start(from, size)?;
-        to.tell_progress(size);
-        Ok(())
-    }
-
-    fn take(&mut self, bytes: &[u8], size: u64) -> Result<(), CacheError> {
-        match self {
-            DownloadTarget::Cache(to) => {
-                to.download.write(bytes)?;
-                to.tell_progress(size);
-            }
-            DownloadTarget::Memory(to) => {
-                to.bytes.extend_from_slice(bytes);
-                to.rest.start += bytes.len() as u64;
-            }
-        }
-        Ok(())
-    }
-
-    /// All has come.
-    fn finish(self, digest: Digest) {
-        match self {
-            DownloadTarget::Cache(mut to) => match to.download.finish(digest) {
-                Ok(cached) => {
-                    let CacheTarget { download, done, .. } = *to;
-                    drop(download);
-                    done(Ok(cached));
-                }
-                Err(error) => DownloadTarget::Cache(to).failed(error),
-            },
-            // The digest is the whole blob's: a part can not be checked against it.
-            DownloadTarget::Memory(to) => (to.done)(Ok(to.bytes)),
-        }
-    }
-
-    /// The cache can not go on. What somebody before had left was of no use: then all of it is asked for.
-    fn failed(self, error: CacheError) {
-        match error {
-            CacheError::Stale { .. } => self.enqueue(),
-            error => self.fail(error.into()),
-        }
-    }
-}
-
-impl CacheTarget {
-    fn tell_progress(&self, size: u64) {
+    fn report_progress(&self, size: u64) {
         if let Some(progress) = &self.progress {
             progress(Progress { done: self.download.written(), total: size });
         }
     }
 }
 
+impl Destination for CacheTarget {
+    fn missing(&self) -> (BlobId, Range<u64>) {
+        (self.download.blob(), self.download.written()..u64::MAX)
+    }
+
+    fn into_sink(self: Box<Self>) -> Box<dyn Sink> {
+        DownloadSink::new(self)
+    }
+
+    fn fail(self: Box<Self>, error: CallError) {
+        let CacheTarget { download, done, .. } = *self;
+        // First: another caller that waits for the blob takes over the download. After a lost connection it may
+        // resume from the bytes that have arrived.
+        match &error {
+            CallError::Disconnected { .. } => download.leave(),
+            _ => drop(download),
+        }
+        done(Err(error));
+    }
+}
+
+impl DownloadTarget for CacheTarget {
+    fn session(&self) -> Session {
+        self.session.clone()
+    }
+
+    fn begin(&mut self, from: u64, size: u64) -> Result<(), CacheError> {
+        self.download.start(from, size)?;
+        self.report_progress(size);
+        Ok(())
+    }
+
+    fn take(&mut self, bytes: &[u8], size: u64) -> Result<(), CacheError> {
+        self.download.write(bytes)?;
+        self.report_progress(size);
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>, digest: Digest) {
+        match self.download.finish(digest) {
+            Ok(cached) => {
+                let CacheTarget { download, done, .. } = *self;
+                drop(download);
+                done(Ok(cached));
+            }
+            Err(error) => self.failed(error),
+        }
+    }
+
+    fn failed(self: Box<Self>, error: CacheError) {
+        match error {
+            // What an earlier download had left was of no use: the whole blob is requested.
+            CacheError::Stale { .. } => self.enqueue(),
+            error => self.fail(error.into()),
+        }
+    }
+
+    fn restart(&mut self) -> bool {
+        let written = self.download.written() > 0;
+        if written {
+            self.download.restart();
+        }
+        written
+    }
+}
+
+impl MemoryTarget {
+    /// Requests a part of a blob.
+    pub(super) fn request(session: &Session, blob: BlobId, rest: Range<u64>, done: Completion<Vec<u8>>) {
+        Box::new(MemoryTarget { session: session.clone(), blob, rest, bytes: Vec::new(), done }).enqueue();
+    }
+}
+
+impl Destination for MemoryTarget {
+    fn missing(&self) -> (BlobId, Range<u64>) {
+        (self.blob, self.rest.clone())
+    }
+
+    fn into_sink(self: Box<Self>) -> Box<dyn Sink> {
+        DownloadSink::new(self)
+    }
+
+    fn fail(self: Box<Self>, error: CallError) {
+        (self.done)(Err(error));
+    }
+}
+
+impl DownloadTarget for MemoryTarget {
+    fn session(&self) -> Session {
+        self.session.clone()
+    }
+
+    fn begin(&mut self, _: u64, _: u64) -> Result<(), CacheError> {
+        Ok(())
+    }
+
+    fn take(&mut self, bytes: &[u8], _: u64) -> Result<(), CacheError> {
+        self.bytes.extend_from_slice(bytes);
+        self.rest.start += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Ignores the digest, which is the whole blob's: a part cannot be checked against it.
+    fn finish(self: Box<Self>, _: Digest) {
+        (self.done)(Ok(self.bytes));
+    }
+
+    fn failed(self: Box<Self>, error: CacheError) {
+        self.fail(error.into());
+    }
+
+    fn restart(&mut self) -> bool {
+        false
+    }
+}
+
 impl Session {
-    /// Downloads a blob into the cache, going on with what somebody before has left of it.
+    /// Downloads a blob into the cache. It resumes what an earlier download has left.
     pub(super) fn download(
         &self,
         mut download: Download,
@@ -146,7 +200,7 @@ impl Session {
         done: Completion<CachedBlob>,
     ) {
         let session = self.clone();
-        let target = |download| DownloadTarget::cache(session, download, progress, done);
+        let target = |download| Box::new(CacheTarget::new(session, download, progress, done));
         if download.found() == 0 {
             return target(download).enqueue();
         }
@@ -158,15 +212,15 @@ impl Session {
     }
 }
 
-/// A transfer to a target, which is taken out of it as soon as it fails.
-pub(super) struct DownloadSink {
-    target: Option<DownloadTarget>,
+/// The sink of a transfer. It drops its target as soon as the target fails.
+struct DownloadSink<T> {
+    target: Option<Box<T>>,
     size: u64,
 }
 
-impl DownloadSink {
-    pub(super) fn new(target: DownloadTarget) -> DownloadSink {
-        DownloadSink { target: Some(target), size: 0 }
+impl<T: DownloadTarget> DownloadSink<T> {
+    fn new(target: Box<T>) -> Box<dyn Sink> {
+        Box::new(DownloadSink { target: Some(target), size: 0 })
     }
 
     fn checked(&mut self, result: Result<(), CacheError>) -> bool {
@@ -178,7 +232,7 @@ impl DownloadSink {
     }
 }
 
-impl Sink for DownloadSink {
+impl<T: DownloadTarget> Sink for DownloadSink<T> {
     fn start(&mut self, from: u64, _: u64, size: u64) -> bool {
         self.size = size;
         let begun = self.target.as_mut().map_or(Ok(()), |target| target.begin(from, size));
@@ -200,14 +254,14 @@ impl Sink for DownloadSink {
         match (self.target, reason) {
             // The connection was lost, or is about to end: the next one may bring the rest.
             (Some(target), None | Some(RequestError::Stopping)) => target.enqueue(),
-            // More was left by somebody before than there is.
-            (Some(DownloadTarget::Cache(mut to)), Some(RequestError::BadRange { .. }))
-                if to.download.written() > 0 =>
-            {
-                to.download.restart();
-                DownloadTarget::Cache(to).enqueue();
+            (Some(mut target), Some(reason)) => {
+                // The server's blob is shorter than what an earlier download has left.
+                if matches!(reason, RequestError::BadRange { .. }) && target.restart() {
+                    target.enqueue();
+                } else {
+                    target.fail(reason.into());
+                }
             }
-            (Some(target), Some(reason)) => target.fail(reason.into()),
             (None, _) => {}
         }
     }

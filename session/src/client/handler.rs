@@ -1,80 +1,93 @@
-//! The end of a client's connection that its transport drives.
+//! A client's end of one connection, which a transport drives.
 
 use std::ops::Range;
 
 use blobferry_protocol::{PeerError, RequestError, RequestId, Slice, Time, TransferId, buffered, client};
 use bytes::Bytes;
+use tracing::Span;
 
-use crate::client::session::Session;
-use crate::client::state::{Sent, SessionState};
+use crate::client::queue::{Sent, Upload};
+use crate::client::shared::Session;
+use crate::client::state::SessionState;
 use crate::io::{ConnectionHandler, FileSlice};
 
-/// One connection of a [`Session`]. Dropped while the session takes it for alive, it closes the session: nobody waits for
-/// what can not come.
+/// One connection of a [`Session`]. If it is dropped before [`Session::lost`] was called, it closes the session, so that
+/// pending calls fail instead of hanging.
 #[derive(Debug)]
 pub struct Handler {
     session: Session,
-    /// Which of the session's connections it is.
+    /// The number of the connection.
     generation: u64,
+    span: Span,
 }
 
 impl Handler {
-    pub(super) fn new(session: Session, generation: u64) -> Handler {
-        Handler { session, generation }
+    pub(super) fn new(session: Session, generation: u64, peer: &str) -> Handler {
+        let span = tracing::debug_span!(target: "blobferry::client", "connection", peer);
+        Handler { session, generation, span }
     }
 }
 
 impl ConnectionHandler for Handler {
-    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<FileSlice> {
-        let (mut locked, mut lent) = (self.session.lock(), None);
+    fn transmit(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        enough: usize,
+        zero_copy: bool,
+    ) -> Option<FileSlice> {
+        let _entered = self.span.enter();
+        let (mut locked, mut body) = (self.session.lock(), None);
         let inner = &mut *locked;
         loop {
-            let outlets = &mut inner.state.outlets;
+            let outgoing = &mut inner.state.outgoing;
             buffered::transmit(&mut inner.connection, now, out, enough, |slice, into| {
-                lent = outlets.give(slice, into, lend)?;
+                body = outgoing.give(slice, into, zero_copy)?;
                 Ok(())
             });
-            let drained = outlets.take_drained();
+            let drained = outgoing.take_drained();
             for drained in &drained {
                 let Some(digest) = drained.digest else { continue };
                 let id: RequestId = drained.transfer.into();
-                if let Some(Sent::Upload { digest: waits, .. }) = inner.state.waiters.get_mut(&id) {
-                    *waits = Some(digest);
+                if let Some(Sent::Upload(Upload { digest: known, .. })) = inner.state.sent.get_mut(&id) {
+                    *known = Some(digest);
                 }
-                // Over only if the server has refused the blob meanwhile, and that needs no digest.
+                // An error means that the server has refused the blob, and needs no digest.
                 let _ = inner.connection.finish_blob(drained.transfer, digest);
             }
             inner.pump();
-            if drained.is_empty() || lent.is_some() {
+            if drained.is_empty() || body.is_some() {
                 break;
             }
         }
         self.session.unlock_driven(locked);
-        lent
+        body
     }
 
     fn body_failed(&mut self, transfer: TransferId, reason: RequestError) {
+        let _entered = self.span.enter();
         let mut inner = self.session.lock();
-        inner.state.outlets.remove(transfer);
-        // Over only if the server has refused the blob meanwhile.
+        inner.state.outgoing.remove(transfer);
+        // An error means that the server has refused the blob.
         let _ = inner.connection.abort_blob(transfer, reason);
         self.session.unlock_driven(inner);
     }
 
     fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError> {
+        let _entered = self.span.enter();
         let mut locked = self.session.lock();
         let inner = &mut *locked;
         let on_event = |state: &mut SessionState, _: &mut client::Connection, event| state.event(event);
         let on_payload = |state: &mut SessionState, slice: Slice, at: Range<usize>| {
-            state.heard();
-            if !state.collectors.payload(slice, bytes.get(at.clone()).unwrap_or_default()) {
-                state.inlets.payload(slice, bytes.slice(at));
+            state.server_answered();
+            if !state.memory.payload(slice, bytes.get(at.clone()).unwrap_or_default()) {
+                state.incoming.payload(slice, bytes.slice(at));
             }
         };
         let received =
             buffered::receive(&mut inner.connection, now, &bytes, &mut inner.state, on_event, on_payload);
-        for (transfer, upto) in inner.state.collectors.take_stored() {
-            // It may be over, and the connection dead: then nobody needs to know.
+        for (transfer, upto) in inner.state.memory.take_stored() {
+            // An error means that the transfer is over or the connection dead, and needs no credit.
             let _ = inner.connection.stored(transfer, upto);
         }
         inner.pump();
@@ -95,6 +108,7 @@ impl ConnectionHandler for Handler {
     }
 
     fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
+        let _entered = self.span.enter();
         let mut locked = self.session.lock();
         let handled = locked.connection.handle_timeout(now);
         while let Some(event) = locked.connection.poll_event() {
@@ -105,7 +119,7 @@ impl ConnectionHandler for Handler {
         handled
     }
 
-    /// Calls go to the machine on the threads that make them.
+    /// Does nothing: the threads that make calls pass them to the machine.
     fn catch_up(&mut self) {}
 
     fn error(&self) -> Option<PeerError> {
@@ -114,12 +128,12 @@ impl ConnectionHandler for Handler {
 
     fn is_finished(&self) -> bool {
         let inner = self.session.lock();
-        // The session may have ended while this connection came about: nobody wants it any more.
-        if inner.state.closed.is_some() {
+        // The session may have ended while this connection was made.
+        if inner.state.closed().is_some() {
             return true;
         }
-        // Where the server has taken leave, what waits is for the next connection.
-        inner.connection.is_finished() && (inner.state.waiting.is_empty() || !inner.state.leaving)
+        // After the server's goodbye, queued requests are for the next connection.
+        inner.connection.is_finished() && (inner.state.queued.is_empty() || !inner.state.leaving)
     }
 }
 
@@ -127,7 +141,7 @@ impl Drop for Handler {
     fn drop(&mut self) {
         let mut inner = self.session.lock();
         if inner.state.is_generation(self.generation) {
-            inner.state.close("nobody drives it any more");
+            inner.state.close("the transport dropped its connection");
         }
         self.session.unlock(inner, false);
     }

@@ -1,30 +1,45 @@
-//! The client without a socket: calls go in from any thread, answers come out through
-//! callbacks, blobs go from and to the cache. A transport adds bytes, and turns callbacks into what its users await.
+//! A client without sockets: calls go in from any thread, and answers come out through completions. Blobs come from the
+//! cache, and go to it. A transport adds bytes and timers, and turns completions into what its users await.
 //!
-//! [`Session`] makes calls, on one connection after the other; [`Transaction`] is one transaction with the files that it
-//! stores; [`ConnectionHandler`] is one connection, which the transport drives. When it was lost the session says whom to call
-//! next ([`Session::next_dial`]), and goes on with all that was under way.
+//! | type | what it is |
+//! |---|---|
+//! | [`Session`] | the calls, over one connection after the other |
+//! | [`Transaction`] | one transaction, with the files that it stores |
+//! | [`Handler`] | one connection, as a [`ConnectionHandler`] that a transport drives |
+//!
+//! A transport connects, drives the handler until the connection ends, and calls [`Session::lost`]. Then
+//! [`Session::next_dial`] says when to connect to which address, and the session goes on with everything pending.
+//!
+//! **Tracing.** Events and spans have the target `blobferry::client`. Everything that a connection does is in a span
+//! `connection{peer}`; the calls of a transaction are in a span `transaction{txn}`.
 //!
 //! [`ConnectionHandler`]: crate::io::ConnectionHandler
 
 mod api_macros;
 mod blob_source;
+mod config;
 mod dial;
 mod download;
 mod error;
+mod events;
 mod handler;
 mod memory_download;
+mod memory_transfers;
 mod notifications;
+mod queue;
 mod reconnect;
 mod requests;
-pub(crate) mod session;
+mod session;
+mod shared;
 mod state;
 mod transaction;
 
 pub use blob_source::BlobSource;
-pub use dial::{Addresses, ConnectionEvent, Dial, Reconnect};
+pub use config::ClientConfig;
+pub use dial::{Addresses, Dial, Reconnect};
 pub use error::{CallError, Completion, ConnectError};
+pub use events::{ConnectionEvent, Invalidation, Listener, Watcher};
 pub use handler::Handler;
 pub use notifications::{Coalesce, NotificationQueue};
-pub use session::{ClientConfig, Invalidation, Listener, Session, Watcher};
+pub use shared::Session;
 pub use transaction::{Transaction, VoteError};

@@ -5,8 +5,7 @@ use blobferry_platform::sync::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::client::dial::ConnectionEvent;
-use crate::client::session::Invalidation;
+use crate::client::events::{ConnectionEvent, Invalidation};
 
 /// How much may wait: objects that have changed, each with what else there is to tell.
 const MOST: usize = 100_000;

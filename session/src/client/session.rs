@@ -1,112 +1,54 @@
-//! A client's calls, whatever becomes of its connection: who waits for which answer, and where which blob goes.
+//! The public calls of a session: connections, notifications, and loading blobs.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 
-use blobferry_protocol::{
-    BlobId, Config, Digest, Oid, Reply, Request, RequestError, Tid, Time, TxnId, client,
-};
-
-use crate::client::dial::{Addresses, ConnectionEvent, Dial, Dialer, Reconnect};
-use crate::client::download::DownloadTarget;
-use crate::client::error::{CallError, Completion};
-use crate::client::handler::Handler;
-use crate::client::state::{Queued, SessionState};
-use crate::io::{CloseReason, ConnectionIo, SinkEvent, Source};
 use blobferry_cache::{Cache, CachedBlob, Claim, Follow};
 use blobferry_platform::pool::BlockingPool;
 use blobferry_platform::progress::OnProgress;
-use blobferry_platform::sync::{Arc, Mutex, MutexGuard};
+use blobferry_platform::sync::{Arc, Mutex};
+use blobferry_protocol::{BlobId, Reply, Request, Tid, Time, client};
 
-/// What has become of objects that a client may know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Invalidation {
-    /// A committed transaction.
-    pub tid: Tid,
-    /// The objects that have a new revision or were deleted. `None` where nobody knows: the connection was lost for a
-    /// while, or too much had to wait to be heard; everything may have changed, up to and including the transaction.
-    pub oids: Option<Arc<[Oid]>>,
-}
+use crate::client::config::ClientConfig;
+use crate::client::dial::{Addresses, Dial, Dialer};
+use crate::client::download::MemoryTarget;
+use crate::client::error::CallError;
+use crate::client::events::{Listener, Wake, Watcher};
+use crate::client::handler::Handler;
+use crate::client::queue::Queued;
+use crate::client::shared::{Session, Shared, clamp, read_range};
+use crate::client::state::{Inner, SessionState};
+use crate::io::{CloseReason, ConnectionIo, SinkEvent};
 
-/// How a client behaves, whatever its transport.
-#[derive(Clone, Debug)]
-pub struct ClientConfig {
-    /// How its connections behave.
-    pub connection: Config,
-    /// What proves to the server who this is; at most 2,048 bytes. Servers ask for nothing today.
-    pub credentials: Vec<u8>,
-    /// How it gets over the loss of a connection; `None`: it ends with its first one, and whatever waits fails then.
-    pub reconnect: Option<Reconnect>,
-}
-
-impl Default for ClientConfig {
-    fn default() -> ClientConfig {
-        let (connection, credentials) = (Config::default(), Vec::new());
-        ClientConfig { connection, credentials, reconnect: Some(Reconnect::default()) }
-    }
-}
-
-/// A client's conversation with a server, on one connection after the other. Clones are the same session.
-///
-/// While there is no connection calls wait. When one is lost, what was under way goes on with the next: calls that read
-/// are made again, downloads go on at the byte where they were, and so do open transactions and the uploads in them. What
-/// became of a commit is asked for. See [`Reconnect`] for how long that may take.
-#[derive(Clone)]
-pub struct Session(pub(super) Arc<Shared>);
-
-pub(super) struct Shared {
-    pub(super) cache: Cache,
-    workers: BlockingPool,
-    config: ClientConfig,
-    inner: Mutex<Inner>,
-}
-
-pub(super) struct Inner {
-    pub(super) connection: client::Connection,
-    pub(super) state: SessionState,
-}
-
-/// Takes every invalidation; `false` when it wants no more.
-pub type Listener = Box<dyn FnMut(&Invalidation) -> bool + Send>;
-
-/// Takes everything that happens to the connection; `false` when it wants no more.
-pub type Watcher = Box<dyn FnMut(&ConnectionEvent) -> bool + Send>;
-
-/// Called from any thread, when there is something to send.
-pub(super) type Wake = Arc<dyn Fn() + Send + Sync>;
-
-impl fmt::Debug for Session {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("cache", &self.0.cache.layout().root()).finish_non_exhaustive()
-    }
-}
+/// Threads of a session's pool, at most.
+const WORKERS: usize = 8;
 
 impl Session {
-    /// A session that has no connection yet. Its first one is to the address at the `place` of the addresses. With
-    /// [`Addresses::none`] it ends with that one.
+    /// Creates a session without a connection. Its first connection is to the address at index `place`. With
+    /// [`Addresses::none`], or without [`ClientConfig::reconnect`], it ends with its first connection.
     #[must_use]
     pub fn new(cache: Cache, config: &ClientConfig, addresses: Addresses, place: usize) -> Session {
-        let workers = BlockingPool::new(8);
+        let workers = BlockingPool::new(WORKERS);
         let addresses = if config.reconnect.is_some() { addresses } else { Addresses::none() };
         let mut dialer = Dialer::new(addresses, config.reconnect.unwrap_or_default());
         dialer.start_at(place);
         let connection = client::Connection::new(Time::ZERO, config.connection, &config.credentials);
-        let state = SessionState::new(dialer, config.connection.limits.transfers as usize, &workers);
+        let downloads = config.connection.limits.transfers as usize;
+        let state = SessionState::new(dialer, downloads, Cache::SMALL, &workers);
         let inner = Mutex::new(Inner { connection, state });
         Session(Arc::new(Shared { cache, workers, config: config.clone(), inner }))
     }
 
-    /// Begins a conversation on a stream: says hello, and goes on with everything that waits. `wake` is called from any
-    /// thread, never while the session is locked, when there is something to send: drive the endpoint then.
+    /// Begins a connection on a stream: sends hello, and goes on with everything pending. `wake` is called from any
+    /// thread, never while the session is locked, when there is something to send; then the transport must drive the
+    /// connection.
     ///
-    /// When the connection has ended, say so with [`lost`](Self::lost) before the carrier is dropped.
+    /// When the connection has ended, call [`lost`](Self::lost) before the [`ConnectionIo`] is dropped.
     ///
     /// # Errors
-    /// The stream's socket can not be tuned.
+    /// The stream's socket options cannot be set.
     pub fn connect(
         &self,
         stream: &impl AsFd,
@@ -115,7 +57,9 @@ impl Session {
         ConnectionIo::begin(stream, |now| self.converse(now, wake))
     }
 
-    /// The same without a stream, for who drives the endpoint with other means: it begins at the moment `now`.
+    /// Begins a connection that needs no socket: the caller moves the bytes itself, through
+    /// [`ConnectionHandler`](crate::io::ConnectionHandler). The connection begins at the moment `now`. See
+    /// [`connect`](Self::connect) for `wake`.
     #[must_use]
     pub fn converse(&self, now: Time, wake: impl Fn() + Send + Sync + 'static) -> Handler {
         let wake: Wake = Arc::new(wake);
@@ -123,87 +67,82 @@ impl Session {
         let mut inner = self.lock();
         let generation = inner.state.begin_generation(wake);
         let weak = Arc::downgrade(&self.0);
-        let report = move |report| {
+        let report = move |event| {
             if let Some(shared) = weak.upgrade() {
-                Session(shared).report(generation, report);
+                Session(shared).sink_event(generation, event);
             }
         };
         inner.state.receive_with(&self.0.workers, Arc::new(report));
         let last = inner.connection.last_request();
         inner.connection = client::Connection::after(now, config.connection, &config.credentials, last);
-        Handler::new(self.clone(), generation)
+        Handler::new(self.clone(), generation, &inner.state.dialer.address())
     }
 
-    /// The cache that blobs are loaded into.
-    #[must_use]
-    pub fn cache(&self) -> &Cache {
-        &self.0.cache
-    }
-
-    /// Threads for what blocks.
-    #[must_use]
-    pub fn workers(&self) -> &BlockingPool {
-        &self.0.workers
-    }
-
-    /// The last transaction that this client has heard of: everything up to it can be read.
+    /// Returns the newest transaction that this client knows of. Everything up to it, and including it, can be read:
+    /// see [`load_at`](Self::load_at).
     #[must_use]
     pub fn last_tid(&self) -> Tid {
         self.lock().state.last_tid
     }
 
-    /// Done when the handshake is, of this connection or the next: calls can be made before, and wait for it.
-    pub fn connected(&self, done: Completion<()>) {
+    /// Waits until the handshake of this connection, or of a later one, is done. Calls can be made before.
+    pub fn connected(&self, done: impl FnOnce(Result<(), CallError>) + Send + 'static) {
         let mut inner = self.lock();
-        if let Some(reason) = inner.state.closed.clone() {
-            inner.state.after(move || done(Err(CallError::Disconnected { reason })));
-        } else if inner.state.is_alive() && inner.connection.is_connected() {
-            inner.state.after(move || done(Ok(())));
+        if let Some(reason) = inner.state.closed().map(str::to_owned) {
+            inner.state.defer(move || done(Err(CallError::Disconnected { reason })));
+        } else if inner.state.is_up() && inner.connection.is_connected() {
+            inner.state.defer(move || done(Ok(())));
         } else {
-            inner.state.handshake_waiters.push(done);
+            inner.state.handshake_waiters.push(Box::new(done));
         }
         self.unlock(inner, false);
     }
 
-    /// Has every commit from now on told to a listener, in order, this client's own among them, and each before any
-    /// answer that exposes it. The listener must not call back into the session; it is dropped when the session ends.
+    /// Registers a listener for all later commits, including this client's own. It is called in commit order, and before
+    /// any answer that reflects the commit. It must not call into the session. It is dropped when the session ends.
     pub fn listen(&self, listener: Listener) {
         let mut inner = self.lock();
-        if inner.state.closed.is_none() {
+        if inner.state.closed().is_none() {
             inner.state.listeners.push(listener);
         }
     }
 
-    /// Has everything that happens to the connection from now on told to a watcher, which must not call back into the
-    /// session; it is dropped when the session ends.
+    /// Registers a watcher for all later changes of the connection. It must not call into the session. It is dropped
+    /// when the session ends.
     pub fn watch(&self, watcher: Watcher) {
         let mut inner = self.lock();
-        if inner.state.closed.is_none() {
+        if inner.state.closed().is_none() {
             inner.state.watchers.push(watcher);
         }
     }
 
-    /// Asks for something that is answered by a [`Reply`].
-    pub fn call(&self, request: Request, done: Completion<Reply>) {
-        self.enqueue(Queued::Call { request, done });
+    /// Sends a request that is answered by a [`Reply`].
+    pub fn call(&self, request: Request, done: impl FnOnce(Result<Reply, CallError>) + Send + 'static) {
+        self.enqueue(Queued::Call { request, done: Box::new(done) });
     }
 
-    /// Loads a blob: from the cache, from whoever is downloading it already, or from the server. Hits are found by
-    /// the calling thread; nothing else makes it wait.
-    pub fn load_blob(&self, blob: BlobId, progress: Option<OnProgress>, done: Completion<CachedBlob>) {
+    /// Loads a blob into the cache: it is there, or it is downloaded, or a download already in progress is awaited. The
+    /// calling thread finds a cached blob; otherwise the call does not block. A download that is no longer awaited goes
+    /// on.
+    pub fn load_blob(
+        &self,
+        blob: BlobId,
+        progress: Option<OnProgress>,
+        done: impl FnOnce(Result<CachedBlob, CallError>) + Send + 'static,
+    ) {
         let session = self.clone();
         self.0.cache.claim_with(blob, move |claim| match claim {
             Ok(Claim::Hit(cached)) => done(Ok(cached)),
-            Ok(Claim::Download(download)) => session.download(download, progress, done),
+            Ok(Claim::Download(download)) => session.download(download, progress, Box::new(done)),
             Err(error) => done(Err(error.into())),
         });
     }
 
-    /// Reads a blob while it arrives, whoever on this machine downloads it; if nobody does, this client does. See
-    /// [`Follow`] for what is promised. Reading blocks.
+    /// Reads a blob while it arrives, in whichever process of this machine downloads it. If none does, this client
+    /// downloads it. [`Follow`] says what is promised. Reading blocks.
     ///
     /// # Errors
-    /// The cache's.
+    /// [`CallError::Cache`].
     pub fn follow_blob(&self, blob: BlobId) -> Result<Follow, CallError> {
         let session = self.clone();
         let follow = self.0.cache.follow_with(blob, move |download, end| {
@@ -212,10 +151,18 @@ impl Session {
         Ok(follow?)
     }
 
-    /// Loads a part of a blob into memory: from the cached file where there is one, else from the server, without
-    /// caching it. What is behind the blob's end is left out. A part from the server is not checked against the
-    /// blob's digest, which is the whole's.
-    pub fn load_range(&self, blob: BlobId, range: Range<u64>, done: Completion<Vec<u8>>) {
+    /// **The bytes are not verified** if they come from the server, because the digest is that of the whole blob. Loads
+    /// a range of a blob into memory: from the cached file if there is one, otherwise from the server without caching
+    /// it.
+    ///
+    /// The result is shorter than the range if the blob ends within it. A range that begins behind the end fails with
+    /// [`RequestError::BadRange`](blobferry_protocol::RequestError::BadRange).
+    pub fn load_range(
+        &self,
+        blob: BlobId,
+        range: Range<u64>,
+        done: impl FnOnce(Result<Vec<u8>, CallError>) + Send + 'static,
+    ) {
         match self.0.cache.get(blob) {
             Ok(Some(cached)) => self.0.workers.run(move || done(read_range(&cached, range))),
             Ok(None) => match self.0.cache.packed(blob) {
@@ -223,143 +170,84 @@ impl Session {
                     let part = clamp(blob, bytes.len() as u64, range).map(|range| bytes.slice(range).into());
                     done(part);
                 }
-                None => DownloadTarget::memory(self.clone(), blob, range, done).enqueue(),
+                None => MemoryTarget::request(self, blob, range, Box::new(done)),
             },
             Err(error) => done(Err(error.into())),
         }
     }
 
-    /// Stores an object with a blob of `size` bytes; gives its digest when the server has it on disk.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "they are the fields of one message, and where its blob is"
-    )]
-    pub(super) fn upload(
-        &self,
-        txn: TxnId,
-        oid: Oid,
-        base: Tid,
-        data: Vec<u8>,
-        size: u64,
-        source: Source,
-        done: Completion<Digest>,
-    ) {
-        let digest = (size == 0).then(|| Digest(*blake3::hash(&[]).as_bytes()));
-        let source = (size > 0).then_some(source);
-        self.enqueue(Queued::Upload { txn, oid, base, data, from: 0, size, digest, source, done });
-    }
-
-    /// Begins nothing new from here on; the endpoint is finished when all that is under way has come to its end.
+    /// Ends the session gracefully: nothing new begins, and the handler is finished when everything pending is done.
     pub fn goodbye(&self) {
         let mut inner = self.lock();
         inner.state.leaving = true;
-        if !inner.state.is_alive() || inner.connection.goodbye().is_err() {
-            // There is nobody to take leave of.
+        if !inner.state.is_up() || inner.connection.goodbye().is_err() {
+            // There is no connection on which to say goodbye.
             drop(inner);
             return self.close("the client was closed");
         }
         self.unlock(inner, true);
     }
 
-    /// The session is over: everybody who waits is told so.
+    /// Ends the session at once. Pending calls fail with this reason.
     pub fn close(&self, reason: &str) {
         let mut inner = self.lock();
         inner.state.close(reason);
         self.unlock(inner, false);
     }
 
-    /// The connection was lost, or has not come about. What can go on with another does so, as soon as there is one:
-    /// see [`next_dial`](Self::next_dial).
+    /// Reports that the connection was lost, or that an attempt to connect has failed. The transport calls this, then
+    /// [`next_dial`](Self::next_dial).
     pub fn lost(&self, ended: &CloseReason) {
         let mut inner = self.lock();
-        let connected = inner.state.is_alive() && inner.connection.is_connected();
+        let connected = inner.state.is_up() && inner.connection.is_connected();
         inner.state.lost(ended, connected);
         self.unlock(inner, false);
     }
 
-    /// What the transport does when a connection was lost: whom to call, and when. `None`: nobody, the session is over.
+    /// Returns the address for the next connection, and the pause before it. With `None` the session is over.
     #[must_use]
     pub fn next_dial(&self) -> Option<Dial> {
         self.lock().state.next_dial()
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.inner.lock()
-    }
-
-    /// Unlocks, then tells who is to be told: the transport only if there is something to send.
-    pub(super) fn unlock(&self, mut inner: MutexGuard<'_, Inner>, wake: bool) {
-        let wake = (wake && inner.connection.backlog() > 0).then(|| inner.state.wake.clone()).flatten();
-        let after = inner.state.take_after();
-        drop(inner);
-        for act in after {
-            act();
-        }
-        if let Some(wake) = wake {
-            wake();
-        }
-    }
-
-    /// Has the callbacks of answers called by [`call_back`](Self::call_back) from here on, and not while the endpoint is
-    /// being driven: for who drives it under a lock.
+    /// Leaves the completions of answers to [`call_back`](Self::call_back) from now on. A transport that drives the
+    /// connection under a lock of its own needs this.
     pub fn defer_callbacks(&self) {
-        self.lock().state.deferred.get_or_insert_default();
+        self.lock().state.for_driver.get_or_insert_default();
     }
 
-    /// Calls the first of the callbacks that were [deferred](Self::defer_callbacks); `false` if there is none.
+    /// Runs the oldest of the [deferred](Self::defer_callbacks) completions. Returns `false` if there is none.
     pub fn call_back(&self) -> bool {
-        let act = self.lock().state.deferred.as_mut().and_then(VecDeque::pop_front);
+        let act = self.lock().state.for_driver.as_mut().and_then(VecDeque::pop_front);
         act.map(|act| act()).is_some()
     }
 
-    /// Wakes who drives the connection, as if there was something to send.
-    pub fn ring(&self) {
+    /// Wakes the transport, as if there was something to send.
+    pub fn wake(&self) {
         let wake = self.lock().state.wake.clone();
         if let Some(wake) = wake {
             wake();
         }
     }
 
-    /// Is an answer outstanding, whoever waits for it?
+    /// Returns whether any request waits for its answer.
     #[must_use]
     pub fn awaits_answers(&self) -> bool {
         let inner = self.lock();
-        inner.connection.requests_in_flight() > 0 || !inner.state.waiting.is_empty()
+        inner.connection.requests_in_flight() > 0 || !inner.state.queued.is_empty()
     }
 
-    /// Unlocks after the endpoint was driven.
-    pub(super) fn unlock_driven(&self, mut inner: MutexGuard<'_, Inner>) {
-        if !inner.state.defer() {
-            self.unlock(inner, false);
-        }
-    }
-
-    /// Asks for something that can wait for what is asked next, to be sent with it.
-    pub(super) fn enqueue_without_wake(&self, ask: Queued) {
-        let mut inner = self.lock();
-        inner.state.enqueue(ask);
-        inner.pump();
-        self.unlock(inner, false);
-    }
-
-    pub(super) fn enqueue(&self, ask: Queued) {
-        let mut inner = self.lock();
-        inner.state.enqueue(ask);
-        inner.pump();
-        self.unlock(inner, true);
-    }
-
-    /// A sink has got on. One of a connection before has nothing to say any more.
-    fn report(&self, generation: u64, report: SinkEvent) {
+    /// Takes the progress of a sink. Leftovers of an earlier connection are ignored.
+    fn sink_event(&self, generation: u64, event: SinkEvent) {
         let mut inner = self.lock();
         if inner.state.is_generation(generation) {
-            match report {
+            match event {
                 SinkEvent::Stored { transfer, upto } => {
-                    // The transfer may be over, and the connection dead: then nobody needs to know.
+                    // An error means that the transfer is over or the connection dead, and needs no credit.
                     let _ = inner.connection.stored(transfer, upto);
                 }
                 SinkEvent::Failed { transfer } => {
-                    inner.state.inlets.remove(transfer);
+                    inner.state.incoming.remove(transfer);
                     if inner.connection.cancel(transfer.into()).is_err() {
                         inner.connection.discard(transfer);
                     }
@@ -371,64 +259,90 @@ impl Session {
     }
 }
 
-/// The part of a range that is in a blob.
-fn clamp(blob: BlobId, size: u64, range: Range<u64>) -> Result<Range<usize>, CallError> {
-    let (from, upto) = (range.start, range.end.min(size));
-    if from > upto {
-        return Err(RequestError::BadRange { blob, size, from, upto: range.end }.into());
-    }
-    let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
-    Ok(place(from)..place(upto))
-}
-
-pub(super) fn read_range(cached: &CachedBlob, range: Range<u64>) -> Result<Vec<u8>, CallError> {
-    let range = clamp(cached.blob(), cached.size(), range)?;
-    let mut bytes = vec![0; range.len()];
-    let read = cached.file().read_exact_at(&mut bytes, range.start as u64);
-    read.map_err(|source| CallError::File { path: cached.path().to_owned(), source })?;
-    Ok(bytes)
-}
-
 #[cfg(test)]
 pub(super) mod tests {
-    use blobferry_protocol::{Limits, RequestId, server};
+    use blobferry_cache::CacheConfig;
+    use blobferry_protocol::{Config, Limits, Oid, RequestId, TxnId, TxnMeta, buffered, server};
     use bytes::Bytes;
     use tempfile::TempDir;
 
     use super::*;
+    use crate::client::state::Link;
     use crate::io::ConnectionHandler;
-    use blobferry_cache::CacheConfig;
 
-    /// A session with a cache of its own, on a connection that a server has welcomed.
+    /// Returns a session with a cache of its own, on a connection that a server has welcomed.
     pub(in super::super) fn welcomed(config: Config) -> (Session, Handler, TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path(), CacheConfig::default()).unwrap();
         let config = ClientConfig { connection: config, ..ClientConfig::default() };
-        let session = Session::new(cache, &config, Addresses::from("nobody:1"), 0);
-        let mut endpoint = session.converse(Time::ZERO, || {});
+        let session = Session::new(cache, &config, Addresses::from("server:1"), 0);
+        let mut handler = session.converse(Time::ZERO, || {});
         let mut server = server::Connection::new(Time::ZERO, Config::default());
         let mut said = Vec::new();
-        endpoint.transmit(Time::ZERO, &mut said, usize::MAX, false);
+        handler.transmit(Time::ZERO, &mut said, usize::MAX, false);
         server.handle_control(Time::ZERO, &said).unwrap();
         server.welcome(Tid::ZERO).unwrap();
         let mut welcome = Vec::new();
         assert!(server.poll_transmit(Time::ZERO, &mut welcome).is_some());
-        endpoint.receive(Time::ZERO, Bytes::from(welcome)).unwrap();
-        (session, endpoint, dir)
+        handler.receive(Time::ZERO, Bytes::from(welcome)).unwrap();
+        (session, handler, dir)
     }
 
     #[test]
-    fn a_download_waits_for_its_place_although_the_one_before_is_not_wanted_any_more() {
+    fn cancelled_download_keeps_its_slot_until_answered() {
         let limits = Limits { transfers: 1, ..Limits::default() };
-        let (session, _endpoint, _dir) = welcomed(Config { limits, ..Config::default() });
-        // Of different buckets, so that they do not wait for each other in the cache.
+        let (session, _handler, _dir) = welcomed(Config { limits, ..Config::default() });
+        // Their buckets differ, so that they do not wait for each other in the cache.
         for oid in [1, 2] {
             let blob = BlobId { oid: Oid(oid), tid: Tid(1) };
             session.load_blob(blob, None, Box::new(|_| {}));
         }
-        let generation = session.lock().state.generation;
-        session.report(generation, SinkEvent::Failed { transfer: RequestId(1).into() });
+        let Link::Up { generation } = session.lock().state.link else { panic!("it is connected") };
+        session.sink_event(generation, SinkEvent::Failed { transfer: RequestId(1).into() });
         let inner = session.lock();
-        assert_eq!((inner.connection.downloads(), inner.state.waiting.len()), (1, 1));
+        assert_eq!((inner.connection.downloads(), inner.state.queued.len()), (1, 1));
+    }
+
+    /// Moves all bytes, both ways. Returns the requests that the server received.
+    fn exchange(handler: &mut Handler, server: &mut server::Connection) -> Vec<Request> {
+        let (mut up, mut down, mut requests) = (Vec::new(), Vec::new(), Vec::new());
+        handler.transmit(Time::ZERO, &mut up, usize::MAX, false);
+        let on_event = |requests: &mut Vec<Request>, server: &mut server::Connection, event| match event {
+            server::Event::Hello { .. } => server.welcome(Tid::ZERO).unwrap(),
+            server::Event::Request { id, request } => {
+                let is_vote = matches!(request, Request::Vote { .. });
+                server.reply(id, Ok(if is_vote { Reply::Voted } else { Reply::Done })).unwrap();
+                requests.push(request);
+            }
+            _ => {}
+        };
+        buffered::receive(server, Time::ZERO, &up, &mut requests, on_event, |_, _, _| {}).unwrap();
+        buffered::transmit(server, Time::ZERO, &mut down, usize::MAX, |_, _| Ok(()));
+        handler.receive(Time::ZERO, Bytes::from(down)).unwrap();
+        requests
+    }
+
+    #[test]
+    fn commit_does_not_overtake_its_store_after_a_goodbye() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), CacheConfig::default()).unwrap();
+        let session = Session::new(cache, &ClientConfig::default(), Addresses::from("server:1"), 0);
+        let mut handler = session.converse(Time::ZERO, || {});
+        let mut server = server::Connection::new(Time::ZERO, Config::default());
+        exchange(&mut handler, &mut server);
+        let [whole, part] = [1, 2].map(|n| TxnId([n; 16]));
+        for txn in [whole, part] {
+            session.call(Request::Begin { txn, meta: TxnMeta::default() }, Box::new(|_| {}));
+        }
+        assert_eq!(exchange(&mut handler, &mut server).len(), 2);
+        server.goodbye().unwrap();
+        exchange(&mut handler, &mut server);
+
+        let store = Request::Store { txn: part, oid: Oid(1), base: Tid::ZERO, data: Vec::new() };
+        for request in [store, Request::Commit { txn: part }, Request::Vote { txn: whole }] {
+            session.call(request, Box::new(|_| {}));
+        }
+        assert_eq!(exchange(&mut handler, &mut server), [Request::Vote { txn: whole }]);
+        assert_eq!(session.lock().state.queued.len(), 2, "they wait for the next connection");
     }
 }

@@ -1,342 +1,426 @@
-//! What is asked of the server: calls that wait to be sent, calls that wait for their answers, and what an answer means.
+//! The state of a session beside its protocol machine: requests that are queued, requests that wait for their answers,
+//! open transactions, and what an answer means for them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 
-use blobferry_protocol::{
-    BlobId, Digest, Oid, Reply, Request, RequestError, RequestId, Tid, TransferEvent, TxnId, client,
-};
-
-use crate::client::dial::{ConnectionEvent, Dialer};
-use crate::client::download::{DownloadSink, DownloadTarget};
-use crate::client::error::{CallError, Completion};
-use crate::client::memory_download::{Collected, MemoryDownload, MemoryDownloads};
-use crate::client::reconnect::Txn;
-use crate::client::session::{Inner, Invalidation, Listener, Wake, Watcher};
-use crate::io::{IncomingTransfers, OutgoingTransfers, SinkEvent, Source};
 use blobferry_platform::pool::BlockingPool;
+use blobferry_protocol::{Reply, Request, RequestError, RequestId, Tid, TransferEvent, TxnId, client};
 
-/// Control bytes that may wait before calls have to.
+use crate::client::dial::Dialer;
+use crate::client::error::{CallError, Completion};
+use crate::client::events::{ConnectionEvent, Invalidation, Listener, Wake, Watcher};
+use crate::client::memory_transfers::{Collected, MemoryTransfers};
+use crate::client::queue::{Queued, Sent};
+use crate::io::{IncomingTransfers, OutgoingTransfers, SinkEvent};
+
+/// Control bytes in the machine's queue beyond which requests wait here.
 const BACKLOG: usize = 1 << 20;
+
+/// A connection's machine, and the session's state beside it.
+pub(super) struct Inner {
+    pub(super) connection: client::Connection,
+    pub(super) state: SessionState,
+}
+
+/// Whether there is a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    /// There is a connection, as far as this side knows. Connections are numbered from 1: leftovers of an earlier
+    /// generation are ignored.
+    Up { generation: u64 },
+    /// There is none; there may be another.
+    Down,
+    /// The session has ended.
+    Closed { reason: String },
+}
 
 /// What is true of a session beside its machine.
 pub(super) struct SessionState {
-    /// Counts connections: what one before has left behind has nothing to say any more. Odd while there is one.
-    pub(super) generation: u64,
+    pub(super) link: Link,
+    /// The number of connections until now.
+    generations: u64,
     pub(super) wake: Option<Wake>,
     pub(super) dialer: Dialer,
-    /// Transfers at once towards this side, as announced.
+    /// The most transfers at once towards this side, as announced to the server.
     downloads: usize,
-    /// Calls that are not sent yet, in order.
-    pub(super) waiting: VecDeque<Queued>,
-    pub(super) waiters: BTreeMap<RequestId, Sent>,
-    /// The transactions that are open.
+    /// The requests that are not sent yet, in order.
+    pub(super) queued: VecDeque<Queued>,
+    /// The requests that wait for their answers.
+    pub(super) sent: BTreeMap<RequestId, Sent>,
+    /// The open transactions.
     pub(super) transactions: BTreeMap<TxnId, Txn>,
-    pub(super) inlets: IncomingTransfers,
-    /// Small blobs that come to memory: not through the inlets.
-    pub(super) collectors: MemoryDownloads,
-    pub(super) outlets: OutgoingTransfers,
+    /// The transactions of which a part failed on this side: a vote or commit must fail, too.
+    doomed: BTreeSet<TxnId>,
+    pub(super) incoming: IncomingTransfers,
+    /// The small blobs that go to memory, and not through `incoming`.
+    pub(super) memory: MemoryTransfers,
+    pub(super) outgoing: OutgoingTransfers,
     pub(super) last_tid: Tid,
-    /// Who waits for the handshake.
     pub(super) handshake_waiters: Vec<Completion<()>>,
-    /// Who wants to hear of commits.
     pub(super) listeners: Vec<Listener>,
-    /// Who wants to hear of the connection.
     pub(super) watchers: Vec<Watcher>,
-    /// There has been a connection.
-    pub(super) greeted: bool,
+    /// A handshake has succeeded before.
+    pub(super) was_connected: bool,
     /// The user has said goodbye.
     pub(super) leaving: bool,
-    /// The server has.
-    pub(super) server_leaves: bool,
-    /// Patience is at its end: calls fail, for this reason, until there is a connection again.
-    pub(super) down: Option<String>,
-    pub(super) closed: Option<String>,
-    after: Vec<After>,
-    /// What drivers have to do later, where they want to do it themselves.
-    pub(super) deferred: Option<VecDeque<After>>,
+    /// The server has said goodbye on this connection.
+    pub(super) server_leaving: bool,
+    /// Why the server is unreachable, after
+    /// [`unreachable_timeout`](super::Reconnect::unreachable_timeout): calls fail until the next handshake.
+    pub(super) unreachable: Option<String>,
+    /// What to do when the lock is released, in order.
+    deferred: Vec<Deferred>,
+    /// The callbacks that the driver runs, if it has asked for them.
+    pub(super) for_driver: Option<VecDeque<Deferred>>,
 }
 
-/// What to do as soon as the lock is free, in order.
-pub(super) type After = Box<dyn FnOnce() + Send>;
+/// An act that needs the lock to be free.
+pub(super) type Deferred = Box<dyn FnOnce() + Send>;
 
-/// A call that is not sent yet.
-pub(super) enum Queued {
-    Call {
-        request: Request,
-        done: Completion<Reply>,
-    },
-    /// Goes on with a transaction.
-    Attach(TxnId),
-    Download {
-        blob: BlobId,
-        range: Range<u64>,
-        target: DownloadTarget,
-    },
-    /// A blob that is wanted in memory.
-    Load {
-        to: Box<MemoryDownload>,
-    },
-    Upload {
-        txn: TxnId,
-        oid: Oid,
-        base: Tid,
-        data: Vec<u8>,
-        /// The server has the bytes below this offset.
-        from: u64,
-        size: u64,
-        /// Where it is known already.
-        digest: Option<Digest>,
-        /// Where there is anything to read.
-        source: Option<Source>,
-        done: Completion<Digest>,
-    },
-}
-
-/// Who waits for a reply, and what is asked again should the connection be lost. Who waits for a blob waits in its sink.
-pub(super) enum Sent {
-    Call {
-        request: Request,
-        done: Completion<Reply>,
-    },
-    Attach(TxnId),
-    Upload {
-        txn: TxnId,
-        oid: Oid,
-        base: Tid,
-        data: Vec<u8>,
-        size: u64,
-        digest: Option<Digest>,
-        done: Completion<Digest>,
-    },
-}
-
-impl Queued {
-    /// The transaction that it belongs to.
-    pub(super) fn txn(&self) -> Option<TxnId> {
-        match self {
-            Queued::Call { request, .. } => request.txn(),
-            Queued::Upload { txn, .. } | Queued::Attach(txn) => Some(*txn),
-            Queued::Download { .. } | Queued::Load { .. } => None,
-        }
-    }
-
-    /// About how many bytes it queues.
-    fn len(&self) -> usize {
-        match self {
-            Queued::Call {
-                request: Request::Store { data, .. } | Request::StoreShared { data, .. }, ..
-            }
-            | Queued::Upload { data, .. } => data.len(),
-            Queued::Call { .. } | Queued::Attach(_) | Queued::Download { .. } | Queued::Load { .. } => 0,
-        }
-    }
-
-    /// Does it bring a transaction nearer to its end? Those are asked even when one of the sides has taken leave.
-    pub(super) fn ends(&self) -> bool {
-        matches!(self, Queued::Call { request, .. } if request.ends())
-    }
-
-    pub(super) fn fail(self, error: CallError) {
-        match self {
-            Queued::Call { done, .. } => done(Err(error)),
-            Queued::Upload { done, .. } => done(Err(error)),
-            Queued::Download { target, .. } => target.fail(error),
-            Queued::Load { to } => to.fail(error),
-            Queued::Attach(_) => {}
-        }
-    }
+/// An open transaction.
+pub(super) enum Txn {
+    /// It is on the connection.
+    Attached,
+    /// Its connection was lost. Its requests wait; those that were sent keep the number that they had.
+    Attaching(Vec<(Option<RequestId>, Queued)>),
+    /// The server does not go on with it, for this reason.
+    Lost(String),
 }
 
 impl Inner {
-    /// Sends the calls that wait, as far as the server's limits allow.
+    /// Sends queued requests, as far as the server's limits allow.
     pub(super) fn pump(&mut self) {
-        while self.connection.is_connected() && self.state.is_alive() {
+        while self.connection.is_connected() && self.state.is_up() {
             let (limits, backlog) = (self.connection.peer_limits(), self.connection.backlog());
-            // When the server takes leave, everything new waits for the next connection.
-            let next = match self.state.server_leaves && !self.state.leaving {
+            // When the server has said goodbye, everything new waits for the next connection.
+            let next = match self.state.server_leaving && !self.state.leaving {
                 true => self.state.next_that_ends(),
                 false => Some(0),
             };
-            let Some(ask) = next.and_then(|next| self.state.waiting.get(next)) else { return };
-            let room = (backlog == 0 || backlog + ask.len() < BACKLOG)
+            let Some(queued) = next.and_then(|next| self.state.queued.get(next)) else { return };
+            let fits = (backlog == 0 || backlog + queued.len() < BACKLOG)
                 && self.connection.requests_in_flight() < limits.requests as usize
-                && match ask {
+                && match queued {
                     Queued::Call { .. } | Queued::Attach(_) => true,
                     Queued::Download { .. } | Queued::Load { .. } => {
                         self.connection.downloads() < self.state.downloads
                     }
                     Queued::Upload { .. } => self.connection.uploads() < limits.transfers as usize,
                 };
-            if !room {
+            if !fits {
                 return;
             }
-            let Some(ask) = next.and_then(|next| self.state.waiting.remove(next)) else { return };
-            self.send(ask);
+            let Some(queued) = next.and_then(|next| self.state.queued.remove(next)) else { return };
+            self.send(queued);
         }
     }
 
-    fn send(&mut self, ask: Queued) {
+    fn send(&mut self, queued: Queued) {
         let (connection, state) = (&mut self.connection, &mut self.state);
-        match ask {
-            Queued::Call { request, done } => match connection.request(request.clone()) {
-                Ok(id) => drop(state.waiters.insert(id, Sent::Call { request, done })),
-                Err(error) => state.after(move || done(Err(error.into()))),
-            },
+        match queued {
+            Queued::Call { request, done } => {
+                if let Some(txn) = commits(&request).filter(|txn| state.doomed.contains(txn)) {
+                    return state.defer(move || done(Err(RequestError::Doomed { txn }.into())));
+                }
+                match connection.request(request.clone()) {
+                    Ok(id) => drop(state.sent.insert(id, Sent::Call { request, done })),
+                    Err(error) => {
+                        if let Some(txn) = stores(&request) {
+                            state.doom(txn);
+                        }
+                        state.defer(move || done(Err(error.into())));
+                    }
+                }
+            }
             Queued::Attach(txn) => match connection.request(Request::Attach { txn }) {
-                Ok(id) => drop(state.waiters.insert(id, Sent::Attach(txn))),
+                Ok(id) => drop(state.sent.insert(id, Sent::Attach(txn))),
                 Err(error) => state.not_attached(txn, &RequestError::Failed { detail: error.to_string() }),
             },
-            Queued::Download { blob, range, target } => {
-                let request = Request::SendBlob { blob, from: range.start, upto: range.end };
-                match connection.request(request) {
-                    Ok(id) => state.inlets.expect(id.into(), Box::new(DownloadSink::new(target))),
-                    Err(error) => state.after(move || target.fail(error.into())),
+            Queued::Download { to } => {
+                let (blob, range) = to.missing();
+                match connection.request(Request::SendBlob { blob, from: range.start, upto: range.end }) {
+                    Ok(id) => state.incoming.expect(id.into(), to.into_sink()),
+                    Err(error) => state.defer(move || to.fail(error.into())),
                 }
             }
             Queued::Load { to } => {
-                let request = Request::SendBlob { blob: to.blob(), from: 0, upto: u64::MAX };
-                match connection.request(request) {
-                    Ok(id) => state.collectors.expect(id.into(), to),
-                    Err(error) => state.after(move || to.fail(error.into())),
+                let (blob, range) = to.missing();
+                match connection.request(Request::SendBlob { blob, from: range.start, upto: range.end }) {
+                    Ok(id) => state.memory.expect(id.into(), to),
+                    Err(error) => state.defer(move || to.fail(error.into())),
                 }
             }
-            Queued::Upload { txn, oid, base, data, from, size, digest, source, done } => {
-                match connection.resume_upload(txn, oid, base, data.clone(), from..size, digest) {
+            Queued::Upload { upload, from, source } => {
+                let (txn, data) = (upload.txn, upload.data.clone());
+                let range = from..upload.size;
+                match connection.resume_upload(txn, upload.oid, upload.base, data, range, upload.digest) {
                     Ok(transfer) => {
                         if let Some(source) = source {
-                            state.outlets.insert(transfer, source);
+                            state.outgoing.insert(transfer, source);
                         }
-                        let waiter = Sent::Upload { txn, oid, base, data, size, digest, done };
-                        state.waiters.insert(transfer.into(), waiter);
+                        state.sent.insert(transfer.into(), Sent::Upload(upload));
                     }
-                    Err(error) => state.after(move || done(Err(error.into()))),
+                    Err(error) => {
+                        state.doom(txn);
+                        state.defer(move || (upload.done)(Err(error.into())));
+                    }
                 }
             }
         }
     }
 }
 
-impl SessionState {
-    /// The first that waits and brings a transaction nearer to its end, but for those behind something that still is to
-    /// be put into it: without that it would be another transaction.
-    fn next_that_ends(&self) -> Option<usize> {
-        let mut unfinished = BTreeSet::new();
-        self.waiting.iter().position(|ask| {
-            let is_next = ask.ends() && ask.txn().is_none_or(|txn| !unfinished.contains(&txn));
-            unfinished.extend(ask.txn());
-            is_next
-        })
+/// Returns the transaction that a request would vote on or commit.
+fn commits(request: &Request) -> Option<TxnId> {
+    match request {
+        Request::Vote { txn } | Request::Finish { txn } | Request::Commit { txn } => Some(*txn),
+        _ => None,
     }
+}
 
-    pub(super) fn new(dialer: Dialer, downloads: usize, workers: &BlockingPool) -> SessionState {
+/// Returns the transaction that a request puts something into.
+fn stores(request: &Request) -> Option<TxnId> {
+    match request {
+        Request::Store { txn, .. } | Request::StoreShared { txn, .. } | Request::Delete { txn, .. } => {
+            Some(*txn)
+        }
+        _ => None,
+    }
+}
+
+impl SessionState {
+    /// Creates the state of a session without a connection. `downloads` is the most transfers at once towards this
+    /// side; blobs of at most `small` bytes are collected in memory.
+    pub(super) fn new(dialer: Dialer, downloads: usize, small: u64, workers: &BlockingPool) -> SessionState {
         SessionState {
-            generation: 0,
+            link: Link::Down,
+            generations: 0,
             wake: None,
             dialer,
             downloads,
-            waiting: VecDeque::new(),
-            waiters: BTreeMap::new(),
+            queued: VecDeque::new(),
+            sent: BTreeMap::new(),
             transactions: BTreeMap::new(),
-            inlets: IncomingTransfers::new(workers, Arc::new(|_| {})),
-            collectors: MemoryDownloads::default(),
-            outlets: OutgoingTransfers::default(),
+            doomed: BTreeSet::new(),
+            incoming: IncomingTransfers::new(workers, Arc::new(|_| {})),
+            memory: MemoryTransfers::new(small),
+            outgoing: OutgoingTransfers::default(),
             last_tid: Tid::ZERO,
             handshake_waiters: Vec::new(),
             listeners: Vec::new(),
             watchers: Vec::new(),
-            greeted: false,
+            was_connected: false,
             leaving: false,
-            server_leaves: false,
-            down: None,
-            closed: None,
-            after: Vec::new(),
-            deferred: None,
+            server_leaving: false,
+            unreachable: None,
+            deferred: Vec::new(),
+            for_driver: None,
         }
     }
 
-    /// What arrives from here on is reported there.
+    /// Begins a connection, and returns its number.
+    pub(super) fn begin_generation(&mut self, wake: Wake) -> u64 {
+        self.generations += 1;
+        if self.closed().is_none() {
+            self.link = Link::Up { generation: self.generations };
+        }
+        (self.wake, self.server_leaving) = (Some(wake), false);
+        self.generations
+    }
+
+    /// Returns whether this is the number of the connection that there is.
+    pub(super) fn is_generation(&self, generation: u64) -> bool {
+        self.link == Link::Up { generation }
+    }
+
+    /// Returns whether there is a connection, as far as this side knows.
+    pub(super) fn is_up(&self) -> bool {
+        matches!(self.link, Link::Up { .. })
+    }
+
+    /// Returns why the session has ended, if it has.
+    pub(super) fn closed(&self) -> Option<&str> {
+        match &self.link {
+            Link::Closed { reason } => Some(reason),
+            Link::Up { .. } | Link::Down => None,
+        }
+    }
+
+    /// Returns whether there will be another connection after this one.
+    pub(super) fn goes_on(&self) -> bool {
+        self.closed().is_none() && !self.leaving && self.dialer.can_call()
+    }
+
+    /// Queues a request, or fails it at once.
+    pub(super) fn enqueue(&mut self, queued: Queued) {
+        if let Some(reason) = self.closed().map(str::to_owned) {
+            return self.defer(move || queued.fail(CallError::Disconnected { reason }));
+        }
+        match (queued.txn(), &self.unreachable) {
+            (Some(txn), _) => self.enqueue_in(txn, queued),
+            (None, Some(reason)) => {
+                let reason = reason.clone();
+                self.defer(move || queued.fail(CallError::Disconnected { reason }));
+            }
+            (None, None) => self.queued.push_back(queued),
+        }
+    }
+
+    /// Queues a request of a transaction.
+    pub(super) fn enqueue_in(&mut self, txn: TxnId, queued: Queued) {
+        let (begins, aborts) = match &queued {
+            Queued::Call { request, .. } => {
+                (matches!(request, Request::Begin { .. }), matches!(request, Request::Abort { .. }))
+            }
+            _ => (false, false),
+        };
+        if begins {
+            let state = self.unreachable.clone().map_or(Txn::Attached, Txn::Lost);
+            self.transactions.entry(txn).or_insert(state);
+        }
+        if aborts {
+            return self.abort(txn, queued);
+        }
+        match self.transactions.get_mut(&txn) {
+            Some(Txn::Attaching(requests)) => requests.push((None, queued)),
+            Some(Txn::Lost(reason)) => {
+                let reason = reason.clone();
+                // A finish is the user's last request: no abort follows.
+                if let Queued::Call { request: Request::Finish { .. }, .. } = &queued {
+                    self.transactions.remove(&txn);
+                }
+                self.defer(move || queued.fail(CallError::Disconnected { reason }));
+            }
+            // The machine knows why a transaction is unknown.
+            Some(Txn::Attached) | None => self.queued.push_back(queued),
+        }
+    }
+
+    /// Aborts a transaction. If it is on no connection, the server is told on the next one, since it may hold it
+    /// detached.
+    fn abort(&mut self, txn: TxnId, queued: Queued) {
+        self.doomed.remove(&txn);
+        let is_over = match self.transactions.remove(&txn) {
+            Some(Txn::Attaching(requests)) => {
+                self.queued.retain(|queued| !matches!(queued, Queued::Attach(attached) if *attached == txn));
+                for (_, request) in requests {
+                    let reason = "the client gave it up".to_owned();
+                    self.defer(move || request.fail(RequestError::Aborted { txn, reason }.into()));
+                }
+                self.unreachable.is_some()
+            }
+            Some(Txn::Lost(_)) => true,
+            Some(Txn::Attached) | None => false,
+        };
+        match queued {
+            Queued::Call { done, .. } if is_over => self.defer(move || done(Ok(Reply::Done))),
+            queued => self.queued.push_back(queued),
+        }
+    }
+
+    /// Makes every later vote, finish and commit of a transaction fail: something that was stored in it has failed on
+    /// this side, and the server does not know.
+    pub(super) fn doom(&mut self, txn: TxnId) {
+        if self.transactions.contains_key(&txn) {
+            self.doomed.insert(txn);
+        }
+    }
+
+    /// Returns the position of the first queued request that brings a transaction nearer to its end. Requests behind
+    /// something that is still to be put into their transaction do not count: without that part it would be another
+    /// transaction.
+    fn next_that_ends(&self) -> Option<usize> {
+        let mut unfinished = BTreeSet::new();
+        self.queued.iter().position(|queued| {
+            let is_next = queued.ends() && queued.txn().is_none_or(|txn| !unfinished.contains(&txn));
+            unfinished.extend(queued.txn());
+            is_next
+        })
+    }
+
+    /// Reports the progress of the sinks of the next connection to `report`.
     pub(super) fn receive_with(
         &mut self,
         workers: &BlockingPool,
         report: Arc<dyn Fn(SinkEvent) + Send + Sync>,
     ) {
-        self.inlets = IncomingTransfers::new(workers, report);
+        self.incoming = IncomingTransfers::new(workers, report);
     }
 
-    /// Has something done as soon as the lock is free.
-    pub(super) fn after(&mut self, act: impl FnOnce() + Send + 'static) {
-        self.after.push(Box::new(act));
+    /// Runs something as soon as the lock is free.
+    pub(super) fn defer(&mut self, act: impl FnOnce() + Send + 'static) {
+        self.deferred.push(Box::new(act));
     }
 
-    pub(super) fn take_after(&mut self) -> Vec<impl FnOnce() + Send + use<>> {
-        std::mem::take(&mut self.after)
+    pub(super) fn take_deferred(&mut self) -> Vec<impl FnOnce() + Send + use<>> {
+        std::mem::take(&mut self.deferred)
     }
 
-    /// Leaves what is to be done to who drives the endpoint; `false` if that one has not asked for it.
-    pub(super) fn defer(&mut self) -> bool {
-        let Some(deferred) = &mut self.deferred else { return false };
-        deferred.extend(self.after.drain(..));
+    /// Leaves what is deferred to the driver. Returns `false` if the driver has not asked for it.
+    pub(super) fn leave_to_driver(&mut self) -> bool {
+        let Some(for_driver) = &mut self.for_driver else { return false };
+        for_driver.extend(self.deferred.drain(..));
         true
     }
 
-    /// The server has said something that gets us on.
-    pub(super) fn heard(&mut self) {
-        self.dialer.heard();
+    /// Notes that the server has made progress.
+    pub(super) fn server_answered(&mut self) {
+        self.dialer.answered();
     }
 
+    /// Takes an event of the machine.
     pub(super) fn event(&mut self, event: client::Event) {
         match event {
             client::Event::Connected(welcome) => {
-                let missed = self.greeted && welcome.last_tid > self.last_tid;
-                (self.greeted, self.down) = (true, None);
+                let missed = self.was_connected && welcome.last_tid > self.last_tid;
+                (self.was_connected, self.unreachable) = (true, None);
                 self.last_tid = self.last_tid.max(welcome.last_tid);
                 if missed {
-                    self.tell(&Invalidation { tid: welcome.last_tid, oids: None });
+                    self.invalidate(&Invalidation { tid: welcome.last_tid, oids: None });
                 }
-                self.happened(&ConnectionEvent::Connected { address: self.dialer.address() });
-                let handshake_waiters = std::mem::take(&mut self.handshake_waiters);
-                self.after(|| handshake_waiters.into_iter().for_each(|greeter| greeter(Ok(()))));
+                self.publish(&ConnectionEvent::Connected { address: self.dialer.address() });
+                let waiters = std::mem::take(&mut self.handshake_waiters);
+                self.defer(|| waiters.into_iter().for_each(|done| done(Ok(()))));
             }
-            // The connection is dead, and says why to who drives it.
+            // The machine is dead, and tells its driver why.
             client::Event::Refused(_) => {}
             client::Event::Reply { id, result } => {
-                self.heard();
+                self.server_answered();
                 self.reply(id, result);
             }
             client::Event::Invalidate { tid, oids } => {
                 self.last_tid = self.last_tid.max(tid);
-                self.tell(&Invalidation { tid, oids: Some(oids.into()) });
+                self.invalidate(&Invalidation { tid, oids: Some(oids.into()) });
             }
             client::Event::Transfer(event) => self.transfer(event),
             client::Event::Goodbye => {
-                tracing::info!("the server is stopping");
-                self.server_leaves = true;
+                tracing::info!(target: "blobferry::client", "the server is stopping");
+                self.server_leaving = true;
             }
         }
     }
 
     fn transfer(&mut self, event: TransferEvent) {
-        match self.collectors.event(event) {
+        match self.memory.event(event) {
             Collected::Some => {}
-            Collected::All(to, bytes, digest) => self.after(move || to.finish(bytes, digest)),
-            Collected::Elsewhere(event, target) => {
-                if let (TransferEvent::Started { transfer, .. }, Some(target)) = (&event, target) {
-                    self.inlets.expect(*transfer, Box::new(DownloadSink::new(target)));
+            Collected::All(to, bytes, digest) => self.defer(move || to.finish(bytes, digest)),
+            Collected::Elsewhere(event, sink) => {
+                if let (TransferEvent::Started { transfer, .. }, Some(sink)) = (&event, sink) {
+                    self.incoming.expect(*transfer, sink);
                 }
-                self.inlets.event(event);
+                self.incoming.event(event);
             }
-            Collected::Aborted(to, reason) => self.after(move || to.abort(reason)),
+            Collected::Aborted(to, reason) => self.defer(move || to.abort(reason)),
         }
     }
 
-    fn tell(&mut self, invalidation: &Invalidation) {
+    fn invalidate(&mut self, invalidation: &Invalidation) {
         self.listeners.retain_mut(|listener| listener(invalidation));
     }
 
-    /// Tells the watchers.
-    pub(super) fn happened(&mut self, event: &ConnectionEvent) {
+    /// Calls the watchers.
+    pub(super) fn publish(&mut self, event: &ConnectionEvent) {
         self.watchers.retain_mut(|watcher| watcher(event));
     }
 
@@ -344,7 +428,7 @@ impl SessionState {
         if let Ok(Reply::Finished { tid }) = result {
             self.last_tid = self.last_tid.max(tid);
         }
-        match (self.waiters.remove(&id), result) {
+        match (self.sent.remove(&id), result) {
             (Some(Sent::Attach(txn)), Ok(Reply::Attached { last, unfinished })) => {
                 self.attached(txn, last, &unfinished);
             }
@@ -355,103 +439,46 @@ impl SessionState {
             (Some(Sent::Call { request, done }), Err(RequestError::Stopping))
                 if request.txn().is_none() && self.goes_on() =>
             {
-                self.waiting.push_back(Queued::Call { request, done });
+                self.queued.push_back(Queued::Call { request, done });
             }
             (Some(Sent::Call { request, done }), result) => {
                 self.ended_by(&request, &result);
-                self.after(move || done(result.map_err(CallError::from)));
+                self.defer(move || done(result.map_err(CallError::from)));
             }
-            (Some(Sent::Upload { digest: Some(digest), done, .. }), Ok(_)) => {
-                self.outlets.remove(id.into());
-                self.after(move || done(Ok(digest)));
-            }
-            (Some(Sent::Upload { done, .. }), result) => {
-                let source = self.outlets.take(id.into());
-                // Done without having had the digest can not be: the machine refuses such an answer.
-                let error = result.err().unwrap_or(RequestError::Cancelled);
-                let error = match source {
-                    Some(source) => source.explain(error),
-                    None => error,
+            (Some(Sent::Upload(upload)), result) => {
+                let source = self.outgoing.take(id.into());
+                let result = match (result, upload.digest) {
+                    (Ok(_), Some(digest)) => Ok(digest),
+                    // Without the digest the blob cannot be done: the machine refuses such an answer.
+                    (result, _) => {
+                        let error = result.err().unwrap_or(RequestError::Cancelled);
+                        Err(match source {
+                            Some(source) => source.explain(error),
+                            None => error,
+                        })
+                    }
                 };
-                self.after(move || done(Err(error.into())));
+                self.defer(move || (upload.done)(result.map_err(CallError::from)));
             }
-            (None, Err(reason)) => match self.collectors.remove(id.into()) {
-                Some(to) => self.after(move || to.abort(reason)),
-                None => self.inlets.abort(id.into(), Some(reason)),
+            (None, Err(reason)) => match self.memory.remove(id.into()) {
+                Some(to) => self.defer(move || to.abort(reason)),
+                None => self.incoming.abort(id.into(), Some(reason)),
             },
             (None, Ok(_)) => {}
         }
     }
 
-    /// A transaction that an answer has brought to its end is forgotten.
+    /// Forgets a transaction that an answer has ended.
     fn ended_by(&mut self, request: &Request, result: &Result<Reply, RequestError>) {
-        let (Request::Vote { txn } | Request::Finish { txn } | Request::Commit { txn }) = request else {
-            return;
-        };
-        let over = match result {
+        let Some(txn) = commits(request) else { return };
+        let is_over = match result {
             Ok(Reply::Finished { .. }) => true,
             Ok(_) | Err(RequestError::WrongPhase { .. }) => false,
             Err(_) => true,
         };
-        if over {
-            self.transactions.remove(txn);
+        if is_over {
+            self.transactions.remove(&txn);
+            self.doomed.remove(&txn);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use blobferry_protocol::{Config, Time, TxnMeta, buffered, server};
-    use bytes::Bytes;
-
-    use crate::client::dial::Addresses;
-    use crate::client::handler::Handler;
-    use crate::client::session::{ClientConfig, Session};
-    use crate::io::ConnectionHandler;
-    use blobferry_cache::{Cache, CacheConfig};
-
-    use super::*;
-
-    /// Moves everything that is said, both ways; what the server is asked for.
-    fn exchange(endpoint: &mut Handler, server: &mut server::Connection) -> Vec<Request> {
-        let (mut up, mut down, mut asked) = (Vec::new(), Vec::new(), Vec::new());
-        endpoint.transmit(Time::ZERO, &mut up, usize::MAX, false);
-        let on_event = |asked: &mut Vec<Request>, server: &mut server::Connection, event| match event {
-            server::Event::Hello { .. } => server.welcome(Tid::ZERO).unwrap(),
-            server::Event::Request { id, request } => {
-                let is_vote = matches!(request, Request::Vote { .. });
-                server.reply(id, Ok(if is_vote { Reply::Voted } else { Reply::Done })).unwrap();
-                asked.push(request);
-            }
-            _ => {}
-        };
-        buffered::receive(server, Time::ZERO, &up, &mut asked, on_event, |_, _, _| {}).unwrap();
-        buffered::transmit(server, Time::ZERO, &mut down, usize::MAX, |_, _| Ok(()));
-        endpoint.receive(Time::ZERO, Bytes::from(down)).unwrap();
-        asked
-    }
-
-    #[test]
-    fn a_commit_does_not_overtake_what_waits_for_the_next_connection_when_the_server_takes_leave() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path(), CacheConfig::default()).unwrap();
-        let session = Session::new(cache, &ClientConfig::default(), Addresses::from("nobody:1"), 0);
-        let mut endpoint = session.converse(Time::ZERO, || {});
-        let mut server = server::Connection::new(Time::ZERO, Config::default());
-        exchange(&mut endpoint, &mut server);
-        let [whole, part] = [1, 2].map(|n| TxnId([n; 16]));
-        for txn in [whole, part] {
-            session.call(Request::Begin { txn, meta: TxnMeta::default() }, Box::new(|_| {}));
-        }
-        assert_eq!(exchange(&mut endpoint, &mut server).len(), 2);
-        server.goodbye().unwrap();
-        exchange(&mut endpoint, &mut server);
-
-        let store = Request::Store { txn: part, oid: Oid(1), base: Tid::ZERO, data: Vec::new() };
-        for request in [store, Request::Commit { txn: part }, Request::Vote { txn: whole }] {
-            session.call(request, Box::new(|_| {}));
-        }
-        assert_eq!(exchange(&mut endpoint, &mut server), [Request::Vote { txn: whole }]);
-        assert_eq!(session.lock().state.waiting.len(), 2, "they wait for the next connection");
     }
 }

@@ -194,7 +194,7 @@ impl Shift {
         let mut failed = None;
         for caller in callers {
             // One that has panicked was not answered either.
-            let done = caller.await.unwrap_or_else(|_| Err(CallError::unanswered().into()));
+            let done = caller.await.unwrap_or_else(|_| Err(CallError::Unanswered.into()));
             failed = failed.or(done.err());
         }
         failed.map_or_else(|| Ok(self.ran()), Err)

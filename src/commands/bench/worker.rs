@@ -185,7 +185,7 @@ impl Client<'_> {
         let loaded = loading.await;
         pings.end();
         let pinged = pinging.await;
-        let unanswered = |_| Err(CallError::unanswered().into());
+        let unanswered = |_| Err(CallError::Unanswered.into());
         loaded.unwrap_or_else(unanswered).map_err(failed)?;
         let pinged = pinged.unwrap_or_else(unanswered).map_err(failed)?;
         if let Some(another) = another {

@@ -158,7 +158,7 @@ fn client_beyond_the_limit_is_refused_until_one_leaves(pair: &Pair) {
     let connect = || world.connect(world.address(), world.cache("cache"), ClientConfig::default());
     let (first, second) = (connect().unwrap(), connect().unwrap());
     let refused = connect();
-    let Err(ConnectError::Handshake(CallError::Disconnected { reason })) = refused else {
+    let Err(ConnectError::Handshake { source: CallError::Disconnected { reason }, .. }) = refused else {
         panic!("{refused:?}")
     };
     assert!(reason.contains("the server has no room"), "{reason}");

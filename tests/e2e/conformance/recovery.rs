@@ -425,14 +425,14 @@ fn client_fails_over_to_the_next_address(pair: &Pair) {
 fn calls_fail_after_timeout_and_work_after_reconnect(pair: &Pair) {
     let world = World::new(pair);
     let proxy = ThrottledProxy::to(world.address());
-    let reconnect = Reconnect { patience: Duration::ZERO, ..Reconnect::default() };
+    let reconnect = Reconnect { unreachable_timeout: Duration::ZERO, ..Reconnect::default() };
     let config = ClientConfig { reconnect: Some(reconnect), ..ClientConfig::default() };
     let client = world.connect(&proxy.address, world.cache("cache"), config).unwrap();
     let mut events = client.connection_events();
     let transaction = client.begin();
     transaction.store(client.new_oid(), Tid::ZERO, b"lost".to_vec()).unwrap();
     proxy.cut();
-    while !matches!(events.next().unwrap(), ConnectionEvent::OutOfPatience { .. }) {}
+    while !matches!(events.next().unwrap(), ConnectionEvent::Unreachable { .. }) {}
     let lost = client.status();
     assert!(matches!(lost, Err(CallError::Disconnected { .. })), "{lost:?}");
     let lost = transaction.store(Oid(7), Tid::ZERO, b"lost".to_vec());

@@ -96,7 +96,7 @@ impl World {
 
     /// Connects a client that reconnects, to one or several addresses, for as long as a test may take.
     pub(crate) fn reconnecting_client(&self, addresses: &str, cache: &str) -> Box<dyn Client> {
-        let reconnect = Reconnect { patience: Duration::from_secs(120), ..Reconnect::default() };
+        let reconnect = Reconnect { unreachable_timeout: Duration::from_secs(120), ..Reconnect::default() };
         let config = ClientConfig { reconnect: Some(reconnect), ..ClientConfig::default() };
         self.connect(addresses, self.cache(cache), config).unwrap()
     }

@@ -354,16 +354,16 @@ impl User {
         let bytes = blob_bytes(writing, oid, size);
         let kind = self.chance.u8(..4);
         if kind == 0 {
-            return BlobSource::Bytes(Bytes::from(bytes));
+            return BlobSource::bytes(Bytes::from(bytes));
         }
         let path = self.directory.join(format!("{writing}.{}", oid.0));
         if fs::create_dir_all(&self.directory).and_then(|()| fs::write(&path, &bytes)).is_err() {
-            return BlobSource::Bytes(Bytes::from(bytes));
+            return BlobSource::bytes(Bytes::from(bytes));
         }
         match kind {
-            1 => BlobSource::Moved(path),
-            2 => BlobSource::Copied(path),
-            _ => BlobSource::Streamed(path),
+            1 => BlobSource::moved(path),
+            2 => BlobSource::copied(path),
+            _ => BlobSource::streamed(path),
         }
     }
 

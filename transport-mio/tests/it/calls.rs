@@ -72,13 +72,10 @@ fn a_callback_may_drop_the_last_of_a_client() {
     let client = client(&server.local_addr().to_string(), home.path());
     let session = client.session().clone();
     let (tell, told) = mpsc::channel();
-    session.load(
-        Oid(1),
-        Box::new(move |answer| {
-            drop(client);
-            tell.send(answer.is_err()).unwrap();
-        }),
-    );
+    session.load(Oid(1), move |answer| {
+        drop(client);
+        tell.send(answer.is_err()).unwrap();
+    });
     assert!(told.recv().unwrap());
     let (tell, told) = mpsc::channel();
     session.load(Oid(1), Box::new(move |answer| tell.send(answer).unwrap()));

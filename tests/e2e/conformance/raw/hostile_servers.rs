@@ -88,7 +88,7 @@ fn non_blobferry_server_fails_the_handshake(pair: &Pair) {
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(20)]).into_owned();
         let bad = Server::new(move |caller| caller.write(&bytes));
         let lost = world.connect(&bad.address, world.cache("cache"), ClientConfig::default());
-        assert!(matches!(lost, Err(ConnectError::Handshake(_))), "{shown:?}: {lost:?}");
+        assert!(matches!(lost, Err(ConnectError::Handshake { .. })), "{shown:?}: {lost:?}");
     }
 }
 
@@ -97,7 +97,7 @@ fn silent_server_times_out(pair: &Pair) {
     let bad = Server::new(Caller::wait_for_the_end);
     let mut config = ClientConfig::default();
     config.connection.handshake_timeout = Duration::from_millis(10);
-    let Err(ConnectError::Handshake(CallError::Disconnected { reason })) =
+    let Err(ConnectError::Handshake { source: CallError::Disconnected { reason }, .. }) =
         world.connect(&bad.address, world.cache("cache"), config)
     else {
         panic!("the client connected")
@@ -123,7 +123,7 @@ fn refusal_reason_is_reported(pair: &Pair) {
             caller.send(refusal.clone());
         });
         let refused = world.connect(&bad.address, world.cache("cache"), ClientConfig::default());
-        let Err(ConnectError::Handshake(CallError::Disconnected { reason })) = refused else {
+        let Err(ConnectError::Handshake { source: CallError::Disconnected { reason }, .. }) = refused else {
             panic!("{refused:?}")
         };
         assert!(reason.contains(expected), "{reason}");

@@ -46,7 +46,7 @@ fn short_silence_limit() -> Config {
 
 fn connect(world: &World, address: &str, cache: &str) -> Box<dyn Client> {
     let (first, longest) = (Duration::from_millis(5), Duration::from_millis(200));
-    let reconnect = Some(Reconnect { first, longest, patience: Duration::from_secs(300) });
+    let reconnect = Some(Reconnect { first, longest, unreachable_timeout: Duration::from_secs(300) });
     let config = ClientConfig { connection: short_silence_limit(), reconnect, ..ClientConfig::default() };
     loop {
         // Clients do not retry their first connection themselves.
