@@ -7,9 +7,9 @@ use blobferry_protocol::Tid;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::catalog::{NameAt, NamePath};
 use crate::size::{Limit, Size};
 use crate::transport::Transport;
+use blobferry_catalog::{NameAt, NamePath};
 
 /// Where a server listens, and is looked for, unless somebody says otherwise.
 pub(crate) const DEFAULT_SERVER: &str = "127.0.0.1:7420";

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use blobferry_cache::{CacheError, WriteError};
+use blobferry_catalog::NameAt;
 use blobferry_protocol::RequestError;
 use blobferry_store::OpenError;
 use blobferry_transport_tokio::CallError;
 use thiserror::Error;
 
-use crate::catalog::CatalogError;
 use crate::local::LocalError;
-use crate::remote::RemoteError;
+use crate::remote::{CatalogError, RemoteError};
 
 /// Everything that a subcommand can end with, other than being done.
 #[derive(Debug, Error)]
@@ -22,7 +22,7 @@ pub(crate) enum Failure {
     Usage(String),
     /// Names.
     #[error(transparent)]
-    Catalog(#[from] CatalogError),
+    Catalog(CatalogError),
     /// The user's files.
     #[error(transparent)]
     Local(#[from] LocalError),
@@ -64,7 +64,28 @@ pub(crate) enum Failure {
 
 impl From<RemoteError> for Failure {
     fn from(error: RemoteError) -> Failure {
-        Failure::Catalog(CatalogError::Remote(error))
+        Failure::Catalog(CatalogError::Objects(error))
+    }
+}
+
+impl<E: Into<RemoteError>> From<blobferry_catalog::CatalogError<E>> for Failure {
+    fn from(error: blobferry_catalog::CatalogError<E>) -> Failure {
+        Failure::Catalog(error.map_objects(E::into))
+    }
+}
+
+/// Returns what the user can do about an error of names: it follows the error's own text.
+fn advice(error: &CatalogError) -> String {
+    match error {
+        CatalogError::NoSuchName { name: NameAt { at: Some(_), .. } } => {
+            " (it was not there yet, or it was packed away)".into()
+        }
+        CatalogError::NoSuchName { name } => format!(" (see `blobferry ls {}`)", name.path.parent()),
+        CatalogError::IsADirectory { path } => format!(" (see `blobferry ls {path}`)"),
+        CatalogError::Conflict(conflicts) => conflicts.first().map_or_else(String::new, |first| {
+            format!("; look at `blobferry log {}`, then try again", first.path)
+        }),
+        _ => String::new(),
     }
 }
 
@@ -115,6 +136,15 @@ impl Failure {
         }
     }
 
+    /// Returns the text for standard error: the error, its causes, and what the user can do.
+    pub(crate) fn report(&self) -> String {
+        let advice = match self {
+            Failure::Catalog(error) => advice(error),
+            _ => String::new(),
+        };
+        format!("{self}{advice}")
+    }
+
     /// Is there nothing to say? Whoever read the output has seen enough (`blobferry ls | head`).
     pub(crate) fn quiet(&self) -> bool {
         matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
@@ -129,7 +159,8 @@ fn catalog(error: &CatalogError) -> Exit {
         CatalogError::NotADirectory { .. } | CatalogError::IsADirectory { .. } => Exit::Failed,
         CatalogError::Conflict(_) | CatalogError::Contention { .. } => Exit::Conflict,
         CatalogError::Damaged { .. } | CatalogError::Missing { .. } => Exit::Damaged,
-        CatalogError::Remote(error) => remote(error),
+        CatalogError::Objects(error) => remote(error),
+        _ => Exit::Failed,
     }
 }
 
@@ -176,7 +207,7 @@ fn is_damage(error: &WriteError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::NameConflict;
+    use blobferry_catalog::NameConflict;
     use blobferry_protocol::{BlobId, Oid, Tid};
 
     #[test]

@@ -9,9 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use blobferry_catalog::{FileRecord, Name, NameError, NamePath};
 use thiserror::Error;
-
-use crate::catalog::{FileRecord, Name, NameError, NamePath};
 
 /// What is wrong with the user's files.
 #[derive(Debug, Error)]

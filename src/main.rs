@@ -1,12 +1,10 @@
 //! The command `blobferry`: publish large files atomically, and read them everywhere at local-disk speed.
 //!
-//! [`cli`] is what can be asked for, [`commands`] does it, [`catalog`] knows what things are called, [`remote`]
+//! [`cli`] is what can be asked for, [`commands`] does it, `blobferry_catalog` knows what things are called, [`remote`]
 //! and [`server`] are the two ends of the connection, and [`failure`] is how it ends.
 
-mod catalog;
 mod cli;
 mod commands;
-mod concurrent;
 mod failure;
 mod human;
 mod local;
@@ -39,7 +37,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             if !failure.quiet() {
                 // Where standard error is gone, too, the exit code is all that is left to tell.
-                let _ = writeln!(std::io::stderr(), "blobferry: {failure}");
+                let _ = writeln!(std::io::stderr(), "blobferry: {}", failure.report());
             }
             failure.exit().into()
         }

@@ -6,16 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blobferry_cache::{Cache, CacheError};
+use blobferry_catalog::{Attempt, Objects, Writes, session};
 use blobferry_protocol::{BlobId, BlobInfo, HistoryEntry, Oid, Packed, RequestError, Revision, Tid, TxnMeta};
-use blobferry_session::client::{BlobSource, CallError, ConnectError, Session, Transaction, VoteError};
+use blobferry_session::client::{BlobSource, CallError, ConnectError, Session, Transaction};
 use blobferry_session::io::Progress;
 use blobferry_transport_tokio::wait;
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 
-use crate::catalog::{Attempt, Objects, Writes};
 use crate::transport::{Link, Transport};
+
+/// Why an operation on names failed.
+pub(crate) type CatalogError = blobferry_catalog::CatalogError<RemoteError>;
 
 /// Why the server could not be asked, or what it answered instead.
 #[derive(Debug, Error)]
@@ -74,10 +77,21 @@ pub(crate) enum RemoteError {
     },
 }
 
-impl RemoteError {
-    /// Is this only the consequence of another error in the same transaction?
-    pub(crate) fn is_consequence(&self) -> bool {
-        matches!(self, RemoteError::Call(CallError::Refused(RequestError::Doomed { .. })))
+/// An error of a request in a transaction.
+pub(crate) trait TransactionError {
+    /// Returns whether it only follows from another error in the same transaction.
+    fn is_consequence(&self) -> bool;
+}
+
+impl TransactionError for RequestError {
+    fn is_consequence(&self) -> bool {
+        matches!(self, RequestError::Doomed { .. })
+    }
+}
+
+impl TransactionError for RemoteError {
+    fn is_consequence(&self) -> bool {
+        matches!(self, RemoteError::Call(CallError::Refused(error)) if error.is_consequence())
     }
 }
 
@@ -184,34 +198,34 @@ impl Remote {
 }
 
 impl Objects for Remote {
+    type Error = RemoteError;
+
     fn last_tid(&self) -> Tid {
         self.session().last_tid()
     }
 
     async fn load_before(&self, oid: Oid, before: Tid) -> Result<Option<Revision>, RemoteError> {
-        match wait(|done| self.session().load_before(oid, before, done)).await {
-            Err(CallError::Refused(RequestError::NoSuchObject { .. })) => Ok(None),
-            loaded => Ok(loaded?),
-        }
+        Ok(Objects::load_before(self.session(), oid, before).await?)
     }
 
     async fn new_oids(&self, count: u32) -> Result<Vec<Oid>, RemoteError> {
-        Ok(wait(|done| self.session().new_oids(count, done)).await?)
+        Ok(Objects::new_oids(self.session(), count).await?)
     }
 }
 
 impl RemoteTxn<'_> {
     /// Stores a new object's record with bytes from memory.
     pub(crate) async fn store_bytes(&self, oid: Oid, data: Vec<u8>, bytes: Bytes) -> Result<(), RemoteError> {
-        let from = BlobSource::bytes(bytes);
-        wait(|done| self.transaction.store_blob(oid, Tid::ZERO, data, from, None, done)).await?;
+        session::store_bytes(&self.transaction, oid, Tid::ZERO, data, bytes).await?;
         Ok(())
     }
 }
 
 impl Writes for RemoteTxn<'_> {
+    type Error = RemoteError;
+
     async fn store(&self, oid: Oid, base: Tid, data: Vec<u8>) -> Result<(), RemoteError> {
-        Ok(wait(|done| self.transaction.store(oid, base, data, done)).await?)
+        Ok(Writes::store(&self.transaction, oid, base, data).await?)
     }
 
     async fn store_file(
@@ -235,18 +249,16 @@ impl Writes for RemoteTxn<'_> {
     }
 
     async fn delete(&self, oid: Oid, base: Tid) -> Result<(), RemoteError> {
-        Ok(wait(|done| self.transaction.delete(oid, base, done)).await?)
+        Ok(Writes::delete(&self.transaction, oid, base).await?)
     }
 
     async fn commit(&mut self) -> Result<Attempt, RemoteError> {
-        match wait(|done| self.transaction.commit(done)).await {
-            Ok(tid) => Ok(Attempt::Committed(tid)),
-            Err(VoteError::Conflict(conflicts)) => Ok(Attempt::Conflicts(conflicts)),
-            Err(VoteError::Call(CallError::NotCommitted { .. })) => Err(RemoteError::NotCommitted),
-            Err(VoteError::Call(CallError::OutcomeUnknown { reason, .. })) => {
-                Err(RemoteError::OutcomeUnknown { server: self.remote.server.clone(), reason })
+        Writes::commit(&mut self.transaction).await.map_err(|error| match error {
+            CallError::NotCommitted { .. } => RemoteError::NotCommitted,
+            CallError::OutcomeUnknown { reason, .. } => {
+                RemoteError::OutcomeUnknown { server: self.remote.server.clone(), reason }
             }
-            Err(VoteError::Call(error)) => Err(error.into()),
-        }
+            error => error.into(),
+        })
     }
 }

@@ -6,13 +6,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use blobferry_catalog::{File, NameAt};
 use blobferry_protocol::{BlobId, Digest, Tid};
 use serde::Serialize;
 
-use super::{find_files, raise_descriptor_limit};
-use crate::catalog::{File, NameAt};
+use super::{TRANSFERS, find_files, raise_descriptor_limit, transfer_all};
 use crate::cli::GetArgs;
-use crate::concurrent::{TRANSFERS, each};
 use crate::failure::Failure;
 use crate::output::{Line, Output};
 use crate::progress::Bar;
@@ -53,7 +52,7 @@ pub(super) async fn run<W: Write>(
     let wanted = files.iter().zip(targets);
     raise_descriptor_limit();
     // The files stay open, and so where they are, until it is told where all of them are.
-    let got = each(TRANSFERS, wanted, |(file, target)| get(remote, file, target, &bar)).await?;
+    let got = transfer_all(TRANSFERS, wanted, |(file, target)| get(remote, file, target, &bar)).await?;
     drop(bar);
     if args.output.is_some() && !output.is_json() {
         return Ok(());

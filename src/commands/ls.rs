@@ -2,12 +2,12 @@
 
 use std::io::Write;
 
+use blobferry_catalog::{CatalogError, Entry, Name, Objects, REQUESTS, View};
 use blobferry_protocol::{Digest, Tid};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 
-use crate::catalog::{CatalogError, Entry, Name, Objects, View};
 use crate::cli::LsArgs;
-use crate::concurrent::{REQUESTS, each};
 use crate::failure::Failure;
 use crate::human::moment;
 use crate::output::{Line, Output, tabbed};
@@ -53,7 +53,10 @@ pub(super) async fn run<O: Objects, W: Write>(
     args: &LsArgs,
     objects: &O,
     output: &mut Output<W>,
-) -> Result<(), Failure> {
+) -> Result<(), Failure>
+where
+    Failure: From<CatalogError<O::Error>>,
+{
     let at = args.name.at;
     let view = at.map_or_else(|| Ok(View::now(objects)), |at| View::at(objects, at))?;
     let entries: Vec<(Name, Entry)> = match (view.get(&args.name).await?, args.name.path.split_last()) {
@@ -62,7 +65,9 @@ pub(super) async fn run<O: Objects, W: Write>(
         (_, None) => Vec::new(),
     };
     for some in entries.chunks(AT_ONCE) {
-        for listed in each(REQUESTS, some, |(name, entry)| look(&view, name, *entry, args.long)).await? {
+        let listed = stream::iter(some).map(|(name, entry)| look(&view, name, *entry, args.long));
+        let listed: Vec<Listed> = listed.buffered(REQUESTS).try_collect().await?;
+        for listed in listed {
             output.line(&listed)?;
         }
     }
@@ -74,7 +79,7 @@ async fn look<O: Objects>(
     name: &Name,
     entry: Entry,
     long: bool,
-) -> Result<Listed, CatalogError> {
+) -> Result<Listed, CatalogError<O::Error>> {
     let name = name.to_string();
     let (kind, oid) = match entry {
         Entry::File { oid } => ("file", oid),
@@ -99,8 +104,8 @@ async fn look<O: Objects>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::memory::Memory;
     use crate::commands::put::tests::put;
+    use blobferry_catalog::memory::Memory;
 
     async fn ls(memory: &Memory, name: &str, long: bool, json: bool) -> Result<String, Failure> {
         let args = LsArgs { name: name.parse().unwrap(), long };

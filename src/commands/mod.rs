@@ -20,12 +20,13 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use blobferry_cache::{Cache, CacheConfig};
+use blobferry_catalog::{CatalogError, File, NameAt, Objects, REQUESTS, View};
 use blobferry_protocol::{Tid, TxnMeta};
+use futures_util::TryFutureExt;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::catalog::{CatalogError, File, NameAt, Objects, View};
 use crate::cli::{Cli, Command, Global};
-use crate::concurrent::{REQUESTS, each};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::remote::{Remote, RemoteError};
@@ -107,7 +108,7 @@ fn meta(message: &str) -> TxnMeta {
 }
 
 /// The files of these names, in the same order. All that have no transaction of their own are read as of one moment.
-async fn find_files<O: Objects>(objects: &O, names: &[NameAt]) -> Result<Vec<File>, CatalogError> {
+async fn find_files<O: Objects>(objects: &O, names: &[NameAt]) -> Result<Vec<File>, CatalogError<O::Error>> {
     let mut views: BTreeMap<Option<Tid>, View<'_, O>> = BTreeMap::new();
     for at in names.iter().map(|name| name.at) {
         if let Entry::Vacant(view) = views.entry(at) {
@@ -115,5 +116,72 @@ async fn find_files<O: Objects>(objects: &O, names: &[NameAt]) -> Result<Vec<Fil
         }
     }
     let wanted = names.iter().filter_map(|name| Some((views.get(&name.at)?, name)));
-    each(REQUESTS, wanted, |(view, name)| view.get_file(name)).await
+    stream::iter(wanted).map(|(view, name)| view.get_file(name)).buffered(REQUESTS).try_collect().await
+}
+
+/// The number of blobs that a command transfers at the same time.
+const TRANSFERS: usize = 16;
+
+/// Does `transfer` on every item, on at most `limit` of them at once, and returns the results in the items' order.
+///
+/// An item may overtake those before it, so that a large blob does not hold up the small ones behind it. Everything
+/// happens in the caller's task.
+///
+/// # Errors
+/// The first error of any of them. The others are then dropped.
+async fn transfer_all<I, T, E, F>(
+    limit: usize,
+    items: impl IntoIterator<Item = I>,
+    mut transfer: impl FnMut(I) -> F,
+) -> Result<Vec<T>, E>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let numbered = items.into_iter().enumerate();
+    let running = numbered.map(|(number, item)| transfer(item).map_ok(move |result| (number, result)));
+    let mut results: Vec<(usize, T)> = stream::iter(running).buffer_unordered(limit).try_collect().await?;
+    results.sort_unstable_by_key(|(number, _)| *number);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[tokio::test]
+    async fn results_are_in_order_and_within_the_limit() {
+        let (running, most) = (Cell::new(0), Cell::new(0));
+        let results = transfer_all(3, 0..20u32, |i| {
+            let (running, most) = (&running, &most);
+            async move {
+                running.set(running.get() + 1);
+                most.set(most.get().max(running.get()));
+                for _ in 0..(20 - i) {
+                    tokio::task::yield_now().await;
+                }
+                running.set(running.get() - 1);
+                Ok::<u32, ()>(i * 2)
+            }
+        });
+        assert_eq!(results.await, Ok((0..20).map(|i| i * 2).collect()));
+        assert_eq!(most.get(), 3);
+    }
+
+    #[tokio::test]
+    async fn first_error_ends_all_transfers() {
+        let begun = Cell::new(0);
+        let result = transfer_all(2, 0.., |i| {
+            begun.set(begun.get() + 1);
+            async move { if i == 5 { Err(i) } else { Ok(()) } }
+        });
+        assert_eq!(result.await, Err(5));
+        assert!(begun.get() <= 7);
+    }
+
+    #[tokio::test]
+    async fn no_items_are_done_at_once() {
+        let none = transfer_all(4, Vec::<()>::new(), |()| async { Ok::<(), ()>(()) });
+        assert_eq!(none.await, Ok(Vec::new()));
+    }
 }

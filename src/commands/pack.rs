@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use blobferry_catalog::Objects;
 use blobferry_protocol::{Packed, Tid};
 use serde::Serialize;
 
-use crate::catalog::Objects;
 use crate::cli::PackArgs;
 use crate::failure::Failure;
 use crate::human::size;

@@ -2,18 +2,20 @@
 
 use std::io::Write;
 
-use blobferry_protocol::{BlobInfo, Digest, Oid, Tid};
+use blobferry_catalog::{
+    CatalogError, Edit, Entry, NamePath, Objects, REQUESTS, Record, Target, View, Writes, commit,
+};
+use blobferry_protocol::{BlobInfo, Digest, Tid};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 
-use super::{connected, meta};
-use crate::catalog::{CatalogError, Edit, Entry, NamePath, Objects, Record, View, Writes, commit};
+use super::{TRANSFERS, connected, meta, transfer_all};
 use crate::cli::{Global, PutArgs};
-use crate::concurrent::{REQUESTS, TRANSFERS, each};
 use crate::failure::Failure;
 use crate::local::{Source, Sources, collect};
 use crate::output::{Line, Output, tabbed};
 use crate::progress::Bar;
-use crate::remote::{Remote, RemoteError};
+use crate::remote::{Remote, RemoteError, TransactionError};
 
 /// A file that was published.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -55,104 +57,82 @@ pub(super) async fn publish(
     sources: Sources,
     message: &str,
     cached: bool,
-) -> Result<Vec<Published>, CatalogError> {
+) -> Result<Vec<Published>, CatalogError<RemoteError>> {
     let upload = Upload::prepare(View::now(remote), sources).await?;
     let mut txn = remote.begin(meta(message), cached)?;
     upload.commit(&mut txn).await
 }
 
-/// What is to be uploaded, and which objects it goes to.
+/// The files to upload, and the object of each.
 struct Upload<'a, O> {
     view: View<'a, O>,
     edit: Edit,
-    files: Vec<Target>,
-}
-
-struct Target {
-    source: Source,
-    oid: Oid,
-    base: Tid,
+    files: Vec<(Source, Target)>,
 }
 
 impl<'a, O: Objects> Upload<'a, O> {
     /// Finds the file of every name, or a new object for it.
-    async fn prepare(view: View<'a, O>, sources: Sources) -> Result<Upload<'a, O>, CatalogError> {
+    async fn prepare(view: View<'a, O>, sources: Sources) -> Result<Upload<'a, O>, CatalogError<O::Error>> {
         let mut edit = Edit::default();
-        each(REQUESTS, &sources.directories, |path| must_be_directory(&view, path)).await?;
+        let checks = stream::iter(&sources.directories).map(|path| must_be_directory(&view, path));
+        checks.buffer_unordered(REQUESTS).try_collect::<()>().await?;
         for path in &sources.directories {
             edit.make_directory(path);
         }
-        let found = each(REQUESTS, &sources.files, |source| existing_file(&view, &source.path)).await?;
-        let new = found.iter().filter(|file| file.is_none()).count();
-        let oids = if new == 0 { Vec::new() } else { view.objects().new_oids(new as u32).await? };
-        let mut oids = oids.into_iter();
-        let mut files = Vec::with_capacity(sources.files.len());
-        for (source, existing) in sources.files.into_iter().zip(found) {
-            let (oid, base) = match existing {
-                Some((oid, base)) => {
-                    edit.revise_file(&source.path, oid, base);
-                    (oid, base)
-                }
-                None => {
-                    let oid = oids.next().unwrap_or_default();
-                    edit.add_file(&source.path, oid);
-                    (oid, Tid::ZERO)
-                }
-            };
-            files.push(Target { source, oid, base });
-        }
+        let paths: Vec<NamePath> = sources.files.iter().map(|source| source.path.clone()).collect();
+        let targets = edit.put_files(&view, &paths).await?;
+        let files = sources.files.into_iter().zip(targets).collect();
         Ok(Upload { view, edit, files })
     }
 
     /// Uploads the files, several at once, and makes all of them visible.
-    async fn commit<W: Writes>(self, txn: &mut W) -> Result<Vec<Published>, CatalogError> {
-        let bar = Bar::new("putting", self.files.iter().map(|file| file.source.size).sum());
+    async fn commit<W>(self, txn: &mut W) -> Result<Vec<Published>, CatalogError<O::Error>>
+    where
+        W: Writes<Error = O::Error>,
+        O::Error: TransactionError,
+    {
+        let bar = Bar::new("putting", self.files.iter().map(|(source, _)| source.size).sum());
         let writes = &*txn;
-        let stored = each(TRANSFERS, &self.files, |Target { source, oid, base }| {
+        let stored = transfer_all(TRANSFERS, &self.files, |(source, target)| {
             let part = bar.part(source.size);
             async move {
                 let data = Record::File(source.record).encode();
                 let progress = move |done| part.reached(done);
-                match writes.store_file(*oid, *base, data, &source.file, progress).await {
-                    // The file that is to blame will say so: it may be heard after the others.
+                match writes.store_file(target.oid, target.base, data, &source.file, progress).await {
+                    // The error of the file that caused it may arrive later.
                     Err(error) if error.is_consequence() => Ok(Err(error)),
                     stored => stored.map(Ok),
                 }
             }
-        })
-        .await?;
-        let blobs = stored.into_iter().collect::<Result<Vec<BlobInfo>, RemoteError>>()?;
+        });
+        let blobs = stored.await?.into_iter().collect::<Result<Vec<BlobInfo>, O::Error>>()?;
         let tid = commit(self.view, txn, &self.edit).await?;
-        let published = self.files.into_iter().zip(blobs).map(|(Target { source, oid, .. }, blob)| {
-            Published { oid: oid.0, tid, size: blob.size, digest: blob.digest, name: source.path }
+        let published = self.files.into_iter().zip(blobs).map(|((source, target), blob)| Published {
+            oid: target.oid.0,
+            tid,
+            size: blob.size,
+            digest: blob.digest,
+            name: source.path,
         });
         Ok(published.collect())
     }
 }
 
-async fn must_be_directory<O: Objects>(view: &View<'_, O>, path: &NamePath) -> Result<(), CatalogError> {
+async fn must_be_directory<O: Objects>(
+    view: &View<'_, O>,
+    path: &NamePath,
+) -> Result<(), CatalogError<O::Error>> {
     match view.find(path).await? {
         Some(Entry::File { .. }) => Err(CatalogError::NotADirectory { path: path.clone() }),
         None | Some(Entry::Directory { .. }) => Ok(()),
     }
 }
 
-/// The file that has this name already, and its revision.
-async fn existing_file<O: Objects>(
-    view: &View<'_, O>,
-    path: &NamePath,
-) -> Result<Option<(Oid, Tid)>, CatalogError> {
-    match view.find(path).await? {
-        None => Ok(None),
-        Some(Entry::File { oid }) => Ok(Some((oid, view.file(oid).await?.tid))),
-        Some(Entry::Directory { .. }) => Err(CatalogError::IsADirectory { path: path.clone() }),
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::catalog::memory::Memory;
+    use blobferry_catalog::memory::Memory;
+    use blobferry_protocol::RequestError;
     use std::path::PathBuf;
 
     /// Puts files, whose contents are their names, into a directory.
@@ -160,7 +140,7 @@ pub(super) mod tests {
         memory: &Memory,
         to: &str,
         names: &[&str],
-    ) -> Result<Vec<Published>, CatalogError> {
+    ) -> Result<Vec<Published>, CatalogError<RequestError>> {
         let dir = tempfile::tempdir().unwrap();
         for name in names {
             std::fs::write(dir.path().join(name), name).unwrap();

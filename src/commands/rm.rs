@@ -2,13 +2,13 @@
 
 use std::io::Write;
 
+use blobferry_catalog::{CatalogError, Edit, Entry, NameAt, NamePath, Objects, REQUESTS, View, commit};
 use blobferry_protocol::{Oid, Tid};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 
 use super::meta;
-use crate::catalog::{CatalogError, Edit, Entry, NameAt, NamePath, Objects, View, commit};
 use crate::cli::RmArgs;
-use crate::concurrent::{REQUESTS, each};
 use crate::failure::Failure;
 use crate::output::{Line, Output, tabbed};
 use crate::remote::Remote;
@@ -44,11 +44,10 @@ pub(super) async fn run<W: Write>(
 }
 
 /// The edit that removes these names and all that is below them.
-async fn removal<O: Objects>(
-    view: &View<'_, O>,
-    names: &[NamePath],
-    recursive: bool,
-) -> Result<Edit, Failure> {
+async fn removal<O: Objects>(view: &View<'_, O>, names: &[NamePath], recursive: bool) -> Result<Edit, Failure>
+where
+    Failure: From<CatalogError<O::Error>>,
+{
     let mut edit = Edit::default();
     for path in names {
         if path.is_root() {
@@ -61,7 +60,8 @@ async fn removal<O: Objects>(
             }
             Entry::Directory { oid } => {
                 let files = view.files_below(path, oid).await?;
-                let files = each(REQUESTS, files, |(path, oid)| with_revision(view, path, oid)).await?;
+                let files = stream::iter(files).map(|(path, oid)| with_revision(view, path, oid));
+                let files: Vec<_> = files.buffered(REQUESTS).try_collect().await?;
                 edit.remove_directory(path, oid, files);
             }
         }
@@ -73,16 +73,16 @@ async fn with_revision<O: Objects>(
     view: &View<'_, O>,
     path: NamePath,
     oid: Oid,
-) -> Result<(NamePath, Oid, Tid), CatalogError> {
+) -> Result<(NamePath, Oid, Tid), CatalogError<O::Error>> {
     Ok((path, oid, view.file(oid).await?.tid))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::memory::Memory;
     use crate::commands::put::tests::put;
     use crate::failure::Exit;
+    use blobferry_catalog::memory::Memory;
 
     async fn rm(memory: &Memory, names: &[&str], recursive: bool) -> Result<Tid, Failure> {
         let names: Vec<NamePath> = names.iter().map(|name| name.parse().unwrap()).collect();

@@ -5,19 +5,19 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use blobferry_catalog::{Edit, FileRecord, NameError, NamePath, REQUESTS, Record, View, commit};
 use blobferry_protocol::{BlobId, Oid, Tid, TxnMeta};
 use blobferry_session::client::{BlobSource, CallError, Session, VoteError};
 use blobferry_transport_tokio::wait;
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 
 use super::calls::{Shift, Work};
 use super::orders::{Calls, Filled, Order, Ran};
-use crate::catalog::{CatalogError, Edit, FileRecord, NameError, NamePath, Record, View, commit};
-use crate::concurrent::{REQUESTS, each};
 use crate::failure::Failure;
 use crate::output::{Line, Output};
-use crate::remote::{Remote, RemoteError};
+use crate::remote::{CatalogError, Remote, RemoteError};
 use crate::transport::Transport;
 
 /// The most commits that callers make in one order.
@@ -122,7 +122,7 @@ impl Client<'_> {
         let oids = self.oids(count as u32).await?;
         let mut transaction = self.session().begin(TxnMeta::default())?;
         let bytes = blob.map(some_bytes);
-        each(REQUESTS, &oids, |oid| {
+        let stored = stream::iter(&oids).map(|oid| {
             let (transaction, bytes) = (&transaction, bytes.clone());
             async move {
                 match bytes {
@@ -136,8 +136,8 @@ impl Client<'_> {
                     None => wait(|done| transaction.store(*oid, Tid::ZERO, vec![7; RECORD], done)).await,
                 }
             }
-        })
-        .await?;
+        });
+        stored.buffer_unordered(REQUESTS).try_collect::<()>().await?;
         let tid = wait(|done| transaction.commit(done)).await.map_err(failed)?;
         Ok(Filled { oids, tid })
     }
@@ -152,7 +152,9 @@ impl Client<'_> {
         }
         let mut transaction = self.remote.begin(TxnMeta::default(), false)?;
         let record = Record::File(FileRecord { executable: false, modified: 0 }).encode();
-        each(REQUESTS, &oids, |oid| transaction.store_bytes(*oid, record.clone(), bytes.clone())).await?;
+        let stored =
+            stream::iter(&oids).map(|oid| transaction.store_bytes(*oid, record.clone(), bytes.clone()));
+        stored.buffer_unordered(REQUESTS).try_collect::<()>().await?;
         let tid = commit(view, &mut transaction, &edit).await?;
         Ok(Filled { oids, tid })
     }

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use blobferry_cache::{Cache, CacheConfig};
+use blobferry_catalog::NamePath;
 use serde::Serialize;
 
 use super::put::{Published, publish};
 use super::serve::Stop;
-use crate::catalog::NamePath;
 use crate::cli::{DemoArgs, Global};
 use crate::failure::Failure;
 use crate::human::{size, table};

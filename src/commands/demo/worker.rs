@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use blobferry_catalog::File as CatalogFile;
 use blobferry_protocol::BlobId;
 use serde::{Deserialize, Serialize};
 
 use super::milliseconds_since;
-use crate::catalog::File as CatalogFile;
 use crate::cli::DemoWorkerArgs;
-use crate::commands::find_files;
-use crate::concurrent::{TRANSFERS, each};
+use crate::commands::{TRANSFERS, find_files, transfer_all};
 use crate::failure::Failure;
 use crate::memory::peak;
 use crate::output::{Line, Output};
@@ -68,7 +67,7 @@ pub(in crate::commands) async fn run<W: Write>(
         return Ok(());
     }
     let begun = Instant::now();
-    let got = each(TRANSFERS, &files, |file| fetch(remote, file)).await?;
+    let got = transfer_all(TRANSFERS, &files, |file| fetch(remote, file)).await?;
     let milliseconds = milliseconds_since(begun);
     let downloaded = got.iter().filter(|(_, downloaded)| *downloaded).count() as u64;
     let digests = got.into_iter().map(|(file, _)| digest(&file)).collect::<io::Result<Vec<String>>>();

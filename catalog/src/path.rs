@@ -1,4 +1,4 @@
-//! Names, and paths of names: what may be called what, and how people write it.
+//! Names, and paths of names: which names are valid, and how they are written.
 //!
 //! A [`Name`] is one component, a [`NamePath`] is `a/b/c` from the root, and [`NameAt`] is a path as of a
 //! transaction: `a/b/c@0400a1b2c3d4e5f6`.
@@ -11,56 +11,58 @@ use blobferry_protocol::Tid;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The longest name in bytes: what file systems take, so that everything can be got again under its own name.
-pub(crate) const MAX_NAME: usize = 255;
+/// The longest name in bytes. File systems have the same limit, so every file can be copied out under its name.
+pub const MAX_NAME: usize = 255;
 
-/// Why something is not a name.
+/// Why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub(crate) enum NameError {
-    /// Nothing between two slashes, or nothing at all.
-    #[error("a name can not be empty")]
+#[non_exhaustive]
+pub enum NameError {
+    /// The text is empty, or nothing is between two slashes.
+    #[error("a name cannot be empty")]
     Empty,
-    /// `.` or `..`: paths are plain, from the root.
+    /// `.` or `..`. Paths begin at the root and only go down.
     #[error("`{0}` is not a name: paths begin at the root and go down only")]
     Dots(String),
-    /// A slash inside of one name.
+    /// A slash inside a name.
     #[error("`{0}` has a slash: one name was expected, not a path")]
     Slash(String),
-    /// NUL, a line break, a tab...: output is one name a line, on people's terminals.
+    /// A control character, for example NUL or a line break. Output has one name a line, often on a terminal.
     #[error("{0:?} has a control character: rename the file first")]
     Control(String),
-    /// Longer than file systems take.
+    /// Longer than [`MAX_NAME`].
     #[error("a name of {length} bytes is too long (at most {MAX_NAME}): `{start}...`")]
     TooLong {
-        /// Bytes.
+        /// The length in bytes.
         length: usize,
-        /// How it begins.
+        /// The first characters.
         start: String,
     },
-    /// Not UTF-8.
+    /// The name of a file is not UTF-8.
     #[error("{0:?} is not UTF-8: rename the file first")]
     NotUtf8(std::ffi::OsString),
 }
 
-/// One component of a path: 1 to 255 bytes of UTF-8, not `.` or `..`, without slashes and control characters.
+/// One component of a path: 1 to [`MAX_NAME`] bytes of UTF-8, not `.` or `..`, without slashes and control characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(crate) struct Name(String);
+pub struct Name(String);
 
 impl Name {
-    /// The name that a file has in its directory on disk.
+    /// Converts the name of a file on disk.
     ///
     /// # Errors
-    /// [`NameError`] where the catalog can not have that name.
-    pub(crate) fn from_os(name: &OsStr) -> Result<Name, NameError> {
+    /// [`NameError`] if the name is not valid in the catalog.
+    pub fn from_os(name: &OsStr) -> Result<Name, NameError> {
         match name.to_str() {
             Some(name) => name.parse(),
             None => Err(NameError::NotUtf8(name.to_owned())),
         }
     }
 
-    /// The name as text.
-    pub(crate) fn as_str(&self) -> &str {
+    /// Returns the name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -105,39 +107,44 @@ impl fmt::Display for Name {
     }
 }
 
-/// A path from the root: names with slashes between them; the root itself has none and is written `/`.
+/// A path from the root: names with slashes between them. The root has no names and is written `/`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct NamePath(Vec<Name>);
+pub struct NamePath(Vec<Name>);
 
 impl NamePath {
-    /// The directory that everything is in.
-    pub(crate) const ROOT: NamePath = NamePath(Vec::new());
+    /// The root directory.
+    pub const ROOT: NamePath = NamePath(Vec::new());
 
-    /// Its names, from the root on.
-    pub(crate) fn names(&self) -> &[Name] {
+    /// Returns the names, from the root on.
+    #[must_use]
+    pub fn names(&self) -> &[Name] {
         &self.0
     }
 
-    /// Is this the root?
-    pub(crate) fn is_root(&self) -> bool {
+    /// Returns whether this is the root.
+    #[must_use]
+    pub fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The path of `name` in the directory that this path leads to.
-    pub(crate) fn join(&self, name: Name) -> NamePath {
+    /// Returns the path of `name` in the directory that this path names.
+    #[must_use]
+    pub fn join(&self, name: Name) -> NamePath {
         let mut names = Vec::with_capacity(self.0.len() + 1);
         names.extend_from_slice(&self.0);
         names.push(name);
         NamePath(names)
     }
 
-    /// The names of the directories that lead there, and the last name; `None` for the root.
-    pub(crate) fn split_last(&self) -> Option<(&[Name], &Name)> {
+    /// Returns the names of the parent directories, and the last name; `None` for the root.
+    #[must_use]
+    pub fn split_last(&self) -> Option<(&[Name], &Name)> {
         self.0.split_last().map(|(last, parents)| (parents, last))
     }
 
-    /// The directory that it is in; the root's is the root.
-    pub(crate) fn parent(&self) -> NamePath {
+    /// Returns the parent directory. The root's parent is the root.
+    #[must_use]
+    pub fn parent(&self) -> NamePath {
         NamePath(self.split_last().map(|(parents, _)| parents.to_vec()).unwrap_or_default())
     }
 }
@@ -151,7 +158,7 @@ impl From<&[Name]> for NamePath {
 impl FromStr for NamePath {
     type Err = NameError;
 
-    /// A slash at the begin or the end is allowed, as people's shells complete it.
+    /// Parses a path. A slash at the beginning or the end is allowed, because shells complete names with one.
     fn from_str(text: &str) -> Result<NamePath, NameError> {
         let inner = text.strip_prefix('/').unwrap_or(text);
         let inner = inner.strip_suffix('/').unwrap_or(inner);
@@ -176,16 +183,16 @@ impl Serialize for NamePath {
     }
 }
 
-/// What a path leads to now, or as of a transaction: `NAME` or `NAME@TID`.
+/// A path now, or as of a transaction: `NAME` or `NAME@TID`.
 ///
-/// Only an `@` before exactly sixteen hexadecimal digits at the very end says a transaction; any other belongs to
-/// the name.
+/// A transaction is an `@` and exactly 16 hexadecimal digits at the end of the text. Any other `@` belongs to the
+/// name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct NameAt {
+pub struct NameAt {
     /// The path.
-    pub(crate) path: NamePath,
-    /// The last transaction that counts; `None` for all there are.
-    pub(crate) at: Option<Tid>,
+    pub path: NamePath,
+    /// The transaction to read as of; `None` for the last one.
+    pub at: Option<Tid>,
 }
 
 impl FromStr for NameAt {
@@ -212,7 +219,7 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     #[test]
-    fn a_path_is_names_between_slashes() {
+    fn paths_are_names_between_slashes() {
         for (text, shown) in [("a", "a"), ("/a", "a"), ("a/b/", "a/b"), ("/", "/"), ("ä ö/@", "ä ö/@")] {
             assert_eq!(text.parse::<NamePath>().unwrap().to_string(), shown, "{text}");
         }
@@ -223,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_name_is_refused_with_the_reason() {
+    fn invalid_names_are_refused_with_the_reason() {
         let long = "x".repeat(MAX_NAME + 1);
         for text in ["", ".", "..", "a//b", "a/../b", "a\0b", "a\nb", "tab\t", "a//", long.as_str()] {
             assert!(text.parse::<NamePath>().is_err(), "{text:?}");
@@ -234,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn only_sixteen_digits_after_an_at_sign_are_a_transaction() {
+    fn only_16_digits_after_an_at_sign_are_a_transaction() {
         let name: NameAt = "a/b@00000000000000ff".parse().unwrap();
         assert_eq!((name.path.to_string().as_str(), name.at), ("a/b", Some(Tid(255))));
         for text in ["me@home", "@", "a@ff", "a@00000000000000fg", "a@00000000000000ff0"] {
@@ -244,7 +251,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_path_that_parses_prints_as_it_parses(text in "[a@./ü\u{1}-]{0,12}(@[0-9a-f]{16})?") {
+        fn parsed_paths_survive_printing(text in "[a@./ü\u{1}-]{0,12}(@[0-9a-f]{16})?") {
             if let Ok(name) = text.parse::<NameAt>() {
                 prop_assert_eq!(name.to_string().parse::<NameAt>().unwrap(), name);
             }

@@ -1,4 +1,4 @@
-//! Two writers at once: what merges, and what is a conflict.
+//! Two writers at once: which edits merge, and which conflict.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn writers_of_one_directory_merge() {
 }
 
 #[test]
-fn a_writer_merges_with_others_that_are_faster_again_and_again() {
+fn writer_merges_after_several_faster_writers() {
     run(async {
         let memory = Memory::default();
         act(&memory, &put(&["0"])).await.unwrap();
@@ -31,7 +31,7 @@ fn a_writer_merges_with_others_that_are_faster_again_and_again() {
     });
 }
 
-/// Futures on [`Memory`] never wait, so one poll completes them.
+/// Runs a future on [`Memory`]. Such futures never wait, so one poll completes them.
 fn run_nested<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -42,7 +42,7 @@ fn run_nested<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[test]
-fn a_writer_merges_with_one_that_splits_its_leaf() {
+fn writer_merges_with_a_split_of_its_leaf() {
     run(async {
         let memory = Memory::default();
         let some: Vec<String> = (0..LEAF_NAMES).map(|i| format!("{i}")).collect();
@@ -59,7 +59,7 @@ fn a_writer_merges_with_one_that_splits_its_leaf() {
 }
 
 #[test]
-fn two_that_split_one_leaf_merge_and_leave_nothing_behind() {
+fn two_splits_of_one_leaf_merge_without_leftovers() {
     run(async {
         let memory = Memory::default();
         let some: Vec<String> = (0..LEAF_NAMES).map(|i| format!("{i}")).collect();
@@ -72,7 +72,7 @@ fn two_that_split_one_leaf_merge_and_leave_nothing_behind() {
 }
 
 #[test]
-fn two_that_add_one_name_are_a_conflict_that_tells_both_revisions() {
+fn adding_one_name_twice_conflicts_with_both_revisions() {
     run(async {
         let memory = Memory::default();
         let slow = prepare(&memory, &put(&["d/f", "g"])).await.unwrap();
@@ -84,7 +84,7 @@ fn two_that_add_one_name_are_a_conflict_that_tells_both_revisions() {
 }
 
 #[test]
-fn two_that_revise_one_file_are_a_conflict_that_tells_both_revisions() {
+fn revising_one_file_twice_conflicts_with_both_revisions() {
     run(async {
         let memory = Memory::default();
         let base = act(&memory, &put(&["f"])).await.unwrap();
@@ -97,7 +97,7 @@ fn two_that_revise_one_file_are_a_conflict_that_tells_both_revisions() {
 }
 
 #[test]
-fn removing_what_was_changed_or_removed_meanwhile_is_a_conflict() {
+fn removing_a_changed_or_removed_name_conflicts() {
     run(async {
         let memory = Memory::default();
         let base = act(&memory, &put(&["f", "d/g"])).await.unwrap();
@@ -117,7 +117,7 @@ fn removing_what_was_changed_or_removed_meanwhile_is_a_conflict() {
 }
 
 #[test]
-fn a_directory_is_not_removed_with_a_file_that_its_remover_has_not_seen() {
+fn directory_with_an_unseen_file_is_not_removed() {
     run(async {
         let memory = Memory::default();
         act(&memory, &put(&["d/e/f"])).await.unwrap();
@@ -130,7 +130,7 @@ fn a_directory_is_not_removed_with_a_file_that_its_remover_has_not_seen() {
 }
 
 #[test]
-fn a_new_file_finds_its_directory_again_when_that_was_removed_meanwhile() {
+fn new_file_makes_a_removed_directory_again() {
     run(async {
         let memory = Memory::default();
         act(&memory, &put(&["d/f"])).await.unwrap();
@@ -142,7 +142,7 @@ fn a_new_file_finds_its_directory_again_when_that_was_removed_meanwhile() {
 }
 
 #[test]
-fn a_file_and_a_directory_of_one_name_are_a_conflict() {
+fn file_and_directory_of_one_name_conflict() {
     run(async {
         let memory = Memory::default();
         let (file, directory) = (put(&["x"]), put(&["x/y"]));

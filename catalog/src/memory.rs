@@ -1,30 +1,30 @@
-//! Objects in memory, for the tests of everything that is written against [`Objects`].
+//! Objects in memory, for tests of code that is written against [`Objects`].
 //!
-//! Simple and obviously right: a transaction is checked as a whole when it commits.
+//! The implementation is simple: a transaction is checked as a whole when it commits.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use blobferry_protocol::{BlobInfo, Conflict, Digest, Oid, RequestError, Revision, Tid};
 
-use super::objects::{Attempt, Objects, Writes};
-use crate::remote::RemoteError;
+use crate::objects::{Attempt, Objects, Writes};
 
-/// What others do.
-pub(crate) type Others = Box<dyn FnOnce(&Memory)>;
+/// What another writer does to the objects.
+pub type Others = Box<dyn FnOnce(&Memory)>;
 
-/// A server of one process.
+/// A store in memory, for one thread.
 #[derive(Default)]
-pub(crate) struct Memory {
+pub struct Memory {
     revisions: RefCell<BTreeMap<Oid, Vec<Stored>>>,
     last_tid: Cell<u64>,
     last_oid: Cell<u64>,
-    /// How many commits were tried.
-    pub(crate) attempts: Cell<u32>,
-    /// What happens just before the next commits are looked at, the last first: others that are faster. Their own
-    /// commits are left alone.
-    pub(crate) before_commit: RefCell<Vec<Others>>,
+    /// The number of attempts to commit.
+    pub attempts: Cell<u32>,
+    /// Other writers that are faster: each is called before one of the next commits, the last first. Their own
+    /// commits call none.
+    pub before_commit: RefCell<Vec<Others>>,
 }
 
 struct Stored {
@@ -32,27 +32,35 @@ struct Stored {
     written: Written,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Written {
-    /// `None`: deleted.
+    /// `None` if the object is deleted.
     data: Option<Vec<u8>>,
     blob: Option<BlobInfo>,
 }
 
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory").field("last_tid", &self.last_tid).finish_non_exhaustive()
+    }
+}
+
 /// A transaction on [`Memory`].
-pub(crate) struct MemoryTxn<'a> {
+#[derive(Debug)]
+pub struct MemoryTxn<'a> {
     memory: &'a Memory,
-    /// With the revisions that they are made from.
+    /// The writes, with the revisions that they are made from.
     writes: RefCell<BTreeMap<Oid, (Tid, Written)>>,
 }
 
 impl Memory {
-    pub(crate) fn begin(&self) -> MemoryTxn<'_> {
+    /// Opens a transaction.
+    pub fn begin(&self) -> MemoryTxn<'_> {
         MemoryTxn { memory: self, writes: RefCell::default() }
     }
 
-    /// Every object that exists.
-    pub(crate) fn live(&self) -> Vec<Oid> {
+    /// Returns every object that exists.
+    pub fn live(&self) -> Vec<Oid> {
         let revisions = self.revisions.borrow();
         revisions
             .iter()
@@ -61,16 +69,28 @@ impl Memory {
             .collect()
     }
 
-    /// Puts bytes in the place of an object's record.
-    pub(crate) fn damage(&self, oid: Oid, data: &[u8]) {
-        let mut revisions = self.revisions.borrow_mut();
-        revisions.get_mut(&oid).unwrap().last_mut().unwrap().written.data = Some(data.to_vec());
+    /// Returns the objects that a transaction has stored or deleted.
+    pub fn changed_by(&self, tid: Tid) -> Vec<Oid> {
+        let revisions = self.revisions.borrow();
+        revisions
+            .iter()
+            .filter(|(_, all)| all.iter().any(|one| one.tid == tid))
+            .map(|(oid, _)| *oid)
+            .collect()
     }
 
-    /// Forgets every revision that was replaced, and every object that was deleted.
-    pub(crate) fn pack(&self) {
+    /// Replaces an object's current record by other bytes.
+    pub fn damage(&self, oid: Oid, data: &[u8]) {
+        let mut revisions = self.revisions.borrow_mut();
+        if let Some(last) = revisions.get_mut(&oid).and_then(|all| all.last_mut()) {
+            last.written.data = Some(data.to_vec());
+        }
+    }
+
+    /// Removes every revision that was replaced, and every object that was deleted.
+    pub fn pack(&self) {
         for all in self.revisions.borrow_mut().values_mut() {
-            all.drain(..all.len() - 1);
+            all.drain(..all.len().saturating_sub(1));
             all.retain(|last| last.written.data.is_some());
         }
     }
@@ -83,11 +103,13 @@ impl Memory {
 }
 
 impl Objects for Memory {
+    type Error = RequestError;
+
     fn last_tid(&self) -> Tid {
         Tid(self.last_tid.get())
     }
 
-    async fn load_before(&self, oid: Oid, before: Tid) -> Result<Option<Revision>, RemoteError> {
+    async fn load_before(&self, oid: Oid, before: Tid) -> Result<Option<Revision>, RequestError> {
         let revisions = self.revisions.borrow();
         let all = revisions.get(&oid).map(Vec::as_slice).unwrap_or_default();
         let found = all.iter().rfind(|stored| stored.tid < before);
@@ -96,7 +118,7 @@ impl Objects for Memory {
         }))
     }
 
-    async fn new_oids(&self, count: u32) -> Result<Vec<Oid>, RemoteError> {
+    async fn new_oids(&self, count: u32) -> Result<Vec<Oid>, RequestError> {
         let first = self.last_oid.get() + 1;
         self.last_oid.set(self.last_oid.get() + u64::from(count));
         Ok((first..first + u64::from(count)).map(Oid).collect())
@@ -104,7 +126,9 @@ impl Objects for Memory {
 }
 
 impl Writes for MemoryTxn<'_> {
-    async fn store(&self, oid: Oid, base: Tid, data: Vec<u8>) -> Result<(), RemoteError> {
+    type Error = RequestError;
+
+    async fn store(&self, oid: Oid, base: Tid, data: Vec<u8>) -> Result<(), RequestError> {
         self.writes.borrow_mut().insert(oid, (base, Written { data: Some(data), blob: None }));
         Ok(())
     }
@@ -116,7 +140,7 @@ impl Writes for MemoryTxn<'_> {
         data: Vec<u8>,
         source: &Path,
         progress: impl Fn(u64) + Send + Sync + 'static,
-    ) -> Result<BlobInfo, RemoteError> {
+    ) -> Result<BlobInfo, RequestError> {
         let bytes =
             std::fs::read(source).map_err(|error| RequestError::Source { detail: error.to_string() })?;
         progress(bytes.len() as u64);
@@ -125,7 +149,7 @@ impl Writes for MemoryTxn<'_> {
         Ok(blob)
     }
 
-    async fn delete(&self, oid: Oid, base: Tid) -> Result<(), RemoteError> {
+    async fn delete(&self, oid: Oid, base: Tid) -> Result<(), RequestError> {
         if base == Tid::ZERO {
             assert!(self.writes.borrow_mut().remove(&oid).is_some(), "nothing to take back of {oid}");
         } else {
@@ -134,14 +158,14 @@ impl Writes for MemoryTxn<'_> {
         Ok(())
     }
 
-    async fn commit(&mut self) -> Result<Attempt, RemoteError> {
+    async fn commit(&mut self) -> Result<Attempt, RequestError> {
         let memory = self.memory;
         memory.attempts.set(memory.attempts.get() + 1);
-        let mut waiting = memory.before_commit.take();
-        if let Some(others) = waiting.pop() {
-            others(memory);
+        let mut others = memory.before_commit.take();
+        if let Some(act) = others.pop() {
+            act(memory);
         }
-        memory.before_commit.replace(waiting);
+        memory.before_commit.replace(others);
         let writes = self.writes.borrow();
         let conflicts: Vec<Conflict> = writes
             .iter()

@@ -1,4 +1,4 @@
-//! Many writers on old views, against a model that is a plain map.
+//! Many writers on old views, compared with a model that is a plain map.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Names from a small alphabet, so that writers meet: files and directories of the same names, two levels deep.
+/// Generates names from a small alphabet, so that writers meet: files and directories of the same names.
 fn any_act() -> impl Strategy<Value = Act> {
     let name = prop_oneof!["[a-d]", "[a-d]/[a-d]", "[a-d]/[a-d]/[a-d]", "many/[0-9]{3}"];
     (name, 0..4u8).prop_map(|(name, kind)| if kind == 0 { Act::Remove(name) } else { Act::Put(name) })
@@ -15,8 +15,8 @@ fn any_act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Writers that work on old views either merge or fail as a whole. A model, which applies the same to a plain
-    /// map, says what must be there; nothing else exists.
+    /// Writers on old views either merge or fail as a whole. A model applies the same actions to a plain map, and
+    /// decides which names must exist.
     #[test]
     fn writers_on_old_views_merge_or_change_nothing(
         full in 0..200usize,
@@ -54,7 +54,7 @@ proptest! {
     }
 }
 
-/// A user's command does one thing to a name, and nothing to what is below or above it.
+/// Removes actions on a name that an earlier action is about, or on a name above or below it.
 fn one_act_a_name(acts: Vec<Act>) -> Vec<Act> {
     let name = |act: &Act| match act {
         Act::Put(name) | Act::Remove(name) => name.clone(),

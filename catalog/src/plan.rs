@@ -1,19 +1,19 @@
-//! Applying an edit to the directories as they are: which records to store, and which objects to delete.
+//! Applying an edit to the current directories: which records to store, and which objects to delete.
 //!
-//! This only reads and computes. What it returns is complete, so that it can simply be made anew where others have
-//! changed the directories meanwhile. Two writers merge because of it: what is applied again is what the user
-//! wanted, not what the records then happened to be.
+//! [`plan`] only reads and computes. Its result is complete, so that the caller can make a new plan if another
+//! transaction has changed the directories. This is why two writers merge: an edit says what the user wants, and it
+//! does not depend on the records of its first attempt.
 
 use std::collections::BTreeMap;
 
 use blobferry_protocol::{Oid, Tid};
 
-use super::edit::{Change, Changes, Edit};
-use super::error::{CatalogError, NameConflict};
-use super::objects::Objects;
-use super::path::{Name, NamePath};
-use super::record::{Directory, Entry, FAN_OUT, LEAF_NAMES, MAX_DEPTH, Record, child_of};
-use super::view::View;
+use crate::edit::{Change, Changes, Edit};
+use crate::error::{CatalogError, NameConflict};
+use crate::objects::Objects;
+use crate::path::{Name, NamePath};
+use crate::record::{Directory, Entry, FAN_OUT, LEAF_NAMES, MAX_DEPTH, Record, RecordError, child_of};
+use crate::view::{View, damaged};
 
 /// Everything that a transaction does to directories, and the files that it deletes.
 pub(crate) type Plan = BTreeMap<Oid, Write>;
@@ -27,7 +27,10 @@ pub(crate) struct Write {
     pub(crate) data: Option<Vec<u8>>,
 }
 
-/// Oids for new objects. They stay with the transaction from one plan to the next.
+/// The most oids that one request reserves.
+const MAX_RESERVED: usize = 4096;
+
+/// Oids for new objects. The pool keeps them from one plan of a transaction to the next.
 pub(crate) struct OidPool<'a, O> {
     objects: &'a O,
     free: Vec<Oid>,
@@ -35,43 +38,38 @@ pub(crate) struct OidPool<'a, O> {
 }
 
 impl<'a, O: Objects> OidPool<'a, O> {
-    /// Nothing is asked for before it is needed.
+    /// Returns an empty pool. The first [`take`](Self::take) reserves oids.
     pub(crate) fn new(objects: &'a O) -> OidPool<'a, O> {
         OidPool { objects, free: Vec::new(), taken: Vec::new() }
     }
 
-    /// What the last plan took can be taken again.
+    /// Makes the oids of the last plan free again.
     fn restart(&mut self) {
         self.free.extend(self.taken.drain(..).rev());
     }
 
-    async fn take(&mut self) -> Result<Oid, CatalogError> {
+    async fn take(&mut self) -> Result<Oid, CatalogError<O::Error>> {
         if self.free.is_empty() {
-            // One by one would be a round trip each; far too many would be a waste of numbers.
-            let count = self.taken.len().clamp(FAN_OUT, 4096) as u32;
+            // One oid a request would cost a round trip each. Far too many would waste numbers.
+            let count = self.taken.len().clamp(FAN_OUT, MAX_RESERVED) as u32;
             self.free = self.objects.new_oids(count).await?;
             self.free.reverse();
         }
-        let oid = self.free.pop().ok_or_else(no_oids)?;
+        let oid = self.free.pop().ok_or(CatalogError::NoOids)?;
         self.taken.push(oid);
         Ok(oid)
     }
 }
 
-fn no_oids() -> CatalogError {
-    let detail = "it gave no oids for new objects".to_owned();
-    CatalogError::Remote(blobferry_protocol::RequestError::Failed { detail }.into())
-}
-
-/// Applies `edit` to the directories as they are in `view`.
+/// Applies `edit` to the directories of `view`.
 ///
 /// # Errors
-/// [`CatalogError::Conflict`] where the names that the edit is about are not any more what they were.
+/// [`CatalogError::Conflict`] if a name of the edit no longer stands for what it did when the edit was made.
 pub(crate) async fn plan<'a, O: Objects>(
     view: &View<'a, O>,
     edit: &Edit,
     oids: &mut OidPool<'a, O>,
-) -> Result<Plan, CatalogError> {
+) -> Result<Plan, CatalogError<O::Error>> {
     oids.restart();
     let mut planner = Planner { view, edit, oids, plan: Plan::new(), todo: Vec::new() };
     let changes: Vec<_> = edit.changes().iter().collect();
@@ -120,7 +118,7 @@ impl<'p, O: Objects> Planner<'p, '_, O> {
         is_new: bool,
         depth: usize,
         changes: Vec<(&'p Name, &'p Change)>,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<(), CatalogError<O::Error>> {
         let node = if is_new { None } else { self.view.node(oid).await? };
         let base = node.as_ref().map_or(Tid::ZERO, |node| node.tid);
         let entries = match node.as_ref().map(|node| &node.directory) {
@@ -143,7 +141,7 @@ impl<'p, O: Objects> Planner<'p, '_, O> {
         for (name, change) in changes {
             self.apply(&path, &mut changed, name, change).await?;
         }
-        // The root comes into being with the first name.
+        // The first name creates the root.
         if base == Tid::ZERO || changed != entries {
             self.store(oid, base, depth, changed).await?;
         }
@@ -157,7 +155,7 @@ impl<'p, O: Objects> Planner<'p, '_, O> {
         entries: &mut Entries,
         name: &'p Name,
         change: &'p Change,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<(), CatalogError<O::Error>> {
         let path = || parent.join(name.clone());
         match (change, entries.get(name).copied()) {
             (Change::AddFile { oid }, None) => {
@@ -177,7 +175,7 @@ impl<'p, O: Objects> Planner<'p, '_, O> {
                 entries.remove(name);
                 self.todo.push(Todo::Remove { path: path(), oid: now });
             }
-            (change, now) => return Err(self.taken(path(), change, now).await?),
+            (change, now) => return Err(self.conflict(path(), change, now).await?),
         }
         Ok(())
     }
@@ -188,14 +186,14 @@ impl<'p, O: Objects> Planner<'p, '_, O> {
         }
     }
 
-    /// Stores names as a leaf, or as a branch with leaves where they are too many.
+    /// Stores names as a leaf; if there are more than [`LEAF_NAMES`], as a branch with leaves.
     async fn store(
         &mut self,
         oid: Oid,
         base: Tid,
         depth: usize,
         entries: Entries,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<(), CatalogError<O::Error>> {
         let mut todo = vec![(oid, base, depth, entries)];
         while let Some((oid, base, depth, entries)) = todo.pop() {
             let directory = if entries.len() <= LEAF_NAMES || depth >= MAX_DEPTH {
@@ -218,7 +216,7 @@ impl<'p, O: Objects> Planner<'p, '_, O> {
         Ok(())
     }
 
-    async fn remove(&mut self, path: NamePath, oid: Oid) -> Result<(), CatalogError> {
+    async fn remove(&mut self, path: NamePath, oid: Oid) -> Result<(), CatalogError<O::Error>> {
         let Some(node) = self.view.node(oid).await? else { return Err(self.view.missing(oid)) };
         match &node.directory {
             Directory::Branch(children) => {
@@ -235,14 +233,14 @@ impl<'p, O: Objects> Planner<'p, '_, O> {
             }
         }
         if self.plan.insert(oid, Write { base: node.tid, data: None }).is_some() {
-            let damage = super::record::RecordError::Damaged;
-            return Err(super::view::damaged(oid, node.tid, damage));
+            return Err(damaged(oid, node.tid, RecordError::Damaged));
         }
         Ok(())
     }
 
-    /// Deletes a file's object: the revision that the user has seen. One that nobody has seen is not deleted.
-    async fn remove_file(&mut self, path: NamePath, oid: Oid) -> Result<(), CatalogError> {
+    /// Deletes a file's object, based on the revision that the user has seen. A file that the user has not seen is
+    /// a conflict.
+    async fn remove_file(&mut self, path: NamePath, oid: Oid) -> Result<(), CatalogError<O::Error>> {
         match self.edit.file(oid) {
             Some(file) => {
                 self.plan.insert(oid, Write { base: file.base, data: None });
@@ -255,13 +253,13 @@ impl<'p, O: Objects> Planner<'p, '_, O> {
         }
     }
 
-    /// The conflict about a name that is not what it was when the edit was made.
-    async fn taken(
+    /// Returns the conflict about a name that no longer stands for what it did when the edit was made.
+    async fn conflict(
         &self,
         path: NamePath,
         change: &Change,
         now: Option<Entry>,
-    ) -> Result<CatalogError, CatalogError> {
+    ) -> Result<CatalogError<O::Error>, CatalogError<O::Error>> {
         let committed = match now {
             None => Tid::ZERO,
             Some(Entry::File { oid }) => self.view.file(oid).await?.tid,
