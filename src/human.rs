@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use blobferry_protocol::Tid;
+use jiff::Timestamp;
 
 /// A number of bytes: `64.0 MiB`, `512 B`.
 pub(crate) fn size(bytes: u64) -> String {
@@ -24,35 +25,11 @@ pub(crate) fn moment(tid: Tid) -> String {
     tid.to_unix().map_or_else(|| "-".into(), iso)
 }
 
-/// A moment in ISO 8601, from the time since 1970.
+/// Formats a time since 1970 in ISO 8601: UTC, to the second. `-` if it is after the year 9999.
 pub(crate) fn iso(since_epoch: Duration) -> String {
-    let seconds = since_epoch.as_secs();
-    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// Year, month and day of a day counted from 1970-01-01 (proleptic Gregorian).
-fn civil(mut days: u64) -> (u64, u64, u64) {
-    const YEARS_400: u64 = 146_097;
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let mut year = 1970 + days / YEARS_400 * 400;
-    days %= YEARS_400;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for length in lengths {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    (year, month, days + 1)
+    let seconds = i64::try_from(since_epoch.as_secs()).ok();
+    let timestamp = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
+    timestamp.map_or_else(|| "-".into(), |timestamp| timestamp.to_string())
 }
 
 /// Rows in aligned columns, two spaces apart; a column that has only numbers, or `-`, is aligned to the right.

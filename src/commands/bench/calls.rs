@@ -3,6 +3,8 @@
 //! On tokio a caller is a task of the runtime that the connection lives on. On mio it is a thread of its own, that
 //! sleeps until its answer is there. What they call is written once: see [`Work::begin`].
 
+use std::error::Error;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +15,7 @@ use blobferry_session::client::{BlobSource, CallError, Completion, Session, Tran
 use blobferry_transport_mio as mio;
 use blobferry_transport_tokio as tokio_transport;
 use bytes::Bytes;
+use hdrhistogram::Histogram;
 
 use super::orders::Ran;
 use crate::transport::Transport;
@@ -145,16 +148,20 @@ pub(super) struct Shift {
     log: Mutex<Log>,
 }
 
+/// The significant decimal digits of a time in a [`Log`].
+const DIGITS: u8 = 3;
+
 /// What callers have done.
 #[derive(Default)]
 struct Log {
-    took: Vec<f64>,
+    /// The time of each call in nanoseconds.
+    took: Vec<u64>,
     committed: Vec<(Oid, Tid)>,
 }
 
 impl Log {
     fn note(&mut self, shift: &Shift, piece: usize, begun: Instant, tid: Tid) {
-        self.took.push(begun.elapsed().as_secs_f64());
+        self.took.push(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX));
         self.committed.extend(shift.work.commits(piece).map(|oid| (oid, tid)));
     }
 }
@@ -197,7 +204,7 @@ impl Shift {
             let done = caller.await.unwrap_or_else(|_| Err(CallError::Unanswered.into()));
             failed = failed.or(done.err());
         }
-        failed.map_or_else(|| Ok(self.ran()), Err)
+        failed.map_or_else(|| self.ran(), Err)
     }
 
     async fn caller_task(self: Arc<Shift>) -> Result<(), VoteError> {
@@ -246,13 +253,37 @@ impl Shift {
         all.committed.extend(log.committed);
     }
 
-    fn ran(&self) -> Ran {
+    fn ran(&self) -> Result<Ran, VoteError> {
         let seconds = self.begun.elapsed().as_secs_f64();
-        let Log { mut took, committed } =
+        let Log { took, committed } =
             std::mem::take(&mut *self.log.lock().unwrap_or_else(PoisonError::into_inner));
-        took.sort_by(f64::total_cmp);
-        let at = |part: usize| took.get((took.len() * part / 100).min(took.len().saturating_sub(1)));
-        let percentile = |part| at(part).copied().unwrap_or_default();
-        Ran { done: took.len() as u64, seconds, p50: percentile(50), p99: percentile(99), committed }
+        let times = histogram(&took).map_err(|error| CallError::Stream(io::Error::other(error)))?;
+        let percentile = |quantile| times.value_at_quantile(quantile) as f64 / 1e9;
+        Ok(Ran { done: took.len() as u64, seconds, p50: percentile(0.50), p99: percentile(0.99), committed })
+    }
+}
+
+/// Returns the distribution of times, with [`DIGITS`] significant digits.
+fn histogram(nanoseconds: &[u64]) -> Result<Histogram<u64>, Box<dyn Error + Send + Sync>> {
+    let mut times = Histogram::new(DIGITS)?;
+    for time in nanoseconds {
+        times.record(*time)?;
+    }
+    Ok(times)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_have_three_digits() {
+        let times: Vec<u64> = (1..=100).map(|n| n * 1_234_567).collect();
+        let times = histogram(&times).unwrap();
+        for (quantile, expected) in [(0.50, 50.0 * 1_234_567.0), (0.99, 99.0 * 1_234_567.0)] {
+            let found = times.value_at_quantile(quantile) as f64;
+            assert!((found / expected - 1.0).abs() < 1e-3, "{quantile}: {found}");
+        }
+        assert_eq!(histogram(&[]).unwrap().value_at_quantile(0.5), 0);
     }
 }
