@@ -1,30 +1,30 @@
-//! The command line: every subcommand and option, and what `--help` says about them.
+//! The command line: every subcommand and option, and the text of `--help` for them.
 
 use std::num::NonZero;
 use std::path::PathBuf;
 
+use blobferry_catalog::{NameAt, NamePath};
 use blobferry_protocol::Tid;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::size::{Limit, Size};
 use crate::transport::Transport;
-use blobferry_catalog::{NameAt, NamePath};
 
-/// Where a server listens, and is looked for, unless somebody says otherwise.
+/// The default address of a server, for `serve` and for clients.
 pub(crate) const DEFAULT_SERVER: &str = "127.0.0.1:7420";
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  failed
-  2  the command line can not be meant
+  2  invalid command line
   3  no such name or blob
-  4  conflict: somebody else changed the same file meanwhile
+  4  conflict: another transaction changed the same file
   5  no server
   6  damaged data
 
-RUST_LOG=info or RUST_LOG=debug tells more, on standard error.";
+RUST_LOG=info or RUST_LOG=debug prints more, on standard error.";
 
 /// Publish large files atomically, and read them everywhere at local-disk speed.
 #[derive(Debug, Parser)]
@@ -36,52 +36,52 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// What every subcommand takes, before or after its name.
+/// The options of every subcommand, before or after its name.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
-    /// The server to talk to; several, with commas between them, are tried in turn.
+    /// The server to connect to. Several, separated by commas, are tried in order.
     #[arg(long, global = true, env = "BLOBFERRY_SERVER", value_name = "HOST:PORT", default_value = DEFAULT_SERVER)]
     pub(crate) server: String,
-    /// The directory of blobs that all processes of this machine share [default: the user's cache directory].
+    /// The cache directory, which all processes of this machine share [default: the user's cache directory].
     #[arg(long, global = true, env = "BLOBFERRY_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
-    /// The most that the cache may have on the disk: 10G, 500M, or a number of bytes. It is recorded in the cache, for all
-    /// who use it; what was used longest ago is removed when room is needed.
+    /// The cache's limit of disk space: 10G, 500M, or a number of bytes. It is recorded in the cache, for all processes
+    /// that use it. When space is needed, the blobs that were used longest ago are removed.
     #[arg(long, global = true, env = "BLOBFERRY_CACHE_LIMIT", value_name = "SIZE")]
     pub(crate) cache_limit: Option<Size>,
-    /// What carries the connections, of a server or a client. `tokio` uses all processors for them without being told how
-    /// many; `mio` has one thread for them, and does without a runtime. They do the same.
+    /// The implementation of connections, for a server or a client. `tokio` uses all processors. `mio` uses one thread
+    /// and no runtime. Both have the same behaviour.
     #[arg(long, global = true, value_enum, default_value_t)]
     pub(crate) transport: Transport,
-    /// Print one JSON object a line.
+    /// Print one JSON object per line.
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// What of this was said on the command line, and not left to defaults or the environment.
+    /// The options that the command line gives, not the environment or a default.
     #[arg(skip)]
-    pub(crate) said: Said,
+    pub(crate) explicit: Explicit,
 }
 
-/// Which of the global options were said on the command line.
+/// Which of the global options the command line gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Said {
-    /// `--server`
+pub(crate) struct Explicit {
+    /// Whether `--server` is given.
     pub(crate) server: bool,
-    /// `--transport`
+    /// Whether `--transport` is given.
     pub(crate) transport: bool,
 }
 
 impl Cli {
-    /// Reads the command line. Where it can not be meant, or asks for help, the process ends here.
+    /// Reads the command line. If it is invalid, or requests help, the process ends here.
     pub(crate) fn read() -> Cli {
         let matches = Cli::command().get_matches();
-        Cli::understand(&matches).unwrap_or_else(|error| error.exit())
+        Cli::from_matches(&matches).unwrap_or_else(|error| error.exit())
     }
 
-    fn understand(matches: &ArgMatches) -> Result<Cli, clap::Error> {
+    fn from_matches(matches: &ArgMatches) -> Result<Cli, clap::Error> {
         let mut cli = Cli::from_arg_matches(matches)?;
         let inner = matches.subcommand().map_or(matches, |(_, inner)| inner);
-        let said = |id| inner.value_source(id) == Some(ValueSource::CommandLine);
-        cli.global.said = Said { server: said("server"), transport: said("transport") };
+        let is_given = |id| inner.value_source(id) == Some(ValueSource::CommandLine);
+        cli.global.explicit = Explicit { server: is_given("server"), transport: is_given("transport") };
         Ok(cli)
     }
 }
@@ -91,46 +91,46 @@ impl Cli {
 pub(crate) enum Command {
     /// Serve the blobs of a directory, until SIGTERM or SIGINT.
     Serve(ServeArgs),
-    /// Publish files: all of them at once, or nothing.
+    /// Publish files: all of them at once, or none.
     ///
-    /// Prints a line for every file: oid, tid, size, digest, name.
+    /// Prints one line per file: oid, tid, size, digest, name.
     Put(PutArgs),
-    /// Fetch files into the cache, and print where they are.
+    /// Fetch files into the cache, and print their paths.
     Get(GetArgs),
     /// Write the bytes of files to standard output.
     Cat(CatArgs),
-    /// List a directory: one name a line.
+    /// List a directory: one name per line.
     Ls(LsArgs),
-    /// Tell the revisions of a file, newest first: tid, time, size, user, message.
+    /// Print the revisions of a file, newest first: tid, time, size, user, message.
     Log(LogArgs),
-    /// Remove names: all of them at once, or nothing. What was there can still be read as of earlier transactions.
+    /// Remove names: all of them at once, or none. The files can still be read as of earlier transactions.
     Rm(RmArgs),
-    /// Tell the server's counters.
+    /// Print the server's counters.
     Status,
-    /// Forget the revisions that were replaced before a moment. What is current then stays.
+    /// Delete the revisions that were replaced before a point in time. Revisions that were current then stay.
     Pack(PackArgs),
-    /// Look whether everything in a server's directory is as it was committed, while no server has it open.
+    /// Check that everything in a server's directory is as it was committed, while no server has it open.
     ///
-    /// Reads every byte. Prints a line for everything that is not as it should be (kind, oid, tid, path, what is wrong,
-    /// what can be done), and ends with code 6 if any of it is damage.
+    /// Reads every byte. Prints one line per finding (kind, oid, tid, path, what is wrong, what can be done), and exits
+    /// with code 6 if any finding is damage.
     Check(CheckArgs),
-    /// Keep house in this machine's cache, without a server. Tells what it takes.
+    /// Manage this machine's cache, without a server. Without a subcommand, prints its disk usage.
     Cache(CacheArgs),
-    /// Watch it work: a server and 8 processes that all want the same files at once.
+    /// Demonstrate it: a server, and 8 processes that request the same files at the same time.
     Demo(DemoArgs),
     /// One of the processes that `demo` starts.
     #[command(hide = true)]
     DemoWorker(DemoWorkerArgs),
-    /// Measure it beside the limits of this machine.
+    /// Measure the performance, relative to the limits of this machine.
     ///
-    /// Starts servers and clients of its own, both transports in turn, and measures beside them, in the same run, what
-    /// any program could reach at most: a bare loop from a socket to a file, the disk's sync, a bare round trip. Prints a
-    /// table: every figure as a median, how far its runs differ, and its part of the limit.
+    /// Starts its own servers and clients, with each transport. In the same run it measures baselines that no program can
+    /// exceed: a bare loop from a socket to a file, a sync of the disk, a bare round trip. Prints a table with the median
+    /// of every figure, how much its runs differ, and its ratio to the baseline.
     ///
-    /// With --server it measures a server that runs already, as far as that can be done from outside. What it stores there
-    /// stays there.
+    /// With --server it measures a running server, as far as possible from outside. The objects that it stores there
+    /// remain.
     ///
-    /// Takes about half an hour, much of it pauses: disks are faster in short bursts than they are for long.
+    /// Takes about half an hour. Much of that are pauses, because disks are faster in short bursts than over a long time.
     Bench(BenchArgs),
     /// One of the clients that `bench` starts.
     #[command(hide = true)]
@@ -140,10 +140,10 @@ pub(crate) enum Command {
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// The server's directory. Made where there is none.
+    /// The server's directory. It is created if it does not exist.
     #[arg(long)]
     pub(crate) dir: PathBuf,
-    /// Where to listen; port 0 is any free one.
+    /// The address to listen on. Port 0 selects a free port.
     #[arg(long, value_name = "HOST:PORT", default_value = DEFAULT_SERVER)]
     pub(crate) listen: String,
 }
@@ -151,19 +151,19 @@ pub(crate) struct ServeArgs {
 /// Arguments of `put`.
 #[derive(Debug, Args)]
 pub(crate) struct PutArgs {
-    /// Files, put under their base names.
+    /// Files to publish under their base names.
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
-    /// The directory to put them into. Made where there is none.
+    /// The directory of names to put them into. It is created if it does not exist.
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub(crate) to: NamePath,
-    /// Put directories with all that is in them.
+    /// Put directories with everything in them.
     #[arg(short, long)]
     pub(crate) recursive: bool,
-    /// What for: `log` tells it.
+    /// A message, which `log` prints.
     #[arg(short, long, default_value = "")]
     pub(crate) message: String,
-    /// Keep a copy of every file in this machine's cache, too.
+    /// Also keep a copy of every file in this machine's cache.
     #[arg(long)]
     pub(crate) cached: bool,
 }
@@ -174,7 +174,7 @@ pub(crate) struct GetArgs {
     /// Files, now or as of a transaction (16 hexadecimal digits).
     #[arg(required = true, value_name = "NAME[@TID]")]
     pub(crate) names: Vec<NameAt>,
-    /// Write a copy there instead; a directory for several names.
+    /// Write a copy to this path instead. For several names it is a directory.
     #[arg(short, long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
 }
@@ -193,7 +193,7 @@ pub(crate) struct LsArgs {
     /// The directory, now or as of a transaction.
     #[arg(value_name = "DIR[@TID]", default_value = "/")]
     pub(crate) name: NameAt,
-    /// Tell more: tid, time, size, digest, name.
+    /// Print more: tid, time, size, digest, name.
     #[arg(short, long)]
     pub(crate) long: bool,
 }
@@ -201,10 +201,10 @@ pub(crate) struct LsArgs {
 /// Arguments of `log`.
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
-    /// The file. NAME@TID finds one that has been removed since.
+    /// The file. NAME@TID finds a file that was removed later.
     #[arg(value_name = "NAME[@TID]")]
     pub(crate) name: NameAt,
-    /// At most so many revisions.
+    /// The most revisions to print.
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1000)]
     pub(crate) limit: u32,
 }
@@ -212,13 +212,13 @@ pub(crate) struct LogArgs {
 /// Arguments of `rm`.
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
-    /// What to remove.
+    /// Names to remove.
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<NamePath>,
-    /// Remove directories with all that is in them.
+    /// Remove directories with everything in them.
     #[arg(short, long)]
     pub(crate) recursive: bool,
-    /// What for.
+    /// A message, which `log` prints.
     #[arg(short, long, default_value = "")]
     pub(crate) message: String,
 }
@@ -226,10 +226,10 @@ pub(crate) struct RmArgs {
 /// Arguments of `pack`.
 #[derive(Debug, Args)]
 pub(crate) struct PackArgs {
-    /// Keep what was current just before this transaction, and all since [default: now].
+    /// Keep the revisions that were current just before this transaction, and all later ones [default: now].
     #[arg(long, value_name = "TID", conflicts_with = "keep_days")]
     pub(crate) before: Option<Tid>,
-    /// Keep what was current so many days ago, and all since.
+    /// Keep the revisions that were current N days ago, and all later ones.
     #[arg(long, value_name = "N")]
     pub(crate) keep_days: Option<u32>,
 }
@@ -240,8 +240,8 @@ pub(crate) struct CheckArgs {
     /// The server's directory.
     #[arg(long)]
     pub(crate) dir: PathBuf,
-    /// Mend what can be mended without making anything up: remove what belongs to no transaction, make indexes and
-    /// totals anew. Without it, nothing is changed.
+    /// Repair what can be repaired without inventing data: remove files that belong to no transaction, rebuild indexes and
+    /// totals. Without this option nothing is changed.
     #[arg(long)]
     pub(crate) repair: bool,
 }
@@ -253,25 +253,25 @@ pub(crate) struct CacheArgs {
     pub(crate) command: Option<CacheCommand>,
 }
 
-/// What can be done with a cache.
+/// The subcommands of `cache`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum CacheCommand {
-    /// List the blobs: one OID@TID a line.
+    /// List the blobs: one OID@TID per line.
     Ls(CacheLsArgs),
-    /// Remove leftovers, and what is more than the limit: first what was used longest ago. What is in use or pinned stays.
+    /// Remove leftovers, and blobs beyond the limit: those used longest ago first. Blobs in use or pinned stay.
     Gc(CacheGcArgs),
-    /// Read every blob, and remove those that are damaged: exit code 6 if there were any.
+    /// Read every blob, and remove damaged ones. The exit code is 6 if there were any.
     Verify,
-    /// Keep blobs, also when room is needed.
+    /// Keep blobs even when space is needed.
     Pin(CachePinArgs),
-    /// Remove everything that is neither in use nor pinned.
+    /// Remove all blobs that are neither in use nor pinned.
     Clear,
 }
 
 /// Arguments of `cache ls`.
 #[derive(Debug, Args)]
 pub(crate) struct CacheLsArgs {
-    /// Tell more: blob, size, bytes on the disk, last use, state, path.
+    /// Print more: blob, size, bytes on disk, last use, state, path.
     #[arg(short, long)]
     pub(crate) long: bool,
 }
@@ -279,7 +279,7 @@ pub(crate) struct CacheLsArgs {
 /// Arguments of `cache gc`.
 #[derive(Debug, Args)]
 pub(crate) struct CacheGcArgs {
-    /// First set the limit of the cache, for all who use it, from now on: 10G, 500M, a number of bytes, or `none`.
+    /// First set the cache's limit, for all processes that use it: 10G, 500M, a number of bytes, or `none`.
     #[arg(long, value_name = "SIZE")]
     pub(crate) limit: Option<Limit>,
     /// Remove down to this size, instead of the limit.
@@ -290,10 +290,10 @@ pub(crate) struct CacheGcArgs {
 /// Arguments of `cache pin`.
 #[derive(Debug, Args)]
 pub(crate) struct CachePinArgs {
-    /// Blobs as `cache ls` names them, or the paths that `get` prints.
+    /// Blobs as `cache ls` prints them, or the paths that `get` prints.
     #[arg(required = true, value_name = "OID@TID|PATH")]
     pub(crate) blobs: Vec<String>,
-    /// Let them go again.
+    /// Unpin them.
     #[arg(long)]
     pub(crate) remove: bool,
 }
@@ -301,7 +301,7 @@ pub(crate) struct CachePinArgs {
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
-    /// Files to show it with; without any, some are made.
+    /// Files for the demonstration [default: generated files].
     #[arg(value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
 }
@@ -309,7 +309,7 @@ pub(crate) struct DemoArgs {
 /// Arguments of the processes that `demo` starts.
 #[derive(Debug, Args)]
 pub(crate) struct DemoWorkerArgs {
-    /// The files that all of them want.
+    /// The files that every process requests.
     #[arg(required = true)]
     pub(crate) names: Vec<NameAt>,
 }
@@ -320,33 +320,33 @@ pub(crate) struct BenchArgs {
     /// What to measure [default: all but idle and scale].
     #[arg(value_enum, value_name = "SECTION")]
     pub(crate) sections: Vec<Section>,
-    /// Where to make the files: on the disk that is to be measured [default: the current directory]. All of it is in one
-    /// directory that is gone afterwards.
+    /// A directory on the disk to measure [default: the current directory]. All files are made in one subdirectory, which
+    /// is removed at the end.
     #[arg(long)]
     pub(crate) dir: Option<PathBuf>,
-    /// How often everything is measured [default: 3; with --quick: 1].
+    /// The number of rounds [default: 3; with --quick: 1].
     #[arg(long, value_name = "N")]
     pub(crate) rounds: Option<NonZero<u32>>,
     /// The size of the largest blob [default: 1G; with --quick: 32M].
     #[arg(long, value_name = "SIZE")]
     pub(crate) size: Option<Size>,
-    /// How many blobs and names the full store of `scale` has [default: 1000000; with --quick: 2000].
+    /// The number of blobs and names in the full store of `scale` [default: 1000000; with --quick: 2000].
     #[arg(long, value_name = "N")]
     pub(crate) count: Option<NonZero<u32>>,
-    /// How many connections `idle` makes [default: 10000; with --quick: 200].
+    /// The number of connections of `idle` [default: 10000; with --quick: 200].
     #[arg(long, value_name = "N")]
     pub(crate) connections: Option<NonZero<u32>>,
-    /// Less of everything, and no pauses: to see that it works, not to compare.
+    /// Less of everything, and no pauses: to check that it works, not to compare.
     #[arg(long)]
     pub(crate) quick: bool,
 }
 
-/// What `bench` can measure.
+/// The sections of `bench`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Section {
     /// Blobs of 1 MiB, 64 MiB and 1 GiB, stored and loaded.
     Large,
-    /// Memory and processor time of both sides, for the largest blob each way.
+    /// Memory and processor time of both sides, for the largest blob in each direction.
     Memory,
     /// Four clients that load different blobs.
     Clients,
@@ -358,9 +358,9 @@ pub(crate) enum Section {
     Hits,
     /// Small requests while a large blob is loaded.
     Ping,
-    /// Connections that say nothing.
+    /// Idle connections.
     Idle,
-    /// A store that is full of small blobs and names, beside an empty one.
+    /// A store with many small blobs and names, compared with an empty one.
     Scale,
 }
 
@@ -373,12 +373,12 @@ mod tests {
     }
 
     #[test]
-    fn the_definitions_are_consistent() {
+    fn definitions_are_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn global_options_go_before_and_after_the_subcommand() {
+    fn global_options_go_before_or_after_the_subcommand() {
         for line in ["blobferry --server a:1 --json ls", "blobferry ls --server a:1 --json"] {
             let cli = parse(line).unwrap();
             assert_eq!((cli.global.server.as_str(), cli.global.json), ("a:1", true), "{line}");
@@ -386,19 +386,19 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_on_the_command_line_is_known_wherever_it_was_said() {
-        let said = |line: &str| {
+    fn explicit_options_are_known_in_any_position() {
+        let explicit = |line: &str| {
             let matches = Cli::command().try_get_matches_from(line.split_whitespace()).unwrap();
-            let said = Cli::understand(&matches).unwrap().global.said;
-            (said.server, said.transport)
+            let explicit = Cli::from_matches(&matches).unwrap().global.explicit;
+            (explicit.server, explicit.transport)
         };
-        assert_eq!(said("blobferry bench"), (false, false));
-        assert_eq!(said("blobferry --server a:1 bench"), (true, false));
-        assert_eq!(said("blobferry bench --transport tokio --server a:1"), (true, true));
+        assert_eq!(explicit("blobferry bench"), (false, false));
+        assert_eq!(explicit("blobferry --server a:1 bench"), (true, false));
+        assert_eq!(explicit("blobferry bench --transport tokio --server a:1"), (true, true));
     }
 
     #[test]
-    fn what_can_not_be_meant_is_a_usage_error() {
+    fn invalid_command_line_is_a_usage_error() {
         for line in [
             "blobferry",
             "blobferry put",

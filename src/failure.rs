@@ -1,5 +1,6 @@
-//! How the command ends: the one place where errors become exit codes.
+//! Errors of the command: the one place that turns them into text and exit codes.
 
+use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,50 +15,52 @@ use thiserror::Error;
 use crate::local::LocalError;
 use crate::remote::{CatalogError, RemoteError};
 
-/// Everything that a subcommand can end with, other than being done.
+/// Why a subcommand failed.
+///
+/// A message does not repeat its cause: [`Failure::report`] prints the chain of causes.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
-    /// What was asked for can not be meant.
+    /// The command line is invalid.
     #[error("{0}")]
     Usage(String),
-    /// Names.
+    /// An operation on names failed.
     #[error(transparent)]
     Catalog(CatalogError),
-    /// The user's files.
+    /// A file of the user cannot be put.
     #[error(transparent)]
     Local(#[from] LocalError),
-    /// The server's directory can not be opened.
+    /// The server's directory cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// A check has found damage, and told of it.
+    /// A check has found damage, and printed it.
     #[error("{} is damaged: {damage} of what it should have is not as it was committed", dir.display())]
     Check {
-        /// How many things are.
+        /// The number of findings that are damage.
         damage: usize,
         /// The server's directory.
         dir: PathBuf,
     },
-    /// This machine's cache.
+    /// The cache of this machine failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
-    /// Some of its blobs were damaged.
+    /// Some blobs of the cache were damaged.
     #[error("{count} blobs were damaged, and are removed: `blobferry get` will fetch them again")]
     DamagedCache {
-        /// How many.
+        /// The number of damaged blobs.
         count: usize,
     },
-    /// Standard output can not be written. A reader that has gone away is not worth a word: see [`Failure::quiet`].
-    #[error("standard output: {0}")]
-    Output(io::Error),
+    /// Standard output cannot be written. A closed pipe is not reported: see [`Failure::quiet`].
+    #[error("standard output")]
+    Output(#[source] io::Error),
     /// The demonstration did not show what it should.
     #[error("the demonstration failed: a blob was sent more than once, or the bytes do not agree")]
     Demo,
-    /// The system does not do something that the command needs.
-    #[error("{doing}: {source}")]
+    /// A system call failed.
+    #[error("{doing}")]
     System {
-        /// What was tried.
+        /// The step that failed.
         doing: String,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -74,7 +77,7 @@ impl<E: Into<RemoteError>> From<blobferry_catalog::CatalogError<E>> for Failure 
     }
 }
 
-/// Returns what the user can do about an error of names: it follows the error's own text.
+/// Returns what the user can do about an error of names. It follows the error's own text.
 fn advice(error: &CatalogError) -> String {
     match error {
         CatalogError::NoSuchName { name: NameAt { at: Some(_), .. } } => {
@@ -85,11 +88,27 @@ fn advice(error: &CatalogError) -> String {
         CatalogError::Conflict(conflicts) => conflicts.first().map_or_else(String::new, |first| {
             format!("; look at `blobferry log {}`, then try again", first.path)
         }),
+        CatalogError::Objects(RemoteError::Cache(_)) => "; name another with --cache".into(),
         _ => String::new(),
     }
 }
 
-/// What the command's exit code says. The numbers are part of its interface.
+/// Returns an error and its causes as one text. A cause that the text so far contains is not repeated.
+pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// The exit code of the command. The numbers are part of its interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
@@ -97,15 +116,15 @@ pub(crate) enum Exit {
     Done = 0,
     /// It failed.
     Failed = 1,
-    /// It was asked for something that can not be meant (clap exits with this code, too).
+    /// The command line is invalid (clap exits with this code, too).
     Usage = 2,
     /// There is no such name, revision or blob.
     NoSuchName = 3,
-    /// Somebody else has changed the same files meanwhile.
+    /// Another transaction has changed the same files.
     Conflict = 4,
-    /// There is no server there, or it went away.
+    /// No server answers, or the connection to it was lost.
     NoServer = 5,
-    /// Data is damaged, at the server or on the way.
+    /// Data is damaged, at the server or in transit.
     Damaged = 6,
 }
 
@@ -116,7 +135,7 @@ impl From<Exit> for ExitCode {
 }
 
 impl Failure {
-    /// The exit code of this failure.
+    /// Returns the exit code of this failure.
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Failure::Usage(_) => Exit::Usage,
@@ -142,10 +161,10 @@ impl Failure {
             Failure::Catalog(error) => advice(error),
             _ => String::new(),
         };
-        format!("{self}{advice}")
+        format!("{}{advice}", chain(self))
     }
 
-    /// Is there nothing to say? Whoever read the output has seen enough (`blobferry ls | head`).
+    /// Returns whether nothing is printed: the reader of the output has closed its end (`blobferry ls | head`).
     pub(crate) fn quiet(&self) -> bool {
         matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
@@ -199,7 +218,7 @@ fn refused(error: &RequestError) -> Exit {
     }
 }
 
-/// What arrived was not the blob; everything else is the disk's fault.
+/// Returns whether the received bytes were not the blob's. Every other write error is the disk's.
 fn is_damage(error: &WriteError) -> bool {
     matches!(error, WriteError::TooLong { .. } | WriteError::TooShort { .. } | WriteError::Digest { .. })
 }
@@ -211,7 +230,7 @@ mod tests {
     use blobferry_protocol::{BlobId, Oid, Tid};
 
     #[test]
-    fn every_kind_of_failure_has_the_exit_code_that_the_manual_says() {
+    fn failures_have_the_documented_exit_codes() {
         let broken = |kind: io::ErrorKind| Failure::Output(kind.into());
         let refused = |error: RequestError| Failure::from(RemoteError::from(error));
         let blob = BlobId { oid: Oid(1), tid: Tid(2) };
@@ -251,8 +270,46 @@ mod tests {
     }
 
     #[test]
-    fn only_a_reader_that_went_away_is_not_worth_a_word() {
+    fn only_a_closed_pipe_is_quiet() {
         assert!(Failure::Output(io::ErrorKind::BrokenPipe.into()).quiet());
         assert!(!Failure::Output(io::ErrorKind::StorageFull.into()).quiet());
+    }
+
+    #[derive(Debug, Error)]
+    #[error("{text}")]
+    struct Layer {
+        text: &'static str,
+        source: Option<Box<Layer>>,
+    }
+
+    fn layers(texts: &[&'static str]) -> Option<Box<Layer>> {
+        let (text, inner) = texts.split_first()?;
+        Some(Box::new(Layer { text, source: layers(inner) }))
+    }
+
+    #[test]
+    fn causes_are_printed_exactly_once() {
+        for (texts, printed) in [
+            (&["outer", "inner"][..], "outer: inner"),
+            (&["outer: inner", "inner"], "outer: inner"),
+            (&["outer", "middle: inner", "inner"], "outer: middle: inner"),
+            (&["outer (inner), do this", "inner"], "outer (inner), do this"),
+        ] {
+            assert_eq!(chain(&*layers(texts).unwrap()), printed);
+        }
+    }
+
+    #[test]
+    fn reports_end_with_advice() {
+        let name = CatalogError::NoSuchName { name: "d/a".parse().unwrap() };
+        assert_eq!(Failure::from(name).report(), "there is no `d/a` (see `blobferry ls d`)");
+        let path = || "a".parse().unwrap();
+        let conflict = NameConflict { path: path(), base: Tid(1), committed: Tid::ZERO };
+        let report = Failure::Catalog(CatalogError::Conflict(vec![conflict])).report();
+        let expected = "conflict, nothing was changed: `a` was removed meanwhile (this was made from revision \
+                        0000000000000001); look at `blobferry log a`, then try again";
+        assert_eq!(report, expected);
+        let full = Failure::Output(io::ErrorKind::StorageFull.into());
+        assert_eq!(full.report(), "standard output: no storage space");
     }
 }

@@ -16,7 +16,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub(crate) enum LocalError {
     /// The system does not let it be read, or it is not there.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -48,7 +48,7 @@ pub(crate) enum LocalError {
         path: PathBuf,
     },
     /// Its name can not be in the catalog.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Name {
         /// The file.
         path: PathBuf,
@@ -215,7 +215,8 @@ mod tests {
         symlink("..", dir.path().join("d/up")).unwrap();
         let refused = |names: &[&str], recursive, expected: &str| {
             let files: Vec<PathBuf> = names.iter().map(|name| dir.path().join(name)).collect();
-            let error = collect(&files, &NamePath::ROOT, recursive).unwrap_err().to_string();
+            let error = collect(&files, &NamePath::ROOT, recursive).unwrap_err();
+            let error = crate::failure::chain(&error);
             assert!(error.contains(expected), "{error}");
         };
         refused(&["d"], false, "put it with -r");

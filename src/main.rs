@@ -6,7 +6,7 @@
 mod cli;
 mod commands;
 mod failure;
-mod human;
+mod format;
 mod local;
 mod memory;
 mod output;

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::failure::Failure;
 
 /// A line of output, in both of its forms. The JSON form is its [`Serialize`].
-pub(crate) trait Line: Serialize {
+pub(crate) trait Render: Serialize {
     /// The plain form, without the line break.
     fn plain(&self) -> String;
 }
@@ -32,7 +32,7 @@ impl<W: Write> Output<W> {
     ///
     /// # Errors
     /// [`Failure::Output`].
-    pub(crate) fn line(&mut self, line: &impl Line) -> Result<(), Failure> {
+    pub(crate) fn line(&mut self, line: &impl Render) -> Result<(), Failure> {
         let written = if self.json {
             serde_json::to_writer(&mut self.to, line).map_err(std::io::Error::from)
         } else {
@@ -89,7 +89,7 @@ mod tests {
         size: u64,
     }
 
-    impl Line for Pair {
+    impl Render for Pair {
         fn plain(&self) -> String {
             tabbed([&self.size, &self.name])
         }

@@ -34,7 +34,7 @@ impl Process {
     ///
     /// # Errors
     /// It reads no more.
-    pub(crate) fn say(&mut self, line: &str) -> io::Result<()> {
+    pub(crate) fn send(&mut self, line: &str) -> io::Result<()> {
         self.stdin.write_all(format!("{line}\n").as_bytes())
     }
 
@@ -42,7 +42,7 @@ impl Process {
     ///
     /// # Errors
     /// The pipe's.
-    pub(crate) fn hear(&mut self) -> io::Result<String> {
+    pub(crate) fn receive(&mut self) -> io::Result<String> {
         let mut line = String::new();
         self.stdout.read_line(&mut line)?;
         Ok(line.trim_end().to_owned())
@@ -88,15 +88,15 @@ mod tests {
     #[test]
     fn a_process_is_heard_and_told() {
         let mut process = shell("echo ready; read word; echo \"$word!\"");
-        assert_eq!(process.hear().unwrap(), "ready");
-        process.say("go").unwrap();
-        assert_eq!(process.hear().unwrap(), "go!");
+        assert_eq!(process.receive().unwrap(), "ready");
+        process.send("go").unwrap();
+        assert_eq!(process.receive().unwrap(), "go!");
     }
 
     #[test]
     fn a_process_that_ends_early_is_an_error_that_says_how() {
         let mut process = shell("exit 5");
-        assert_eq!(process.hear().unwrap(), "");
+        assert_eq!(process.receive().unwrap(), "");
         let error = process.ended();
         assert!(error.to_string().contains("exit status: 5"), "{error}");
     }
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn no_process_is_left_behind() {
         let mut process = shell("echo ready; exec sleep 1000");
-        assert_eq!(process.hear().unwrap(), "ready");
+        assert_eq!(process.receive().unwrap(), "ready");
         let path = format!("/proc/{}", process.id());
         assert!(Path::new(&path).exists());
         drop(process);
@@ -116,7 +116,7 @@ mod tests {
         let script = |code| format!("trap 'exit {code}' TERM; echo ready; read forever");
         for (code, well) in [(0, true), (3, false)] {
             let mut process = shell(&script(code));
-            assert_eq!(process.hear().unwrap(), "ready");
+            assert_eq!(process.receive().unwrap(), "ready");
             assert_eq!(process.stop().is_ok(), well, "{code}");
         }
     }

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 
+use crate::failure::chain;
 use crate::transport::{Link, Transport};
 
 /// Why an operation on names failed.
@@ -48,8 +49,8 @@ pub(crate) enum RemoteError {
         reason: String,
     },
     /// The cache directory can not be used.
-    #[error("the cache can not be used: {0}; name another with --cache")]
-    Cache(CacheError),
+    #[error("the cache can not be used")]
+    Cache(#[source] CacheError),
     /// What was asked for did not come.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -120,11 +121,11 @@ async fn connect(transport: Transport, server: &str, cache: Cache) -> Result<Lin
         ConnectError::Connect { source, .. } if source.kind() == ErrorKind::InvalidInput => {
             RemoteError::NoAddress { server }
         }
-        ConnectError::Connect { source, .. } => RemoteError::NoServer { server, reason: source.to_string() },
+        ConnectError::Connect { source, .. } => RemoteError::NoServer { server, reason: chain(&source) },
         ConnectError::Handshake { source, .. } => {
-            RemoteError::Handshake { server, reason: source.to_string() }
+            RemoteError::Handshake { server, reason: chain(&source) }
         }
-        error => RemoteError::NoServer { server, reason: error.to_string() },
+        error => RemoteError::NoServer { server, reason: chain(&error) },
     })
 }
 

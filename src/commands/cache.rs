@@ -14,8 +14,8 @@ use serde::Serialize;
 use super::open_cache;
 use crate::cli::{CacheArgs, CacheCommand, CacheGcArgs, CacheLsArgs, CachePinArgs, Global};
 use crate::failure::Failure;
-use crate::human::{iso, size};
-use crate::output::{Line, Output, tabbed};
+use crate::format::{iso, size};
+use crate::output::{Output, Render, tabbed};
 use crate::progress::Bar;
 
 /// Runs `cache`.
@@ -55,7 +55,7 @@ impl From<Usage> for Report {
     }
 }
 
-impl Line for Report {
+impl Render for Report {
     fn plain(&self) -> String {
         let limit = self.limit.map_or_else(|| "none".into(), |limit| limit.to_string());
         let numbers = [
@@ -88,7 +88,7 @@ struct Listed<'a> {
     long: bool,
 }
 
-impl Line for Listed<'_> {
+impl Render for Listed<'_> {
     fn plain(&self) -> String {
         let blob = BlobId { oid: Oid(self.oid), tid: self.tid };
         let state = match (self.in_use, self.pinned) {
@@ -138,7 +138,7 @@ impl From<Evicted> for Freed {
     }
 }
 
-impl Line for Freed {
+impl Render for Freed {
     fn plain(&self) -> String {
         let packs = match self.packs {
             0 => String::new(),
@@ -174,7 +174,7 @@ struct Verified {
     damaged: Vec<String>,
 }
 
-impl Line for Verified {
+impl Render for Verified {
     fn plain(&self) -> String {
         let damaged: String = self.damaged.iter().map(|blob| format!("damaged, removed\t{blob}\n")).collect();
         let Verified { proven, bytes, unverifiable, .. } = self;
@@ -203,7 +203,7 @@ struct Pinned {
     pinned: bool,
 }
 
-impl Line for Pinned {
+impl Render for Pinned {
     fn plain(&self) -> String {
         let blob = BlobId { oid: Oid(self.oid), tid: self.tid };
         tabbed([&if self.pinned { "pinned" } else { "not pinned" }, &blob])

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::cli::CheckArgs;
 use crate::failure::Failure;
-use crate::human::size;
-use crate::output::{Line, Output, tabbed};
+use crate::format::size;
+use crate::output::{Output, Render, tabbed};
 use crate::progress::Bar;
 
 /// One thing that is not as it should be.
@@ -40,7 +40,7 @@ impl From<&Finding> for Found {
     }
 }
 
-impl Line for Found {
+impl Render for Found {
     fn plain(&self) -> String {
         let Found { kind, oid, tid, path, detail, advice, .. } = self;
         let or_none = |id: &Option<String>| id.clone().unwrap_or_else(|| "-".to_owned());
@@ -57,7 +57,7 @@ struct Checked {
     damage: usize,
 }
 
-impl Line for Checked {
+impl Render for Checked {
     fn plain(&self) -> String {
         let Checked { revisions, blobs, bytes, damage } = self;
         let found = if *damage == 0 { "all is well".to_owned() } else { format!("{damage} of it damaged") };

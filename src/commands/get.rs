@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{TRANSFERS, find_files, raise_descriptor_limit, transfer_all};
 use crate::cli::GetArgs;
 use crate::failure::Failure;
-use crate::output::{Line, Output};
+use crate::output::{Output, Render};
 use crate::progress::Bar;
 use crate::remote::Remote;
 
@@ -31,7 +31,7 @@ struct Got<'a> {
     path: &'a Path,
 }
 
-impl Line for Got<'_> {
+impl Render for Got<'_> {
     fn plain(&self) -> String {
         self.path.display().to_string()
     }

@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::find_files;
 use crate::cli::LogArgs;
 use crate::failure::Failure;
-use crate::human::moment;
-use crate::output::{Line, Output, tabbed};
+use crate::format::moment;
+use crate::output::{Output, Render, tabbed};
 use crate::remote::Remote;
 
 /// One revision. Where it has no size, it is the removal of the file.
@@ -38,7 +38,7 @@ impl From<HistoryEntry> for Logged {
     }
 }
 
-impl Line for Logged {
+impl Render for Logged {
     /// A removed file has `-` for its size. Whatever would break the line, or the terminal, is a blank.
     fn plain(&self) -> String {
         let size = self.size.map_or_else(|| "-".into(), |size| size.to_string());

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use crate::cli::LsArgs;
 use crate::failure::Failure;
-use crate::human::moment;
-use crate::output::{Line, Output, tabbed};
+use crate::format::moment;
+use crate::output::{Output, Render, tabbed};
 
 /// How many names of a large directory are looked at before they are put out.
 const AT_ONCE: usize = 1024;
@@ -38,7 +38,7 @@ struct Details {
     executable: bool,
 }
 
-impl Line for Listed {
+impl Render for Listed {
     fn plain(&self) -> String {
         match &self.details {
             None if self.long => tabbed([&"-", &"-", &"-", &"-", &format!("{}/", self.name)]),

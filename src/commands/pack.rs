@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use crate::cli::PackArgs;
 use crate::failure::Failure;
-use crate::human::size;
-use crate::output::{Line, Output};
+use crate::format::size;
+use crate::output::{Output, Render};
 use crate::remote::Remote;
 
 /// What was forgotten.
@@ -23,7 +23,7 @@ struct Forgotten {
     bytes: u64,
 }
 
-impl Line for Forgotten {
+impl Render for Forgotten {
     fn plain(&self) -> String {
         let Forgotten { before, revisions, blobs, bytes } = self;
         format!("forgot {revisions} revisions and {blobs} blobs ({}) from before {before}", size(*bytes))

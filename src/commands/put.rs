@@ -13,7 +13,7 @@ use super::{TRANSFERS, connected, meta, transfer_all};
 use crate::cli::{Global, PutArgs};
 use crate::failure::Failure;
 use crate::local::{Source, Sources, collect};
-use crate::output::{Line, Output, tabbed};
+use crate::output::{Output, Render, tabbed};
 use crate::progress::Bar;
 use crate::remote::{Remote, RemoteError, TransactionError};
 
@@ -29,7 +29,7 @@ pub(super) struct Published {
     pub(super) name: NamePath,
 }
 
-impl Line for Published {
+impl Render for Published {
     fn plain(&self) -> String {
         tabbed([&self.oid, &self.tid, &self.size, &self.digest, &self.name])
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::meta;
 use crate::cli::RmArgs;
 use crate::failure::Failure;
-use crate::output::{Line, Output, tabbed};
+use crate::output::{Output, Render, tabbed};
 use crate::remote::Remote;
 
 /// A name that was removed.
@@ -21,7 +21,7 @@ struct Removed<'a> {
     name: &'a NamePath,
 }
 
-impl Line for Removed<'_> {
+impl Render for Removed<'_> {
     fn plain(&self) -> String {
         tabbed([&self.tid, self.name])
     }

@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::raise_descriptor_limit;
 use crate::cli::{Global, ServeArgs};
 use crate::failure::Failure;
-use crate::output::{Line, Output};
+use crate::output::{Output, Render};
 use crate::server::Serving;
 
 /// The line that says that the server is ready.
@@ -17,7 +17,7 @@ struct Listening<'a> {
     listening: &'a str,
 }
 
-impl Line for Listening<'_> {
+impl Render for Listening<'_> {
     fn plain(&self) -> String {
         format!("listening on {}", self.listening)
     }
@@ -35,12 +35,12 @@ pub(super) async fn run<W: Write>(
     let said = output.line(&Listening { listening: &serving.address() }).and_then(|()| output.flush());
     if said.as_ref().map_or_else(Failure::quiet, |()| true) {
         // A server whose output nobody reads serves all the same.
-        stop.asked().await;
+        stop.requested().await;
     }
     tokio::select! {
         () = serving.stop() => (),
         // Who asks twice is in a hurry. What is durable stays so.
-        () = stop.asked() => (),
+        () = stop.requested() => (),
     }
     said
 }
@@ -64,7 +64,7 @@ impl Stop {
     }
 
     /// Waits until one of them has come.
-    pub(super) async fn asked(&mut self) {
+    pub(super) async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => (),
             _ = self.interrupt.recv() => (),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::failure::Failure;
-use crate::output::{Line, Output};
+use crate::output::{Output, Render};
 use crate::remote::Remote;
 
 /// The counter that is not a number but a transaction.
@@ -26,7 +26,7 @@ impl From<Vec<(String, u64)>> for Status {
     }
 }
 
-impl Line for Status {
+impl Render for Status {
     fn plain(&self) -> String {
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let lines: Vec<String> =

@@ -44,6 +44,6 @@ fn missing_server_exits_5_with_advice() {
 fn help_exits_0_and_lists_exit_codes() {
     let (code, stdout, _) = run(&["--help"]);
     assert_eq!(code, 0);
-    assert!(stdout.contains("conflict: somebody else changed"), "{stdout}");
+    assert!(stdout.contains("conflict: another transaction changed"), "{stdout}");
     assert!(!stdout.contains("demo-worker") && !stdout.contains("bench-worker"), "hidden");
 }

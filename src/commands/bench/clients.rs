@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use blobferry_protocol::BlobId;
 
-use super::orders::{Calls, Order, Ran};
+use super::messages::{CallTimes, Calls, Message};
 use super::processes::Client;
 use super::report::{RowId, Target, Unit};
-use super::{Bench, Stage, limits, rate, size_name};
+use super::{Bench, Setup, baselines, rate, size_name};
 use crate::transport::Transport;
 
 /// How many clients.
@@ -26,7 +26,7 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let what = format!("  beside {CLIENTS} bare loops that hash what they receive");
     let hashed = bench.row(&format!("{figure}-beside-hash"), &what, Unit::Rate, None);
     let rows = Rows { bare: row, hashed };
-    let file = bench.ground.file("source", size)?;
+    let file = bench.environment.file("source", size)?;
     for round in 0..bench.plan.rounds {
         for transport in bench.transports(round) {
             one(bench, rows, transport, &file, size)?;
@@ -44,37 +44,37 @@ struct Rows {
 
 fn one(bench: &mut Bench, rows: Rows, transport: Transport, file: &Path, size: u64) -> io::Result<()> {
     let all = size * CLIENTS as u64;
-    let store = &Order::StoreFile { path: file.to_owned(), count: CLIENTS };
+    let store = &Message::StoreFile { path: file.to_owned(), count: CLIENTS };
     let site = bench.site()?;
-    bench.ground.doing(format!("storing what {CLIENTS} clients will load, {}", transport.name()))?;
+    bench.environment.doing(format!("storing what {CLIENTS} clients will load, {}", transport.name()))?;
     let server = bench.serve(transport, site.path())?;
-    let stage = Stage { transport, server: &server, dir: site.path() };
-    let stored: Ran = stage.client()?.ask(store)?;
-    bench.ground.rest(all)?;
+    let setup = Setup { transport, server: &server, dir: site.path() };
+    let stored: CallTimes = setup.client()?.ask(store)?;
+    bench.environment.let_disk_recover(all)?;
 
-    let bare_loops = |copy: limits::CopyLoop, what: &str| {
-        bench.ground.doing(format!("{CLIENTS} bare loops at once{what}"))?;
-        let seconds = limits::copies(copy, &[file; CLIENTS], bench.ground.path(), size)?;
-        bench.ground.rest(all)?;
+    let bare_loops = |copy: baselines::CopyLoop, what: &str| {
+        bench.environment.doing(format!("{CLIENTS} bare loops at once{what}"))?;
+        let seconds = baselines::copies(copy, &[file; CLIENTS], bench.environment.path(), size)?;
+        bench.environment.let_disk_recover(all)?;
         Ok::<f64, io::Error>(rate(all, seconds))
     };
-    let bare = bare_loops(|from, to, size| limits::copy(from, to, size, false), "")?;
-    let hashing = bare_loops(limits::copy_and_hash, " that hash")?;
+    let bare = bare_loops(|from, to, size| baselines::copy(from, to, size, false), "")?;
+    let hashing = bare_loops(baselines::copy_and_hash, " that hash")?;
     bench.warm_server(site.path())?;
 
-    bench.ground.doing(format!("{CLIENTS} clients load, {}", transport.name()))?;
-    let mut clients = (0..CLIENTS).map(|_| stage.client()).collect::<io::Result<Vec<Client>>>()?;
+    bench.environment.doing(format!("{CLIENTS} clients load, {}", transport.name()))?;
+    let mut clients = (0..CLIENTS).map(|_| setup.client()).collect::<io::Result<Vec<Client>>>()?;
     for client in &mut clients {
         // They are connected when they have answered.
-        client.ask::<serde_json::Value>(&Order::Status)?;
+        client.ask::<serde_json::Value>(&Message::Status)?;
     }
     let begun = Instant::now();
     for (client, (oid, tid)) in clients.iter_mut().zip(&stored.committed) {
         let what = Calls::LoadBlobs { blobs: vec![BlobId { oid: *oid, tid: *tid }] };
-        client.order(&Order::Call { what, callers: 1, time: Duration::from_secs(1 << 32) })?;
+        client.send(&Message::Call { what, callers: 1, time: Duration::from_secs(1 << 32) })?;
     }
     for client in &mut clients {
-        client.answer::<Ran>()?;
+        client.answer::<CallTimes>()?;
     }
     let reached = rate(all, begun.elapsed().as_secs_f64());
     bench.report.value_beside(rows.bare, transport, reached, bare);
@@ -82,5 +82,5 @@ fn one(bench: &mut Bench, rows: Rows, transport: Transport, file: &Path, size: u
     drop(clients);
     server.stop()?;
     drop(site);
-    bench.ground.rest(all)
+    bench.environment.let_disk_recover(all)
 }

@@ -8,13 +8,13 @@ use blobferry_cache::{Cache, CacheConfig, CacheError, CachedBlob, Claim, Downloa
 use blobferry_protocol::{BlobId, Digest, Oid, Tid};
 
 use super::report::{Target, Unit};
-use super::{Bench, SMALL, limits};
+use super::{Bench, SMALL, baselines};
 
 /// Measures it.
 pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let what = "cache hits, from claim to open file, one thread";
     let row = bench.row("cache-hits", what, Unit::PerSecond, Some(Target::AtLeast(150_000.0)));
-    bench.ground.doing("filling a cache")?;
+    bench.environment.doing("filling a cache")?;
     let site = bench.site()?;
     let cache = Cache::open(site.path().join("cache"), CacheConfig::default()).map_err(io::Error::other)?;
     let blobs: Vec<BlobId> =
@@ -22,10 +22,10 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let bytes = vec![7; SMALL];
     let paths: Vec<PathBuf> =
         blobs.iter().map(|blob| fill(&cache, *blob, &bytes)).collect::<io::Result<_>>()?;
-    bench.ground.rest((SMALL * blobs.len()) as u64)?;
+    bench.environment.let_disk_recover((SMALL * blobs.len()) as u64)?;
     for _ in 0..bench.plan.rounds {
-        bench.ground.doing("cache hits")?;
-        bench.report.limit(row, limits::opens(&paths)?);
+        bench.environment.doing("cache hits")?;
+        bench.report.limit(row, baselines::opens(&paths)?);
         let begun = Instant::now();
         for blob in &blobs {
             match cache.claim(*blob).map_err(io::Error::other)? {

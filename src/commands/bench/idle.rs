@@ -34,7 +34,7 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let hello = hello();
     for round in 0..bench.plan.rounds {
         for transport in bench.transports(round) {
-            bench.ground.doing(format!("{count} connections, {}", transport.name()))?;
+            bench.environment.doing(format!("{count} connections, {}", transport.name()))?;
             let site = bench.site()?;
             let server = bench.serve(transport, site.path())?;
             let resident = || server.process().and_then(resident_of).unwrap_or_default();

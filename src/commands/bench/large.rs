@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use blobferry_protocol::BlobId;
 
-use super::ground::{forget, in_memory, warm};
-use super::orders::{Calls, Order, Ran};
+use super::environment::{forget, in_memory, warm};
+use super::messages::{CallTimes, Calls, Message};
 use super::processes::{Client, Server, processor_seconds};
 use super::report::{RowId, Spread, Target, Unit};
-use super::{Bench, Stage, limits, rate, size_name};
+use super::{Bench, Setup, baselines, rate, size_name};
 use crate::cli::Section;
 use crate::memory::peak_of;
 use crate::transport::Transport;
@@ -86,7 +86,7 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
 fn subject(bench: &mut Bench, size: u64, count: usize) -> io::Result<Subject> {
     let is_largest = size == bench.plan.largest;
     let name = size_name(size);
-    let file = bench.ground.file(&format!("source-{size}"), size)?;
+    let file = bench.environment.file(&format!("source-{size}"), size)?;
     let is_shown = is_largest && bench.plan.has(Section::Large);
     let what = format!("bare hash of {name}, one thread");
     let hash = is_shown.then(|| bench.row("bare-hash", &what, Unit::Rate, None));
@@ -165,31 +165,31 @@ struct Bare {
 
 fn bare_loop(bench: &Bench, subject: &Subject, sync: bool) -> io::Result<Bare> {
     let name = size_name(subject.size);
-    bench.ground.doing(format!("{name}: a bare loop{}", if sync { " and a sync" } else { "" }))?;
+    bench.environment.doing(format!("{name}: a bare loop{}", if sync { " and a sync" } else { "" }))?;
     warm(&subject.file)?;
-    let to = bench.ground.path().join("bare");
+    let to = bench.environment.path().join("bare");
     let before = processor_seconds(std::process::id());
-    let seconds = median(subject, || limits::copy(&subject.file, &to, subject.size, sync))?;
+    let seconds = median(subject, || baselines::copy(&subject.file, &to, subject.size, sync))?;
     let after = processor_seconds(std::process::id());
-    bench.ground.rest(written(subject))?;
+    bench.environment.let_disk_recover(written(subject))?;
     Ok(Bare { rate: rate(subject.size, seconds), processors: per_gib(subject, before, after) })
 }
 
 /// What it takes to look at all bytes.
 fn hash(bench: &mut Bench, subject: &Subject) -> io::Result<()> {
     let Some(row) = subject.hash else { return Ok(()) };
-    bench.ground.doing(format!("{}: a bare hash", size_name(subject.size)))?;
-    bench.report.limit(row, rate(subject.size, limits::hash(subject.size)));
+    bench.environment.doing(format!("{}: a bare hash", size_name(subject.size)))?;
+    bench.report.limit(row, rate(subject.size, baselines::hash(subject.size)));
     Ok(())
 }
 
 /// What a bare loop is at most that verifies what it receives.
 fn hashing_loop(bench: &Bench, subject: &Subject) -> io::Result<f64> {
-    bench.ground.doing(format!("{}: a bare loop that hashes", size_name(subject.size)))?;
+    bench.environment.doing(format!("{}: a bare loop that hashes", size_name(subject.size)))?;
     warm(&subject.file)?;
-    let to = bench.ground.path().join("bare");
-    let seconds = median(subject, || limits::copy_and_hash(&subject.file, &to, subject.size))?;
-    bench.ground.rest(written(subject))?;
+    let to = bench.environment.path().join("bare");
+    let seconds = median(subject, || baselines::copy_and_hash(&subject.file, &to, subject.size))?;
+    bench.environment.let_disk_recover(written(subject))?;
     Ok(rate(subject.size, seconds))
 }
 
@@ -200,17 +200,17 @@ fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::
     let site = bench.site()?;
     let stored = {
         let server = bench.serve(transport, site.path())?;
-        let stage = Stage { transport, server: &server, dir: site.path() };
-        bench.ground.doing(format!("{name}: storing, {by}"))?;
+        let setup = Setup { transport, server: &server, dir: site.path() };
+        bench.environment.doing(format!("{name}: storing, {by}"))?;
         warm(&subject.file)?;
-        let store = Order::StoreFile { path: subject.file.clone(), count: subject.count };
+        let store = Message::StoreFile { path: subject.file.clone(), count: subject.count };
         let (row, cost) = (subject.rows.map(|rows| rows.store), subject.costs.map(|costs| costs.store));
-        let stored = one_way(bench, subject, &stage, &store, &bare, row, cost)?;
+        let stored = measure_transfer(bench, subject, &setup, &store, &bare, row, cost)?;
         server.stop()?;
         forget(&subject.file)?;
         stored
     };
-    bench.ground.rest(written(subject))?;
+    bench.environment.let_disk_recover(written(subject))?;
 
     let bare = bare_loop(bench, subject, false)?;
     let hashing = match subject.rows {
@@ -220,38 +220,38 @@ fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::
     forget(&subject.file)?;
     bench.warm_server(site.path())?;
     let server = bench.serve(transport, site.path())?;
-    let stage = Stage { transport, server: &server, dir: site.path() };
+    let setup = Setup { transport, server: &server, dir: site.path() };
     let blobs = stored.committed.iter().map(|(oid, tid)| BlobId { oid: *oid, tid: *tid }).collect();
-    let load = Order::Call { what: Calls::LoadBlobs { blobs }, callers: 1, time: LONG };
+    let load = Message::Call { what: Calls::LoadBlobs { blobs }, callers: 1, time: LONG };
     if let Some(first) = subject.rows.and_then(|rows| rows.first) {
-        bench.ground.doing(format!("{name}: loading for the first time, {by}"))?;
-        one_way(bench, subject, &stage, &load, &bare, Some(first), None)?;
-        bench.ground.rest(written(subject))?;
+        bench.environment.doing(format!("{name}: loading for the first time, {by}"))?;
+        measure_transfer(bench, subject, &setup, &load, &bare, Some(first), None)?;
+        bench.environment.let_disk_recover(written(subject))?;
     }
-    bench.ground.doing(format!("{name}: loading, {by}"))?;
+    bench.environment.doing(format!("{name}: loading, {by}"))?;
     let (row, cost) = (subject.rows.map(|rows| rows.load), subject.costs.map(|costs| costs.load));
-    let loaded = one_way(bench, subject, &stage, &load, &bare, row, cost)?;
+    let loaded = measure_transfer(bench, subject, &setup, &load, &bare, row, cost)?;
     if let Some((row, hashing)) = hashing {
         bench.report.value_beside(row, transport, rate(subject.size, loaded.p50), hashing);
     }
     server.stop()?;
     drop(site);
-    bench.ground.rest(2 * written(subject))
+    bench.environment.let_disk_recover(2 * written(subject))
 }
 
-fn one_way(
+fn measure_transfer(
     bench: &mut Bench,
     subject: &Subject,
-    stage: &Stage<'_>,
-    order: &Order,
+    setup: &Setup<'_>,
+    message: &Message,
     bare: &Bare,
     row: Option<RowId>,
     cost: Option<Cost>,
-) -> io::Result<Ran> {
-    let Stage { transport, server, .. } = *stage;
-    let mut client = stage.client()?;
+) -> io::Result<CallTimes> {
+    let Setup { transport, server, .. } = *setup;
+    let mut client = setup.client()?;
     let before = both_processors(server, &client);
-    let ran: Ran = client.ask(order)?;
+    let ran: CallTimes = client.ask(message)?;
     let after = both_processors(server, &client);
     let report = &mut bench.report;
     if let Some(row) = row {
@@ -277,18 +277,18 @@ fn without_sync(bench: &mut Bench, subject: &Subject, round: usize) -> io::Resul
     let gone = || io::Error::other("there is not enough memory any more for a directory in it");
     let name = size_name(subject.size);
     for transport in bench.transports(round) {
-        bench.ground.doing(format!("{name}: a bare loop into memory"))?;
+        bench.environment.doing(format!("{name}: a bare loop into memory"))?;
         warm(&subject.file)?;
         let memory = in_memory(subject.size).ok_or_else(gone)?;
-        let seconds = limits::copy(&subject.file, &memory.path().join("bare"), subject.size, false)?;
+        let seconds = baselines::copy(&subject.file, &memory.path().join("bare"), subject.size, false)?;
         let bare = Bare { rate: rate(subject.size, seconds), processors: None };
         drop(memory);
-        bench.ground.doing(format!("{name}: storing into memory, {}", transport.name()))?;
+        bench.environment.doing(format!("{name}: storing into memory, {}", transport.name()))?;
         let memory = in_memory(subject.size).ok_or_else(gone)?;
         let server = bench.serve(transport, memory.path())?;
-        let stage = Stage { transport, server: &server, dir: memory.path() };
-        let store = Order::StoreFile { path: subject.file.clone(), count: subject.count };
-        one_way(bench, subject, &stage, &store, &bare, Some(row), None)?;
+        let setup = Setup { transport, server: &server, dir: memory.path() };
+        let store = Message::StoreFile { path: subject.file.clone(), count: subject.count };
+        measure_transfer(bench, subject, &setup, &store, &bare, Some(row), None)?;
         server.stop()?;
     }
     Ok(())

@@ -1,22 +1,22 @@
 //! `bench`: how fast it is, beside what this machine could do at most.
 //!
-//! Everything is measured in the same run and in turn: the bare loops of [`limits`], then each transport, then the same
+//! Everything is measured in the same run and in turn: the bare loops of [`baselines`], then each transport, then the same
 //! again for every round, so that what slows the machine down for a while slows all of them. Servers and clients are
-//! processes of their own ([`processes`]), started as users start them; clients take [`orders`], which their [`worker`]
-//! has done by as many callers as are asked for ([`calls`]). It happens on a [`ground`] with rests between; [`plan`] says
+//! processes of their own ([`processes`]), started as users start them; clients take [`messages`], which their [`worker`]
+//! has done by as many callers as are asked for ([`calls`]). It happens on a [`environment`] with rests between; [`plan`] says
 //! how much of everything, and [`report`] makes figures of what comes of it.
 //!
 //! Each section has a file, but for what is measured by the way: [`large`] has memory and processor time, too, and
 //! [`small`] has objects.
 
-mod calls;
+mod baselines;
 mod clients;
-mod ground;
+mod environment;
 mod hits;
 mod idle;
 mod large;
-mod limits;
-mod orders;
+mod load_generator;
+mod messages;
 mod ping;
 mod plan;
 mod processes;
@@ -36,15 +36,15 @@ use blobferry_protocol::BlobId;
 use serde::Serialize;
 use tempfile::TempDir;
 
-use self::ground::{Ground, IN_MEMORY, file_system};
-use self::orders::{Calls, Order, Ran};
+use self::environment::{Environment, IN_MEMORY, file_system};
+use self::messages::{CallTimes, Calls, Message};
 use self::plan::Plan;
 use self::processes::{Client, Server, busy};
 use self::report::{Figure, Report, Row, RowId, Target, Unit};
 use super::serve::Stop;
 use crate::cli::{BenchArgs, Global, Section};
 use crate::failure::Failure;
-use crate::output::{Line, Output};
+use crate::output::{Output, Render};
 use crate::transport::Transport;
 
 /// The part of the processors from which on others have more than a little of them.
@@ -56,7 +56,7 @@ const SMALL: usize = 10 << 10;
 /// A benchmark that is under way.
 struct Bench {
     plan: Plan,
-    ground: Ground,
+    environment: Environment,
     report: Report,
     /// The server that is measured, where it is not one of its own.
     server: Option<String>,
@@ -70,13 +70,13 @@ struct LeftOut {
     why: String,
 }
 
-impl Line for LeftOut {
+impl Render for LeftOut {
     fn plain(&self) -> String {
         format!("left out: {} ({})", self.left_out, self.why)
     }
 }
 
-impl Line for Figure<'_> {
+impl Render for Figure<'_> {
     fn plain(&self) -> String {
         // People get a table of all of them.
         serde_json::to_string(self).unwrap_or_default()
@@ -96,7 +96,7 @@ struct Machine {
     busy: Option<f64>,
 }
 
-impl Line for Machine {
+impl Render for Machine {
     fn plain(&self) -> String {
         let Machine { version, optimised, processors, file_system, directory, rounds, busy } = self;
         let build = if *optimised { "" } else { ", a debug build: its figures say nothing" };
@@ -128,7 +128,7 @@ pub(super) async fn run<W: Write>(
     let interrupted = Arc::new(AtomicBool::new(false));
     let asked = interrupted.clone();
     let listening = tokio::spawn(async move {
-        stop.asked().await;
+        stop.requested().await;
         asked.store(true, Ordering::Relaxed);
     });
     let done = measure(args, global, interrupted, output);
@@ -145,25 +145,25 @@ fn measure<W: Write>(
 ) -> Result<(), Failure> {
     let plan = Plan::new(args, global);
     let within = args.dir.clone().map_or_else(here, Ok).map_err(system("finding a directory"))?;
-    let ground = Ground::new(&within, !args.quick, interrupted);
-    let ground = ground.map_err(system(format!("making a directory in {}", within.display())))?;
+    let environment = Environment::new(&within, !args.quick, interrupted);
+    let environment = environment.map_err(system(format!("making a directory in {}", within.display())))?;
     let machine = Machine {
         version: env!("CARGO_PKG_VERSION"),
         optimised: !cfg!(debug_assertions),
         processors: std::thread::available_parallelism().map_or(1, NonZero::get),
-        file_system: file_system(ground.path()).unwrap_or_else(|| "an unknown file system".into()),
+        file_system: file_system(environment.path()).unwrap_or_else(|| "an unknown file system".into()),
         directory: within,
         rounds: plan.rounds,
         busy: busy(),
     };
-    let server = global.said.server.then(|| global.server.clone());
-    let mut bench = Bench { plan, ground, report: Report::default(), server, left_out: Vec::new() };
+    let server = global.explicit.server.then(|| global.server.clone());
+    let mut bench = Bench { plan, environment, report: Report::default(), server, left_out: Vec::new() };
     output.line(&machine)?;
     output.flush()?;
     let measured = bench.sections(output);
     if !output.is_json() {
         // What was measured until then is told, also where something fails.
-        bench.tell(output)?;
+        bench.print(output)?;
     }
     measured
 }
@@ -208,7 +208,7 @@ impl Bench {
         Ok(())
     }
 
-    fn tell<W: Write>(&self, output: &mut Output<W>) -> Result<(), Failure> {
+    fn print<W: Write>(&self, output: &mut Output<W>) -> Result<(), Failure> {
         let written = write!(output.bytes(), "{}", self.report.table(&self.plan.transports));
         written.map_err(Failure::Output)?;
         self.left_out.iter().try_for_each(|left_out| output.line(left_out))?;
@@ -245,24 +245,24 @@ impl Bench {
 
     /// A place for a server and its clients.
     fn site(&self) -> io::Result<TempDir> {
-        self.ground.scratch()
+        self.environment.scratch()
     }
 
     /// Reads what a server of ours will be asked for, so that its disk has no part in it.
     fn warm_server(&self, dir: &Path) -> io::Result<()> {
         let blobs = dir.join("server/blobs");
-        if self.server.is_none() && blobs.exists() { ground::warm(&blobs) } else { Ok(()) }
+        if self.server.is_none() && blobs.exists() { environment::warm(&blobs) } else { Ok(()) }
     }
 }
 
 /// A server, a transport to it, and where its clients have their caches.
-struct Stage<'a> {
+struct Setup<'a> {
     transport: Transport,
     server: &'a Server,
     dir: &'a Path,
 }
 
-impl Stage<'_> {
+impl Setup<'_> {
     /// A client, with an empty cache of its own.
     fn client(&self) -> io::Result<Client> {
         let cache = tempfile::Builder::new().prefix("cache-").tempdir_in(self.dir)?;
@@ -275,8 +275,8 @@ impl Stage<'_> {
         // Those of consecutive objects are in different directories.
         let (first, rest) = blobs.split_at((BlobId::BUCKETS as usize).min(blobs.len() / 2));
         let mut client = self.client()?;
-        let order = Order::Call { what: loads(first), callers: 16, time: Duration::from_secs(60) };
-        client.ask::<Ran>(&order)?;
+        let order = Message::Call { what: loads(first), callers: 16, time: Duration::from_secs(60) };
+        client.ask::<CallTimes>(&order)?;
         Ok((client, loads(rest)))
     }
 }

@@ -6,9 +6,9 @@ use std::io;
 
 use blobferry_protocol::{BlobId, Oid, Tid};
 
-use super::orders::{Filled, Order, Ran};
+use super::messages::{CallTimes, Message, Stored};
 use super::report::{RowId, Target, Unit};
-use super::{Bench, Stage, limits, size_name};
+use super::{Bench, Setup, baselines, size_name};
 use crate::transport::Transport;
 
 /// Bytes of a small answer.
@@ -36,11 +36,11 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
         };
         Way { on_another, p50: row("p50", 1.0), p99: row("p99", 5.0) }
     });
-    let file = bench.ground.file("source", bench.plan.largest)?;
-    let store = Order::StoreFile { path: file.clone(), count: 1 };
+    let file = bench.environment.file("source", bench.plan.largest)?;
+    let store = Message::StoreFile { path: file.clone(), count: 1 };
     for round in 0..bench.plan.rounds {
-        bench.ground.doing("bare round trips")?;
-        let bare = limits::round_trip(TINY, 1, bench.plan.trips)? * 1e3;
+        bench.environment.doing("bare round trips")?;
+        let bare = baselines::round_trip(TINY, 1, bench.plan.trips)? * 1e3;
         ways.iter().for_each(|way| bench.report.limit(way.p50, bare));
         for transport in bench.transports(round) {
             one(bench, &ways, transport, &store)?;
@@ -49,27 +49,27 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     std::fs::remove_file(file)
 }
 
-fn one(bench: &mut Bench, ways: &[Way], transport: Transport, store: &Order) -> io::Result<()> {
+fn one(bench: &mut Bench, ways: &[Way], transport: Transport, store: &Message) -> io::Result<()> {
     let size = bench.plan.largest;
     let site = bench.site()?;
-    bench.ground.doing(format!("storing a blob and an object, {}", transport.name()))?;
+    bench.environment.doing(format!("storing a blob and an object, {}", transport.name()))?;
     let server = bench.serve(transport, site.path())?;
-    let stage = Stage { transport, server: &server, dir: site.path() };
-    let mut client = stage.client()?;
-    let stored: Ran = client.ask(store)?;
-    let object: Filled = client.ask(&Order::Fill { count: 1, blob: None })?;
+    let setup = Setup { transport, server: &server, dir: site.path() };
+    let mut client = setup.client()?;
+    let stored: CallTimes = client.ask(store)?;
+    let object: Stored = client.ask(&Message::Fill { count: 1, blob: None })?;
     drop(client);
-    bench.ground.rest(size)?;
+    bench.environment.let_disk_recover(size)?;
     let (oid, tid) = stored.committed.first().copied().unwrap_or((Oid::ROOT, Tid::ZERO));
     let ping = object.oids.first().copied().unwrap_or(Oid::ROOT);
     for way in ways {
         bench.warm_server(site.path())?;
-        bench.ground.doing(format!("small requests beside a large one, {}", transport.name()))?;
-        let order = Order::Ping { oid: ping, during: BlobId { oid, tid }, on_another: way.on_another };
-        let pinged: Ran = stage.client()?.ask(&order)?;
+        bench.environment.doing(format!("small requests beside a large one, {}", transport.name()))?;
+        let message = Message::Ping { oid: ping, during: BlobId { oid, tid }, on_another: way.on_another };
+        let pinged: CallTimes = setup.client()?.ask(&message)?;
         bench.report.value(way.p50, Some(transport), pinged.p50 * 1e3);
         bench.report.value(way.p99, Some(transport), pinged.p99 * 1e3);
-        bench.ground.rest(size)?;
+        bench.environment.let_disk_recover(size)?;
     }
     server.stop()
 }

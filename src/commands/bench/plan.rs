@@ -47,7 +47,7 @@ impl Plan {
         let mut sections = if args.sections.is_empty() { USUAL.to_vec() } else { args.sections.clone() };
         sections.sort_unstable();
         sections.dedup();
-        let transports = if global.said.transport {
+        let transports = if global.explicit.transport {
             vec![global.transport]
         } else {
             vec![Transport::Mio, Transport::Tokio]

@@ -10,7 +10,7 @@ use rustix::param::clock_ticks_per_second;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
-use super::orders::Order;
+use super::messages::Message;
 use crate::process::Process;
 use crate::transport::Transport;
 
@@ -26,7 +26,7 @@ impl Server {
     pub(super) fn start(transport: Transport, dir: &Path) -> io::Result<Server> {
         let arguments = [OsStr::new("serve"), "--dir".as_ref(), dir.as_ref(), "--listen".as_ref()];
         let mut process = Process::start(program(transport)?.args(arguments).arg("127.0.0.1:0"))?;
-        match process.hear()?.strip_prefix("listening on ") {
+        match process.receive()?.strip_prefix("listening on ") {
             Some(address) => Ok(Server { address: address.to_owned(), process: Some(process) }),
             None => Err(process.ended()),
         }
@@ -69,21 +69,21 @@ impl Client {
     }
 
     /// Has it do something, and waits for the answer.
-    pub(super) fn ask<A: DeserializeOwned>(&mut self, order: &Order) -> io::Result<A> {
-        self.order(order)?;
+    pub(super) fn ask<A: DeserializeOwned>(&mut self, message: &Message) -> io::Result<A> {
+        self.send(message)?;
         self.answer()
     }
 
     /// Has it do something.
-    pub(super) fn order(&mut self, order: &Order) -> io::Result<()> {
+    pub(super) fn send(&mut self, message: &Message) -> io::Result<()> {
         // One that has ended says why when it is asked for the answer.
-        let _ = self.process.say(&serde_json::to_string(order)?);
+        let _ = self.process.send(&serde_json::to_string(message)?);
         Ok(())
     }
 
-    /// What came of the last order.
+    /// What came of the last message.
     pub(super) fn answer<A: DeserializeOwned>(&mut self) -> io::Result<A> {
-        let line = self.process.hear()?;
+        let line = self.process.receive()?;
         if line.is_empty() {
             return Err(self.process.ended());
         }

@@ -1,4 +1,4 @@
-//! What comes of a benchmark: figures, each from several rounds, beside their limits and what they should be.
+//! What comes of a benchmark: figures, each from several rounds, beside their baselines and what they should be.
 //!
 //! A figure is the median of its rounds, and its spread the least and the most of them. Its ratio is how much of the
 //! limit it reaches (1 is all of it, whether more is better or less): of each round by itself, since the machine changes
@@ -7,7 +7,7 @@
 
 use serde::Serialize;
 
-use crate::human;
+use crate::format;
 use crate::transport::Transport;
 
 /// What is measured.
@@ -195,7 +195,7 @@ impl Report {
         head.push("target".into());
         let rows = self.rows.iter().filter(|(_, samples)| !samples.is_empty());
         let rows = rows.map(|(row, samples)| line(row, samples, transports));
-        human::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+        format::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
     }
 
     /// Was a target missed?

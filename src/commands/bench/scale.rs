@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use blobferry_protocol::BlobId;
 
-use super::orders::{Calls, Filled, Order, Ran};
+use super::messages::{CallTimes, Calls, Message, Stored};
 use super::processes::Client;
 use super::report::{RowId, Spread, Target, Unit};
-use super::{Bench, SMALL, Stage};
+use super::{Bench, SMALL, Setup};
 use crate::transport::Transport;
 
 /// Blobs and names in a transaction.
@@ -70,22 +70,22 @@ fn fill(bench: &mut Bench, dir: &Path, row: RowId) -> io::Result<Vec<BlobId>> {
     let count = bench.plan.count;
     let Some(transport) = bench.plan.transports.last().copied() else { return Ok(Vec::new()) };
     let server = bench.serve(transport, dir)?;
-    let mut client = Stage { transport, server: &server, dir }.client()?;
+    let mut client = Setup { transport, server: &server, dir }.client()?;
     let every = (count / (bench.plan.blobs * TURNS)).max(1);
     let (mut blobs, mut done) = (Vec::new(), 0);
     let begun = Instant::now();
     while done < count {
-        bench.ground.doing(format!("filling a store: {done} of {count} blobs and names"))?;
+        bench.environment.doing(format!("filling a store: {done} of {count} blobs and names"))?;
         let batch = BATCH.min(count - done);
-        let order = Order::Publish { directory: format!("directory-{done}"), count: batch, blob: SIZE };
-        let filled: Filled = client.ask(&order)?;
+        let message = Message::Publish { directory: format!("directory-{done}"), count: batch, blob: SIZE };
+        let filled: Stored = client.ask(&message)?;
         blobs.extend(filled.blobs().into_iter().step_by(every));
         done += batch;
     }
     bench.report.value(row, None, begun.elapsed().as_secs_f64());
     drop(client);
     server.stop()?;
-    bench.ground.rest((count * SIZE) as u64)?;
+    bench.environment.let_disk_recover((count * SIZE) as u64)?;
     Ok(mixed(blobs))
 }
 
@@ -102,16 +102,16 @@ fn one(
     full: &Path,
     blobs: &[BlobId],
 ) -> io::Result<()> {
-    bench.ground.doing(format!("opening a full store, {}", transport.name()))?;
+    bench.environment.doing(format!("opening a full store, {}", transport.name()))?;
     let begun = Instant::now();
     let server = bench.serve(transport, full)?;
     bench.report.value(rows.open, Some(transport), begun.elapsed().as_secs_f64());
     let site = bench.site()?;
     let of_empty = bench.serve(transport, site.path())?;
-    let order = Order::Fill { count: blobs.len(), blob: Some(SIZE) };
+    let message = Message::Fill { count: blobs.len(), blob: Some(SIZE) };
     let [full, empty] =
-        [(&server, full), (&of_empty, site.path())].map(|(server, dir)| Stage { transport, server, dir });
-    let filled: Filled = empty.client()?.ask(&order)?;
+        [(&server, full), (&of_empty, site.path())].map(|(server, dir)| Setup { transport, server, dir });
+    let filled: Stored = empty.client()?.ask(&message)?;
     let filled = mixed(filled.blobs());
 
     let (mut commits, mut loads) = (Vec::new(), Vec::new());
@@ -144,16 +144,16 @@ struct Rates {
     load: f64,
 }
 
-fn rates(bench: &Bench, stage: &Stage<'_>, blobs: &[BlobId]) -> io::Result<Rates> {
+fn rates(bench: &Bench, setup: &Setup<'_>, blobs: &[BlobId]) -> io::Result<Rates> {
     let ask = |doing: &str, (mut client, what): (Client, Calls)| -> io::Result<f64> {
-        bench.ground.rest(0)?;
-        bench.ground.doing(format!("{doing}, {}", stage.transport.name()))?;
-        let order = Order::Call { what, callers: CALLERS, time: bench.plan.time };
-        Ok(client.ask::<Ran>(&order)?.rate())
+        bench.environment.let_disk_recover(0)?;
+        bench.environment.doing(format!("{doing}, {}", setup.transport.name()))?;
+        let message = Message::Call { what, callers: CALLERS, time: bench.plan.time };
+        Ok(client.ask::<CallTimes>(&message)?.rate())
     };
     let loads = |blobs: &[BlobId]| Calls::LoadBytes { blobs: blobs.to_vec() };
     Ok(Rates {
-        commit: ask("commits", (stage.client()?, Calls::CommitBlobs { size: SMALL }))?,
-        load: ask("loads", stage.client_that_has_loaded(loads, blobs)?)?,
+        commit: ask("commits", (setup.client()?, Calls::CommitBlobs { size: SMALL }))?,
+        load: ask("loads", setup.client_that_has_loaded(loads, blobs)?)?,
     })
 }

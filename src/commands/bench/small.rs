@@ -10,10 +10,10 @@ use std::io;
 
 use blobferry_protocol::{BlobId, Oid};
 
-use super::orders::{Calls, Filled, Order, Ran};
+use super::messages::{CallTimes, Calls, Message, Stored};
 use super::processes::Client;
 use super::report::{RowId, Target, Unit};
-use super::{Bench, SMALL, Stage, limits, size_name};
+use super::{Bench, SMALL, Setup, baselines, size_name};
 use crate::cli::Section;
 use crate::transport::Transport;
 
@@ -49,7 +49,7 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let bare = bare_rows(bench);
     let rows: Vec<Rows> = CALLERS.iter().map(|callers| rows(bench, *callers)).collect();
     for round in 0..bench.plan.rounds {
-        bench.ground.doing("bare syncs and round trips")?;
+        bench.environment.doing("bare syncs and round trips")?;
         let (sync, trip) = (Bare::Sync(SMALL).measure(bench, 1)?, Bare::Trip(TINY).measure(bench, 1)?);
         bench.report.limit(bare.sync, sync * 1e3);
         bench.report.limit(bare.trip, trip * 1e3);
@@ -75,9 +75,10 @@ impl Bare {
     /// For so many callers at once; seconds for each.
     fn measure(self, bench: &Bench, callers: usize) -> io::Result<f64> {
         match self {
-            Bare::Trip(bytes) => limits::round_trip(bytes, callers, (bench.plan.trips / callers).max(1)),
+            Bare::Trip(bytes) => baselines::round_trip(bytes, callers, (bench.plan.trips / callers).max(1)),
             Bare::Sync(bytes) => {
-                let all = limits::append_and_sync(bench.ground.path(), bytes * callers, bench.plan.syncs)?;
+                let all =
+                    baselines::append_and_sync(bench.environment.path(), bytes * callers, bench.plan.syncs)?;
                 Ok(all / callers as f64)
             }
             Bare::Commit(bytes) => {
@@ -139,10 +140,10 @@ fn rows(bench: &mut Bench, callers: usize) -> Rows {
 fn one(bench: &mut Bench, rows: &[Rows], transport: Transport) -> io::Result<()> {
     let site = bench.site()?;
     let server = bench.serve(transport, site.path())?;
-    let stage = Stage { transport, server: &server, dir: site.path() };
-    let filled = |blob, bench: &Bench| -> io::Result<Filled> {
-        bench.ground.doing(format!("storing what will be loaded, {}", transport.name()))?;
-        stage.client()?.ask(&Order::Fill { count: bench.plan.blobs, blob })
+    let setup = Setup { transport, server: &server, dir: site.path() };
+    let filled = |blob, bench: &Bench| -> io::Result<Stored> {
+        bench.environment.doing(format!("storing what will be loaded, {}", transport.name()))?;
+        setup.client()?.ask(&Message::Fill { count: bench.plan.blobs, blob })
     };
     let blobs = match bench.plan.has(Section::Small) {
         true => filled(Some(SMALL), bench)?.blobs(),
@@ -152,24 +153,24 @@ fn one(bench: &mut Bench, rows: &[Rows], transport: Transport) -> io::Result<()>
         true => filled(None, bench)?.oids,
         false => Vec::new(),
     };
-    bench.ground.rest((SMALL * blobs.len()) as u64)?;
+    bench.environment.let_disk_recover((SMALL * blobs.len()) as u64)?;
     for rows in rows {
-        small(bench, &stage, rows, &blobs)?;
-        objects(bench, &stage, rows, &oids)?;
+        small(bench, &setup, rows, &blobs)?;
+        objects(bench, &setup, rows, &oids)?;
     }
     server.stop()
 }
 
-fn small(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, blobs: &[BlobId]) -> io::Result<()> {
+fn small(bench: &mut Bench, setup: &Setup<'_>, rows: &Rows, blobs: &[BlobId]) -> io::Result<()> {
     let Some(small) = &rows.small else { return Ok(()) };
-    let transport = Some(stage.transport);
-    let mut client = stage.client()?;
-    let before: Counters = client.ask(&Order::Status)?;
+    let transport = Some(setup.transport);
+    let mut client = setup.client()?;
+    let before: Counters = client.ask(&Message::Status)?;
     let what = Calls::CommitBlobs { size: SMALL };
-    beside(bench, stage, small.commit, Bare::Commit(SMALL), rows.callers, |bench| {
-        call(bench, stage, &mut client, "commits", what, rows.callers)
+    beside(bench, setup, small.commit, Bare::Commit(SMALL), rows.callers, |bench| {
+        call(bench, setup, &mut client, "commits", what, rows.callers)
     })?;
-    let after: Counters = client.ask(&Order::Status)?;
+    let after: Counters = client.ask(&Message::Status)?;
     let more = |name: &str| Some((after.get(name)? - before.get(name)?) as f64);
     if let (Some(commits), Some(batches), Some(syncs)) = (more("commits"), more("batches"), more("syncs")) {
         bench.report.value(small.a_sync, transport, commits / syncs);
@@ -182,26 +183,26 @@ fn small(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, blobs: &[BlobId]) ->
         (small.to_file, "loads to files", |blobs| Calls::LoadBlobs { blobs: blobs.to_vec() }),
     ];
     for (row, doing, what) in ways {
-        bench.ground.doing("making the directories of a cache")?;
-        let (mut client, what) = stage.client_that_has_loaded(what, blobs)?;
-        let loaded = beside(bench, stage, row, Bare::Trip(SMALL), rows.callers, |bench| {
-            call(bench, stage, &mut client, doing, what, rows.callers)
+        bench.environment.doing("making the directories of a cache")?;
+        let (mut client, what) = setup.client_that_has_loaded(what, blobs)?;
+        let loaded = beside(bench, setup, row, Bare::Trip(SMALL), rows.callers, |bench| {
+            call(bench, setup, &mut client, doing, what, rows.callers)
         })?;
-        bench.ground.rest(loaded.done * SMALL as u64)?;
+        bench.environment.let_disk_recover(loaded.done * SMALL as u64)?;
     }
     Ok(())
 }
 
-fn objects(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, oids: &[Oid]) -> io::Result<()> {
+fn objects(bench: &mut Bench, setup: &Setup<'_>, rows: &Rows, oids: &[Oid]) -> io::Result<()> {
     let Some(objects) = &rows.objects else { return Ok(()) };
-    let mut client = stage.client()?;
+    let mut client = setup.client()?;
     let ways = [
         (objects.commit, Bare::Commit(TINY), "commits of objects", Calls::CommitObjects),
         (objects.load, Bare::Trip(TINY), "loads of objects", Calls::LoadObjects { oids: oids.to_vec() }),
     ];
     for (row, bare, doing, what) in ways {
-        beside(bench, stage, row, bare, rows.callers, |bench| {
-            call(bench, stage, &mut client, doing, what, rows.callers)
+        beside(bench, setup, row, bare, rows.callers, |bench| {
+            call(bench, setup, &mut client, doing, what, rows.callers)
         })?;
     }
     Ok(())
@@ -210,29 +211,29 @@ fn objects(bench: &mut Bench, stage: &Stage<'_>, rows: &Rows, oids: &[Oid]) -> i
 /// Has calls made, between two measurements of their limit.
 fn beside(
     bench: &mut Bench,
-    stage: &Stage<'_>,
+    setup: &Setup<'_>,
     row: RowId,
     bare: Bare,
     callers: usize,
-    calls: impl FnOnce(&Bench) -> io::Result<Ran>,
-) -> io::Result<Ran> {
+    calls: impl FnOnce(&Bench) -> io::Result<CallTimes>,
+) -> io::Result<CallTimes> {
     let before = bare.measure(bench, callers)?;
     let ran = calls(bench)?;
     let seconds = f64::midpoint(before, bare.measure(bench, callers)?);
-    bench.report.value_beside(row, stage.transport, ran.rate(), 1.0 / seconds);
+    bench.report.value_beside(row, setup.transport, ran.rate(), 1.0 / seconds);
     Ok(ran)
 }
 
 fn call(
     bench: &Bench,
-    stage: &Stage<'_>,
+    setup: &Setup<'_>,
     client: &mut Client,
     doing: &str,
     what: Calls,
     callers: usize,
-) -> io::Result<Ran> {
-    bench.ground.doing(format!("{doing}, {callers} at once, {}", stage.transport.name()))?;
-    client.ask(&Order::Call { what, callers, time: bench.plan.time })
+) -> io::Result<CallTimes> {
+    bench.environment.doing(format!("{doing}, {callers} at once, {}", setup.transport.name()))?;
+    client.ask(&Message::Call { what, callers, time: bench.plan.time })
 }
 
 /// A server's counters by name.

@@ -1,4 +1,4 @@
-//! A client of a benchmark, in a process of its own: it takes orders from its standard input until that ends.
+//! A client of a benchmark, in a process of its own: it takes messages from its standard input until that ends.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -13,14 +13,14 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 
-use super::calls::{Shift, Work};
-use super::orders::{Calls, Filled, Order, Ran};
+use super::load_generator::{LoadGenerator, Work};
+use super::messages::{CallTimes, Calls, Message, Stored};
 use crate::failure::Failure;
-use crate::output::{Line, Output};
+use crate::output::{Output, Render};
 use crate::remote::{CatalogError, Remote, RemoteError};
 use crate::transport::Transport;
 
-/// The most commits that callers make in one order.
+/// The most commits that callers make in one message.
 const COMMITS: u32 = 20_000;
 
 /// Bytes of the record of an object that has no blob.
@@ -34,7 +34,7 @@ const FOR_EVER: Duration = Duration::from_secs(1 << 32);
 #[serde(transparent)]
 struct Answer<T>(T);
 
-impl<T: Serialize> Line for Answer<T> {
+impl<T: Serialize> Render for Answer<T> {
     fn plain(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
@@ -48,21 +48,21 @@ pub(in crate::commands) async fn run<W: Write>(
 ) -> Result<(), Failure> {
     let client = Client { transport, remote };
     while let Some(line) = next_line().await {
-        let order = serde_json::from_str(&line);
-        let order = order.map_err(|error| Failure::Usage(format!("not an order: {error}")))?;
-        match order {
-            Order::StoreFile { path, count } => output.line(&Answer(client.store_file(path, count).await?)),
-            Order::Fill { count, blob } => output.line(&Answer(client.fill(count, blob).await?)),
-            Order::Publish { directory, count, blob } => {
+        let message = serde_json::from_str(&line);
+        let message = message.map_err(|error| Failure::Usage(format!("not a message: {error}")))?;
+        match message {
+            Message::StoreFile { path, count } => output.line(&Answer(client.store_file(path, count).await?)),
+            Message::Fill { count, blob } => output.line(&Answer(client.fill(count, blob).await?)),
+            Message::Publish { directory, count, blob } => {
                 output.line(&Answer(client.publish(&directory, count, blob).await?))
             }
-            Order::Call { what, callers, time } => {
+            Message::Call { what, callers, time } => {
                 output.line(&Answer(client.call(what, callers, time).await?))
             }
-            Order::Ping { oid, during, on_another } => {
+            Message::Ping { oid, during, on_another } => {
                 output.line(&Answer(client.ping(oid, during, on_another).await?))
             }
-            Order::Status => {
+            Message::Status => {
                 let counters: BTreeMap<String, u64> = remote.status().await?.into_iter().collect();
                 output.line(&Answer(counters))
             }
@@ -82,7 +82,7 @@ async fn next_line() -> Option<String> {
     (!line.is_empty()).then_some(line)
 }
 
-/// Why an order was not done.
+/// Why a message was not done.
 fn failed(error: VoteError) -> RemoteError {
     match error {
         VoteError::Call(error) => error.into(),
@@ -109,16 +109,16 @@ impl Client<'_> {
         Ok(wait(|done| self.session().new_oids(count, done)).await?)
     }
 
-    async fn work(&self, work: Work, callers: usize, time: Duration) -> Result<Ran, RemoteError> {
-        Shift::new(self.session(), work, time).run(self.transport, callers).await.map_err(failed)
+    async fn work(&self, work: Work, callers: usize, time: Duration) -> Result<CallTimes, RemoteError> {
+        LoadGenerator::new(self.session(), work, time).run(self.transport, callers).await.map_err(failed)
     }
 
-    async fn store_file(&self, path: PathBuf, count: usize) -> Result<Ran, RemoteError> {
+    async fn store_file(&self, path: PathBuf, count: usize) -> Result<CallTimes, RemoteError> {
         let oids = self.oids(count as u32).await?;
         self.work(Work::StoreFile { path, oids }, 1, FOR_EVER).await
     }
 
-    async fn fill(&self, count: usize, blob: Option<usize>) -> Result<Filled, RemoteError> {
+    async fn fill(&self, count: usize, blob: Option<usize>) -> Result<Stored, RemoteError> {
         let oids = self.oids(count as u32).await?;
         let mut transaction = self.session().begin(TxnMeta::default())?;
         let bytes = blob.map(some_bytes);
@@ -139,10 +139,10 @@ impl Client<'_> {
         });
         stored.buffer_unordered(REQUESTS).try_collect::<()>().await?;
         let tid = wait(|done| transaction.commit(done)).await.map_err(failed)?;
-        Ok(Filled { oids, tid })
+        Ok(Stored { oids, tid })
     }
 
-    async fn publish(&self, directory: &str, count: usize, blob: usize) -> Result<Filled, CatalogError> {
+    async fn publish(&self, directory: &str, count: usize, blob: usize) -> Result<Stored, CatalogError> {
         let (oids, bytes) = (self.oids(count as u32).await?, some_bytes(blob));
         let view = View::now(self.remote);
         let mut edit = Edit::default();
@@ -156,10 +156,10 @@ impl Client<'_> {
             stream::iter(&oids).map(|oid| transaction.store_bytes(*oid, record.clone(), bytes.clone()));
         stored.buffer_unordered(REQUESTS).try_collect::<()>().await?;
         let tid = commit(view, &mut transaction, &edit).await?;
-        Ok(Filled { oids, tid })
+        Ok(Stored { oids, tid })
     }
 
-    async fn call(&self, what: Calls, callers: usize, time: Duration) -> Result<Ran, RemoteError> {
+    async fn call(&self, what: Calls, callers: usize, time: Duration) -> Result<CallTimes, RemoteError> {
         let work = match what {
             Calls::CommitBlobs { size } => {
                 Work::CommitBlob { bytes: some_bytes(size), oids: self.oids(COMMITS).await? }
@@ -174,14 +174,14 @@ impl Client<'_> {
         self.work(work, callers, time).await
     }
 
-    async fn ping(&self, oid: Oid, during: BlobId, on_another: bool) -> Result<Ran, RemoteError> {
+    async fn ping(&self, oid: Oid, during: BlobId, on_another: bool) -> Result<CallTimes, RemoteError> {
         let another = match on_another {
             true => Some(self.remote.another(self.transport).await?),
             false => None,
         };
         let session = another.as_ref().map_or(self.session(), Remote::session);
-        let pings = Shift::new(session, Work::Ping { oid }, FOR_EVER);
-        let load = Shift::new(self.session(), Work::LoadBlob { blobs: vec![during] }, FOR_EVER);
+        let pings = LoadGenerator::new(session, Work::Ping { oid }, FOR_EVER);
+        let load = LoadGenerator::new(self.session(), Work::LoadBlob { blobs: vec![during] }, FOR_EVER);
         let loading = tokio::spawn(load.run(self.transport, 1));
         let pinging = tokio::spawn(pings.clone().run(self.transport, 1));
         let loaded = loading.await;

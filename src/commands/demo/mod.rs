@@ -3,7 +3,7 @@
 //! Everything is real: files, sockets, processes, one cache directory. It lives in a temporary directory and is gone
 //! afterwards.
 
-mod crew;
+mod processes;
 pub(super) mod worker;
 
 use std::fs::File;
@@ -19,9 +19,9 @@ use super::put::{Published, publish};
 use super::serve::Stop;
 use crate::cli::{DemoArgs, Global};
 use crate::failure::Failure;
-use crate::human::{size, table};
+use crate::format::{size, table};
 use crate::local::collect;
-use crate::output::{Line, Output};
+use crate::output::{Output, Render};
 use crate::remote::{Remote, RemoteError};
 use crate::server::Serving;
 use crate::transport::Transport;
@@ -51,12 +51,12 @@ struct Demo {
 
 impl Demo {
     /// Did every process get the right bytes, and did the server send them once?
-    fn holds(&self) -> bool {
+    fn succeeded(&self) -> bool {
         self.agree && self.blobs_sent == self.blobs
     }
 }
 
-impl Line for Demo {
+impl Render for Demo {
     fn plain(&self) -> String {
         let head = ["process", "downloaded", "found or waited for", "milliseconds", "peak memory"];
         let head = head.map(String::from).to_vec();
@@ -100,7 +100,7 @@ pub(super) async fn run<W: Write>(
     serving.stop().await;
     let demo = demo?;
     output.line(&demo)?;
-    if demo.holds() { Ok(()) } else { Err(Failure::Demo) }
+    if demo.succeeded() { Ok(()) } else { Err(Failure::Demo) }
 }
 
 async fn show(transport: Transport, dir: &Path, server: &str, files: &[PathBuf]) -> Result<Demo, Failure> {
@@ -114,9 +114,10 @@ async fn show(transport: Transport, dir: &Path, server: &str, files: &[PathBuf])
     let names: Vec<String> = published.iter().map(|file| file.name.to_string()).collect();
     let (server, cache) = (server.to_owned(), dir.join("cache"));
     // This thread has the server to run: others wait for the processes.
-    let crew =
-        tokio::task::spawn_blocking(move || crew::run(WORKERS, transport, &server, &cache, &names)).await;
-    let workers = crew.unwrap_or_else(|error| Err(error.into()));
+    let processes =
+        tokio::task::spawn_blocking(move || processes::run(WORKERS, transport, &server, &cache, &names))
+            .await;
+    let workers = processes.unwrap_or_else(|error| Err(error.into()));
     let workers =
         workers.map_err(|source| Failure::System { doing: "running the processes".into(), source })?;
     let agree = workers.iter().all(|report| agrees(report, &published));
@@ -201,7 +202,7 @@ process  downloaded  found or waited for  milliseconds  peak memory
 
 All bytes agree. The server sent 2 blobs for 4 that were asked for.";
         assert_eq!(demo.plain(), expected);
-        assert!(demo.holds());
-        assert!(!Demo { blobs_sent: 3, ..demo }.holds());
+        assert!(demo.succeeded());
+        assert!(!Demo { blobs_sent: 3, ..demo }.succeeded());
     }
 }

@@ -15,7 +15,7 @@ use crate::cli::DemoWorkerArgs;
 use crate::commands::{TRANSFERS, find_files, transfer_all};
 use crate::failure::Failure;
 use crate::memory::peak;
-use crate::output::{Line, Output};
+use crate::output::{Output, Render};
 use crate::remote::Remote;
 
 /// What a process says when it waits for the word.
@@ -38,7 +38,7 @@ pub(super) struct Report {
     pub(super) digests: Vec<String>,
 }
 
-impl Line for Report {
+impl Render for Report {
     fn plain(&self) -> String {
         // A process talks to the one that started it, in one form only.
         serde_json::to_string(self).unwrap_or_default()
@@ -48,7 +48,7 @@ impl Line for Report {
 #[derive(Serialize)]
 struct Ready;
 
-impl Line for Ready {
+impl Render for Ready {
     fn plain(&self) -> String {
         READY.into()
     }
@@ -63,7 +63,7 @@ pub(in crate::commands) async fn run<W: Write>(
     let files = find_files(remote, &args.names).await?;
     output.line(&Ready)?;
     output.flush()?;
-    if !word_is_given().await {
+    if !start_signal().await {
         return Ok(());
     }
     let begun = Instant::now();
@@ -78,7 +78,7 @@ pub(in crate::commands) async fn run<W: Write>(
 }
 
 /// Waits for a line; none comes where the process that started this one is gone.
-async fn word_is_given() -> bool {
+async fn start_signal() -> bool {
     let read = tokio::task::spawn_blocking(|| io::stdin().read_line(&mut String::new())).await;
     matches!(read, Ok(Ok(length)) if length > 0)
 }

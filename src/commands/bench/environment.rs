@@ -1,4 +1,4 @@
-//! Where a benchmark happens: its directory, what is shown meanwhile, and rests for the disk.
+//! Where a benchmark happens: its directory, what is shown meanwhile, and pauses for the disk.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -15,17 +15,17 @@ use tempfile::TempDir;
 pub(super) const IN_MEMORY: &str = "tmpfs";
 
 /// The directory of a benchmark, on the disk that is measured. Gone when it is dropped.
-pub(super) struct Ground {
+pub(super) struct Environment {
     dir: TempDir,
     screen: ProgressBar,
     /// Pauses in which a disk recovers from what was written.
-    rests: bool,
+    pauses: bool,
     interrupted: Arc<AtomicBool>,
 }
 
-impl Ground {
+impl Environment {
     /// Makes the directory, in one that was named or the current one.
-    pub(super) fn new(within: &Path, rests: bool, interrupted: Arc<AtomicBool>) -> io::Result<Ground> {
+    pub(super) fn new(within: &Path, pauses: bool, interrupted: Arc<AtomicBool>) -> io::Result<Environment> {
         let dir = tempfile::Builder::new().prefix("blobferry-bench-").tempdir_in(within)?;
         let target = if io::stderr().is_terminal() {
             ProgressDrawTarget::stderr_with_hz(10)
@@ -37,7 +37,7 @@ impl Ground {
             screen.set_style(style);
         }
         screen.enable_steady_tick(Duration::from_millis(250));
-        Ok(Ground { dir, screen, rests, interrupted })
+        Ok(Environment { dir, screen, pauses, interrupted })
     }
 
     /// The directory.
@@ -64,14 +64,14 @@ impl Ground {
 
     /// Lets what was written sink in, and the disk recover: it has bursts, and whoever writes next would else pay for
     /// what was written before.
-    pub(super) fn rest(&self, written: u64) -> io::Result<()> {
+    pub(super) fn let_disk_recover(&self, written: u64) -> io::Result<()> {
         syncfs(File::open(self.path())?)?;
-        if !self.rests {
+        if !self.pauses {
             return self.doing("");
         }
         let end = Instant::now() + Duration::from_millis(200 + (written >> 20) * 12);
         while let Some(left) = end.checked_duration_since(Instant::now()) {
-            self.doing(format!("the disk rests: {} s", left.as_secs() + 1))?;
+            self.doing(format!("the disk pauses: {} s", left.as_secs() + 1))?;
             std::thread::sleep(left.min(Duration::from_millis(200)));
         }
         Ok(())
@@ -79,7 +79,7 @@ impl Ground {
 
     /// A file of so many bytes that look random, written out and read: it is in memory now.
     pub(super) fn file(&self, name: &str, size: u64) -> io::Result<PathBuf> {
-        self.doing(format!("making a file of {}", crate::human::size(size)))?;
+        self.doing(format!("making a file of {}", crate::format::size(size)))?;
         let path = self.path().join(name);
         let mut file = File::create(&path)?;
         let (mut hasher, mut left) = (blake3::Hasher::new(), size);
@@ -97,7 +97,7 @@ impl Ground {
     }
 }
 
-impl Drop for Ground {
+impl Drop for Environment {
     fn drop(&mut self) {
         self.screen.finish_and_clear();
     }
@@ -161,13 +161,13 @@ mod tests {
     fn nothing_is_left_of_it_and_an_interrupt_ends_it() {
         let home = tempfile::tempdir().unwrap();
         let interrupted = Arc::new(AtomicBool::new(false));
-        let ground = Ground::new(home.path(), false, interrupted.clone()).unwrap();
-        let file = ground.file("a", 3 << 19).unwrap();
+        let environment = Environment::new(home.path(), false, interrupted.clone()).unwrap();
+        let file = environment.file("a", 3 << 19).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 3 << 19);
-        ground.rest(1 << 40).unwrap();
+        environment.let_disk_recover(1 << 40).unwrap();
         interrupted.store(true, Ordering::Relaxed);
-        assert_eq!(ground.doing("more").unwrap_err().kind(), io::ErrorKind::Interrupted);
-        drop(ground);
+        assert_eq!(environment.doing("more").unwrap_err().kind(), io::ErrorKind::Interrupted);
+        drop(environment);
         assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
     }
 }

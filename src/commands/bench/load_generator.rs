@@ -17,7 +17,7 @@ use blobferry_transport_tokio as tokio_transport;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 
-use super::orders::Ran;
+use super::messages::CallTimes;
 use crate::transport::Transport;
 
 /// What callers do, in numbered pieces.
@@ -138,7 +138,7 @@ fn nothing_committed<T>(loaded: Result<T, CallError>) -> Result<Tid, VoteError> 
 }
 
 /// Work that callers share.
-pub(super) struct Shift {
+pub(super) struct LoadGenerator {
     session: Session,
     work: Work,
     next: AtomicUsize,
@@ -160,16 +160,16 @@ struct Log {
 }
 
 impl Log {
-    fn note(&mut self, shift: &Shift, piece: usize, begun: Instant, tid: Tid) {
+    fn note(&mut self, generator: &LoadGenerator, piece: usize, begun: Instant, tid: Tid) {
         self.took.push(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX));
-        self.committed.extend(shift.work.commits(piece).map(|oid| (oid, tid)));
+        self.committed.extend(generator.work.commits(piece).map(|oid| (oid, tid)));
     }
 }
 
-impl Shift {
+impl LoadGenerator {
     /// Work that begins now.
-    pub(super) fn new(session: &Session, work: Work, time: Duration) -> Arc<Shift> {
-        Arc::new(Shift {
+    pub(super) fn new(session: &Session, work: Work, time: Duration) -> Arc<LoadGenerator> {
+        Arc::new(LoadGenerator {
             session: session.clone(),
             work,
             next: AtomicUsize::new(0),
@@ -189,12 +189,16 @@ impl Shift {
     ///
     /// # Errors
     /// The first error of any of them. The others then begin nothing any more.
-    pub(super) async fn run(self: Arc<Shift>, by: Transport, callers: usize) -> Result<Ran, VoteError> {
+    pub(super) async fn run(
+        self: Arc<LoadGenerator>,
+        by: Transport,
+        callers: usize,
+    ) -> Result<CallTimes, VoteError> {
         let begin = |_| match by {
             Transport::Tokio => tokio::spawn(self.clone().caller_task()),
             Transport::Mio => {
-                let shift = self.clone();
-                tokio::task::spawn_blocking(move || shift.caller_thread())
+                let generator = self.clone();
+                tokio::task::spawn_blocking(move || generator.caller_thread())
             }
         };
         let callers: Vec<_> = (0..callers).map(begin).collect();
@@ -207,7 +211,7 @@ impl Shift {
         failed.map_or_else(|| self.ran(), Err)
     }
 
-    async fn caller_task(self: Arc<Shift>) -> Result<(), VoteError> {
+    async fn caller_task(self: Arc<LoadGenerator>) -> Result<(), VoteError> {
         let mut log = Log::default();
         while let Some(piece) = self.take() {
             let (mut kept, begun) = (None, Instant::now());
@@ -216,11 +220,11 @@ impl Shift {
             log.note(&self, piece, begun, tid);
             drop(kept);
         }
-        self.hand_in(log);
+        self.add_to_log(log);
         Ok(())
     }
 
-    fn caller_thread(self: Arc<Shift>) -> Result<(), VoteError> {
+    fn caller_thread(self: Arc<LoadGenerator>) -> Result<(), VoteError> {
         let mut log = Log::default();
         while let Some(piece) = self.take() {
             let (mut kept, begun) = (None, Instant::now());
@@ -229,7 +233,7 @@ impl Shift {
             log.note(&self, piece, begun, tid);
             drop(kept);
         }
-        self.hand_in(log);
+        self.add_to_log(log);
         Ok(())
     }
 
@@ -247,19 +251,25 @@ impl Shift {
         done
     }
 
-    fn hand_in(&self, log: Log) {
+    fn add_to_log(&self, log: Log) {
         let mut all = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         all.took.extend(log.took);
         all.committed.extend(log.committed);
     }
 
-    fn ran(&self) -> Result<Ran, VoteError> {
+    fn ran(&self) -> Result<CallTimes, VoteError> {
         let seconds = self.begun.elapsed().as_secs_f64();
         let Log { took, committed } =
             std::mem::take(&mut *self.log.lock().unwrap_or_else(PoisonError::into_inner));
         let times = histogram(&took).map_err(|error| CallError::Stream(io::Error::other(error)))?;
         let percentile = |quantile| times.value_at_quantile(quantile) as f64 / 1e9;
-        Ok(Ran { done: took.len() as u64, seconds, p50: percentile(0.50), p99: percentile(0.99), committed })
+        Ok(CallTimes {
+            done: took.len() as u64,
+            seconds,
+            p50: percentile(0.50),
+            p99: percentile(0.99),
+            committed,
+        })
     }
 }
 

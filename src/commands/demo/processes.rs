@@ -30,17 +30,17 @@ pub(super) fn run(
         expect_ready(worker)?;
     }
     for worker in &mut workers {
-        worker.say("go")?;
+        worker.send("go")?;
     }
     workers.iter_mut().map(report).collect()
 }
 
 fn expect_ready(worker: &mut Process) -> io::Result<()> {
-    if worker.hear()? == READY { Ok(()) } else { Err(worker.ended()) }
+    if worker.receive()? == READY { Ok(()) } else { Err(worker.ended()) }
 }
 
 fn report(worker: &mut Process) -> io::Result<Report> {
-    let line = worker.hear()?;
+    let line = worker.receive()?;
     serde_json::from_str(&line).map_err(|_| worker.ended())
 }
 
@@ -55,7 +55,7 @@ mod tests {
         let script = format!("echo ready; read word; test $word = go && echo '{json}'");
         let mut worker = Process::start(Command::new("sh").args(["-c", &script])).unwrap();
         expect_ready(&mut worker).unwrap();
-        worker.say("go").unwrap();
+        worker.send("go").unwrap();
         assert_eq!(report(&mut worker).unwrap().digests, ["d"]);
     }
 

@@ -1,4 +1,4 @@
-//! What is said between a benchmark and its clients, which are processes of their own: an order and its answer, each a
+//! What is said between a benchmark and its clients, which are processes of their own: a message and its answer, each a
 //! line of JSON.
 
 use std::path::PathBuf;
@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 
 /// What a client is to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) enum Order {
-    /// Store a file as so many blobs, each in a transaction of its own. Answered with [`Ran`].
+pub(super) enum Message {
+    /// Store a file as so many blobs, each in a transaction of its own. Answered with [`CallTimes`].
     StoreFile { path: PathBuf, count: usize },
-    /// Store so many objects with blobs of so many bytes (or none) in one transaction. Answered with [`Filled`].
+    /// Store so many objects with blobs of so many bytes (or none) in one transaction. Answered with [`Stored`].
     Fill { count: usize, blob: Option<usize> },
-    /// Publish so many files of so many bytes, all in one new directory. Answered with [`Filled`].
+    /// Publish so many files of so many bytes, all in one new directory. Answered with [`Stored`].
     Publish { directory: String, count: usize, blob: usize },
-    /// Let so many callers do something, until all of it is done or the time is over. Answered with [`Ran`].
+    /// Let so many callers do something, until all of it is done or the time is over. Answered with [`CallTimes`].
     Call { what: Calls, callers: usize, time: Duration },
     /// Load a blob, and a small object again and again meanwhile, on the same connection or on another. Answered with
-    /// [`Ran`], of the small requests.
+    /// [`CallTimes`], of the small requests.
     Ping { oid: Oid, during: BlobId, on_another: bool },
     /// Tell the server's counters. Answered with a map.
     Status,
@@ -42,7 +42,7 @@ pub(super) enum Calls {
 
 /// What callers have done.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Ran {
+pub(super) struct CallTimes {
     /// How often.
     pub(super) done: u64,
     /// How long all of it took.
@@ -54,7 +54,7 @@ pub(super) struct Ran {
     pub(super) committed: Vec<(Oid, Tid)>,
 }
 
-impl Ran {
+impl CallTimes {
     /// How many a second.
     pub(super) fn rate(&self) -> f64 {
         self.done as f64 / self.seconds
@@ -63,12 +63,12 @@ impl Ran {
 
 /// What was stored at once.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Filled {
+pub(super) struct Stored {
     pub(super) oids: Vec<Oid>,
     pub(super) tid: Tid,
 }
 
-impl Filled {
+impl Stored {
     /// The blobs.
     pub(super) fn blobs(&self) -> Vec<BlobId> {
         self.oids.iter().map(|oid| BlobId { oid: *oid, tid: self.tid }).collect()
