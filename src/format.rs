@@ -1,11 +1,11 @@
-//! Numbers as people read them: sizes, moments, tables.
+//! Text for people: sizes, times, tables.
 
 use std::time::Duration;
 
 use blobferry_protocol::Tid;
 use jiff::Timestamp;
 
-/// A number of bytes: `64.0 MiB`, `512 B`.
+/// Formats a number of bytes: `64.0 MiB`, `512 B`.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1024 {
@@ -20,8 +20,8 @@ pub(crate) fn size(bytes: u64) -> String {
     format!("{value:.1} {}", UNITS.get(unit).copied().unwrap_or_default())
 }
 
-/// The moment of a transaction, UTC, to the second: `2025-01-31T23:59:59Z`. `-` for what is not a moment after 1970.
-pub(crate) fn moment(tid: Tid) -> String {
+/// Formats the time of a transaction: `2025-01-31T23:59:59Z`. `-` if it is before 1970.
+pub(crate) fn time(tid: Tid) -> String {
     tid.to_unix().map_or_else(|| "-".into(), iso)
 }
 
@@ -32,7 +32,7 @@ pub(crate) fn iso(since_epoch: Duration) -> String {
     timestamp.map_or_else(|| "-".into(), |timestamp| timestamp.to_string())
 }
 
-/// Rows in aligned columns, two spaces apart; a column that has only numbers, or `-`, is aligned to the right.
+/// Formats rows in aligned columns, two spaces apart. A column of numbers and `-` is aligned to the right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_are_iso_8601() {
+    fn times_are_iso_8601() {
         for (seconds, text) in [
             (0, "1970-01-01T00:00:00Z"),
             (951_782_399, "2000-02-28T23:59:59Z"),
@@ -87,14 +87,14 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
             assert_eq!(iso(Duration::from_secs(seconds)), text);
-            // A tid's fraction of a minute is rounded down: ask half a second later.
-            assert_eq!(moment(Tid::from_unix(Duration::from_millis(seconds * 1000 + 500))), text);
+            // A tid's fraction of a minute is rounded down, so this uses half a second later.
+            assert_eq!(time(Tid::from_unix(Duration::from_millis(seconds * 1000 + 500))), text);
         }
-        assert_eq!(moment(Tid::ZERO), "-");
+        assert_eq!(time(Tid::ZERO), "-");
     }
 
     #[test]
-    fn columns_of_numbers_are_aligned_to_the_right() {
+    fn number_columns_are_right_aligned() {
         let rows = [["name", "size"], ["a", "5"], ["b", "-"], ["longer", "1234"]];
         let rows: Vec<Vec<String>> =
             rows.iter().map(|row| row.iter().map(ToString::to_string).collect()).collect();
@@ -103,7 +103,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn moments_sort_as_they_follow(a in 0u64..200_000_000_000, b in 0u64..200_000_000_000) {
+        fn formatted_times_sort_by_time(a in 0u64..200_000_000_000, b in 0u64..200_000_000_000) {
             prop_assert_eq!(iso(Duration::from_secs(a)).cmp(&iso(Duration::from_secs(b))), a.cmp(&b));
         }
     }

@@ -1,6 +1,6 @@
-//! The user's files: which of them a `put` is about, and under which names.
+//! The user's files: which files a `put` publishes, and under which names.
 //!
-//! Everything is looked at before anything is sent, so that a mistake costs nothing.
+//! [`collect`] checks all files before anything is sent, so that a mistake has no effect.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -12,15 +12,15 @@ use std::time::UNIX_EPOCH;
 use blobferry_catalog::{FileRecord, Name, NameError, NamePath};
 use thiserror::Error;
 
-/// What is wrong with the user's files.
+/// Why a file of the user cannot be put.
 #[derive(Debug, Error)]
 pub(crate) enum LocalError {
-    /// The system does not let it be read, or it is not there.
+    /// The file does not exist or cannot be read.
     #[error("{}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// A directory without `-r`.
@@ -32,74 +32,74 @@ pub(crate) enum LocalError {
     /// A pipe, a socket, a device.
     #[error("{} is not a regular file", path.display())]
     NotAFile {
-        /// What it is.
+        /// The path.
         path: PathBuf,
     },
-    /// A link to a directory inside of a directory: it may lead anywhere, also back.
+    /// A symbolic link to a directory, inside a directory. It can lead anywhere, even to a parent.
     #[error("{} is a symbolic link to a directory, which is not followed: put that directory itself", path.display())]
     LinkToADirectory {
         /// The link.
         path: PathBuf,
     },
-    /// No name of its own.
+    /// The path has no last name.
     #[error("{} has no name of its own: give the path by which it has one", path.display())]
     NoName {
-        /// What was given: `.`, `..` or `/`.
+        /// The path: `.`, `..` or `/`.
         path: PathBuf,
     },
-    /// Its name can not be in the catalog.
+    /// The file's name is not valid in the catalog.
     #[error("{}", path.display())]
     Name {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with the name.
         source: NameError,
     },
-    /// Two of them have the same name.
+    /// Two files would get the same name.
     #[error("{} and {} would both be `{name}`: put them into different directories (--to)", first.display(), second.display())]
     SameName {
         /// The name.
         name: NamePath,
-        /// One.
+        /// The first file.
         first: PathBuf,
-        /// The other.
+        /// The second file.
         second: PathBuf,
     },
 }
 
 impl LocalError {
-    /// Should the command have been given something else?
+    /// Returns whether the command line is wrong, as opposed to the file system.
     pub(crate) fn is_usage(&self) -> bool {
         !matches!(self, LocalError::Read { .. })
     }
 }
 
-/// A file that is to be put.
+/// A file to put.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Source {
-    /// Where it is.
+    /// The file's path on disk.
     pub(crate) file: PathBuf,
-    /// What it will be called.
+    /// The file's path in the catalog.
     pub(crate) path: NamePath,
-    /// Its size in bytes, so far.
+    /// The size in bytes when it was checked.
     pub(crate) size: u64,
-    /// What is kept of it beside its bytes.
+    /// The attributes that are stored beside the bytes.
     pub(crate) record: FileRecord,
 }
 
-/// Everything that is to be put.
+/// Everything to put.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sources {
-    /// The files, in the order in which they were given, directories in the order of their names.
+    /// The files in the order of the command line; those of a directory in the order of their names.
     pub(crate) files: Vec<Source>,
-    /// The directories, also the empty ones.
+    /// The directories, including empty ones.
     pub(crate) directories: Vec<NamePath>,
 }
 
-/// Looks at `files`, and into directories where `recursive`, and gives each its name in the directory `to`.
+/// Checks `files`, and directories if `recursive`, and gives each its name in the directory `to`.
 ///
 /// # Errors
-/// [`LocalError`] for the first that can not be put.
+/// [`LocalError`] for the first file that cannot be put.
 pub(crate) fn collect(files: &[PathBuf], to: &NamePath, recursive: bool) -> Result<Sources, LocalError> {
     let mut sources = Sources::default();
     let mut given: BTreeMap<Name, &Path> = BTreeMap::new();
@@ -167,7 +167,7 @@ fn source(file: PathBuf, path: NamePath, metadata: &Metadata) -> Result<Source, 
     Ok(Source { file, path, size: metadata.len(), record })
 }
 
-/// Nanoseconds since 1970, as far as 64 bits go.
+/// Returns the modification time in nanoseconds since 1970, clamped to 64 bits.
 fn modified(metadata: &Metadata) -> i64 {
     let Ok(modified) = metadata.modified() else { return 0 };
     match modified.duration_since(UNIX_EPOCH) {
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn files_and_directories_have_their_base_names() {
+    fn files_and_directories_get_their_base_names() {
         let dir = tree();
         let files = [dir.path().join("f"), dir.path().join("d/")];
         let sources = collect(&files, &"to/here".parse().unwrap(), true).unwrap();
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_put_is_refused_before_anything_is_sent() {
+    fn unusable_files_are_refused_before_sending() {
         let dir = tree();
         symlink("..", dir.path().join("d/up")).unwrap();
         let refused = |names: &[&str], recursive, expected: &str| {

@@ -1,7 +1,7 @@
 //! The command `blobferry`: publish large files atomically, and read them everywhere at local-disk speed.
 //!
-//! [`cli`] is what can be asked for, [`commands`] does it, `blobferry_catalog` knows what things are called, [`remote`]
-//! and [`server`] are the two ends of the connection, and [`failure`] is how it ends.
+//! [`cli`] defines the command line, and [`commands`] has one file per subcommand. [`remote`] is the client's end of
+//! a connection, [`server`] the other. [`failure`] turns errors into text and exit codes.
 
 mod cli;
 mod commands;
@@ -31,12 +31,12 @@ fn main() -> ExitCode {
     let cli = Cli::read();
     log_to_stderr();
     let done = run(cli);
-    tracing::debug!(peak_memory_bytes = memory::peak(), "at the end");
+    tracing::debug!(peak_memory_bytes = memory::peak(), "finished");
     match done {
         Ok(()) => Exit::Done.into(),
         Err(failure) => {
             if !failure.quiet() {
-                // Where standard error is gone, too, the exit code is all that is left to tell.
+                // If standard error is closed as well, only the exit code remains.
                 let _ = writeln!(std::io::stderr(), "blobferry: {}", failure.report());
             }
             failure.exit().into()
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Warnings, unless RUST_LOG asks for more or less. Standard output is for what was asked for.
+/// Logs to standard error: warnings, or what RUST_LOG selects. Standard output is for results only.
 fn log_to_stderr() {
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
     let colours = std::io::stderr().is_terminal();
@@ -58,11 +58,15 @@ fn run(cli: Cli) -> Result<(), Failure> {
     runtime.block_on(commands::run(cli, std::io::stdout().lock()))
 }
 
-/// Threads for connections: one for a client, so that it answers its server also while whoever reads its standard
-/// output takes a rest. Disks have threads of their own. The clients of a benchmark have as many as a server: they
-/// stand for programs that are busy with what they load.
+/// The most threads for the connections of a server.
+const MOST: usize = 4;
+
+/// Returns the number of runtime threads, which carry connections. The pool has other threads for disks.
+///
+/// A client has one: it answers its server even while the main thread is blocked on standard output. A server has one
+/// per processor, at most [`MOST`]. The clients of a benchmark have as many as a server, because they stand for
+/// programs that work on what they load.
 fn threads(command: &Command) -> usize {
-    const MOST: usize = 4;
     match command {
         Command::Serve(_) | Command::BenchWorker => {
             std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST)

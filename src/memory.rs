@@ -1,18 +1,18 @@
-//! How much memory this process has needed: the promise is that it does not depend on the size of the files.
+//! Resident memory of a process. The command promises that it does not depend on the size of files.
 
 use std::path::Path;
 
-/// The most memory that this process ever had resident, in bytes; `None` where the system does not tell.
+/// Returns the peak resident memory of this process, in bytes; `None` if the system does not report it.
 pub(crate) fn peak() -> Option<u64> {
     read("/proc/self/status", "VmHWM:")
 }
 
-/// The same of another process.
+/// Returns the peak resident memory of another process, in bytes.
 pub(crate) fn peak_of(process: u32) -> Option<u64> {
     read(format!("/proc/{process}/status"), "VmHWM:")
 }
 
-/// The memory that another process has resident now, in bytes.
+/// Returns the current resident memory of another process, in bytes.
 pub(crate) fn resident_of(process: u32) -> Option<u64> {
     read(format!("/proc/{process}/status"), "VmRSS:")
 }
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_figure_is_found_in_what_the_kernel_says() {
+    fn memory_is_parsed_from_proc_status() {
         let status = "Name:\tx\nVmPeak:\t   900 kB\nVmHWM:\t    12 kB\nVmRSS:\t    10 kB\n";
         assert_eq!(parse(status, "VmHWM:"), Some(12 << 10));
         assert_eq!(parse(status, "VmRSS:"), Some(10 << 10));

@@ -1,8 +1,7 @@
-//! Standard output: lines for people and scripts, or JSON with `--json`.
+//! Standard output: plain lines, or JSON with `--json`.
 //!
-//! Plain lines have their fields separated by tabs. With `--json` every one of these lines is one JSON object on a
-//! line of its own, so that a list can be read as it comes. Nothing else ever goes to standard output: progress and
-//! errors go to standard error.
+//! The fields of a plain line are separated by tabs. With `--json` every line is one JSON object, so that a script can
+//! read a list as it arrives. Nothing else goes to standard output: progress and errors go to standard error.
 
 use std::io::{BufWriter, Write};
 
@@ -10,25 +9,25 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
-/// A line of output, in both of its forms. The JSON form is its [`Serialize`].
+/// A result that can be printed as a plain line or as JSON. The JSON form is its [`Serialize`].
 pub(crate) trait Render: Serialize {
-    /// The plain form, without the line break.
+    /// Returns the plain form, without the final line break.
     fn plain(&self) -> String;
 }
 
-/// Where the output goes: buffered, so it is written by [`Output::flush`] at the end.
+/// A buffered output. [`Output::flush`] writes the rest at the end.
 pub(crate) struct Output<W: Write> {
     json: bool,
     to: BufWriter<W>,
 }
 
 impl<W: Write> Output<W> {
-    /// Output as JSON or plain.
+    /// Creates an output of JSON or plain lines.
     pub(crate) fn new(to: W, json: bool) -> Output<W> {
         Output { json, to: BufWriter::with_capacity(64 << 10, to) }
     }
 
-    /// Puts one line out.
+    /// Prints one line.
     ///
     /// # Errors
     /// [`Failure::Output`].
@@ -41,17 +40,17 @@ impl<W: Write> Output<W> {
         written.and_then(|()| self.to.write_all(b"\n")).map_err(Failure::Output)
     }
 
-    /// Are lines JSON?
+    /// Returns whether lines are JSON.
     pub(crate) fn is_json(&self) -> bool {
         self.json
     }
 
-    /// For bytes that are not lines.
+    /// Returns the underlying output, for bytes that are not lines.
     pub(crate) fn bytes(&mut self) -> &mut impl Write {
         &mut self.to
     }
 
-    /// Writes what is buffered.
+    /// Writes the buffered lines.
     ///
     /// # Errors
     /// [`Failure::Output`].
@@ -60,14 +59,14 @@ impl<W: Write> Output<W> {
     }
 }
 
-/// Fields with tabs between them.
+/// Joins fields with tabs.
 pub(crate) fn tabbed<const N: usize>(fields: [&dyn std::fmt::Display; N]) -> String {
     fields.map(ToString::to_string).join("\t")
 }
 
-/// Serializes a word as the text that it is everywhere else.
-pub(crate) fn text<S: serde::Serializer>(word: &impl std::fmt::Display, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(word)
+/// Serializes a value as its displayed text.
+pub(crate) fn text<S: serde::Serializer>(value: &impl std::fmt::Display, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(value)
 }
 
 #[cfg(test)]
@@ -106,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_went_away_is_a_quiet_failure() {
+    fn closed_pipe_is_a_quiet_failure() {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         for json in [false, true] {

@@ -1,11 +1,11 @@
-//! A process that this one has started, and talks with in lines, through pipes.
+//! A child process that exchanges lines with this process through pipes.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A process. Dropped, it is ended and waited for.
+/// A child process. Dropping it kills the process and waits for its end.
 pub(crate) struct Process {
     child: Child,
     stdin: ChildStdin,
@@ -13,7 +13,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts it. Its standard error is this process's own.
+    /// Starts a process. It inherits this process's standard error.
     ///
     /// # Errors
     /// The system's.
@@ -25,20 +25,20 @@ impl Process {
         Ok(Process { child, stdin, stdout: BufReader::new(stdout) })
     }
 
-    /// Its number.
+    /// Returns the process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Writes a line to it.
+    /// Writes a line to the process.
     ///
     /// # Errors
-    /// It reads no more.
+    /// The process has closed its standard input.
     pub(crate) fn send(&mut self, line: &str) -> io::Result<()> {
         self.stdin.write_all(format!("{line}\n").as_bytes())
     }
 
-    /// The next line that it writes; an empty one where it has ended.
+    /// Reads the next line that the process writes; an empty one if the process has ended.
     ///
     /// # Errors
     /// The pipe's.
@@ -48,7 +48,8 @@ impl Process {
         Ok(line.trim_end().to_owned())
     }
 
-    /// Why it has not said what it should. It has told on standard error what is wrong; here is how it ended.
+    /// Waits for the end of a process that did not report, and returns its exit status as an error. The process has
+    /// printed the cause on standard error.
     pub(crate) fn ended(&mut self) -> io::Error {
         match self.child.wait() {
             Ok(status) => io::Error::other(format!("a process ended before it had reported ({status})")),
@@ -56,10 +57,10 @@ impl Process {
         }
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM, and waits for the end of the process.
     ///
     /// # Errors
-    /// It did not end well.
+    /// The exit status is not 0.
     pub(crate) fn stop(mut self) -> io::Result<()> {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let status = self.child.wait()?;
@@ -69,7 +70,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail for a process that has ended already, which is as well.
+        // Both fail if the process has ended already; then there is nothing to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_heard_and_told() {
+    fn lines_go_both_ways() {
         let mut process = shell("echo ready; read word; echo \"$word!\"");
         assert_eq!(process.receive().unwrap(), "ready");
         process.send("go").unwrap();
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_ends_early_is_an_error_that_says_how() {
+    fn early_end_is_an_error_with_the_exit_status() {
         let mut process = shell("exit 5");
         assert_eq!(process.receive().unwrap(), "");
         let error = process.ended();
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn no_process_is_left_behind() {
+    fn dropped_process_is_killed() {
         let mut process = shell("echo ready; exec sleep 1000");
         assert_eq!(process.receive().unwrap(), "ready");
         let path = format!("/proc/{}", process.id());
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_asked_to_end_may_end_well_or_not() {
+    fn stop_reports_the_exit_status() {
         let script = |code| format!("trap 'exit {code}' TERM; echo ready; read forever");
         for (code, well) in [(0, true), (3, false)] {
             let mut process = shell(&script(code));

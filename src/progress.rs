@@ -1,4 +1,4 @@
-//! Progress of transfers: one bar on standard error where that is a terminal, nothing otherwise.
+//! Progress of transfers: one bar on standard error if that is a terminal, nothing otherwise.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use blobferry_session::io::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// One bar for everything that a command transfers. Gone from the screen when it is dropped.
+/// One bar for everything that a command transfers. Dropping it clears it from the screen.
 pub(crate) struct Bar {
     bar: ProgressBar,
 }
 
 impl Bar {
-    /// A bar for `bytes` in all, that says what is done with them.
+    /// Creates a bar for `bytes` in total. `doing` is its label.
     pub(crate) fn new(doing: &'static str, bytes: u64) -> Bar {
         let target = if std::io::stderr().is_terminal() {
             ProgressDrawTarget::stderr_with_hz(10)
@@ -28,13 +28,13 @@ impl Bar {
         Bar { bar }
     }
 
-    /// All of it is so far, where that is not known by its parts.
+    /// Sets the position of the whole bar, for work that has no parts.
     pub(crate) fn at(&self, progress: Progress) {
         self.bar.set_length(progress.total);
         self.bar.set_position(progress.done);
     }
 
-    /// One of the transfers.
+    /// Adds a transfer of `size` bytes.
     pub(crate) fn part(&self, size: u64) -> Part {
         Part { bar: self.bar.clone(), size, done: Arc::default() }
     }
@@ -46,7 +46,7 @@ impl Drop for Bar {
     }
 }
 
-/// One transfer's share of a [`Bar`].
+/// One transfer of a [`Bar`].
 #[derive(Clone)]
 pub(crate) struct Part {
     bar: ProgressBar,
@@ -55,7 +55,7 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// So many bytes of this transfer are done. Fewer than before are told when a transfer begins again.
+    /// Sets the number of transferred bytes. It goes back when a transfer starts again.
     pub(crate) fn reached(&self, done: u64) {
         let before = self.done.swap(done, Ordering::Relaxed);
         match done.checked_sub(before) {
@@ -64,7 +64,7 @@ impl Part {
         }
     }
 
-    /// All of it is done, also where nothing had to be transferred.
+    /// Marks the transfer as complete, even if nothing had to be transferred.
     pub(crate) fn complete(&self) {
         self.reached(self.size);
     }
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_shows_the_sum_of_its_parts() {
+    fn bar_shows_the_sum_of_its_parts() {
         let bar = Bar::new("testing", 30);
         let (first, second) = (bar.part(10), bar.part(20));
         first.reached(4);

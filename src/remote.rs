@@ -1,4 +1,4 @@
-//! The server, as the subcommands see it.
+//! The connection to a server, as the subcommands use it.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -21,59 +21,59 @@ use crate::transport::{Link, Transport};
 /// Why an operation on names failed.
 pub(crate) type CatalogError = blobferry_catalog::CatalogError<RemoteError>;
 
-/// Why the server could not be asked, or what it answered instead.
+/// Why a request to the server failed.
 #[derive(Debug, Error)]
 pub(crate) enum RemoteError {
-    /// Nobody listens there.
+    /// No process listens at the address.
     #[error(
         "no server at {server}: {reason}; start one with `blobferry serve --dir DIR`, or name another with --server"
     )]
     NoServer {
-        /// Where it was looked for.
+        /// The address.
         server: String,
-        /// What the system says.
+        /// The system's error.
         reason: String,
     },
-    /// What was given as an address is none.
+    /// The text is not an address.
     #[error("`{server}` is not an address of a server: it has the form HOST:PORT")]
     NoAddress {
-        /// What was given.
+        /// The text.
         server: String,
     },
-    /// Somebody listens there, but no conversation came about.
-    #[error("no conversation with {server}: {reason}")]
+    /// A process listens at the address, but the handshake failed.
+    #[error("no handshake with {server}: {reason}")]
     Handshake {
-        /// Who was called.
+        /// The address.
         server: String,
-        /// Why not.
+        /// Why the handshake failed.
         reason: String,
     },
-    /// The cache directory can not be used.
-    #[error("the cache can not be used")]
+    /// The cache directory cannot be used.
+    #[error("the cache cannot be used")]
     Cache(#[source] CacheError),
-    /// What was asked for did not come.
+    /// A call failed.
     #[error(transparent)]
     Call(#[from] CallError),
-    /// One of the user's files can not be sent as it is.
-    #[error("{}: {detail}; nothing was published: put it again when nobody writes to it", path.display())]
+    /// A file of the user cannot be sent, because it changed or cannot be read.
+    #[error("{}: {detail}; nothing was published: put it again when no program writes to it", path.display())]
     Source {
         /// The file.
         path: PathBuf,
-        /// What happened to it.
+        /// What happened to the file.
         detail: String,
     },
-    /// The connection was lost in a commit, and the server says that nothing came of it.
+    /// The connection was lost during a commit, and the server has not committed the transaction.
     #[error("the connection to the server was lost, and nothing was changed: try again")]
     NotCommitted,
-    /// The connection was lost in a commit, and nobody can be asked what became of it.
+    /// The connection was lost during a commit, and the server cannot be reached to ask for the outcome.
     #[error(
         "the connection to {server} was lost in the commit ({reason}), and does not come back: everything was changed \
-         or nothing, and `blobferry log NAME` will tell which"
+         or nothing, and `blobferry log NAME` will show which"
     )]
     OutcomeUnknown {
-        /// Who would know.
+        /// The address of the server, which knows the outcome.
         server: String,
-        /// Why it was lost.
+        /// Why the connection was lost.
         reason: String,
     },
 }
@@ -102,13 +102,13 @@ impl From<RequestError> for RemoteError {
     }
 }
 
-/// A connection to the server. Dropped without [`Remote::close`], what is under way is given up.
+/// A connection to the server. Dropping it without [`Remote::close`] abandons the requests under way.
 pub(crate) struct Remote {
     server: String,
     link: Link,
 }
 
-/// An open transaction of a [`Remote`]. Dropped, it is aborted.
+/// An open transaction of a [`Remote`]. Dropping it aborts it.
 pub(crate) struct RemoteTxn<'a> {
     remote: &'a Remote,
     transaction: Transaction,
@@ -130,7 +130,7 @@ async fn connect(transport: Transport, server: &str, cache: Cache) -> Result<Lin
 }
 
 impl Remote {
-    /// Connects to a server, with a cache on this side.
+    /// Connects to a server, with a cache for its blobs.
     pub(crate) async fn connect(
         transport: Transport,
         server: &str,
@@ -139,17 +139,17 @@ impl Remote {
         Ok(Remote { server: server.to_owned(), link: connect(transport, server, cache).await? })
     }
 
-    /// Ends the conversation when what is under way has come to its end.
+    /// Finishes the requests under way, and closes the connection.
     pub(crate) async fn close(self) {
         self.link.close().await;
     }
 
-    /// The calls that a transport has, for those who need more of them than stands here.
+    /// Returns the session, for calls that `Remote` does not have.
     pub(crate) fn session(&self) -> &Session {
         self.link.session()
     }
 
-    /// Another connection to the same server, with the same cache.
+    /// Makes another connection to the same server, with the same cache.
     pub(crate) async fn another(&self, transport: Transport) -> Result<Remote, RemoteError> {
         Remote::connect(transport, &self.server, self.session().cache().clone()).await
     }
@@ -159,23 +159,24 @@ impl Remote {
         Ok(RemoteTxn { remote: self, transaction: self.session().begin(meta)?, cached })
     }
 
-    /// The revisions of an object, newest first.
+    /// Returns the revisions of an object, newest first.
     pub(crate) async fn history(&self, oid: Oid, limit: u32) -> Result<Vec<HistoryEntry>, RemoteError> {
         Ok(wait(|done| self.session().history(oid, limit, done)).await?)
     }
 
-    /// The server's counters.
+    /// Returns the server's counters.
     pub(crate) async fn status(&self) -> Result<Vec<(String, u64)>, RemoteError> {
         Ok(wait(|done| self.session().status(done)).await?)
     }
 
-    /// Forgets what was replaced before a transaction.
+    /// Deletes the revisions that were replaced before a transaction.
     pub(crate) async fn pack(&self, before: Tid) -> Result<Packed, RemoteError> {
         Ok(wait(|done| self.session().pack(before, done)).await?)
     }
 
-    /// A blob of `size` bytes in the cache: where it is, and the open file, which keeps it there. `progress` is told how
-    /// many bytes have come, where it has to be downloaded. What can have no room is not asked for.
+    /// Loads a blob of `size` bytes into the cache. Returns its path, and the open file, which keeps it from eviction.
+    ///
+    /// Calls `progress` with the number of downloaded bytes. If the cache has no space for the blob, no request is sent.
     pub(crate) async fn fetch(
         &self,
         blob: BlobId,
@@ -184,7 +185,7 @@ impl Remote {
     ) -> Result<(PathBuf, File), RemoteError> {
         let progress = Arc::new(move |at: Progress| progress(at.done));
         let cache = self.session().cache().clone();
-        // To look into the account of the cache may be to wait for another process.
+        // The cache's quota may be locked by another process.
         let checked = spawn_blocking(move || match cache.get(blob)? {
             Some(_) => Ok(()),
             None => cache.check_space(blob, size),

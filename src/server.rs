@@ -1,4 +1,4 @@
-//! The server on this side: a store, and a transport that listens for it.
+//! A server in this process: a store, and a transport that listens.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use blobferry_store::{SqliteStore, StoreConfig};
 use crate::failure::Failure;
 use crate::transport::{Listener, Transport};
 
-/// A server that is running.
+/// A running server.
 pub(crate) struct Serving {
     listener: Listener,
 }
 
 impl Serving {
-    /// Opens the store of a directory and listens. A directory that another server has open is refused.
+    /// Opens the store of a directory, and listens. It refuses a directory that another server has open.
     ///
     /// # Errors
-    /// [`Failure::Store`], or [`Failure::System`] where the address can not be listened on.
+    /// [`Failure::Store`]; [`Failure::System`] if it cannot listen on the address.
     pub(crate) async fn start(transport: Transport, dir: &Path, listen: &str) -> Result<Serving, Failure> {
         let store = SqliteStore::open(dir, StoreConfig::default())?;
         let listener = Listener::bind(transport, listen, Arc::new(store)).await;
@@ -26,12 +26,12 @@ impl Serving {
         Ok(Serving { listener })
     }
 
-    /// Where it listens: with the port that it really has.
+    /// Returns the listening address, with the actual port.
     pub(crate) fn address(&self) -> String {
         self.listener.local_addr().to_string()
     }
 
-    /// Ends it: what is under way is finished.
+    /// Finishes the requests under way, and stops.
     pub(crate) async fn stop(self) {
         self.listener.stop().await;
     }

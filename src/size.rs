@@ -1,4 +1,4 @@
-//! Sizes as people write them: `10G`, `500M`, `1.5TiB`, `4096`.
+//! Parsing of sizes: `10G`, `500M`, `1.5TiB`, `4096`.
 
 use std::str::FromStr;
 
@@ -8,11 +8,11 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size(pub(crate) u64);
 
-/// A number of bytes that is not to be passed, or `none`.
+/// A limit in bytes, or `none`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limit(pub(crate) Option<u64>);
 
-/// What was not a size.
+/// A text is not a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("a size is a number of bytes, or a number with K, M, G or T behind it (powers of 1024): 10G, 500M")]
 pub(crate) struct NoSize;
@@ -36,7 +36,7 @@ impl FromStr for Size {
             return whole.checked_mul(unit).map(Size).ok_or(NoSize);
         }
         match number.parse::<f64>() {
-            // As a float it is exact up to 8 PiB; what is larger is cut off at the largest number there is.
+            // A float is exact up to 8 PiB. A larger size saturates at `u64::MAX`.
             Ok(number) if power > 0 => Ok(Size((number * unit as f64) as u64)),
             _ => Err(NoSize),
         }
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_as_people_write_them() {
+    fn sizes_are_parsed_with_units() {
         for (text, bytes) in [
             ("0", 0),
             ("4096", 4096),

@@ -1,6 +1,6 @@
-//! The transports that the command can use: the one place that knows their clients and servers.
+//! The transports of the command. Only this file knows their clients and servers.
 //!
-//! Everything above works with a [`Session`], which is the same for all of them.
+//! Everything above works with a [`Session`], which is the same for all transports.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    /// What it is called on the command line.
+    /// Returns the transport's name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Transport::Mio => "mio",
@@ -35,7 +35,7 @@ impl Transport {
     }
 }
 
-/// A connection to a server. Dropped without [`Link::close`], what is under way is given up.
+/// A connection to a server. Dropping it without [`Link::close`] abandons the requests under way.
 pub(crate) enum Link {
     Mio(mio::Client),
     Tokio(tokio_transport::Client),
@@ -62,7 +62,7 @@ impl Link {
         }
     }
 
-    /// The conversation, whoever carries it.
+    /// Returns the session, which is independent of the transport.
     pub(crate) fn session(&self) -> &Session {
         match self {
             Link::Mio(client) => client.session(),
@@ -70,24 +70,24 @@ impl Link {
         }
     }
 
-    /// Ends the conversation when what is under way has come to its end.
+    /// Finishes the requests under way, and closes the connection.
     pub(crate) async fn close(self) {
         match self {
             Link::Tokio(client) => client.close().await,
-            // A thread that has panicked has ended, too.
+            // A thread that panicked has ended as well.
             Link::Mio(client) => drop(blocking(move || client.close()).await),
         }
     }
 }
 
-/// A server that is running.
+/// A running server.
 pub(crate) enum Listener {
     Mio(mio::Server),
     Tokio(tokio_transport::Server),
 }
 
 impl Listener {
-    /// Listens, and answers from the store.
+    /// Listens, and answers requests from the store.
     pub(crate) async fn bind(
         transport: Transport,
         listen: &str,
@@ -105,7 +105,7 @@ impl Listener {
         }
     }
 
-    /// Where it listens: with the port that it really has.
+    /// Returns the listening address, with the actual port.
     pub(crate) fn local_addr(&self) -> SocketAddr {
         match self {
             Listener::Mio(server) => server.local_addr(),
@@ -113,17 +113,17 @@ impl Listener {
         }
     }
 
-    /// Ends it: what is under way is finished.
+    /// Finishes the requests under way, and stops.
     pub(crate) async fn stop(self) {
         match self {
             Listener::Tokio(server) => server.stop().await,
-            // A thread that has panicked has ended, too.
+            // A thread that panicked has ended as well.
             Listener::Mio(server) => drop(blocking(move || server.stop()).await),
         }
     }
 }
 
-/// Does what blocks where it may.
+/// Runs a blocking job on the pool.
 async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     spawn_blocking(job).await.map_err(io::Error::other)
 }

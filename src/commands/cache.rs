@@ -1,6 +1,7 @@
-//! `cache`: this machine's blobs: what is there, how much of it may be, what is to stay, and whether it is whole.
+//! `cache`: manage this machine's cache: list, limit, pin, verify and remove blobs.
 //!
-//! No server is asked. So blobs have no names here: `OID@TID` says which one it is, or the path that `get` prints.
+//! It sends no request to a server, so blobs have no names here. `OID@TID` identifies a blob, or the path that `get`
+//! prints.
 
 use std::io::Write;
 use std::path::Path;
@@ -35,7 +36,7 @@ pub(super) fn run<W: Write>(
     }
 }
 
-/// What a cache takes.
+/// The disk usage of a cache.
 #[derive(Serialize)]
 struct Report {
     blobs: u64,
@@ -72,7 +73,7 @@ impl Render for Report {
     }
 }
 
-/// A blob that is there.
+/// A cached blob.
 #[derive(Serialize)]
 struct Listed<'a> {
     oid: u64,
@@ -124,7 +125,7 @@ fn ls<W: Write>(args: &CacheLsArgs, cache: &Cache, output: &mut Output<W>) -> Re
     Ok(())
 }
 
-/// What was removed.
+/// The removed blobs.
 #[derive(Serialize)]
 struct Freed {
     blobs: u64,
@@ -165,7 +166,7 @@ fn gc<W: Write>(args: &CacheGcArgs, cache: &Cache, output: &mut Output<W>) -> Re
     output.line(&Freed::from(removed))
 }
 
-/// What reading all of them has shown.
+/// The result of reading all blobs.
 #[derive(Serialize)]
 struct Verified {
     proven: u64,
@@ -194,7 +195,7 @@ fn verify<W: Write>(cache: &Cache, output: &mut Output<W>) -> Result<(), Failure
     if count > 0 { Err(Failure::DamagedCache { count }) } else { Ok(()) }
 }
 
-/// A blob that is to stay, or not any more.
+/// A blob that was pinned or unpinned.
 #[derive(Serialize)]
 struct Pinned {
     oid: u64,
@@ -211,9 +212,9 @@ impl Render for Pinned {
 }
 
 fn pin<W: Write>(args: &CachePinArgs, cache: &Cache, output: &mut Output<W>) -> Result<(), Failure> {
-    // All of them are understood before any is changed.
+    // All arguments are parsed before any blob is changed.
     let blobs: Vec<BlobId> =
-        args.blobs.iter().map(|text| named(text, cache.layout())).collect::<Result<_, _>>()?;
+        args.blobs.iter().map(|text| parse_blob(text, cache.layout())).collect::<Result<_, _>>()?;
     for blob in blobs {
         let change: fn(&Cache, BlobId) -> Result<(), CacheError> =
             if args.remove { Cache::unpin } else { Cache::pin };
@@ -223,8 +224,8 @@ fn pin<W: Write>(args: &CachePinArgs, cache: &Cache, output: &mut Output<W>) -> 
     Ok(())
 }
 
-/// The blob that is meant: `OID@TID`, or the path of its file in the cache.
-fn named(text: &str, layout: &Layout) -> Result<BlobId, Failure> {
+/// Parses a blob: `OID@TID`, or the path of its file in the cache.
+fn parse_blob(text: &str, layout: &Layout) -> Result<BlobId, Failure> {
     let by_id = || {
         let (oid, tid) = text.split_once('@')?;
         Some(BlobId { oid: Oid(oid.parse().ok()?), tid: tid.parse().ok()? })
@@ -233,7 +234,7 @@ fn named(text: &str, layout: &Layout) -> Result<BlobId, Failure> {
         let path = Path::new(text);
         let bucket: u64 = path.parent()?.file_name()?.to_str()?.parse().ok()?;
         let blob = BlobId::from_file_name(bucket, path.file_name()?.to_str()?)?;
-        // The same path may be written in several ways.
+        // Different texts can name the same path.
         let here = path.parent()?.canonicalize().ok()? == layout.bucket_path(bucket).canonicalize().ok()?;
         here.then_some(blob)
     };
@@ -251,19 +252,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_blob_is_named_by_its_id_or_by_its_path_in_this_cache() {
+    fn blob_is_parsed_from_its_id_or_its_cache_path() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(dir.path().join("cache")).unwrap();
         let blob = BlobId { oid: Oid(998), tid: Tid(0xabc) };
-        assert_eq!(named(&blob.to_string(), &layout).unwrap(), blob);
+        assert_eq!(parse_blob(&blob.to_string(), &layout).unwrap(), blob);
         layout.create_bucket(1).unwrap();
         let path = layout.blob_path(blob);
-        assert_eq!(named(path.to_str().unwrap(), &layout).unwrap(), blob);
+        assert_eq!(parse_blob(path.to_str().unwrap(), &layout).unwrap(), blob);
         let roundabout = layout.root().join("tmp/../1").join(blob.file_name());
-        assert_eq!(named(roundabout.to_str().unwrap(), &layout).unwrap(), blob);
+        assert_eq!(parse_blob(roundabout.to_str().unwrap(), &layout).unwrap(), blob);
         let elsewhere = dir.path().join("1").join(blob.file_name());
         for text in ["model.bin", "998", "998@abc", elsewhere.to_str().unwrap()] {
-            assert!(matches!(named(text, &layout), Err(Failure::Usage(_))), "{text}");
+            assert!(matches!(parse_blob(text, &layout), Err(Failure::Usage(_))), "{text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `cat`: the bytes of files, on standard output.
+//! `cat`: write the bytes of files to standard output.
 
 use std::io::{Write, copy};
 

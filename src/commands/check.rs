@@ -1,4 +1,4 @@
-//! `check`: is everything in a server's directory as it was committed?
+//! `check`: compare a server's directory with what was committed.
 
 use std::io::Write;
 
@@ -11,18 +11,18 @@ use crate::format::size;
 use crate::output::{Output, Render, tabbed};
 use crate::progress::Bar;
 
-/// One thing that is not as it should be.
+/// One finding.
 #[derive(Serialize)]
 struct Found {
     kind: &'static str,
-    /// The object, where it is about one.
+    /// The object, if the finding is about one.
     oid: Option<String>,
     /// The transaction.
     tid: Option<String>,
     path: String,
     detail: String,
     damage: bool,
-    /// What was done, or can be.
+    /// The repair that was made, or can be.
     advice: &'static str,
 }
 
@@ -48,7 +48,7 @@ impl Render for Found {
     }
 }
 
-/// What was looked at, in the end.
+/// The totals of a check.
 #[derive(Serialize)]
 struct Checked {
     revisions: u64,

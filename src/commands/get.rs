@@ -17,7 +17,7 @@ use crate::output::{Output, Render};
 use crate::progress::Bar;
 use crate::remote::Remote;
 
-/// A file that is here now.
+/// A fetched file.
 #[derive(Serialize)]
 struct Got<'a> {
     #[serde(serialize_with = "crate::output::text")]
@@ -51,7 +51,7 @@ pub(super) async fn run<W: Write>(
     let bar = Bar::new("getting", files.iter().map(|file| file.blob.size).sum());
     let wanted = files.iter().zip(targets);
     raise_descriptor_limit();
-    // The files stay open, and so where they are, until it is told where all of them are.
+    // Open files are not evicted. They stay open until all paths are printed.
     let got = transfer_all(TRANSFERS, wanted, |(file, target)| get(remote, file, target, &bar)).await?;
     drop(bar);
     if args.output.is_some() && !output.is_json() {
@@ -64,7 +64,7 @@ pub(super) async fn run<W: Write>(
     output.flush()
 }
 
-/// Fetches one file and says where it is: in the cache, open, or where its copy was wanted.
+/// Fetches one file. Returns its path: in the cache, with the open file, or that of the copy.
 async fn get(
     remote: &Remote,
     file: &File,
@@ -85,7 +85,8 @@ async fn get(
     copied.await.map_err(|error| Failure::System { doing: "copying".into(), source: error.into() })?
 }
 
-/// Where the copies go: to `path`, or under their base names into it where it is a directory or has to be one.
+/// Returns the paths of the copies. If `path` is a directory or there are several names, each copy is in it under its
+/// base name; otherwise `path` is the copy.
 fn copies(path: &Path, names: &[NameAt]) -> Result<Vec<PathBuf>, Failure> {
     if names.len() == 1 && !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -108,10 +109,10 @@ fn copies(path: &Path, names: &[NameAt]) -> Result<Vec<PathBuf>, Failure> {
     Ok(paths)
 }
 
-/// Copies a file. Whoever looks sees the old one or the whole new one.
+/// Copies a file atomically: other programs see the old file or the complete new one.
 fn copy(from: &mut OpenFile, to: &Path, executable: bool) -> io::Result<()> {
     let directory = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // The user's umask takes its part of these.
+    // The system applies the user's umask.
     let permissions = Permissions::from_mode(if executable { 0o777 } else { 0o666 });
     let mut copy =
         tempfile::Builder::new().prefix(".blobferry-").permissions(permissions).tempfile_in(directory)?;
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn one_name_goes_to_the_path_and_several_into_it() {
+    fn one_name_goes_to_the_path_several_into_it() {
         let dir = tempfile::tempdir().unwrap();
         let (file, inner) = (dir.path().join("file"), dir.path().join("made/for it"));
         assert_eq!(copies(&file, &names(&["d/a"])).unwrap(), [file]);
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_replaces_what_was_there_and_leaves_nothing_else() {
+    fn copy_replaces_the_target_without_leftovers() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         fs::write(&from, "new").unwrap();

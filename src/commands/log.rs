@@ -1,4 +1,4 @@
-//! `log`: the revisions of a file, newest first.
+//! `log`: print the revisions of a file, newest first.
 
 use std::io::Write;
 
@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::find_files;
 use crate::cli::LogArgs;
 use crate::failure::Failure;
-use crate::format::moment;
+use crate::format;
 use crate::output::{Output, Render, tabbed};
 use crate::remote::Remote;
 
-/// One revision. Where it has no size, it is the removal of the file.
+/// One revision. Without a size, it is the removal of the file.
 #[derive(Serialize)]
 struct Logged {
     #[serde(serialize_with = "crate::output::text")]
@@ -29,7 +29,7 @@ impl From<HistoryEntry> for Logged {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Logged {
             tid: entry.tid,
-            time: moment(entry.tid),
+            time: format::time(entry.tid),
             size: entry.blob.map(|blob| blob.size),
             digest: entry.blob.map(|blob| blob.digest).as_ref().map(Digest::to_string),
             user: text(&entry.meta.user),
@@ -39,7 +39,7 @@ impl From<HistoryEntry> for Logged {
 }
 
 impl Render for Logged {
-    /// A removed file has `-` for its size. Whatever would break the line, or the terminal, is a blank.
+    /// The size of a removal is `-`. Control characters are replaced by spaces, to protect the line and the terminal.
     fn plain(&self) -> String {
         let size = self.size.map_or_else(|| "-".into(), |size| size.to_string());
         let one_line = |text: &str| text.replace(char::is_control, " ");
@@ -67,7 +67,7 @@ mod tests {
     use blobferry_protocol::{BlobInfo, TxnMeta};
 
     #[test]
-    fn a_revision_is_one_line_whatever_its_message_is() {
+    fn revision_is_one_line_for_any_message() {
         let meta = TxnMeta { user: b"me".to_vec(), description: b"one\ntwo\t\x1b[31m\xff".to_vec() };
         let tid = Tid::from_unix(std::time::Duration::from_millis(1_735_689_599_500));
         let blob = Some(BlobInfo { size: 5, digest: Digest([0; 32]) });

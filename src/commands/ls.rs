@@ -1,4 +1,4 @@
-//! `ls`: the names of a directory, one a line.
+//! `ls`: list the names of a directory, one per line.
 
 use std::io::Write;
 
@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use crate::cli::LsArgs;
 use crate::failure::Failure;
-use crate::format::moment;
+use crate::format;
 use crate::output::{Output, Render, tabbed};
 
-/// How many names of a large directory are looked at before they are put out.
-const AT_ONCE: usize = 1024;
+/// The number of names that are described before they are printed.
+const CHUNK_NAMES: usize = 1024;
 
-/// A name, and with `-l` what is known of its file.
+/// A name, and with `-l` the details of its file.
 #[derive(Serialize)]
 struct Listed {
     name: String,
@@ -64,8 +64,8 @@ where
         (entry, Some((_, name))) => vec![(name.clone(), entry)],
         (_, None) => Vec::new(),
     };
-    for some in entries.chunks(AT_ONCE) {
-        let listed = stream::iter(some).map(|(name, entry)| look(&view, name, *entry, args.long));
+    for some in entries.chunks(CHUNK_NAMES) {
+        let listed = stream::iter(some).map(|(name, entry)| describe(&view, name, *entry, args.long));
         let listed: Vec<Listed> = listed.buffered(REQUESTS).try_collect().await?;
         for listed in listed {
             output.line(&listed)?;
@@ -74,7 +74,7 @@ where
     Ok(())
 }
 
-async fn look<O: Objects>(
+async fn describe<O: Objects>(
     view: &View<'_, O>,
     name: &Name,
     entry: Entry,
@@ -90,7 +90,7 @@ async fn look<O: Objects>(
             let file = view.file(oid).await?;
             Some(Details {
                 tid: file.tid,
-                time: moment(file.tid),
+                time: format::time(file.tid),
                 size: file.blob.size,
                 digest: file.blob.digest,
                 executable: file.record.executable,
@@ -118,9 +118,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_is_listed_one_name_a_line_in_order() {
+    async fn directory_is_listed_in_order_one_name_per_line() {
         let memory = Memory::default();
-        assert_eq!(ls(&memory, "/", false, false).await.unwrap(), "", "nothing was put yet");
+        assert_eq!(ls(&memory, "/", false, false).await.unwrap(), "", "an empty store");
         put(&memory, "/", &["b", "a"]).await.unwrap();
         put(&memory, "d", &["x"]).await.unwrap();
         assert_eq!(ls(&memory, "/", false, false).await.unwrap(), "a\nb\nd\n");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_long_list_tells_tid_time_size_digest_and_name() {
+    async fn long_list_has_tid_time_size_digest_and_name() {
         let memory = Memory::default();
         put(&memory, "/", &["abc"]).await.unwrap();
         put(&memory, "d", &["x"]).await.unwrap();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn json_is_one_object_a_line() {
+    async fn json_is_one_object_per_line() {
         let memory = Memory::default();
         put(&memory, "d", &["abc"]).await.unwrap();
         assert_eq!(

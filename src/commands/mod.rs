@@ -1,4 +1,4 @@
-//! The subcommands: one file each. Here is what they share, and which of them runs.
+//! The subcommands, one file each. This file selects the subcommand, and has the functions that they share.
 
 mod bench;
 mod cache;
@@ -31,10 +31,10 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::remote::{Remote, RemoteError};
 
-/// Does what the command line says.
+/// Runs the subcommand of the command line.
 ///
 /// # Errors
-/// [`Failure`]: it has the exit code.
+/// [`Failure`], which has the exit code.
 pub(crate) async fn run(cli: Cli, stdout: impl Write) -> Result<(), Failure> {
     let output = &mut Output::new(stdout, cli.global.json);
     let global = &cli.global;
@@ -62,7 +62,7 @@ pub(crate) async fn run(cli: Cli, stdout: impl Write) -> Result<(), Failure> {
     output.flush()
 }
 
-/// Works with the server, and takes leave of it. What fails does not wait for what is still under way.
+/// Connects, runs `work`, and closes the connection. If `work` fails, requests under way are abandoned.
 async fn connected(
     global: &Global,
     work: impl AsyncFnOnce(&Remote) -> Result<(), Failure>,
@@ -73,14 +73,14 @@ async fn connected(
     Ok(())
 }
 
-/// The cache of this machine.
+/// Opens the cache of this machine.
 fn open_cache(global: &Global) -> Result<Cache, Failure> {
     let limit = global.cache_limit.map(|size| size.0);
     let opened = Cache::open(cache_directory(global)?, CacheConfig { limit, ..CacheConfig::default() });
     Ok(opened.map_err(RemoteError::Cache)?)
 }
 
-/// The cache directory: the one that was named, or `blobferry` in the user's own.
+/// Returns the cache directory: the configured one, or `blobferry` in the user's cache directory.
 fn cache_directory(global: &Global) -> Result<PathBuf, Failure> {
     let absolute = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
     let named = global.cache.clone();
@@ -92,7 +92,7 @@ fn cache_directory(global: &Global) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Lets the process have as many connections and files open as the system allows it to ask for.
+/// Raises the soft limit of open files and connections to the hard limit.
 fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -101,13 +101,13 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Who commits, and what for.
+/// Returns the user and the message of a transaction.
 fn meta(message: &str) -> TxnMeta {
     let user = ["USER", "LOGNAME"].into_iter().find_map(|variable| std::env::var(variable).ok());
     TxnMeta { user: user.unwrap_or_default().into_bytes(), description: message.as_bytes().to_vec() }
 }
 
-/// The files of these names, in the same order. All that have no transaction of their own are read as of one moment.
+/// Resolves names, in the same order. All names without a transaction are read as of one transaction.
 async fn find_files<O: Objects>(objects: &O, names: &[NameAt]) -> Result<Vec<File>, CatalogError<O::Error>> {
     let mut views: BTreeMap<Option<Tid>, View<'_, O>> = BTreeMap::new();
     for at in names.iter().map(|name| name.at) {
@@ -122,13 +122,13 @@ async fn find_files<O: Objects>(objects: &O, names: &[NameAt]) -> Result<Vec<Fil
 /// The number of blobs that a command transfers at the same time.
 const TRANSFERS: usize = 16;
 
-/// Does `transfer` on every item, on at most `limit` of them at once, and returns the results in the items' order.
+/// Runs `transfer` for every item, for at most `limit` items at once. Returns the results in the items' order.
 ///
-/// An item may overtake those before it, so that a large blob does not hold up the small ones behind it. Everything
-/// happens in the caller's task.
+/// An item can overtake earlier ones, so that a large blob does not delay small ones. Everything runs in the
+/// caller's task.
 ///
 /// # Errors
-/// The first error of any of them. The others are then dropped.
+/// The first error. The other transfers are then dropped.
 async fn transfer_all<I, T, E, F>(
     limit: usize,
     items: impl IntoIterator<Item = I>,

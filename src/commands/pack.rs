@@ -1,4 +1,4 @@
-//! `pack`: forget the revisions that were replaced before a moment.
+//! `pack`: delete the revisions that were replaced before a point in time.
 
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,9 +13,9 @@ use crate::format::size;
 use crate::output::{Output, Render};
 use crate::remote::Remote;
 
-/// What was forgotten.
+/// The deleted revisions.
 #[derive(Serialize)]
-struct Forgotten {
+struct PackResult {
     #[serde(serialize_with = "crate::output::text")]
     before: Tid,
     revisions: u64,
@@ -23,9 +23,9 @@ struct Forgotten {
     bytes: u64,
 }
 
-impl Render for Forgotten {
+impl Render for PackResult {
     fn plain(&self) -> String {
-        let Forgotten { before, revisions, blobs, bytes } = self;
+        let PackResult { before, revisions, blobs, bytes } = self;
         format!("forgot {revisions} revisions and {blobs} blobs ({}) from before {before}", size(*bytes))
     }
 }
@@ -39,11 +39,11 @@ pub(super) async fn run<W: Write>(
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let before = before(args, remote.last_tid(), now);
     let Packed { revisions, blobs, bytes } = remote.pack(before).await?;
-    output.line(&Forgotten { before, revisions, blobs, bytes })
+    output.line(&PackResult { before, revisions, blobs, bytes })
 }
 
-/// The first transaction whose predecessors' revisions are all kept. "Now" is the server's, not that of a clock that
-/// may differ from it: just after its last transaction.
+/// Returns the transaction to pack before. The default is just after the server's last transaction: the clock of this
+/// machine may differ from the server's.
 fn before(args: &PackArgs, last: Tid, now: Duration) -> Tid {
     let days = |days: u32| Tid::from_unix(now.saturating_sub(Duration::from_secs(u64::from(days) * 86_400)));
     args.before.or_else(|| args.keep_days.map(days)).unwrap_or(Tid(last.0.saturating_add(1)))
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pack_is_up_to_now_unless_somebody_says_otherwise() {
+    fn pack_is_up_to_the_last_transaction_by_default() {
         let now = Duration::from_secs(1_000_000_000);
         let args = |before, keep_days| PackArgs { before, keep_days };
         assert_eq!(before(&args(None, None), Tid(7), now), Tid(8));

@@ -1,4 +1,4 @@
-//! `put`: publish files, all of them at once or nothing.
+//! `put`: publish files, all of them at once or none.
 
 use std::io::Write;
 
@@ -17,7 +17,7 @@ use crate::output::{Output, Render, tabbed};
 use crate::progress::Bar;
 use crate::remote::{Remote, RemoteError, TransactionError};
 
-/// A file that was published.
+/// A published file.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Published {
     oid: u64,
@@ -35,7 +35,7 @@ impl Render for Published {
     }
 }
 
-/// Runs `put`. The user's files are looked at before the server is asked for anything.
+/// Runs `put`. It checks the user's files before it sends any request.
 pub(super) async fn run<W: Write>(
     args: &PutArgs,
     global: &Global,
@@ -135,7 +135,7 @@ pub(super) mod tests {
     use blobferry_protocol::RequestError;
     use std::path::PathBuf;
 
-    /// Puts files, whose contents are their names, into a directory.
+    /// Puts files into a directory. The content of each is its name.
     pub(crate) async fn put(
         memory: &Memory,
         to: &str,
@@ -151,7 +151,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn several_files_are_published_in_one_transaction_in_the_order_given() {
+    async fn files_are_published_in_one_transaction_in_order() {
         let memory = Memory::default();
         let published = put(&memory, "d", &["b", "a"]).await.unwrap();
         assert_eq!(published[0].tid, published[1].tid);
@@ -165,7 +165,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_put_again_is_a_new_revision_of_the_same_object() {
+    async fn second_put_is_a_new_revision_of_the_object() {
         let memory = Memory::default();
         let first = put(&memory, "/", &["f"]).await.unwrap();
         let second = put(&memory, "/", &["f", "g"]).await.unwrap();
@@ -174,16 +174,16 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_does_not_replace_a_directory_nor_a_directory_a_file() {
+    async fn files_and_directories_do_not_replace_each_other() {
         let memory = Memory::default();
         put(&memory, "d", &["f"]).await.unwrap();
         assert!(matches!(put(&memory, "/", &["d"]).await, Err(CatalogError::IsADirectory { .. })));
         assert!(matches!(put(&memory, "d/f", &["x"]).await, Err(CatalogError::NotADirectory { .. })));
-        assert_eq!(memory.attempts.get(), 1, "nothing was tried");
+        assert_eq!(memory.attempts.get(), 1, "no commit is attempted");
     }
 
     #[tokio::test]
-    async fn an_empty_directory_is_published_too() {
+    async fn empty_directory_is_published() {
         let (memory, dir) = (Memory::default(), tempfile::tempdir().unwrap());
         let empty = dir.path().join("empty");
         std::fs::create_dir(&empty).unwrap();

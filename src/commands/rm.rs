@@ -1,4 +1,4 @@
-//! `rm`: remove names, all of them at once or nothing.
+//! `rm`: remove names, all of them at once or none.
 
 use std::io::Write;
 
@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::output::{Output, Render, tabbed};
 use crate::remote::Remote;
 
-/// A name that was removed.
+/// A removed name.
 #[derive(Serialize)]
 struct Removed<'a> {
     #[serde(serialize_with = "crate::output::text")]
@@ -43,7 +43,7 @@ pub(super) async fn run<W: Write>(
     Ok(())
 }
 
-/// The edit that removes these names and all that is below them.
+/// Returns the edit that removes names, and everything below them.
 async fn removal<O: Objects>(view: &View<'_, O>, names: &[NamePath], recursive: bool) -> Result<Edit, Failure>
 where
     Failure: From<CatalogError<O::Error>>,
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_and_directories_are_removed_with_their_objects() {
+    async fn removal_deletes_the_objects() {
         let memory = Memory::default();
         put(&memory, "d/e", &["f", "g"]).await.unwrap();
         put(&memory, "/", &["h"]).await.unwrap();

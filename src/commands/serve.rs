@@ -1,4 +1,4 @@
-//! `serve`: the server, until it is told to stop.
+//! `serve`: run a server until a signal stops it.
 
 use std::io::Write;
 
@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::output::{Output, Render};
 use crate::server::Serving;
 
-/// The line that says that the server is ready.
+/// The line that reports that the server is ready.
 #[derive(Serialize)]
 struct Listening<'a> {
     listening: &'a str,
@@ -32,27 +32,27 @@ pub(super) async fn run<W: Write>(
     let mut stop = Stop::new()?;
     raise_descriptor_limit();
     let serving = Serving::start(global.transport, &args.dir, &args.listen).await?;
-    let said = output.line(&Listening { listening: &serving.address() }).and_then(|()| output.flush());
-    if said.as_ref().map_or_else(Failure::quiet, |()| true) {
-        // A server whose output nobody reads serves all the same.
+    let printed = output.line(&Listening { listening: &serving.address() }).and_then(|()| output.flush());
+    if printed.as_ref().map_or_else(Failure::quiet, |()| true) {
+        // A closed standard output does not stop a server.
         stop.requested().await;
     }
     tokio::select! {
         () = serving.stop() => (),
-        // Who asks twice is in a hurry. What is durable stays so.
+        // The second signal stops at once. Committed transactions are durable.
         () = stop.requested() => (),
     }
-    said
+    printed
 }
 
-/// SIGTERM and SIGINT. From when it is made they do not end the process any more.
+/// SIGTERM and SIGINT. While it exists, they do not end the process.
 pub(super) struct Stop {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Stop {
-    /// Begins to listen for the signals.
+    /// Registers for the signals.
     ///
     /// # Errors
     /// [`Failure::System`].
@@ -63,7 +63,7 @@ impl Stop {
         Ok(Stop { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
-    /// Waits until one of them has come.
+    /// Waits until one of the signals has arrived.
     pub(super) async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => (),

@@ -1,4 +1,4 @@
-//! `status`: the server's counters.
+//! `status`: print the server's counters.
 
 use std::io::Write;
 
@@ -10,10 +10,10 @@ use crate::failure::Failure;
 use crate::output::{Output, Render};
 use crate::remote::Remote;
 
-/// The counter that is not a number but a transaction.
+/// The counter that is a transaction, not a number.
 const LAST_TID: &str = "last_tid";
 
-/// All counters, in the server's order: one JSON object, or one line each.
+/// All counters, in the server's order: one JSON object, or one line per counter.
 #[derive(Serialize)]
 #[serde(transparent)]
 struct Status(Map<String, Value>);
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_are_numbers_and_the_last_transaction_is_written_as_everywhere() {
+    fn counters_are_numbers_and_last_tid_is_hexadecimal() {
         let status = Status::from(vec![("last_tid".to_owned(), 255), ("blobs".to_owned(), 3)]);
         assert!(status.plain().lines().any(|line| line == "last_tid\t00000000000000ff"));
         assert_eq!(status.plain().lines().count(), 2);

@@ -1,7 +1,7 @@
-//! `demo`: a server, and eight processes that want the same files at the same moment.
+//! `demo`: a server, and [`WORKERS`] processes that request the same files at the same moment.
 //!
-//! Everything is real: files, sockets, processes, one cache directory. It lives in a temporary directory and is gone
-//! afterwards.
+//! Files, sockets, processes and the cache directory are real. Everything is in a temporary directory, which is removed
+//! at the end.
 
 mod processes;
 pub(super) mod worker;
@@ -27,21 +27,21 @@ use crate::server::Serving;
 use crate::transport::Transport;
 use worker::Report;
 
-/// How many processes want the files.
+/// The number of processes.
 const WORKERS: usize = 8;
 
-/// The size of the one large file that is made, in pieces of 1 MiB.
+/// The size of the large generated file in MiB.
 const LARGE_MIB: u64 = 64;
 
-/// How many small files are made.
+/// The number of small generated files.
 const SMALL: u64 = 10;
 
-/// What came of it.
+/// The result of the demonstration.
 #[derive(Serialize)]
 struct Demo {
-    /// How long it took to publish the files, in milliseconds.
+    /// The time to publish the files, in milliseconds.
     publishing: u64,
-    /// Their sizes together.
+    /// The total size of the files, in bytes.
     bytes: u64,
     workers: Vec<Report>,
     blobs: u64,
@@ -50,7 +50,7 @@ struct Demo {
 }
 
 impl Demo {
-    /// Did every process get the right bytes, and did the server send them once?
+    /// Returns whether every process got the right bytes, and the server sent each blob once.
     fn succeeded(&self) -> bool {
         self.agree && self.blobs_sent == self.blobs
     }
@@ -87,7 +87,7 @@ pub(super) async fn run<W: Write>(
     global: &Global,
     output: &mut Output<W>,
 ) -> Result<(), Failure> {
-    // The processes get an interrupt, too, and end; this one goes on to clean up.
+    // An interrupt also reaches the child processes, which end. This process continues, to clean up.
     let _interrupts = Stop::new()?;
     let doing = |doing: &'static str| move |source| Failure::System { doing: doing.into(), source };
     let dir = tempfile::tempdir().map_err(doing("making a temporary directory"))?;
@@ -113,7 +113,7 @@ async fn show(transport: Transport, dir: &Path, server: &str, files: &[PathBuf])
     let before = sent(&remote).await?;
     let names: Vec<String> = published.iter().map(|file| file.name.to_string()).collect();
     let (server, cache) = (server.to_owned(), dir.join("cache"));
-    // This thread has the server to run: others wait for the processes.
+    // This thread runs the server, so a pool thread waits for the processes.
     let processes =
         tokio::task::spawn_blocking(move || processes::run(WORKERS, transport, &server, &cache, &names))
             .await;
@@ -140,7 +140,7 @@ async fn sent(remote: &Remote) -> Result<u64, Failure> {
     Ok(counters.into_iter().find(|(name, _)| name == "blobs_sent").map_or(0, |(_, count)| count))
 }
 
-/// Files to show it with: a large one, some small ones, an empty one.
+/// Generates files: a large one, [`SMALL`] small ones and an empty one.
 fn samples(dir: &Path) -> io::Result<Vec<PathBuf>> {
     std::fs::create_dir(dir)?;
     let mut files = vec![sample(dir, "large", LARGE_MIB << 20)?, sample(dir, "empty", 0)?];
@@ -150,7 +150,7 @@ fn samples(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A file of bytes that look random, and are others in every file.
+/// Generates a file of pseudorandom bytes, which depend on its name.
 fn sample(dir: &Path, name: &str, size: u64) -> io::Result<PathBuf> {
     let path = dir.join(name);
     let mut file = File::create_new(&path)?;
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_tells_who_downloaded_and_what_the_server_sent() {
+    fn table_shows_downloads_and_sent_blobs() {
         let report = |downloaded, waited| Report {
             downloaded,
             waited,

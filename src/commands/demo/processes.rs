@@ -1,4 +1,4 @@
-//! The processes of `demo`, seen from the one that starts them: all begin at the same moment, none is left behind.
+//! The child processes of `demo`: they start at the same moment, and none outlives the command.
 
 use std::ffi::OsStr;
 use std::io;
@@ -9,8 +9,7 @@ use super::worker::{READY, Report};
 use crate::process::Process;
 use crate::transport::Transport;
 
-/// Starts `count` processes of this very program, gives all of them the word when all are ready, and returns their
-/// reports.
+/// Starts `count` processes of this program, sends the start signal when all are ready, and returns their reports.
 pub(super) fn run(
     count: usize,
     transport: Transport,
@@ -49,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_waits_for_the_word_and_reports() {
+    fn process_waits_for_the_signal_and_reports() {
         let json =
             r#"{"downloaded":1,"waited":2,"milliseconds":3,"bytes":4,"peak_memory":5,"digests":["d"]}"#;
         let script = format!("echo ready; read word; test $word = go && echo '{json}'");
@@ -60,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_ends_before_it_is_ready_is_an_error() {
+    fn process_that_ends_before_ready_is_an_error() {
         let mut worker = Process::start(Command::new("sh").args(["-c", "exit 5"])).unwrap();
         let error = expect_ready(&mut worker).unwrap_err();
         assert!(error.to_string().contains("exit status: 5"), "{error}");

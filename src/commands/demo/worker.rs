@@ -1,4 +1,4 @@
-//! One of the processes of `demo`: says that it is ready, waits for the word, gets every file, and reports.
+//! A child process of `demo`: reports that it is ready, waits for the start signal, gets every file, and reports.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -18,29 +18,29 @@ use crate::memory::peak;
 use crate::output::{Output, Render};
 use crate::remote::Remote;
 
-/// What a process says when it waits for the word.
+/// The line that a process prints when it waits for the start signal.
 pub(super) const READY: &str = "ready";
 
-/// What came of it in one process.
+/// The result of one process.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Report {
-    /// Files that it downloaded for everybody.
+    /// The files that this process downloaded.
     pub(super) downloaded: u64,
-    /// Files that were there already, or that another process downloaded while it waited.
+    /// The files that were cached already, or that another process downloaded while this one waited.
     pub(super) waited: u64,
-    /// From the word to the last file.
+    /// The time from the start signal to the last file.
     pub(super) milliseconds: u64,
-    /// Of all files together.
+    /// The total size of the files.
     pub(super) bytes: u64,
-    /// The most memory that the process had resident, in bytes, where the system tells.
+    /// The peak resident memory in bytes; `None` if the system does not report it.
     pub(super) peak_memory: Option<u64>,
-    /// Of each file, as it found it.
+    /// The digest of each file, computed from its bytes.
     pub(super) digests: Vec<String>,
 }
 
 impl Render for Report {
     fn plain(&self) -> String {
-        // A process talks to the one that started it, in one form only.
+        // The parent process reads JSON in any case.
         serde_json::to_string(self).unwrap_or_default()
     }
 }
@@ -77,13 +77,13 @@ pub(in crate::commands) async fn run<W: Write>(
     output.line(&Report { downloaded, waited, milliseconds, bytes, peak_memory: peak(), digests })
 }
 
-/// Waits for a line; none comes where the process that started this one is gone.
+/// Waits for the start signal, a line. Returns `false` if the parent process has ended.
 async fn start_signal() -> bool {
     let read = tokio::task::spawn_blocking(|| io::stdin().read_line(&mut String::new())).await;
     matches!(read, Ok(Ok(length)) if length > 0)
 }
 
-/// Fetches a blob, and tells whether this process was the one to download it.
+/// Fetches a blob, and returns whether this process downloaded it.
 async fn fetch(remote: &Remote, found: &CatalogFile) -> Result<(File, bool), Failure> {
     let downloaded = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&downloaded);
