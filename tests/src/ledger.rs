@@ -1,4 +1,4 @@
-//! What a store and a cache have promised: everything that a process said before it came to its end.
+//! What a store and a cache have promised: everything that a process statement before it came to its end.
 //!
 //! Whoever uses a store says what it intends before it asks for the commit, and what it was answered at once. So whatever
 //! happens, it is known of each transaction whether it *must* be there, *must not* be there, or *may* be there, and then
@@ -10,7 +10,7 @@ use blobferry_protocol::{BlobId, Oid, Tid, TxnId};
 use serde::{Deserialize, Serialize};
 
 use crate::contents::{self, Kind};
-use crate::wrong::{OrWrong, Wrong, ensure};
+use crate::failure::{Context, Problem, ensure};
 
 /// What a transaction does with an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,11 +25,11 @@ pub struct Change {
 
 /// One thing that a process says: to its parent, in a line of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Said {
+pub enum Statement {
     /// It waits for a word before it goes on.
     Waits,
     /// These oids were given.
-    Given {
+    NewOids {
         /// The first.
         first: Oid,
         /// How many.
@@ -62,12 +62,12 @@ pub enum Said {
         txn: TxnId,
     },
     /// Revisions before this one are to be forgotten.
-    Packs {
+    PackBegins {
         /// The transaction.
         before: Tid,
     },
     /// They are.
-    Packed {
+    PackDone {
         /// The transaction.
         before: Tid,
     },
@@ -87,7 +87,7 @@ pub enum Said {
         what: String,
     },
     /// What is not as it should be.
-    Wrong {
+    Violation {
         /// What.
         what: String,
     },
@@ -97,7 +97,7 @@ pub enum Said {
 
 /// What is known of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum TxnState {
     /// It may or may not be committed.
     Unknown,
     /// It is committed.
@@ -108,11 +108,11 @@ pub enum Fate {
 
 /// A transaction as it was told.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct TxnEntry {
     /// What it does.
     pub changes: Vec<Change>,
     /// What became of it.
-    pub fate: Fate,
+    pub state: TxnState,
     /// The last tid that had been told when this was intended: its own must be later.
     after: Tid,
 }
@@ -120,7 +120,7 @@ pub struct Told {
 /// Everything that was promised.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    told: BTreeMap<TxnId, Told>,
+    transactions: BTreeMap<TxnId, TxnEntry>,
     /// By the tid of each transaction that is known to be committed.
     committed: BTreeMap<Tid, TxnId>,
     /// The last oid that was given.
@@ -134,34 +134,35 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Takes note of what was said.
+    /// Takes note of what was statement.
     ///
     /// # Errors
     /// Where that can not be.
-    pub fn hear(&mut self, said: Said) -> Result<(), Wrong> {
-        match said {
-            Said::Waits | Said::Done => {}
-            Said::Failed { .. } => self.refusals += 1,
-            Said::Given { first, count } => {
+    pub fn record(&mut self, statement: Statement) -> Result<(), Problem> {
+        match statement {
+            Statement::Waits | Statement::Done => {}
+            Statement::Failed { .. } => self.refusals += 1,
+            Statement::NewOids { first, count } => {
                 ensure!(first.0 > self.last_oid, "oid {first} was given, and {} before", self.last_oid);
                 self.last_oid = first.0 + u64::from(count) - 1;
             }
-            Said::Intends { txn, changes } => {
+            Statement::Intends { txn, changes } => {
                 let after = self.last_tid();
-                let before = self.told.insert(txn, Told { changes, fate: Fate::Unknown, after });
+                let before =
+                    self.transactions.insert(txn, TxnEntry { changes, state: TxnState::Unknown, after });
                 ensure!(before.is_none(), "transaction {txn} is intended twice");
             }
-            Said::Committed { txn, tid } => self.decide(txn, Fate::Committed(tid))?,
-            Said::Refused { txn, .. } => {
+            Statement::Committed { txn, tid } => self.decide(txn, TxnState::Committed(tid))?,
+            Statement::Refused { txn, .. } => {
                 self.refusals += 1;
-                self.decide(txn, Fate::NotCommitted)?;
+                self.decide(txn, TxnState::NotCommitted)?;
             }
-            Said::Undecided { .. } => self.refusals += 1,
-            Said::Packs { before } => self.packing = self.packing.max(before),
-            Said::Packed { before } => self.packed = self.packed.max(before),
-            Said::Cached { blob } => _ = self.cached.insert(blob),
-            Said::Uncached { blob } => _ = self.cached.remove(&blob),
-            Said::Wrong { what } => return Err(Wrong(what)),
+            Statement::Undecided { .. } => self.refusals += 1,
+            Statement::PackBegins { before } => self.packing = self.packing.max(before),
+            Statement::PackDone { before } => self.packed = self.packed.max(before),
+            Statement::Cached { blob } => _ = self.cached.insert(blob),
+            Statement::Uncached { blob } => _ = self.cached.remove(&blob),
+            Statement::Violation { what } => return Err(Problem(what)),
         }
         Ok(())
     }
@@ -175,15 +176,16 @@ impl Ledger {
     ///
     /// # Errors
     /// Where something else became of it before, or its tid is not later than those that were known before it.
-    pub fn decide(&mut self, txn: TxnId, fate: Fate) -> Result<(), Wrong> {
-        let told = self.told.get_mut(&txn).or_wrong(format!("transaction {txn} was never intended"))?;
+    pub fn decide(&mut self, txn: TxnId, state: TxnState) -> Result<(), Problem> {
+        let told =
+            self.transactions.get_mut(&txn).context(format!("transaction {txn} was never intended"))?;
         ensure!(
-            told.fate == Fate::Unknown || told.fate == fate,
-            "transaction {txn} was {:?}, and now is {fate:?}",
-            told.fate
+            told.state == TxnState::Unknown || told.state == state,
+            "transaction {txn} was {:?}, and now is {state:?}",
+            told.state
         );
-        told.fate = fate;
-        if let Fate::Committed(tid) = fate {
+        told.state = state;
+        if let TxnState::Committed(tid) = state {
             ensure!(tid > told.after, "{txn} has the tid {tid}, and {} was before it", told.after);
             let other = self.committed.insert(tid, txn);
             ensure!(other.is_none_or(|other| other == txn), "two transactions have the tid {tid}");
@@ -194,7 +196,11 @@ impl Ledger {
     /// The transactions of which nobody has told what became of them.
     #[must_use]
     pub fn unknown(&self) -> Vec<TxnId> {
-        self.told.iter().filter(|(_, told)| told.fate == Fate::Unknown).map(|(txn, _)| *txn).collect()
+        self.transactions
+            .iter()
+            .filter(|(_, told)| told.state == TxnState::Unknown)
+            .map(|(txn, _)| *txn)
+            .collect()
     }
 
     /// The last tid that is known.
@@ -211,11 +217,11 @@ impl Ledger {
 
     /// How many transactions were told of, whatever became of them.
     #[must_use]
-    pub fn told(&self) -> usize {
-        self.told.len()
+    pub fn transactions(&self) -> usize {
+        self.transactions.len()
     }
 
-    /// The blobs that a cache has said to have.
+    /// The blobs that a cache has statement to have.
     #[must_use]
     pub fn cached(&self) -> &BTreeSet<BlobId> {
         &self.cached
@@ -225,7 +231,7 @@ impl Ledger {
     #[must_use]
     pub fn blob(&self, blob: BlobId) -> Option<Vec<u8>> {
         let txn = *self.committed.get(&blob.tid)?;
-        let change = self.told.get(&txn)?.changes.iter().find(|change| change.oid == blob.oid)?;
+        let change = self.transactions.get(&txn)?.changes.iter().find(|change| change.oid == blob.oid)?;
         Some(contents::bytes(txn, blob.oid, Kind::Blob, change.blob?))
     }
 
@@ -235,7 +241,7 @@ impl Ledger {
     pub fn revisions(&self) -> Vec<Expected> {
         let mut objects: BTreeMap<Oid, Vec<(Tid, TxnId, &Change)>> = BTreeMap::new();
         for (tid, txn) in &self.committed {
-            let changes = self.told.get(txn).map(|told| told.changes.as_slice()).unwrap_or_default();
+            let changes = self.transactions.get(txn).map(|told| told.changes.as_slice()).unwrap_or_default();
             for change in changes {
                 objects.entry(change.oid).or_default().push((*tid, *txn, change));
             }
@@ -292,12 +298,12 @@ mod tests {
     fn intends(ledger: &mut Ledger, n: u8, oid: u64, record: Option<usize>) -> TxnId {
         let txn = TxnId([n; 16]);
         let changes = vec![Change { oid: Oid(oid), record, blob: None }];
-        ledger.hear(Said::Intends { txn, changes }).unwrap();
+        ledger.record(Statement::Intends { txn, changes }).unwrap();
         txn
     }
 
-    fn committed(ledger: &mut Ledger, txn: TxnId, tid: u64) -> Result<(), Wrong> {
-        ledger.hear(Said::Committed { txn, tid: Tid(tid) })
+    fn committed(ledger: &mut Ledger, txn: TxnId, tid: u64) -> Result<(), Problem> {
+        ledger.record(Statement::Committed { txn, tid: Tid(tid) })
     }
 
     #[test]
@@ -308,8 +314,8 @@ mod tests {
         committed(&mut ledger, early, 5).unwrap(); // it was intended before the other was answered
         let late = intends(&mut ledger, 3, 3, Some(1));
         assert!(committed(&mut ledger, late, 6).is_err());
-        ledger.hear(Said::Given { first: Oid(1), count: 3 }).unwrap();
-        assert!(ledger.hear(Said::Given { first: Oid(3), count: 1 }).is_err());
+        ledger.record(Statement::NewOids { first: Oid(1), count: 3 }).unwrap();
+        assert!(ledger.record(Statement::NewOids { first: Oid(3), count: 1 }).is_err());
     }
 
     #[test]
@@ -317,7 +323,7 @@ mod tests {
         let mut ledger = Ledger::default();
         let txn = intends(&mut ledger, 1, 1, Some(1));
         assert_eq!(ledger.unknown(), [txn]);
-        ledger.hear(Said::Refused { txn, reason: String::new() }).unwrap();
+        ledger.record(Statement::Refused { txn, reason: String::new() }).unwrap();
         assert_eq!(ledger.unknown(), []);
         assert!(committed(&mut ledger, txn, 5).is_err());
     }
@@ -335,9 +341,9 @@ mod tests {
             ledger.revisions().iter().map(|revision| (revision.tid.0, revision.presence)).collect()
         };
         use Presence::{May, Must, MustNot};
-        ledger.hear(Said::Packs { before: Tid(5) }).unwrap();
+        ledger.record(Statement::PackBegins { before: Tid(5) }).unwrap();
         assert_eq!(presences(&ledger), [(1, May), (2, Must), (5, Must), (3, May), (4, May)]);
-        ledger.hear(Said::Packed { before: Tid(4) }).unwrap();
+        ledger.record(Statement::PackDone { before: Tid(4) }).unwrap();
         assert_eq!(presences(&ledger), [(1, MustNot), (2, Must), (5, Must), (3, May), (4, May)]);
     }
 }

@@ -8,18 +8,18 @@
 
 mod child;
 pub mod contents;
-pub mod enclosure;
 mod examine;
+mod failure;
 pub mod ioerrors;
 pub mod killpoints;
 pub mod ledger;
+pub mod mount_namespace;
 pub mod powercut;
-mod scene;
 pub mod simulator;
 mod strace;
+mod syscall_replay;
 pub mod volume;
 pub mod workload;
-mod wrong;
 
 pub use child::PLANTED;
-pub use wrong::{Failure, Wrong};
+pub use failure::{Failure, Problem};

@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::enclosure::needs;
-use crate::wrong::{Failure, OrWrong, Wrong, ensure};
+use crate::failure::{Context, Failure, Problem, ensure};
+use crate::mount_namespace::needs;
 
 /// Whether there is one that works.
 pub(crate) fn possible() -> Result<(), Failure> {
@@ -48,30 +48,30 @@ impl Strace {
         calls: &str,
         inject: Option<&str>,
         log: &Path,
-    ) -> Result<Strace, Wrong> {
+    ) -> Result<Strace, Problem> {
         let mut strace = Command::new("strace");
         strace.args(["-e", &format!("trace={calls}"), "-p", &target.thread.to_string(), "-o"]).arg(log);
         strace.args(inject.into_iter().flat_map(|inject| ["-e", inject]));
         strace.args(target.and_others.then_some("-f"));
-        let process = strace.stderr(Stdio::piped()).spawn().or_wrong("could not start strace")?;
+        let process = strace.stderr(Stdio::piped()).spawn().context("could not start strace")?;
         let mut strace = Strace { process, log: log.to_owned() };
         let mut said = String::new();
-        let stderr = strace.process.stderr.as_mut().or_wrong("strace has no output")?;
-        BufReader::new(stderr).read_line(&mut said).or_wrong("could not hear strace")?;
+        let stderr = strace.process.stderr.as_mut().context("strace has no output")?;
+        BufReader::new(stderr).read_line(&mut said).context("could not hear strace")?;
         ensure!(said.contains("attached"), "strace could not look at a process: {said}");
         Ok(strace)
     }
 
     /// Ends it, and returns what it has seen. Whoever was looked at goes on.
-    pub(crate) fn end(mut self) -> Result<String, Wrong> {
+    pub(crate) fn end(mut self) -> Result<String, Problem> {
         self.stop()?;
-        fs::read_to_string(&self.log).or_wrong("could not read what strace has seen")
+        fs::read_to_string(&self.log).context("could not read what strace has seen")
     }
 
-    fn stop(&mut self) -> Result<(), Wrong> {
+    fn stop(&mut self) -> Result<(), Problem> {
         // It may have ended with the one that it has looked at; but it was not waited for, so it is no other process.
         _ = kill_process(Pid::from_child(&self.process), Signal::TERM);
-        self.process.wait().or_wrong("could not wait for strace").map(drop)
+        self.process.wait().context("could not wait for strace").map(drop)
     }
 }
 

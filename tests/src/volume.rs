@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
-use crate::enclosure::{needs, run};
-use crate::wrong::{Failure, OrWrong, Wrong, ensure};
+use crate::failure::{Context, Failure, Problem, ensure};
+use crate::mount_namespace::{needs, run};
 
 /// Kinds of file systems whose power can be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,12 +79,12 @@ pub(crate) struct Volume {
 
 impl Volume {
     /// Makes one in a directory. `variant` chooses how it is mounted.
-    pub(crate) fn make(dir: &Path, kind: Kind, variant: usize) -> Result<Volume, Wrong> {
+    pub(crate) fn make(dir: &Path, kind: Kind, variant: usize) -> Result<Volume, Problem> {
         let at = dir.join("volume");
         // Another file each time: the kernel may still be at work on the last one.
-        let image = NamedTempFile::new_in(dir).or_wrong("could not make a file for a file system")?;
-        image.as_file().set_len(kind.size()).or_wrong("could not make a file for a file system")?;
-        std::fs::create_dir_all(&at).or_wrong("could not make a directory to mount at")?;
+        let image = NamedTempFile::new_in(dir).context("could not make a file for a file system")?;
+        image.as_file().set_len(kind.size()).context("could not make a file for a file system")?;
+        std::fs::create_dir_all(&at).context("could not make a directory to mount at")?;
         run(&format!("mkfs.{kind}"), &["-q", &image.path().to_string_lossy()])?;
         let options = kind.options().get(variant % kind.options().len()).copied().unwrap_or("loop");
         let volume = Volume { image, at, options };
@@ -96,12 +96,12 @@ impl Volume {
         &self.at
     }
 
-    pub(crate) fn mount(&self) -> Result<(), Wrong> {
+    pub(crate) fn mount(&self) -> Result<(), Problem> {
         run("mount", &["-o", self.options, &self.image.path().to_string_lossy(), &self.at.to_string_lossy()])
     }
 
     /// Whoever had files open there is dead; it may take the kernel a moment to bury them.
-    pub(crate) fn unmount(&self) -> Result<(), Wrong> {
+    pub(crate) fn unmount(&self) -> Result<(), Problem> {
         let unmount = || run("umount", &[&self.at.to_string_lossy()]);
         for _ in 0..500 {
             match unmount() {
@@ -142,36 +142,36 @@ print "cut\n";
 "#;
 
 impl Cutter {
-    pub(crate) fn stand_ready(volume: &Volume, journal: Journal) -> Result<Cutter, Wrong> {
+    pub(crate) fn start(volume: &Volume, journal: Journal) -> Result<Cutter, Problem> {
         let mut perl = Command::new("perl");
         perl.args(["-e", CUT]).arg(volume.path()).arg((journal as u8).to_string());
         let perl = perl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut cutter = Cutter(perl.or_wrong("could not start perl")?);
-        ensure!(cutter.said()? == "ready\n", "perl could not open the volume: {}", cutter.complaint());
+        let mut cutter = Cutter(perl.context("could not start perl")?);
+        ensure!(cutter.read_line()? == "ready\n", "perl could not open the volume: {}", cutter.stderr());
         Ok(cutter)
     }
 
-    pub(crate) fn cut(mut self) -> Result<(), Wrong> {
-        let stdin = self.0.stdin.as_mut().or_wrong("perl has no input")?;
-        stdin.write_all(b"\n").or_wrong("could not tell perl to cut the power")?;
-        ensure!(self.said()? == "cut\n", "the power could not be cut: {}", self.complaint());
+    pub(crate) fn cut(mut self) -> Result<(), Problem> {
+        let stdin = self.0.stdin.as_mut().context("perl has no input")?;
+        stdin.write_all(b"\n").context("could not signal perl to cut the power")?;
+        ensure!(self.read_line()? == "cut\n", "the power could not be cut: {}", self.stderr());
         Ok(())
     }
 
-    fn said(&mut self) -> Result<String, Wrong> {
+    fn read_line(&mut self) -> Result<String, Problem> {
         let mut line = String::new();
-        let stdout = self.0.stdout.as_mut().or_wrong("perl has no output")?;
+        let stdout = self.0.stdout.as_mut().context("perl has no output")?;
         // It says one line at a time: nothing of the next is read ahead.
-        BufReader::new(stdout).read_line(&mut line).or_wrong("could not hear perl")?;
+        BufReader::new(stdout).read_line(&mut line).context("could not hear perl")?;
         Ok(line)
     }
 
-    fn complaint(&mut self) -> String {
-        let mut said = String::new();
+    fn stderr(&mut self) -> String {
+        let mut text = String::new();
         if let Some(stderr) = &mut self.0.stderr {
-            _ = stderr.read_to_string(&mut said);
+            _ = stderr.read_to_string(&mut text);
         }
-        said
+        text
     }
 }
 

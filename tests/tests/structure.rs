@@ -106,9 +106,8 @@ impl Names {
 }
 
 fn flatten(tree: &UseTree, prefix: &[String], paths: &mut Vec<(Vec<String>, String)>) {
-    let with = |name: &dyn ToString| -> Vec<String> {
-        prefix.iter().cloned().chain([name.to_string()]).collect()
-    };
+    let with =
+        |name: &dyn ToString| -> Vec<String> { prefix.iter().cloned().chain([name.to_string()]).collect() };
     match tree {
         UseTree::Path(path) => flatten(&path.tree, &with(&path.ident), paths),
         UseTree::Name(name) if name.ident == "self" => {
@@ -197,8 +196,10 @@ fn imports(folder: &Path) -> BTreeMap<String, BTreeSet<String>> {
                     break None;
                 };
                 let (target, rest) = path.split_at(length);
-                let passed_on =
-                    rest.first().and_then(|name| read.get(target)?.reexported.get(name)).filter(|to| **to != path);
+                let passed_on = rest
+                    .first()
+                    .and_then(|name| read.get(target)?.reexported.get(name))
+                    .filter(|to| **to != path);
                 match passed_on {
                     Some(to) => path = to.iter().chain(&rest[1..]).cloned().collect(),
                     None => break Some(target.to_vec()),
@@ -259,7 +260,8 @@ fn no_two_files_use_each_other() {
 #[test]
 fn a_crate_depends_only_on_those_below_it() {
     for (name, allowed) in CRATES {
-        let manifest = if name == "src" { root().join("Cargo.toml") } else { root().join(name).join("Cargo.toml") };
+        let manifest =
+            if name == "src" { root().join("Cargo.toml") } else { root().join(name).join("Cargo.toml") };
         let manifest = fs::read_to_string(manifest).unwrap();
         let dependencies = manifest.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
         for line in dependencies.lines() {

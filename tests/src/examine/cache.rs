@@ -6,17 +6,17 @@ use std::path::Path;
 use blobferry_cache::{Cache, CacheConfig, CachedBlob, Claim};
 use blobferry_protocol::{BlobId, Oid};
 
+use crate::failure::{Context, Problem, ensure};
 use crate::ledger::Ledger;
 use crate::workload::{cache, fetch, read_blob};
-use crate::wrong::{OrWrong, Wrong, ensure};
 
 /// Opens the cache in a directory, and compares it with what was promised. What is there in part is downloaded.
-pub(crate) fn examine_cache(dir: &Path, ledger: &Ledger) -> Result<(), Wrong> {
+pub(crate) fn examine_cache(dir: &Path, ledger: &Ledger) -> Result<(), Problem> {
     let dir = cache(dir);
-    let cache = Cache::open(&dir, CacheConfig::default()).or_wrong("the cache can not be opened")?;
+    let cache = Cache::open(&dir, CacheConfig::default()).context("the cache can not be opened")?;
     for entry in cache.blobs() {
-        let blob = entry.or_wrong("the cache can not be listed")?.blob;
-        match cache.claim(blob).or_wrong(format!("{blob} can not be claimed"))? {
+        let blob = entry.context("the cache can not be listed")?.blob;
+        match cache.claim(blob).context(format!("{blob} can not be claimed"))? {
             Claim::Hit(cached) => compare(&cached, ledger)?,
             // It was torn, and that was found out.
             Claim::Download(download) => {
@@ -26,52 +26,52 @@ pub(crate) fn examine_cache(dir: &Path, ledger: &Ledger) -> Result<(), Wrong> {
         }
     }
     for entry in cache.packed_blobs() {
-        let blob = entry.or_wrong("the packs can not be listed")?.blob;
+        let blob = entry.context("the packs can not be listed")?.blob;
         // What is torn is not there.
         let (Some(found), Some(expected)) = (cache.packed(blob), ledger.blob(blob)) else { continue };
         ensure!(found == expected, "{blob} is torn in a pack");
     }
     for blob in ledger.cached() {
-        let claim = cache.claim(*blob).or_wrong(format!("{blob} can not be claimed"))?;
+        let claim = cache.claim(*blob).context(format!("{blob} can not be claimed"))?;
         ensure!(matches!(claim, Claim::Hit(_)), "{blob} was in the cache, and is not any more");
     }
     for blob in parts(&dir)? {
         let Some(bytes) = ledger.blob(blob) else { continue };
-        match cache.claim(blob).or_wrong(format!("{blob} can not be claimed"))? {
+        match cache.claim(blob).context(format!("{blob} can not be claimed"))? {
             Claim::Hit(cached) => compare(&cached, ledger)?,
             Claim::Download(download) => {
-                let cached = fetch(download, &bytes).or_wrong(format!("{blob} can not be downloaded"))?;
+                let cached = fetch(download, &bytes).context(format!("{blob} can not be downloaded"))?;
                 compare(&cached, ledger)?;
             }
         }
     }
-    let usage = cache.usage().or_wrong("the room of the cache is not known")?;
+    let usage = cache.usage().context("the room of the cache is not known")?;
     ensure!(usage.in_use == 0, "nobody uses the cache, but {} bytes are in use", usage.in_use);
-    let tmp = fs::read_dir(dir.join("tmp")).or_wrong("could not list the cache's tmp")?.flatten();
+    let tmp = fs::read_dir(dir.join("tmp")).context("could not list the cache's tmp")?.flatten();
     let owners = tmp.filter(|entry| entry.file_name().to_string_lossy().starts_with("blobferry-")).count();
     ensure!(owners == 1, "{owners} have unfinished files in the cache, of which one lives");
     Ok(())
 }
 
-fn compare(cached: &CachedBlob, ledger: &Ledger) -> Result<(), Wrong> {
+fn compare(cached: &CachedBlob, ledger: &Ledger) -> Result<(), Problem> {
     let blob = cached.blob();
-    let expected = ledger.blob(blob).or_wrong(format!("{blob} is in the cache, and was never committed"))?;
-    let found = read_blob(cached).or_wrong(format!("{blob} can not be read"))?;
+    let expected = ledger.blob(blob).context(format!("{blob} is in the cache, and was never committed"))?;
+    let found = read_blob(cached).context(format!("{blob} can not be read"))?;
     ensure!(found == expected, "{blob} is torn in the cache");
     Ok(())
 }
 
 /// The blobs of which there are parts.
-fn parts(cache: &Path) -> Result<Vec<BlobId>, Wrong> {
+fn parts(cache: &Path) -> Result<Vec<BlobId>, Problem> {
     let Ok(entries) = fs::read_dir(cache.join("tmp/partial")) else { return Ok(Vec::new()) };
     let mut parts = Vec::new();
     for entry in entries {
-        let name = entry.or_wrong("could not list the parts of blobs")?.file_name();
+        let name = entry.context("could not list the parts of blobs")?.file_name();
         let name = name.to_string_lossy();
         let ids = name.strip_suffix(".part").and_then(|ids| ids.split_once('.'));
         let blob =
             ids.and_then(|(oid, tid)| Some(BlobId { oid: Oid(oid.parse().ok()?), tid: tid.parse().ok()? }));
-        parts.push(blob.or_wrong(format!("{name} is no part of a blob"))?);
+        parts.push(blob.context(format!("{name} is no part of a blob"))?);
     }
     Ok(parts)
 }

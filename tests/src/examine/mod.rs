@@ -18,7 +18,7 @@ mod tests {
     use blobferry_protocol::{BlobId, Oid, Tid, TxnId};
 
     use super::*;
-    use crate::ledger::{Change, Ledger, Said};
+    use crate::ledger::{Change, Ledger, Statement};
     use crate::workload::{Role, cache, prepare, server};
 
     /// A store, or a cache, with which all is well.
@@ -26,7 +26,7 @@ mod tests {
         let said = Mutex::new(Vec::new());
         prepare(role, dir, &|it| said.lock().unwrap().push(it)).unwrap();
         let mut ledger = Ledger::default();
-        said.into_inner().unwrap().into_iter().for_each(|it| ledger.hear(it).unwrap());
+        said.into_inner().unwrap().into_iter().for_each(|it| ledger.record(it).unwrap());
         ledger
     }
 
@@ -54,8 +54,8 @@ mod tests {
         let mut ledger = sound(Role::Server, dir.path());
         let (txn, tid) = (TxnId([9; 16]), Tid(ledger.last_tid().0 + 1));
         let changes = vec![Change { oid: Oid(5), record: Some(10), blob: None }];
-        ledger.hear(Said::Intends { txn, changes }).unwrap();
-        ledger.hear(Said::Committed { txn, tid }).unwrap();
+        ledger.record(Statement::Intends { txn, changes }).unwrap();
+        ledger.record(Statement::Committed { txn, tid }).unwrap();
         finds(&mut ledger, dir.path(), "is lost");
     }
 

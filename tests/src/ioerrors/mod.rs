@@ -6,13 +6,13 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::enclosure::Enclosure;
-pub use crate::scene::Options;
-use crate::scene::{Point, Scene, Thread, numbers};
+use crate::failure::{Failure, Problem, ensure};
+use crate::mount_namespace::MountNamespace;
 use crate::strace;
+pub use crate::syscall_replay::Options;
+use crate::syscall_replay::{Point, Replay, Thread, numbers};
 use crate::volume::{Kind, Volume};
 use crate::workload::Role;
-use crate::wrong::{Failure, Wrong, ensure};
 
 /// System calls that do not fail like this. A file that could not be closed is closed nevertheless; memory is none of a
 /// disk's, and neither are the locks of a database, which are waited for where they can not be had.
@@ -52,17 +52,17 @@ impl fmt::Display for Report {
 ///
 /// # Errors
 /// [`Failure`].
-pub fn run(enclosure: &Enclosure, runner: &Path, options: &Options) -> Result<Report, Failure> {
+pub fn run(namespace: &MountNamespace, runner: &Path, options: &Options) -> Result<Report, Failure> {
     strace::possible()?;
     Kind::Ext4.possible()?;
     let began = Instant::now();
     let mut report = Report::default();
     for role in Role::SCRIPTS.into_iter().filter(|role| options.role.is_none_or(|only| only == *role)) {
         let mut at = String::new();
-        run_role(enclosure, runner, role, options, &mut report, &mut at).map_err(|what| Failure::Wrong {
+        run_role(namespace, runner, role, options, &mut report, &mut at).map_err(|what| Failure::Found {
             what,
             replay: format!("simulate ioerrors --role {}{at}", role.name()),
-            kept: enclosure.keep(enclosure.path()).unwrap_or_default(),
+            kept: namespace.keep(namespace.path()).unwrap_or_default(),
         })?;
     }
     report.took = began.elapsed();
@@ -71,18 +71,18 @@ pub fn run(enclosure: &Enclosure, runner: &Path, options: &Options) -> Result<Re
 
 /// `at` says what is being tried.
 fn run_role(
-    enclosure: &Enclosure,
+    namespace: &MountNamespace,
     runner: &Path,
     role: Role,
     options: &Options,
     report: &mut Report,
     at: &mut String,
-) -> Result<(), Wrong> {
-    let mut scene = Scene::prepare(enclosure, runner, role)?;
+) -> Result<(), Problem> {
+    let mut replay = Replay::prepare(namespace, runner, role)?;
     let wanted = |call: &str| options.call.as_ref().is_none_or(|only| only == call);
     let mut turn = 0;
     for thread in Thread::of(role) {
-        for (call, count) in scene.calls(*thread)? {
+        for (call, count) in replay.calls(*thread)? {
             if NEVER.contains(&call.as_str()) || !wanted(&call) {
                 continue;
             }
@@ -92,7 +92,7 @@ fn run_role(
                 let point = Point { thread: *thread, call: call.clone(), number };
                 for (n, (error, for_ever)) in FAULTS.into_iter().enumerate() {
                     if !options.short || n == turn % FAULTS.len() {
-                        failures += scene.fail_at(&point, error, for_ever)?;
+                        failures += replay.fail_at(&point, error, for_ever)?;
                         report.plays += 1;
                     }
                 }
@@ -103,21 +103,21 @@ fn run_role(
         }
     }
     if matches!(role, Role::Server | Role::Client) && wanted("limit") {
-        limits(enclosure, &mut scene, options, report, at)?;
+        limits(namespace, &mut replay, options, report, at)?;
     }
     Ok(())
 }
 
 /// Short writes. A file system in memory reserves no room beyond such a limit: so this is one on a disk.
 fn limits(
-    enclosure: &Enclosure,
-    scene: &mut Scene<'_>,
+    namespace: &MountNamespace,
+    replay: &mut Replay<'_>,
     options: &Options,
     report: &mut Report,
     at: &mut String,
-) -> Result<(), Wrong> {
-    let volume = Volume::make(enclosure.path(), Kind::Ext4, 0)?;
-    scene.stage = volume.path().join("stage");
+) -> Result<(), Problem> {
+    let volume = Volume::make(namespace.path(), Kind::Ext4, 0)?;
+    replay.work_dir = volume.path().join("stage");
     let (first, step, last) = LIMITS;
     let step = if options.short { step * 5 } else { step };
     let all = (first..last).step_by(step);
@@ -125,7 +125,7 @@ fn limits(
     let mut limited = 0;
     for limit in limits {
         *at = format!(" --syscall limit --number {limit}");
-        limited += scene.limit_to(limit)?;
+        limited += replay.limit_to(limit)?;
         report.plays += 1;
     }
     ensure!(limited > 0 || options.number.is_some(), "nothing was refused because of a limit");

@@ -6,12 +6,12 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::enclosure::Enclosure;
-pub use crate::scene::Options;
-use crate::scene::{Point, Scene, Thread, numbers};
+use crate::failure::{Failure, Problem, ensure};
+use crate::mount_namespace::MountNamespace;
 use crate::strace;
+pub use crate::syscall_replay::Options;
+use crate::syscall_replay::{Point, Replay, Thread, numbers};
 use crate::workload::Role;
-use crate::wrong::{Failure, Wrong, ensure};
 
 /// What was done. Whatever is wrong is a [`Failure`] instead.
 #[derive(Clone, Debug, Default)]
@@ -36,32 +36,32 @@ impl fmt::Display for Report {
 ///
 /// # Errors
 /// [`Failure`].
-pub fn run(enclosure: &Enclosure, runner: &Path, options: &Options) -> Result<Report, Failure> {
+pub fn run(namespace: &MountNamespace, runner: &Path, options: &Options) -> Result<Report, Failure> {
     strace::possible()?;
     let began = Instant::now();
     let mut report = Report::default();
     for role in Role::SCRIPTS.into_iter().filter(|role| options.role.is_none_or(|only| only == *role)) {
-        run_role(enclosure, runner, role, options, &mut report)?;
+        run_role(namespace, runner, role, options, &mut report)?;
     }
     report.took = began.elapsed();
     Ok(report)
 }
 
 fn run_role(
-    enclosure: &Enclosure,
+    namespace: &MountNamespace,
     runner: &Path,
     role: Role,
     options: &Options,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let failed = |what: Wrong, at: &str| Failure::Wrong {
+    let failed = |what: Problem, at: &str| Failure::Found {
         what,
         replay: format!("simulate killpoints --role {}{at}", role.name()),
-        kept: enclosure.keep(enclosure.path()).unwrap_or_default(),
+        kept: namespace.keep(namespace.path()).unwrap_or_default(),
     };
-    let scene = Scene::prepare(enclosure, runner, role).map_err(|wrong| failed(wrong, ""))?;
+    let replay = Replay::prepare(namespace, runner, role).map_err(|wrong| failed(wrong, ""))?;
     for thread in Thread::of(role) {
-        let calls = scene.calls(*thread).map_err(|wrong| failed(wrong, ""))?;
+        let calls = replay.calls(*thread).map_err(|wrong| failed(wrong, ""))?;
         for (call, count) in calls {
             if options.call.as_ref().is_some_and(|only| *only != call) {
                 continue;
@@ -71,7 +71,7 @@ fn run_role(
                 (0, options.number.map_or_else(|| numbers(count, options.short), |n| vec![n]));
             for number in &all {
                 let point = Point { thread: *thread, call: call.clone(), number: *number };
-                kills += u64::from(scene.kill_at(&point).map_err(|wrong| failed(wrong, *number))?);
+                kills += u64::from(replay.kill_at(&point).map_err(|wrong| failed(wrong, *number))?);
             }
             report.missed += all.len() as u64 - kills;
             *report.kills.entry(call.clone()).or_insert(0) += kills;
@@ -82,7 +82,7 @@ fn run_role(
 }
 
 /// What never happens proves nothing.
-fn check_reached(kills: u64, options: &Options) -> Result<(), Wrong> {
+fn check_reached(kills: u64, options: &Options) -> Result<(), Problem> {
     ensure!(kills > 0 || options.number.is_some(), "nothing was killed at this call");
     Ok(())
 }

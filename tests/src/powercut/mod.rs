@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 
 use crate::child::Child;
-use crate::enclosure::Enclosure;
 use crate::examine::{examine_cache, examine_server};
-use crate::ledger::{Ledger, Said};
+use crate::failure::{Context, Failure, Problem, ensure};
+use crate::ledger::{Ledger, Statement};
+use crate::mount_namespace::MountNamespace;
 use crate::volume::{Cutter, Journal, Kind, Volume};
 use crate::workload::Role;
-use crate::wrong::{Failure, OrWrong, Wrong, ensure};
 
 /// So many cuts one file system has to live through; then there is a new one.
-const LIFE: u64 = 8;
+const CUTS_PER_VOLUME: u64 = 8;
 /// So many lines at most are heard before the cut. A transaction has two or three.
-const LINES: u64 = 100;
+const MAX_STATEMENTS: u64 = 100;
 /// So many microseconds pass at most after that.
-const LATER: u64 = 3000;
+const MAX_DELAY_MICROS: u64 = 3000;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,7 @@ impl fmt::Display for Report {
 ///
 /// # Errors
 /// [`Failure`].
-pub fn run(enclosure: &Enclosure, runner: &Path, options: Options) -> Result<Report, Failure> {
+pub fn run(namespace: &MountNamespace, runner: &Path, options: Options) -> Result<Report, Failure> {
     let Options { cycles, kind, from } = options;
     kind.possible()?;
     let began = Instant::now();
@@ -72,20 +72,20 @@ pub fn run(enclosure: &Enclosure, runner: &Path, options: Options) -> Result<Rep
     let mut done = 0;
     while done < cycles {
         let first = from + done;
-        let life = LIFE.min(cycles - done);
-        let failed = |what, enclosure: &Enclosure, cuts: u64, dir: &Path| Failure::Wrong {
+        let life = CUTS_PER_VOLUME.min(cycles - done);
+        let failed = |what, namespace: &MountNamespace, cuts: u64, dir: &Path| Failure::Found {
             what,
             replay: format!("simulate powercut --fs {kind} --from {first} --cycles {cuts}"),
-            kept: enclosure.keep(dir).unwrap_or_default(),
+            kept: namespace.keep(dir).unwrap_or_default(),
         };
-        let mut life_of = Life::begin(enclosure, runner, kind, first)
-            .map_err(|what| failed(what, enclosure, 1, enclosure.path()))?;
+        let mut life_of = VolumeLife::begin(namespace, runner, kind, first)
+            .map_err(|what| failed(what, namespace, 1, namespace.path()))?;
         for n in 0..life {
             life_of
                 .cycle(first + n, n + 1 == life)
-                .map_err(|what| failed(what, enclosure, n + 1, life_of.volume.path()))?;
+                .map_err(|what| failed(what, namespace, n + 1, life_of.volume.path()))?;
         }
-        life_of.volume.unmount().map_err(|what| failed(what, enclosure, life, enclosure.path()))?;
+        life_of.volume.unmount().map_err(|what| failed(what, namespace, life, namespace.path()))?;
         report.examined += life_of.examined;
         report.commits += life_of.ledger.commits() as u64;
         done += life;
@@ -95,30 +95,35 @@ pub fn run(enclosure: &Enclosure, runner: &Path, options: Options) -> Result<Rep
 }
 
 /// One file system from its making on, and what was promised on it.
-struct Life<'a> {
-    enclosure: &'a Enclosure,
+struct VolumeLife<'a> {
+    namespace: &'a MountNamespace,
     runner: &'a Path,
     volume: Volume,
     ledger: Ledger,
     examined: u64,
 }
 
-impl<'a> Life<'a> {
-    fn begin(enclosure: &'a Enclosure, runner: &'a Path, kind: Kind, seed: u64) -> Result<Life<'a>, Wrong> {
-        let variant = usize::try_from(seed / LIFE).unwrap_or(0);
-        let volume = Volume::make(enclosure.path(), kind, variant)?;
-        Ok(Life { enclosure, runner, volume, ledger: Ledger::default(), examined: 0 })
+impl<'a> VolumeLife<'a> {
+    fn begin(
+        namespace: &'a MountNamespace,
+        runner: &'a Path,
+        kind: Kind,
+        seed: u64,
+    ) -> Result<VolumeLife<'a>, Problem> {
+        let variant = usize::try_from(seed / CUTS_PER_VOLUME).unwrap_or(0);
+        let volume = Volume::make(namespace.path(), kind, variant)?;
+        Ok(VolumeLife { namespace, runner, volume, ledger: Ledger::default(), examined: 0 })
     }
 
-    fn cycle(&mut self, seed: u64, last: bool) -> Result<(), Wrong> {
-        let mut dice = Rng::with_seed(seed);
-        self.work(seed, &mut dice)?;
+    fn cycle(&mut self, seed: u64, last: bool) -> Result<(), Problem> {
+        let mut rng = Rng::with_seed(seed);
+        self.work(seed, &mut rng)?;
         self.volume.unmount()?;
         self.ledger.forget_cached();
-        self.enclosure.reboot()?;
+        self.namespace.reboot()?;
         self.volume.mount()?;
         // Now and then the next cut comes before, or in, the recovery from this one.
-        if last || dice.u8(..4) > 0 {
+        if last || rng.u8(..4) > 0 {
             examine_server(self.volume.path(), &mut self.ledger)?;
             examine_cache(self.volume.path(), &self.ledger)?;
             self.examined += 1;
@@ -127,21 +132,25 @@ impl<'a> Life<'a> {
     }
 
     /// Has a process work until its power is cut.
-    fn work(&mut self, seed: u64, dice: &mut Rng) -> Result<(), Wrong> {
-        let journal = if dice.u8(..3) == 0 { Journal::Written } else { Journal::Lost };
-        let cutter = Cutter::stand_ready(&self.volume, journal)?;
+    fn work(&mut self, seed: u64, rng: &mut Rng) -> Result<(), Problem> {
+        let journal = if rng.u8(..3) == 0 { Journal::Written } else { Journal::Lost };
+        let cutter = Cutter::start(&self.volume, journal)?;
         let child = Child::start(self.runner, Role::Traffic, self.volume.path(), seed)?;
-        for _ in 0..dice.u64(..LINES) {
-            let said = child.hear()?.or_wrong("the process has ended before its power was cut")?;
-            if let Said::Failed { what } = &said {
-                return Err(Wrong(format!("it fails before its power was cut: {what}")));
+        for _ in 0..rng.u64(..MAX_STATEMENTS) {
+            let statement =
+                child.next_statement()?.context("the process has ended before its power was cut")?;
+            if let Statement::Failed { what } = &statement {
+                return Err(Problem(format!("it fails before its power was cut: {what}")));
             }
-            ensure!(said != Said::Done, "the process had nothing left to do before its power was cut");
-            self.ledger.hear(said)?;
+            ensure!(
+                statement != Statement::Done,
+                "the process had nothing left to do before its power was cut"
+            );
+            self.ledger.record(statement)?;
         }
-        thread::sleep(Duration::from_micros(dice.u64(..LATER)));
-        child.hear_what_was_said(&mut self.ledger)?;
+        thread::sleep(Duration::from_micros(rng.u64(..MAX_DELAY_MICROS)));
+        child.record_received(&mut self.ledger)?;
         cutter.cut()?;
-        child.kill_unheard(&mut self.ledger)
+        child.kill_after_power_cut(&mut self.ledger)
     }
 }

@@ -21,7 +21,7 @@ struct Slot<T, E> {
 struct Promise<T, E>(Arc<Mutex<Slot<T, E>>>);
 
 /// Makes a call, and gives what to wait on for its answer.
-pub(super) fn ask<T: Send + 'static, E: Send + 'static>(
+pub(super) fn call<T: Send + 'static, E: Send + 'static>(
     start: impl FnOnce(Completion<T, E>),
 ) -> Answer<T, E> {
     let slot = Arc::new(Mutex::new(Slot { result: None, dropped: false, waker: None }));
@@ -69,15 +69,15 @@ impl<T, E> Future for Answer<T, E> {
 
 /// Remembers that somebody is to be looked at.
 #[derive(Default)]
-pub(super) struct Flag(AtomicBool);
+pub(super) struct WakeFlag(AtomicBool);
 
-impl Flag {
+impl WakeFlag {
     pub(super) fn take(&self) -> bool {
         self.0.swap(false, Ordering::SeqCst)
     }
 }
 
-impl Wake for Flag {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Ordering::SeqCst);
     }

@@ -28,16 +28,16 @@ const PAGE: u64 = 4096;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Health {
     #[default]
-    Well,
+    Healthy,
     /// It takes no more bytes.
     Full,
     /// The next sync fails.
     Failing,
 }
 
-/// What a fuse burns by.
+/// What a countdown countdown_ends by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Burns {
+pub(super) enum Counted {
     /// Every step with files.
     Steps,
     /// Bytes that are written.
@@ -46,14 +46,14 @@ pub(super) enum Burns {
     Downloads,
 }
 
-impl Burns {
+impl Counted {
     fn counts(self, step: Step<'_>) -> bool {
         match step {
-            _ if self == Burns::Steps => true,
-            Step::Write { file, .. } if self == Burns::Downloads => {
+            _ if self == Counted::Steps => true,
+            Step::Write { file, .. } if self == Counted::Downloads => {
                 path_of(file).is_ok_and(|path| path.extension().is_some_and(|extension| extension == "part"))
             }
-            Step::Write { .. } | Step::Overwrite { .. } => self == Burns::Writes,
+            Step::Write { .. } | Step::Overwrite { .. } => self == Counted::Writes,
             _ => false,
         }
     }
@@ -63,7 +63,7 @@ impl Burns {
 struct Condition {
     health: Health,
     /// So many more steps until the process that takes the last one ends in the middle of it.
-    fuse: Option<(Burns, u32)>,
+    countdown: Option<(Counted, u32)>,
     /// Everything takes up to so much longer.
     slow: Duration,
     boots: u64,
@@ -92,7 +92,7 @@ enum Renamed {
 
 pub(super) struct Disk {
     root: PathBuf,
-    chance: Rng,
+    rng: Rng,
     conditions: BTreeMap<Machine, Condition>,
     unsynced: BTreeMap<u64, Unsynced>,
     /// By inode and page.
@@ -101,7 +101,7 @@ pub(super) struct Disk {
     saved: u64,
     /// Blobs that were downloaded, and are still there.
     downloaded: BTreeSet<PathBuf>,
-    /// Small blobs that were downloaded, and are still found: by the directory of packs that they are in.
+    /// Small blobs that were downloaded, and are still found: by the directory of segments that they are in.
     packed: BTreeSet<(PathBuf, BlobId)>,
     /// What has been seen that must not be.
     broken: Option<String>,
@@ -109,11 +109,11 @@ pub(super) struct Disk {
 
 impl Disk {
     /// The disks of all machines, below `root`.
-    pub(super) fn new(root: &Path, chance: Rng) -> io::Result<Disk> {
+    pub(super) fn new(root: &Path, rng: Rng) -> io::Result<Disk> {
         fs::create_dir_all(root.join("saved"))?;
         Ok(Disk {
             root: root.to_owned(),
-            chance,
+            rng,
             conditions: BTreeMap::new(),
             unsynced: BTreeMap::new(),
             overwritten: BTreeMap::new(),
@@ -141,7 +141,7 @@ impl Disk {
     /// A machine's disk is well, and stays so.
     pub(super) fn heal(&mut self, machine: Machine) {
         let condition = self.conditions.entry(machine).or_default();
-        (condition.health, condition.fuse, condition.slow) = (Health::Well, None, Duration::ZERO);
+        (condition.health, condition.countdown, condition.slow) = (Health::Healthy, None, Duration::ZERO);
     }
 
     /// Everything on a machine takes up to so much longer.
@@ -155,8 +155,8 @@ impl Disk {
     }
 
     /// Whoever takes one of the next steps on a machine ends in the middle of it.
-    pub(super) fn light_fuse(&mut self, machine: Machine, steps: u32, by: Burns) {
-        self.conditions.entry(machine).or_default().fuse = Some((by, steps));
+    pub(super) fn start_countdown(&mut self, machine: Machine, steps: u32, by: Counted) {
+        self.conditions.entry(machine).or_default().countdown = Some((by, steps));
     }
 
     /// What has been seen that must not be.
@@ -164,14 +164,14 @@ impl Disk {
         self.broken.take()
     }
 
-    /// Has the fuse of a machine burnt down, if it has one?
-    pub(super) fn burns(&mut self, machine: Machine, step: Step<'_>) -> bool {
+    /// Has the countdown of a machine burnt down, if it has one?
+    pub(super) fn countdown_ends(&mut self, machine: Machine, step: Step<'_>) -> bool {
         let condition = self.conditions.entry(machine).or_default();
-        match &mut condition.fuse {
+        match &mut condition.countdown {
             Some((by, _)) if !by.counts(step) => false,
             None => false,
             Some((_, 0)) => {
-                condition.fuse = None;
+                condition.countdown = None;
                 true
             }
             Some((_, steps)) => {
@@ -189,7 +189,7 @@ impl Disk {
                 return Err(io::Error::from_raw_os_error(NO_SPACE));
             }
             (Health::Failing, Step::Sync(_) | Step::SyncNames(_)) => {
-                condition.health = Health::Well;
+                condition.health = Health::Healthy;
                 return Err(io::Error::from_raw_os_error(BROKEN));
             }
             _ => {}
@@ -245,10 +245,10 @@ impl Disk {
             ));
         }
         // A write takes all bytes, or some.
-        Ok(if len > 1 && self.chance.u8(..) < 24 { self.chance.usize(1..len) } else { len })
+        Ok(if len > 1 && self.rng.u8(..) < 24 { self.rng.usize(1..len) } else { len })
     }
 
-    /// A hint is written to the index of the packs: it leads to a small blob that has come, in the place of another.
+    /// A hint is written to the index of the segments: it leads to a small blob that has come, in the place of another.
     fn overwrite(&mut self, machine: Machine, pid: Pid, file: &File, at: u64, slot: &[u8]) -> io::Result<()> {
         let (page, inode) = (at / PAGE, file.metadata()?.ino());
         if let Entry::Vacant(entry) = self.overwritten.entry((inode, page)) {
@@ -258,14 +258,14 @@ impl Disk {
             file.read_exact_at(&mut before, page * PAGE)?;
             entry.insert(Overwritten { machine, file, before });
         }
-        let packs = path_of(file)?.parent().map(Path::to_owned).unwrap_or_default();
+        let segments = path_of(file)?.parent().map(Path::to_owned).unwrap_or_default();
         let mut old = vec![0; slot.len()];
         file.read_exact_at(&mut old, at)?;
-        if let Some(forgotten) = packed_at(&packs, &old) {
-            self.packed.remove(&(packs.clone(), forgotten));
+        if let Some(forgotten) = packed_at(&segments, &old) {
+            self.packed.remove(&(segments.clone(), forgotten));
         }
-        if let Some(blob) = packed_at(&packs, slot)
-            && !self.packed.insert((packs, blob))
+        if let Some(blob) = packed_at(&segments, slot)
+            && !self.packed.insert((segments, blob))
         {
             self.break_rule(format!("{pid} downloaded small blob {blob}, that was there already"));
         }
@@ -287,20 +287,20 @@ impl Disk {
     }
 
     /// The names and databases of a machine, as they are: what a process that is ended without its knowledge leaves.
-    pub(super) fn photograph(&self, machine: Machine) -> io::Result<Photograph> {
-        let (below, album) = (self.path(machine), self.root.join("saved").join("album"));
-        let mut photograph = Photograph { files: Vec::new(), album };
-        let _ = fs::remove_dir_all(&photograph.album);
-        fs::create_dir_all(&photograph.album)?;
-        photograph.take(&below)?;
-        Ok(photograph)
+    pub(super) fn snapshot(&self, machine: Machine) -> io::Result<Snapshot> {
+        let (below, snapshot_dir) = (self.path(machine), self.root.join("saved").join("album"));
+        let mut snapshot = Snapshot { files: Vec::new(), snapshot_dir };
+        let _ = fs::remove_dir_all(&snapshot.snapshot_dir);
+        fs::create_dir_all(&snapshot.snapshot_dir)?;
+        snapshot.take(&below)?;
+        Ok(snapshot)
     }
 
     /// The machine loses its power: of what is not synced some is lost. Says how much.
     pub(super) fn cut_power(&mut self, machine: Machine) -> io::Result<(usize, usize)> {
         let condition = self.conditions.entry(machine).or_default();
         condition.boots += 1;
-        (condition.health, condition.fuse) = (Health::Well, None);
+        (condition.health, condition.countdown) = (Health::Healthy, None);
         let (mut torn, mut undone) = (0, 0);
         let inodes: Vec<u64> = self.unsynced.keys().copied().collect();
         for inode in inodes {
@@ -315,7 +315,7 @@ impl Disk {
         for ((inode, page), lost) in std::mem::take(&mut self.overwritten) {
             if lost.machine != machine {
                 self.overwritten.insert((inode, page), lost);
-            } else if self.chance.bool() {
+            } else if self.rng.bool() {
                 lost.file.write_all_at(&lost.before, page * PAGE)?;
                 torn += 1;
             }
@@ -324,14 +324,14 @@ impl Disk {
         for (of, change) in std::mem::take(&mut self.names).into_iter().rev() {
             if of != machine {
                 kept.push((of, change));
-            } else if self.chance.bool() {
+            } else if self.rng.bool() {
                 undone += usize::from(undo(&change));
             }
         }
         self.names = kept.into_iter().rev().collect();
         let below = self.path(machine);
         self.downloaded.retain(|path| !path.starts_with(&below));
-        self.packed.retain(|(packs, _)| !packs.starts_with(&below));
+        self.packed.retain(|(segments, _)| !segments.starts_with(&below));
         Ok((torn, undone))
     }
 
@@ -345,10 +345,10 @@ impl Disk {
         let path = format!("/proc/self/fd/{}", lost.file.as_raw_fd());
         fs::set_permissions(&path, Permissions::from_mode(0o600))?;
         let file = OpenOptions::new().write(true).open(&path)?;
-        let torn = match self.chance.u8(..4) {
+        let torn = match self.rng.u8(..4) {
             0 => false,
             1 => {
-                file.set_len(self.chance.u64(lost.safe..len))?;
+                file.set_len(self.rng.u64(lost.safe..len))?;
                 true
             }
             _ => {
@@ -356,7 +356,7 @@ impl Disk {
                 let mut at = lost.safe;
                 while at < len {
                     let end = (at / PAGE + 1).saturating_mul(PAGE).min(len);
-                    if self.chance.bool() {
+                    if self.rng.bool() {
                         file.write_all_at(&vec![0; (end - at) as usize], at)?;
                         torn = true;
                     }
@@ -378,9 +378,9 @@ fn undo(change: &Renamed) -> bool {
 }
 
 /// The blob that a slot of an index leads to, if it does: it names a pack, and the place of a record in there.
-fn packed_at(packs: &Path, slot: &[u8]) -> Option<BlobId> {
+fn packed_at(segments: &Path, slot: &[u8]) -> Option<BlobId> {
     let number = |at: usize| Some(u32::from_le_bytes(*slot.get(at..)?.first_chunk()?));
-    let pack = File::open(packs.join(format!("{:08x}.pack", number(4)?))).ok()?;
+    let pack = File::open(segments.join(format!("{:08x}.pack", number(4)?))).ok()?;
     let mut head = [0; 24];
     pack.read_exact_at(&mut head, number(8)?.into()).ok()?;
     let id = |at: usize| Some(u64::from_le_bytes(*head.get(at..)?.first_chunk()?));
@@ -392,13 +392,13 @@ fn path_of(file: &File) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// See [`Disk::photograph`].
-pub(super) struct Photograph {
+/// See [`Disk::snapshot`].
+pub(super) struct Snapshot {
     files: Vec<(PathBuf, PathBuf, bool)>,
-    album: PathBuf,
+    snapshot_dir: PathBuf,
 }
 
-impl Photograph {
+impl Snapshot {
     fn take(&mut self, directory: &Path) -> io::Result<()> {
         let entries = match fs::read_dir(directory) {
             Ok(entries) => entries,
@@ -411,7 +411,7 @@ impl Photograph {
                 self.take(&path)?;
                 continue;
             }
-            let saved = self.album.join(self.files.len().to_string());
+            let saved = self.snapshot_dir.join(self.files.len().to_string());
             // To close a database changes it; everything else only loses its name.
             let is_database = entry.file_name().to_string_lossy().starts_with("store.sqlite");
             match is_database {
@@ -435,6 +435,6 @@ impl Photograph {
                 fs::hard_link(saved, path)?;
             }
         }
-        fs::remove_dir_all(&self.album)
+        fs::remove_dir_all(&self.snapshot_dir)
     }
 }

@@ -9,7 +9,7 @@ use super::history::{Operation, What};
 
 /// What has become of a transaction, as far as its client knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum TxnState {
     /// Nobody has said yet, or nobody ever will.
     Unknown,
     Committed(Tid),
@@ -32,7 +32,7 @@ pub(super) struct Writing {
     pub(super) txn: TxnId,
     /// What it stores.
     pub(super) puts: BTreeMap<Oid, Put>,
-    pub(super) fate: Fate,
+    pub(super) state: TxnState,
     begin: u64,
     end: u64,
 }
@@ -77,7 +77,7 @@ impl Ledger {
 
     pub(super) fn begin(&mut self, txn: TxnId, moment: u64) -> usize {
         let puts = BTreeMap::new();
-        self.writings.push(Writing { txn, puts, fate: Fate::Unknown, begin: moment, end: u64::MAX });
+        self.writings.push(Writing { txn, puts, state: TxnState::Unknown, begin: moment, end: u64::MAX });
         self.writings.len() - 1
     }
 
@@ -88,11 +88,11 @@ impl Ledger {
     }
 
     /// Somebody was told what has become of a transaction.
-    pub(super) fn decide(&mut self, place: usize, fate: Fate, moment: u64) {
+    pub(super) fn decide(&mut self, place: usize, state: TxnState, moment: u64) {
         let Some(writing) = self.writings.get_mut(place) else { return };
-        match (writing.fate, fate) {
-            (_, Fate::Unknown) => {}
-            (Fate::Unknown, fate) => (writing.fate, writing.end) = (fate, moment),
+        match (writing.state, state) {
+            (_, TxnState::Unknown) => {}
+            (TxnState::Unknown, state) => (writing.state, writing.end) = (state, moment),
             (before, now) if before == now => writing.end = writing.end.min(moment),
             (before, now) => {
                 let txn = writing.txn;
@@ -103,11 +103,11 @@ impl Ledger {
 
     /// An outcome that was asked for.
     pub(super) fn outcome(&mut self, place: usize, outcome: Outcome, moment: u64) {
-        let fate = match outcome {
-            Outcome::Committed { tid } => Fate::Committed(tid),
-            Outcome::NotCommitted => Fate::Failed,
+        let state = match outcome {
+            Outcome::Committed { tid } => TxnState::Committed(tid),
+            Outcome::NotCommitted => TxnState::Failed,
         };
-        self.decide(place, fate, moment);
+        self.decide(place, state, moment);
     }
 
     pub(super) fn pack(&mut self, before: Tid) {
@@ -124,12 +124,12 @@ impl Ledger {
         let tid = found.map_or(0, |revision| revision.tid.0);
         self.reads.push(Operation { begin, end, what: What::Read { oid: oid.0, tid } });
         if let Some(revision) = found {
-            self.look_at(oid, revision);
+            self.check_revision(oid, revision);
         }
     }
 
     /// A revision was found: it must be what somebody has stored. Says whose.
-    pub(super) fn look_at(&mut self, oid: Oid, revision: &Revision) -> Option<usize> {
+    pub(super) fn check_revision(&mut self, oid: Oid, revision: &Revision) -> Option<usize> {
         let tid = revision.tid;
         let text = String::from_utf8_lossy(&revision.data);
         let number = text.split(':').next().and_then(|number| number.parse::<usize>().ok());
@@ -143,30 +143,30 @@ impl Ledger {
             return None;
         };
         let is_right = revision.data == record(number, oid, blob);
-        let (fate, txn) = (writing.fate, writing.txn);
+        let (state, txn) = (writing.state, writing.txn);
         if !is_right || revision.blob.map(|info| info.size) != blob {
             self.break_rule(format!("the revision of object {oid} at {tid} is not what {txn} has stored"));
         }
-        match fate {
-            Fate::Failed => {
+        match state {
+            TxnState::Failed => {
                 self.break_rule(format!(
                     "{txn} was not committed, and yet object {oid} has its revision {tid}"
                 ));
             }
-            Fate::Committed(at) if at != tid => {
+            TxnState::Committed(at) if at != tid => {
                 self.break_rule(format!("{txn} was committed at {at}, and yet object {oid} has it at {tid}"));
             }
-            Fate::Committed(_) => {}
+            TxnState::Committed(_) => {}
             // Whoever sees it knows that it was committed. Its own client may never hear of it.
-            Fate::Unknown => self.writings[number].fate = Fate::Committed(tid),
+            TxnState::Unknown => self.writings[number].state = TxnState::Committed(tid),
         }
         Some(number)
     }
 
     /// All that was committed and read, for the checker of histories.
     pub(super) fn history(&self) -> Vec<Operation> {
-        let commits = self.writings.iter().filter_map(|writing| match writing.fate {
-            Fate::Committed(tid) => {
+        let commits = self.writings.iter().filter_map(|writing| match writing.state {
+            TxnState::Committed(tid) => {
                 let oids = writing.puts.keys().map(|oid| oid.0).collect();
                 let what = What::Commit { tid: tid.0, oids };
                 Some(Operation { begin: writing.begin, end: writing.end, what })
@@ -181,7 +181,7 @@ impl Ledger {
         let mut current: BTreeMap<Oid, Tid> = BTreeMap::new();
         let mut committed: Vec<(Tid, &Writing)> = Vec::new();
         for writing in &self.writings {
-            if let Fate::Committed(tid) = writing.fate {
+            if let TxnState::Committed(tid) = writing.state {
                 committed.push((tid, writing));
             }
         }
@@ -202,8 +202,8 @@ impl Ledger {
 
     /// Everything that is committed, as far as anybody knows, with its objects.
     pub(super) fn commits(&self) -> BTreeMap<Tid, Vec<Oid>> {
-        let commits = self.writings.iter().filter_map(|writing| match writing.fate {
-            Fate::Committed(tid) => Some((tid, writing.puts.keys().copied().collect())),
+        let commits = self.writings.iter().filter_map(|writing| match writing.state {
+            TxnState::Committed(tid) => Some((tid, writing.puts.keys().copied().collect())),
             _ => None,
         });
         commits.collect()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Failure, Scenario, run, run_told};
+use super::{Failure, Scenario, run, run_traced};
 
 /// Leaves out of a failing scenario what can be left out: misfortunes, operations, users, clients. What fails then may be
 /// another promise; all are the same to it. At most `attempts` simulations are made.
@@ -23,7 +23,7 @@ pub fn minimise(failure: &Failure, attempts: usize) -> Box<Failure> {
     search.lower(|scenario| &mut scenario.operations);
     search.lower(|scenario| &mut scenario.users);
     search.lower(|scenario| &mut scenario.clients);
-    match run_told(&search.best) {
+    match run_traced(&search.best) {
         Err(failure) => failure,
         // It never comes here: the scenario has failed before, and does what it did.
         Ok(_) => Box::new(failure.clone()),

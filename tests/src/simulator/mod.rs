@@ -1,8 +1,8 @@
 //! A cluster in one thread: real clients and a real server, in a world where everything else is simulated, out of one seed.
 //!
 //! What is real is all of blobferry but its transports: the machines of the protocol, the sessions on both sides, the caches
-//! and the embedded store, with their files on a disk in memory. What is simulated is what they ask of the operating system
-//! (see [`system`](blobferry_platform::os)): time, chance, threads, syncs; and the network between them, that stalls,
+//! and the embedded store, with their files on a disk in memory. What is simulated is what they call of the operating system
+//! (see [`system`](blobferry_platform::os)): time, rng, threads, syncs; and the network between them, that stalls,
 //! crumbles, loses and lies. Processes die in the middle of things, machines lose their power and all that was not synced,
 //! disks fill up and fail, clocks jump.
 //!
@@ -10,7 +10,7 @@
 //! everybody was told and has found is compared with what blobferry promises:
 //!
 //! * what was committed is there, with its exact bytes, at its tid, for ever; what was not is not, and nothing is there in
-//!   part (`ledger`, [`audit`](self));
+//!   part (`ledger`, [`invariants`](self));
 //! * the history of commits and reads is strictly serializable ([`history`]);
 //! * invalidations come in order, all of them, and none behind what it invalidates (`tap`, `ledger`);
 //! * a blob is downloaded once per cache (`disk`); credit is kept to, requests are answered once (`tap`);
@@ -25,16 +25,16 @@
 //! ```
 
 mod answer;
-mod audit;
 mod cluster;
 mod disk;
+mod fault_plan;
 pub mod history;
+mod invariants;
 mod ledger;
 pub mod minimise;
-mod misfortune;
 mod network;
-mod people;
-mod tap;
+mod users;
+mod wire_monitor;
 mod world;
 
 use std::collections::BTreeSet;
@@ -51,15 +51,15 @@ use blobferry_store::StoreConfig;
 
 use self::cluster::Cluster;
 use self::disk::Disk;
-pub use self::misfortune::{Kind, Misfortune};
-use self::world::{World, chance_for};
+pub use self::fault_plan::{Fault, FaultKind};
+use self::world::{World, rng_for};
 
 /// In so much time everything goes wrong that does.
-const TROUBLE: Duration = Duration::from_secs(60);
+const FAULTY_TIME: Duration = Duration::from_secs(60);
 /// So long after that everybody must be done.
-const RECOVERY: Duration = Duration::from_secs(900);
+const RECOVERY_TIME: Duration = Duration::from_secs(900);
 /// So long after that nothing may be left.
-const LEAVING: Duration = Duration::from_secs(200);
+const CLOSING_TIME: Duration = Duration::from_secs(200);
 
 /// What is simulated. All of it follows from the seed; to find out why one fails, parts can be left out.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ pub struct Scenario {
     /// Blobs of at most so many bytes are in the server's database.
     pub inline_max: u64,
     /// Old revisions are forgotten now and then.
-    pub packs: bool,
+    pub runs_pack: bool,
     /// Everything goes wrong that can, and often.
     pub rough: bool,
     /// Misfortunes of the plan that are left out.
@@ -95,13 +95,13 @@ impl Scenario {
     /// The scenario of a seed.
     #[must_use]
     pub fn of(seed: u64) -> Scenario {
-        let mut chance = chance_for(seed, "scenario");
-        let machines = chance.usize(1..=3);
+        let mut rng = rng_for(seed, "scenario");
+        let machines = rng.usize(1..=3);
         let mut limits = || Limits {
-            chunk: [500, 4 << 10, 64 << 10][chance.usize(..3)],
-            transfer_window: [3 << 10, 16 << 10, 256 << 10][chance.usize(..3)],
-            connection_window: [20 << 10, 64 << 10, 1 << 20][chance.usize(..3)],
-            transfers: chance.u32(1..20),
+            chunk: [500, 4 << 10, 64 << 10][rng.usize(..3)],
+            transfer_window: [3 << 10, 16 << 10, 256 << 10][rng.usize(..3)],
+            connection_window: [20 << 10, 64 << 10, 1 << 20][rng.usize(..3)],
+            transfers: rng.u32(1..20),
             ..Limits::default()
         };
         let (client, server) = (limits(), limits());
@@ -113,26 +113,26 @@ impl Scenario {
         };
         Scenario {
             seed,
-            clients: machines * chance.usize(1..=2),
+            clients: machines * rng.usize(1..=2),
             machines,
-            users: chance.usize(1..=3),
-            operations: chance.usize(2..40),
-            objects: chance.u64(2..8),
-            largest: [2 << 10, 30 << 10, 200 << 10][chance.usize(..3)],
-            inline_max: [0, 1 << 10, 64 << 10][chance.usize(..3)],
-            packs: chance.u8(..4) == 0,
+            users: rng.usize(1..=3),
+            operations: rng.usize(2..40),
+            objects: rng.u64(2..8),
+            largest: [2 << 10, 30 << 10, 200 << 10][rng.usize(..3)],
+            inline_max: [0, 1 << 10, 64 << 10][rng.usize(..3)],
+            runs_pack: rng.u8(..4) == 0,
             rough: false,
             without: BTreeSet::new(),
             client: connection(client),
             server: ServerConfig {
                 connection: connection(server),
-                keep: Duration::from_secs([1, 20, 60][chance.usize(..3)]),
+                keep: Duration::from_secs([1, 20, 60][rng.usize(..3)]),
                 ..ServerConfig::default()
             },
             store: StoreConfig {
-                vote_timeout: Duration::from_secs([5, 30][chance.usize(..2)]),
-                lock_timeout: Duration::from_secs([5, 30][chance.usize(..2)]),
-                sync_ahead: [0, 10 << 10, 50 << 10][chance.usize(..3)],
+                vote_timeout: Duration::from_secs([5, 30][rng.usize(..2)]),
+                lock_timeout: Duration::from_secs([5, 30][rng.usize(..2)]),
+                sync_ahead: [0, 10 << 10, 50 << 10][rng.usize(..3)],
                 ..StoreConfig::default()
             },
         }
@@ -144,13 +144,13 @@ impl Scenario {
         let usual = Scenario::of(seed);
         let operations = 30 + usual.operations;
         let clients = usual.machines * 2;
-        Scenario { operations, clients, users: 3, largest: 300 << 10, rough: true, packs: false, ..usual }
+        Scenario { operations, clients, users: 3, largest: 300 << 10, rough: true, runs_pack: false, ..usual }
     }
 
     /// What goes wrong in it.
     #[must_use]
-    pub fn plan(&self) -> Vec<Misfortune> {
-        misfortune::plan(&mut chance_for(self.seed, "misfortune"), TROUBLE, self.rough)
+    pub fn plan(&self) -> Vec<Fault> {
+        fault_plan::plan(&mut rng_for(self.seed, "misfortune"), FAULTY_TIME, self.rough)
     }
 
     /// What a command line has to say for it, beyond the seed.
@@ -272,7 +272,7 @@ pub fn run(scenario: &Scenario) -> Result<Report, Box<Failure>> {
 ///
 /// # Errors
 /// The first promise that was broken.
-pub fn run_told(scenario: &Scenario) -> Result<(Report, Vec<String>), Box<Failure>> {
+pub fn run_traced(scenario: &Scenario) -> Result<(Report, Vec<String>), Box<Failure>> {
     simulate(scenario, true)
 }
 
@@ -287,13 +287,13 @@ fn simulate(scenario: &Scenario, told: bool) -> Result<(Report, Vec<String>), Bo
         false => builder().prefix("blobferry-simulated-").tempdir(),
     };
     let root = root.map_err(no_room)?;
-    let disk = Disk::new(root.path(), chance_for(scenario.seed, "disk")).map_err(no_room)?;
+    let disk = Disk::new(root.path(), rng_for(scenario.seed, "disk")).map_err(no_room)?;
     let world = World::new(scenario.seed, disk, told);
     let _entered = simulation::enter(world.clone());
     let plan = scenario.plan().into_iter().enumerate();
-    let plan = plan.map(|(place, misfortune)| match scenario.without.contains(&place) {
-        true => Misfortune { at: Duration::MAX / 4, ..misfortune },
-        false => misfortune,
+    let plan = plan.map(|(place, fault)| match scenario.without.contains(&place) {
+        true => Fault { at: Duration::MAX / 4, ..fault },
+        false => fault,
     });
     let mut cluster = Cluster::new(world.clone(), scenario, plan.collect());
     let result = play(&mut cluster, &world, scenario);
@@ -306,33 +306,33 @@ fn simulate(scenario: &Scenario, told: bool) -> Result<(Report, Vec<String>), Bo
 }
 
 fn play(cluster: &mut Cluster, world: &Rc<World>, scenario: &Scenario) -> Result<Report, String> {
-    cluster.run(TROUBLE, Cluster::is_done)?;
+    cluster.run(FAULTY_TIME, Cluster::is_done)?;
     cluster.heal();
-    if !cluster.run(world.time() + RECOVERY, Cluster::is_quiet)? {
+    if !cluster.run(world.time() + RECOVERY_TIME, Cluster::is_settled)? {
         return Err(format!(
             "nothing is wrong any more, and yet they get nowhere in {} s: {}",
-            RECOVERY.as_secs(),
+            RECOVERY_TIME.as_secs(),
             cluster.busy()
         ));
     }
-    let vote = audit::vote_for_everything(cluster, scenario)?;
-    if !cluster.run(world.time() + LEAVING, |_| vote.is_decided())? {
+    let vote = invariants::vote_for_all_objects(cluster, scenario)?;
+    if !cluster.run(world.time() + CLOSING_TIME, |_| vote.is_decided())? {
         return Err("a vote for all objects is not decided, although nobody else wants them".to_owned());
     }
     vote.check()?;
-    let report = audit::all_is_there(cluster)?;
-    audit::everybody_has_heard(cluster)?;
+    let report = invariants::committed_data_is_there(cluster)?;
+    invariants::all_invalidations_arrived(cluster)?;
     cluster.say_goodbye();
-    if !cluster.run(world.time() + LEAVING, |cluster| cluster.connections() == 0)? {
+    if !cluster.run(world.time() + CLOSING_TIME, |cluster| cluster.connections() == 0)? {
         return Err(format!(
             "{} connections do not end, although all have said goodbye",
             cluster.connections()
         ));
     }
     // What is kept for who may come back, or waits for a deadline, is given up.
-    cluster.run(world.time() + LEAVING, |_| false)?;
-    audit::nothing_is_left(cluster)?;
+    cluster.run(world.time() + CLOSING_TIME, |_| false)?;
+    invariants::server_is_empty(cluster)?;
     cluster.end();
-    audit::the_disks_are_in_order(cluster, scenario)?;
+    invariants::disks_are_sound(cluster, scenario)?;
     Ok(Report { trace: Some(world.trace_digest()), simulated: world.time(), ..report })
 }

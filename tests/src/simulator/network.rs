@@ -1,4 +1,4 @@
-//! The network: connections whose bytes take their time, come in pieces, get stuck, get lost, or never come.
+//! The network: connections whose bytes take their time, come in pieces, get stalled_until, get lost, or never come.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,21 +12,21 @@ use blobferry_session::server;
 use bytes::Bytes;
 use fastrand::Rng;
 
-use super::tap::Tap;
+use super::wire_monitor::WireMonitor;
 use super::world::Pid;
 
 /// Bytes that an end gives away at once.
-const ENOUGH: usize = 16 << 10;
+const TRANSMIT_BYTES: usize = 16 << 10;
 
-/// So many of the bytes that arrive come in pieces as small as the manner says.
-const CRUMBS: usize = 20_000;
+/// So many of the bytes that arrive come in pieces as small as the profile says.
+const SMALL_PIECES: usize = 20_000;
 
 /// How a connection's bytes travel.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Manner {
+pub(super) struct LinkProfile {
     /// The least time on the way.
     pub(super) delay: Duration,
-    /// And so much more by chance.
+    /// And so much more by rng.
     pub(super) jitter: Duration,
     /// Bytes that may be on their way.
     pub(super) capacity: usize,
@@ -34,14 +34,14 @@ pub(super) struct Manner {
     pub(super) piece: usize,
 }
 
-impl Manner {
-    /// One by chance: most links are decent.
-    pub(super) fn by(chance: &mut Rng) -> Manner {
-        Manner {
-            delay: Duration::from_micros(chance.u64(20..5000)),
-            jitter: Duration::from_micros(chance.u64(..3000)),
-            capacity: [1 << 10, 8 << 10, 64 << 10, 256 << 10][chance.usize(..4)],
-            piece: match chance.u8(..16) {
+impl LinkProfile {
+    /// One by rng: most links are decent.
+    pub(super) fn by(rng: &mut Rng) -> LinkProfile {
+        LinkProfile {
+            delay: Duration::from_micros(rng.u64(20..5000)),
+            jitter: Duration::from_micros(rng.u64(..3000)),
+            capacity: [1 << 10, 8 << 10, 64 << 10, 256 << 10][rng.usize(..4)],
+            piece: match rng.u8(..16) {
                 0 => 1,
                 1 => 7,
                 2..5 => 1000,
@@ -53,13 +53,13 @@ impl Manner {
 
 /// One direction.
 #[derive(Default)]
-struct Way {
-    flying: VecDeque<(Duration, Bytes)>,
+struct Direction {
+    in_flight: VecDeque<(Duration, Bytes)>,
     bytes: usize,
     /// Nothing arrives before.
-    stuck: Duration,
+    stalled_until: Duration,
     /// What is sent is lost, and nobody is told.
-    swallows: bool,
+    discards: bool,
     /// When the receiver learns that the sender is gone.
     closed: Option<Duration>,
     last: Duration,
@@ -68,38 +68,38 @@ struct Way {
 }
 
 /// What drives an end.
-pub(super) enum Seat {
+pub(super) enum Handler {
     Client(client::Handler),
     Server(Box<server::Handler>),
 }
 
-impl Seat {
-    fn endpoint(&mut self) -> &mut dyn ConnectionHandler {
+impl Handler {
+    fn as_dyn(&mut self) -> &mut dyn ConnectionHandler {
         match self {
-            Seat::Client(endpoint) => endpoint,
-            Seat::Server(session) => session.as_mut(),
+            Handler::Client(handler) => handler,
+            Handler::Server(handler) => handler.as_mut(),
         }
     }
 }
 
 /// One end of a connection.
-pub(super) struct Chair {
+pub(super) struct Endpoint {
     pub(super) pid: Pid,
-    pub(super) seat: Seat,
+    pub(super) handler: Handler,
     pub(super) woken: Arc<AtomicBool>,
     /// A visit is planned for this moment at the latest.
-    pub(super) visit: Option<Duration>,
+    pub(super) next_drive: Option<Duration>,
 }
 
 /// A connection.
 pub(super) struct Connection {
-    pub(super) client: Option<Chair>,
-    pub(super) server: Option<Chair>,
+    pub(super) client: Option<Endpoint>,
+    pub(super) server: Option<Endpoint>,
     begun: Duration,
-    up: Way,
-    down: Way,
-    manner: Manner,
-    pub(super) tap: Tap,
+    up: Direction,
+    down: Direction,
+    profile: LinkProfile,
+    pub(super) monitor: WireMonitor,
 }
 
 /// What came of driving an end.
@@ -115,15 +115,15 @@ pub(super) struct Driven {
 }
 
 impl Connection {
-    pub(super) fn new(begun: Duration, manner: Manner) -> Connection {
+    pub(super) fn new(begun: Duration, profile: LinkProfile) -> Connection {
         Connection {
             client: None,
             server: None,
             begun,
-            up: Way::default(),
-            down: Way::default(),
-            manner,
-            tap: Tap::default(),
+            up: Direction::default(),
+            down: Direction::default(),
+            profile,
+            monitor: WireMonitor::default(),
         }
     }
 
@@ -132,38 +132,38 @@ impl Connection {
         Time(now.saturating_sub(self.begun))
     }
 
-    pub(super) fn chair(&mut self, is_client: bool) -> &mut Option<Chair> {
+    pub(super) fn endpoint(&mut self, is_client: bool) -> &mut Option<Endpoint> {
         if is_client { &mut self.client } else { &mut self.server }
     }
 
     /// Has the server a commit in hand?
     pub(super) fn brings_commit(&self) -> bool {
-        self.up.flying.is_empty() && self.tap.is_committing()
+        self.up.in_flight.is_empty() && self.monitor.is_committing()
     }
 
     /// Nothing arrives for a while, on the way to the client or to the server.
-    pub(super) fn stick(&mut self, to_client: bool, until: Duration) {
+    pub(super) fn stall(&mut self, to_client: bool, until: Duration) {
         let way = if to_client { &mut self.down } else { &mut self.up };
-        way.stuck = way.stuck.max(until);
+        way.stalled_until = way.stalled_until.max(until);
     }
 
     /// From now on what is sent that way is lost, without a word.
-    pub(super) fn swallow(&mut self, to_client: bool) {
+    pub(super) fn discard(&mut self, to_client: bool) {
         let way = if to_client { &mut self.down } else { &mut self.up };
-        way.swallows = true;
-        way.flying.clear();
+        way.discards = true;
+        way.in_flight.clear();
         way.bytes = 0;
     }
 
     /// Both ends learn, sooner or later, that there is no connection any more.
-    pub(super) fn cut(&mut self, now: Duration, chance: &mut Rng) -> [Duration; 2] {
+    pub(super) fn cut(&mut self, now: Duration, rng: &mut Rng) -> [Duration; 2] {
         let mut told = [now, now];
         for (way, told) in [&mut self.up, &mut self.down].into_iter().zip(&mut told) {
             // What is on its way arrives, or a part of it, or nothing.
-            way.flying.truncate(chance.usize(..=way.flying.len()));
-            way.bytes = way.flying.iter().map(|(_, bytes)| bytes.len()).sum();
-            *told += Duration::from_micros(chance.u64(..20_000));
-            way.swallows = true;
+            way.in_flight.truncate(rng.usize(..=way.in_flight.len()));
+            way.bytes = way.in_flight.iter().map(|(_, bytes)| bytes.len()).sum();
+            *told += Duration::from_micros(rng.u64(..20_000));
+            way.discards = true;
             way.closed.get_or_insert(*told);
         }
         told
@@ -171,17 +171,17 @@ impl Connection {
 
     /// One end has gone: the other learns that behind all that it has said.
     pub(super) fn leave(&mut self, is_client: bool, now: Duration) -> Duration {
-        *self.chair(is_client) = None;
-        let delay = self.manner.delay;
+        *self.endpoint(is_client) = None;
+        let delay = self.profile.delay;
         let way = if is_client { &mut self.up } else { &mut self.down };
         let at = way.last.max(now + delay);
-        if !way.swallows {
+        if !way.discards {
             way.closed.get_or_insert(at);
         }
         // Nobody reads any more what comes the other way.
         let back = if is_client { &mut self.down } else { &mut self.up };
-        back.swallows = true;
-        back.flying.clear();
+        back.discards = true;
+        back.in_flight.clear();
         back.bytes = 0;
         at
     }
@@ -190,28 +190,28 @@ impl Connection {
     pub(super) fn drive(&mut self, is_client: bool, now: Duration, pace: &mut Rng) -> Driven {
         let clock = self.clock(now);
         let mut driven = Driven { again: None, ended: None, other: None, broken: None };
-        let (chair, arriving, leaving) = match is_client {
+        let (endpoint, arriving, leaving) = match is_client {
             true => (&mut self.client, &mut self.down, &mut self.up),
             false => (&mut self.server, &mut self.up, &mut self.down),
         };
-        let Some(chair) = chair else { return driven };
-        chair.woken.store(false, Ordering::SeqCst);
-        let endpoint = chair.seat.endpoint();
-        if endpoint.poll_timeout().is_some_and(|at| at <= clock)
-            && let Err(error) = endpoint.handle_timeout(clock)
+        let Some(endpoint) = endpoint else { return driven };
+        endpoint.woken.store(false, Ordering::SeqCst);
+        let handler = endpoint.handler.as_dyn();
+        if handler.poll_timeout().is_some_and(|at| at <= clock)
+            && let Err(error) = handler.handle_timeout(clock)
         {
             driven.ended = Some(error.into());
             return driven;
         }
         // What has arrived.
-        while endpoint.wants_input() && arriving.stuck <= now {
-            let Some((at, mut bytes)) = arriving.flying.pop_front() else { break };
+        while handler.wants_input() && arriving.stalled_until <= now {
+            let Some((at, mut bytes)) = arriving.in_flight.pop_front() else { break };
             if at > now {
-                arriving.flying.push_front((at, bytes));
+                arriving.in_flight.push_front((at, bytes));
                 break;
             }
             // Crumbs are tried for a while: they take their time here, too.
-            let piece = if arriving.arrived < CRUMBS { self.manner.piece } else { usize::MAX };
+            let piece = if arriving.arrived < SMALL_PIECES { self.profile.piece } else { usize::MAX };
             let most = piece.min(bytes.len());
             let piece = match most == bytes.len() && pace.u8(..) < 32 {
                 true => pace.usize(1..=most),
@@ -222,48 +222,48 @@ impl Connection {
             arriving.arrived += piece;
             driven.other = Some(now); // there is room again
             if !rest.is_empty() {
-                arriving.flying.push_front((at, rest));
+                arriving.in_flight.push_front((at, rest));
             }
-            if let Err(error) = endpoint.receive(clock, bytes) {
+            if let Err(error) = handler.receive(clock, bytes) {
                 driven.ended = Some(error.into());
                 return driven;
             }
         }
         // What there is to say.
-        while leaving.bytes < self.manner.capacity {
+        while leaving.bytes < self.profile.capacity {
             let mut out = Vec::new();
-            endpoint.transmit(clock, &mut out, ENOUGH, false);
+            handler.transmit(clock, &mut out, TRANSMIT_BYTES, false);
             if out.is_empty() {
                 break;
             }
-            driven.broken = self.tap.hear(is_client, &out).err();
-            if leaving.swallows {
+            driven.broken = self.monitor.observe(is_client, &out).err();
+            if leaving.discards {
                 continue;
             }
-            let jitter = Duration::from_nanos(pace.u64(..=self.manner.jitter.as_nanos() as u64));
-            leaving.last = leaving.last.max(now + self.manner.delay + jitter);
+            let jitter = Duration::from_nanos(pace.u64(..=self.profile.jitter.as_nanos() as u64));
+            leaving.last = leaving.last.max(now + self.profile.delay + jitter);
             leaving.bytes += out.len();
-            leaving.flying.push_back((leaving.last, Bytes::from(out)));
+            leaving.in_flight.push_back((leaving.last, Bytes::from(out)));
             driven.other = Some(leaving.last);
         }
-        if leaving.bytes >= self.manner.capacity {
-            endpoint.catch_up();
+        if leaving.bytes >= self.profile.capacity {
+            handler.catch_up();
         }
-        if let Some(error) = endpoint.error() {
+        if let Some(error) = handler.error() {
             driven.ended = Some(error.into());
-        } else if endpoint.is_finished() {
+        } else if handler.is_finished() {
             driven.ended = Some(CloseReason::Finished);
-        } else if arriving.flying.is_empty() && arriving.closed.is_some_and(|at| at <= now) {
+        } else if arriving.in_flight.is_empty() && arriving.closed.is_some_and(|at| at <= now) {
             driven.ended = Some(CloseReason::Closed);
         }
         let next = [
-            endpoint.poll_timeout().map(|at| self.begun + at.0),
+            handler.poll_timeout().map(|at| self.begun + at.0),
             arriving
-                .flying
+                .in_flight
                 .front()
-                .filter(|_| endpoint.wants_input())
-                .map(|(at, _)| *at.max(&arriving.stuck)),
-            arriving.closed.filter(|_| arriving.flying.is_empty()),
+                .filter(|_| handler.wants_input())
+                .map(|(at, _)| *at.max(&arriving.stalled_until)),
+            arriving.closed.filter(|_| arriving.in_flight.is_empty()),
         ];
         driven.again = next.into_iter().flatten().min().map(|at| at.max(now));
         driven

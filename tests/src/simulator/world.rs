@@ -1,7 +1,7 @@
-//! The world of a simulation: its time, its chance, who lives in it, and what is going to happen next. It stands in the
+//! The world of a simulation: its time, its rng, who lives in it, and what is going to handle next. It stands in the
 //! operating system's place for every process that is simulated.
 //!
-//! All that would make two runs differ comes from here, out of one seed. Each purpose has its own stream of chance, so that
+//! All that would make two runs differ comes from here, out of one seed. Each purpose has its own stream of rng, so that
 //! one thing left out (a misfortune, a user) changes as little as possible of the rest.
 
 use std::cell::RefCell;
@@ -22,10 +22,10 @@ use fastrand::Rng;
 use super::disk::Disk;
 
 /// The time of day when a simulation begins: 2026, since 1970.
-const MORNING: Duration = Duration::from_secs(1_767_225_600);
+const START_TIME: Duration = Duration::from_secs(1_767_225_600);
 
 /// What is free on every disk, whatever is written; one that is full refuses writes nevertheless.
-const DISK: u64 = 1 << 40;
+const FREE_BYTES: u64 = 1 << 40;
 
 /// A process, for as long as it lives. One that is started again is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,12 +47,12 @@ impl fmt::Display for Machine {
     }
 }
 
-/// Something that is going to happen.
+/// Something that is going to handle.
 pub(super) enum Event {
     /// A job of a process is run.
     Job(Pid, Job),
     /// Those who serve a process look what there is to do.
-    Serve(Pid),
+    RunServices(Pid),
     /// An end of a connection is driven.
     Drive(End),
     /// A user goes on.
@@ -62,9 +62,9 @@ pub(super) enum Event {
     /// A process that was ended is started again.
     Start(Node),
     /// Something bad, by its place in the plan.
-    Misfortune(usize),
+    Fault(usize),
     /// The same is over.
-    Relief(usize),
+    FaultEnds(usize),
 }
 
 /// A process's place in the cluster, whoever has it at the moment.
@@ -81,16 +81,16 @@ pub(super) struct End {
     pub(super) is_client: bool,
 }
 
-type Servant = Box<dyn FnMut() -> Next + Send>;
+type Service = Box<dyn FnMut() -> Next + Send>;
 
 struct Process {
     machine: Machine,
     alive: bool,
     /// What it was about to do when it ended.
     left: Vec<Job>,
-    servants: Vec<Servant>,
+    services: Vec<Service>,
     /// When those look next.
-    look: Option<Duration>,
+    next_run: Option<Duration>,
 }
 
 struct Inner {
@@ -101,9 +101,9 @@ struct Inner {
     queue: BTreeMap<(Duration, u32, u64), Event>,
     processes: Vec<Process>,
     current: Option<Pid>,
-    /// Must end at once: it was in the middle of something when its fuse had burnt down.
+    /// Must end at once: it was in the middle of something when its countdown had burnt down.
     dying: Option<Pid>,
-    chance: Rng,
+    rng: Rng,
     pace: Rng,
     disk: Disk,
     trace: Trace,
@@ -124,7 +124,7 @@ struct Trace {
 }
 
 /// Chance for one purpose.
-pub(super) fn chance_for(seed: u64, purpose: &str) -> Rng {
+pub(super) fn rng_for(seed: u64, purpose: &str) -> Rng {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes()).update(purpose.as_bytes());
     let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
@@ -132,7 +132,7 @@ pub(super) fn chance_for(seed: u64, purpose: &str) -> Rng {
 }
 
 /// A line without what temporary files are called.
-fn without_chance(line: &str) -> String {
+fn without_temp_names(line: &str) -> String {
     let mut line = line.to_owned();
     for before in ["blobferry-simulated-", "/blob-", "tmp/blobferry-"] {
         let parts: Vec<&str> = line.split(before).collect();
@@ -148,7 +148,7 @@ fn without_chance(line: &str) -> String {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, disk: Disk, told: bool) -> Rc<World> {
+    pub(super) fn new(seed: u64, disk: Disk, traced: bool) -> Rc<World> {
         let inner = Inner {
             now: Duration::ZERO,
             jump: 0,
@@ -157,10 +157,10 @@ impl World {
             processes: Vec::new(),
             current: None,
             dying: None,
-            chance: chance_for(seed, "the system's chance"),
-            pace: chance_for(seed, "pace"),
+            rng: rng_for(seed, "the system's chance"),
+            pace: rng_for(seed, "pace"),
             disk,
-            trace: Trace { lines: told.then(Vec::new), ..Trace::default() },
+            trace: Trace { lines: traced.then(Vec::new), ..Trace::default() },
         };
         Rc::new(World { start: Instant::now(), inner: RefCell::new(inner) })
     }
@@ -180,7 +180,7 @@ impl World {
     /// Notes what has happened.
     pub(super) fn note(&self, what: fmt::Arguments<'_>) {
         let mut inner = self.inner.borrow_mut();
-        let line = without_chance(&format!("{:>12.6} {what}", inner.now.as_secs_f64()));
+        let line = without_temp_names(&format!("{:>12.6} {what}", inner.now.as_secs_f64()));
         inner.trace.count += 1;
         inner.trace.hasher.update(line.as_bytes()).update(b"\n");
         if let Some(lines) = &mut inner.trace.lines {
@@ -189,14 +189,14 @@ impl World {
     }
 
     /// Is somebody going to read what has happened?
-    pub(super) fn is_told(&self) -> bool {
+    pub(super) fn has_trace(&self) -> bool {
         self.inner.borrow().trace.lines.is_some()
     }
 
     /// Notes something for who reads it, which is not a part of what has happened.
     pub(super) fn remark(&self, what: fmt::Arguments<'_>) {
         let mut inner = self.inner.borrow_mut();
-        let line = without_chance(&format!("{:>12.6}   {what}", inner.now.as_secs_f64()));
+        let line = without_temp_names(&format!("{:>12.6}   {what}", inner.now.as_secs_f64()));
         if let Some(lines) = &mut inner.trace.lines {
             lines.push(line);
         }
@@ -221,7 +221,7 @@ impl World {
     /// The same, after a very short while.
     pub(super) fn soon(&self, event: Event) {
         let mut inner = self.inner.borrow_mut();
-        let delay = inner.a_moment();
+        let delay = inner.scheduling_delay();
         inner.after(delay, event);
     }
 
@@ -242,15 +242,15 @@ impl World {
         inner.now = inner.now.max(until);
     }
 
-    /// Somebody is born.
+    /// Somebody is users_started.
     pub(super) fn spawn(&self, machine: Machine) -> Pid {
         let mut inner = self.inner.borrow_mut();
         inner.processes.push(Process {
             machine,
             alive: true,
             left: Vec::new(),
-            servants: Vec::new(),
-            look: None,
+            services: Vec::new(),
+            next_run: None,
         });
         Pid(inner.processes.len() - 1)
     }
@@ -283,22 +283,22 @@ impl World {
 
     /// What an ended process was about to do is done, and comes to nothing: so nothing of it stays in memory. Its own
     /// things are gone by now.
-    pub(super) fn bury(&self, pid: Pid) {
+    pub(super) fn drain(&self, pid: Pid) {
         loop {
             let mut inner = self.inner.borrow_mut();
             let Some(process) = inner.processes.get_mut(pid.0) else { return };
-            let (left, mut servants) =
-                (std::mem::take(&mut process.left), std::mem::take(&mut process.servants));
+            let (left, mut services) =
+                (std::mem::take(&mut process.left), std::mem::take(&mut process.services));
             drop(inner);
-            if left.is_empty() && servants.is_empty() {
+            if left.is_empty() && services.is_empty() {
                 return;
             }
             self.run_as(pid, || {
                 left.into_iter().for_each(|job| job());
-                for step in &mut servants {
+                for step in &mut services {
                     while step() == Next::Now {}
                 }
-                drop(servants);
+                drop(services);
             });
         }
     }
@@ -309,20 +309,20 @@ impl World {
     }
 
     /// Those who serve a process look what there is to do; says whether there was anything.
-    pub(super) fn serve(&self, pid: Pid) -> bool {
-        let mut servants = {
+    pub(super) fn run_services(&self, pid: Pid) -> bool {
+        let mut services = {
             let mut inner = self.inner.borrow_mut();
             let Some(process) = inner.processes.get_mut(pid.0).filter(|process| process.alive) else {
                 return false;
             };
-            process.look = None;
-            let mut servants = std::mem::take(&mut process.servants);
-            inner.pace.shuffle(&mut servants);
-            servants
+            process.next_run = None;
+            let mut services = std::mem::take(&mut process.services);
+            inner.pace.shuffle(&mut services);
+            services
         };
         let (mut next, mut did) = (None, false);
         self.run_as(pid, || {
-            servants.retain_mut(|step| {
+            services.retain_mut(|step| {
                 let found = step();
                 did |= matches!(found, Next::Now | Next::Over);
                 next = match (found, next) {
@@ -337,24 +337,24 @@ impl World {
         let mut inner = self.inner.borrow_mut();
         if let Some(process) = inner.processes.get_mut(pid.0) {
             // Others may have begun to serve meanwhile.
-            servants.append(&mut process.servants);
-            process.servants = servants;
+            services.append(&mut process.services);
+            process.services = services;
         }
         if let Some(at) = next {
             let delay = at.saturating_duration_since(self.start).saturating_sub(inner.now);
-            inner.look_after(pid, delay);
+            inner.schedule_services(pid, delay);
         }
         did
     }
 
     /// Something has happened: everybody who serves somebody may have something to do.
-    pub(super) fn stir(&self) {
+    pub(super) fn wake_services(&self) {
         let mut inner = self.inner.borrow_mut();
         for pid in 0..inner.processes.len() {
             let serves =
-                inner.processes.get(pid).is_some_and(|found| found.alive && !found.servants.is_empty());
+                inner.processes.get(pid).is_some_and(|found| found.alive && !found.services.is_empty());
             if serves {
-                inner.look_after(Pid(pid), Duration::ZERO);
+                inner.schedule_services(Pid(pid), Duration::ZERO);
             }
         }
     }
@@ -385,7 +385,7 @@ impl Inner {
     }
 
     /// How long a thread takes to get to something.
-    fn a_moment(&mut self) -> Duration {
+    fn scheduling_delay(&mut self) -> Duration {
         Duration::from_micros(match self.pace.u8(..) {
             0 => self.pace.u64(..20_000),
             1..32 => self.pace.u64(..1000),
@@ -394,24 +394,24 @@ impl Inner {
     }
 
     /// How much longer it takes where the disk is slow.
-    fn a_while(&mut self, pid: Pid) -> Duration {
+    fn disk_delay(&mut self, pid: Pid) -> Duration {
         let machine = self.processes.get(pid.0).map(|process| process.machine);
         let slow = machine.map_or(Duration::ZERO, |machine| self.disk.slowness(machine));
         if slow.is_zero() { slow } else { slow.mul_f64(self.pace.f64()) }
     }
 
     /// Has those who serve a process look after a while at the latest.
-    fn look_after(&mut self, pid: Pid, delay: Duration) {
-        let slow = self.a_while(pid);
-        let delay = delay + self.a_moment() + slow;
+    fn schedule_services(&mut self, pid: Pid, delay: Duration) {
+        let slow = self.disk_delay(pid);
+        let delay = delay + self.scheduling_delay() + slow;
         let at = self.now + delay;
         let Some(process) = self.processes.get_mut(pid.0) else { return };
-        if !slow.is_zero() && process.look.is_some() {
+        if !slow.is_zero() && process.next_run.is_some() {
             return; // to be called again makes nobody faster
         }
-        if process.look.is_none_or(|look| look > at) {
-            process.look = Some(at);
-            self.after(delay, Event::Serve(pid));
+        if process.next_run.is_none_or(|next| next > at) {
+            process.next_run = Some(at);
+            self.after(delay, Event::RunServices(pid));
         }
     }
 }
@@ -424,12 +424,12 @@ impl Simulation for World {
     fn unix_time(&self) -> Duration {
         let inner = self.inner.borrow();
         let jump = Duration::from_millis(inner.jump.unsigned_abs());
-        let time = MORNING + inner.now;
+        let time = START_TIME + inner.now;
         if inner.jump < 0 { time.saturating_sub(jump) } else { time + jump }
     }
 
     fn random(&self, bytes: &mut [u8]) {
-        self.inner.borrow_mut().chance.fill(bytes);
+        self.inner.borrow_mut().rng.fill(bytes);
     }
 
     fn boot(&self) -> [u8; 16] {
@@ -441,32 +441,32 @@ impl Simulation for World {
 
     fn is_quick(&self) -> bool {
         let mut inner = self.inner.borrow_mut();
-        let slow = inner.current.is_some_and(|pid| !inner.a_while(pid).is_zero());
+        let slow = inner.current.is_some_and(|pid| !inner.disk_delay(pid).is_zero());
         !slow && inner.pace.u8(..4) > 0
     }
 
     fn free(&self) -> u64 {
-        DISK
+        FREE_BYTES
     }
 
     fn run(&self, job: Job) {
         let mut inner = self.inner.borrow_mut();
         let Some(pid) = inner.current else { return };
         // Some have to do with the disk, most have not.
-        let slow = if inner.pace.u8(..4) == 0 { inner.a_while(pid) } else { Duration::ZERO };
-        let delay = inner.a_moment() + slow;
+        let slow = if inner.pace.u8(..4) == 0 { inner.disk_delay(pid) } else { Duration::ZERO };
+        let delay = inner.scheduling_delay() + slow;
         match inner.processes.get_mut(pid.0) {
             Some(process) if !process.alive => process.left.push(job),
             _ => inner.after(delay, Event::Job(pid, job)),
         }
     }
 
-    fn serve(&self, step: Servant) {
+    fn serve(&self, step: Service) {
         let mut inner = self.inner.borrow_mut();
         let Some(pid) = inner.current else { return };
         if let Some(process) = inner.processes.get_mut(pid.0).filter(|process| process.alive) {
-            process.servants.push(step);
-            inner.look_after(pid, Duration::ZERO);
+            process.services.push(step);
+            inner.schedule_services(pid, Duration::ZERO);
         }
     }
 
@@ -482,7 +482,7 @@ impl Simulation for World {
             return ended();
         }
         let machine = process.machine;
-        if inner.disk.burns(machine, step) {
+        if inner.disk.countdown_ends(machine, step) {
             inner.dying = Some(pid);
             return ended();
         }

@@ -1,9 +1,9 @@
 //! What is done to a store and a cache while something happens to them: in a process of its own, which can be killed.
 //!
-//! It says all that it does, see [`Said`], and its parent believes it. A script does the same each time; traffic goes on
+//! It says all that it does, see [`Statement`], and its parent believes it. A script does the same each time; traffic goes on
 //! until the end.
 
-mod clerk;
+mod committer;
 mod reader;
 mod script;
 mod traffic;
@@ -16,9 +16,9 @@ use blobferry_protocol::RequestError;
 use blobferry_store::{Done, StoreConfig};
 use rustix::net::{RecvFlags, SendFlags};
 
-use crate::ledger::Said;
+use crate::ledger::Statement;
 
-pub(crate) use self::clerk::{Act, Clerk};
+pub(crate) use self::committer::{Committer, Op};
 pub(crate) use self::reader::{fetch, read_blob};
 pub(crate) use self::script::prepare;
 
@@ -70,7 +70,7 @@ impl std::str::FromStr for Role {
 }
 
 /// Who is told what happens.
-pub(crate) type Tell<'a> = &'a (dyn Fn(Said) + Sync);
+pub(crate) type Emit<'a> = &'a (dyn Fn(Statement) + Sync);
 
 /// Where the store is in a directory.
 #[must_use]
@@ -93,23 +93,23 @@ pub fn config() -> StoreConfig {
 /// Plays a role in a directory, and says on the standard output what happens. Who has asked for it says on the standard
 /// input when it may go on. Both are sockets.
 pub fn play(role: Role, dir: &Path, seed: u64) {
-    std::panic::set_hook(Box::new(|panic| say(Said::Wrong { what: panic.to_string() })));
+    std::panic::set_hook(Box::new(|panic| write_statement(Statement::Violation { what: panic.to_string() })));
     match role {
-        Role::Traffic => traffic::run(dir, seed, &say),
-        Role::Server => script::serve(dir, true, &say),
-        Role::Crash => script::serve(dir, false, &say),
-        Role::Recovery => script::recover(dir, &say),
-        Role::Pack => script::pack(dir, &say),
-        Role::Client => script::download(dir, &say),
+        Role::Traffic => traffic::run(dir, seed, &write_statement),
+        Role::Server => script::serve(dir, true, &write_statement),
+        Role::Crash => script::serve(dir, false, &write_statement),
+        Role::Recovery => script::recover(dir, &write_statement),
+        Role::Pack => script::pack(dir, &write_statement),
+        Role::Client => script::download(dir, &write_statement),
     }
-    say(Said::Done);
+    write_statement(Statement::Done);
 }
 
 /// Says something: a line is there as a whole, whoever else speaks.
-fn say(said: Said) {
+fn write_statement(statement: Statement) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let Ok(mut line) = serde_json::to_vec(&said) else { return };
+    let Ok(mut line) = serde_json::to_vec(&statement) else { return };
     line.push(b'\n');
     let mut rest = line.as_slice();
     while !rest.is_empty() {
@@ -121,18 +121,18 @@ fn say(said: Said) {
 
 /// Waits for a word from the parent.
 fn wait() {
-    // One that is gone will not say anything.
+    // One that is gone will not write_statement anything.
     _ = rustix::net::recv(io::stdin(), &mut [0; 64], RecvFlags::empty());
 }
 
 /// Says that it waits for a word, and waits.
-fn pause(tell: Tell<'_>) {
-    tell(Said::Waits);
+fn pause(emit: Emit<'_>) {
+    emit(Statement::Waits);
     wait();
 }
 
 /// Asks a store, and waits for its answer.
-pub(crate) fn ask<T: Send + 'static>(call: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
+pub(crate) fn wait_for<T: Send + 'static>(call: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
     let (answer, answers) = std::sync::mpsc::channel();
     call(Box::new(move |result| _ = answer.send(result)));
     answers.recv().unwrap_or(Err(RequestError::Stopping))

@@ -6,9 +6,9 @@ use std::path::Path;
 use blobferry_cache::{Cache, CacheConfig, CacheError, CachedBlob, Claim, Download, SmallClaim, Take};
 use blobferry_protocol::BlobId;
 
-use super::Tell;
+use super::Emit;
 use crate::contents::digest;
-use crate::ledger::Said;
+use crate::ledger::Statement;
 
 /// Reads a cached blob from its beginning.
 pub(crate) fn read_blob(cached: &CachedBlob) -> io::Result<Vec<u8>> {
@@ -21,23 +21,23 @@ pub(crate) fn read_blob(cached: &CachedBlob) -> io::Result<Vec<u8>> {
 /// Uses a cache, with blobs whose bytes are known.
 pub(crate) struct Reader<'a> {
     cache: Cache,
-    tell: Tell<'a>,
+    emit: Emit<'a>,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn open(dir: &Path, tell: Tell<'a>) -> Result<Reader<'a>, CacheError> {
-        let cache = Cache::open(dir, CacheConfig::default()).inspect_err(|error| failed(tell, error))?;
-        Ok(Reader { cache, tell })
+    pub(crate) fn open(dir: &Path, emit: Emit<'a>) -> Result<Reader<'a>, CacheError> {
+        let cache = Cache::open(dir, CacheConfig::default()).inspect_err(|error| failed(emit, error))?;
+        Ok(Reader { cache, emit })
     }
 
     /// Has a blob, downloaded if it is not there; whatever somebody has left of it is taken over.
-    pub(crate) fn have(&self, blob: BlobId, bytes: &[u8]) -> Result<(), CacheError> {
-        let have = || match self.cache.claim(blob)? {
+    pub(crate) fn ensure_cached(&self, blob: BlobId, bytes: &[u8]) -> Result<(), CacheError> {
+        let ensure = || match self.cache.claim(blob)? {
             Claim::Hit(cached) => Ok(cached),
             Claim::Download(download) => fetch(download, bytes),
         };
-        let cached = self.note(have())?;
-        (self.tell)(Said::Cached { blob });
+        let cached = self.note(ensure())?;
+        (self.emit)(Statement::Cached { blob });
         self.compare(&cached, bytes);
         Ok(())
     }
@@ -56,13 +56,13 @@ impl<'a> Reader<'a> {
             }
         };
         if self.note(load())?.is_some_and(|found| found != bytes) {
-            (self.tell)(Said::Wrong { what: format!("{blob} is torn in a pack") });
+            (self.emit)(Statement::Violation { what: format!("{blob} is torn in a pack") });
         }
         Ok(())
     }
 
     /// Downloads a part of a blob, and leaves it to whoever comes next, or, with `keep` false, to nobody.
-    pub(crate) fn begin(&self, blob: BlobId, bytes: &[u8], keep: bool) -> Result<(), CacheError> {
+    pub(crate) fn download_part(&self, blob: BlobId, bytes: &[u8], keep: bool) -> Result<(), CacheError> {
         let begin = || {
             let Claim::Download(mut download) = self.cache.claim(blob)? else { return Ok(()) };
             download.start(0, bytes.len() as u64)?;
@@ -87,7 +87,7 @@ impl<'a> Reader<'a> {
             buffer.finish(blob.tid).map(drop)
         };
         self.note(write())?;
-        (self.tell)(Said::Cached { blob });
+        (self.emit)(Statement::Cached { blob });
         Ok(())
     }
 
@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
             buffer.finish(blob.tid).map(drop)
         };
         self.note(copy())?;
-        (self.tell)(Said::Cached { blob });
+        (self.emit)(Statement::Cached { blob });
         Ok(())
     }
 
@@ -110,7 +110,7 @@ impl<'a> Reader<'a> {
 
     /// Removes blobs, those first that were used longest ago, until few are left. Any of them may go.
     pub(crate) fn make_room(&self, blobs: impl IntoIterator<Item = BlobId>) -> Result<(), CacheError> {
-        blobs.into_iter().for_each(|blob| (self.tell)(Said::Uncached { blob }));
+        blobs.into_iter().for_each(|blob| (self.emit)(Statement::Uncached { blob }));
         self.note(self.cache.gc(Some(100_000)).map(drop))
     }
 
@@ -119,19 +119,19 @@ impl<'a> Reader<'a> {
             Ok(found) if found == bytes => {}
             Ok(found) => {
                 let what = format!("{} is torn in the cache: {} bytes", cached.blob(), found.len());
-                (self.tell)(Said::Wrong { what });
+                (self.emit)(Statement::Violation { what });
             }
-            Err(error) => (self.tell)(Said::Failed { what: error.to_string() }),
+            Err(error) => (self.emit)(Statement::Failed { what: error.to_string() }),
         }
     }
 
     fn note<T>(&self, result: Result<T, CacheError>) -> Result<T, CacheError> {
-        result.inspect_err(|error| failed(self.tell, error))
+        result.inspect_err(|error| failed(self.emit, error))
     }
 }
 
-fn failed(tell: Tell<'_>, error: &CacheError) {
-    tell(Said::Failed { what: error.to_string() });
+fn failed(emit: Emit<'_>, error: &CacheError) {
+    emit(Statement::Failed { what: error.to_string() });
 }
 
 /// Downloads a blob from a server that has these bytes.

@@ -10,41 +10,41 @@ use blobferry_protocol::{BlobId, Oid, RequestError};
 use blobferry_store::SqliteStore;
 use fastrand::Rng;
 
-use super::clerk::{Act, Clerk, End};
+use super::committer::{Committer, End, Op};
 use super::reader::Reader;
-use super::{Tell, cache, config, server};
+use super::{Emit, cache, config, server};
 use crate::contents::{Kind, bytes};
-use crate::ledger::Said;
+use crate::ledger::Statement;
 
-const CLERKS: u64 = 3;
+const COMMITTERS: u64 = 3;
 /// More than the store keeps in the log of its database: afterwards the log is written from its beginning again.
 const BULK: usize = 1_150_000;
 
 /// Does all of this until nothing works any more, which ends well where it was to be expected.
-pub(super) fn run(dir: &Path, seed: u64, tell: Tell<'_>) {
+pub(super) fn run(dir: &Path, seed: u64, emit: Emit<'_>) {
     let store = match SqliteStore::open(server(dir), config()) {
         Ok(store) => store,
-        Err(error) => return tell(Said::Failed { what: error.to_string() }),
+        Err(error) => return emit(Statement::Failed { what: error.to_string() }),
     };
     let (send, blobs) = mpsc::channel();
     let giving = Mutex::new(());
     thread::scope(|scope| {
-        for n in 0..CLERKS {
-            let lane = seed.wrapping_mul(CLERKS).wrapping_add(n);
-            let (send, giving, dice) = (send.clone(), &giving, Rng::with_seed(lane));
-            let clerk = Clerk::new(&store, &server(dir), lane, tell);
-            scope.spawn(move || Worker { clerk, dice, giving, send }.work(n == 0));
+        for n in 0..COMMITTERS {
+            let stream = seed.wrapping_mul(COMMITTERS).wrapping_add(n);
+            let (send, giving, rng) = (send.clone(), &giving, Rng::with_seed(stream));
+            let committer = Committer::new(&store, &server(dir), stream, emit);
+            scope.spawn(move || Worker { committer, rng, giving, send }.work(n == 0));
         }
         drop(send);
         // What can not be had is told.
-        scope.spawn(|| read(dir, Rng::with_seed(!seed), blobs, tell));
+        scope.spawn(|| read(dir, Rng::with_seed(!seed), blobs, emit));
     });
 }
 
 /// Someone at work.
 struct Worker<'a> {
-    clerk: Clerk<'a>,
-    dice: Rng,
+    committer: Committer<'a>,
+    rng: Rng,
     /// Oids are told in the order in which they are given.
     giving: &'a Mutex<()>,
     /// To the one who downloads.
@@ -52,61 +52,61 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    fn work(mut self, packs: bool) {
+    fn work(mut self, may_pack: bool) {
         // Commits that write over an old log leave the journal of the file system nothing to do: then nothing but what
         // is synced by itself is safe.
-        let mut next = if packs && self.dice.u8(..4) > 0 { self.bulk() } else { Ok(()) };
+        let mut next = if may_pack && self.rng.u8(..4) > 0 { self.bulk() } else { Ok(()) };
         while next.is_ok() {
-            next = self.step(packs);
+            next = self.step(may_pack);
         }
     }
 
-    fn step(&mut self, packs: bool) -> Result<(), RequestError> {
-        let known = self.clerk.objects();
-        let some = |dice: &mut Rng| dice.choice(known.iter().copied());
-        match self.dice.u8(..12) {
+    fn step(&mut self, may_pack: bool) -> Result<(), RequestError> {
+        let known = self.committer.objects();
+        let some = |rng: &mut Rng| rng.choice(known.iter().copied());
+        match self.rng.u8(..12) {
             0..5 => self.create(End::Commit),
-            5..7 => match some(&mut self.dice) {
+            5..7 => match some(&mut self.rng) {
                 Some(oid) => {
-                    let act = act(&mut self.dice);
-                    self.commit(&[(oid, act)])
+                    let op = op(&mut self.rng);
+                    self.commit(&[(oid, op)])
                 }
                 None => self.create(End::Commit),
             },
-            7 => match some(&mut self.dice) {
-                Some(oid) => self.commit(&[(oid, Act::Delete)]),
+            7 => match some(&mut self.rng) {
+                Some(oid) => self.commit(&[(oid, Op::Delete)]),
                 None => Ok(()),
             },
             8 => self.create(End::Abort),
             9 => self.create(End::AbortVoted),
-            10 => self.clerk.fence(),
-            _ => match self.clerk.committed().last() {
-                Some((before, ..)) if packs => self.clerk.pack(*before),
+            10 => self.committer.fence(),
+            _ => match self.committer.committed().last() {
+                Some((before, ..)) if may_pack => self.committer.pack(*before),
                 _ => Ok(()),
             },
         }
     }
 
     fn create(&mut self, end: End) -> Result<(), RequestError> {
-        let count = self.dice.u64(1..5);
+        let count = self.rng.u64(1..5);
         let oids = self.new_oids(count)?;
-        let acts: Vec<_> = oids.into_iter().map(|oid| (oid, act(&mut self.dice))).collect();
+        let ops: Vec<_> = oids.into_iter().map(|oid| (oid, op(&mut self.rng))).collect();
         match end {
-            End::Commit => self.commit(&acts),
-            end => self.clerk.transact(&acts, end).map(drop),
+            End::Commit => self.commit(&ops),
+            end => self.committer.transact(&ops, end).map(drop),
         }
     }
 
     fn bulk(&mut self) -> Result<(), RequestError> {
         let oids = self.new_oids(4)?;
-        let acts = |act| oids.iter().map(|oid| (*oid, act)).collect::<Vec<_>>();
-        self.clerk.commit(&acts(Act::Store(BULK, None)))?;
-        self.clerk.commit(&acts(Act::Delete)).map(drop)
+        let ops = |op| oids.iter().map(|oid| (*oid, op)).collect::<Vec<_>>();
+        self.committer.commit(&ops(Op::Store(BULK, None)))?;
+        self.committer.commit(&ops(Op::Delete)).map(drop)
     }
 
-    fn commit(&mut self, acts: &[(Oid, Act)]) -> Result<(), RequestError> {
-        let tid = self.clerk.commit(acts)?;
-        for (_, txn, change) in self.clerk.committed().iter().rev().take_while(|(of, ..)| *of == tid) {
+    fn commit(&mut self, ops: &[(Oid, Op)]) -> Result<(), RequestError> {
+        let tid = self.committer.commit(ops)?;
+        for (_, txn, change) in self.committer.committed().iter().rev().take_while(|(of, ..)| *of == tid) {
             if let Some(size) = change.blob {
                 let blob = BlobId { oid: change.oid, tid };
                 // Who downloads may have stopped.
@@ -118,33 +118,33 @@ impl Worker<'_> {
 
     fn new_oids(&self, count: u64) -> Result<Vec<Oid>, RequestError> {
         let _turn = self.giving.lock().unwrap_or_else(PoisonError::into_inner);
-        self.clerk.new_oids(u32::try_from(count).unwrap_or(1))
+        self.committer.new_oids(u32::try_from(count).unwrap_or(1))
     }
 }
 
 /// A record, with no blob, or one of any kind.
-fn act(dice: &mut Rng) -> Act {
-    let record = dice.usize(..500);
-    match dice.u8(..6) {
-        0 => Act::Store(record, None),
-        1 => Act::Store(record, Some(dice.usize(..4097))),
-        2 => Act::Share(record, dice.usize(4097..24_000)),
-        _ => Act::Store(record, Some(dice.usize(4097..24_000))),
+fn op(rng: &mut Rng) -> Op {
+    let record = rng.usize(..500);
+    match rng.u8(..6) {
+        0 => Op::Store(record, None),
+        1 => Op::Store(record, Some(rng.usize(..4097))),
+        2 => Op::Share(record, rng.usize(4097..24_000)),
+        _ => Op::Store(record, Some(rng.usize(4097..24_000))),
     }
 }
 
 /// Has the blobs of which it is told in a cache, in one way or another.
-fn read(dir: &Path, mut dice: Rng, blobs: Receiver<(BlobId, Vec<u8>)>, tell: Tell<'_>) {
+fn read(dir: &Path, mut rng: Rng, blobs: Receiver<(BlobId, Vec<u8>)>, emit: Emit<'_>) {
     let (cache, file) = (cache(dir), dir.join("a file"));
-    let Ok(reader) = Reader::open(&cache, tell) else { return };
+    let Ok(reader) = Reader::open(&cache, emit) else { return };
     for (blob, bytes) in blobs {
-        let done = match dice.u8(..10) {
+        let done = match rng.u8(..10) {
             0 => reader.write(blob, &bytes),
-            1 => reader.begin(blob, &bytes, true),
-            2 => reader.begin(blob, &bytes, true).and_then(|()| reader.have(blob, &bytes)),
+            1 => reader.download_part(blob, &bytes, true),
+            2 => reader.download_part(blob, &bytes, true).and_then(|()| reader.ensure_cached(blob, &bytes)),
             3 | 4 if fs::write(&file, &bytes).is_ok() => reader.copy(blob, &file),
             5..8 => reader.load(blob, &bytes),
-            _ => reader.have(blob, &bytes),
+            _ => reader.ensure_cached(blob, &bytes),
         };
         if done.is_err() {
             return;

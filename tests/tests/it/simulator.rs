@@ -1,7 +1,7 @@
 //! The simulator: a few seeds of each kind, and that a seed is all there is to a simulation.
 
 use blobferry_tests::simulator::minimise::minimise;
-use blobferry_tests::simulator::{Failure, Report, Scenario, run, run_told};
+use blobferry_tests::simulator::{Failure, Report, Scenario, run, run_traced};
 
 fn all(scenarios: impl Iterator<Item = Scenario>) -> Report {
     let mut total = Report::default();
@@ -26,8 +26,8 @@ fn whatever_goes_wrong_in_a_simulated_cluster_every_promise_is_kept() {
 #[test]
 fn the_same_seed_gives_the_same_trace_to_the_byte() {
     for scenario in [Scenario::of(3), Scenario::of(11), Scenario::rough(2), Scenario::rough(5)] {
-        let (first, one) = run_told(&scenario).unwrap_or_else(|failure| panic!("{failure}"));
-        let (second, other) = run_told(&scenario).unwrap_or_else(|failure| panic!("{failure}"));
+        let (first, one) = run_traced(&scenario).unwrap_or_else(|failure| panic!("{failure}"));
+        let (second, other) = run_traced(&scenario).unwrap_or_else(|failure| panic!("{failure}"));
         if let Some((one, other)) = one.iter().zip(&other).find(|(one, other)| one != other) {
             panic!("seed {}: first {one}\nthen {other}", scenario.seed);
         }

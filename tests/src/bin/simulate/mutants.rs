@@ -88,7 +88,7 @@ impl Mutants {
 /// What became of a planted bug.
 #[cfg(feature = "planted")]
 enum Caught {
-    /// By whom, and what was said then.
+    /// By target, and what was said then.
     By(String, String),
     Nowhere,
     /// Because this machine can not do what would catch it.

@@ -5,13 +5,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use blobferry_tests::Failure;
-use blobferry_tests::enclosure::Enclosure;
+use blobferry_tests::mount_namespace::MountNamespace;
 
 /// Runs something in a place of its own, and says what came of it. What can not be done here is no failure.
-pub(crate) fn enclosed<R: Display>(run: impl FnOnce(&Enclosure, &Path) -> Result<R, Failure>) -> ExitCode {
-    let done = Enclosure::enter().and_then(|enclosure| {
+pub(crate) fn in_namespace<R: Display>(
+    run: impl FnOnce(&MountNamespace, &Path) -> Result<R, Failure>,
+) -> ExitCode {
+    let done = MountNamespace::enter().and_then(|namespace| {
         let runner = std::env::current_exe().map_err(|error| Failure::Unable(error.to_string()))?;
-        run(&enclosure, &runner)
+        run(&namespace, &runner)
     });
     match done {
         Ok(report) => println!("{report}"),

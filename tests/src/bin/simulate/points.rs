@@ -6,7 +6,7 @@ use blobferry_tests::killpoints::Options;
 use blobferry_tests::workload::Role;
 use blobferry_tests::{ioerrors, killpoints};
 
-use crate::outcome::enclosed;
+use crate::outcome::in_namespace;
 
 /// At which of them.
 #[derive(Debug, clap::Args)]
@@ -33,11 +33,11 @@ impl Points {
 
     /// Kills a process right before each of them.
     pub(crate) fn kill(self) -> ExitCode {
-        enclosed(|enclosure, runner| killpoints::run(enclosure, runner, &self.options()))
+        in_namespace(|namespace, runner| killpoints::run(namespace, runner, &self.options()))
     }
 
     /// Has each of them fail.
     pub(crate) fn fail(self) -> ExitCode {
-        enclosed(|enclosure, runner| ioerrors::run(enclosure, runner, &self.options()))
+        in_namespace(|namespace, runner| ioerrors::run(namespace, runner, &self.options()))
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use blobferry_tests::powercut::{self, Options};
 use blobferry_tests::volume::Kind;
 
-use crate::outcome::enclosed;
+use crate::outcome::in_namespace;
 
 /// Cuts the power of a file system on which a server and a cache are at work, again and again.
 #[derive(Debug, clap::Args)]
@@ -23,5 +23,5 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> ExitCode {
     let options = Options { cycles: args.cycles, kind: args.fs, from: args.from };
-    enclosed(|enclosure, runner| powercut::run(enclosure, runner, options))
+    in_namespace(|namespace, runner| powercut::run(namespace, runner, options))
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use blobferry_tests::simulator::minimise::minimise;
-use blobferry_tests::simulator::{Failure, Report, Scenario, run, run_told};
+use blobferry_tests::simulator::{Failure, Report, Scenario, run, run_traced};
 use clap::Args;
 
 /// Simulations that are made to find out what a failing one does not need.
@@ -57,7 +57,7 @@ impl Seeds {
                 Ok(report) => total += report,
                 Err(failure) => {
                     failed = true;
-                    self.tell(&failure);
+                    self.emit(&failure);
                     break;
                 }
             }
@@ -79,13 +79,13 @@ impl Seeds {
         if !self.trace {
             return run(scenario);
         }
-        let (report, trace) = run_told(scenario).inspect_err(|failure| print(&failure.trace))?;
+        let (report, trace) = run_traced(scenario).inspect_err(|failure| print(&failure.trace))?;
         print(&trace);
         Ok(report)
     }
 
     /// Tells of a failure, and what of the scenario it needs.
-    fn tell(&self, failure: &Failure) {
+    fn emit(&self, failure: &Failure) {
         println!("{failure}");
         if self.trace {
             return;

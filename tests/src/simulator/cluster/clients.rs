@@ -1,4 +1,4 @@
-//! The clients of the cluster: their processes, the lives of their users, and whom they call.
+//! The clients of the cluster: their processes, the lives of their users, and target they call.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -13,10 +13,10 @@ use blobferry_session::client::{Addresses, ClientConfig, Session};
 use blobferry_session::io::CloseReason;
 use blobferry_session::server;
 
-use super::{Cluster, Heard, Living, Process, SERVER};
-use crate::simulator::network::{Chair, Connection, Manner, Seat};
-use crate::simulator::people::{User, Wishes};
-use crate::simulator::world::{Event, Node, Pid, chance_for};
+use super::{Cluster, Process, ReceivedInvalidations, RunningUser, SERVER};
+use crate::simulator::network::{Connection, Endpoint, Handler, LinkProfile};
+use crate::simulator::users::{Backlog, User};
+use crate::simulator::world::{Event, Node, Pid, rng_for};
 
 impl Cluster {
     pub(super) fn start_client(&mut self, number: usize) {
@@ -30,28 +30,28 @@ impl Cluster {
             Err(error) => {
                 self.world.note(format_args!("{pid} client {number} can not open its cache: {error}"));
                 self.world.end(pid);
-                self.world.bury(pid);
+                self.world.drain(pid);
                 self.world.after(Duration::from_secs(1), Event::Start(Node::Client(number)));
                 return;
             }
         };
         let config = ClientConfig { connection: self.scenario.client, ..ClientConfig::default() };
-        let heard: Heard = Heard::default();
+        let invalidations: ReceivedInvalidations = ReceivedInvalidations::default();
         let session = self.world.run_as(pid, || {
             let session = Session::new(cache, &config, Addresses::from("simulated:1"), 0);
-            let listen = heard.clone();
+            let listen = invalidations.clone();
             session.listen(Box::new(move |invalidation| {
                 listen.lock().unwrap_or_else(PoisonError::into_inner).push(invalidation.clone());
                 true
             }));
             session
         });
-        self.heard.push(heard);
+        self.invalidations.push(invalidations);
         self.world.note(format_args!("{pid} client {number} starts on {machine}"));
-        let wishes: Vec<_> = client.wishes.clone();
-        for (place, wishes) in wishes.into_iter().enumerate() {
-            if !wishes.borrow().is_fulfilled() {
-                self.begin_life(number, place, pid, &session, wishes);
+        let backlog: Vec<_> = client.backlog.clone();
+        for (place, backlog) in backlog.into_iter().enumerate() {
+            if !backlog.borrow().is_done() {
+                self.start_user(number, place, pid, &session, backlog);
             }
         }
         if let Some(client) = self.clients.get_mut(number) {
@@ -60,58 +60,60 @@ impl Cluster {
         self.world.soon(Event::Dial(pid));
     }
 
-    pub(super) fn begin_life(
+    pub(super) fn start_user(
         &mut self,
         client: usize,
         place: usize,
         pid: Pid,
         session: &Session,
-        wishes: Rc<RefCell<Wishes>>,
+        backlog: Rc<RefCell<Backlog>>,
     ) {
-        let number = self.born;
-        self.born += 1;
+        let number = self.users_started;
+        self.users_started += 1;
         let machine = self.clients.get(client).map_or(SERVER, |client| client.machine);
         let user = User {
             number,
             world: self.world.clone(),
             session: session.clone(),
             ledger: self.ledger.clone(),
-            chance: chance_for(
+            rng: rng_for(
                 self.scenario.seed,
-                &format!("user {client} {place} {}", wishes.borrow().operations()),
+                &format!("user {client} {place} {}", backlog.borrow().operations()),
             ),
             objects: self.scenario.objects,
             largest: self.scenario.largest,
-            packs: self.scenario.packs,
+            runs_pack: self.scenario.runs_pack,
             directory: self.path(machine).join("files"),
-            wishes,
+            backlog,
         };
-        let life = Box::pin(user.live());
-        self.users.insert(number, Living { client, pid, woken: Arc::default(), planned: true, life });
+        let future = Box::pin(user.run());
+        self.users
+            .insert(number, RunningUser { client, pid, woken: Arc::default(), scheduled: true, future });
         self.world.soon(Event::User(number));
     }
 
-    pub(super) fn go_on(&mut self, number: usize) {
+    pub(super) fn resume_user(&mut self, number: usize) {
         let Some(user) = self.users.get_mut(&number) else { return };
-        user.planned = false;
+        user.scheduled = false;
         let waker = Waker::from(user.woken.clone());
         let (pid, client) = (user.pid, user.client);
-        let life = &mut user.life;
-        let over = self.world.run_as(pid, || life.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
+        let future = &mut user.future;
+        let over =
+            self.world.run_as(pid, || future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
         if over {
             let user = self.users.remove(&number);
             self.world.run_as(pid, || drop(user));
-            self.retire(client);
+            self.restart_if_idle(client);
         }
     }
 
     /// Where a client's users are gone, with or without all that they wanted, so is the client.
-    pub(super) fn retire(&mut self, number: usize) {
+    pub(super) fn restart_if_idle(&mut self, number: usize) {
         if self.users.values().any(|user| user.client == number) {
             return;
         }
         let Some(client) = self.clients.get(number) else { return };
-        if client.wants_more()
+        if client.has_work()
             && let Some(pid) = client.process.as_ref().map(|process| process.pid)
         {
             self.end_client(number, pid);
@@ -121,7 +123,7 @@ impl Cluster {
 
     /// A client's process ends, in an orderly way.
     pub(super) fn end_client(&mut self, number: usize, pid: Pid) {
-        self.unseat(pid, true);
+        self.drop_connections(pid, true);
         let process = self.clients.get_mut(number).and_then(|client| client.process.take());
         self.world.run_as(pid, || {
             if let Some(process) = process {
@@ -129,7 +131,7 @@ impl Cluster {
             }
         });
         self.world.end(pid);
-        self.world.bury(pid);
+        self.world.drain(pid);
     }
 
     pub(super) fn client_of(&self, pid: Pid) -> Option<(usize, &Process)> {
@@ -142,34 +144,35 @@ impl Cluster {
         let Some((_, process)) = self.client_of(pid) else { return };
         let session = process.session.clone();
         let now = self.world.time();
-        let reachable = self.server.as_ref().filter(|server| !server.leaving && self.partition <= now);
+        let reachable =
+            self.server.as_ref().filter(|server| !server.stopping && self.partitioned_until <= now);
         let Some(server) = reachable else {
             let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
             self.world.run_as(pid, || session.lost(&CloseReason::Stream(refused)));
             return self.dial_again(pid);
         };
-        let number = self.made;
-        self.made += 1;
-        let manner = match self.healed {
-            true => Manner { piece: usize::MAX, ..Manner::by(&mut self.net) },
-            false => Manner::by(&mut self.net),
+        let number = self.connections_made;
+        self.connections_made += 1;
+        let profile = match self.healed {
+            true => LinkProfile { piece: usize::MAX, ..LinkProfile::by(&mut self.net_rng) },
+            false => LinkProfile::by(&mut self.net_rng),
         };
-        let mut connection = Connection::new(now, manner);
-        connection.tap.said = self.world.is_told().then(Vec::new);
-        let chair = |pid: Pid, make: &dyn Fn(Arc<AtomicBool>) -> Seat| {
+        let mut connection = Connection::new(now, profile);
+        connection.monitor.transcript = self.world.has_trace().then(Vec::new);
+        let endpoint = |pid: Pid, make: &dyn Fn(Arc<AtomicBool>) -> Handler| {
             let woken = Arc::new(AtomicBool::new(true));
-            let seat = self.world.run_as(pid, || make(woken.clone()));
-            Some(Chair { pid, seat, woken, visit: None })
+            let handler = self.world.run_as(pid, || make(woken.clone()));
+            Some(Endpoint { pid, handler, woken, next_drive: None })
         };
-        connection.client = chair(pid, &|woken| {
-            Seat::Client(session.converse(Time::ZERO, move || woken.store(true, Ordering::SeqCst)))
+        connection.client = endpoint(pid, &|woken| {
+            Handler::Client(session.converse(Time::ZERO, move || woken.store(true, Ordering::SeqCst)))
         });
         let service = &server.service;
-        connection.server = chair(server.pid, &|woken| {
+        connection.server = endpoint(server.pid, &|woken| {
             let wake = move || woken.store(true, Ordering::SeqCst);
-            Seat::Server(Box::new(server::Handler::new(service, Time::ZERO, wake)))
+            Handler::Server(Box::new(server::Handler::new(service, Time::ZERO, wake)))
         });
-        self.world.note(format_args!("c{number} {pid} is connected with {}, {manner:?}", server.pid));
+        self.world.note(format_args!("c{number} {pid} is connected with {}, {profile:?}", server.pid));
         self.connections.insert(number, connection);
     }
 

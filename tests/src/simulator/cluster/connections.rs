@@ -2,7 +2,7 @@
 
 use blobferry_session::io::CloseReason;
 
-use super::{Cluster, visit};
+use super::{Cluster, schedule_drive};
 use crate::simulator::world::{End, Pid};
 
 impl Cluster {
@@ -10,34 +10,34 @@ impl Cluster {
         let now = self.world.time();
         let world = self.world.clone();
         let Some(connection) = self.connections.get_mut(&end.connection) else { return Ok(()) };
-        let Some(chair) = connection.chair(end.is_client) else { return Ok(()) };
+        let Some(endpoint) = connection.endpoint(end.is_client) else { return Ok(()) };
         // A visit that was planned earlier than the one that has been made since.
-        if chair.visit.is_none_or(|visit| visit > now) {
+        if endpoint.next_drive.is_none_or(|planned| planned > now) {
             return Ok(());
         }
-        chair.visit = None;
-        let pid = chair.pid;
-        let net = &mut self.net;
+        endpoint.next_drive = None;
+        let pid = endpoint.pid;
+        let net = &mut self.net_rng;
         let driven = world.run_as(pid, || connection.drive(end.is_client, now, net));
-        for said in connection.tap.said.iter_mut().flat_map(std::mem::take) {
+        for said in connection.monitor.transcript.iter_mut().flat_map(std::mem::take) {
             world.remark(format_args!("c{} {said}", end.connection));
         }
         if let Some(broken) = driven.broken {
             return Err(format!("c{}: {broken}", end.connection));
         }
-        if let (Some(at), Some(chair)) = (driven.again, connection.chair(end.is_client)) {
-            visit(&world, chair, end, at);
+        if let (Some(at), Some(endpoint)) = (driven.again, connection.endpoint(end.is_client)) {
+            schedule_drive(&world, endpoint, end, at);
         }
         let other = End { is_client: !end.is_client, ..end };
-        if let (Some(at), Some(chair)) = (driven.other, connection.chair(other.is_client)) {
-            visit(&world, chair, other, at);
+        if let (Some(at), Some(endpoint)) = (driven.other, connection.endpoint(other.is_client)) {
+            schedule_drive(&world, endpoint, other, at);
         }
         let brings_commit = !end.is_client && connection.brings_commit();
         if let Some(ended) = driven.ended {
             return self.end_connection(end, &ended);
         }
-        if brings_commit && self.to_cut > 0 {
-            self.to_cut -= 1;
+        if brings_commit && self.commits_to_cut > 0 {
+            self.commits_to_cut -= 1;
             self.world.note(format_args!("c{} has brought a commit", end.connection));
             self.cut(end.connection);
         }
@@ -57,22 +57,22 @@ impl Cluster {
         let (world, now) = (self.world.clone(), self.world.time());
         world.note(format_args!("c{} is over for its {}: {ended}", end.connection, name(end.is_client)));
         let Some(connection) = self.connections.get_mut(&end.connection) else { return Ok(()) };
-        let chair = connection.chair(end.is_client).take();
+        let endpoint = connection.endpoint(end.is_client).take();
         let told = connection.leave(end.is_client, now);
         let other = End { is_client: !end.is_client, ..end };
-        match connection.chair(other.is_client) {
-            Some(chair) => visit(&world, chair, other, told),
+        match connection.endpoint(other.is_client) {
+            Some(endpoint) => schedule_drive(&world, endpoint, other, told),
             None => self.forget(end.connection),
         }
-        let Some(chair) = chair else { return Ok(()) };
-        let pid = chair.pid;
+        let Some(endpoint) = endpoint else { return Ok(()) };
+        let pid = endpoint.pid;
         if end.is_client
             && let Some((_, process)) = self.client_of(pid)
         {
             let session = process.session.clone();
             world.run_as(pid, || session.lost(ended));
         }
-        world.run_as(pid, || drop(chair));
+        world.run_as(pid, || drop(endpoint));
         if end.is_client {
             self.dial_again(pid);
         }
@@ -81,7 +81,7 @@ impl Cluster {
 
     pub(super) fn forget(&mut self, number: usize) {
         if let Some(connection) = self.connections.remove(&number) {
-            let counts = connection.tap.counts;
+            let counts = connection.monitor.counts;
             self.counts.messages += counts.messages;
             self.counts.payload += counts.payload;
             self.counts.resumed += counts.resumed;
@@ -90,25 +90,26 @@ impl Cluster {
     }
 
     /// A process has no connections any more. Their other ends learn it, or not.
-    pub(super) fn unseat(&mut self, pid: Pid, told: bool) {
+    pub(super) fn drop_connections(&mut self, pid: Pid, told: bool) {
         let (world, now) = (self.world.clone(), self.world.time());
         let numbers: Vec<usize> = self.connections.keys().copied().collect();
         for number in numbers {
             for is_client in [true, false] {
                 let Some(connection) = self.connections.get_mut(&number) else { break };
-                let Some(chair) = connection.chair(is_client).take_if(|chair| chair.pid == pid) else {
+                let Some(endpoint) = connection.endpoint(is_client).take_if(|endpoint| endpoint.pid == pid)
+                else {
                     continue;
                 };
                 if !told {
-                    connection.swallow(is_client);
+                    connection.discard(is_client);
                 }
                 let at = connection.leave(is_client, now);
                 let other = End { connection: number, is_client: !is_client };
-                match connection.chair(!is_client) {
-                    Some(chair) => visit(&world, chair, other, at),
+                match connection.endpoint(!is_client) {
+                    Some(endpoint) => schedule_drive(&world, endpoint, other, at),
                     None => self.forget(number),
                 }
-                world.run_as(pid, || drop(chair));
+                world.run_as(pid, || drop(endpoint));
             }
         }
     }

@@ -3,7 +3,7 @@
 
 mod clients;
 mod connections;
-mod fate;
+mod faults;
 mod server;
 
 use std::cell::RefCell;
@@ -22,41 +22,41 @@ use blobferry_store::{SqliteStore, Store};
 use fastrand::Rng;
 
 use super::Scenario;
-use super::answer::Flag;
+use super::answer::WakeFlag;
+use super::fault_plan::Fault;
 use super::ledger::Ledger;
-use super::misfortune::Misfortune;
-use super::network::{Chair, Connection};
-use super::people::Wishes;
-use super::tap::Counts;
-use super::world::{End, Event, Machine, Node, Pid, World, chance_for};
+use super::network::{Connection, Endpoint};
+use super::users::Backlog;
+use super::wire_monitor::Counts;
+use super::world::{End, Event, Machine, Node, Pid, World, rng_for};
 
 /// The server's machine.
 const SERVER: Machine = Machine(0);
 
 /// Whoever needs more to get done gets nowhere.
-const MOST_EVENTS: u64 = 5_000_000;
+const MAX_EVENTS: u64 = 5_000_000;
 
-/// What a session has heard of commits.
-pub(super) type Heard = Arc<Mutex<Vec<Invalidation>>>;
+/// What a session has invalidations of commits.
+pub(super) type ReceivedInvalidations = Arc<Mutex<Vec<Invalidation>>>;
 
 struct Server {
     pid: Pid,
     store: Arc<SqliteStore>,
     service: ServerCore,
     /// It is about to stop, and takes nobody in.
-    leaving: bool,
+    stopping: bool,
 }
 
 struct Client {
     machine: Machine,
     /// What its users still want.
-    wishes: Vec<Rc<RefCell<Wishes>>>,
+    backlog: Vec<Rc<RefCell<Backlog>>>,
     process: Option<Process>,
 }
 
 impl Client {
-    fn wants_more(&self) -> bool {
-        self.wishes.iter().any(|wishes| !wishes.borrow().is_fulfilled())
+    fn has_work(&self) -> bool {
+        self.backlog.iter().any(|backlog| !backlog.borrow().is_done())
     }
 }
 
@@ -65,12 +65,12 @@ struct Process {
     session: Session,
 }
 
-struct Living {
+struct RunningUser {
     client: usize,
     pid: Pid,
-    woken: Arc<Flag>,
-    planned: bool,
-    life: Pin<Box<dyn Future<Output = ()>>>,
+    woken: Arc<WakeFlag>,
+    scheduled: bool,
+    future: Pin<Box<dyn Future<Output = ()>>>,
 }
 
 /// See the [module](self).
@@ -78,52 +78,52 @@ pub(super) struct Cluster {
     pub(super) world: Rc<World>,
     pub(super) ledger: Rc<RefCell<Ledger>>,
     scenario: Scenario,
-    plan: Vec<Misfortune>,
+    plan: Vec<Fault>,
     server: Option<Server>,
     clients: Vec<Client>,
     connections: BTreeMap<usize, Connection>,
-    made: usize,
-    users: BTreeMap<usize, Living>,
+    connections_made: usize,
+    users: BTreeMap<usize, RunningUser>,
     /// Users that there have been.
-    born: usize,
+    users_started: usize,
     /// Everything that goes wrong has gone wrong.
     pub(super) healed: bool,
     /// So many connections are cut when they bring a commit.
-    to_cut: usize,
+    commits_to_cut: usize,
     /// Nobody can call the server before.
-    partition: Duration,
-    pub(super) heard: Vec<Heard>,
+    partitioned_until: Duration,
+    pub(super) invalidations: Vec<ReceivedInvalidations>,
     pub(super) counts: Counts,
     pub(super) deaths: u64,
     events: u64,
-    net: Rng,
-    fate: Rng,
+    net_rng: Rng,
+    fault_rng: Rng,
 }
 
 impl Cluster {
-    pub(super) fn new(world: Rc<World>, scenario: &Scenario, plan: Vec<Misfortune>) -> Cluster {
-        let wishes = || Rc::new(RefCell::new(Wishes::of(scenario.operations)));
+    pub(super) fn new(world: Rc<World>, scenario: &Scenario, plan: Vec<Fault>) -> Cluster {
+        let backlog = || Rc::new(RefCell::new(Backlog::of(scenario.operations)));
         let clients = (0..scenario.clients).map(|number| Client {
             machine: Machine(1 + number % scenario.machines),
-            wishes: (0..scenario.users).map(|_| wishes()).collect(),
+            backlog: (0..scenario.users).map(|_| backlog()).collect(),
             process: None,
         });
         let clients = clients.collect();
         let cluster = Cluster {
             ledger: Rc::default(),
-            net: chance_for(scenario.seed, "network"),
-            fate: chance_for(scenario.seed, "fate"),
+            net_rng: rng_for(scenario.seed, "network"),
+            fault_rng: rng_for(scenario.seed, "fate"),
             scenario: scenario.clone(),
             server: None,
             clients,
             connections: BTreeMap::new(),
-            made: 0,
+            connections_made: 0,
             users: BTreeMap::new(),
-            born: 0,
+            users_started: 0,
             healed: false,
-            to_cut: 0,
-            partition: Duration::ZERO,
-            heard: Vec::new(),
+            commits_to_cut: 0,
+            partitioned_until: Duration::ZERO,
+            invalidations: Vec::new(),
             counts: Counts::default(),
             deaths: 0,
             events: 0,
@@ -134,8 +134,8 @@ impl Cluster {
         for number in 0..scenario.clients {
             cluster.world.after(Duration::from_millis(50), Event::Start(Node::Client(number)));
         }
-        for (place, misfortune) in cluster.plan.iter().enumerate() {
-            cluster.world.after(misfortune.at, Event::Misfortune(place));
+        for (place, fault) in cluster.plan.iter().enumerate() {
+            cluster.world.after(fault.at, Event::Fault(place));
         }
         cluster
     }
@@ -150,23 +150,23 @@ impl Cluster {
                 return Ok(false);
             };
             self.events += 1;
-            if self.events > MOST_EVENTS {
+            if self.events > MAX_EVENTS {
                 return Err(format!("they go round in circles: {}", self.busy()));
             }
-            let stirs = self.happen(event)?;
-            self.look_around(stirs)?;
+            let wakes = self.handle(event)?;
+            self.after_event(wakes)?;
         }
         Ok(true)
     }
 
     /// Has everybody done what they wanted?
     pub(super) fn is_done(&self) -> bool {
-        !self.clients.iter().any(Client::wants_more) && self.users.is_empty()
+        !self.clients.iter().any(Client::has_work) && self.users.is_empty()
     }
 
-    /// And have all of them, and the server, heard of everything?
-    pub(super) fn is_quiet(&self) -> bool {
-        let Some(server) = self.server.as_ref().filter(|server| !server.leaving) else { return false };
+    /// And have all of them, and the server, invalidations of everything?
+    pub(super) fn is_settled(&self) -> bool {
+        let Some(server) = self.server.as_ref().filter(|server| !server.stopping) else { return false };
         let last = server.store.last_tid();
         self.is_done() && self.sessions().all(|session| session.last_tid() == last)
     }
@@ -178,42 +178,42 @@ impl Cluster {
     }
 
     /// Something happens; says whether others may have something to do because of it.
-    fn happen(&mut self, event: Event) -> Result<bool, String> {
+    fn handle(&mut self, event: Event) -> Result<bool, String> {
         match event {
             Event::Job(pid, job) => self.world.run_as(pid, job),
-            Event::Serve(pid) => return Ok(self.world.serve(pid)),
+            Event::RunServices(pid) => return Ok(self.world.run_services(pid)),
             Event::Drive(end) => self.drive(end)?,
-            Event::User(user) => self.go_on(user),
+            Event::User(user) => self.resume_user(user),
             Event::Dial(pid) => self.dial(pid),
             Event::Start(Node::Server) => self.start_server()?,
             Event::Start(Node::Client(number)) => self.start_client(number),
-            Event::Misfortune(place) => self.strike(place)?,
-            Event::Relief(place) => self.relieve(place),
+            Event::Fault(place) => self.inject(place)?,
+            Event::FaultEnds(place) => self.end_fault(place),
         }
         Ok(true)
     }
 
     /// After everything that happens: who has something to do now, who must die, and is a rule broken?
-    fn look_around(&mut self, stirs: bool) -> Result<(), String> {
+    fn after_event(&mut self, wakes: bool) -> Result<(), String> {
         while let Some(pid) = self.world.dying() {
-            let power = self.fate.bool();
+            let power = self.fault_rng.bool();
             self.kill(pid, power)?;
         }
-        if stirs {
-            self.world.stir();
+        if wakes {
+            self.world.wake_services();
         }
         let world = self.world.clone();
         for (number, connection) in &mut self.connections {
             for is_client in [true, false] {
-                if let Some(chair) = connection.chair(is_client)
-                    && chair.woken.load(Ordering::SeqCst)
+                if let Some(endpoint) = connection.endpoint(is_client)
+                    && endpoint.woken.load(Ordering::SeqCst)
                 {
-                    visit(&world, chair, End { connection: *number, is_client }, world.time());
+                    schedule_drive(&world, endpoint, End { connection: *number, is_client }, world.time());
                 }
             }
         }
         for (number, user) in &mut self.users {
-            if user.woken.take() && !std::mem::replace(&mut user.planned, true) {
+            if user.woken.take() && !std::mem::replace(&mut user.scheduled, true) {
                 world.soon(Event::User(*number));
             }
         }
@@ -244,12 +244,12 @@ impl Cluster {
     pub(super) fn heal(&mut self) {
         self.world.note(format_args!("everything is well from now on"));
         self.healed = true;
-        (self.partition, self.to_cut) = (Duration::ZERO, 0);
+        (self.partitioned_until, self.commits_to_cut) = (Duration::ZERO, 0);
         for machine in 0..=self.scenario.machines {
             self.world.with_disk(|disk| disk.heal(Machine(machine)));
         }
         // A server whose disk has failed is started again.
-        self.leave_server();
+        self.begin_server_stop();
         self.stop_server();
         self.world.soon(Event::Start(Node::Server));
         let numbers: Vec<usize> = self.connections.keys().copied().collect();
@@ -257,7 +257,7 @@ impl Cluster {
             self.cut(number);
         }
         for (number, client) in self.clients.iter().enumerate() {
-            if client.process.is_none() && client.wants_more() {
+            if client.process.is_none() && client.has_work() {
                 self.world.soon(Event::Start(Node::Client(number)));
             }
         }
@@ -293,15 +293,15 @@ impl Cluster {
         for (number, pid) in pids {
             self.end_client(number, pid);
         }
-        self.leave_server();
+        self.begin_server_stop();
         self.stop_server();
     }
 }
 
 /// An end is to be driven at a moment.
-fn visit(world: &World, chair: &mut Chair, end: End, at: Duration) {
-    if chair.visit.is_none_or(|visit| visit > at) {
-        chair.visit = Some(at);
+fn schedule_drive(world: &World, endpoint: &mut Endpoint, end: End, at: Duration) {
+    if endpoint.next_drive.is_none_or(|planned| planned > at) {
+        endpoint.next_drive = Some(at);
         world.after(at.saturating_sub(world.time()), Event::Drive(end));
     }
 }

@@ -29,12 +29,12 @@ impl Cluster {
                 let config = self.scenario.server.clone();
                 let service = self.world.run_as(pid, || ServerCore::new(shared, config));
                 self.world.note(format_args!("{pid} the server starts, at {}", store.last_tid()));
-                self.server = Some(Server { pid, store, service, leaving: false });
+                self.server = Some(Server { pid, store, service, stopping: false });
             }
             Err(error) => {
                 self.world.note(format_args!("{pid} the server can not start: {error}"));
                 self.world.end(pid);
-                self.world.bury(pid);
+                self.world.drain(pid);
                 if self.healed {
                     return Err(format!(
                         "the server can not start, although nothing is wrong any more: {error}"
@@ -47,9 +47,9 @@ impl Cluster {
     }
 
     /// The server begins to stop, as its operator wants it.
-    pub(super) fn leave_server(&mut self) {
+    pub(super) fn begin_server_stop(&mut self) {
         if let Some(server) = &mut self.server
-            && !std::mem::replace(&mut server.leaving, true)
+            && !std::mem::replace(&mut server.stopping, true)
         {
             self.world.note(format_args!("{} the server is stopping", server.pid));
             self.world.run_as(server.pid, || server.service.stop());
@@ -58,19 +58,19 @@ impl Cluster {
 
     /// The time for that is over: what is being finished is, and then it ends.
     pub(super) fn stop_server(&mut self) {
-        let Some(pid) = self.server.as_ref().filter(|server| server.leaving).map(|server| server.pid) else {
+        let Some(pid) = self.server.as_ref().filter(|server| server.stopping).map(|server| server.pid) else {
             return;
         };
-        self.unseat(pid, false);
+        self.drop_connections(pid, false);
         if let Some(server) = self.server.take() {
             self.world.run_as(pid, || {
                 server.store.close();
                 drop(server);
             });
         }
-        self.world.serve(pid);
+        self.world.run_services(pid);
         self.world.end(pid);
-        self.world.bury(pid);
+        self.world.drain(pid);
         self.world.note(format_args!("{pid} the server has stopped"));
     }
 }

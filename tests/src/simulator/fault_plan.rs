@@ -7,7 +7,7 @@ use fastrand::Rng;
 
 /// One bad thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FaultKind {
     /// A connection is cut; both ends learn it.
     Cut,
     /// What one end says is lost from now on, and nobody is told.
@@ -16,13 +16,13 @@ pub enum Kind {
         to_client: bool,
     },
     /// Nothing arrives at one end for a while.
-    Stick {
+    Stall {
         /// What the server says.
         to_client: bool,
         /// For so long.
         millis: u64,
     },
-    /// Nobody can call the server, and all connections are stuck, for a while.
+    /// Nobody can call the server, and all connections are stalled_until, for a while.
     Partition {
         /// For so long.
         millis: u64,
@@ -38,12 +38,12 @@ pub enum Kind {
     /// The server's machine loses its power.
     PowerServer,
     /// The server dies in the middle of one of its next steps with files; with its machine, or alone.
-    FuseServer {
+    KillServerAtStep {
         /// In which one.
         steps: u32,
     },
     /// A client dies while it writes a file.
-    FuseClient {
+    KillClientAtWrite {
         /// In which of its next writes.
         steps: u32,
         /// Only what is written of downloads counts.
@@ -83,71 +83,71 @@ pub enum Kind {
 
 /// One bad thing at its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Misfortune {
+pub struct Fault {
     /// When it happens.
     pub at: Duration,
     /// What it is.
-    pub kind: Kind,
-    /// Whom it hits, of those whom it could.
-    pub whom: usize,
+    pub kind: FaultKind,
+    /// Whom it hits, of those target it could.
+    pub target: usize,
 }
 
-impl fmt::Display for Misfortune {
+impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "at {:.3} s {:?} ({})", self.at.as_secs_f64(), self.kind, self.whom)
+        write!(f, "at {:.3} s {:?} ({})", self.at.as_secs_f64(), self.kind, self.target)
     }
 }
 
 /// So many kinds of bad things there are.
-const KINDS: u8 = 16;
+const KIND_COUNT: u8 = 16;
 
 /// A plan of what goes wrong in `span`. Unless it is to be rough, each seed is hit by some kinds only, so that rare ones are not drowned by others.
-pub(super) fn plan(chance: &mut Rng, span: Duration, rough: bool) -> Vec<Misfortune> {
+pub(super) fn plan(rng: &mut Rng, span: Duration, rough: bool) -> Vec<Fault> {
     let mut kinds: Vec<u8> = match rough {
-        true => (0..KINDS).chain([0, 0, 0, 10, 10, 13, 14]).collect(),
-        false => (0..KINDS).filter(|_| chance.u8(..3) == 0).collect(),
+        true => (0..KIND_COUNT).chain([0, 0, 0, 10, 10, 13, 14]).collect(),
+        false => (0..KIND_COUNT).filter(|_| rng.u8(..3) == 0).collect(),
     };
     if kinds.is_empty() {
-        kinds.push(chance.u8(..KINDS));
+        kinds.push(rng.u8(..KIND_COUNT));
     }
-    let count = if rough { chance.usize(40..80) } else { chance.usize(..30) };
-    let mut plan: Vec<Misfortune> = (0..count)
+    let count = if rough { rng.usize(40..80) } else { rng.usize(..30) };
+    let mut plan: Vec<Fault> = (0..count)
         .filter_map(|_| {
-            let kind = kind(*chance.choice(&kinds)?, chance);
+            let kind = kind(*rng.choice(&kinds)?, rng);
             // Most of it early, when everybody is at work.
-            let at = span.mul_f64(chance.f64().powi(2));
-            Some(Misfortune { at, kind, whom: chance.usize(..100) })
+            let at = span.mul_f64(rng.f64().powi(2));
+            Some(Fault { at, kind, target: rng.usize(..100) })
         })
         .collect();
-    plan.sort_by_key(|misfortune| misfortune.at);
+    plan.sort_by_key(|fault| fault.at);
     plan
 }
 
 /// Mostly short: what lasts longer than anybody has patience keeps all others from happening.
-fn a_while(chance: &mut Rng) -> u64 {
-    match chance.u8(..8) {
-        0 => chance.u64(1..90_000),
-        _ => chance.u64(1..3000),
+fn short_millis(rng: &mut Rng) -> u64 {
+    match rng.u8(..8) {
+        0 => rng.u64(1..90_000),
+        _ => rng.u64(1..3000),
     }
 }
 
-fn kind(number: u8, chance: &mut Rng) -> Kind {
+fn kind(number: u8, rng: &mut Rng) -> FaultKind {
     match number {
-        0 => Kind::Cut,
-        1 => Kind::HalfOpen { to_client: chance.bool() },
-        2 => Kind::Stick { to_client: chance.bool(), millis: a_while(chance) },
-        3 => Kind::Partition { millis: a_while(chance) },
-        4 => Kind::KillClient,
-        5 => Kind::KillServer,
-        6 => Kind::StopServer,
-        7 => Kind::PowerClient,
-        8 => Kind::PowerServer,
-        9 => Kind::FuseServer { steps: chance.u32(..30) },
-        10 => Kind::FuseClient { steps: chance.u32(..12), download: chance.bool() },
-        11 => Kind::DiskFull { server: chance.bool(), millis: chance.u64(1..20_000) },
-        12 => Kind::DiskFails { server: chance.u8(..4) == 0 },
-        13 => Kind::DiskSlow { server: chance.u8(..4) > 0, millis: chance.u64(500..10_000) },
-        14 => Kind::CutCommit { millis: chance.u64(500..10_000) },
-        _ => Kind::ClockJumps { millis: chance.i64(-10_000_000..10_000_000) },
+        0 => FaultKind::Cut,
+        1 => FaultKind::HalfOpen { to_client: rng.bool() },
+        2 => FaultKind::Stall { to_client: rng.bool(), millis: short_millis(rng) },
+        3 => FaultKind::Partition { millis: short_millis(rng) },
+        4 => FaultKind::KillClient,
+        5 => FaultKind::KillServer,
+        6 => FaultKind::StopServer,
+        7 => FaultKind::PowerClient,
+        8 => FaultKind::PowerServer,
+        9 => FaultKind::KillServerAtStep { steps: rng.u32(..30) },
+        10 => FaultKind::KillClientAtWrite { steps: rng.u32(..12), download: rng.bool() },
+        11 => FaultKind::DiskFull { server: rng.bool(), millis: rng.u64(1..20_000) },
+        12 => FaultKind::DiskFails { server: rng.u8(..4) == 0 },
+        13 => FaultKind::DiskSlow { server: rng.u8(..4) > 0, millis: rng.u64(500..10_000) },
+        14 => FaultKind::CutCommit { millis: rng.u64(500..10_000) },
+        _ => FaultKind::ClockJumps { millis: rng.i64(-10_000_000..10_000_000) },
     }
 }

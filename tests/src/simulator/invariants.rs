@@ -1,4 +1,4 @@
-//! The audit: what must be true when everybody is done.
+//! The invariants: what must be true when everybody is done.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,47 +11,47 @@ use blobferry_store::{CheckOptions, OpenBlob, Store, StoredRevision, Vote, check
 
 use super::cluster::Cluster;
 use super::history;
-use super::ledger::{Fate, blob_bytes};
-use super::people::FIRST;
+use super::ledger::{TxnState, blob_bytes};
+use super::users::FIRST_OID;
 use super::world::Machine;
 use super::{Report, Scenario};
 
-/// Every client has heard of every commit, in order, or that it may have missed some. To be asked when it is known what
+/// Every client has invalidations of every commit, in order, or that it may have missed some. To be asked when it is known what
 /// has been committed.
-pub(super) fn everybody_has_heard(cluster: &Cluster) -> Result<(), String> {
+pub(super) fn all_invalidations_arrived(cluster: &Cluster) -> Result<(), String> {
     let store = cluster.store().ok_or("there is no server, although nothing is wrong any more")?;
     let last = store.last_tid();
     for session in cluster.sessions() {
-        let heard = session.last_tid();
-        if heard > last {
-            return Err(format!("a client has heard of {heard}, and the last commit is {last}"));
+        let notified = session.last_tid();
+        if notified > last {
+            return Err(format!("a client was notified of {notified}, and the last commit is {last}"));
         }
     }
     let committed = cluster.ledger.borrow().commits();
-    for heard in &cluster.heard {
-        let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+    for invalidations in &cluster.invalidations {
+        let invalidations = invalidations.lock().unwrap_or_else(PoisonError::into_inner);
         let mut before: Option<Tid> = None;
-        for news in heard.iter() {
+        for item in invalidations.iter() {
             if let Some(before) = before {
-                if news.oids.is_some() && news.tid <= before {
-                    return Err(format!("the invalidation of {} came after that of {before}", news.tid));
+                if item.oids.is_some() && item.tid <= before {
+                    return Err(format!("the invalidation of {} came after that of {before}", item.tid));
                 }
-                let between = |tid: &&Tid| **tid > before && **tid < news.tid;
-                if let (Some(_), Some(missed)) = (&news.oids, committed.keys().find(between)) {
+                let between = |tid: &&Tid| **tid > before && **tid < item.tid;
+                if let (Some(_), Some(missed)) = (&item.oids, committed.keys().find(between)) {
                     return Err(format!(
-                        "nobody was told of {missed}, who was told of {before} before and of {} after it",
-                        news.tid
+                        "a client was not notified of {missed}, but of {before} before it and of {} after it",
+                        item.tid
                     ));
                 }
             }
-            if let (Some(told), Some(oids)) = (&news.oids, committed.get(&news.tid)) {
-                let mut told: Vec<Oid> = told.to_vec();
-                told.sort_unstable();
-                if &told != oids {
-                    return Err(format!("the invalidation of {} names {told:?}, not {oids:?}", news.tid));
+            if let (Some(named), Some(oids)) = (&item.oids, committed.get(&item.tid)) {
+                let mut named: Vec<Oid> = named.to_vec();
+                named.sort_unstable();
+                if &named != oids {
+                    return Err(format!("the invalidation of {} names {named:?}, not {oids:?}", item.tid));
                 }
             }
-            before = before.max(Some(news.tid));
+            before = before.max(Some(item.tid));
         }
     }
     Ok(())
@@ -86,14 +86,14 @@ impl LastVote {
 }
 
 /// When all are done, nobody has a lock: one more transaction votes for every object.
-pub(super) fn vote_for_everything(cluster: &Cluster, scenario: &Scenario) -> Result<LastVote, String> {
+pub(super) fn vote_for_all_objects(cluster: &Cluster, scenario: &Scenario) -> Result<LastVote, String> {
     let store = cluster.store().ok_or("there is no server")?;
     let decided = Arc::new(Mutex::new(None));
     let decide = decided.clone();
     let txn = TxnId(*b"the last of them");
     let vote = || -> Result<(), RequestError> {
         store.begin(txn, TxnMeta::default())?;
-        for oid in FIRST..FIRST + scenario.objects {
+        for oid in FIRST_OID..FIRST_OID + scenario.objects {
             store.store(txn, Oid(oid), Tid::ZERO, Vec::new())?;
         }
         let aborting = store.clone();
@@ -112,7 +112,7 @@ pub(super) fn vote_for_everything(cluster: &Cluster, scenario: &Scenario) -> Res
 }
 
 /// Nothing is open, staged or kept at the server any more.
-pub(super) fn nothing_is_left(cluster: &Cluster) -> Result<(), String> {
+pub(super) fn server_is_empty(cluster: &Cluster) -> Result<(), String> {
     let store = cluster.store().ok_or("there is no server")?;
     let counts = store.counts();
     let left = [("open", counts.open), ("staged_bytes", counts.staged_bytes), ("uploads", counts.uploads)];
@@ -123,13 +123,13 @@ pub(super) fn nothing_is_left(cluster: &Cluster) -> Result<(), String> {
 }
 
 /// What was committed is there, whole, with its bytes; what was not is not; and all of it could have happened.
-pub(super) fn all_is_there(cluster: &Cluster) -> Result<Report, String> {
+pub(super) fn committed_data_is_there(cluster: &Cluster) -> Result<Report, String> {
     let store = cluster.store().ok_or("there is no server")?;
     let mut found: BTreeMap<usize, (Tid, Vec<Oid>)> = BTreeMap::new();
     let look = || -> Result<(), String> {
         for StoredRevision { tid, oid, .. } in revisions(&*store)? {
             let revision = store.load_serial(oid, tid).map_err(|error| format!("{oid} at {tid}: {error}"))?;
-            let whose = cluster.ledger.borrow_mut().look_at(oid, &revision);
+            let whose = cluster.ledger.borrow_mut().check_revision(oid, &revision);
             let Some(writing) = whose else { break };
             found.entry(writing).or_insert((tid, Vec::new())).1.push(oid);
             if let Some(info) = revision.blob {
@@ -150,8 +150,8 @@ pub(super) fn all_is_there(cluster: &Cluster) -> Result<Report, String> {
     }
     for (place, writing) in ledger.writings.iter().enumerate() {
         let stored = found.get(&place);
-        match (writing.fate, stored) {
-            (Fate::Committed(tid), None) if !ledger.may_be_forgotten(tid) => {
+        match (writing.state, stored) {
+            (TxnState::Committed(tid), None) if !ledger.may_be_forgotten(tid) => {
                 return Err(format!("transaction {} was committed at {tid}, and is not there", writing.txn));
             }
             (_, Some((tid, oids))) if !ledger.may_be_forgotten(*tid) => {
@@ -196,7 +196,7 @@ fn read(store: &dyn Store, blob: BlobId) -> Result<Vec<u8>, RequestError> {
 }
 
 /// The store finds nothing wrong with itself, nothing is staged, and every cached blob is one.
-pub(super) fn the_disks_are_in_order(cluster: &Cluster, scenario: &Scenario) -> Result<(), String> {
+pub(super) fn disks_are_sound(cluster: &Cluster, scenario: &Scenario) -> Result<(), String> {
     let dir = cluster.server_dir();
     let report = check(&dir, CheckOptions::default(), &mut |_| {})
         .map_err(|error| format!("can not check: {error}"))?;

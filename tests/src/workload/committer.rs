@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
 use blobferry_store::{Staged, Store, Vote};
 
-use super::{Tell, ask};
+use super::{Emit, wait_for};
 use crate::contents::{Kind, bytes, digest};
-use crate::ledger::{Change, Said};
+use crate::ledger::{Change, Statement};
 
 /// What is to be done with an object.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Act {
+pub(crate) enum Op {
     /// A record of so many bytes, and perhaps a blob.
     Store(usize, Option<usize>),
     /// The same, with a blob in a file that is left where the server takes it over.
@@ -33,13 +33,13 @@ pub(crate) enum End {
 }
 
 /// Makes transactions, one after the other.
-pub(crate) struct Clerk<'a> {
+pub(crate) struct Committer<'a> {
     store: &'a dyn Store,
     /// Where the server takes files over.
     tmp: PathBuf,
-    tell: Tell<'a>,
+    emit: Emit<'a>,
     /// Its transactions' names begin with it.
-    lane: u64,
+    stream: u64,
     next: u64,
     /// The objects that it has made, with their current revisions.
     objects: BTreeMap<Oid, Tid>,
@@ -47,11 +47,11 @@ pub(crate) struct Clerk<'a> {
     committed: Vec<(Tid, TxnId, Change)>,
 }
 
-impl<'a> Clerk<'a> {
-    /// One with a lane that no other has.
-    pub(crate) fn new(store: &'a dyn Store, server: &Path, lane: u64, tell: Tell<'a>) -> Clerk<'a> {
+impl<'a> Committer<'a> {
+    /// One with a stream that no other has.
+    pub(crate) fn new(store: &'a dyn Store, server: &Path, stream: u64, emit: Emit<'a>) -> Committer<'a> {
         let tmp = server.join("blobs/tmp");
-        Clerk { store, tmp, tell, lane, next: 0, objects: BTreeMap::new(), committed: Vec::new() }
+        Committer { store, tmp, emit, stream, next: 0, objects: BTreeMap::new(), committed: Vec::new() }
     }
 
     /// The objects that there are.
@@ -67,35 +67,34 @@ impl<'a> Clerk<'a> {
     /// Oids for new objects.
     pub(crate) fn new_oids(&self, count: u32) -> Result<Vec<Oid>, RequestError> {
         let (first, count) = self.store.new_oids(count).inspect_err(|error| self.failed(error))?;
-        (self.tell)(Said::Given { first, count });
+        (self.emit)(Statement::NewOids { first, count });
         Ok((first.0..).take(count as usize).map(Oid).collect())
     }
 
     /// Commits.
-    pub(crate) fn commit(&mut self, acts: &[(Oid, Act)]) -> Result<Tid, RequestError> {
-        self.transact(acts, End::Commit).map(|tid| tid.unwrap_or(Tid::ZERO))
+    pub(crate) fn commit(&mut self, ops: &[(Oid, Op)]) -> Result<Tid, RequestError> {
+        self.transact(ops, End::Commit).map(|tid| tid.unwrap_or(Tid::ZERO))
     }
 
     /// Makes one transaction. `None` where it was to be aborted.
-    pub(crate) fn transact(&mut self, acts: &[(Oid, Act)], end: End) -> Result<Option<Tid>, RequestError> {
+    pub(crate) fn transact(&mut self, ops: &[(Oid, Op)], end: End) -> Result<Option<Tid>, RequestError> {
         let txn = self.name();
         // What is not there is not deleted: its own transaction may have been refused.
-        let is_there =
-            |(oid, act): &&(Oid, Act)| !matches!(act, Act::Delete) || self.objects.contains_key(oid);
-        let acts: Vec<(Oid, Act)> = acts.iter().filter(is_there).copied().collect();
-        let changes: Vec<Change> = acts.iter().map(|(oid, act)| change(*oid, *act)).collect();
-        (self.tell)(Said::Intends { txn, changes: changes.clone() });
-        let prepared = self.prepare(txn, &acts, end);
+        let is_there = |(oid, op): &&(Oid, Op)| !matches!(op, Op::Delete) || self.objects.contains_key(oid);
+        let ops: Vec<(Oid, Op)> = ops.iter().filter(is_there).copied().collect();
+        let changes: Vec<Change> = ops.iter().map(|(oid, op)| change(*oid, *op)).collect();
+        (self.emit)(Statement::Intends { txn, changes: changes.clone() });
+        let prepared = self.prepare(txn, &ops, end);
         if prepared.is_err() || end != End::Commit {
             self.store.abort(txn);
             let reason = prepared.as_ref().err().map(ToString::to_string).unwrap_or_default();
-            (self.tell)(Said::Refused { txn, reason });
+            (self.emit)(Statement::Refused { txn, reason });
             return prepared.map(|()| None);
         }
-        let finished = ask(|done| self.store.finish(txn, done));
+        let finished = wait_for(|done| self.store.finish(txn, done));
         match &finished {
             Ok(tid) => {
-                (self.tell)(Said::Committed { txn, tid: *tid });
+                (self.emit)(Statement::Committed { txn, tid: *tid });
                 for change in changes {
                     match change.record {
                         Some(_) => self.objects.insert(change.oid, *tid),
@@ -104,23 +103,23 @@ impl<'a> Clerk<'a> {
                     self.committed.push((*tid, txn, change));
                 }
             }
-            Err(RequestError::Undecided { .. }) => (self.tell)(Said::Undecided { txn }),
-            Err(error) => (self.tell)(Said::Refused { txn, reason: error.to_string() }),
+            Err(RequestError::Undecided { .. }) => (self.emit)(Statement::Undecided { txn }),
+            Err(error) => (self.emit)(Statement::Refused { txn, reason: error.to_string() }),
         }
         finished.map(Some)
     }
 
     /// Everything before the commit.
-    fn prepare(&self, txn: TxnId, acts: &[(Oid, Act)], end: End) -> Result<(), RequestError> {
-        let meta = TxnMeta { user: b"clerk".to_vec(), description: txn.0.to_vec() };
+    fn prepare(&self, txn: TxnId, ops: &[(Oid, Op)], end: End) -> Result<(), RequestError> {
+        let meta = TxnMeta { user: b"user1".to_vec(), description: txn.0.to_vec() };
         self.store.begin(txn, meta)?;
-        for (oid, act) in acts {
-            self.change(txn, *oid, *act)?;
+        for (oid, op) in ops {
+            self.change(txn, *oid, *op)?;
         }
         if end == End::Abort {
             return Ok(());
         }
-        match ask(|done| self.store.vote(txn, done))? {
+        match wait_for(|done| self.store.vote(txn, done))? {
             Vote::Ready => Ok(()),
             Vote::Conflicts(conflicts) => {
                 Err(RequestError::Failed { detail: format!("it conflicts: {conflicts:?}") })
@@ -128,16 +127,16 @@ impl<'a> Clerk<'a> {
         }
     }
 
-    fn change(&self, txn: TxnId, oid: Oid, act: Act) -> Result<(), RequestError> {
+    fn change(&self, txn: TxnId, oid: Oid, op: Op) -> Result<(), RequestError> {
         let base = self.objects.get(&oid).copied().unwrap_or(Tid::ZERO);
-        match act {
-            Act::Delete => self.store.delete(txn, oid, base),
-            Act::Store(size, None) => self.store.store(txn, oid, base, bytes(txn, oid, Kind::Record, size)),
-            Act::Store(size, Some(blob)) => {
+        match op {
+            Op::Delete => self.store.delete(txn, oid, base),
+            Op::Store(size, None) => self.store.store(txn, oid, base, bytes(txn, oid, Kind::Record, size)),
+            Op::Store(size, Some(blob)) => {
                 let staged = self.stage(&bytes(txn, oid, Kind::Blob, blob))?;
                 self.store.store_blob(txn, oid, base, bytes(txn, oid, Kind::Record, size), staged)
             }
-            Act::Share(size, blob) => {
+            Op::Share(size, blob) => {
                 let (name, blob) = (format!("shared-{txn}"), bytes(txn, oid, Kind::Blob, blob));
                 if let Err(error) = fs::write(self.tmp.join(&name), &blob) {
                     return Err(RequestError::Source { detail: error.to_string() });
@@ -157,40 +156,41 @@ impl<'a> Clerk<'a> {
     /// Asks for the outcome of a transaction that never was, and may now never be.
     pub(crate) fn fence(&mut self) -> Result<(), RequestError> {
         let txn = self.name();
-        let outcome = ask(|done| self.store.outcome(txn, done)).inspect_err(|error| self.failed(error))?;
+        let outcome =
+            wait_for(|done| self.store.outcome(txn, done)).inspect_err(|error| self.failed(error))?;
         if outcome != Outcome::NotCommitted {
-            (self.tell)(Said::Wrong { what: format!("{txn} was never begun, and is {outcome:?}") });
+            (self.emit)(Statement::Violation { what: format!("{txn} was never begun, and is {outcome:?}") });
         }
         Ok(())
     }
 
     /// Forgets what was replaced before a transaction.
     pub(crate) fn pack(&self, before: Tid) -> Result<(), RequestError> {
-        (self.tell)(Said::Packs { before });
+        (self.emit)(Statement::PackBegins { before });
         self.store.pack(before).inspect_err(|error| self.failed(error))?;
-        (self.tell)(Said::Packed { before });
+        (self.emit)(Statement::PackDone { before });
         Ok(())
     }
 
     fn failed(&self, error: &RequestError) {
-        (self.tell)(Said::Failed { what: error.to_string() });
+        (self.emit)(Statement::Failed { what: error.to_string() });
     }
 
     fn name(&mut self) -> TxnId {
         self.next += 1;
         let mut name = [0; 16];
-        let (lane, number) = name.split_at_mut(8);
-        lane.copy_from_slice(&self.lane.to_be_bytes());
+        let (stream, number) = name.split_at_mut(8);
+        stream.copy_from_slice(&self.stream.to_be_bytes());
         number.copy_from_slice(&self.next.to_be_bytes());
         TxnId(name)
     }
 }
 
-fn change(oid: Oid, act: Act) -> Change {
-    let (record, blob) = match act {
-        Act::Store(record, blob) => (Some(record), blob),
-        Act::Share(record, blob) => (Some(record), Some(blob)),
-        Act::Delete => (None, None),
+fn change(oid: Oid, op: Op) -> Change {
+    let (record, blob) = match op {
+        Op::Store(record, blob) => (Some(record), blob),
+        Op::Share(record, blob) => (Some(record), Some(blob)),
+        Op::Delete => (None, None),
     };
     Change { oid, record, blob }
 }

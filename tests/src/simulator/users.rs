@@ -13,12 +13,12 @@ use blobferry_session::client::{BlobSource, CallError, Session, Transaction, Vot
 use bytes::Bytes;
 use fastrand::Rng;
 
-use super::answer::{Answer, ask};
-use super::ledger::{Fate, Ledger, Put, blob_bytes, record};
+use super::answer::{Answer, call};
+use super::ledger::{Ledger, Put, TxnState, blob_bytes, record};
 use super::world::World;
 
 /// The first object that there is.
-pub(super) const FIRST: u64 = 1000;
+pub(super) const FIRST_OID: u64 = 1000;
 
 /// A user, and what it needs.
 pub(super) struct User {
@@ -26,59 +26,59 @@ pub(super) struct User {
     pub(super) world: Rc<World>,
     pub(super) session: Session,
     pub(super) ledger: Rc<RefCell<Ledger>>,
-    pub(super) chance: Rng,
+    pub(super) rng: Rng,
     pub(super) objects: u64,
     pub(super) largest: u64,
-    pub(super) packs: bool,
+    pub(super) runs_pack: bool,
     /// Where it puts files that it wants to store.
     pub(super) directory: PathBuf,
-    pub(super) wishes: Rc<RefCell<Wishes>>,
+    pub(super) backlog: Rc<RefCell<Backlog>>,
 }
 
 /// What a user still wants. It outlives the user's process.
 #[derive(Debug)]
-pub(super) struct Wishes {
+pub(super) struct Backlog {
     /// So many operations.
     operations: usize,
     /// The blob that it was loading, of this revision of this object: whoever is killed amid that asks for it again.
     blob: Option<(Oid, Revision)>,
 }
 
-impl Wishes {
-    pub(super) fn of(operations: usize) -> Wishes {
-        Wishes { operations, blob: None }
+impl Backlog {
+    pub(super) fn of(operations: usize) -> Backlog {
+        Backlog { operations, blob: None }
     }
 
     pub(super) fn operations(&self) -> usize {
         self.operations
     }
 
-    pub(super) fn is_fulfilled(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         self.operations == 0 && self.blob.is_none()
     }
 }
 
 impl User {
     /// All that the user does.
-    pub(super) async fn live(mut self) {
-        match ask(|done| self.session.connected(done)).await {
+    pub(super) async fn run(mut self) {
+        match call(|done| self.session.connected(done)).await {
             Some(Ok(())) => {}
             _ => return, // it has no server: it will try again
         }
-        let unread = self.wishes.borrow_mut().blob.take();
+        let unread = self.backlog.borrow_mut().blob.take();
         if let Some((oid, revision)) = unread {
             self.load_blob_of(oid, &revision).await;
         }
-        while self.wishes.borrow().operations > 0 {
-            self.wishes.borrow_mut().operations -= 1;
-            match self.chance.u8(..100) {
+        while self.backlog.borrow().operations > 0 {
+            self.backlog.borrow_mut().operations -= 1;
+            match self.rng.u8(..100) {
                 0..40 => self.write().await,
                 40..75 => self.read().await,
-                75..85 => self.look_back().await,
-                85..92 => self.take_a_part().await,
-                92..94 if self.packs => self.pack().await,
+                75..85 => self.read_history().await,
+                85..92 => self.read_range().await,
+                92..94 if self.runs_pack => self.pack().await,
                 _ => {
-                    let pause = Duration::from_millis(self.chance.u64(1..5000));
+                    let pause = Duration::from_millis(self.rng.u64(1..5000));
                     self.world.sleep(self.number, pause).await;
                 }
             }
@@ -86,7 +86,7 @@ impl User {
     }
 
     fn oid(&mut self) -> Oid {
-        Oid(FIRST + self.chance.u64(..self.objects))
+        Oid(FIRST_OID + self.rng.u64(..self.objects))
     }
 
     /// Waits for an answer. That there is one is the first thing that is promised.
@@ -101,7 +101,7 @@ impl User {
     /// The current revision of an object.
     async fn load(&self, oid: Oid) -> Option<Result<Option<Revision>, CallError>> {
         let begin = self.world.moment();
-        let loaded = self.answer("load", ask(|done| self.session.load(oid, done))).await?;
+        let loaded = self.answer("load", call(|done| self.session.load(oid, done))).await?;
         let end = self.world.moment();
         let found = match loaded {
             Ok(revision) => Some(revision),
@@ -117,7 +117,7 @@ impl User {
             && revision.tid > self.session.last_tid()
         {
             self.ledger.borrow_mut().break_rule(format!(
-                "user {} sees {} and has heard of commits up to {} only",
+                "user {} sees {}, but was notified of commits up to {} only",
                 self.number,
                 revision.tid,
                 self.session.last_tid()
@@ -136,23 +136,24 @@ impl User {
     async fn load_blob_of(&mut self, oid: Oid, revision: &Revision) {
         let Some(size) = revision.blob.map(|blob| blob.size) else { return };
         let blob = BlobId { oid, tid: revision.tid };
-        self.wishes.borrow_mut().blob = Some((oid, revision.clone()));
-        let loaded = match self.chance.bool() {
+        self.backlog.borrow_mut().blob = Some((oid, revision.clone()));
+        let loaded = match self.rng.bool() {
             true => {
-                let loaded = ask(|done| self.session.load_blob(blob, None, done));
+                let loaded = call(|done| self.session.load_blob(blob, None, done));
                 let loaded = self.answer("load_blob", loaded).await;
                 loaded.map(|loaded| loaded.map(|cached| read_all(&cached).ok()))
             }
             false => {
-                let loaded = self.answer("load_bytes", ask(|done| self.session.load_bytes(blob, done))).await;
+                let loaded =
+                    self.answer("load_bytes", call(|done| self.session.load_bytes(blob, done))).await;
                 loaded.map(|loaded| loaded.map(|bytes| Some(bytes.to_vec())))
             }
         };
-        self.wishes.borrow_mut().blob = None;
+        self.backlog.borrow_mut().blob = None;
         let Some(loaded) = loaded else { return };
         match loaded {
             Ok(found) => {
-                let whose = self.ledger.borrow_mut().look_at(oid, revision);
+                let whose = self.ledger.borrow_mut().check_revision(oid, revision);
                 let Some(writing) = whose else { return };
                 self.note(format_args!("blob {blob}: {} bytes", found.as_ref().map_or(0, Vec::len)));
                 let mut ledger = self.ledger.borrow_mut();
@@ -181,21 +182,21 @@ impl User {
     }
 
     /// Old revisions.
-    async fn look_back(&mut self) {
+    async fn read_history(&mut self) {
         let oid = self.oid();
-        let history = ask(|done| self.session.history(oid, 5, done));
+        let history = call(|done| self.session.history(oid, 5, done));
         let Some(Ok(history)) = self.answer("history", history).await else { return };
         self.note(format_args!("history {oid}: {} entries", history.len()));
         if !history.is_sorted_by(|newer, older| newer.tid > older.tid) {
             self.ledger.borrow_mut().break_rule(format!("the history of {oid} is out of order"));
         }
-        let Some(entry) = self.chance.choice(&history) else { return };
+        let Some(entry) = self.rng.choice(&history) else { return };
         let tid = entry.tid;
-        let loaded = match self.chance.bool() {
-            true => self.answer("load_serial", ask(|done| self.session.load_serial(oid, tid, done))).await,
+        let loaded = match self.rng.bool() {
+            true => self.answer("load_serial", call(|done| self.session.load_serial(oid, tid, done))).await,
             false => {
                 let before = Tid(tid.0 + 1);
-                let loaded = ask(|done| self.session.load_before(oid, before, done));
+                let loaded = call(|done| self.session.load_before(oid, before, done));
                 let found = self.answer("load_before", loaded).await;
                 found.map(|found| {
                     let missing = RequestError::NoSuchRevision { oid, tid };
@@ -205,7 +206,7 @@ impl User {
         };
         match loaded {
             Some(Ok(revision)) => {
-                self.ledger.borrow_mut().look_at(oid, &revision);
+                self.ledger.borrow_mut().check_revision(oid, &revision);
                 if revision.tid != tid {
                     let found = revision.tid;
                     self.ledger.borrow_mut().break_rule(format!("asked for {oid} at {tid}, and got {found}"));
@@ -224,17 +225,17 @@ impl User {
     }
 
     /// A part of a blob, past the cache.
-    async fn take_a_part(&mut self) {
+    async fn read_range(&mut self) {
         let oid = self.oid();
         let Some(Ok(Some(revision))) = self.load(oid).await else { return };
         let Some(size) = revision.blob.map(|blob| blob.size) else { return };
         let blob = BlobId { oid, tid: revision.tid };
-        let from = self.chance.u64(..=size);
-        let upto = self.chance.u64(from..=size + 10);
-        let loaded = ask(|done| self.session.load_range(blob, from..upto, done));
+        let from = self.rng.u64(..=size);
+        let upto = self.rng.u64(from..=size + 10);
+        let loaded = call(|done| self.session.load_range(blob, from..upto, done));
         match self.answer("load_range", loaded).await {
             Some(Ok(bytes)) => {
-                let whose = self.ledger.borrow_mut().look_at(oid, &revision);
+                let whose = self.ledger.borrow_mut().check_revision(oid, &revision);
                 let Some(writing) = whose else { return };
                 let whole = blob_bytes(writing, oid, size);
                 let wanted = whole.get(from as usize..upto.min(size) as usize);
@@ -252,7 +253,7 @@ impl User {
     async fn pack(&mut self) {
         let before = self.session.last_tid();
         self.ledger.borrow_mut().pack(before);
-        let packed = self.answer("pack", ask(|done| self.session.pack(before, done))).await;
+        let packed = self.answer("pack", call(|done| self.session.pack(before, done))).await;
         self.note(format_args!(
             "pack before {before}: {:?}",
             packed.map(|packed| packed.map_err(|e| e.to_string()))
@@ -261,7 +262,7 @@ impl User {
 
     /// One transaction.
     async fn write(&mut self) {
-        let count = self.chance.u64(1..=3.min(self.objects));
+        let count = self.rng.u64(1..=3.min(self.objects));
         let mut oids = Vec::new();
         while (oids.len() as u64) < count {
             let oid = self.oid();
@@ -283,35 +284,35 @@ impl User {
             self.abort(transaction, writing).await;
             return;
         }
-        match self.chance.u8(..100) {
+        match self.rng.u8(..100) {
             0..70 => self.commit(&mut transaction, writing).await,
             70..88 => self.vote_and_finish(transaction, writing).await,
             88..95 => self.abort(transaction, writing).await,
             _ => {
                 drop(transaction);
-                self.decide(writing, Fate::Failed);
+                self.decide(writing, TxnState::Failed);
             }
         }
     }
 
     /// Stores everything, one after the other or all at once.
     async fn store_all(&mut self, transaction: &Transaction, writing: usize, bases: &[(Oid, Tid)]) -> bool {
-        let one_by_one = self.chance.bool();
+        let one_by_one = self.rng.bool();
         let mut stores: Vec<Answer<(), CallError>> = Vec::new();
         let mut blobs: Vec<Answer<BlobInfo, CallError>> = Vec::new();
         for (oid, base) in bases {
-            let size = (self.chance.u8(..10) < 6).then(|| match self.chance.u8(..8) {
+            let size = (self.rng.u8(..10) < 6).then(|| match self.rng.u8(..8) {
                 0 => 0,
-                1..3 => self.chance.u64(..1000),
-                _ => self.chance.u64(..self.largest),
+                1..3 => self.rng.u64(..1000),
+                _ => self.rng.u64(..self.largest),
             });
             self.ledger.borrow_mut().put(writing, *oid, Put { base: *base, blob: size });
             let data = record(writing, *oid, size);
             match size {
-                None => stores.push(ask(|done| transaction.store(*oid, *base, data, done))),
+                None => stores.push(call(|done| transaction.store(*oid, *base, data, done))),
                 Some(size) => {
                     let source = self.source(writing, *oid, size);
-                    blobs.push(ask(|done| transaction.store_blob(*oid, *base, data, source, None, done)));
+                    blobs.push(call(|done| transaction.store_blob(*oid, *base, data, source, None, done)));
                 }
             }
             if one_by_one && !self.all_stored(&mut stores, &mut blobs).await {
@@ -319,7 +320,7 @@ impl User {
             }
         }
         // A commit may be sent right behind: it waits for them.
-        (!one_by_one && self.chance.bool()) || self.all_stored(&mut stores, &mut blobs).await
+        (!one_by_one && self.rng.bool()) || self.all_stored(&mut stores, &mut blobs).await
     }
 
     async fn all_stored(
@@ -352,7 +353,7 @@ impl User {
 
     fn source(&mut self, writing: usize, oid: Oid, size: u64) -> BlobSource {
         let bytes = blob_bytes(writing, oid, size);
-        let kind = self.chance.u8(..4);
+        let kind = self.rng.u8(..4);
         if kind == 0 {
             return BlobSource::bytes(Bytes::from(bytes));
         }
@@ -367,20 +368,20 @@ impl User {
         }
     }
 
-    fn decide(&self, writing: usize, fate: Fate) {
+    fn decide(&self, writing: usize, state: TxnState) {
         let moment = self.world.moment();
-        self.note(format_args!("w{writing}: {fate:?}"));
-        self.ledger.borrow_mut().decide(writing, fate, moment);
+        self.note(format_args!("w{writing}: {state:?}"));
+        self.ledger.borrow_mut().decide(writing, state, moment);
     }
 
     async fn abort(&self, transaction: Transaction, writing: usize) {
-        self.decide(writing, Fate::Failed);
-        self.answer("abort", ask(|done| transaction.abort(done))).await;
+        self.decide(writing, TxnState::Failed);
+        self.answer("abort", call(|done| transaction.abort(done))).await;
     }
 
     async fn commit(&mut self, transaction: &mut Transaction, writing: usize) {
         for attempt in 0..3 {
-            let answer = ask(|done| transaction.commit(done));
+            let answer = call(|done| transaction.commit(done));
             match self.answer("commit", answer).await {
                 Some(Err(VoteError::Conflict(conflicts))) if attempt < 2 => {
                     self.note(format_args!("w{writing}: conflicts {conflicts:?}"));
@@ -392,18 +393,18 @@ impl User {
                         self.ledger.borrow_mut().put(writing, oid, Put { base, blob: size });
                         let stored = match size {
                             None => {
-                                let stored = ask(|done| transaction.store(oid, base, data, done));
+                                let stored = call(|done| transaction.store(oid, base, data, done));
                                 self.answer("store", stored).await.is_some_and(|stored| stored.is_ok())
                             }
                             Some(size) => {
                                 let source = self.source(writing, oid, size);
                                 let stored =
-                                    ask(|done| transaction.store_blob(oid, base, data, source, None, done));
+                                    call(|done| transaction.store_blob(oid, base, data, source, None, done));
                                 self.answer("store_blob", stored).await.is_some_and(|stored| stored.is_ok())
                             }
                         };
                         if !stored {
-                            return self.decide(writing, Fate::Failed);
+                            return self.decide(writing, TxnState::Failed);
                         }
                     }
                 }
@@ -418,7 +419,7 @@ impl User {
     }
 
     async fn vote_and_finish(&mut self, mut transaction: Transaction, writing: usize) {
-        match self.answer("vote", ask(|done| transaction.vote(done))).await {
+        match self.answer("vote", call(|done| transaction.vote(done))).await {
             Some(Ok(())) => {}
             Some(Err(error)) => {
                 self.note(format_args!("w{writing}: vote: {error}"));
@@ -426,15 +427,15 @@ impl User {
             }
             None => return,
         }
-        if self.chance.u8(..3) == 0 {
-            let longest = if self.chance.u8(..8) == 0 { 40_000 } else { 2000 };
-            let pause = Duration::from_millis(self.chance.u64(..longest));
+        if self.rng.u8(..3) == 0 {
+            let longest = if self.rng.u8(..8) == 0 { 40_000 } else { 2000 };
+            let pause = Duration::from_millis(self.rng.u64(..longest));
             self.world.sleep(self.number, pause).await;
         }
-        if self.chance.u8(..8) == 0 {
+        if self.rng.u8(..8) == 0 {
             return self.abort(transaction, writing).await;
         }
-        let finished = self.answer("finish", ask(|done| transaction.finish(done))).await;
+        let finished = self.answer("finish", call(|done| transaction.finish(done))).await;
         if let Some(result) = finished {
             self.committed(writing, result.map_err(VoteError::Call)).await;
         }
@@ -443,8 +444,8 @@ impl User {
     /// What a commit came to. Where that is not said, it is asked for until it is.
     async fn committed(&mut self, writing: usize, result: Result<Tid, VoteError>) {
         let error = match result {
-            Ok(tid) => return self.decide(writing, Fate::Committed(tid)),
-            Err(VoteError::Conflict(_)) => return self.decide(writing, Fate::Failed),
+            Ok(tid) => return self.decide(writing, TxnState::Committed(tid)),
+            Err(VoteError::Conflict(_)) => return self.decide(writing, TxnState::Failed),
             Err(VoteError::Call(error)) => error,
         };
         self.note(format_args!("w{writing}: {error}"));
@@ -452,12 +453,12 @@ impl User {
             CallError::OutcomeUnknown { .. } | CallError::Refused(RequestError::Undecided { .. }) => {}
             // A client that has ended in between says no more than that.
             CallError::Disconnected { .. } => {}
-            _ => return self.decide(writing, Fate::Failed),
+            _ => return self.decide(writing, TxnState::Failed),
         }
         let txn = self.ledger.borrow().writings.get(writing).map(|writing| writing.txn);
         let Some(txn) = txn else { return };
         for _ in 0..20 {
-            match self.answer("outcome", ask(|done| self.session.outcome(txn, done))).await {
+            match self.answer("outcome", call(|done| self.session.outcome(txn, done))).await {
                 Some(Ok(outcome)) => {
                     let moment = self.world.moment();
                     self.note(format_args!("w{writing}: outcome {outcome:?}"));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// One thing that is not as it was promised, or that kept us from finding out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Wrong(pub String);
+pub struct Problem(pub String);
 
 /// Why a run did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -16,9 +16,9 @@ pub enum Failure {
     Unable(String),
     /// Something is wrong.
     #[error("{what}\n  seen again with: {replay}\n  kept for you: {}", kept.display())]
-    Wrong {
+    Found {
         /// What.
-        what: Wrong,
+        what: Problem,
         /// The command that does the same once more.
         replay: String,
         /// A copy of the directory as it was found.
@@ -27,19 +27,19 @@ pub enum Failure {
 }
 
 /// Says what was being done when something failed.
-pub(crate) trait OrWrong<T> {
-    fn or_wrong(self, doing: impl Display) -> Result<T, Wrong>;
+pub(crate) trait Context<T> {
+    fn context(self, doing: impl Display) -> Result<T, Problem>;
 }
 
-impl<T, E: Display> OrWrong<T> for Result<T, E> {
-    fn or_wrong(self, doing: impl Display) -> Result<T, Wrong> {
-        self.map_err(|error| Wrong(format!("{doing}: {error}")))
+impl<T, E: Display> Context<T> for Result<T, E> {
+    fn context(self, doing: impl Display) -> Result<T, Problem> {
+        self.map_err(|error| Problem(format!("{doing}: {error}")))
     }
 }
 
-impl<T> OrWrong<T> for Option<T> {
-    fn or_wrong(self, doing: impl Display) -> Result<T, Wrong> {
-        self.ok_or_else(|| Wrong(doing.to_string()))
+impl<T> Context<T> for Option<T> {
+    fn context(self, doing: impl Display) -> Result<T, Problem> {
+        self.ok_or_else(|| Problem(doing.to_string()))
     }
 }
 
@@ -47,7 +47,7 @@ impl<T> OrWrong<T> for Option<T> {
 macro_rules! ensure {
     ($holds:expr, $($what:tt)+) => {
         if !$holds {
-            return Err($crate::wrong::Wrong(format!($($what)+)));
+            return Err($crate::failure::Problem(format!($($what)+)));
         }
     };
 }

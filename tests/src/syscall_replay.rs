@@ -8,15 +8,15 @@ use std::sync::{Mutex, PoisonError};
 use blobferry_protocol::{BlobId, Oid, Tid};
 
 use crate::child::Child;
-use crate::enclosure::{Enclosure, copy};
 use crate::examine::{examine_cache, examine_server};
-use crate::ledger::{Ledger, Said};
+use crate::failure::{Context, Problem, ensure};
+use crate::ledger::{Ledger, Statement};
+use crate::mount_namespace::{MountNamespace, copy};
 use crate::strace::{Strace, Target, count};
 use crate::workload::{Role, prepare, server};
-use crate::wrong::{OrWrong, Wrong, ensure};
 
 /// System calls that say nothing about files, so nothing is tried with them.
-const ELSEWHERE: [&str; 27] = [
+const NOT_ABOUT_FILES: [&str; 27] = [
     "brk",
     "clock_gettime",
     "clock_nanosleep",
@@ -80,18 +80,18 @@ impl Thread {
         }
     }
 
-    fn target(self, child: &Child) -> Result<Target, Wrong> {
+    fn target(self, child: &Child) -> Result<Target, Problem> {
         let and_others = self == Thread::Each;
         if self != Thread::Committer {
             return Ok(Target { thread: child.pid(), and_others });
         }
         let tasks = format!("/proc/{}/task", child.pid());
-        let tasks = fs::read_dir(tasks).or_wrong("could not list threads")?.flatten();
+        let tasks = fs::read_dir(tasks).context("could not list threads")?.flatten();
         let named = |task: &fs::DirEntry| {
             fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "store-committer\n")
         };
         let mut found = tasks.filter(named).filter_map(|task| task.file_name().to_str()?.parse().ok());
-        let thread = found.next().or_wrong("the committer is not there")?;
+        let thread = found.next().context("the committer is not there")?;
         Ok(Target { thread, and_others })
     }
 }
@@ -117,54 +117,58 @@ pub(crate) fn numbers(count: u32, short: bool) -> Vec<u32> {
 }
 
 /// A script that can be played.
-pub(crate) struct Scene<'a> {
+pub(crate) struct Replay<'a> {
     runner: &'a Path,
     pub(crate) role: Role,
     /// What it finds.
     base: PathBuf,
     /// Where it is played.
-    pub(crate) stage: PathBuf,
+    pub(crate) work_dir: PathBuf,
     log: PathBuf,
     ledger: Ledger,
 }
 
-impl<'a> Scene<'a> {
-    pub(crate) fn prepare(enclosure: &Enclosure, runner: &'a Path, role: Role) -> Result<Scene<'a>, Wrong> {
-        let [base, stage, log] = ["base", "stage", "log"].map(|name| enclosure.path().join(name));
+impl<'a> Replay<'a> {
+    pub(crate) fn prepare(
+        namespace: &MountNamespace,
+        runner: &'a Path,
+        role: Role,
+    ) -> Result<Replay<'a>, Problem> {
+        let [base, work_dir, log] = ["base", "stage", "log"].map(|name| namespace.path().join(name));
         if base.exists() {
-            fs::remove_dir_all(&base).or_wrong("could not remove what was played before")?;
+            fs::remove_dir_all(&base).context("could not remove what was played before")?;
         }
-        fs::create_dir(&base).or_wrong("could not make a directory")?;
-        let said: Mutex<Vec<Said>> = Mutex::default();
-        prepare(role, &base, &|it| said.lock().unwrap_or_else(PoisonError::into_inner).push(it))?;
+        fs::create_dir(&base).context("could not make a directory")?;
+        let statements: Mutex<Vec<Statement>> = Mutex::default();
+        prepare(role, &base, &|it| statements.lock().unwrap_or_else(PoisonError::into_inner).push(it))?;
         let mut ledger = Ledger::default();
-        for it in said.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            ledger.hear(it)?;
+        for it in statements.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            ledger.record(it)?;
         }
         if role == Role::Recovery {
             crash(runner, &base, &mut ledger)?;
         }
-        enclosure.reboot()?;
-        Ok(Scene { runner, role, base, stage, log, ledger })
+        namespace.reboot()?;
+        Ok(Replay { runner, role, base, work_dir, log, ledger })
     }
 
     /// How often a thread of the script makes each system call that has to do with files.
-    pub(crate) fn calls(&self, thread: Thread) -> Result<Vec<(String, u32)>, Wrong> {
-        let play = Play::begin(self, thread, "all", None)?;
-        let (mut child, strace, mut ledger) = (play.child, play.strace, play.ledger);
+    pub(crate) fn calls(&self, thread: Thread) -> Result<Vec<(String, u32)>, Problem> {
+        let run = Run::begin(self, thread, "all", None)?;
+        let (mut child, strace, mut ledger) = (run.child, run.strace, run.ledger);
         let seen = strace.end()?;
-        child.go_on();
+        child.resume();
         child.end(&mut ledger)?;
         self.examine(&mut ledger)?;
-        Ok(count(&seen).into_iter().filter(|(call, _)| !ELSEWHERE.contains(&call.as_str())).collect())
+        Ok(count(&seen).into_iter().filter(|(call, _)| !NOT_ABOUT_FILES.contains(&call.as_str())).collect())
     }
 
     /// Has a process be killed right before a system call, and looks at what it leaves. `false` where it did not come
     /// to that.
-    pub(crate) fn kill_at(&self, point: &Point) -> Result<bool, Wrong> {
+    pub(crate) fn kill_at(&self, point: &Point) -> Result<bool, Problem> {
         let Point { thread, call, number } = point;
         let inject = format!("inject={call}:signal=KILL:when={number}");
-        let Play { mut child, waits, strace, mut ledger } = Play::begin(self, *thread, call, Some(&inject))?;
+        let Run { mut child, waits, strace, mut ledger } = Run::begin(self, *thread, call, Some(&inject))?;
         let killed = if waits {
             child.kill(&mut ledger)?;
             false
@@ -180,14 +184,14 @@ impl<'a> Scene<'a> {
 
     /// Has a system call fail, once or from then on, until the script is at its end; then nothing fails any more.
     /// Looks at what it leaves. How many calls failed.
-    pub(crate) fn fail_at(&self, point: &Point, error: &str, for_ever: bool) -> Result<usize, Wrong> {
+    pub(crate) fn fail_at(&self, point: &Point, error: &str, for_ever: bool) -> Result<usize, Problem> {
         let Point { thread, call, number } = point;
         let more = if for_ever { "+" } else { "" };
         let inject = format!("inject={call}:error={error}:when={number}{more}");
-        let Play { mut child, waits, strace, mut ledger } = Play::begin(self, *thread, call, Some(&inject))?;
+        let Run { mut child, waits, strace, mut ledger } = Run::begin(self, *thread, call, Some(&inject))?;
         ensure!(waits, "it has ended because of an error");
         let seen = strace.end()?;
-        child.go_on();
+        child.resume();
         child.end(&mut ledger)?;
         self.examine(&mut ledger)?;
         Ok(seen.lines().filter(|line| line.contains("(INJECTED)")).count())
@@ -195,40 +199,40 @@ impl<'a> Scene<'a> {
 
     /// Lets no file become longer than so many bytes, so that the write that would make it longer is a short one. Looks
     /// at what is left. How often something was refused.
-    pub(crate) fn limit_to(&self, bytes: u64) -> Result<u64, Wrong> {
-        self.set()?;
+    pub(crate) fn limit_to(&self, bytes: u64) -> Result<u64, Problem> {
+        self.reset()?;
         let mut ledger = self.ledger.clone();
-        let mut child = Child::start(self.runner, self.role, &self.stage, 0)?;
-        ensure!(child.hear_until_it_waits(&mut ledger)?, "it has ended before anything happened to it");
+        let mut child = Child::start(self.runner, self.role, &self.work_dir, 0)?;
+        ensure!(child.record_until_it_waits(&mut ledger)?, "it has ended before anything happened to it");
         child.limit_files(Some(bytes))?;
-        child.go_on();
-        ensure!(child.hear_until_it_waits(&mut ledger)?, "it has ended because of a limit");
+        child.resume();
+        ensure!(child.record_until_it_waits(&mut ledger)?, "it has ended because of a limit");
         child.limit_files(None)?;
         let refusals = ledger.refusals;
-        child.go_on();
+        child.resume();
         child.end(&mut ledger)?;
         self.examine(&mut ledger)?;
         Ok(refusals)
     }
 
-    fn examine(&self, ledger: &mut Ledger) -> Result<(), Wrong> {
+    fn examine(&self, ledger: &mut Ledger) -> Result<(), Problem> {
         match self.role {
-            Role::Client => examine_cache(&self.stage, ledger),
-            _ => examine_server(&self.stage, ledger),
+            Role::Client => examine_cache(&self.work_dir, ledger),
+            _ => examine_server(&self.work_dir, ledger),
         }
     }
 
-    /// Sets the stage anew, in memory or elsewhere.
-    pub(crate) fn set(&self) -> Result<(), Wrong> {
-        if self.stage.exists() {
-            fs::remove_dir_all(&self.stage).or_wrong("could not remove what was played before")?;
+    /// Sets the work_dir anew, in memory or elsewhere.
+    pub(crate) fn reset(&self) -> Result<(), Problem> {
+        if self.work_dir.exists() {
+            fs::remove_dir_all(&self.work_dir).context("could not remove what was played before")?;
         }
-        copy(&self.base, &self.stage)
+        copy(&self.base, &self.work_dir)
     }
 }
 
 /// A script that has been played to the end of its part that is tried, or to its own end.
-struct Play {
+struct Run {
     child: Child,
     /// It is not at its own end.
     waits: bool,
@@ -236,34 +240,34 @@ struct Play {
     ledger: Ledger,
 }
 
-impl Play {
-    fn begin(scene: &Scene<'_>, thread: Thread, calls: &str, inject: Option<&str>) -> Result<Play, Wrong> {
-        scene.set()?;
-        let mut ledger = scene.ledger.clone();
-        let mut child = Child::start(scene.runner, scene.role, &scene.stage, 0)?;
-        ensure!(child.hear_until_it_waits(&mut ledger)?, "it has ended before anything happened to it");
-        let strace = Strace::attach(thread.target(&child)?, calls, inject, &scene.log)?;
-        child.go_on();
-        let waits = child.hear_until_it_waits(&mut ledger)?;
-        Ok(Play { child, waits, strace, ledger })
+impl Run {
+    fn begin(replay: &Replay<'_>, thread: Thread, calls: &str, inject: Option<&str>) -> Result<Run, Problem> {
+        replay.reset()?;
+        let mut ledger = replay.ledger.clone();
+        let mut child = Child::start(replay.runner, replay.role, &replay.work_dir, 0)?;
+        ensure!(child.record_until_it_waits(&mut ledger)?, "it has ended before anything happened to it");
+        let strace = Strace::attach(thread.target(&child)?, calls, inject, &replay.log)?;
+        child.resume();
+        let waits = child.record_until_it_waits(&mut ledger)?;
+        Ok(Run { child, waits, strace, ledger })
     }
 }
 
 /// Leaves a store as a crash does: its log has not been moved into the database, and there are files that belong to
 /// nothing.
-fn crash(runner: &Path, base: &Path, ledger: &mut Ledger) -> Result<(), Wrong> {
+fn crash(runner: &Path, base: &Path, ledger: &mut Ledger) -> Result<(), Problem> {
     let mut child = Child::start(runner, Role::Crash, base, 0)?;
-    ensure!(child.hear_until_it_waits(ledger)?, "it has ended before it was killed");
-    child.go_on();
-    ensure!(child.hear_until_it_waits(ledger)?, "it has ended before it was killed");
+    ensure!(child.record_until_it_waits(ledger)?, "it has ended before it was killed");
+    child.resume();
+    ensure!(child.record_until_it_waits(ledger)?, "it has ended before it was killed");
     child.kill(ledger)?;
     let blobs = server(base).join("blobs");
-    let write = |path: PathBuf| fs::write(path, "an orphan").or_wrong("could not leave a file");
+    let write = |path: PathBuf| fs::write(path, "an orphan").context("could not leave a file");
     write(blobs.join("tmp/.staged-0000000000000077"))?;
     for n in 0..3 {
         let orphan = BlobId { oid: Oid(1 + n), tid: Tid(7777) };
         let bucket = blobs.join(orphan.bucket().to_string());
-        fs::create_dir_all(&bucket).or_wrong("could not leave a file")?;
+        fs::create_dir_all(&bucket).context("could not leave a file")?;
         write(bucket.join(orphan.file_name()))?;
     }
     Ok(())

@@ -11,15 +11,15 @@ use blobferry_protocol::{Limits, Message, Outcome, Reply, Request, RequestId, Ti
 
 /// A connection's tap.
 #[derive(Debug, Default)]
-pub(super) struct Tap {
+pub(super) struct WireMonitor {
     client: Side,
     server: Side,
     /// What is not answered yet, and whether it is a commit.
-    asked: BTreeMap<RequestId, bool>,
-    last_asked: RequestId,
-    told: Tid,
+    unanswered: BTreeMap<RequestId, bool>,
+    last_request: RequestId,
+    announced: Tid,
     /// What was said since somebody looked, where that is wanted: it is for reading only.
-    pub(super) said: Option<Vec<String>>,
+    pub(super) transcript: Option<Vec<String>>,
     pub(super) counts: Counts,
 }
 
@@ -51,9 +51,9 @@ struct Flow {
     allowed: u64,
 }
 
-impl Tap {
+impl WireMonitor {
     /// One side says something. `Err` says what rule is broken by that.
-    pub(super) fn hear(&mut self, from_client: bool, bytes: &[u8]) -> Result<(), String> {
+    pub(super) fn observe(&mut self, from_client: bool, bytes: &[u8]) -> Result<(), String> {
         let mut unread = std::mem::take(&mut self.side(from_client).unread);
         unread.extend_from_slice(bytes);
         let mut rest = unread.as_slice();
@@ -70,12 +70,12 @@ impl Tap {
                 wire::decode(body).map_err(|error| format!("what was said is no message: {error}"))?;
             rest = after;
             self.counts.messages += 1;
-            if let Some(said) = &mut self.said {
+            if let Some(transcript) = &mut self.transcript {
                 let by = if from_client { "client" } else { "server" };
                 let whole = format!("{by}: {message:?}");
-                said.push(whole.chars().take(160).collect());
+                transcript.push(whole.chars().take(160).collect());
             }
-            self.said(from_client, message)?;
+            self.message(from_client, message)?;
         }
         self.side(from_client).unread = rest.to_vec();
         Ok(())
@@ -83,19 +83,19 @@ impl Tap {
 
     /// Is anything under way?
     pub(super) fn is_busy(&self) -> bool {
-        !self.asked.is_empty()
+        !self.unanswered.is_empty()
     }
 
     /// Was a commit asked for that is not answered yet?
     pub(super) fn is_committing(&self) -> bool {
-        self.asked.values().any(|commits| *commits)
+        self.unanswered.values().any(|commits| *commits)
     }
 
     fn side(&mut self, is_client: bool) -> &mut Side {
         if is_client { &mut self.client } else { &mut self.server }
     }
 
-    fn said(&mut self, by_client: bool, message: Message) -> Result<(), String> {
+    fn message(&mut self, by_client: bool, message: Message) -> Result<(), String> {
         match message {
             Message::Hello(hello) => {
                 self.client.limits = Some(hello.limits);
@@ -104,32 +104,33 @@ impl Tap {
             Message::Welcome(welcome) => {
                 self.server.limits = Some(welcome.limits);
                 self.client.all.allowed = welcome.limits.connection_window;
-                self.told = welcome.last_tid;
+                self.announced = welcome.last_tid;
             }
             Message::Request { id, request } => {
-                if id <= self.last_asked {
-                    return Err(format!("request {id:?} comes behind request {:?}", self.last_asked));
+                if id <= self.last_request {
+                    return Err(format!("request {id:?} comes behind request {:?}", self.last_request));
                 }
-                self.last_asked = id;
+                self.last_request = id;
                 if let Request::SendBlob { from, .. } = request
                     && from > 0
                 {
                     self.counts.resumed += 1;
                 }
-                self.asked.insert(id, matches!(request, Request::Finish { .. } | Request::Commit { .. }));
+                self.unanswered
+                    .insert(id, matches!(request, Request::Finish { .. } | Request::Commit { .. }));
             }
             Message::Reply { id, result } => {
-                if self.asked.remove(&id).is_none() {
+                if self.unanswered.remove(&id).is_none() {
                     return Err(format!("the server answers {id:?}, which nobody asked, or again"));
                 }
-                self.exposed(&result)?;
+                self.check_exposed(&result)?;
                 self.counts.attached += u64::from(matches!(result, Ok(Reply::Attached { .. })));
             }
             Message::Invalidate { tid, .. } => {
-                if tid <= self.told {
-                    return Err(format!("the invalidation of {tid} comes behind {}", self.told));
+                if tid <= self.announced {
+                    return Err(format!("the invalidation of {tid} comes behind {}", self.announced));
                 }
-                self.told = tid;
+                self.announced = tid;
             }
             Message::BlobStart { transfer, from, .. } => {
                 let window = self.side(!by_client).limits.map_or(0, |limits| limits.transfer_window);
@@ -158,7 +159,7 @@ impl Tap {
             Message::BlobStop { transfer, .. } | Message::BlobAbort { transfer, .. } => {
                 self.side(by_client).transfers.remove(&transfer);
                 self.side(by_client).over.insert(transfer);
-                if !by_client && self.asked.remove(&transfer.into()).is_none() {
+                if !by_client && self.unanswered.remove(&transfer.into()).is_none() {
                     return Err(format!("the server ends {transfer:?}, which nobody asked for, or again"));
                 }
             }
@@ -195,18 +196,19 @@ impl Tap {
         Ok(())
     }
 
-    fn exposed<E>(&self, result: &Result<Reply, E>) -> Result<(), String> {
+    fn check_exposed<E>(&self, result: &Result<Reply, E>) -> Result<(), String> {
         let tid = match result {
             Ok(Reply::Revision(revision) | Reply::RevisionBefore(Some(revision))) => revision.tid,
             Ok(Reply::Finished { tid } | Reply::Outcome(Outcome::Committed { tid })) => *tid,
             Ok(Reply::History(history)) => history.first().map_or(Tid::ZERO, |entry| entry.tid),
             _ => return Ok(()),
         };
-        match tid <= self.told {
+        match tid <= self.announced {
             true => Ok(()),
-            false => {
-                Err(format!("an answer exposes {tid}, and the invalidations have come to {} only", self.told))
-            }
+            false => Err(format!(
+                "an answer exposes {tid}, and the invalidations have come to {} only",
+                self.announced
+            )),
         }
     }
 }
