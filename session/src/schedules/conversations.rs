@@ -222,7 +222,8 @@ fn converse(
     meanwhile: impl FnOnce(client::Session, ServerCore) + Send + 'static,
 ) {
     let (store, blob) = store();
-    let config = ServerConfig { workers: 2, keep: Duration::from_secs(1), ..ServerConfig::default() };
+    let config =
+        ServerConfig { workers: 2, detach_timeout: Duration::from_secs(1), ..ServerConfig::default() };
     let service = ServerCore::new(store.clone(), config);
     let patience = if goes_on { Duration::MAX } else { Duration::ZERO };
     let reconnect = Some(Reconnect { patience, ..Reconnect::default() });

@@ -1,4 +1,4 @@
-//! What all sessions of a server share: the store, the threads, the counters, and who is told of commits.
+//! What all connections of a server share: the store, the pool, the counters, and the announcement of commits.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -8,45 +8,21 @@ use blobferry_platform::pool::BlockingPool;
 use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
 use blobferry_platform::sync::{Arc, Mutex, MutexGuard, Weak};
 use blobferry_protocol::planted::{Bug, planted};
-use blobferry_protocol::{Config, Oid, Refusal, Tid};
+use blobferry_protocol::{Oid, Refusal, Tid};
+use blobferry_store::{Store, Subscription};
 
+use crate::server::config::ServerConfig;
 use crate::server::counters::{Counters, rss_bytes};
 use crate::server::detached::DetachedTransactions;
 use crate::server::inline_policy::InlinePolicy;
-use crate::server::mailbox::{Mailbox, Message};
+use crate::server::mailbox::Mailbox;
+use crate::server::message::Message;
 use crate::server::verified::RecentlyVerified;
-use blobferry_store::{Store, Subscription};
 
-/// How a server behaves, whatever its transport.
-#[derive(Clone, Debug)]
-pub struct ServerConfig {
-    /// How its connections behave.
-    pub connection: Config,
-    /// Connections at once; further ones are refused.
-    pub connections: u64,
-    /// Threads for what blocks, at most.
-    pub workers: usize,
-    /// How long a graceful stop waits for what is under way: voted transactions to be finished or aborted, answers to
-    /// be sent. After that connections are closed as they are, and their transactions aborted.
-    pub grace: Duration,
-    /// How long an open transaction whose connection was lost is kept for its client to come back, with what has arrived
-    /// of its blobs. Its locks are never kept: a transaction that was voted for is aborted at once.
-    pub keep: Duration,
-}
+/// Pause before the next attempt to accept, after an error of the system: long enough for descriptors to be freed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-impl Default for ServerConfig {
-    fn default() -> ServerConfig {
-        ServerConfig {
-            connection: Config::default(),
-            connections: 16_384,
-            workers: 16,
-            grace: Duration::from_secs(5),
-            keep: Duration::from_secs(60),
-        }
-    }
-}
-
-/// What all sessions of a server share. Clones are the same service.
+/// What all connections of a server share. Clones are the same server.
 #[derive(Clone)]
 pub struct ServerCore(Arc<Shared>);
 
@@ -55,30 +31,31 @@ struct Shared {
     config: ServerConfig,
     workers: BlockingPool,
     counters: Counters,
-    proofs: RecentlyVerified,
-    sessions: Mutex<Sessions>,
+    verified: RecentlyVerified,
+    connections: Mutex<Connections>,
     stopping: AtomicBool,
-    keeper: Arc<DetachedTransactions>,
-    pace: Arc<InlinePolicy>,
+    detached: Arc<DetachedTransactions>,
+    inline_policy: Arc<InlinePolicy>,
     _subscription: Subscription,
 }
 
+/// The mailboxes of all connections, by number.
 #[derive(Default)]
-struct Sessions {
+struct Connections {
     last: u64,
-    mailboxes: BTreeMap<u64, Arc<Mailbox>>,
-    /// The last commit that all of them were told of. For a moment readers do not see it yet.
-    told: Option<(Tid, Arc<[Oid]>)>,
+    mailboxes: BTreeMap<u64, Arc<Mailbox<Message>>>,
+    /// The last commit that was posted to all mailboxes. For a moment readers do not see it yet.
+    last_announced: Option<(Tid, Arc<[Oid]>)>,
 }
 
 impl std::fmt::Debug for ServerCore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Service({:?})", self.0.counters)
+        write!(f, "ServerCore({:?})", self.0.counters)
     }
 }
 
 impl ServerCore {
-    /// A service on a store.
+    /// Creates a server on a store.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, config: ServerConfig) -> ServerCore {
         ServerCore(Arc::new_cyclic(|weak: &Weak<Shared>| {
@@ -89,27 +66,27 @@ impl ServerCore {
                 }
             }));
             Shared {
-                keeper: DetachedTransactions::new(store.clone(), config.keep),
+                detached: DetachedTransactions::new(store.clone(), config.detach_timeout),
                 store,
                 workers: BlockingPool::new(config.workers),
                 config,
                 counters: Counters::default(),
-                proofs: RecentlyVerified::default(),
-                sessions: Mutex::default(),
+                verified: RecentlyVerified::default(),
+                connections: Mutex::default(),
                 stopping: AtomicBool::new(false),
-                pace: Arc::new(InlinePolicy::new()),
+                inline_policy: Arc::new(InlinePolicy::new()),
                 _subscription: subscription,
             }
         }))
     }
 
-    /// The store that it answers from.
+    /// Returns the store that requests are answered from.
     #[must_use]
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.0.store
     }
 
-    /// How it was configured.
+    /// Returns the configuration.
     #[must_use]
     pub fn config(&self) -> &ServerConfig {
         &self.0.config
@@ -119,65 +96,65 @@ impl ServerCore {
         &self.0.workers
     }
 
-    pub(super) fn keeper(&self) -> &Arc<DetachedTransactions> {
-        &self.0.keeper
+    pub(super) fn detached(&self) -> &Arc<DetachedTransactions> {
+        &self.0.detached
     }
 
-    pub(super) fn pace(&self) -> &Arc<InlinePolicy> {
-        &self.0.pace
+    pub(super) fn inline_policy(&self) -> &Arc<InlinePolicy> {
+        &self.0.inline_policy
     }
 
-    pub(super) fn proofs(&self) -> &RecentlyVerified {
-        &self.0.proofs
+    pub(super) fn verified(&self) -> &RecentlyVerified {
+        &self.0.verified
     }
 
     pub(super) fn counters(&self) -> &Counters {
         &self.0.counters
     }
 
-    /// From here on new clients are refused, and every session says goodbye as soon as it is driven again: all are
-    /// woken for that.
+    /// Begins a graceful stop: new clients are refused, and every handler says goodbye when it is driven next. All
+    /// handlers are woken for that.
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::SeqCst);
-        self.0.keeper.stop();
-        let mailboxes: Vec<Arc<Mailbox>> = self.0.sessions().mailboxes.values().cloned().collect();
+        self.0.detached.stop();
+        let mailboxes: Vec<_> = self.0.connections().mailboxes.values().cloned().collect();
         mailboxes.iter().for_each(|mailbox| mailbox.wake());
     }
 
-    /// Has [`stop`](Self::stop) been called?
+    /// Returns whether [`stop`](Self::stop) was called.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.0.stopping.load(Ordering::SeqCst)
     }
 
-    /// A connection could not be accepted: tells the operator, and how long to wait before the next attempt.
+    /// Logs that a connection could not be accepted. Returns how long to wait before the next attempt.
     #[must_use]
     pub fn not_accepted(&self, error: &io::Error) -> Duration {
         match error.kind() {
-            // A peer that was gone at once: the next one may wait behind it.
+            // The peer was gone already: another one may wait behind it.
             ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted => {
                 Duration::ZERO
             }
-            // Most likely out of descriptors, and some come back when other connections end.
+            // Most likely there are no free descriptors. Some come back when other connections end.
             _ => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                Duration::from_millis(50)
+                tracing::warn!(target: "blobferry::server", %error, "a connection could not be accepted");
+                ACCEPT_PAUSE
             }
         }
     }
 
-    /// The time for a graceful stop is over: tells the operator how many connections are closed as they are.
+    /// Logs that the time for a graceful stop is over, and how many connections are closed as they are.
     pub fn grace_is_over(&self, connections: usize) {
         if connections > 0 {
-            tracing::warn!(connections, "not everything came to its end in time: closing");
+            tracing::warn!(target: "blobferry::server", connections, "not everything was finished in time: closing");
         }
     }
 
-    /// Everything that is counted, by name.
+    /// Returns all counters, by name.
     pub(super) fn status(&self) -> Vec<(String, u64)> {
         let counters = self.0.counters.named();
         let own = [
-            ("kept", self.0.keeper.count()),
+            ("kept", self.0.detached.count()),
             ("last_tid", self.0.store.last_tid().0),
             ("rss_bytes", rss_bytes()),
         ];
@@ -185,39 +162,39 @@ impl ServerCore {
         all.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// Takes a session in, so that it hears of every commit after the one that is returned.
-    pub(super) fn admit(&self, mailbox: &Arc<Mailbox>) -> Result<(Membership, Tid), Refusal> {
-        let mut sessions = self.0.sessions();
+    /// Registers a connection. Every commit after the returned one is posted to its mailbox.
+    pub(super) fn admit(&self, mailbox: &Arc<Mailbox<Message>>) -> Result<(Membership, Tid), Refusal> {
+        let mut connections = self.0.connections();
         if self.is_stopping() {
             return Err(Refusal::Stopping);
         }
-        if sessions.mailboxes.len() as u64 >= self.0.config.connections {
+        if connections.mailboxes.len() as u64 >= self.0.config.connections {
             return Err(Refusal::Full);
         }
-        sessions.last += 1;
-        let number = sessions.last;
-        sessions.mailboxes.insert(number, mailbox.clone());
+        connections.last += 1;
+        let number = connections.last;
+        connections.mailboxes.insert(number, mailbox.clone());
         self.0.counters.connections.add(1);
         self.0.counters.accepted.add(1);
         let last = self.0.store.last_tid();
-        let missed = sessions.told.clone().filter(|(tid, _)| *tid > last);
-        drop(sessions);
+        let missed = connections.last_announced.clone().filter(|(tid, _)| *tid > last);
+        drop(connections);
         if let Some((tid, oids)) = missed {
             mailbox.post(Message::Committed { tid, oids });
         }
-        Ok((Membership { service: self.clone(), number }, last))
+        Ok((Membership { core: self.clone(), number }, last))
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.keeper.stop();
+        self.detached.stop();
     }
 }
 
 impl Shared {
-    fn sessions(&self) -> MutexGuard<'_, Sessions> {
-        self.sessions.lock()
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock()
     }
 
     fn committed(&self, tid: Tid, oids: &[Oid]) {
@@ -225,25 +202,25 @@ impl Shared {
             return;
         }
         let oids: Arc<[Oid]> = oids.into();
-        let mut sessions = self.sessions();
-        sessions.told = Some((tid, oids.clone()));
-        let mailboxes: Vec<Arc<Mailbox>> = sessions.mailboxes.values().cloned().collect();
-        drop(sessions);
+        let mut connections = self.connections();
+        connections.last_announced = Some((tid, oids.clone()));
+        let mailboxes: Vec<_> = connections.mailboxes.values().cloned().collect();
+        drop(connections);
         for mailbox in mailboxes {
             mailbox.post(Message::Committed { tid, oids: oids.clone() });
         }
     }
 }
 
-/// A session's place among the others, until it is dropped.
+/// The registration of a connection, until it is dropped.
 pub(super) struct Membership {
-    service: ServerCore,
+    core: ServerCore,
     number: u64,
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.service.0.sessions().mailboxes.remove(&self.number);
-        self.service.0.counters.connections.sub(1);
+        self.core.0.connections().mailboxes.remove(&self.number);
+        self.core.0.counters.connections.sub(1);
     }
 }

@@ -1,32 +1,32 @@
-//! What a server counts of its conversations.
+//! Counters of a server, over all connections.
 
 use blobferry_platform::sync::atomic::{AtomicU64, Ordering};
 use blobferry_protocol::RequestError;
 
-/// Counters of all sessions together, since the server began.
+/// Counters of all connections together, since the server started.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    /// Sessions there are.
+    /// Connections at this moment.
     pub(super) connections: Gauge,
-    /// Sessions there have been.
+    /// Connections that were ever admitted.
     pub(super) accepted: Gauge,
-    /// Requests that arrived.
+    /// Requests that have arrived.
     pub(super) requests: Gauge,
-    /// Whole blobs sent, to their last byte.
+    /// Whole blobs that were sent, to their last byte.
     pub(super) blobs_sent: Gauge,
-    /// Parts of blobs sent.
+    /// Parts of blobs that were sent.
     pub(super) ranges_sent: Gauge,
-    /// Bytes of blobs sent.
+    /// Bytes of blobs that were sent.
     pub(super) bytes_sent: Gauge,
-    /// Blobs that arrived, to their last byte.
+    /// Blobs that have arrived, to their last byte.
     pub(super) blobs_received: Gauge,
-    /// Bytes of blobs that arrived.
+    /// Bytes of blobs that have arrived.
     pub(super) bytes_received: Gauge,
-    /// Blobs that were found damaged when they were to be sent, as often as they were.
+    /// How often a blob was found damaged when it was to be sent.
     pub(super) damaged_found: Gauge,
 }
 
-/// A number that many threads change, and somebody looks at now and then.
+/// A number that many threads change.
 #[derive(Debug, Default)]
 pub(super) struct Gauge(AtomicU64);
 
@@ -45,6 +45,7 @@ impl Gauge {
 }
 
 impl Counters {
+    /// Returns all counters, by name.
     pub(super) fn named(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("connections", self.connections.get()),
@@ -59,16 +60,16 @@ impl Counters {
         ]
     }
 
-    /// Counts an error in reading a blob, and tells the operator, if it is damage.
+    /// Counts and logs an error in reading a blob, if it is damage.
     pub(super) fn damage(&self, error: &RequestError) {
         if let RequestError::Damaged { blob, detail } = error {
             self.damaged_found.add(1);
-            tracing::error!(%blob, detail, "a blob is damaged; restore its file from a backup");
+            tracing::error!(target: "blobferry::server", %blob, detail, "a blob is damaged; restore its file from a backup");
         }
     }
 }
 
-/// The memory that this process has resident, in bytes; 0 where the system does not tell.
+/// Returns the resident memory of this process, in bytes; 0 if the system does not report it.
 pub(super) fn rss_bytes() -> u64 {
     let resident = std::fs::read_to_string("/proc/self/statm").ok();
     let pages = resident.and_then(|statm| statm.split_whitespace().nth(1)?.parse::<u64>().ok());

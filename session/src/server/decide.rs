@@ -1,42 +1,45 @@
-//! Votes and finishes: the store answers when their turn has come, on whatever thread it likes.
+//! Votes, finishes and commits. The store answers later, on a thread of its own choice.
 
 use std::sync::Arc;
 
 use blobferry_protocol::{Reply, RequestError, RequestId, TxnId};
+use blobferry_store::{Store, Vote};
 
 use crate::server::detached::TransactionLease;
 use crate::server::mailbox::Mailbox;
-use blobferry_store::{Store, Vote};
+use crate::server::message::Message;
 
-pub(super) fn vote(store: &Arc<dyn Store>, mailbox: Arc<Mailbox>, id: RequestId, txn: TxnId) {
-    voted(store, txn, move |_, vote| mailbox.reply(id, vote.map(told)));
+/// Lets the store vote.
+pub(super) fn vote(store: &Arc<dyn Store>, mailbox: Arc<Mailbox<Message>>, id: RequestId, txn: TxnId) {
+    voted(store, txn, move |_, vote| mailbox.reply(id, vote.map(reply)));
 }
 
-pub(super) fn finish(store: &Arc<dyn Store>, mailbox: Arc<Mailbox>, id: RequestId, txn: TxnId) {
+/// Commits what was voted for.
+pub(super) fn finish(store: &Arc<dyn Store>, mailbox: Arc<Mailbox<Message>>, id: RequestId, txn: TxnId) {
     store.finish(txn, Box::new(move |tid| mailbox.reply(id, tid.map(|tid| Reply::Finished { tid }))));
 }
 
-/// Vote and finish, without asking the client in between. With conflicts it is open as before, and goes on on another
-/// connection where this one is lost meanwhile.
+/// Votes and finishes without a round trip in between. With conflicts the transaction stays open, and may be attached
+/// to another connection.
 pub(super) fn commit(
     store: &Arc<dyn Store>,
-    mailbox: Arc<Mailbox>,
-    hold: Option<Arc<TransactionLease>>,
+    mailbox: Arc<Mailbox<Message>>,
+    lease: Option<Arc<TransactionLease>>,
     id: RequestId,
     txn: TxnId,
 ) {
     voted(store, txn, move |store, vote| {
         if !matches!(vote, Ok(Vote::Conflicts(_))) {
-            hold.iter().for_each(|hold| hold.over());
+            lease.iter().for_each(|lease| lease.end());
         }
         match vote {
             Ok(Vote::Ready) => finish(store, mailbox, id, txn),
-            vote => mailbox.reply(id, vote.map(told)),
+            vote => mailbox.reply(id, vote.map(reply)),
         }
     });
 }
 
-/// Lets the store vote. A vote that fails ends the transaction: that is what its client will think, too.
+/// Lets the store vote. A failed vote ends the transaction, which its client expects.
 fn voted(
     store: &Arc<dyn Store>,
     txn: TxnId,
@@ -52,7 +55,7 @@ fn voted(
     store.vote(txn, Box::new(done));
 }
 
-fn told(vote: Vote) -> Reply {
+fn reply(vote: Vote) -> Reply {
     match vote {
         Vote::Ready => Reply::Voted,
         Vote::Conflicts(conflicts) => Reply::Conflicts(conflicts),

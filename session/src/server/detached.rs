@@ -1,10 +1,10 @@
-//! Transactions whose connection was lost: kept for a while with what has arrived of their blobs, until their client is
-//! back and attaches them to another connection.
+//! Detached transactions: their connection was lost, and the server holds them with what has arrived of their blobs
+//! until their client attaches them to another connection.
 //!
-//! A transaction that is open on a connection has a [`TransactionLease`]. Whoever works for it has a clone: the session, the sinks of
-//! its blobs, the jobs in its lane. When the last one is gone, so is the connection, and all that had arrived on it is
-//! dealt with. Then the transaction is over, or the [`DetachedTransactions`] has it, or it goes straight to the connection that waits
-//! for it.
+//! An open transaction on a connection has a [`TransactionLease`]. Everything that works for it has a clone: the handler,
+//! the sinks of its blobs, the jobs in its strand. When the last clone is dropped, the connection is gone, and everything
+//! that arrived on it is processed. Then the transaction has ended, or a waiting connection gets it, or
+//! [`DetachedTransactions`] holds it until [`detach_timeout`](super::ServerConfig::detach_timeout).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -12,38 +12,46 @@ use std::time::{Duration, Instant};
 use blobferry_platform::os;
 use blobferry_platform::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use blobferry_protocol::{Oid, Reply, RequestError, RequestId, TxnId, Unfinished};
-
-use crate::server::mailbox::{Mailbox, Message};
 use blobferry_store::{Stage, Store};
 
-/// Transactions that are kept at once. Beyond that the one that has waited longest is aborted.
-const MOST: usize = 1000;
+/// Detached transactions at once, at most. Beyond that the one that has waited longest is aborted.
+const MAX_DETACHED: usize = 1000;
 
-/// A transaction that is open on a connection.
+/// A connection that transactions can be attached to.
+pub(super) trait Attachable: Send + Sync {
+    /// Delivers the answer to a request to attach a transaction.
+    fn attached(&self, id: RequestId, attached: Result<Arc<TransactionLease>, RequestError>);
+
+    /// Notifies the connection that its client goes on with a transaction on another one.
+    fn replaced(&self);
+}
+
+/// The right to work for a transaction that is open on a connection.
 pub(super) struct TransactionLease {
-    keeper: Arc<DetachedTransactions>,
+    detached: Arc<DetachedTransactions>,
     txn: TxnId,
-    /// Tells it from another one for a transaction of the same name, which may be begun again before this one is gone.
+    /// Distinguishes leases of transactions with the same name: a name may be used again before the first lease is
+    /// dropped.
     number: u64,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// It has ended, or will when the store has answered.
-    over: bool,
+    /// The transaction has ended, or will when the store has answered.
+    is_over: bool,
     arrived: Arrived,
-    /// What its client was told when it attached the transaction to this connection, and may not have heard: as long
-    /// as it has made no request here.
-    told: Option<(RequestId, Vec<Unfinished>)>,
+    /// The report that the client got when it attached the transaction to this connection. It may have been lost, until
+    /// a request in the transaction has arrived here.
+    last_report: Option<(RequestId, Vec<Unfinished>)>,
 }
 
 /// What a connection leaves behind of a transaction.
 #[derive(Default)]
 struct Arrived {
-    /// The last request in it.
+    /// The last request in the transaction.
     last: RequestId,
-    /// Those that are not done.
+    /// The requests that are not done.
     unfinished: BTreeSet<RequestId>,
     /// Blobs that have arrived in part.
     parts: BTreeMap<Oid, Part>,
@@ -51,12 +59,12 @@ struct Arrived {
 
 /// A blob that has arrived in part.
 pub(super) struct Part {
-    /// The request that it was stored with.
+    /// The request that stores the blob.
     pub(super) request: RequestId,
     pub(super) stage: Box<dyn Stage>,
-    /// Of the whole blob.
+    /// The size of the whole blob, in bytes.
     pub(super) size: u64,
-    /// So many bytes are staged.
+    /// Bytes that are staged.
     pub(super) written: u64,
 }
 
@@ -65,56 +73,58 @@ impl TransactionLease {
         self.state.lock()
     }
 
-    /// A request that puts something into the transaction has arrived.
+    /// Notes that a request has arrived that puts something into the transaction.
     pub(super) fn arrived(&self, request: RequestId) {
         let mut state = self.state();
-        state.told = None;
+        state.last_report = None;
         state.arrived.last = request;
         state.arrived.unfinished.insert(request);
     }
 
-    /// It is done.
+    /// Notes that a request is done.
     pub(super) fn done(&self, request: RequestId) {
         self.state().arrived.unfinished.remove(&request);
     }
 
-    /// The transaction.
+    /// Returns the name of the transaction.
     pub(super) fn txn(&self) -> TxnId {
         self.txn
     }
 
-    /// Keeps a blob whose connection was lost. Of two for one object the later one counts.
-    pub(super) fn keep(&self, oid: Oid, part: Part) {
+    /// Retains the part of a blob that has arrived when the connection was lost. Of two parts for one object the later
+    /// request's is retained.
+    pub(super) fn retain_part(&self, oid: Oid, part: Part) {
         let mut state = self.state();
-        let kept = state.arrived.parts.get(&oid);
-        let replaced = match kept {
-            Some(kept) if kept.request > part.request => Some(part),
+        let retained = state.arrived.parts.get(&oid);
+        let replaced = match retained {
+            Some(retained) if retained.request > part.request => Some(part),
             _ => state.arrived.parts.insert(oid, part),
         };
         drop(state);
-        // Its file is removed outside of the lock.
+        // Outside of the lock, because it deletes a file.
         drop(replaced);
     }
 
-    /// What is kept of a blob, for the upload that goes on with it.
+    /// Takes the retained part of a blob, for the upload that resumes it.
     pub(super) fn take_part(&self, oid: Oid) -> Option<Part> {
         self.state().arrived.parts.remove(&oid)
     }
 
-    /// The transaction has ended, or ends whatever becomes of the connection.
-    pub(super) fn over(&self) {
-        self.state().over = true;
+    /// Marks the transaction as finished, so that losing the connection does not detach it.
+    pub(super) fn end(&self) {
+        self.state().is_over = true;
     }
 
-    /// What its client is told when the transaction is attached.
+    /// Returns the answer to the request that attached the transaction.
     pub(super) fn reply(&self) -> Reply {
-        let (last, unfinished) = self.state().told.clone().unwrap_or_default();
+        let (last, unfinished) = self.state().last_report.clone().unwrap_or_default();
         Reply::Attached { last, unfinished }
     }
 }
 
 impl Arrived {
-    fn tell(&self) -> (RequestId, Vec<Unfinished>) {
+    /// Returns the last request, and how far each unfinished one has arrived.
+    fn report(&self) -> (RequestId, Vec<Unfinished>) {
         let upto = |request| {
             let part = self.parts.values().find(|part| part.request == request);
             part.map_or(0, |part| part.written)
@@ -127,14 +137,14 @@ impl Arrived {
 impl Drop for TransactionLease {
     fn drop(&mut self) {
         let state = std::mem::take(self.state.get_mut());
-        self.keeper.released(self.txn, self.number, state);
+        self.detached.released(self.txn, self.number, state);
     }
 }
 
-/// Knows of every transaction on which connection it is, or that it is on none.
+/// Where each open transaction is: on which connection, or detached.
 pub(super) struct DetachedTransactions {
     store: Arc<dyn Store>,
-    time: Duration,
+    timeout: Duration,
     places: Mutex<Places>,
     changed: Condvar,
 }
@@ -142,177 +152,182 @@ pub(super) struct DetachedTransactions {
 #[derive(Default)]
 struct Places {
     transactions: BTreeMap<TxnId, Place>,
-    /// Those that are kept, in the order in which their time is over.
-    kept: BTreeSet<(Instant, TxnId)>,
-    /// A thread waits for the time of the first of them.
-    waiting: bool,
-    stopping: bool,
-    /// Holds that there have been.
-    holds: u64,
+    /// The detached transactions, in the order in which they expire.
+    detached: BTreeSet<(Instant, TxnId)>,
+    /// A thread waits until the first of them expires.
+    is_waiting: bool,
+    is_stopping: bool,
+    /// The number of leases until now.
+    leases: u64,
 }
 
 enum Place {
-    /// On a connection; and another one waits for it.
-    Held { by: Weak<Mailbox>, number: u64, next: Option<Next> },
+    /// On a connection. Another one may wait for it.
+    Leased { by: Weak<dyn Attachable>, number: u64, next: Option<Next> },
     /// On none.
-    Kept { until: Instant, state: State },
+    Detached { until: Instant, state: State },
 }
 
-/// A connection that wants to go on with a transaction.
+/// A connection that waits for a transaction.
 struct Next {
-    mailbox: Weak<Mailbox>,
+    connection: Weak<dyn Attachable>,
     id: RequestId,
 }
 
 impl Next {
-    fn tell(self, attached: Result<Arc<TransactionLease>, RequestError>) {
-        // Where nobody is there to hear it, the hold is released at once.
-        if let Some(mailbox) = self.mailbox.upgrade() {
-            mailbox.post(Message::Attached { id: self.id, attached });
+    fn answer(self, attached: Result<Arc<TransactionLease>, RequestError>) {
+        // If the connection is gone, the lease is released at once.
+        if let Some(connection) = self.connection.upgrade() {
+            connection.attached(self.id, attached);
         }
     }
 }
 
 impl DetachedTransactions {
-    /// Keeps transactions for so long.
-    pub(super) fn new(store: Arc<dyn Store>, time: Duration) -> Arc<DetachedTransactions> {
-        Arc::new(DetachedTransactions { store, time, places: Mutex::default(), changed: Condvar::new() })
+    /// Holds each detached transaction for at most `timeout`.
+    pub(super) fn new(store: Arc<dyn Store>, timeout: Duration) -> Arc<DetachedTransactions> {
+        Arc::new(DetachedTransactions { store, timeout, places: Mutex::default(), changed: Condvar::new() })
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {
         self.places.lock()
     }
 
-    /// A transaction has begun on a connection.
-    pub(super) fn hold(self: &Arc<Self>, txn: TxnId, by: &Arc<Mailbox>) -> Arc<TransactionLease> {
-        self.held(&mut self.places(), txn, Arc::downgrade(by), State::default())
+    /// Registers a transaction that has begun on a connection.
+    pub(super) fn lease(
+        self: &Arc<Self>,
+        txn: TxnId,
+        by: &Arc<impl Attachable + 'static>,
+    ) -> Arc<TransactionLease> {
+        self.leased(&mut self.places(), txn, weak(by), State::default())
     }
 
-    fn held(
+    fn leased(
         self: &Arc<Self>,
         places: &mut Places,
         txn: TxnId,
-        by: Weak<Mailbox>,
+        by: Weak<dyn Attachable>,
         state: State,
     ) -> Arc<TransactionLease> {
-        places.holds += 1;
-        let number = places.holds;
-        places.transactions.insert(txn, Place::Held { by, number, next: None });
-        Arc::new(TransactionLease { keeper: self.clone(), txn, number, state: Mutex::new(state) })
+        places.leases += 1;
+        let number = places.leases;
+        places.transactions.insert(txn, Place::Leased { by, number, next: None });
+        Arc::new(TransactionLease { detached: self.clone(), txn, number, state: Mutex::new(state) })
     }
 
-    /// A connection wants to go on with a transaction: it is told, sooner or later. A connection that has it still
-    /// is given up.
-    pub(super) fn attach(self: &Arc<Self>, txn: TxnId, id: RequestId, to: &Arc<Mailbox>) {
-        let mailbox = Arc::downgrade(to);
-        let next = Next { mailbox: mailbox.clone(), id };
+    /// Attaches a transaction to a connection, which gets its answer now or later. If another connection still has the
+    /// transaction, that one is closed.
+    pub(super) fn attach(self: &Arc<Self>, txn: TxnId, id: RequestId, to: &Arc<impl Attachable + 'static>) {
+        let connection = weak(to);
+        let next = Next { connection: connection.clone(), id };
         let unknown = || Err(RequestError::NoSuchTransaction { txn });
         let mut places = self.places();
         match places.transactions.remove(&txn) {
             None => {
                 drop(places);
-                next.tell(unknown());
+                next.answer(unknown());
             }
-            Some(Place::Kept { until, state }) => {
-                places.kept.remove(&(until, txn));
-                let hold = self.held(&mut places, txn, mailbox, state);
+            Some(Place::Detached { until, state }) => {
+                places.detached.remove(&(until, txn));
+                let lease = self.leased(&mut places, txn, connection, state);
                 drop(places);
-                next.tell(Ok(hold));
+                next.answer(Ok(lease));
             }
-            // It is over there: else the machine would have refused this.
-            Some(place @ Place::Held { .. }) if place.is_on(to) => {
+            // The transaction has ended there: otherwise the machine would have refused the request.
+            Some(place @ Place::Leased { .. }) if place.is_on(&connection) => {
                 places.transactions.insert(txn, place);
                 drop(places);
-                next.tell(unknown());
+                next.answer(unknown());
             }
-            Some(Place::Held { by, number, next: before }) => {
+            Some(Place::Leased { by, number, next: before }) => {
                 let owner = by.upgrade();
-                places.transactions.insert(txn, Place::Held { by, number, next: Some(next) });
+                places.transactions.insert(txn, Place::Leased { by, number, next: Some(next) });
                 drop(places);
                 if let Some(before) = before {
-                    before.tell(unknown());
+                    before.answer(unknown());
                 }
                 if let Some(owner) = owner {
-                    owner.post(Message::Replaced);
+                    owner.replaced();
                 }
             }
         }
     }
 
-    /// Aborts a transaction that is on no connection.
+    /// Aborts a transaction if it is detached.
     pub(super) fn abort(&self, txn: TxnId) {
         let mut places = self.places();
-        if let Some(Place::Kept { until, .. }) = places.transactions.get(&txn) {
+        if let Some(Place::Detached { until, .. }) = places.transactions.get(&txn) {
             let until = *until;
-            places.kept.remove(&(until, txn));
-            let kept = places.transactions.remove(&txn);
+            places.detached.remove(&(until, txn));
+            let removed = places.transactions.remove(&txn);
             drop(places);
             self.store.abort(txn);
-            drop(kept);
+            drop(removed);
         }
     }
 
-    /// Everything that had to be done for a transaction on its connection is done.
+    /// Handles the end of the last lease of a transaction.
     fn released(self: &Arc<Self>, txn: TxnId, number: u64, mut state: State) {
         let mut places = self.places();
         let next = match places.transactions.remove(&txn) {
-            Some(Place::Held { number: now, next, .. }) if now == number => next,
-            // Its name was used again: what is there now is another's.
+            Some(Place::Leased { number: now, next, .. }) if now == number => next,
+            // The name was used again: the entry belongs to another transaction.
             other => {
                 places.transactions.extend(other.map(|place| (txn, place)));
                 return;
             }
         };
-        let told = state.told.take().unwrap_or_else(|| state.arrived.tell());
+        let report = state.last_report.take().unwrap_or_else(|| state.arrived.report());
         match next {
-            _ if state.over || places.stopping => {
+            _ if state.is_over || places.is_stopping => {
                 drop(places);
                 if let Some(next) = next {
-                    next.tell(Err(RequestError::NoSuchTransaction { txn }));
+                    next.answer(Err(RequestError::NoSuchTransaction { txn }));
                 }
-                if !state.over {
+                if !state.is_over {
                     self.store.abort(txn);
                 }
             }
             Some(next) => {
-                let state = State { told: Some(told), ..state.carried() };
-                let hold = self.held(&mut places, txn, next.mailbox.clone(), state);
+                let state = State { last_report: Some(report), ..state.carried() };
+                let lease = self.leased(&mut places, txn, next.connection.clone(), state);
                 drop(places);
-                next.tell(Ok(hold));
+                next.answer(Ok(lease));
             }
             None => {
-                let state = State { told: Some(told), ..state.carried() };
-                self.keep(places, txn, state);
+                let state = State { last_report: Some(report), ..state.carried() };
+                self.detach(places, txn, state);
             }
         }
     }
 
-    fn keep(self: &Arc<Self>, mut places: MutexGuard<'_, Places>, txn: TxnId, state: State) {
-        let until = os::now() + self.time;
-        places.transactions.insert(txn, Place::Kept { until, state });
-        places.kept.insert((until, txn));
-        tracing::info!(%txn, "the connection of an open transaction was lost: it is kept for a while");
-        let oldest = if places.kept.len() > MOST { places.kept.first().copied() } else { None };
-        let start = !std::mem::replace(&mut places.waiting, true);
+    fn detach(self: &Arc<Self>, mut places: MutexGuard<'_, Places>, txn: TxnId, state: State) {
+        let until = os::now() + self.timeout;
+        places.transactions.insert(txn, Place::Detached { until, state });
+        places.detached.insert((until, txn));
+        tracing::info!(target: "blobferry::server", %txn, "the connection of an open transaction was lost: it waits for its client");
+        let oldest =
+            if places.detached.len() > MAX_DETACHED { places.detached.first().copied() } else { None };
+        let start = !std::mem::replace(&mut places.is_waiting, true);
         drop(places);
         if let Some((_, oldest)) = oldest {
             self.abort(oldest);
         }
         if start {
-            let keeper = self.clone();
-            if os::register_step(move || keeper.abort_next()) {
+            let detached = self.clone();
+            if os::register_step(move || detached.abort_next()) {
                 return;
             }
-            let keeper = self.clone();
-            let started = os::spawn("blobferry-keep", move || keeper.wait());
+            let detached = self.clone();
+            let started = os::spawn("blobferry-detach", move || detached.wait());
             if let Err(error) = started {
-                tracing::error!(%error, "no thread to abort kept transactions in time");
-                self.places().waiting = false;
+                tracing::error!(target: "blobferry::server", %error, "no thread to abort detached transactions in time");
+                self.places().is_waiting = false;
             }
         }
     }
 
-    /// Aborts what is kept when its time is over, until nothing is kept.
+    /// Aborts detached transactions as they expire, until there are none.
     fn wait(&self) {
         loop {
             match self.abort_next() {
@@ -320,8 +335,9 @@ impl DetachedTransactions {
                 os::Next::At(until) => {
                     let places = self.places();
                     let now = os::now();
-                    // What has come meanwhile has more time, and what has gone is looked for too early at worst.
-                    if until > now && !places.kept.is_empty() {
+                    // A transaction that was detached meanwhile expires later. If one has gone, this wakes too early,
+                    // which does no harm.
+                    if until > now && !places.detached.is_empty() {
                         drop(self.changed.wait_timeout(places, until - now));
                     }
                 }
@@ -330,81 +346,95 @@ impl DetachedTransactions {
         }
     }
 
-    /// Aborts what has been kept for too long, one by one.
+    /// Aborts the first detached transaction if it has expired.
     fn abort_next(&self) -> os::Next {
         let mut places = self.places();
-        match places.kept.first().copied() {
+        match places.detached.first().copied() {
             Some((until, txn)) if until <= os::now() => {
                 drop(places);
-                tracing::warn!(%txn, "aborted a transaction: its client did not come back in time");
+                tracing::warn!(target: "blobferry::server", %txn, "aborted a transaction: its client did not come back in time");
                 self.abort(txn);
                 os::Next::Now
             }
             Some((until, _)) => os::Next::At(until),
             None => {
-                places.waiting = false;
+                places.is_waiting = false;
                 os::Next::Over
             }
         }
     }
 
-    /// How many are kept.
+    /// Returns the number of detached transactions.
     pub(super) fn count(&self) -> u64 {
-        self.places().kept.len() as u64
+        self.places().detached.len() as u64
     }
 
-    /// Keeps nothing any more.
+    /// Aborts all detached transactions, and detaches none from now on.
     pub(super) fn stop(&self) {
         let mut places = self.places();
-        places.stopping = true;
-        let kept: Vec<TxnId> = std::mem::take(&mut places.kept).into_iter().map(|(_, txn)| txn).collect();
-        let dropped: Vec<_> = kept.iter().map(|txn| places.transactions.remove(txn)).collect();
+        places.is_stopping = true;
+        let expired: Vec<TxnId> =
+            std::mem::take(&mut places.detached).into_iter().map(|(_, txn)| txn).collect();
+        let dropped: Vec<_> = expired.iter().map(|txn| places.transactions.remove(txn)).collect();
         drop(places);
         self.changed.notify_all();
-        kept.into_iter().for_each(|txn| self.store.abort(txn));
+        expired.into_iter().for_each(|txn| self.store.abort(txn));
         drop(dropped);
     }
 }
 
 impl State {
-    /// What goes to the next connection: its requests have other numbers, from 1 on.
+    /// Returns what goes to the next connection. Its requests have other numbers, so the old ones are cleared.
     fn carried(self) -> State {
-        let unasked = |part| Part { request: RequestId::default(), ..part };
-        let parts = self.arrived.parts.into_iter().map(|(oid, part)| (oid, unasked(part))).collect();
+        let unrequested = |part| Part { request: RequestId::default(), ..part };
+        let parts = self.arrived.parts.into_iter().map(|(oid, part)| (oid, unrequested(part))).collect();
         let arrived = Arrived { parts, ..Arrived::default() };
-        State { over: false, arrived, told: None }
+        State { is_over: false, arrived, last_report: None }
     }
 }
 
 impl Place {
-    fn is_on(&self, mailbox: &Arc<Mailbox>) -> bool {
-        matches!(self, Place::Held { by, .. } if by.as_ptr() == Arc::as_ptr(mailbox))
+    fn is_on(&self, connection: &Weak<dyn Attachable>) -> bool {
+        matches!(self, Place::Leased { by, .. } if std::ptr::addr_eq(by.as_ptr(), connection.as_ptr()))
     }
+}
+
+fn weak(connection: &Arc<impl Attachable + 'static>) -> Weak<dyn Attachable> {
+    let weak = Arc::downgrade(connection);
+    weak
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use blobferry_store::{MemoryStore, StoreConfig};
 
-    #[test]
-    fn a_name_that_is_used_again_is_not_let_go_of_with_who_had_it_before() {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
-        let keeper = DetachedTransactions::new(store, Duration::from_secs(60));
-        let mailbox = Mailbox::new(Box::new(|| {}));
-        let txn = TxnId([1; 16]);
-        let before = keeper.hold(txn, &mailbox);
-        before.over();
-        let now = keeper.hold(txn, &mailbox);
-        drop(before);
-        assert_eq!(keeper.count(), 0);
-        drop(now);
-        assert_eq!(keeper.count(), 1, "it is kept for its client");
-        keeper.stop();
+    use super::*;
+
+    struct Connection;
+
+    impl Attachable for Connection {
+        fn attached(&self, _: RequestId, _: Result<Arc<TransactionLease>, RequestError>) {}
+        fn replaced(&self) {}
     }
 
     #[test]
-    fn a_blob_that_nobody_has_asked_to_go_on_with_yet_is_not_taken_for_another() {
+    fn reused_name_survives_the_end_of_the_earlier_lease() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
+        let detached = DetachedTransactions::new(store, Duration::from_secs(60));
+        let connection = Arc::new(Connection);
+        let txn = TxnId([1; 16]);
+        let before = detached.lease(txn, &connection);
+        before.end();
+        let now = detached.lease(txn, &connection);
+        drop(before);
+        assert_eq!(detached.count(), 0);
+        drop(now);
+        assert_eq!(detached.count(), 1, "it waits for its client");
+        detached.stop();
+    }
+
+    #[test]
+    fn part_not_requested_again_is_not_reported_as_another() {
         let store = MemoryStore::new(StoreConfig::default()).unwrap();
         let part = |request, written| {
             let (request, stage) = (RequestId(request), store.stage(100).unwrap());
@@ -413,13 +443,13 @@ mod tests {
         let mut before = State::default();
         before.arrived.parts.insert(Oid(1), part(6, 60));
         before.arrived.parts.insert(Oid(2), part(5, 50));
-        // The next connection is lost when only the first of them was asked for again, by another number.
+        // The next connection is lost when only one of the blobs was requested again, with another number.
         let mut state = before.carried();
-        let kept = state.arrived.parts.remove(&Oid(2)).unwrap();
+        let part = state.arrived.parts.remove(&Oid(2)).unwrap();
         state.arrived.unfinished.insert(RequestId(6));
-        state.arrived.parts.insert(Oid(2), Part { request: RequestId(6), ..kept });
-        let (_, told) = state.arrived.tell();
-        assert_eq!(told, [Unfinished { request: RequestId(6), upto: 50 }]);
+        state.arrived.parts.insert(Oid(2), Part { request: RequestId(6), ..part });
+        let (_, report) = state.arrived.report();
+        assert_eq!(report, [Unfinished { request: RequestId(6), upto: 50 }]);
         assert_eq!(state.arrived.parts[&Oid(1)].written, 60);
     }
 }

@@ -1,129 +1,153 @@
-//! One connection's conversation: what the machine hears goes to the store, what the store says goes to the machine.
+//! One connection of a server: requests go from the machine to the store, and answers from the store to the machine.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::io::{ConnectionHandler, FileSlice, IncomingTransfers, OutgoingTransfers, SinkEvent};
 use blobferry_protocol::{
     PeerError, Phase, RequestError, RequestId, Slice, Time, TransferEvent, TransferId, TxnId, buffered,
     server,
 };
 use bytes::Bytes;
+use tracing::Span;
 
+use crate::io::{ConnectionHandler, FileSlice, IncomingTransfers, OutgoingTransfers, SinkEvent};
 use crate::server::core::{Membership, ServerCore};
 use crate::server::detached::TransactionLease;
 use crate::server::inline_policy::WorkBudget;
-use crate::server::mailbox::{Mailbox, Message};
-use crate::server::reads::{Opened, Reads, Where};
+use crate::server::mailbox::Mailbox;
+use crate::server::message::{Message, Opened};
+use crate::server::reads::{Reads, Started};
 use crate::server::strands::TransactionStrands;
 use crate::server::verified::VerifiedFile;
 
-/// Bytes of answers that may wait for the peer before no more of its requests are read.
+/// Bytes of answers that wait for the peer, beyond which no more of its requests are read.
 const BACKLOG: usize = 4 << 20;
-/// Bytes of records on their way into the store before no more are read.
-const HELD: u64 = 8 << 20;
+/// Bytes of records on their way into the store, beyond which no more are read.
+const MAX_RECORDS: u64 = 8 << 20;
 
-/// One connection of a server, without its socket. Dropped, it aborts the transactions that are open on it.
+/// One connection of a server, without its socket. When it is dropped, open transactions are detached and wait for their
+/// client, unless the client has said goodbye or violated the protocol: then they are aborted.
 pub struct Handler {
+    span: Span,
     connection: server::Connection,
     state: State,
 }
 
 pub(super) struct State {
-    pub(super) service: ServerCore,
-    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) core: ServerCore,
+    pub(super) mailbox: Arc<Mailbox<Message>>,
     pub(super) membership: Option<Membership>,
-    pub(super) inlets: IncomingTransfers,
-    pub(super) outlets: OutgoingTransfers,
-    /// The blobs among what leaves that are sent as a whole, and what is known when that is done.
+    pub(super) incoming: IncomingTransfers,
+    pub(super) outgoing: OutgoingTransfers,
+    /// The blobs that are sent as a whole, and what is verified when they are sent.
     pub(super) whole: BTreeMap<TransferId, Option<VerifiedFile>>,
-    /// The transactions that were begun here or attached, some of which are over. What others have begun is none of its
-    /// business, whoever knows the name.
-    pub(super) begun: BTreeMap<TxnId, Arc<TransactionLease>>,
-    /// The client goes on elsewhere.
+    /// The transactions that were begun or attached on this connection; some have ended. Those of other connections
+    /// cannot be used here, even by name.
+    pub(super) leases: BTreeMap<TxnId, Arc<TransactionLease>>,
+    /// The client goes on with a transaction on another connection.
     pub(super) replaced: bool,
-    /// What changes a transaction, in the order of its requests.
-    pub(super) lanes: TransactionStrands,
+    /// The strands that run the changes of each transaction, in the order of its requests.
+    pub(super) strands: TransactionStrands,
     pub(super) reads: Reads,
-    /// What may be done on this thread before others have their turn.
-    pub(super) turn: WorkBudget,
+    /// What may still be done on this thread before other connections have their turn.
+    pub(super) budget: WorkBudget,
     /// Answers that wait because the peer does not read those before them.
-    pub(super) late: Vec<Message>,
-    /// Bytes of answers that may wait for the peer before no more are added.
+    pub(super) held_back: Vec<Message>,
+    /// Bytes of answers that wait for the peer, beyond which no more are added.
     pub(super) enough: usize,
-    /// Records on their way into the store: how long they are.
-    pub(super) held: BTreeMap<RequestId, u64>,
-    /// The same of those that wait for their blobs.
-    pub(super) held_for_blobs: BTreeMap<RequestId, u64>,
+    /// The lengths of the records on their way into the store.
+    pub(super) records: BTreeMap<RequestId, u64>,
+    /// The lengths of the records that wait for their blobs.
+    pub(super) waiting_records: BTreeMap<RequestId, u64>,
 }
 
 impl std::fmt::Debug for Handler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Session({:?})", self.connection)
+        write!(f, "Handler({:?})", self.connection)
     }
 }
 
 impl Handler {
-    /// A conversation that waits for a client's hello. `wake` is called from any thread when there is something to
-    /// send or the end has come nearer: drive the endpoint then.
+    /// Creates a handler that waits for a client's hello. `wake` is called from any thread when there is something to
+    /// send, or when the connection may be finished; then the transport must drive the handler.
     #[must_use]
-    pub fn new(service: &ServerCore, now: Time, wake: impl Fn() + Send + Sync + 'static) -> Handler {
+    pub fn new(core: &ServerCore, now: Time, wake: impl Fn() + Send + Sync + 'static) -> Handler {
         let mailbox = Mailbox::new(Box::new(wake));
         let post = mailbox.clone();
-        let report = Arc::new(move |report| post.post(Message::Inlet(report)));
+        let report = Arc::new(move |report| post.post(Message::Sink(report)));
         let state = State {
-            inlets: IncomingTransfers::new(service.workers(), report),
-            service: service.clone(),
+            incoming: IncomingTransfers::new(core.workers(), report),
+            core: core.clone(),
             mailbox,
             membership: None,
-            outlets: OutgoingTransfers::default(),
+            outgoing: OutgoingTransfers::default(),
             whole: BTreeMap::new(),
-            begun: BTreeMap::new(),
+            leases: BTreeMap::new(),
             replaced: false,
-            lanes: TransactionStrands::new(service.workers()),
+            strands: TransactionStrands::new(core.workers()),
             reads: Reads::default(),
-            turn: WorkBudget::new(service.pace().clone()),
-            late: Vec::new(),
-            enough: BACKLOG.min(service.config().connection.limits.control_queue as usize / 2),
-            held: BTreeMap::new(),
-            held_for_blobs: BTreeMap::new(),
+            budget: WorkBudget::new(core.inline_policy().clone()),
+            held_back: Vec::new(),
+            enough: BACKLOG.min(core.config().connection.limits.control_queue as usize / 2),
+            records: BTreeMap::new(),
+            waiting_records: BTreeMap::new(),
         };
-        Handler { connection: server::Connection::new(now, service.config().connection), state }
+        let span = tracing::debug_span!(
+            target: "blobferry::server",
+            "connection",
+            peer = tracing::field::Empty
+        );
+        Handler { span, connection: server::Connection::new(now, core.config().connection), state }
+    }
+
+    /// Records the peer's address in the tracing span of the connection.
+    pub fn set_peer(&mut self, peer: impl std::fmt::Display) {
+        self.span.record("peer", tracing::field::display(peer));
     }
 }
 
 impl ConnectionHandler for Handler {
-    fn transmit(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<FileSlice> {
+    fn transmit(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        enough: usize,
+        zero_copy: bool,
+    ) -> Option<FileSlice> {
+        let span = self.span.clone();
+        let _entered = span.enter();
         let before = out.len();
         loop {
             self.catch_up();
-            let lent = self.say(now, out, enough, lend);
-            // What waits for its turn has nobody to wake the session for it.
-            if out.len() > before || !self.state.reads.wait_for_turn(&self.state.turn) {
-                return lent;
+            let body = self.transmit_once(now, out, enough, zero_copy);
+            // Reads that wait for the next turn cause no wake-up.
+            if out.len() > before || !self.state.reads.wait_for_turn(&self.state.budget) {
+                return body;
             }
         }
     }
 
     fn body_failed(&mut self, transfer: TransferId, reason: RequestError) {
-        self.state.service.counters().damage(&reason);
-        self.state.outlets.remove(transfer);
+        let _entered = self.span.enter();
+        self.state.core.counters().damage(&reason);
+        self.state.outgoing.remove(transfer);
         self.state.whole.remove(&transfer);
-        // Over only if the client does not want it any more.
+        // An error means that the client has cancelled the blob.
         let _ = self.connection.abort_blob(transfer, reason);
     }
 
     fn receive(&mut self, now: Time, bytes: Bytes) -> Result<(), PeerError> {
-        let Handler { connection, state } = self;
-        state.turn.begin();
-        // What is done here posts its answers, and the transport has them fetched behind this.
-        state.mailbox.attend();
-        let on_payload = |state: &mut State, slice: Slice, at| state.inlets.payload(slice, bytes.slice(at));
+        let Handler { span, connection, state } = self;
+        let _entered = span.enter();
+        state.budget.begin();
+        // Work on this thread posts its answers. The transport calls `transmit` or `catch_up` next, which takes them.
+        state.mailbox.begin_poll();
+        let on_payload = |state: &mut State, slice: Slice, at| state.incoming.payload(slice, bytes.slice(at));
         buffered::receive(connection, now, &bytes, state, State::event, on_payload)
     }
 
     fn wants_input(&self) -> bool {
-        self.connection.backlog() < BACKLOG && self.state.held.values().sum::<u64>() < HELD
+        self.connection.backlog() < BACKLOG && self.state.records.values().sum::<u64>() < MAX_RECORDS
     }
 
     fn payload_due(&self) -> u64 {
@@ -135,26 +159,27 @@ impl ConnectionHandler for Handler {
     }
 
     fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
+        let _entered = self.span.enter();
         let handled = self.connection.handle_timeout(now);
         self.state.events(&mut self.connection);
         handled
     }
 
     fn catch_up(&mut self) {
-        self.state.turn.begin();
-        self.state.mailbox.attend();
-        for news in std::mem::take(&mut self.state.late) {
-            self.news(news);
+        self.state.budget.begin();
+        self.state.mailbox.begin_poll();
+        for message in std::mem::take(&mut self.state.held_back) {
+            self.message(message);
         }
         loop {
-            self.take_news();
-            self.read_on();
-            if self.state.mailbox.leave() {
+            self.take_messages();
+            self.start_reads();
+            if self.state.mailbox.end_poll() {
                 break;
             }
         }
-        if self.state.service.is_stopping() {
-            // One that is not connected yet is refused when it says hello.
+        if self.state.core.is_stopping() {
+            // Without a connection this fails, and the client is refused when it says hello.
             let _ = self.connection.goodbye();
         }
     }
@@ -170,63 +195,70 @@ impl ConnectionHandler for Handler {
 }
 
 impl Handler {
-    /// Makes the reads that wait, as many as may be made now, and none while the peer does not read its answers.
-    fn read_on(&mut self) {
+    /// Starts as many of the waiting reads as may be started now, and none while the peer does not read its answers.
+    fn start_reads(&mut self) {
         while self.connection.backlog() < BACKLOG {
-            let State { reads, service, mailbox, turn, .. } = &mut self.state;
-            match reads.make_next(service, mailbox, turn) {
-                // Its answer waits behind all that was announced before it could show it.
-                Where::Here => self.take_news(),
-                Where::Elsewhere => {}
-                Where::Nowhere => return,
+            let State { reads, core, mailbox, budget, .. } = &mut self.state;
+            match reads.start_next(core, mailbox, budget) {
+                // The answer is behind the announcements of all commits that it may reflect.
+                Started::Inline => self.take_messages(),
+                Started::OnPool => {}
+                Started::No => return,
             }
         }
     }
 
-    fn take_news(&mut self) {
-        self.state.mailbox.take().into_iter().for_each(|news| self.news(news));
+    fn take_messages(&mut self) {
+        self.state.mailbox.take().into_iter().for_each(|message| self.message(message));
     }
 
-    fn news(&mut self, news: Message) {
-        // Who reads slowly gets its answers later. Commits must be told before answers that show them.
-        if matches!(news, Message::Reply { .. }) && self.connection.backlog() >= self.state.enough {
-            self.state.late.push(news);
+    fn message(&mut self, message: Message) {
+        // A peer that reads slowly gets its answers later. Announcements of commits are not held back: they must come
+        // before answers that reflect them.
+        if matches!(message, Message::Reply { .. }) && self.connection.backlog() >= self.state.enough {
+            self.state.held_back.push(message);
             return;
         }
-        self.state.news(&mut self.connection, news);
-        // An answer may let a vote go that has waited for it.
+        self.state.message(&mut self.connection, message);
+        // An answer may release a vote that has waited for it.
         self.state.events(&mut self.connection);
     }
 
-    fn say(&mut self, now: Time, out: &mut Vec<u8>, enough: usize, lend: bool) -> Option<FileSlice> {
-        let State { outlets, service, whole, .. } = &mut self.state;
-        let mut lent = None;
+    fn transmit_once(
+        &mut self,
+        now: Time,
+        out: &mut Vec<u8>,
+        enough: usize,
+        zero_copy: bool,
+    ) -> Option<FileSlice> {
+        let State { outgoing, core, whole, .. } = &mut self.state;
+        let mut body = None;
         buffered::transmit(&mut self.connection, now, out, enough, |slice, into| {
-            match outlets.give(slice, into, lend) {
+            match outgoing.give(slice, into, zero_copy) {
                 Ok(given) => {
-                    service.counters().bytes_sent.add(slice.len);
-                    lent = given;
+                    core.counters().bytes_sent.add(slice.len);
+                    body = given;
                     Ok(())
                 }
                 Err(error) => {
-                    service.counters().damage(&error);
+                    core.counters().damage(&error);
                     whole.remove(&slice.transfer);
                     Err(error)
                 }
             }
         });
-        for drained in self.state.outlets.take_drained() {
-            self.state.outlets.remove(drained.transfer);
+        for drained in self.state.outgoing.take_drained() {
+            self.state.outgoing.remove(drained.transfer);
             let whole = self.state.whole.remove(&drained.transfer);
             self.state.count_sent(whole.is_some());
-            whole.flatten().into_iter().for_each(|proof| self.state.service.proofs().add(proof));
+            whole.flatten().into_iter().for_each(|file| self.state.core.verified().add(file));
         }
-        lent
+        body
     }
 }
 
 impl State {
-    /// Takes the events that wait.
+    /// Takes the events of the machine.
     fn events(&mut self, connection: &mut server::Connection) {
         while let Some(event) = connection.poll_event() {
             self.event(connection, event);
@@ -237,11 +269,11 @@ impl State {
         match event {
             server::Event::Hello { .. } => self.greet(connection),
             server::Event::Request { id, request } => {
-                self.service.counters().requests.add(1);
+                self.core.counters().requests.add(1);
                 self.request(connection, id, request);
             }
             server::Event::Cancelled { id } => {
-                // What only reads need not be answered in full. Everything else is done when it is done.
+                // Only reads can be cancelled.
                 if self.reads.cancel(id) {
                     let _ = connection.reply(id, Err(RequestError::Cancelled));
                 }
@@ -249,22 +281,23 @@ impl State {
             server::Event::Abandoned { txn } => self.abort(txn, || {}),
             server::Event::Transfer(event) => {
                 if let TransferEvent::Aborted { transfer, .. } = &event {
-                    self.held_for_blobs.remove(&(*transfer).into());
+                    self.waiting_records.remove(&(*transfer).into());
                 }
-                self.inlets.event(event);
+                self.incoming.event(event);
             }
             server::Event::SendingAborted { transfer } => {
-                self.outlets.remove(transfer);
+                self.outgoing.remove(transfer);
                 self.whole.remove(&transfer);
             }
             server::Event::Goodbye => {}
         }
     }
 
-    /// First the client is made to hear of every commit, then it is told up to where it knows: none is missed.
+    /// Welcomes a client. The connection is registered for commits first, and the client then gets the last tid before
+    /// those: it misses no commit.
     fn greet(&mut self, connection: &mut server::Connection) {
-        // The machine has just said that it waits for this.
-        let _ = match self.service.admit(&self.mailbox) {
+        // An error is impossible: the machine waits for this answer.
+        let _ = match self.core.admit(&self.mailbox) {
             Ok((membership, last)) => {
                 self.membership = Some(membership);
                 connection.welcome(last)
@@ -273,42 +306,42 @@ impl State {
         };
     }
 
-    fn news(&mut self, connection: &mut server::Connection, news: Message) {
-        match news {
+    fn message(&mut self, connection: &mut server::Connection, message: Message) {
+        match message {
             Message::Reply { id, result } => {
-                self.held.remove(&id);
-                self.held_for_blobs.remove(&id);
+                self.records.remove(&id);
+                self.waiting_records.remove(&id);
                 self.reads.answered(id);
-                // A request that was answered by the machine itself meanwhile needs no other answer.
+                // An error means that the machine has answered the request itself.
                 let _ = connection.reply(id, result);
             }
             Message::Opened { id, opened } => self.opened(connection, id, opened),
             Message::Attached { id, attached } => {
-                let reply = attached.map(|hold| {
-                    let reply = hold.reply();
-                    self.lanes.unknown(hold.txn());
-                    self.begun(connection, hold);
+                let reply = attached.map(|lease| {
+                    let reply = lease.reply();
+                    self.strands.attached(lease.txn());
+                    self.begun(connection, lease);
                     reply
                 });
                 let _ = connection.reply(id, reply);
             }
             Message::Replaced => self.replaced = true,
-            Message::Inlet(SinkEvent::Stored { transfer, upto }) => {
-                // The transfer may be over meanwhile.
+            Message::Sink(SinkEvent::Stored { transfer, upto }) => {
+                // An error means that the transfer is over.
                 let _ = connection.stored(transfer, upto);
             }
-            Message::Inlet(SinkEvent::Failed { transfer }) => {
-                self.inlets.remove(transfer);
+            Message::Sink(SinkEvent::Failed { transfer }) => {
+                self.incoming.remove(transfer);
                 connection.discard(transfer);
             }
             Message::Committed { tid, oids } => {
-                // A connection that is dead needs not know.
+                // An error means that the connection is dead.
                 let _ = connection.invalidate(tid, &oids);
             }
         }
     }
 
-    /// A blob was opened: now it is sent.
+    /// Starts to send a blob that was opened.
     fn opened(
         &mut self,
         connection: &mut server::Connection,
@@ -322,7 +355,7 @@ impl State {
         let sent = opened.and_then(|opened| self.send(connection, id.into(), opened));
         if let Err(error) = sent {
             self.reads.answered(id);
-            // It waits for this: nothing else answers a read.
+            // An error is impossible: nothing else answers a read.
             let _ = connection.reply(id, Err(error));
         }
     }
@@ -333,24 +366,24 @@ impl State {
         transfer: TransferId,
         opened: Opened,
     ) -> Result<(), RequestError> {
-        let Opened { info, source, whole, proves } = opened;
+        let Opened { info, source, is_whole, verifies } = opened;
         let started = connection.start_blob(transfer, info.size, info.digest);
         started.map_err(|error| RequestError::Failed { detail: error.to_string() })?;
         match source {
             Some(source) => {
-                self.outlets.insert(transfer, source);
-                if whole {
-                    self.whole.insert(transfer, proves);
+                self.outgoing.insert(transfer, source);
+                if is_whole {
+                    self.whole.insert(transfer, verifies);
                 }
             }
-            None => self.count_sent(whole),
+            None => self.count_sent(is_whole),
         }
         Ok(())
     }
 
-    fn count_sent(&self, whole: bool) {
-        let counters = self.service.counters();
-        if whole {
+    fn count_sent(&self, is_whole: bool) {
+        let counters = self.core.counters();
+        if is_whole {
             counters.blobs_sent.add(1)
         } else {
             counters.ranges_sent.add(1)
@@ -360,20 +393,21 @@ impl State {
 
 impl Drop for Handler {
     fn drop(&mut self) {
-        self.state.inlets.abort_all();
+        let _entered = self.span.enter();
+        self.state.incoming.abort_all();
         let left: BTreeMap<TxnId, Phase> = self.connection.transactions().collect();
-        // Its client has taken leave, or has lost its mind: it does not come back.
-        let breach = self.connection.error().is_some_and(PeerError::is_protocol_violation);
-        let over = breach || self.connection.is_closing();
-        for (txn, hold) in std::mem::take(&mut self.state.begun) {
+        // The client closed the connection or violated the protocol; it will not attach again.
+        let violated = self.connection.error().is_some_and(PeerError::is_protocol_violation);
+        let is_over = violated || self.connection.is_closing();
+        for (txn, lease) in std::mem::take(&mut self.state.leases) {
             match left.get(&txn) {
-                // Its client may come back.
-                Some(Phase::Open) if !over => {}
-                // What is being finished is finished: its client will ask for the outcome. Whether it is, is found out.
+                // The client may come back, and attach it.
+                Some(Phase::Open) if !is_over => {}
+                // The store finishes it, and the client will ask for the outcome.
                 Some(Phase::Finishing) => {}
-                None => hold.over(),
+                None => lease.end(),
                 Some(_) => {
-                    self.state.begun.insert(txn, hold);
+                    self.state.leases.insert(txn, lease);
                     self.state.abort(txn, || {});
                 }
             }
@@ -384,19 +418,19 @@ impl Drop for Handler {
 #[cfg(test)]
 mod tests {
     use blobferry_protocol::{Config, Limits, Request, TxnMeta, client};
+    use blobferry_store::{MemoryStore, Store, StoreConfig};
 
     use super::*;
     use crate::server::ServerConfig;
-    use blobferry_store::{MemoryStore, Store, StoreConfig};
 
-    /// Moves everything that is said, both ways, until all that was asked is answered.
-    fn settle(client: &mut client::Connection, session: &mut Handler) {
+    /// Moves all bytes, both ways, until all requests are answered.
+    fn settle(client: &mut client::Connection, handler: &mut Handler) {
         let mut answered = false;
         while !answered || client.requests_in_flight() > 0 {
             let (mut up, mut down) = (Vec::new(), Vec::new());
             buffered::transmit(client, Time::ZERO, &mut up, usize::MAX, |_, _| Ok(()));
-            session.receive(Time::ZERO, Bytes::from(up)).unwrap();
-            session.transmit(Time::ZERO, &mut down, usize::MAX, false);
+            handler.receive(Time::ZERO, Bytes::from(up)).unwrap();
+            handler.transmit(Time::ZERO, &mut down, usize::MAX, false);
             buffered::receive(client, Time::ZERO, &down, &mut (), |(), _, _| {}, |_, _, _| {}).unwrap();
             answered = client.is_connected();
             std::thread::yield_now();
@@ -404,23 +438,23 @@ mod tests {
     }
 
     #[test]
-    fn a_vote_that_fails_leaves_no_lane_behind_for_as_long_as_the_connection_lives() {
+    fn failed_votes_leave_no_strands_behind() {
         let limits = Limits { transactions: 2, ..Limits::default() };
         let connection = Config { limits, ..Config::default() };
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
-        let service = ServerCore::new(store, ServerConfig { connection, ..ServerConfig::default() });
-        let mut session = Handler::new(&service, Time::ZERO, || {});
+        let core = ServerCore::new(store, ServerConfig { connection, ..ServerConfig::default() });
+        let mut handler = Handler::new(&core, Time::ZERO, || {});
         let mut client = client::Connection::new(Time::ZERO, Config::default(), b"");
-        settle(&mut client, &mut session);
+        settle(&mut client, &mut handler);
         for name in 0..100 {
             let txn = TxnId([name; 16]);
-            // Its name is taken, so its vote fails.
+            // The outcome of the name is known from here on, so the vote fails.
             client.request(Request::Outcome { txn }).unwrap();
-            settle(&mut client, &mut session);
+            settle(&mut client, &mut handler);
             client.request(Request::Begin { txn, meta: TxnMeta::default() }).unwrap();
             client.request(Request::Vote { txn }).unwrap();
-            settle(&mut client, &mut session);
+            settle(&mut client, &mut handler);
         }
-        assert!(session.state.lanes.len() <= 5, "{} lanes", session.state.lanes.len());
+        assert!(handler.state.strands.len() <= 5, "{} strands", handler.state.strands.len());
     }
 }

@@ -1,12 +1,12 @@
-//! What is done on the thread that has heard of it, although a disk might be asked, and what by a worker.
+//! Decides whether a request that may touch the disk runs inline on the socket thread or on the pool.
 //!
-//! Two changes of threads cost several times what a small read costs that is answered from memory, and nearly all of
-//! them are. So what is quick by its kind is tried on the thread with the sockets, and the time is taken. Where many
-//! were slow, all go to the workers for a while, and then one is tried again: twenty times as long as the last one
-//! took, so that the thread loses no more than about a twentieth of its time to a disk. One that is slow now and then
-//! says nothing: most likely the system has given the processor to somebody else.
+//! Nearly all small reads are answered from memory, and two thread switches cost several times as much as such a read. So
+//! a request that is quick as a rule runs inline, and its time is measured. If inline work proves slow, all of it goes to
+//! the pool for [`PAUSE`] times the last duration; then inline is tried again. So the socket thread loses about a
+//! twentieth of its time to a slow disk, at most. A single slow request counts little: most likely the scheduler has
+//! preempted the thread.
 //!
-//! And nobody else on the thread waits for long: what one connection does in a [`WorkBudget`] is bounded.
+//! A [`WorkBudget`] bounds what one connection does per turn, so that other connections on the thread wait only briefly.
 
 use std::time::{Duration, Instant};
 
@@ -14,44 +14,45 @@ use blobferry_platform::os;
 use blobferry_platform::sync::Arc;
 use blobferry_platform::sync::atomic::{AtomicU64, Ordering};
 
-/// Who takes longer has asked the disk.
+/// A request that takes longer has waited for the disk.
 const SLOW: Duration = Duration::from_millis(1);
-/// So many quick ones make one slow one good.
-const GOOD: u64 = 8;
-/// That many points, [`GOOD`] for each slow one and less one for each quick one, are too many.
-const TOO_MANY: u64 = 2 * GOOD;
-/// So many times as long as it took nothing is tried after one too many.
-const REST: u32 = 20;
-/// And at most so long.
-const LONGEST: Duration = Duration::from_secs(10);
+/// Quick requests that make up for a slow one.
+const QUICK_PER_SLOW: u64 = 8;
+/// The points at which inline work pauses. A slow request adds [`QUICK_PER_SLOW`] points, a quick one removes one.
+const MAX_POINTS: u64 = 2 * QUICK_PER_SLOW;
+/// The length of a pause, as a multiple of the duration of the last request.
+const PAUSE: u32 = 20;
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// What is done here in one turn, at most.
-const ACTS: u32 = 64;
-/// And for so long. What was begun before is finished.
-const TURN: Duration = Duration::from_micros(400);
+/// Requests that run inline in one turn, at most.
+const MAX_REQUESTS: u32 = 64;
+/// How long a turn begins new requests. A request that has begun is finished.
+const MAX_TIME: Duration = Duration::from_micros(400);
 
-/// How quick things are at this time. Shared by all connections: they have one disk.
+/// How quick inline work is at this time. Shared by all connections, because they have one disk.
 #[derive(Debug)]
 pub(super) struct InlinePolicy {
     start: Instant,
-    /// See [`TOO_MANY`].
+    /// See [`MAX_POINTS`].
     points: AtomicU64,
-    /// Nothing is tried before, in nanoseconds since `start`.
-    rests_until: AtomicU64,
+    /// The end of the last pause, in nanoseconds since `start`.
+    paused_until: AtomicU64,
 }
 
 impl InlinePolicy {
+    /// Creates a policy that allows inline work.
     pub(super) fn new() -> InlinePolicy {
-        InlinePolicy { start: os::now(), points: AtomicU64::new(0), rests_until: AtomicU64::new(0) }
+        InlinePolicy { start: os::now(), points: AtomicU64::new(0), paused_until: AtomicU64::new(0) }
     }
 
-    /// Whether something that is quick by its kind may be done on a thread with sockets now.
-    pub(super) fn is_quick(&self) -> bool {
+    /// Returns whether a request that is quick as a rule may run inline now.
+    pub(super) fn allows(&self) -> bool {
         self.may_try(os::now())
     }
 
-    /// Does it there, and notes how long it took.
-    pub(super) fn act<T>(&self, act: impl FnOnce() -> T) -> T {
+    /// Runs a request inline, and measures its time.
+    pub(super) fn run<T>(&self, act: impl FnOnce() -> T) -> T {
         let from = os::now();
         let done = act();
         self.note(from, os::now());
@@ -59,27 +60,27 @@ impl InlinePolicy {
     }
 
     fn may_try(&self, now: Instant) -> bool {
-        let until = self.rests_until.load(Ordering::Relaxed);
+        let until = self.paused_until.load(Ordering::Relaxed);
         (until == 0 || self.nanos(now) >= until) && os::is_quick()
     }
 
-    /// Something was done here from one moment to another.
+    /// Notes that a request ran inline between two moments.
     fn note(&self, from: Instant, to: Instant) {
         let took = to.saturating_duration_since(from);
         let points = self.points.load(Ordering::Relaxed);
         if took < SLOW {
             if points > 0 {
-                // Others may count at the same time: that one is lost now and then does not matter.
+                // Other threads may count at the same time. An update that is lost does no harm.
                 self.points.store(points - 1, Ordering::Relaxed);
             }
             return;
         }
-        // One that is slow after a rest is one too many again.
-        let points = (points + GOOD).min(TOO_MANY);
+        // A slow request right after a pause starts another one.
+        let points = (points + QUICK_PER_SLOW).min(MAX_POINTS);
         self.points.store(points, Ordering::Relaxed);
-        if points == TOO_MANY {
-            let until = self.nanos(to + (took * REST).min(LONGEST));
-            self.rests_until.store(until, Ordering::Relaxed);
+        if points == MAX_POINTS {
+            let until = self.nanos(to + (took * PAUSE).min(LONGEST_PAUSE));
+            self.paused_until.store(until, Ordering::Relaxed);
         }
     }
 
@@ -89,45 +90,46 @@ impl InlinePolicy {
     }
 }
 
-/// What one connection does at a time before it is others' turn.
+/// What one connection may still do inline in its turn.
 #[derive(Debug)]
 pub(super) struct WorkBudget {
-    pace: Arc<InlinePolicy>,
-    /// When it began; unknown as long as nothing was done.
+    policy: Arc<InlinePolicy>,
+    /// When the turn began; `None` until something was done.
     began: Option<Instant>,
-    acts: u32,
+    requests: u32,
 }
 
 impl WorkBudget {
-    pub(super) fn new(pace: Arc<InlinePolicy>) -> WorkBudget {
-        WorkBudget { pace, began: None, acts: 0 }
+    /// Creates a full budget.
+    pub(super) fn new(policy: Arc<InlinePolicy>) -> WorkBudget {
+        WorkBudget { policy, began: None, requests: 0 }
     }
 
-    /// It is this connection's turn.
+    /// Begins a turn.
     pub(super) fn begin(&mut self) {
-        (self.began, self.acts) = (None, 0);
+        (self.began, self.requests) = (None, 0);
     }
 
-    /// Whether something that is quick by its kind may be done here. If not, it is for a worker, or for the next turn.
+    /// Returns whether a request that is quick as a rule may run inline. If not, it is for the pool, or for the next turn.
     pub(super) fn allows(&mut self) -> bool {
-        if self.acts >= ACTS {
+        if self.requests >= MAX_REQUESTS {
             return false;
         }
         let now = os::now();
         let began = *self.began.get_or_insert(now);
-        now.saturating_duration_since(began) < TURN && self.pace.may_try(now)
+        now.saturating_duration_since(began) < MAX_TIME && self.policy.may_try(now)
     }
 
-    /// Does something here that is allowed.
-    pub(super) fn act<T>(&mut self, act: impl FnOnce() -> T) -> T {
-        self.acts += 1;
-        self.pace.act(act)
+    /// Runs a request inline that is allowed.
+    pub(super) fn run<T>(&mut self, act: impl FnOnce() -> T) -> T {
+        self.requests += 1;
+        self.policy.run(act)
     }
 
-    /// Whether this was all for this turn, so that it would be for the next.
+    /// Returns whether the budget of this turn is spent.
     pub(super) fn is_over(&self) -> bool {
-        let late = |began: Instant| os::now().saturating_duration_since(began) >= TURN;
-        self.acts >= ACTS || self.began.is_some_and(late)
+        let late = |began: Instant| os::now().saturating_duration_since(began) >= MAX_TIME;
+        self.requests >= MAX_REQUESTS || self.began.is_some_and(late)
     }
 }
 
@@ -138,18 +140,18 @@ mod tests {
     const QUICK: Duration = Duration::from_micros(10);
     const DISK: Duration = Duration::from_millis(8);
 
-    /// A moment that goes on as things are done.
+    /// A clock that advances as requests run.
     struct Clock(InlinePolicy, Instant);
 
     impl Clock {
         fn new() -> Clock {
-            let pace = InlinePolicy::new();
-            let start = pace.start;
-            Clock(pace, start)
+            let policy = InlinePolicy::new();
+            let start = policy.start;
+            Clock(policy, start)
         }
 
-        /// Does something as often, or says when it was not tried any more.
-        fn act(&mut self, times: u32, took: Duration) -> Result<(), u32> {
+        /// Runs `times` requests inline. Returns how many ran if the policy stopped them.
+        fn run(&mut self, times: u32, took: Duration) -> Result<(), u32> {
             for done in 0..times {
                 if !self.0.may_try(self.1) {
                     return Err(done);
@@ -163,45 +165,45 @@ mod tests {
     }
 
     #[test]
-    fn what_is_quick_goes_on_for_ever_though_one_is_slow_now_and_then() {
+    fn rare_slow_requests_do_not_pause_inline_work() {
         let mut clock = Clock::new();
         for _ in 0..100 {
-            assert_eq!(clock.act(GOOD as u32, QUICK), Ok(()));
-            assert_eq!(clock.act(1, DISK), Ok(()));
+            assert_eq!(clock.run(QUICK_PER_SLOW as u32, QUICK), Ok(()));
+            assert_eq!(clock.run(1, DISK), Ok(()));
         }
     }
 
     #[test]
-    fn slow_ones_are_not_tried_for_many_times_as_long_as_they_take() {
+    fn slow_requests_pause_inline_work_for_a_multiple_of_their_time() {
         let mut clock = Clock::new();
-        assert_eq!(clock.act(9, DISK), Err(2));
-        clock.1 += DISK * REST - QUICK;
-        assert_eq!(clock.act(1, DISK), Err(0));
+        assert_eq!(clock.run(9, DISK), Err(2));
+        clock.1 += DISK * PAUSE - QUICK;
+        assert_eq!(clock.run(1, DISK), Err(0));
         clock.1 += QUICK;
-        assert_eq!(clock.act(9, DISK), Err(1), "one is tried, and is enough");
-        clock.1 += DISK * REST;
-        assert_eq!(clock.act(1000, QUICK), Ok(()));
-        assert_eq!(clock.act(9, DISK), Err(2));
+        assert_eq!(clock.run(9, DISK), Err(1), "one is tried, and pauses it again");
+        clock.1 += DISK * PAUSE;
+        assert_eq!(clock.run(1000, QUICK), Ok(()));
+        assert_eq!(clock.run(9, DISK), Err(2));
     }
 
     #[test]
-    fn a_disk_that_hangs_is_tried_again_before_long() {
+    fn pause_after_a_hanging_disk_is_bounded() {
         let mut clock = Clock::new();
-        assert_eq!(clock.act(9, Duration::from_secs(60)), Err(2));
-        clock.1 += LONGEST;
-        assert_eq!(clock.act(1, QUICK), Ok(()));
+        assert_eq!(clock.run(9, Duration::from_secs(60)), Err(2));
+        clock.1 += LONGEST_PAUSE;
+        assert_eq!(clock.run(1, QUICK), Ok(()));
     }
 
     #[test]
-    fn a_turn_is_over_after_so_many_acts_and_another_begins() {
-        let mut turn = WorkBudget::new(Arc::new(InlinePolicy::new()));
+    fn budget_is_spent_after_max_requests_and_refilled() {
+        let mut budget = WorkBudget::new(Arc::new(InlinePolicy::new()));
         for _ in 0..2 {
-            turn.begin();
-            let mut acts = 0;
-            while turn.allows() {
-                turn.act(|| acts += 1);
+            budget.begin();
+            let mut requests = 0;
+            while budget.allows() {
+                budget.run(|| requests += 1);
             }
-            assert!((1..=ACTS).contains(&acts) && turn.is_over());
+            assert!((1..=MAX_REQUESTS).contains(&requests) && budget.is_over());
         }
     }
 }

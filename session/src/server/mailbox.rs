@@ -1,84 +1,63 @@
-//! What a session's helpers send it: from any thread, with one wake-up for all that waits, or with none.
+//! A queue of messages to a handler, which any thread may post to. The handler is woken once for all waiting messages,
+//! and not at all while it is at work.
 
 use std::collections::VecDeque;
 
-use crate::io::SinkEvent;
 use blobferry_platform::sync::{Arc, Mutex, MutexGuard};
-use blobferry_protocol::{Oid, Reply, RequestError, RequestId, Tid};
 
-use crate::server::detached::TransactionLease;
-use crate::server::reads::Opened;
-
-/// One piece of news for a session.
-pub(super) enum Message {
-    /// A request was answered.
-    Reply { id: RequestId, result: Result<Reply, RequestError> },
-    /// A blob that is to be sent was opened.
-    Opened { id: RequestId, opened: Result<Opened, RequestError> },
-    /// A client wants to go on with a transaction, and can or not.
-    Attached { id: RequestId, attached: Result<Arc<TransactionLease>, RequestError> },
-    /// The client goes on with a transaction elsewhere.
-    Replaced,
-    /// A sink has got on.
-    Inlet(SinkEvent),
-    /// A transaction was committed.
-    Committed { tid: Tid, oids: Arc<[Oid]> },
-}
-
-/// A session's mailbox.
-pub(super) struct Mailbox {
-    waiting: Mutex<Waiting>,
+/// The mailbox of one handler.
+pub(super) struct Mailbox<M> {
+    state: Mutex<State<M>>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
-#[derive(Default)]
-struct Waiting {
-    news: VecDeque<Message>,
-    /// The session is at work, and looks in here before it rests: nobody has to wake it.
-    attended: bool,
+struct State<M> {
+    messages: VecDeque<M>,
+    /// The handler is at work, and drains the mailbox before it goes idle: it needs no wake-up.
+    is_polled: bool,
 }
 
-impl Mailbox {
-    pub(super) fn new(wake: Box<dyn Fn() + Send + Sync>) -> Arc<Mailbox> {
-        Arc::new(Mailbox { waiting: Mutex::default(), wake })
+impl<M> Mailbox<M> {
+    /// Creates an empty mailbox. `wake` is called from any thread.
+    pub(super) fn new(wake: Box<dyn Fn() + Send + Sync>) -> Arc<Mailbox<M>> {
+        let state = Mutex::new(State { messages: VecDeque::new(), is_polled: false });
+        Arc::new(Mailbox { state, wake })
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock()
+    fn state(&self) -> MutexGuard<'_, State<M>> {
+        self.state.lock()
     }
 
-    pub(super) fn post(&self, news: Message) {
-        let mut waiting = self.waiting();
-        waiting.news.push_back(news);
-        let wake = waiting.news.len() == 1 && !waiting.attended;
-        drop(waiting);
+    /// Queues a message, and wakes the handler if it is the first and the handler is idle.
+    pub(super) fn post(&self, message: M) {
+        let mut state = self.state();
+        state.messages.push_back(message);
+        let wake = state.messages.len() == 1 && !state.is_polled;
+        drop(state);
         if wake {
             (self.wake)();
         }
     }
 
-    pub(super) fn reply(&self, id: RequestId, result: Result<Reply, RequestError>) {
-        self.post(Message::Reply { id, result });
+    /// Notes that the handler is at work. It must call [`end_poll`](Self::end_poll) before it goes idle.
+    pub(super) fn begin_poll(&self) {
+        self.state().is_polled = true;
     }
 
-    /// The session is at work, and looks in here before it [`leaves`](Self::leave).
-    pub(super) fn attend(&self) {
-        self.waiting().attended = true;
+    /// Takes all messages, in order.
+    pub(super) fn take(&self) -> VecDeque<M> {
+        std::mem::take(&mut self.state().messages)
     }
 
-    /// All that waits, in order.
-    pub(super) fn take(&self) -> VecDeque<Message> {
-        std::mem::take(&mut self.waiting().news)
+    /// Returns whether the handler may go idle. It is then woken for the next message. Otherwise messages have arrived,
+    /// and the handler must take them first.
+    pub(super) fn end_poll(&self) -> bool {
+        let mut state = self.state();
+        state.is_polled = !state.messages.is_empty();
+        !state.is_polled
     }
 
-    /// The session is about to rest: whether it may. Then it is woken for what comes; else something has come.
-    pub(super) fn leave(&self) -> bool {
-        let mut waiting = self.waiting();
-        waiting.attended = !waiting.news.is_empty();
-        !waiting.attended
-    }
-
-    /// Wakes the session without news: somebody wants it to look at itself.
+    /// Wakes the handler without a message.
     pub(super) fn wake(&self) {
         (self.wake)();
     }
@@ -91,21 +70,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_is_woken_once_for_all_that_waits_and_not_at_all_while_it_is_at_work() {
+    fn handler_is_woken_once_and_not_while_it_polls() {
         let woken = Arc::new(AtomicUsize::new(0));
         let count = woken.clone();
         let mailbox = Mailbox::new(Box::new(move || _ = count.fetch_add(1, Ordering::SeqCst)));
         let woken = || woken.swap(0, Ordering::SeqCst);
-        mailbox.post(Message::Replaced);
-        mailbox.post(Message::Replaced);
+        mailbox.post(());
+        mailbox.post(());
         assert_eq!((woken(), mailbox.take().len()), (1, 2));
-        mailbox.attend();
-        mailbox.post(Message::Replaced);
-        assert!(!mailbox.leave());
-        mailbox.post(Message::Replaced);
+        mailbox.begin_poll();
+        mailbox.post(());
+        assert!(!mailbox.end_poll());
+        mailbox.post(());
         assert_eq!((woken(), mailbox.take().len()), (0, 2));
-        assert!(mailbox.leave());
-        mailbox.post(Message::Replaced);
+        assert!(mailbox.end_poll());
+        mailbox.post(());
         assert_eq!((woken(), mailbox.take().len()), (1, 1));
     }
 }

@@ -1,15 +1,16 @@
-//! Transactions whose connections are lost, tried under thousands of schedules: see [`crate::schedules`].
+//! Detached transactions under thousands of schedules: see [`crate::schedules`].
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use blobferry_platform::sync::{Arc, Mutex, explore, hold_time, mpsc, thread};
 use blobferry_protocol::{Oid, RequestError, RequestId, TxnMeta};
+use blobferry_store::{MemoryStore, Store};
 
 use super::detached::{DetachedTransactions, Part, TransactionLease};
-use super::mailbox::{Mailbox, Message};
+use super::mailbox::Mailbox;
+use super::message::Message;
 use crate::schedules::{patient, txn};
-use blobferry_store::{MemoryStore, Store};
 
 const SECOND: Duration = Duration::from_secs(1);
 const OID: Oid = Oid(1);
@@ -18,8 +19,8 @@ const OID: Oid = Oid(1);
 #[derive(Clone)]
 struct Server {
     store: Arc<MemoryStore>,
-    keeper: Arc<DetachedTransactions>,
-    /// How many have the transaction at this moment.
+    detached: Arc<DetachedTransactions>,
+    /// The number of connections that own the transaction at this moment.
     owners: Arc<AtomicUsize>,
 }
 
@@ -31,7 +32,7 @@ enum Then {
 }
 
 struct Connection {
-    mailbox: Arc<Mailbox>,
+    mailbox: Arc<Mailbox<Message>>,
     woken: mpsc::Receiver<()>,
 }
 
@@ -42,12 +43,12 @@ impl Connection {
         Connection { mailbox: Mailbox::new(Box::new(move || _ = wake.lock().send(()))), woken }
     }
 
-    /// Waits until it is told what has become of its wish.
+    /// Waits for the answer to the request to attach.
     fn attached(&self) -> Result<Arc<TransactionLease>, RequestError> {
         loop {
-            self.woken.recv().expect("it was forgotten");
-            for news in self.mailbox.take() {
-                if let Message::Attached { attached, .. } = news {
+            self.woken.recv().expect("no answer came");
+            for message in self.mailbox.take() {
+                if let Message::Attached { attached, .. } = message {
                     return attached;
                 }
             }
@@ -58,59 +59,60 @@ impl Connection {
 impl Server {
     fn new() -> Server {
         let store = Arc::new(MemoryStore::new(patient()).unwrap());
-        let keeper = DetachedTransactions::new(store.clone(), SECOND);
-        Server { store, keeper, owners: Arc::default() }
+        let detached = DetachedTransactions::new(store.clone(), SECOND);
+        Server { store, detached, owners: Arc::default() }
     }
 
-    /// A connection that begins the transaction and is lost at some moment, or ends it.
+    /// Starts a connection that begins the transaction, and is lost at some moment or ends it.
     fn begin(&self, then: Then) -> thread::JoinHandle<()> {
         let (server, connection) = (self.clone(), Connection::new());
         self.store.begin(txn(1), TxnMeta::default()).unwrap();
-        let hold = self.keeper.hold(txn(1), &connection.mailbox);
+        let lease = self.detached.lease(txn(1), &connection.mailbox);
         let stage = self.store.stage(10).unwrap();
-        hold.keep(OID, Part { request: RequestId(1), stage, size: 10, written: 5 });
+        lease.retain_part(OID, Part { request: RequestId(1), stage, size: 10, written: 5 });
         thread::spawn(move || {
-            server.own(hold, then);
+            server.own(lease, then);
             drop(connection);
         })
     }
 
-    /// A connection that wants to go on with it; says whether it could.
+    /// Starts a connection that attaches the transaction. Returns whether it could.
     fn attach(&self, then: Then) -> thread::JoinHandle<bool> {
         let server = self.clone();
         thread::spawn(move || {
             let connection = Connection::new();
-            server.keeper.attach(txn(1), RequestId(1), &connection.mailbox);
+            server.detached.attach(txn(1), RequestId(1), &connection.mailbox);
             let attached = connection.attached();
             let could = attached.is_ok();
-            attached.into_iter().for_each(|hold| server.own(hold, then));
-            let told =
-                connection.mailbox.take().into_iter().any(|news| matches!(news, Message::Attached { .. }));
-            assert!(!told, "told twice");
+            attached.into_iter().for_each(|lease| server.own(lease, then));
+            let again = |message| matches!(message, Message::Attached { .. });
+            assert!(!connection.mailbox.take().into_iter().any(again), "answered twice");
             could
         })
     }
 
-    fn own(&self, hold: Arc<TransactionLease>, then: Then) {
-        assert_eq!(self.owners.fetch_add(1, Ordering::SeqCst), 0, "two have it at once");
+    fn own(&self, lease: Arc<TransactionLease>, then: Then) {
+        assert_eq!(self.owners.fetch_add(1, Ordering::SeqCst), 0, "two connections own it at once");
         thread::yield_now();
         if then == Then::Aborted {
-            hold.over();
-            self.store.abort(hold.txn());
+            lease.end();
+            self.store.abort(lease.txn());
         }
-        // A job in its lane may have the hold a little longer than the connection.
+        // A job in the strand may have the lease a little longer than the connection.
         let job = thread::spawn({
-            let hold = hold.clone();
-            move || drop(hold)
+            let lease = lease.clone();
+            move || drop(lease)
         });
         self.owners.fetch_sub(1, Ordering::SeqCst);
-        drop(hold);
+        drop(lease);
         job.join().unwrap();
     }
 
-    /// Nothing is open, kept or staged when the time is over.
+    /// Waits until nothing is open, detached or staged.
     fn check(self) {
-        while self.keeper.count() > 0 || self.store.counts().open > 0 || self.store.counts().staged_bytes > 0
+        while self.detached.count() > 0
+            || self.store.counts().open > 0
+            || self.store.counts().staged_bytes > 0
         {
             thread::yield_now();
         }
@@ -119,7 +121,7 @@ impl Server {
 }
 
 #[test]
-fn a_transaction_that_is_lost_and_wanted_has_one_owner_or_ends() {
+fn contended_transaction_has_one_owner_or_ends() {
     explore(3000, || {
         let server = Server::new();
         let threads = [server.attach(Then::Lost), server.attach(Then::Aborted), server.attach(Then::Lost)];
@@ -129,9 +131,9 @@ fn a_transaction_that_is_lost_and_wanted_has_one_owner_or_ends() {
     });
 }
 
-/// No time passes: so whoever wants it while somebody has it gets it from him.
+/// No time passes, so a connection that waits for the transaction gets it from its owner.
 #[test]
-fn who_waits_for_a_transaction_gets_it_from_who_loses_it() {
+fn waiting_connection_gets_the_transaction_from_a_lost_one() {
     explore(3000, || {
         hold_time();
         let server = Server::new();
@@ -139,23 +141,23 @@ fn who_waits_for_a_transaction_gets_it_from_who_loses_it() {
         let (first, second) = (server.attach(Then::Lost), server.attach(Then::Lost));
         begins.join().unwrap();
         let (first, second) = (first.join().unwrap(), second.join().unwrap());
-        // One may have taken the other's place in line, but not its own turn.
+        // A later connection replaces an earlier one that waits; one of them gets it.
         assert!(first || second);
-        assert!(server.attach(Then::Aborted).join().unwrap(), "it is kept");
+        assert!(server.attach(Then::Aborted).join().unwrap(), "it is detached");
         blobferry_platform::sync::let_time_pass();
         server.check();
     });
 }
 
 #[test]
-fn a_transaction_that_was_aborted_is_nobodys() {
+fn aborted_transaction_cannot_be_attached() {
     explore(3000, || {
         let server = Server::new();
         let begins = server.begin(Then::Aborted);
         let attaches = server.attach(Then::Lost);
         let aborts = {
             let server = server.clone();
-            thread::spawn(move || server.keeper.abort(txn(1)))
+            thread::spawn(move || server.detached.abort(txn(1)))
         };
         begins.join().unwrap();
         assert!(!attaches.join().unwrap());
@@ -165,7 +167,7 @@ fn a_transaction_that_was_aborted_is_nobodys() {
 }
 
 #[test]
-fn a_server_that_stops_keeps_nothing_and_answers_everybody() {
+fn stopping_server_detaches_nothing_and_answers_all() {
     explore(3000, || {
         hold_time();
         let server = Server::new();
@@ -173,7 +175,7 @@ fn a_server_that_stops_keeps_nothing_and_answers_everybody() {
         let attaches = [server.attach(Then::Lost), server.attach(Then::Lost)];
         let stops = {
             let server = server.clone();
-            thread::spawn(move || server.keeper.stop())
+            thread::spawn(move || server.detached.stop())
         };
         begins.join().unwrap();
         attaches.into_iter().for_each(|thread| _ = thread.join().unwrap());

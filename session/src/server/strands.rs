@@ -1,5 +1,5 @@
-//! The lanes of a connection's transactions: what changes one of them is done in the order of its requests, on the
-//! thread that has heard of it where that is quick, and by a worker else.
+//! The strands of a connection's transactions. The changes of one transaction run in the order of its requests: inline,
+//! on the thread that received them, if they are quick, otherwise on the pool.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,94 +8,99 @@ use blobferry_protocol::TxnId;
 
 use crate::server::inline_policy::WorkBudget;
 
-/// To put so many bytes into a transaction is quick: they stay in memory, or go to a file that is not synced.
-pub(super) const QUICK: u64 = 64 << 10;
-/// A vote on so many objects is quick.
-const OBJECTS: u64 = 32;
+/// The most bytes of a blob or record that count as quick: they stay in memory, or go to a file without a sync.
+pub(super) const QUICK_BYTES: u64 = 64 << 10;
+/// The most objects of a transaction whose vote counts as quick.
+const QUICK_OBJECTS: u64 = 32;
 
-/// The lanes of the transactions of one connection.
+/// The strands of one connection's transactions.
 pub(super) struct TransactionStrands {
     workers: BlockingPool,
-    loads: BTreeMap<TxnId, Load>,
+    transactions: BTreeMap<TxnId, Transaction>,
 }
 
-/// A transaction's lane, and how many objects were put into the transaction.
-struct Load {
-    lane: Strand,
+/// The strand of a transaction, and the number of objects that were put into it.
+struct Transaction {
+    strand: Strand,
     objects: u64,
 }
 
-/// Where something is done in its turn.
-pub(super) struct Place {
-    lane: Strand,
-    /// By its kind, and as far as is known.
-    quick: bool,
+/// The next turn in a strand.
+pub(super) struct Turn {
+    strand: Strand,
+    /// Whether the job is expected to be quick.
+    is_quick: bool,
 }
 
-impl Place {
-    /// Does it when everything before it is done.
-    pub(super) fn run(self, turn: &mut WorkBudget, job: impl FnOnce() + Send + 'static) {
-        if self.quick && turn.allows() {
-            turn.act(|| self.lane.dispatch(job));
+impl Turn {
+    /// Runs a job behind everything before it: inline if it is quick and the budget allows it, otherwise on the pool.
+    pub(super) fn run(self, budget: &mut WorkBudget, job: impl FnOnce() + Send + 'static) {
+        if self.is_quick && budget.allows() {
+            budget.run(|| self.strand.run_in_turn(job));
         } else {
-            self.lane.post(job);
+            self.strand.run(job);
         }
     }
 
-    /// The same for what is slow by its kind.
-    pub(super) fn run_slow(self, job: impl FnOnce() + Send + 'static) {
-        self.lane.post(job);
+    /// Runs a job on the pool, behind everything before it.
+    pub(super) fn run_on_pool(self, job: impl FnOnce() + Send + 'static) {
+        self.strand.run(job);
     }
 }
 
 impl TransactionStrands {
+    /// Creates an empty set.
     pub(super) fn new(workers: &BlockingPool) -> TransactionStrands {
-        TransactionStrands { workers: workers.clone(), loads: BTreeMap::new() }
+        TransactionStrands { workers: workers.clone(), transactions: BTreeMap::new() }
     }
 
-    /// Nobody knows how large this transaction is: it was begun elsewhere.
-    pub(super) fn unknown(&mut self, txn: TxnId) {
-        self.load(txn).objects = u64::MAX;
+    /// Adds a transaction that was begun on another connection. Its size is unknown, so it counts as large.
+    pub(super) fn attached(&mut self, txn: TxnId) {
+        self.transaction(txn).objects = u64::MAX;
     }
 
-    /// Something of so many bytes is put into a transaction.
-    pub(super) fn put(&mut self, txn: TxnId, bytes: u64) -> Place {
-        let load = self.load(txn);
-        load.objects = load.objects.saturating_add(1);
-        Place { lane: load.lane.clone(), quick: bytes <= QUICK }
+    /// Returns the turn that puts an object with a record of `bytes` bytes into a transaction.
+    pub(super) fn put(&mut self, txn: TxnId, bytes: u64) -> Turn {
+        let strand = self.add_object(txn).strand.clone();
+        Turn { strand, is_quick: bytes <= QUICK_BYTES }
     }
 
-    /// A blob is put into a transaction when it has arrived, in a lane of its own.
+    /// Counts an object with a blob. It is put into the transaction when the blob has arrived, in a strand of its own.
     pub(super) fn upload(&mut self, txn: TxnId) {
-        let load = self.load(txn);
-        load.objects = load.objects.saturating_add(1);
+        self.add_object(txn);
     }
 
-    /// Something else is done with it.
-    pub(super) fn place(&mut self, txn: TxnId) -> Place {
-        let load = self.load(txn);
-        Place { lane: load.lane.clone(), quick: load.objects <= OBJECTS }
+    /// Returns the next turn of a transaction.
+    pub(super) fn next(&mut self, txn: TxnId) -> Turn {
+        let transaction = self.transaction(txn);
+        Turn { strand: transaction.strand.clone(), is_quick: transaction.objects <= QUICK_OBJECTS }
     }
 
-    /// The last thing is done with it.
-    pub(super) fn last(&mut self, txn: TxnId) -> Place {
-        let place = self.place(txn);
-        self.loads.remove(&txn);
-        place
+    /// Returns the last turn of a transaction, and forgets the transaction.
+    pub(super) fn last(&mut self, txn: TxnId) -> Turn {
+        let turn = self.next(txn);
+        self.transactions.remove(&txn);
+        turn
     }
 
-    /// How many there are.
+    /// Returns the number of strands.
     pub(super) fn len(&self) -> usize {
-        self.loads.len()
+        self.transactions.len()
     }
 
-    /// Lets go of all but these.
+    /// Forgets all transactions but these.
     pub(super) fn retain(&mut self, open: &BTreeSet<TxnId>) {
-        self.loads.retain(|txn, _| open.contains(txn));
+        self.transactions.retain(|txn, _| open.contains(txn));
     }
 
-    fn load(&mut self, txn: TxnId) -> &mut Load {
-        let TransactionStrands { workers, loads } = self;
-        loads.entry(txn).or_insert_with(|| Load { lane: Strand::new(workers), objects: 0 })
+    fn add_object(&mut self, txn: TxnId) -> &mut Transaction {
+        let transaction = self.transaction(txn);
+        transaction.objects = transaction.objects.saturating_add(1);
+        transaction
+    }
+
+    fn transaction(&mut self, txn: TxnId) -> &mut Transaction {
+        let TransactionStrands { workers, transactions } = self;
+        transactions.entry(txn).or_insert_with(|| Transaction { strand: Strand::new(workers), objects: 0 })
     }
 }

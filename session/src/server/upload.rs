@@ -1,50 +1,51 @@
-//! The sink of a blob that a client stores: staged as it arrives, put into its transaction when it is complete, and kept
-//! with its transaction when the connection is lost in the middle.
+//! The sink of a blob that a client stores. The blob is staged as it arrives, and put into its transaction when it is
+//! complete. If the connection is lost in the middle, the staged part is retained with the detached transaction.
 
 use std::sync::Arc;
 
-use crate::io::Sink;
 use blobferry_protocol::{Digest, Oid, Reply, RequestError, RequestId, Tid, TxnId};
 
+use crate::io::Sink;
 use crate::server::core::ServerCore;
 use crate::server::detached::{Part, TransactionLease};
 use crate::server::mailbox::Mailbox;
-use crate::server::strands::QUICK;
+use crate::server::message::Message;
+use crate::server::strands::QUICK_BYTES;
 use crate::server::verified::VerifiedFile;
 
-/// A [`StoreBlob`](blobferry_protocol::Request::StoreBlob) whose blob is on its way.
+/// A [`StoreBlob`](blobferry_protocol::Request::StoreBlob) whose blob is arriving.
 pub(super) struct Upload {
-    pub(super) service: ServerCore,
-    pub(super) mailbox: Arc<Mailbox>,
-    pub(super) hold: Option<Arc<TransactionLease>>,
+    pub(super) core: ServerCore,
+    pub(super) mailbox: Arc<Mailbox<Message>>,
+    pub(super) lease: Option<Arc<TransactionLease>>,
     pub(super) id: RequestId,
     pub(super) txn: TxnId,
     pub(super) oid: Oid,
     pub(super) base: Tid,
     pub(super) data: Vec<u8>,
-    /// Where the bytes go. Before the transfer has begun: what is here from a connection before.
+    /// Where the bytes go. Before the transfer begins, this is the part from an earlier connection.
     pub(super) part: Option<Part>,
 }
 
 impl Upload {
-    /// Whether it can go on; if not, the client is told why.
+    /// Returns whether the upload can go on. Answers the request if not.
     fn checked(&self, result: Result<(), RequestError>) -> bool {
         result.map_err(|error| self.mailbox.reply(self.id, Err(error))).is_ok()
     }
 
-    /// Begins, or goes on behind what is here.
+    /// Begins the upload, or resumes it behind the retained part.
     fn begin(&mut self, from: u64, size: u64) -> Result<(), RequestError> {
-        let kept = self.part.take();
+        let retained = self.part.take();
         if from > 0 {
-            let fits = kept.filter(|part| (part.written, part.size) == (from, size));
+            let fits = retained.filter(|part| (part.written, part.size) == (from, size));
             let part = fits.ok_or_else(|| RequestError::Mismatch {
                 detail: format!("{from} of its {size} bytes are not here to go on from"),
             })?;
             self.part = Some(Part { request: self.id, ..part });
             return Ok(());
         }
-        drop(kept); // first: what it occupies may be needed
-        let stage = self.service.store().stage(size)?;
+        drop(retained); // first: its space may be needed
+        let stage = self.core.store().stage(size)?;
         self.part = Some(Part { request: self.id, stage, size, written: 0 });
         Ok(())
     }
@@ -60,19 +61,19 @@ impl Upload {
         let part =
             self.part.take().ok_or_else(|| RequestError::Failed { detail: "nothing was staged".into() })?;
         let staged = part.stage.complete(digest)?;
-        self.service.counters().blobs_received.add(1);
+        self.core.counters().blobs_received.add(1);
         if let Some(stamp) = staged.stamp() {
-            self.service.proofs().add(VerifiedFile { oid: self.oid, digest, stamp });
+            self.core.verified().add(VerifiedFile { oid: self.oid, digest, stamp });
         }
         let data = std::mem::take(&mut self.data);
-        let stored = self.service.store().store_blob(self.txn, self.oid, self.base, data, staged);
-        stored.inspect(|()| self.hold.iter().for_each(|hold| hold.done(self.id)))
+        let stored = self.core.store().store_blob(self.txn, self.oid, self.base, data, staged);
+        stored.inspect(|()| self.lease.iter().for_each(|lease| lease.done(self.id)))
     }
 }
 
 impl Sink for Upload {
     fn is_quick(&self, size: u64) -> bool {
-        size <= QUICK && self.service.store().is_inline(size) && self.service.pace().is_quick()
+        size <= QUICK_BYTES && self.core.store().is_inline(size) && self.core.inline_policy().allows()
     }
 
     fn start(&mut self, from: u64, _: u64, size: u64) -> bool {
@@ -81,22 +82,23 @@ impl Sink for Upload {
     }
 
     fn write(&mut self, bytes: &[u8]) -> bool {
-        self.service.counters().bytes_received.add(bytes.len() as u64);
+        self.core.counters().bytes_received.add(bytes.len() as u64);
         let written = self.take(bytes);
         self.checked(written)
     }
 
     fn stop(mut self: Box<Self>, digest: Digest) {
-        let service = self.service.clone();
-        let result = service.pace().act(|| self.complete(digest));
+        let core = self.core.clone();
+        let result = core.inline_policy().run(|| self.complete(digest));
         self.mailbox.reply(self.id, result.map(|()| Reply::Done));
     }
 
-    /// Its request is answered already; or the connection is gone, and the next one may go on with it.
+    /// Retains what has arrived if the connection is lost: the next one may resume it. In the other cases the request is
+    /// answered already.
     fn abort(self: Box<Self>, reason: Option<RequestError>) {
-        let Upload { hold, oid, part, .. } = *self;
-        if let (None, Some(hold), Some(part)) = (reason, hold, part) {
-            hold.keep(oid, part);
+        let Upload { lease, oid, part, .. } = *self;
+        if let (None, Some(lease), Some(part)) = (reason, lease, part) {
+            lease.retain_part(oid, part);
         }
     }
 }

@@ -1,24 +1,22 @@
-//! Which blobs need not be hashed when they are sent, because this server has just done so.
+//! The files that this server has hashed lately, and need not hash again to send them.
 //!
-//! A blob that is sent as a whole is hashed on the way, so that damage is found before its last byte and named as what
-//! it is. Whoever receives it hashes it, too, and believes nothing else; so to do that again for each of a hundred
-//! machines that want the same blob within the hour finds nothing more, and is half of the work of sending it. What was
-//! hashed on its way in counts as well.
+//! The server hashes a blob while it sends it as a whole, so that damage is found before the last byte is sent. The
+//! receiver hashes it as well, and relies on nothing else. Hashing is half of the work of sending, and hashing the same
+//! file again for each of a hundred clients finds nothing new. A blob that was hashed when it was stored counts as well.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use blobferry_platform::os;
-use blobferry_platform::os::FileStamp;
+use blobferry_platform::os::{self, FileStamp};
 use blobferry_platform::sync::Mutex;
 use blobferry_protocol::{Digest, Oid};
 
-/// How long a proof holds.
-const HOLDS: Duration = Duration::from_secs(60 * 60);
-/// So many are remembered, the latest.
-const MOST: usize = 1024;
+/// How long a file counts as verified.
+const VALID: Duration = Duration::from_secs(60 * 60);
+/// Files that are remembered, at most: the latest.
+const MAX_FILES: usize = 1024;
 
-/// A file with the bytes of a blob, as it was when they were hashed.
+/// A file with the bytes of a blob, as it was when it was hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct VerifiedFile {
     pub(super) oid: Oid,
@@ -26,37 +24,37 @@ pub(super) struct VerifiedFile {
     pub(super) stamp: FileStamp,
 }
 
-/// The proofs of a server, all its connections'.
+/// The verified files of a server, shared by all its connections.
 #[derive(Debug, Default)]
 pub(super) struct RecentlyVerified(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// When each was made, since 1970.
-    made: BTreeMap<VerifiedFile, Duration>,
+    /// When each file was verified, since 1970.
+    verified_at: BTreeMap<VerifiedFile, Duration>,
     order: VecDeque<VerifiedFile>,
 }
 
 impl RecentlyVerified {
-    /// The bytes of a file were hashed just now, and were the blob's.
-    pub(super) fn add(&self, proof: VerifiedFile) {
+    /// Adds a file that was verified just now.
+    pub(super) fn add(&self, file: VerifiedFile) {
         let mut inner = self.0.lock();
-        if inner.made.insert(proof, os::unix_time()).is_none() {
-            inner.order.push_back(proof);
+        if inner.verified_at.insert(file, os::unix_time()).is_none() {
+            inner.order.push_back(file);
         }
-        if inner.order.len() > MOST
+        if inner.order.len() > MAX_FILES
             && let Some(oldest) = inner.order.pop_front()
         {
-            inner.made.remove(&oldest);
+            inner.verified_at.remove(&oldest);
         }
     }
 
-    /// Is that known to be so, and for not too long?
-    pub(super) fn hold(&self, proof: VerifiedFile) -> bool {
+    /// Returns whether a file was verified within the last hour.
+    pub(super) fn contains(&self, file: VerifiedFile) -> bool {
         let inner = self.0.lock();
-        // A clock that was put back says nothing.
-        let age = inner.made.get(&proof).and_then(|made| os::unix_time().checked_sub(*made));
-        age.is_some_and(|age| age < HOLDS)
+        // After the clock was set back the age is unknown.
+        let age = inner.verified_at.get(&file).and_then(|at| os::unix_time().checked_sub(*at));
+        age.is_some_and(|age| age < VALID)
     }
 }
 
@@ -67,44 +65,45 @@ mod tests {
 
     use super::*;
 
-    fn proof(oid: u64, file: &File) -> VerifiedFile {
+    fn verified(oid: u64, file: &File) -> VerifiedFile {
         VerifiedFile { oid: Oid(oid), digest: Digest([7; 32]), stamp: FileStamp::of(file).unwrap() }
     }
 
     #[test]
-    fn a_proof_holds_for_this_blob_and_this_file_as_it_was() {
+    fn changed_file_and_other_blob_are_not_verified() {
         let mut named = tempfile::NamedTempFile::new().unwrap();
-        let (proofs, before) = (RecentlyVerified::default(), proof(1, named.as_file()));
-        assert!(!proofs.hold(before));
-        proofs.add(before);
-        assert!(proofs.hold(before) && !proofs.hold(proof(2, named.as_file())));
+        let (files, before) = (RecentlyVerified::default(), verified(1, named.as_file()));
+        assert!(!files.contains(before));
+        files.add(before);
+        assert!(files.contains(before) && !files.contains(verified(2, named.as_file())));
         named.write_all(b"damage").unwrap();
-        assert!(!proofs.hold(proof(1, named.as_file())));
+        assert!(!files.contains(verified(1, named.as_file())));
     }
 
     #[test]
-    fn a_proof_is_too_old_after_an_hour_and_where_the_clock_was_put_back() {
+    fn verification_expires_after_an_hour_or_a_clock_set_back() {
         let named = tempfile::NamedTempFile::new().unwrap();
-        let (proofs, proof) = (RecentlyVerified::default(), proof(1, named.as_file()));
-        for (made, holds) in [(HOLDS, false), (HOLDS - Duration::from_secs(60), true)] {
-            proofs.add(proof);
-            *proofs.0.lock().made.get_mut(&proof).unwrap() -= made;
-            assert_eq!(proofs.hold(proof), holds);
+        let (files, file) = (RecentlyVerified::default(), verified(1, named.as_file()));
+        for (age, is_valid) in [(VALID, false), (VALID - Duration::from_secs(60), true)] {
+            files.add(file);
+            *files.0.lock().verified_at.get_mut(&file).unwrap() -= age;
+            assert_eq!(files.contains(file), is_valid);
         }
-        proofs.add(proof);
-        *proofs.0.lock().made.get_mut(&proof).unwrap() += HOLDS;
-        assert!(!proofs.hold(proof));
+        files.add(file);
+        *files.0.lock().verified_at.get_mut(&file).unwrap() += VALID;
+        assert!(!files.contains(file));
     }
 
     #[test]
-    fn only_the_latest_are_remembered() {
+    fn only_the_latest_files_are_remembered() {
         let named = tempfile::NamedTempFile::new().unwrap();
-        let proofs = RecentlyVerified::default();
-        for oid in 0..=MOST as u64 {
-            proofs.add(proof(oid, named.as_file()));
+        let files = RecentlyVerified::default();
+        for oid in 0..=MAX_FILES as u64 {
+            files.add(verified(oid, named.as_file()));
         }
-        assert!(!proofs.hold(proof(0, named.as_file())));
-        assert!(proofs.hold(proof(1, named.as_file())) && proofs.hold(proof(MOST as u64, named.as_file())));
-        assert_eq!(proofs.0.lock().made.len(), MOST);
+        assert!(!files.contains(verified(0, named.as_file())));
+        assert!(files.contains(verified(1, named.as_file())));
+        assert!(files.contains(verified(MAX_FILES as u64, named.as_file())));
+        assert_eq!(files.0.lock().verified_at.len(), MAX_FILES);
     }
 }

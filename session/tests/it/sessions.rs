@@ -46,13 +46,13 @@ fn pair(service: &ServerCore) -> Pair {
 }
 
 fn service() -> (Arc<dyn Store>, ServerCore) {
-    service_that_keeps(ServerConfig::default().keep)
+    service_that_keeps(ServerConfig::default().detach_timeout)
 }
 
 /// One that keeps transactions without a connection for so long.
-fn service_that_keeps(keep: Duration) -> (Arc<dyn Store>, ServerCore) {
+fn service_that_keeps(detach_timeout: Duration) -> (Arc<dyn Store>, ServerCore) {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
-    (store.clone(), ServerCore::new(store, ServerConfig { keep, ..ServerConfig::default() }))
+    (store.clone(), ServerCore::new(store, ServerConfig { detach_timeout, ..ServerConfig::default() }))
 }
 
 impl Pair {
