@@ -1,7 +1,7 @@
-//! The inner loops of a transport that reads and writes through buffers, written once.
+//! The inner loops of a transport that reads and writes through buffers.
 //!
-//! Nothing here does I/O: bytes come in as slices and go out into a `Vec`. A transport that moves payload past user
-//! space (`splice`, owned buffers of an io_uring) drives the [`Connection`] itself; it sees the same events.
+//! The two functions do no I/O: bytes come in as slices and go out into a `Vec`. A transport that moves payload past
+//! user space (`splice`, buffers of an io_uring) drives the [`Connection`] itself, and gets the same events.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -12,14 +12,14 @@ use crate::error::{PeerError, UsageError};
 use crate::message::RequestError;
 use crate::time::Time;
 
-/// Appends what is to be sent to `out` until that holds at least `enough` bytes or there is nothing more to send.
+/// Appends what is to be sent to `out`, until `out` holds at least `enough` bytes or nothing is left to send.
 ///
-/// `read` appends the bytes of a slice, all of them. If it fails, the peer gets zeros in their place, and the transfer
-/// is aborted with the reason. (It appends, where it could fill a slice, because a buffer of zeros would have to be made
-/// for that: one more pass over every byte.)
+/// `read` appends all bytes of a slice. It appends, and does not fill a buffer, because zeroing that buffer would be one
+/// more pass over every byte. If `read` fails, the peer gets zeros in their place, and the transfer is aborted with the
+/// error.
 ///
-/// If `read` appends nothing and does not fail, that is where it ends: the slice is given back, and its bytes are for
-/// the caller to move, right behind what is in `out`.
+/// If `read` appends nothing and succeeds, the function returns that slice. The caller then sends its bytes directly
+/// behind those in `out`.
 pub fn transmit<S: Side>(
     connection: &mut Connection<S>,
     now: Time,
@@ -41,7 +41,7 @@ pub fn transmit<S: Side>(
         if let Err(reason) = read {
             out.truncate(start);
             out.resize(end, 0);
-            // It is under way: its end is said at the next poll at the earliest.
+            // The transfer is under way: its end is queued by the next poll at the earliest.
             let aborted = connection.abort_blob(slice.transfer, reason);
             debug_assert!(aborted.is_ok());
         }
@@ -53,11 +53,13 @@ fn wrong_length(slice: Slice) -> RequestError {
     RequestError::Source { detail: format!("it did not give the {} bytes that were to be read", slice.len) }
 }
 
-/// Feeds `bytes` from the peer to the connection: control to the machine, payload to `payload` (the slice, and where
-/// its bytes lie in `bytes`), and every event to `event` before the payload that follows it.
+/// Processes `bytes` from the peer.
+///
+/// Control goes to the connection, and payload to `payload`, as the slice and its range in `bytes`. Each event goes to
+/// `event` before the payload that follows it.
 ///
 /// # Errors
-/// The rule that the peer broke. The connection is dead; events before that were handed out.
+/// The rule that the peer broke. The connection is dead; `event` has had the events before that.
 pub fn receive<S: Side, State>(
     connection: &mut Connection<S>,
     now: Time,
@@ -80,7 +82,7 @@ pub fn receive<S: Side, State>(
                 let n = slice.len.min((bytes.len() - at) as u64);
                 let end = at + n as usize;
                 payload(state, Slice { len: n, ..slice }, at..end);
-                // What is moved is at most what is expected: the only error is a connection that has died meanwhile.
+                // No more is moved than is expected, so the only error is a connection that has died meanwhile.
                 if let Err(UsageError::Dead(error)) = connection.payload_moved(now, n) {
                     return Err(error);
                 }

@@ -1,12 +1,12 @@
-//! Requests in flight, as both halves remember them: which transaction they belong to, and what answer fits.
+//! What both sides keep of a request in flight: its transaction, and which answer fits.
 
 use crate::ids::TxnId;
 use crate::message::{Reply, Request};
 
-/// What is remembered of a request until it is answered.
+/// The kind of a request in flight, with what its answer needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
-    /// Anything that puts something into a transaction: `Begin`, `Store`, `StoreBlob`, `StoreShared`, `Delete`.
+    /// A request that puts something into a transaction: `Begin`, `Store`, `StoreBlob`, `StoreShared`, `Delete`.
     Put(TxnId),
     Vote(TxnId),
     Finish(TxnId),
@@ -27,21 +27,21 @@ pub(crate) enum Call {
     Pack,
 }
 
-/// A request that is not answered.
+/// A request without an answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pending {
     pub(crate) call: Call,
-    /// Nobody waits for the answer any more.
+    /// The caller does not wait for the answer any more.
     pub(crate) cancelled: bool,
-    /// Its upload was given up: it can not succeed any more.
+    /// Its upload was aborted, so the request cannot succeed any more.
     pub(crate) aborted: bool,
-    /// The caller was told that it is given up: what the peer says of it is not told again.
-    pub(crate) told: bool,
+    /// The caller has had its event already: the peer's answer makes no second one.
+    pub(crate) reported: bool,
 }
 
 impl From<Call> for Pending {
     fn from(call: Call) -> Pending {
-        Pending { call, cancelled: false, aborted: false, told: false }
+        Pending { call, cancelled: false, aborted: false, reported: false }
     }
 }
 
@@ -69,7 +69,7 @@ impl Call {
         }
     }
 
-    /// Is this an answer to it? An error always is.
+    /// Returns true if this reply answers the request. An error always does.
     pub(crate) fn fits(self, reply: &Reply) -> bool {
         match self {
             Call::Put(_) | Call::Abort(_) => matches!(reply, Reply::Done),

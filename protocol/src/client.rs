@@ -1,4 +1,4 @@
-//! The client's half of a connection: it asks, and stores.
+//! The client side of a connection: it sends requests and uploads blobs.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -16,39 +16,39 @@ use crate::planted::{Bug, planted};
 use crate::time::Time;
 use crate::wire;
 
-/// A client's connection. Beside what [`connection::Connection`] offers: [`request`](Connection::request) and
+/// A client's connection: [`connection::Connection`] with [`request`](Connection::request) and
 /// [`upload`](Connection::upload).
 pub type Connection = connection::Connection<Client>;
 
-/// What a client has to know.
+/// An event of a client's connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The handshake is done.
     Connected(Welcome),
-    /// The server wants no conversation; the connection is dead.
+    /// The server has refused the connection, which is dead.
     Refused(Refusal),
-    /// The one answer to a request. A [`Request::SendBlob`] gets this only when no transfer begins.
+    /// The one answer to a request. A [`Request::SendBlob`] has it only if no transfer begins.
     Reply {
         /// The request.
         id: RequestId,
         /// The answer.
         result: Result<Reply, RequestError>,
     },
-    /// A transaction was committed; comes before any answer that exposes it.
+    /// A transaction was committed. The event comes before any answer that exposes the transaction.
     Invalidate {
         /// The transaction.
         tid: Tid,
-        /// What it changed.
+        /// The objects that it changed.
         oids: Vec<Oid>,
     },
-    /// A blob that was asked for arrives. [`TransferEvent::Stopped`] and [`TransferEvent::Aborted`] are the one
-    /// answer to their request.
+    /// A requested blob arrives. [`TransferEvent::Stopped`] or [`TransferEvent::Aborted`] is the one answer to its
+    /// request.
     Transfer(TransferEvent),
-    /// The server is about to stop: nothing new begins, what is under way goes on.
+    /// The server is about to stop: it begins nothing new, and what is under way goes on.
     Goodbye,
 }
 
-/// The state of the client's half.
+/// The state of the client side.
 #[derive(Debug)]
 pub struct Client {
     last_request: u64,
@@ -58,7 +58,7 @@ pub struct Client {
 
 #[derive(Debug)]
 struct Txn {
-    /// Its `Begin` or `Attach`: answers to requests before that belong to another transaction of the same name.
+    /// Its `Begin` or `Attach`: an answer to an earlier request belongs to another transaction of the same name.
     begun: RequestId,
     phase: Phase,
 }
@@ -78,8 +78,9 @@ impl From<TransferEvent> for Event {
 }
 
 impl connection::Connection<Client> {
-    /// A connection that says hello at once. `credentials` prove who this is, to a server that wants to know; at
-    /// most 2,048 bytes, the rest is cut off.
+    /// Returns a connection that sends its hello with the first [`poll_transmit`](Self::poll_transmit).
+    ///
+    /// `credentials` identify the client to the server. They have at most 2048 bytes; the rest is cut off.
     #[must_use]
     pub fn new(now: Time, config: Config, credentials: &[u8]) -> Connection {
         let side = Client { last_request: 0, requests: BTreeMap::new(), transactions: BTreeMap::new() };
@@ -94,8 +95,10 @@ impl connection::Connection<Client> {
         connection
     }
 
-    /// The same, for a client that goes on with transactions of a connection before: its requests have higher numbers
-    /// than those that it has made there, up to `last`. So whatever [`Reply::Attached`] tells is told of one of them only.
+    /// Like [`new`](Self::new), for a client that resumes transactions of an earlier connection.
+    ///
+    /// Requests are numbered above `last`, which was the [`last_request`](Self::last_request) of that connection. So
+    /// each number in a [`Reply::Attached`] belongs to one request only.
     #[must_use]
     pub fn after(now: Time, config: Config, credentials: &[u8], last: RequestId) -> Connection {
         let mut connection = Connection::new(now, config, credentials);
@@ -103,29 +106,33 @@ impl connection::Connection<Client> {
         connection
     }
 
-    /// The last request that was made; 0 before the first.
+    /// Returns the number of the last request; 0 before the first.
     #[must_use]
     pub fn last_request(&self) -> RequestId {
         RequestId(self.side.last_request)
     }
 
-    /// Downloads whose end has not come yet, wanted or not. There are never more than this side has announced transfers.
+    /// Returns the number of downloads that have not ended, cancelled ones included.
+    ///
+    /// There are never more than the `transfers` of this side's [`Limits`](crate::Limits).
     #[must_use]
     pub fn downloads(&self) -> usize {
         let is_download = |pending: &&Pending| matches!(pending.call, Call::SendBlob { .. });
         self.side.requests.values().filter(is_download).count()
     }
 
-    /// Uploads whose end was not sent yet. There are never more than the server has announced transfers.
+    /// Returns the number of uploads whose end was not sent yet.
+    ///
+    /// There are never more than the `transfers` of the server's [`Limits`](crate::Limits).
     #[must_use]
     pub fn uploads(&self) -> usize {
         self.link.outgoing.len()
     }
 
-    /// Asks for something. Exactly one answer will come, under the id that this returns.
+    /// Queues a request. Exactly one answer will come, under the id that this returns.
     ///
     /// # Errors
-    /// What can not be asked now: see [`UsageError`]. Nothing was sent.
+    /// A [`UsageError`] if the request is not possible now. Nothing was queued then.
     pub fn request(&mut self, request: Request) -> Result<RequestId, UsageError> {
         if matches!(request, Request::StoreBlob { .. }) {
             return Err(UsageError::UseUpload);
@@ -133,12 +140,13 @@ impl connection::Connection<Client> {
         self.send_request(request)
     }
 
-    /// Stores an object's record with a blob of exactly `size` bytes, whose transfer begins at once. Where the digest
-    /// is not known yet, [`finish_blob`](Self::finish_blob) has to tell it when all bytes have been read. The answer
-    /// comes under the transfer's number when the server has all of it on disk.
+    /// Stores an object's record with a blob of exactly `size` bytes. The transfer of the blob begins at once.
+    ///
+    /// If `digest` is `None`, call [`finish_blob`](Self::finish_blob) when all bytes have been read. The answer comes
+    /// under the number of the transfer, when the server has the whole blob on disk.
     ///
     /// # Errors
-    /// What can not be done now: see [`UsageError`]. Nothing was sent.
+    /// A [`UsageError`] if the upload is not possible now. Nothing was queued then.
     pub fn upload(
         &mut self,
         txn: TxnId,
@@ -151,8 +159,10 @@ impl connection::Connection<Client> {
         self.resume_upload(txn, oid, base, data, 0..size, digest)
     }
 
-    /// The same for a blob whose upload was cut off: `rest.end` is its size, and the bytes below `rest.start` are at the
-    /// server, as [`Reply::Attached`] has said.
+    /// Like [`upload`](Self::upload), for a blob whose upload was interrupted.
+    ///
+    /// `rest.end` is the size of the blob. The server has the bytes below `rest.start` already, as
+    /// [`Reply::Attached`] has said.
     ///
     /// # Errors
     /// As [`upload`](Self::upload).
@@ -193,9 +203,9 @@ impl connection::Connection<Client> {
             return Err(UsageError::Closing);
         }
         let step = self.side.next_phase(&request, limits.transactions)?;
-        let again = planted(Bug::ReuseTransferId) && self.side.last_request % 16 == 15;
-        let id = RequestId(self.side.last_request + u64::from(!again));
-        // What ends a transaction is short, and must not wait for those that go on with theirs.
+        let repeat = planted(Bug::ReuseTransferId) && self.side.last_request % 16 == 15;
+        let id = RequestId(self.side.last_request + u64::from(!repeat));
+        // A request that ends a transaction is short, and must not wait behind other transactions.
         let message = Message::Request { id, request };
         if ends {
             self.link.queue(&message)?
@@ -213,7 +223,7 @@ impl connection::Connection<Client> {
         Ok(id)
     }
 
-    /// A transaction that is given up takes its uploads with it.
+    /// Aborts the uploads of a transaction that is aborted.
     fn abort_uploads(&mut self, txn: TxnId) {
         let of_txn = self.side.requests.iter_mut().filter(|(_, pending)| pending.call == Call::Put(txn));
         for (id, pending) in of_txn {
@@ -221,10 +231,10 @@ impl connection::Connection<Client> {
         }
     }
 
-    /// Does not want the answer any more. It comes all the same, perhaps early; a blob's bytes are dropped.
+    /// Cancels a request. Its answer comes all the same, perhaps early; the bytes of a blob are dropped.
     ///
     /// # Errors
-    /// A request that does not wait for an answer.
+    /// [`UsageError::NoSuchRequest`] if the request does not wait for an answer.
     pub fn cancel(&mut self, id: RequestId) -> Result<(), UsageError> {
         self.link.usable()?;
         let pending = self.side.requests.get_mut(&id).ok_or(UsageError::NoSuchRequest(id))?;
@@ -235,7 +245,7 @@ impl connection::Connection<Client> {
         Ok(())
     }
 
-    /// The phase of a transaction that is open here.
+    /// Returns the phase of a transaction of this connection; `None` if it is not open here.
     #[must_use]
     pub fn phase(&self, txn: TxnId) -> Option<Phase> {
         self.side.transactions.get(&txn).map(|txn| txn.phase)
@@ -243,7 +253,7 @@ impl connection::Connection<Client> {
 }
 
 impl Client {
-    /// The phase that a request brings its transaction to; `Some((txn, None))` where that is its end.
+    /// Returns the phase that a request leads its transaction to; `Some((txn, None))` if the request ends it.
     fn next_phase(
         &self,
         request: &Request,
@@ -261,7 +271,7 @@ impl Client {
             return Ok(Some((txn, Some(Phase::Open))));
         }
         let Some(phase) = current else {
-            // It may be open at the server: its connection was lost.
+            // The transaction may be open at the server, after its connection was lost.
             let abort = matches!(request, Request::Abort { .. });
             return if abort { Ok(None) } else { Err(UsageError::NoSuchTransaction(txn)) };
         };
@@ -282,7 +292,7 @@ impl Client {
         Ok(Some((txn, next)))
     }
 
-    /// A request that was sent brings its transaction to a phase, or to its end.
+    /// Moves a transaction to the phase that a sent request leads to, or to its end.
     fn enter(&mut self, txn: TxnId, id: RequestId, phase: Option<Phase>) {
         match phase {
             Some(phase) => self.transactions.entry(txn).or_insert(Txn { begun: id, phase }).phase = phase,
@@ -290,23 +300,23 @@ impl Client {
         }
     }
 
-    /// What an answer means for its transaction.
+    /// Applies an answer to the transaction of its request.
     fn answered(&mut self, id: RequestId, call: Call, result: &Result<Reply, RequestError>) {
         let (Call::Put(txn) | Call::Vote(txn) | Call::Finish(txn) | Call::Commit(txn) | Call::Attach(txn)) =
             call
         else {
             return;
         };
-        // Given up meanwhile: nothing is known of it any more.
+        // The transaction was aborted meanwhile.
         let Some(state) = self.transactions.get_mut(&txn).filter(|state| state.begun <= id) else { return };
         match (call, result) {
             (Call::Put(_), Err(_)) if state.phase == Phase::Open => state.phase = Phase::Doomed,
-            // The vote that is under way will say so.
+            // The vote that is under way will report the failure.
             (Call::Put(_), _) => {}
             (_, Ok(Reply::Attached { .. })) => {}
             (_, Ok(Reply::Voted)) => state.phase = Phase::Voted,
             (_, Ok(Reply::Conflicts(_))) => state.phase = Phase::Open,
-            // Finished, or an error: either ends it.
+            // Finished, or an error: both end the transaction.
             _ => drop(self.transactions.remove(&txn)),
         }
     }
@@ -341,7 +351,7 @@ impl Sealed for Client {
                 Ok(())
             }
             Message::Goodbye => {
-                if link.leaves() {
+                if link.peer_closes() {
                     events.push_back(Event::Goodbye);
                 }
                 Ok(())
@@ -358,13 +368,13 @@ impl Sealed for Client {
         size: u64,
     ) -> Result<Accept, PeerError> {
         match self.requests.get(&transfer.into()) {
-            Some(&Pending { call: Call::SendBlob { from: asked, upto }, cancelled, .. }) => {
-                if from != asked || end != upto.min(size) {
-                    return Err(PeerError::BadTransfer { transfer, what: "it is not the range asked for" });
+            Some(&Pending { call: Call::SendBlob { from: requested, upto }, cancelled, .. }) => {
+                if from != requested || end != upto.min(size) {
+                    return Err(PeerError::BadTransfer { transfer, what: "it is not the requested range" });
                 }
                 Ok(if cancelled { Accept::Drop } else { Accept::Take })
             }
-            _ => Err(PeerError::BadTransfer { transfer, what: "nobody asked for it" }),
+            _ => Err(PeerError::BadTransfer { transfer, what: "it was not requested" }),
         }
     }
 
@@ -376,7 +386,7 @@ impl Sealed for Client {
         wanted: bool,
     ) {
         let transfer = event.transfer();
-        if self.requests.remove(&transfer.into()).is_some_and(|pending| pending.told) {
+        if self.requests.remove(&transfer.into()).is_some_and(|pending| pending.reported) {
             return;
         }
         let event =
@@ -393,7 +403,7 @@ impl Sealed for Client {
     ) {
         let id = transfer.into();
         let Some(pending) = self.requests.get_mut(&id) else { return };
-        (pending.cancelled, pending.told) = (true, true);
+        (pending.cancelled, pending.reported) = (true, true);
         let call = pending.call;
         events.push_back(if give_up(link, id, pending, reason.clone()) {
             let result = Err(reason);
@@ -419,9 +429,9 @@ impl Sealed for Client {
     }
 }
 
-/// Tells the server that the answer to a request is not wanted any more; says whether that was an upload.
+/// Cancels a request at the server; returns true if it was an upload.
 fn give_up(link: &mut Link, id: RequestId, pending: &mut Pending, reason: RequestError) -> bool {
-    // To give up an upload says it all.
+    // The abort of an upload makes a `Cancel` needless.
     let upload = link.abort_blob(id.into(), reason);
     pending.aborted |= upload;
     if !upload {
@@ -441,7 +451,7 @@ impl Client {
         result: Result<Reply, RequestError>,
     ) -> Result<(), PeerError> {
         let wrong = |what| PeerError::WrongReply { id, what };
-        let &Pending { call, told, aborted, .. } =
+        let &Pending { call, reported, aborted, .. } =
             self.requests.get(&id).ok_or_else(|| wrong("it is not in flight"))?;
         if result.as_ref().is_ok_and(|reply| !call.fits(reply)) {
             return Err(wrong("the answer is of another kind"));
@@ -452,10 +462,10 @@ impl Client {
         if result.is_ok() && (aborted || link.outgoing.contains(id.into())) {
             return Err(wrong("its blob is not complete"));
         }
-        // The server wants no more of this blob.
+        // The server has answered the upload early, and drops the rest of the blob.
         link.abort_blob(id.into(), RequestError::Cancelled);
         self.requests.remove(&id);
-        if told {
+        if reported {
             return Ok(());
         }
         self.answered(id, call, &result);

@@ -1,4 +1,4 @@
-//! The words of the field: what objects, transactions, blobs and transfers are called.
+//! Identifiers: of objects, transactions, blobs, requests and transfers.
 
 use core::fmt;
 use core::str::FromStr;
@@ -7,33 +7,36 @@ use core::time::Duration;
 use alloc::string::String;
 use serde::{Deserialize, Serialize};
 
-/// An object: something with an identity whose revisions are stored by transactions.
+/// The id of an object, whose revisions are stored by transactions.
 ///
-/// Oids are handed out by the server and never reused. Oid 0 is the root, by custom.
+/// The server allocates oids ([`Request::NewOids`](crate::Request::NewOids)) and never reuses one. It never allocates
+/// oid 0, [`Oid::ROOT`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Oid(pub u64);
 
 impl Oid {
-    /// The root object, from which everything else is found.
+    /// The root object: the application stores in it what leads to all other objects.
+    ///
+    /// As in ZODB, the oid 0 is fixed so that every client finds the root. The protocol treats it as any other oid.
     pub const ROOT: Oid = Oid(0);
 }
 
-/// A transaction's id, given when it commits: strictly increasing, and a time stamp in the order of ZODB's.
+/// The id of a committed transaction, assigned at commit. Tids are strictly increasing, and time stamps in ZODB's format.
 ///
-/// The upper 32 bits count minutes (on a calendar in which every month has 31 days, from 1900), the lower 32
-/// bits are the fraction of that minute. [`Tid::ZERO`] is "before everything".
+/// The upper 32 bits count minutes from 1900, on a calendar in which every month has 31 days. The lower 32 bits are the
+/// fraction of that minute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Tid(pub u64);
 
 impl Tid {
     /// Before every transaction: the base of an object that does not exist yet.
     pub const ZERO: Tid = Tid(0);
-    /// After every transaction that can ever be.
+    /// After every transaction.
     pub const MAX: Tid = Tid(u64::MAX);
 
-    /// The tid of a moment, as time since the Unix epoch (UTC).
+    /// Returns the tid of a moment, given as the time since the Unix epoch (UTC).
     ///
-    /// Moments beyond the year 9892 are clamped: the minutes must fit 32 bits.
+    /// A moment after the year 9892 counts as the last one of that range: the minutes must fit 32 bits.
     #[must_use]
     pub fn from_unix(since_epoch: Duration) -> Tid {
         const LAST_SECOND: u64 = 250_000_000_000; // in the year 9892
@@ -48,7 +51,7 @@ impl Tid {
         Tid((minutes << 32) | fraction as u64)
     }
 
-    /// The moment that this tid stands for, as time since the Unix epoch; `None` before 1970.
+    /// Returns the moment of this tid as the time since the Unix epoch; `None` before 1970.
     #[must_use]
     pub fn to_unix(self) -> Option<Duration> {
         let minutes = self.0 >> 32;
@@ -74,14 +77,15 @@ impl Tid {
         Tid(self.0.saturating_sub(1))
     }
 
-    /// The next tid after this one at the moment `now`: `now` itself where the clock has moved on, else one more.
+    /// Returns the tid for the next commit at the moment `now`: `now` itself if the clock has advanced, else
+    /// [`successor`](Tid::successor).
     #[must_use]
     pub fn next(self, now: Tid) -> Tid {
         now.max(self.successor())
     }
 }
 
-/// Year, month and day of a day counted from 1970-01-01 (proleptic Gregorian; Howard Hinnant's algorithm).
+/// Returns year, month and day of a day counted from 1970-01-01 (proleptic Gregorian; Howard Hinnant's algorithm).
 fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
     let era = z / 146_097;
@@ -94,7 +98,7 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     (yoe + era * 400 + u64::from(month <= 2), month, day)
 }
 
-/// The inverse of [`civil_from_days`]; `None` before 1970.
+/// Returns the inverse of [`civil_from_days`]; `None` before 1970.
 fn days_from_civil(year: u64, month: u64, day: u64) -> Option<u64> {
     let y = year - u64::from(month <= 2);
     let era = y / 400;
@@ -105,7 +109,7 @@ fn days_from_civil(year: u64, month: u64, day: u64) -> Option<u64> {
     (era * 146_097 + doe).checked_sub(719_468)
 }
 
-/// One revision of one blob: immutable for ever, hence cacheable without asking.
+/// The id of one revision of one blob. Its bytes never change, so a cache needs no invalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BlobId {
     /// The object that the blob belongs to.
@@ -115,24 +119,25 @@ pub struct BlobId {
 }
 
 impl BlobId {
-    /// How many buckets a directory of blobs has; a prime, as in ZEO's blob cache.
+    /// The number of buckets of a blob directory: a prime, as in ZEO's blob cache.
     pub const BUCKETS: u64 = 997;
 
-    /// The bucket that this blob is kept in: `oid mod 997`.
+    /// Returns the bucket of this blob: `oid mod 997`.
     #[must_use]
     pub fn bucket(self) -> u64 {
         self.oid.0 % Self::BUCKETS
     }
 
-    /// The file name of this blob in its bucket: `<oid div 997>.<tid, 16 hex>.blob`.
+    /// Returns the file name of this blob in its bucket: `<oid div 997>.<tid, 16 hex>.blob`.
     ///
-    /// Caches and servers, and ZEO's own cache, all use this name.
+    /// Caches, servers and ZEO's own cache use this name.
     #[must_use]
     pub fn file_name(self) -> String {
         alloc::format!("{}.{}.blob", self.oid.0 / Self::BUCKETS, self.tid)
     }
 
-    /// The inverse of [`BlobId::bucket`] and [`BlobId::file_name`]; `None` for any other name.
+    /// Returns the blob with this [`bucket`](BlobId::bucket) and [`file_name`](BlobId::file_name); `None` for any
+    /// other name.
     #[must_use]
     pub fn from_file_name(bucket: u64, name: &str) -> Option<BlobId> {
         let (quotient, tid) = name.strip_suffix(".blob")?.split_once('.')?;
@@ -142,20 +147,23 @@ impl BlobId {
     }
 }
 
-/// A transaction's name before it has a tid, and for ever after: 128 random bits chosen by the client.
+/// The name of a transaction: 128 random bits that the client chooses before the transaction has a [`Tid`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TxnId(pub [u8; 16]);
 
-/// BLAKE3-256 of a blob's bytes.
+/// The BLAKE3-256 digest of a blob's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Digest(pub [u8; 32]);
 
-/// One request on one connection, numbered by the client in strictly increasing order from 1. 0 is before the first.
+/// The number of a request on one connection.
+///
+/// The client numbers its requests in strictly increasing order from 1. The default, 0, is before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId(pub u64);
 
-/// One blob in flight on one connection. It has the number of the request that it belongs to, so a transfer id is
-/// never used twice and needs no table of its own.
+/// The number of a transfer of one blob on one connection: that of the request that it belongs to.
+///
+/// A request has at most one transfer, so a transfer id is never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TransferId(pub u64);
 
@@ -184,7 +192,7 @@ pub struct ParseIdError {
 #[non_exhaustive]
 pub struct ParseBlobIdError;
 
-/// Parses exactly `N` bytes in hexadecimal.
+/// Parses exactly `N` bytes of hexadecimal digits.
 fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], ParseIdError> {
     let error = ParseIdError { digits: N * 2 };
     if text.len() != N * 2 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -216,7 +224,7 @@ impl FromStr for Oid {
 }
 
 impl fmt::Display for Tid {
-    /// Sixteen hexadecimal digits: sorts as it compares.
+    /// Writes sixteen hexadecimal digits, so that the texts sort as the tids compare.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
     }
@@ -291,7 +299,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_tid_is_the_time_stamp_that_zodb_would_give() {
+    fn a_tid_is_zodbs_time_stamp() {
         // ZODB: TimeStamp(2007, 5, 18, 14, 2, 22.0): ((107*12 + 4)*31 + 17)*1440 + 14*60 + 2, and 22 s of a minute.
         let tid = Tid::from_unix(Duration::from_secs(1_179_496_942));
         assert_eq!(tid.0 >> 32, ((107 * 12 + 4) * 31 + 17) * 1440 + 14 * 60 + 2);
@@ -299,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn tids_increase_even_when_the_clock_goes_back() {
+    fn tids_increase_when_the_clock_goes_back() {
         let last = Tid(1000);
         assert_eq!(last.next(Tid(5)), Tid(1001));
         assert_eq!(last.next(Tid(2000)), Tid(2000));
@@ -321,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_blob_has_are_refused() {
+    fn other_file_names_are_refused() {
         for name in ["", "1.blob", "01.0000000000000abc.blob", "1.0000000000000ABC.blob", "1.abc.blob", "x"] {
             assert_eq!(BlobId::from_file_name(3, name), None, "{name}");
         }
@@ -335,7 +343,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_blobs_file_name_says_which_blob_it_is(oid: u64, tid: u64) {
+        fn blob_names_and_file_names_parse_back(oid: u64, tid: u64) {
             let blob = BlobId { oid: Oid(oid), tid: Tid(tid) };
             prop_assert_eq!(BlobId::from_file_name(blob.bucket(), &blob.file_name()), Some(blob));
             prop_assert_eq!(blob.to_string().parse(), Ok(blob));

@@ -1,21 +1,21 @@
-//! Bugs that are planted on purpose, to see that the simulator and its siblings catch them: see `tests/README.md`.
+//! Bugs that are planted on purpose, to check that the tests find them: see `tests/README.md`.
 //!
-//! They are only in builds with the feature `__planted`, which nothing but tests turns on, and even there only the one that was chosen. In every other
-//! build [`planted`] is `false`, and the compiler removes what depends on it.
+//! Only builds with the feature `__planted` contain them, and only tests use that feature. At most one bug is active at
+//! a time. In every other build [`planted`] is `false`, and the compiler removes the code that depends on it.
 
 macro_rules! bugs {
     ($($(#[doc = $what:literal])+ $bug:ident = $name:literal,)+) => {
-        /// A bug that can be planted.
+        /// A bug that a test can plant.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Bug {
             $($(#[doc = $what])+ $bug,)+
         }
 
         impl Bug {
-            /// All of them.
+            /// All bugs.
             pub const ALL: &[Bug] = &[$(Bug::$bug,)+];
 
-            /// What it is called on a command line.
+            /// Returns the name of the bug on a command line.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -23,7 +23,7 @@ macro_rules! bugs {
                 }
             }
 
-            /// What goes wrong with it.
+            /// Returns what the bug does.
             #[must_use]
             pub const fn what(self) -> &'static str {
                 match self {
@@ -55,15 +55,15 @@ bugs! {
     ReuseTransferId = "reuse-transfer-id",
     /// The outcome of a transaction that is being finished is given at once: not committed.
     OutcomeTooEarly = "outcome-too-early",
-    /// An upload that is resumed goes on one byte behind the one that the server has named.
+    /// A resumed upload goes on one byte behind the offset that the server has named.
     ResumeOneByteOff = "resume-one-byte-off",
-    /// Of those who wait for a download the last one is not told that it is there.
+    /// The last waiter of a download is not notified.
     LoseWaiter = "lose-waiter",
     /// A vote that fails releases the locks of another transaction, too.
     UnlockAnother = "unlock-another",
-    /// A transaction that is given up behind its vote keeps its locks.
+    /// A transaction that is aborted after its vote keeps its locks.
     KeepLocks = "keep-locks",
-    /// A commit that was not answered is sent again without asking what became of it.
+    /// A commit without an answer is sent again, and its outcome is not requested before.
     RepeatCommit = "repeat-commit",
 }
 
@@ -73,12 +73,12 @@ mod chosen {
 
     static CHOSEN: AtomicUsize = AtomicUsize::new(usize::MAX);
 
-    /// Plants a bug instead of the one before, or none.
+    /// Plants a bug in place of the previous one; `None` removes it.
     pub fn plant(bug: Option<super::Bug>) {
         CHOSEN.store(bug.map_or(usize::MAX, |bug| bug as usize), Ordering::SeqCst);
     }
 
-    /// Is this the bug that was planted?
+    /// Returns true if this bug is planted.
     #[must_use]
     pub fn planted(bug: super::Bug) -> bool {
         CHOSEN.load(Ordering::SeqCst) == bug as usize
@@ -88,7 +88,7 @@ mod chosen {
 #[cfg(feature = "__planted")]
 pub use chosen::{plant, planted};
 
-/// Is this the bug that was planted? Not in this build.
+/// Returns false: this build has no planted bugs.
 #[cfg(not(feature = "__planted"))]
 #[must_use]
 #[inline(always)]

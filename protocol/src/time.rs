@@ -1,12 +1,12 @@
-//! Moments, as the caller tells them: there is no clock in this crate.
+//! Time as the caller measures it: this crate has no clock.
 
 use core::ops::Add;
 use core::time::Duration;
 
-/// A moment: the time since an epoch that the caller chose once for a connection. `Instant::elapsed` of an instant of
-/// its own is all that it takes.
+/// A moment: the time since an epoch that the caller chooses once for each connection.
 ///
-/// It should never go backwards in the calls to one connection; where it does, the machine takes the later moment.
+/// `Instant::elapsed` of an instant that the caller keeps is such a time. The time should not go backwards in the calls
+/// to one connection. If it does, the connection uses the latest moment that it was given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub Duration);
 
@@ -14,7 +14,7 @@ impl Time {
     /// The epoch.
     pub const ZERO: Time = Time(Duration::ZERO);
 
-    /// How long after `earlier` this is; zero where it is not.
+    /// Returns the time from `earlier` to this moment; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Time) -> Duration {
         self.0.saturating_sub(earlier.0)

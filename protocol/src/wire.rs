@@ -1,7 +1,7 @@
-//! Framing: a `u32` little-endian length, then one message in postcard.
+//! Framing: a little-endian `u32` length, then one message in postcard's format.
 //!
-//! What arrives is not trusted: nothing is allocated because a length or a count says so, and no byte may be left
-//! over behind a message. What [`encode`] lets through, [`decode`] takes.
+//! [`decode`] does not trust what has arrived: it allocates nothing because of a length or a count, and refuses bytes
+//! that are left over behind a message. It accepts everything that [`encode`] writes.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use crate::message::Message;
 
-/// How many bytes of length stand before every message.
+/// The size in bytes of the length field in front of every message.
 pub const LENGTH_BYTES: usize = 4;
 
 /// A message cannot be encoded.
@@ -33,7 +33,7 @@ pub enum EncodeError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// The bytes are no message of this version.
+    /// The bytes are not a message of this version.
     #[error("the frame is not a message of this version")]
     Malformed,
     /// Bytes are left over behind the message.
@@ -41,7 +41,7 @@ pub enum DecodeError {
     Trailing(usize),
 }
 
-/// Appends a message to `out` as a frame: length and body.
+/// Appends a message to `out` as a frame: the length, then the body.
 ///
 /// # Errors
 /// [`EncodeError`] if the body is longer than `max` bytes or a list is too long. `out` is unchanged then.
@@ -66,7 +66,7 @@ pub fn encode(message: &Message, max: u32, out: &mut Vec<u8>) -> Result<(), Enco
     }
 }
 
-/// Lends a `Vec` to postcard, which wants to own what it extends.
+/// Lends a `Vec` to postcard, which takes by value what it extends.
 struct Appender<'a>(&'a mut Vec<u8>);
 
 impl Extend<u8> for Appender<'_> {
@@ -75,10 +75,10 @@ impl Extend<u8> for Appender<'_> {
     }
 }
 
-/// Reads one message from a frame's body: all of it.
+/// Decodes the body of a frame, without its length field.
 ///
 /// # Errors
-/// Anything that is not exactly one message.
+/// [`DecodeError`] if the body is not exactly one message.
 pub fn decode(body: &[u8]) -> Result<Message, DecodeError> {
     match postcard::take_from_bytes(body) {
         Ok((message, [])) => Ok(message),
@@ -87,9 +87,10 @@ pub fn decode(body: &[u8]) -> Result<Message, DecodeError> {
     }
 }
 
-/// The first byte of a body is the number of the message's kind. These are the kinds that may be long, because they carry
-/// records, lists or texts: what a server hears of them, `Request` and `BlobAbort`.
+/// The kinds of message to a server that may be long: `Request` and `BlobAbort`.
+///
+/// They carry records, lists or texts. The first byte of a body is the number of its kind.
 pub(crate) const LONG_TO_SERVERS: &[u8] = &[3, 9];
 
-/// The same for a client: `Reply`, `Invalidate` and `BlobAbort`.
+/// The kinds of message to a client that may be long: `Reply`, `Invalidate` and `BlobAbort`.
 pub(crate) const LONG_TO_CLIENTS: &[u8] = &[4, 5, 9];

@@ -4,20 +4,26 @@ use core::time::Duration;
 
 use crate::limits::Limits;
 
-/// How a connection behaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The settings of one connection.
+///
+/// The default has [`Limits::default`] and the timeouts that each field names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
-    /// What this side can take; announced to the peer.
+    /// What this side accepts. The connection announces it to the peer. Default: [`Limits::default`].
     pub limits: Limits,
-    /// How long the handshake may take from the first call on.
+    /// How long the handshake may take, counted from the creation of the connection. Default: 10 s.
     pub handshake_timeout: Duration,
-    /// After so long without hearing anything a ping is sent.
+    /// The time without any bytes from the peer after which the connection sends a ping. Default: 20 s.
     pub ping_after: Duration,
-    /// After so long without hearing anything the connection is dead. More than `ping_after`.
+    /// The time without any bytes from the peer after which the connection is dead. It must be longer than
+    /// `ping_after`: the ping has the difference for its answer. Default: 60 s.
     pub silence_limit: Duration,
-    /// A transfer, in either direction, of which no byte was sent, moved or stored for so long is given up with
-    /// [`Deadline::Transfer`](crate::Deadline::Transfer). Slow is fine as long as it moves: transfers take turns, so
-    /// this must be more than a round of all of them takes on the slowest link, a chunk of each.
+    /// The time without progress after which the connection gives a transfer up, in either direction, with
+    /// [`Deadline::Transfer`](crate::Deadline::Transfer).
+    ///
+    /// Progress is any byte of it that was sent, moved or stored. A slow transfer is no error as long as it moves.
+    /// Transfers take turns, one chunk each, so this must be longer than one round of all of them on the slowest link.
+    /// Default: 120 s.
     pub transfer_timeout: Duration,
 }
 

@@ -1,19 +1,19 @@
-//! Transfers towards this side, and the credit that it gives for them.
+//! Transfers to this side, and the credit that this side grants for them.
 //!
-//! A worked scenario, with a window of 100 bytes for each transfer and 150 for the connection:
+//! An example, with a window of 100 bytes for each transfer and 150 for the connection:
 //!
 //! 1. Two transfers begin. Each sender may send below offset 100 of its transfer, and 150 bytes together.
 //! 2. 100 bytes of the first and 50 of the second arrive. Neither may send more: the connection's 150 are used up.
-//! 3. The first sink has taken its 100 bytes: `stored(first, 100)`. Less than half of both windows is left, so both
-//!    are opened again: `Credit {first, 200}`, `ConnectionCredit {250}`.
-//! 4. The second is aborted by its sender. What it sent counts as taken: `ConnectionCredit {300}`.
+//! 3. The first sink stores its 100 bytes: `stored(first, 100)`. At most half of both windows is left, so both are
+//!    opened again: `Credit {first, 200}`, `ConnectionCredit {250}`.
+//! 4. The sender aborts the second transfer. Its bytes count as stored: `ConnectionCredit {300}`.
 //!
-//! Credit is absolute: a message that says "up to 200" can be repeated or merged, and says the same.
+//! Credit is absolute: a message that says "up to 200" can be repeated or merged without another meaning.
 //!
-//! How many transfers there are is the halves' business: each transfer needs a request, and those are counted.
+//! The sides limit the number of transfers: each transfer needs a request, and the requests are counted.
 //!
 //! Invariants: `stored <= moved <= announced <= min(end, granted)` for each transfer. The connection's `stored` is its
-//! `announced` less what has not been moved yet, and less what a sink still holds.
+//! `announced`, less the bytes that have not been moved yet, and less those that a sink still holds.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -28,12 +28,12 @@ use crate::limits::Limits;
 use crate::message::Message;
 use crate::planted::{Bug, planted};
 
-/// Does anybody want the bytes of a transfer?
+/// What becomes of the bytes of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accept {
-    /// They go to a sink.
+    /// The bytes go to a sink.
     Take,
-    /// They are dropped as they come: the request was answered or cancelled meanwhile.
+    /// The bytes are dropped as they arrive: the request was answered or cancelled meanwhile.
     Drop,
 }
 
@@ -44,16 +44,16 @@ struct Transfer {
     announced: u64,
     /// Offset behind the last byte that the transport has moved.
     moved: u64,
-    /// Offset behind the last byte that the sink has taken.
+    /// Offset behind the last byte that the sink has stored, or that was dropped.
     stored: u64,
     granted: u64,
     accept: Accept,
-    /// Its sender is done; what is missing is only the sink.
+    /// The sender is done; only the sink has to store the rest.
     stopped: bool,
 }
 
 impl Transfer {
-    /// Bytes below `upto` are taken, by the sink or by nobody: how many those were that were not taken before.
+    /// Counts the bytes below `upto` as stored, and returns how many of them were not before.
     fn take(&mut self, upto: u64) -> u64 {
         let taken = upto.saturating_sub(self.stored);
         self.stored = upto;
@@ -66,9 +66,9 @@ pub(crate) struct Incoming {
     transfers: BTreeMap<TransferId, Transfer>,
     /// Transfers whose window may have to be opened.
     to_grant: BTreeSet<TransferId>,
-    /// Those whose sender is to go on. What is stored counts, too: a sender may have waited for that.
+    /// The transfers whose sender has to make progress. Stored bytes count too: the sender may have waited for credit.
     pub(crate) progress: Progress,
-    /// Payload bytes since the connection began: announced, taken and allowed.
+    /// Payload bytes since the connection began: announced, stored and granted.
     announced: u64,
     stored: u64,
     granted: u64,
@@ -86,12 +86,12 @@ impl Incoming {
         }
     }
 
-    /// Is its sender still at it?
+    /// Returns true if the sender has not stopped or aborted this transfer.
     pub(crate) fn contains(&self, id: TransferId) -> bool {
         self.transfers.get(&id).is_some_and(|transfer| !transfer.stopped)
     }
 
-    /// A transfer that was announced is to begin.
+    /// Starts the time limit of a transfer whose request has arrived.
     pub(crate) fn expect(&mut self, id: TransferId) {
         self.progress.watch(id);
     }
@@ -155,12 +155,12 @@ impl Incoming {
         Ok(Slice { transfer: id, offset, len: u64::from(len) })
     }
 
-    /// The transport has moved `n` bytes of this transfer.
+    /// Counts `n` bytes of this transfer as moved.
     pub(crate) fn moved(&mut self, id: TransferId, n: u64) {
         if let Some(transfer) = self.transfers.get_mut(&id) {
             transfer.moved = transfer.moved.saturating_add(n);
             self.progress.made(id);
-            // Chunk by chunk: else it would depend on how the stream is cut when credit is given.
+            // Per chunk: otherwise the moment of a grant would depend on how the stream is cut.
             if transfer.accept == Accept::Drop && transfer.moved == transfer.announced {
                 self.stored = self.stored.saturating_add(transfer.take(transfer.moved));
                 self.to_grant.insert(id);
@@ -171,7 +171,7 @@ impl Incoming {
     pub(crate) fn stored(&mut self, id: TransferId, upto: u64) -> Result<(), UsageError> {
         let transfer = self.transfers.get_mut(&id).ok_or(UsageError::NoSuchTransfer(id))?;
         if transfer.accept == Accept::Drop {
-            return Ok(()); // Counted when it was moved; the sink did not know yet.
+            return Ok(()); // It counted as stored when it was moved. The sink does not know yet that it is dropped.
         }
         if upto > transfer.moved || upto < transfer.stored {
             return Err(UsageError::BadRange(id));
@@ -189,7 +189,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// The sender has sent everything. Says whether anybody wanted it.
+    /// Ends a transfer whose sender has sent everything. Returns true if it has a sink.
     pub(crate) fn stop(&mut self, id: TransferId) -> Result<bool, PeerError> {
         let transfer = self.running(id)?;
         if transfer.moved != transfer.end {
@@ -204,7 +204,7 @@ impl Incoming {
         Ok(wanted)
     }
 
-    /// The sender has given up. Says whether anybody wanted it.
+    /// Ends a transfer that the sender has aborted. Returns true if it has a sink.
     pub(crate) fn abort(&mut self, id: TransferId) -> Result<bool, PeerError> {
         let wanted = self.running(id)?.accept == Accept::Take;
         self.progress.forget(id);
@@ -214,7 +214,7 @@ impl Incoming {
         Ok(wanted)
     }
 
-    /// Nobody wants the rest of this transfer.
+    /// Drops the rest of this transfer as it arrives.
     pub(crate) fn drop_rest(&mut self, id: TransferId) {
         self.progress.forget(id);
         let Some(transfer) = self.transfers.get_mut(&id) else { return };
@@ -228,7 +228,7 @@ impl Incoming {
         }
     }
 
-    /// The next credit to announce: when less than half of a window is open.
+    /// Returns the next credit to announce, if half of a window or less is open.
     pub(crate) fn next_grant(&mut self, limits: Limits) -> Option<Message> {
         while let Some(id) = self.to_grant.pop_first() {
             let Some(transfer) = self.transfers.get_mut(&id) else { continue };

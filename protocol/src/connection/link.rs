@@ -1,4 +1,4 @@
-//! The core under both halves: one queue of control bytes, transfers in both directions, liveness, and death.
+//! The state that both sides share: one queue of control bytes, transfers in both directions, liveness, and errors.
 
 use alloc::vec::Vec;
 
@@ -15,7 +15,7 @@ use crate::message::{Deadline, Message, RequestError};
 use crate::time::Time;
 use crate::wire::EncodeError;
 
-/// Pongs that may wait for one write. A peer that pings faster than it reads is not asking, it is flooding.
+/// The most pongs that may wait for one write. A peer that sends more pings without reading floods the connection.
 const PONGS: u32 = 64;
 
 /// A message that is longer than the peer takes. Nothing was queued.
@@ -50,13 +50,13 @@ impl TooLong {
 #[derive(Debug)]
 pub struct Link {
     pub(crate) config: Config,
-    /// The peer's limits; the least there is until it has announced them.
+    /// The peer's limits; [`Limits::MIN`] until the peer has announced them.
     pub(crate) peer: Limits,
     pub(crate) connected: bool,
-    /// One of the sides has said goodbye.
+    /// A side has said goodbye.
     pub(crate) closing: bool,
-    /// The peer has.
-    left: bool,
+    /// The peer has said goodbye.
+    peer_closing: bool,
     pub(crate) dead: Option<PeerError>,
     pub(crate) receive: Receive,
     pub(crate) incoming: Incoming,
@@ -72,7 +72,7 @@ impl Link {
             peer: Limits::MIN,
             connected: false,
             closing: false,
-            left: false,
+            peer_closing: false,
             dead: None,
             receive: Receive::default(),
             incoming: Incoming::new(config.limits.connection_window),
@@ -82,7 +82,7 @@ impl Link {
         }
     }
 
-    /// Can one work with these limits?
+    /// Checks that the limits of a peer are not below [`Limits::MIN`].
     pub(crate) fn check(peer: Limits) -> Result<(), PeerError> {
         let min = Limits::MIN;
         let works = peer.frame >= min.frame
@@ -96,7 +96,7 @@ impl Link {
         if works { Ok(()) } else { Err(PeerError::BadLimits(peer)) }
     }
 
-    /// The handshake is done, and these are the peer's limits, which were checked.
+    /// Ends the handshake. The limits of the peer were [checked](Self::check).
     pub(crate) fn connect(&mut self, peer: Limits) {
         self.peer = peer;
         self.outgoing.connect(peer);
@@ -104,7 +104,7 @@ impl Link {
         self.liveness.connected();
     }
 
-    /// The longest frame that the peer may send now.
+    /// Returns the longest frame that the peer may send now.
     pub(crate) fn max_frame(&self) -> u32 {
         if self.connected { self.config.limits.frame } else { Limits::HANDSHAKE_FRAME }
     }
@@ -113,7 +113,7 @@ impl Link {
         self.dead.clone().map_or(Ok(()), Err)
     }
 
-    /// Alive, and the handshake done.
+    /// Returns an error if the connection is dead, or its handshake is not done.
     pub(crate) fn usable(&self) -> Result<(), UsageError> {
         match &self.dead {
             Some(error) => Err(UsageError::Dead(error.clone())),
@@ -122,16 +122,16 @@ impl Link {
         }
     }
 
-    /// Notes the first error that killed the connection, and gives it back.
+    /// Ends the connection, and returns the first error that did so.
     pub(crate) fn die(&mut self, error: PeerError) -> PeerError {
         self.dead.get_or_insert(error).clone()
     }
 
-    /// Puts a message behind those that wait.
+    /// Queues a message.
     ///
     /// # Errors
-    /// It is longer than the peer takes. A peer that has let too much pile up is dead from now on, which is not an
-    /// error of this call.
+    /// The message is longer than the peer accepts. If too many bytes wait, the connection ends, which is not an error
+    /// of this call.
     pub(crate) fn queue(&mut self, message: &Message) -> Result<(), TooLong> {
         let max = if self.connected { self.peer.frame } else { Limits::HANDSHAKE_FRAME };
         let waiting = self.outgoing.queue(message, max).map_err(|error| TooLong { error, max })?;
@@ -141,8 +141,8 @@ impl Link {
         Ok(())
     }
 
-    /// Puts a message behind those that wait, unless much waits already: for what can as well be said later. Side of
-    /// the queue is left to messages that can not.
+    /// Queues a message that can be sent later, unless more than half of the queue would be full then. The other half is
+    /// reserved for messages that cannot wait.
     pub(crate) fn queue_if_room(&mut self, message: &Message) -> Result<(), UsageError> {
         let room = self.config.limits.control_queue / 2;
         let (before, max) = (self.outgoing.backlog(), self.peer.frame.min(room));
@@ -154,9 +154,9 @@ impl Link {
         Ok(())
     }
 
-    /// Queues a message whose size is bounded far below any limit.
+    /// Queues a message whose size is bounded below every limit.
     pub(crate) fn queue_small(&mut self, message: &Message) {
-        // Limits::MIN makes sure that a small message fits.
+        // `Limits::MIN` ensures that a small message fits.
         let fits = self.queue(message);
         debug_assert!(fits.is_ok(), "{message:?}");
     }
@@ -170,10 +170,10 @@ impl Link {
         Ok(())
     }
 
-    /// The peer says goodbye; whether that is news.
-    pub(crate) fn leaves(&mut self) -> bool {
+    /// Notes a goodbye of the peer; returns false if it has said so before.
+    pub(crate) fn peer_closes(&mut self) -> bool {
         self.closing = true;
-        !core::mem::replace(&mut self.left, true)
+        !core::mem::replace(&mut self.peer_closing, true)
     }
 
     /// Announces the credit that has become due.
@@ -183,7 +183,7 @@ impl Link {
         }
     }
 
-    /// Ends an outgoing transfer before its time; says whether it was under way.
+    /// Aborts an outgoing transfer; returns true if it was under way.
     pub(crate) fn abort_blob(&mut self, transfer: TransferId, reason: RequestError) -> bool {
         let running = self.outgoing.remove(transfer);
         if running && let Err(error) = self.queue(&Message::BlobAbort { transfer, reason }) {
@@ -192,7 +192,7 @@ impl Link {
         running
     }
 
-    /// It is now. To be said before and after whatever is done at a time that is known.
+    /// Advances the time. Every call with a time does so before and after its work.
     pub(crate) fn tick(&mut self, now: Time) {
         self.liveness.tick(now);
         let (now, timeout) = (self.liveness.now(), self.config.transfer_timeout);
@@ -219,7 +219,8 @@ impl Link {
         sweeps.into_iter().flatten().chain([self.liveness.next(&self.config)]).min()
     }
 
-    /// The transfers, in either direction, that have got nowhere for too long.
+    /// Returns the transfers, in either direction, without progress for
+    /// [`transfer_timeout`](Config::transfer_timeout), and forgets their deadlines.
     pub(crate) fn stalled(&mut self) -> Vec<TransferId> {
         let (now, timeout) = (self.liveness.now(), self.config.transfer_timeout);
         let mut stalled = self.incoming.progress.overdue(now, timeout);
@@ -227,7 +228,7 @@ impl Link {
         stalled
     }
 
-    /// What becomes of those.
+    /// Returns the error for those transfers.
     pub(crate) fn stalled_reason(&self) -> RequestError {
         Deadline::Transfer.passed(self.config.transfer_timeout)
     }

@@ -1,4 +1,4 @@
-//! Is the peer still there? Deadlines for the handshake and for silence, and the ping between them.
+//! The liveness of the peer: the deadlines of the handshake and of silence, and the ping before the latter.
 
 use crate::connection::config::Config;
 use crate::time::Time;
@@ -6,15 +6,15 @@ use crate::time::Time;
 #[derive(Debug)]
 pub(crate) struct Liveness {
     now: Time,
-    /// Until the handshake is done.
+    /// `None` when the handshake is done.
     handshake_deadline: Option<Time>,
-    last_heard: Time,
-    /// When a ping was sent, if nothing was heard since.
+    last_arrival: Time,
+    /// The time of the last ping, if nothing has arrived since.
     pinged: Option<Time>,
     pings: u64,
 }
 
-/// What a timeout asks for.
+/// What is due at a timeout.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Due {
     Nothing,
@@ -28,25 +28,25 @@ impl Liveness {
         Liveness {
             now,
             handshake_deadline: Some(now + config.handshake_timeout),
-            last_heard: now,
+            last_arrival: now,
             pinged: None,
             pings: 0,
         }
     }
 
-    /// Time never goes backwards in here, whatever the caller's clock does.
+    /// Advances the time. It never goes backwards, even if the caller's clock does.
     pub(crate) fn tick(&mut self, now: Time) {
         self.now = self.now.max(now);
     }
 
-    /// The last moment that was told.
+    /// Returns the latest time.
     pub(crate) fn now(&self) -> Time {
         self.now
     }
 
-    pub(crate) fn heard(&mut self, now: Time) {
+    pub(crate) fn arrived(&mut self, now: Time) {
         self.tick(now);
-        self.last_heard = self.now;
+        self.last_arrival = self.now;
         self.pinged = None;
     }
 
@@ -57,12 +57,12 @@ impl Liveness {
     pub(crate) fn next(&self, config: &Config) -> Time {
         match (self.handshake_deadline, self.pinged) {
             (Some(deadline), _) => deadline,
-            (None, None) => self.last_heard + config.ping_after,
+            (None, None) => self.last_arrival + config.ping_after,
             (None, Some(pinged)) => pinged + config.silence_limit.saturating_sub(config.ping_after),
         }
     }
 
-    /// Silence is counted from the ping on: a process that was stopped for an hour asks before it gives up.
+    /// Returns what is due. Silence counts from the ping on, so a process that was stopped for an hour pings first.
     pub(crate) fn due(&mut self, now: Time, config: &Config) -> Due {
         self.tick(now);
         if self.now < self.next(config) {

@@ -1,8 +1,8 @@
-//! One connection: what both halves share.
+//! One connection: what both sides share.
 //!
 //! [`Connection`] is generic over its [`Side`]: [`client::Connection`](crate::client::Connection) and
-//! [`server::Connection`](crate::server::Connection) are the two there are. Everything on this page is the same for
-//! both; what only one of them can do stands in its own module.
+//! [`server::Connection`](crate::server::Connection) are the two kinds. Everything on this page is the same for
+//! both. The module of each side has what only that side can do.
 
 mod config;
 mod incoming;
@@ -29,22 +29,21 @@ pub use side::Side;
 pub(crate) use side::{Events, Sealed};
 pub use transfer::{Expect, Slice, TransferEvent, Transmit};
 
-/// A connection's machine: bytes and calls in, bytes and events out. It knows no socket, no file and no clock.
+/// A connection as a state machine: bytes and calls in, bytes and events out. It uses no socket, file or clock.
 ///
-/// The run loop of a transport, in any order and as often as it likes:
+/// A transport makes these calls, in any order and as often as it likes:
 ///
-/// 1. [`poll_transmit`](Self::poll_transmit) until `None`, sending what it says;
-/// 2. bytes that arrive go where [`expect`](Self::expect) says: [`handle_control`](Self::handle_control), or the sink
-///    of a transfer, then [`payload_moved`](Self::payload_moved);
-/// 3. [`poll_event`](Self::poll_event) until `None` after every call of `handle_control`, before payload is moved; and
-///    on a server after every `reply` and `start_blob`, too: the last answer to a store may let a vote go that waited
-///    for it;
-/// 4. when [`poll_timeout`](Self::poll_timeout) has passed, [`handle_timeout`](Self::handle_timeout), and `poll_event`
-///    again. The timeout changes only with calls that take `&mut self`;
-/// 5. when [`error`](Self::error) says something, or the half's `is_finished` does and all was sent, close the socket.
-///    Any call that has something to say may find that the peer does not read, which is an error too.
+/// 1. [`poll_transmit`](Self::poll_transmit) until it returns `None`. Send what each call returns.
+/// 2. Bytes that arrive go where [`expect`](Self::expect) says: to [`handle_control`](Self::handle_control), or to the
+///    sink of a transfer, followed by [`payload_moved`](Self::payload_moved).
+/// 3. [`poll_event`](Self::poll_event) until it returns `None`, after every `handle_control` and before payload is
+///    moved. On a server also after every `reply` and `start_blob`: the last answer to a store may release a vote.
+/// 4. When [`poll_timeout`](Self::poll_timeout) has passed, [`handle_timeout`](Self::handle_timeout), then `poll_event`
+///    again. The timeout changes only with calls that take `&mut self`.
+/// 5. When [`error`](Self::error) returns an error, or [`is_finished`](Self::is_finished) returns true, close the
+///    socket. Any call that queues a message may find that the peer does not read, which is an error too.
 ///
-/// After a [`PeerError`] the connection is dead: every call says so, and nothing is sent any more.
+/// After a [`PeerError`] the connection is dead: every call returns that error, and nothing is sent any more.
 #[derive(Debug)]
 pub struct Connection<S: Side> {
     pub(crate) link: Link,
@@ -57,20 +56,22 @@ impl<S: Side> Connection<S> {
         Connection { link: Link::new(now, config), side, events: alloc::collections::VecDeque::new() }
     }
 
-    /// Appends what is to be sent next to `head`: all control messages that wait, then the head of one chunk whose
-    /// payload the transport sends behind it. `None`: nothing to send now.
+    /// Appends what is to be sent next to `head`: all control messages that wait, then the head of at most one chunk.
+    /// The transport sends the payload of the chunk behind it. Returns `None` if there is nothing to send now.
     pub fn poll_transmit(&mut self, now: Time, head: &mut Vec<u8>) -> Option<Transmit> {
         self.link.poll_transmit(now, head)
     }
 
-    /// What the next bytes from the peer are.
+    /// Returns what the next bytes from the peer are.
     #[must_use]
     pub fn expect(&self) -> Expect {
         self.link.receive.expect()
     }
 
-    /// Takes bytes from the peer: as many as are not payload, and says how many those were. The rest belongs where
-    /// [`expect`](Self::expect) says. However the stream is cut into calls, the events are the same.
+    /// Processes bytes from the peer up to the next payload, and returns their number. The rest belongs where
+    /// [`expect`](Self::expect) says.
+    ///
+    /// The events do not depend on how the stream is cut into calls.
     ///
     /// # Errors
     /// The rule that the peer broke. The connection is dead.
@@ -78,7 +79,7 @@ impl<S: Side> Connection<S> {
         self.link.alive()?;
         self.link.tick(now);
         if !bytes.is_empty() {
-            self.link.liveness.heard(now);
+            self.link.liveness.arrived(now);
         }
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -146,16 +147,16 @@ impl<S: Side> Connection<S> {
         }
     }
 
-    /// The transport has moved `n` bytes of the payload that is expected.
+    /// Reports that the transport has moved the next `n` bytes of payload.
     ///
     /// # Errors
-    /// More than was expected. Nothing has changed.
+    /// [`UsageError::NotExpected`] if fewer bytes are expected. Nothing has changed.
     pub fn payload_moved(&mut self, now: Time, n: u64) -> Result<(), UsageError> {
         self.link.usable()?;
         let slice = self.link.receive.payload_moved(n)?;
         if let Some(slice) = slice.filter(|_| n > 0) {
             self.link.tick(now);
-            self.link.liveness.heard(now);
+            self.link.liveness.arrived(now);
             self.link.incoming.moved(slice.transfer, n);
             self.link.grant();
             self.link.tick(now);
@@ -163,15 +164,17 @@ impl<S: Side> Connection<S> {
         Ok(())
     }
 
-    /// The sink of a transfer towards this side has taken all bytes below the offset `upto` of the blob. This, and
-    /// nothing else, opens the window for more.
+    /// Reports that the sink of a transfer to this side has stored all bytes below the offset `upto` of the blob.
     ///
-    /// Every transfer wants this for all its bytes, after its end too, or a [`discard`](Self::discard): else the
-    /// connection's window stays that much smaller.
+    /// Only this call opens the window for more bytes. Every transfer needs it for all its bytes, also after its end, or
+    /// a [`discard`](Self::discard). Otherwise the connection's window stays smaller by the missing bytes.
     ///
     /// # Errors
-    /// A transfer that is over and stored or aborted (a sink that is behind may ignore this), or bytes that never
-    /// arrived, or fewer than before. Nothing has changed.
+    /// * [`UsageError::NoSuchTransfer`] if the transfer is over, and either stored or aborted. A slow sink may ignore
+    ///   this.
+    /// * [`UsageError::BadRange`] if those bytes have not arrived, or `upto` is lower than before.
+    ///
+    /// Nothing has changed then.
     pub fn stored(&mut self, transfer: TransferId, upto: u64) -> Result<(), UsageError> {
         self.link.usable()?;
         self.link.incoming.stored(transfer, upto)?;
@@ -179,11 +182,10 @@ impl<S: Side> Connection<S> {
         Ok(())
     }
 
-    /// The sink of a transfer towards this side takes no more: what is left of it is dropped as it comes. Does nothing
-    /// where the transfer is over.
+    /// Drops the rest of a transfer to this side as it arrives. Does nothing if the transfer is over.
     ///
-    /// A client should [`cancel`](crate::client::Connection::cancel) the request too, so that the rest is not sent. A
-    /// server hears no more of the transfer, and answers its request with the reason.
+    /// A client should also [`cancel`](crate::client::Connection::cancel) the request, so that the server does not send
+    /// the rest. A server gets no more events of the transfer, and has to answer its request with the reason.
     pub fn discard(&mut self, transfer: TransferId) {
         self.link.incoming.drop_rest(transfer);
         if self.link.usable().is_ok() {
@@ -191,27 +193,29 @@ impl<S: Side> Connection<S> {
         }
     }
 
-    /// The next thing that the caller has to know.
+    /// Returns the next event, if there is one.
     pub fn poll_event(&mut self) -> Option<S::Event> {
         let event = self.events.pop_front();
         if event.is_none() {
-            // A burst's memory is not kept by a connection that falls silent.
+            // An idle connection does not keep the memory of a burst.
             self.events = Events::<S>::new();
         }
         event
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) wants to be called; `None` on a dead connection.
+    /// Returns the time of the next [`handle_timeout`](Self::handle_timeout); `None` on a dead connection.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         self.link.poll_timeout()
     }
 
-    /// Does what is due: a ping, giving up transfers that get nowhere, or the connection. Calling it too early does
-    /// nothing. May bring events.
+    /// Does what is due: sends a ping, gives up transfers without progress, or ends the connection. May produce events.
+    ///
+    /// A call before [`poll_timeout`](Self::poll_timeout) does nothing.
     ///
     /// # Errors
-    /// The peer has been silent for too long. The connection is dead.
+    /// [`PeerError::Silent`] or [`PeerError::HandshakeTimeout`] if the peer has been silent for too long. The connection
+    /// is dead.
     pub fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
         self.link.handle_timeout(now)?;
         for transfer in self.link.stalled() {
@@ -221,20 +225,22 @@ impl<S: Side> Connection<S> {
         self.link.alive()
     }
 
-    /// All bytes of an outgoing blob have been read, and this is their digest. Needed where it was not known when
-    /// the transfer began.
+    /// Sets the digest of an outgoing blob, all of whose bytes have been read.
+    ///
+    /// Needed if the digest was not known when the transfer began.
     ///
     /// # Errors
-    /// A transfer that is not under way.
+    /// [`UsageError::NoSuchTransfer`] if the transfer is not under way, [`UsageError::BadRange`] if bytes of it are
+    /// still to be sent.
     pub fn finish_blob(&mut self, transfer: TransferId, digest: Digest) -> Result<(), UsageError> {
         self.link.usable()?;
         self.link.outgoing.finish(transfer, digest)
     }
 
-    /// Gives up an outgoing blob: its source failed, or nobody wants it any more.
+    /// Aborts an outgoing blob, for example because its source has failed.
     ///
     /// # Errors
-    /// A transfer that is not under way.
+    /// [`UsageError::NoSuchTransfer`] if the transfer is not under way.
     pub fn abort_blob(&mut self, transfer: TransferId, reason: RequestError) -> Result<(), UsageError> {
         self.link.usable()?;
         if self.link.abort_blob(transfer, reason) {
@@ -245,11 +251,11 @@ impl<S: Side> Connection<S> {
         }
     }
 
-    /// Says that nothing new begins from here on. What is under way goes on to its end; then
-    /// [`is_finished`](Self::is_finished).
+    /// Announces that nothing new begins. What is under way goes on to its end, and then
+    /// [`is_finished`](Self::is_finished) returns true.
     ///
     /// # Errors
-    /// A dead connection, or one whose handshake is not done: just close it.
+    /// [`UsageError::Dead`] or [`UsageError::NotConnected`]: close the socket.
     pub fn goodbye(&mut self) -> Result<(), UsageError> {
         self.link.usable()?;
         if !self.link.closing {
@@ -278,32 +284,34 @@ impl<S: Side> Connection<S> {
             && self.link.outgoing.len() == 0
     }
 
-    /// Is the handshake done?
+    /// Returns true if the handshake is done.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.link.connected
     }
 
-    /// Has one of the sides said goodbye?
+    /// Returns true if one of the sides has said goodbye.
     #[must_use]
     pub fn is_closing(&self) -> bool {
         self.link.closing
     }
 
-    /// Why the connection is dead, where it is.
+    /// Returns the error that ended the connection, if it is dead.
     #[must_use]
     pub fn error(&self) -> Option<&PeerError> {
         self.link.dead.as_ref()
     }
 
-    /// What the peer can take; the least there is before the handshake is done.
+    /// Returns the limits of the peer; [`Limits::MIN`] until the handshake is done.
     #[must_use]
     pub fn peer_limits(&self) -> Limits {
         self.link.peer
     }
 
-    /// Control bytes that wait to be sent. A caller that has much to say waits while this is large: a server takes no
-    /// more requests and reads nothing then, for beyond [`Limits::control_queue`] the connection is given up.
+    /// Returns the number of control bytes that wait to be sent.
+    ///
+    /// While it is large, a server should read nothing: beyond [`Limits::control_queue`] the connection ends with
+    /// [`PeerError::NotReading`].
     #[must_use]
     pub fn backlog(&self) -> usize {
         self.link.outgoing.backlog()

@@ -17,25 +17,25 @@ struct Transfer {
     /// Offset of the next byte to send.
     next: u64,
     end: u64,
-    /// Offset that the peer has opened the window to.
+    /// Offset below which the peer accepts bytes.
     credit: u64,
     digest: Option<Digest>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
-    /// Frames that wait, one behind the other.
+    /// Frames that wait to be sent.
     control: Vec<u8>,
     transfers: BTreeMap<TransferId, Transfer>,
-    /// Transfers that have bytes left, in the order of their turns.
+    /// Transfers with bytes left, in the order of their turns.
     turns: VecDeque<TransferId>,
-    /// The same: they are to be sent.
+    /// The same transfers, which have to make progress.
     pub(crate) progress: Progress,
-    /// The last transfer that began.
+    /// The latest transfer that began.
     last: Option<TransferId>,
-    /// The transfer of the chunk that was just given out. If it was the last one, the end is said in the next turn:
-    /// until then its source may fail.
-    given: Option<TransferId>,
+    /// The transfer of the chunk that the last poll returned. The end of a transfer is queued by the next poll, because
+    /// its source may fail until then.
+    polled: Option<TransferId>,
     /// Payload bytes since the connection began: sent and allowed.
     sent: u64,
     credit: u64,
@@ -52,7 +52,7 @@ impl Outgoing {
         self.control.len()
     }
 
-    /// Transfers that are not at their end.
+    /// Returns the number of transfers that have not ended.
     pub(crate) fn len(&self) -> usize {
         self.transfers.len()
     }
@@ -63,12 +63,12 @@ impl Outgoing {
         Ok(self.control.len())
     }
 
-    /// Takes back what was queued since `len` bytes waited.
+    /// Removes what was queued when `len` bytes waited already.
     pub(crate) fn unqueue(&mut self, len: usize) {
         self.control.truncate(len);
     }
 
-    /// A transfer whose `BlobStart` was just queued.
+    /// Starts a transfer whose `BlobStart` is queued.
     pub(crate) fn start(&mut self, id: TransferId, from: u64, end: u64, digest: Option<Digest>) {
         let credit = from.saturating_add(self.transfer_window);
         self.transfers.insert(id, Transfer { next: from, end, credit, digest });
@@ -85,7 +85,7 @@ impl Outgoing {
         self.transfers.contains_key(&id)
     }
 
-    /// Forgets a transfer; says whether it was under way.
+    /// Removes a transfer; returns true if it was under way.
     pub(crate) fn remove(&mut self, id: TransferId) -> bool {
         self.turns.retain(|turn| *turn != id);
         self.progress.forget(id);
@@ -102,7 +102,7 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Queues the `BlobStop` of a transfer that has nothing left to say.
+    /// Queues the `BlobStop` of a transfer, if all its bytes are sent and its digest is known.
     fn stop_if_done(&mut self, id: TransferId) {
         let Some(&Transfer { next, end, digest: Some(digest), .. }) = self.transfers.get(&id) else { return };
         if next == end {
@@ -124,7 +124,7 @@ impl Outgoing {
                 }
                 Ok(())
             }
-            // It has just ended: the credit was on its way.
+            // The transfer has ended while the credit was under way.
             None if Some(id) <= self.last => Ok(()),
             None => Err(PeerError::BadTransfer { transfer: id, what: "credit for what was never sent" }),
         }
@@ -139,8 +139,8 @@ impl Outgoing {
     }
 
     pub(crate) fn poll(&mut self, max_chunk: u32, head: &mut Vec<u8>) -> Option<Transmit> {
-        if let Some(given) = self.given.take() {
-            self.stop_if_done(given);
+        if let Some(polled) = self.polled.take() {
+            self.stop_if_done(polled);
         }
         let before = head.len();
         if head.is_empty() && head.capacity() <= self.control.capacity() {
@@ -148,23 +148,23 @@ impl Outgoing {
         } else {
             head.append(&mut self.control);
         }
-        // A burst's memory is not kept by a connection that falls silent.
+        // An idle connection does not keep the memory of a burst.
         if self.control.capacity() > Limits::SMALL_FRAME as usize {
             self.control = Vec::new();
         }
         let body = self.next_chunk(max_chunk);
         if let Some(Slice { transfer, offset, len }) = body {
-            // A chunk is never longer than the `u32` that limits it.
+            // A chunk is at most `max_chunk` long, which is a `u32`.
             let len = u32::try_from(len).unwrap_or(max_chunk);
             let fits = wire::encode(&Message::BlobChunk { transfer, offset, len }, Limits::SMALL_FRAME, head);
             debug_assert!(fits.is_ok());
-            self.given = Some(transfer);
+            self.polled = Some(transfer);
         }
         let head = head.len() - before;
         (head > 0).then_some(Transmit { head, body })
     }
 
-    /// The next transfer in turn that has bytes and credit: at most one chunk of it.
+    /// Returns at most one chunk of the next transfer in turn that has bytes and credit.
     fn next_chunk(&mut self, max_chunk: u32) -> Option<Slice> {
         let room = (self.credit.saturating_sub(self.sent)).min(u64::from(max_chunk));
         if room == 0 {

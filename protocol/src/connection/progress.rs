@@ -1,8 +1,8 @@
-//! Which transfers get nowhere: when each one of a direction has last got on, and who has not for too long.
+//! The time of the last progress of each transfer of one direction, and which transfers are overdue.
 //!
-//! Not every call tells the time. What gets on in one that does not has got on by the next that does, so nobody is
-//! found overdue too early. Deadlines that move on with every byte are not kept in order: one moment is, before which
-//! nobody is overdue, and only then all are looked at.
+//! Not every call has a time. Progress in a call without one is dated by the next call with a time, so no transfer is
+//! overdue too early. Deadlines move with every byte, so they are not kept in order. One time is kept, before which no
+//! transfer is overdue; at that time all are checked.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -11,35 +11,35 @@ use core::time::Duration;
 use crate::ids::TransferId;
 use crate::time::Time;
 
-/// Who notices a deadline later than this, and later again than it is long, was asleep: what has arrived meanwhile was
-/// not looked at yet.
-const ASLEEP: Duration = Duration::from_secs(1);
+/// A process that is late for a deadline by more than this, and by more than the timeout, was stopped meanwhile. It has
+/// not read yet what has arrived, so every transfer gets a new deadline.
+const STOPPED: Duration = Duration::from_secs(1);
 
-/// The transfers of one direction that have to get on.
+/// The transfers of one direction that have to make progress.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     last: BTreeMap<TransferId, Time>,
-    /// Those that have got on since the time was told last.
+    /// Transfers with progress since the last call with a time.
     undated: BTreeSet<TransferId>,
-    /// Nobody is overdue before.
+    /// No transfer is overdue before this time.
     sweep: Option<Time>,
 }
 
 impl Progress {
-    /// From now on this transfer has to get on.
+    /// Starts the time limit of a transfer.
     pub(crate) fn watch(&mut self, id: TransferId) {
         self.last.insert(id, Time::ZERO);
         self.undated.insert(id);
     }
 
-    /// This transfer has got on.
+    /// Notes progress of a transfer.
     pub(crate) fn made(&mut self, id: TransferId) {
         if self.last.contains_key(&id) {
             self.undated.insert(id);
         }
     }
 
-    /// This transfer is over, or does not depend on the peer any more.
+    /// Removes a transfer that is over, or that does not depend on the peer any more.
     pub(crate) fn forget(&mut self, id: TransferId) {
         self.undated.remove(&id);
         if self.last.remove(&id).is_some() && self.last.is_empty() {
@@ -47,7 +47,7 @@ impl Progress {
         }
     }
 
-    /// It is now: whoever has got on since this was said last has done so by now.
+    /// Dates the progress since the last call with `now`.
     pub(crate) fn date(&mut self, now: Time, timeout: Duration) {
         while let Some(id) = self.undated.pop_first() {
             self.last.insert(id, now);
@@ -55,15 +55,15 @@ impl Progress {
         }
     }
 
-    /// When to look for the overdue.
+    /// Returns the time before which no transfer is overdue.
     pub(crate) fn sweep(&self) -> Option<Time> {
         self.sweep
     }
 
-    /// Those that have not got on for too long. They are forgotten.
+    /// Removes and returns the transfers without progress for `timeout`.
     pub(crate) fn overdue(&mut self, now: Time, timeout: Duration) -> Vec<TransferId> {
         let Some(due) = self.sweep.filter(|due| *due <= now) else { return Vec::new() };
-        if now.since(due) > timeout.max(ASLEEP) {
+        if now.since(due) > timeout.max(STOPPED) {
             self.last.values_mut().for_each(|last| *last = now);
         }
         let is_overdue = |(id, last): (&TransferId, &Time)| (*last + timeout <= now).then_some(*id);

@@ -1,4 +1,4 @@
-//! Bytes to messages: finds frames in a stream that is cut anywhere, and stops at payload.
+//! From bytes to messages: finds the frames in a stream that is cut anywhere, and stops at payload.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -11,7 +11,7 @@ use crate::message::Message;
 use crate::wire;
 use crate::wire::{DecodeError, LENGTH_BYTES};
 
-/// Where in the stream the next byte belongs.
+/// The position in the stream: in a frame, or in payload.
 #[derive(Debug, Default)]
 pub(crate) struct Receive {
     /// A frame that has begun to arrive: its length bytes, then its body.
@@ -30,7 +30,7 @@ impl Receive {
         }
     }
 
-    /// How many bytes are sure to belong to the frame that is arriving.
+    /// Returns how many of the next bytes certainly belong to the current frame.
     fn missing(&self) -> usize {
         frame_end(&self.frame).unwrap_or(LENGTH_BYTES).saturating_sub(self.frame.len())
     }
@@ -39,7 +39,7 @@ impl Receive {
         self.payload = Some(slice);
     }
 
-    /// Counts payload; gives the slice that it was a part of.
+    /// Counts `n` bytes of payload, and returns the slice that they begin.
     pub(crate) fn payload_moved(&mut self, n: u64) -> Result<Option<Slice>, UsageError> {
         let expected = self.payload.map_or(0, |slice| slice.len);
         if n > expected {
@@ -47,15 +47,16 @@ impl Receive {
         }
         let before = self.payload;
         self.payload = self.payload.and_then(|slice| {
-            // Not beyond the end, as was just checked.
+            // No overflow: `n` is at most the length, as was just checked.
             let (offset, len) = (slice.offset.saturating_add(n), slice.len.saturating_sub(n));
             (len > 0).then_some(Slice { offset, len, ..slice })
         });
         Ok(before)
     }
 
-    /// Takes bytes up to the end of at most one frame: how many, and the message if it is complete now. Only the kinds in
-    /// `long` may be longer than a small frame, and nothing longer than `max`.
+    /// Takes bytes up to the end of at most one frame. Returns their number, and the message if it is complete.
+    ///
+    /// No frame may be longer than `max`, and only the kinds in `long` longer than [`Limits::SMALL_FRAME`].
     pub(crate) fn take(
         &mut self,
         bytes: &[u8],
@@ -66,7 +67,7 @@ impl Receive {
             return Ok((0, None));
         }
         if self.frame.is_empty() {
-            // The usual case: the whole frame is here, and is read where it lies.
+            // The usual case: the whole frame is in `bytes`, and is decoded without a copy.
             self.check(bytes, max, long)?;
             if let Some(frame) = frame_end(bytes).and_then(|end| bytes.get(..end)) {
                 let message = decode(frame)?;
@@ -75,7 +76,7 @@ impl Receive {
             }
         }
         let mut used: usize = 0;
-        // Two steps: the length, then the body.
+        // First the length, then the body.
         for _ in 0..2 {
             let rest = bytes.get(used..).unwrap_or_default();
             let more = rest.get(..self.missing()).unwrap_or(rest);
@@ -88,7 +89,7 @@ impl Receive {
         }
         let message = decode(&self.frame)?;
         self.greeted = true;
-        // A long frame's memory is not kept for the short ones that follow.
+        // The memory of a long frame is not kept for the short ones that follow.
         if self.frame.capacity() > Limits::SMALL_FRAME as usize {
             self.frame = Vec::new();
         } else {

@@ -5,48 +5,51 @@ use crate::connection::Connection;
 use crate::ids::{Digest, TransferId};
 use crate::message::RequestError;
 
-/// A run of a blob's bytes on their way: which transfer, where in the blob, how many.
+/// A range of bytes of one transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slice {
     /// The transfer.
     pub transfer: TransferId,
     /// The offset of the first byte in the blob.
     pub offset: u64,
-    /// How many bytes, at least 1.
+    /// The number of bytes, at least 1.
     pub len: u64,
 }
 
-/// What to send now: `head` bytes that were appended to the caller's buffer, then `body`.
+/// What to send now: the `head` bytes that were appended to the caller's buffer, then `body`.
 ///
-/// Once the head is on the wire the peer counts on the body. If its source fails in the middle, send zeros for the
-/// rest of it and call [`Connection::abort_blob`]: the receiver drops them.
-#[must_use = "the bytes are lost if nobody sends them"]
+/// When the head is on the wire, the peer takes the following bytes for the body. If the source fails in the middle,
+/// send zeros for the rest of the body and call [`Connection::abort_blob`]: the receiver drops them.
+#[must_use = "the peer loses its place in the stream if these bytes are not sent"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// How many bytes were appended to the buffer.
+    /// The number of bytes appended to the buffer.
     pub head: usize,
-    /// What the transport moves itself behind them, all of it, before it asks for more.
+    /// The payload that the transport sends behind the head: all of it, before the next
+    /// [`poll_transmit`](Connection::poll_transmit).
     pub body: Option<Slice>,
 }
 
 /// What the next bytes from the peer are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// Bytes for [`Connection::handle_control`]. No more than `max` of them are sure to be before the next payload:
-    /// a transport that moves payload past user space reads at most so many.
+    /// Bytes for [`Connection::handle_control`]. Only the first `max` of them certainly come before the next payload.
+    /// A transport that moves payload past user space therefore reads at most `max` bytes.
     Control {
         /// At least 1.
         max: usize,
     },
-    /// Payload for the sink of this transfer; report it with [`Connection::payload_moved`]. A transfer that nobody
-    /// has a sink for was cancelled: drop the bytes, and report them all the same.
+    /// Payload for the sink of this transfer. Report it with [`Connection::payload_moved`].
+    ///
+    /// A transfer without a sink was cancelled: drop the bytes, and report them all the same.
     Payload(Slice),
 }
 
 impl Expect {
-    /// How many of the next bytes are payload for sure. Before they are there the peer can say nothing else: a transport need
-    /// not be woken for fewer, as long as it reads what there is before it calls
-    /// [`handle_timeout`](Connection::handle_timeout).
+    /// Returns how many of the next bytes are certainly payload.
+    ///
+    /// The peer cannot send anything else before them. A transport can sleep until all of them are there, if it reads
+    /// what has arrived before it calls [`handle_timeout`](Connection::handle_timeout).
     #[must_use]
     pub fn payload_due(&self) -> u64 {
         match self {
@@ -56,10 +59,10 @@ impl Expect {
     }
 }
 
-/// What becomes of a transfer towards this side.
+/// The progress of a transfer to this side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TransferEvent {
-    /// It begins. Have a sink ready before the next payload is moved.
+    /// The transfer begins. Create its sink before the next payload is moved.
     Started {
         /// The transfer.
         transfer: TransferId,
@@ -67,19 +70,19 @@ pub enum TransferEvent {
         from: u64,
         /// The offset behind its last byte.
         end: u64,
-        /// The size of the whole blob.
+        /// The size of the whole blob in bytes.
         size: u64,
-        /// The digest of the whole blob, where the sender knew it.
+        /// The digest of the whole blob, if the sender knows it already.
         digest: Option<Digest>,
     },
-    /// All its bytes have been moved. They are worth something only if they have this digest.
+    /// All bytes of the transfer have been moved. Use them only if they have this digest.
     Stopped {
         /// The transfer.
         transfer: TransferId,
         /// The digest of the whole blob.
         digest: Digest,
     },
-    /// It has failed: drop its bytes.
+    /// The transfer has failed: drop its bytes.
     Aborted {
         /// The transfer.
         transfer: TransferId,
@@ -89,7 +92,7 @@ pub enum TransferEvent {
 }
 
 impl TransferEvent {
-    /// The transfer that this is about.
+    /// Returns the transfer of this event.
     #[must_use]
     pub fn transfer(&self) -> TransferId {
         match self {

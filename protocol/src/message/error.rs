@@ -1,4 +1,4 @@
-//! Why a request was not done, and the phases of a transaction, which are one of the reasons.
+//! Why a request failed, and the phases of a transaction.
 
 use alloc::string::String;
 use core::time::Duration;
@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{BlobId, Oid, Tid, TxnId};
 
-/// Why a request was not done, or a transfer given up.
+/// Why a request or a transfer failed. The connection goes on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// The object does not exist (any more).
+    /// The object does not exist, or was deleted.
     #[error("object {oid} does not exist")]
     NoSuchObject {
         /// The object.
         oid: Oid,
     },
-    /// The object has no revision of that transaction, or it was packed away.
+    /// The object has no revision of that transaction, or a pack has removed it.
     #[error("object {oid} has no revision {tid} (any more)")]
     NoSuchRevision {
         /// The object.
@@ -25,22 +25,22 @@ pub enum RequestError {
         /// The transaction.
         tid: Tid,
     },
-    /// That revision has no blob.
+    /// The revision has no blob, or a pack has removed it.
     #[error("there is no blob {blob} (any more)")]
     NoSuchBlob {
         /// The blob.
         blob: BlobId,
     },
-    /// A range begins behind the blob's end, or ends before it begins.
+    /// The range begins behind the blob's end, or ends before it begins.
     #[error("blob {blob} has {size} bytes: the range {from}..{upto} is not in it")]
     BadRange {
         /// The blob.
         blob: BlobId,
         /// Its size in bytes.
         size: u64,
-        /// The first byte wanted.
+        /// The offset of the first byte.
         from: u64,
-        /// The first byte not wanted.
+        /// The offset behind the last byte.
         upto: u64,
     },
     /// No such transaction is open on this connection.
@@ -49,27 +49,27 @@ pub enum RequestError {
         /// The transaction.
         txn: TxnId,
     },
-    /// The transaction's name is taken, or its outcome was asked for before.
-    #[error("transaction {txn} can not begin: the name was used before")]
+    /// The transaction's name was used before, or its [`Outcome`](crate::Outcome) was requested before.
+    #[error("transaction {txn} cannot begin: the name was used before")]
     TransactionExists {
         /// The transaction.
         txn: TxnId,
     },
     /// The transaction is not in the phase that the request is for.
-    #[error("transaction {txn} is {phase}: that can not be done now")]
+    #[error("transaction {txn} is {phase}: that cannot be done now")]
     WrongPhase {
         /// The transaction.
         txn: TxnId,
         /// The phase that it is in.
         phase: Phase,
     },
-    /// Something stored in this transaction failed, so it can only be aborted.
+    /// A store in this transaction failed, so it can only be aborted.
     #[error("transaction {txn} can only be aborted: something stored in it failed before")]
     Doomed {
         /// The transaction.
         txn: TxnId,
     },
-    /// The server gave the transaction up.
+    /// The server has aborted the transaction.
     #[error("transaction {txn} was aborted by the server: {reason}")]
     Aborted {
         /// The transaction.
@@ -77,29 +77,29 @@ pub enum RequestError {
         /// Why.
         reason: String,
     },
-    /// More than a limit allows.
+    /// The request is beyond a limit of the server.
     #[error("{what}: {actual} is more than the server's limit of {limit}")]
     Limit {
         /// What the limit is for.
         what: String,
         /// The limit.
         limit: u64,
-        /// What was asked for.
+        /// The requested value.
         actual: u64,
     },
     /// The server's disk is full.
     #[error("the server has no room left: {detail}")]
     NoSpace {
-        /// Which file system, and what was asked of it.
+        /// The file system, and what the server wanted to write.
         detail: String,
     },
-    /// The server takes no writes.
+    /// The server accepts no writes.
     #[error("the server takes no writes: {reason}")]
     ReadOnly {
         /// Why.
         reason: String,
     },
-    /// The server has found its copy of a blob damaged. It is not sent.
+    /// The server's copy of a blob is damaged, so the server does not send it.
     #[error("blob {blob} is damaged on the server: {detail}")]
     Damaged {
         /// The blob.
@@ -107,16 +107,16 @@ pub enum RequestError {
         /// What is wrong with it.
         detail: String,
     },
-    /// What arrived is not what was announced.
+    /// The blob that arrived is not the one that was announced.
     #[error("the blob that arrived is not the one announced: {detail}")]
     Mismatch {
         /// The difference.
         detail: String,
     },
-    /// The request was cancelled before it was done.
+    /// The request was cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// The server is stopping, and begins nothing new.
+    /// The server is stopping, and accepts no new requests.
     #[error("the server is stopping")]
     Stopping,
     /// The sender of a blob could not read it.
@@ -137,16 +137,16 @@ pub enum RequestError {
         /// What.
         what: String,
     },
-    /// Something took longer than it may. What was held for it is free.
+    /// A time limit has passed. The server has released what the request held.
     #[error("{what} for {:?}; {}", Duration::from_millis(*after_ms), what.advice())]
     Deadline {
-        /// What took so long.
+        /// The limit that has passed.
         what: Deadline,
-        /// How long it was allowed to take, in milliseconds.
+        /// The limit in milliseconds.
         after_ms: u64,
     },
-    /// The server's disk failed in the commit. What it kept is found out when the server is started again; then the
-    /// transaction's outcome can be asked for.
+    /// The server's disk failed during the commit. After the next start of the server, request the
+    /// [`Outcome`](crate::Request::Outcome) of the transaction.
     #[error("whether transaction {txn} is committed is known when the server was started again: {reason}")]
     Undecided {
         /// The transaction.
@@ -156,24 +156,24 @@ pub enum RequestError {
     },
 }
 
-/// What may take only so long.
+/// What has a time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Deadline {
-    /// A transfer has to get on: see [`Config::transfer_timeout`](crate::Config::transfer_timeout).
+    /// The time without progress of a transfer: see [`Config::transfer_timeout`](crate::Config::transfer_timeout).
     Transfer,
-    /// A vote that waits for its locks has to get them. Its transaction is over.
+    /// The time that a vote waits for its locks. After it, the server ends the transaction.
     Locks,
 }
 
 impl Deadline {
-    /// The error that says that it has passed.
+    /// Returns the error for a limit of length `after` that has passed.
     #[must_use]
     pub fn passed(self, after: Duration) -> RequestError {
         let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         RequestError::Deadline { what: self, after_ms }
     }
 
-    /// What to do about it.
+    /// Returns what the user can do.
     fn advice(self) -> &'static str {
         match self {
             Deadline::Transfer => "try again, and allow more time where a network or a disk is that slow",
@@ -191,18 +191,18 @@ impl core::fmt::Display for Deadline {
     }
 }
 
-/// Where a transaction stands, on either half of a connection.
+/// The phase of a transaction, on either side of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
-    /// It takes stores.
+    /// The transaction accepts stores.
     Open,
     /// A vote is under way.
     Voting,
-    /// It can be finished, and cannot fail any more.
+    /// The transaction can be finished, and cannot fail any more.
     Voted,
     /// The commit is under way.
     Finishing,
-    /// A store failed: it can only be aborted.
+    /// A store failed, so the transaction can only be aborted.
     Doomed,
 }
 

@@ -1,8 +1,8 @@
-//! Every message of the conversation, as it is on the wire.
+//! All messages, as they are on the wire.
 //!
-//! The order of an enum's variants is the wire format: variants are only ever appended. Both directions share one
-//! [`Message`]; which half may send which message, and when, is decided in [`client`](crate::client),
-//! [`server`](crate::server) and [`connection`](crate::connection), never here.
+//! The order of an enum's variants is the wire format, so new variants are only appended. Both directions share one
+//! [`Message`]. [`client`](crate::client), [`server`](crate::server) and [`connection`](crate::connection) decide which
+//! side may send which message, and when.
 
 mod bounded;
 mod error;
@@ -20,37 +20,38 @@ pub use error::{Deadline, Phase, RequestError};
 pub use reply::{BlobInfo, Conflict, HistoryEntry, Outcome, Packed, Reply, Revision, Unfinished};
 pub use request::{Request, TxnMeta};
 
-/// The first bytes of the first message: what tells blobferry from everything else that may call a port.
+/// The magic bytes at the beginning of the first message, which identify the protocol.
 pub const MAGIC: [u8; 8] = *b"blobfery";
 
 /// The versions of the protocol that this crate speaks, first and last.
 pub const VERSIONS: (u16, u16) = (1, 1);
 
-/// One framed message, in either direction.
+/// A message, in either direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
-    /// Client, first of all: who calls, and what it can do.
+    /// Client: the first message, with its versions, limits and credentials.
     Hello(Hello),
     /// Server: the handshake is done.
     Welcome(Welcome),
-    /// Server: no conversation, and why. The connection ends.
+    /// Server: the connection is refused, and ends.
     Refuse(Refusal),
-    /// Client: asks for one thing. Exactly one answer follows: a [`Message::Reply`], or for
-    /// [`Request::SendBlob`] a transfer that ends in [`Message::BlobStop`] or [`Message::BlobAbort`].
+    /// Client: a request. Exactly one answer follows: a [`Message::Reply`], or for [`Request::SendBlob`] a transfer
+    /// that ends in [`Message::BlobStop`] or [`Message::BlobAbort`].
     Request {
         /// Greater than every id before it on this connection.
         id: RequestId,
-        /// What is asked for.
+        /// The request itself.
         request: Request,
     },
     /// Server: the answer to a request. Replies may come in any order.
     Reply {
         /// The request that this answers.
         id: RequestId,
-        /// What was asked for, or why not.
+        /// The answer, or why the request failed.
         result: Result<Reply, RequestError>,
     },
-    /// Server: a transaction was committed. In commit order, and never behind a reply that exposes it.
+    /// Server: a transaction was committed. The server sends these in commit order, and each before any reply that
+    /// exposes the transaction.
     Invalidate {
         /// The transaction.
         tid: Tid,
@@ -60,24 +61,24 @@ pub enum Message {
     },
     /// Sender of a blob: the transfer begins.
     BlobStart {
-        /// The transfer: the number of its request.
+        /// The transfer, which has the number of its request.
         transfer: TransferId,
-        /// Where the bytes of this transfer begin in the blob.
+        /// The offset in the blob of the first byte of this transfer.
         from: u64,
-        /// Where they end: the first offset that is not sent.
+        /// The first offset that is not sent.
         end: u64,
         /// The size of the whole blob in bytes.
         size: u64,
-        /// The digest of the whole blob, where the sender knows it already.
+        /// The digest of the whole blob, if the sender knows it already.
         digest: Option<Digest>,
     },
     /// Sender of a blob: `len` raw bytes follow this frame. They are not part of its length.
     BlobChunk {
         /// The transfer.
         transfer: TransferId,
-        /// Where the bytes belong in the blob: always where the last chunk ended.
+        /// The offset of the bytes in the blob: always where the last chunk ended.
         offset: u64,
-        /// How many bytes follow, at least 1.
+        /// The number of bytes that follow, at least 1.
         len: u32,
     },
     /// Sender of a blob: all bytes were sent.
@@ -87,43 +88,43 @@ pub enum Message {
         /// The digest of the whole blob.
         digest: Digest,
     },
-    /// Sender of a blob: the transfer failed; what was sent of it is worth nothing.
+    /// Sender of a blob: the transfer failed, and the receiver drops its bytes.
     BlobAbort {
         /// The transfer.
         transfer: TransferId,
         /// Why.
         reason: RequestError,
     },
-    /// Receiver of a blob: bytes of this transfer below the offset `upto` may be sent. Absolute, never lower than
-    /// before.
+    /// Receiver of a blob: the sender may send the bytes of this transfer below the offset `upto`. The value is
+    /// absolute, and never lower than before.
     Credit {
         /// The transfer.
         transfer: TransferId,
         /// The first offset that may not be sent yet.
         upto: u64,
     },
-    /// Receiver of blobs: so many payload bytes may have been sent on this connection, all transfers together,
-    /// since it began. Absolute, never lower than before.
+    /// Receiver of blobs: the sender may have sent `upto` payload bytes since the connection began, all transfers
+    /// together. The value is absolute, and never lower than before.
     ConnectionCredit {
         /// The first byte of the connection's payload that may not be sent yet.
         upto: u64,
     },
-    /// Client: the answer to this request is not wanted any more. It still gets exactly one, perhaps an early one.
+    /// Client: the request is cancelled. It still has exactly one answer, perhaps an early one.
     Cancel {
         /// The request.
         id: RequestId,
     },
-    /// Either: are you there?
+    /// Either side: a check that the peer is alive.
     Ping {
-        /// Comes back in the [`Message::Pong`].
+        /// The number that the [`Message::Pong`] repeats.
         nonce: u64,
     },
-    /// Either: the answer to a [`Message::Ping`].
+    /// Either side: the answer to a [`Message::Ping`].
     Pong {
         /// The nonce of the ping.
         nonce: u64,
     },
-    /// Either: no new requests from now on; what is under way is finished, then the connection is closed.
+    /// Either side: no new requests from now on. What is under way is finished, then the connection is closed.
     Goodbye,
 }
 
@@ -151,7 +152,7 @@ impl Message {
     }
 }
 
-/// The client's half of the handshake.
+/// The client's message of the handshake.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`MAGIC`].
@@ -160,25 +161,25 @@ pub struct Hello {
     pub version_min: u16,
     /// The last version that the client speaks.
     pub version_max: u16,
-    /// What the client can take.
+    /// The limits of the client.
     pub limits: Limits,
-    /// What proves who the client is; empty where the server asks for nothing.
+    /// What identifies the client, at most 2048 bytes; empty if the server requires none.
     #[serde(with = "serde_bytes")]
     pub credentials: Vec<u8>,
 }
 
-/// The server's half of the handshake.
+/// The server's answer in the handshake.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The version that both speak from here on.
+    /// The version that both sides use from now on.
     pub version: u16,
-    /// What the server can take.
+    /// The limits of the server.
     pub limits: Limits,
-    /// The last transaction that is committed.
+    /// The last committed transaction. [`Tid::successor`] of it reads as of that transaction.
     pub last_tid: Tid,
 }
 
-/// Why a server wants no conversation.
+/// Why a server refuses a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -193,7 +194,7 @@ pub enum Refusal {
     /// The credentials were not accepted.
     #[error("the server does not accept these credentials")]
     Credentials,
-    /// The server has as many connections as it wants.
+    /// The server has reached its limit of connections.
     #[error("the server has no room for another connection; try again later")]
     Full,
     /// The server is about to stop.

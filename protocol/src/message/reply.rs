@@ -1,4 +1,4 @@
-//! What a server answers.
+//! The replies of a server.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -9,80 +9,83 @@ use crate::ids::{Digest, Oid, RequestId, Tid};
 use crate::message::bounded;
 use crate::message::request::TxnMeta;
 
-/// What a server answers.
+/// A reply: the successful answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// It is done; there is nothing to tell.
+    /// The request is done, and has no result.
     Done,
-    /// The transaction can be finished, and is locked in until then.
+    /// The transaction can be finished, and keeps its locks until then.
     Voted,
     /// The transaction is committed and durable.
     Finished {
         /// Its id.
         tid: Tid,
     },
-    /// Other transactions have changed objects of this one since they were read. It stays open: store what is
-    /// resolved with `base` set to `committed`, and vote again.
+    /// Other transactions have changed objects of this one. The transaction stays open.
+    ///
+    /// Store the resolved objects with `base` set to [`Conflict::committed`], and vote again.
     Conflicts(#[serde(with = "bounded")] Vec<Conflict>),
-    /// What has become of a transaction.
+    /// The outcome of a transaction.
     Outcome(Outcome),
     /// One revision of an object.
     Revision(Revision),
-    /// One revision of an object, or none that early.
+    /// One revision of an object; `None` if the object has no revision before that transaction.
     RevisionBefore(Option<Revision>),
-    /// Revisions of an object, newest first.
+    /// The revisions of an object, newest first.
     History(#[serde(with = "bounded")] Vec<HistoryEntry>),
     /// Unused oids: `count` of them from `first` on.
     Oids {
-        /// The first.
+        /// The first oid.
         first: Oid,
-        /// How many.
+        /// The number of oids.
         count: u32,
     },
     /// Counters by name. Names are only ever added.
     Status(#[serde(with = "bounded")] Vec<(String, u64)>),
-    /// What a pack has removed.
+    /// What the pack has removed.
     Packed(Packed),
-    /// The transaction goes on. Of the requests that it was sent on the connection that was lost, those up to `last` had
-    /// arrived, and were done, but for the ones that are `unfinished`.
+    /// The transaction goes on, on this connection.
+    ///
+    /// Of the requests that the client sent for it on the lost connection, those up to `last` arrived. They are done,
+    /// except the `unfinished` ones.
     Attached {
-        /// The last request in this transaction that arrived on the connection that was lost.
+        /// The last request of this transaction that arrived on the lost connection.
         last: RequestId,
-        /// Those up to `last` that were not done, in the order of their numbers.
+        /// The requests up to `last` that are not done, in the order of their numbers.
         #[serde(with = "bounded")]
         unfinished: Vec<Unfinished>,
     },
 }
 
-/// A request in a transaction that was not done when its connection was lost. It has to be made again.
+/// A request of a transaction that was not done when its connection was lost. The client has to send it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unfinished {
-    /// The number that it had on that connection.
+    /// The number of the request on that connection.
     pub request: RequestId,
-    /// For a blob: the bytes below this offset are kept, so that its upload can go on from there. Else 0.
+    /// For a blob, the offset where its upload can go on: the server has kept the bytes below it. Else 0.
     pub upto: u64,
 }
 
-/// An object that two transactions changed at once.
+/// An object that another transaction has changed meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {
     /// The object.
     pub oid: Oid,
-    /// Its current revision; [`Tid::ZERO`] where it has none.
+    /// Its current revision; [`Tid::ZERO`] if it has none.
     pub committed: Tid,
-    /// The revision that this transaction was made from.
+    /// The revision that this transaction has changed.
     pub base: Tid,
 }
 
-/// What has become of a transaction, for ever.
+/// The final outcome of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// It is committed.
+    /// The transaction is committed.
     Committed {
         /// Its id.
         tid: Tid,
     },
-    /// It is not committed, and never will be.
+    /// The transaction is not committed, and never will be.
     NotCommitted,
 }
 
@@ -96,16 +99,16 @@ pub struct Revision {
     /// The record.
     #[serde(with = "serde_bytes")]
     pub data: Vec<u8>,
-    /// The blob, where it has one.
+    /// The blob, if the revision has one.
     pub blob: Option<BlobInfo>,
 }
 
-/// What is known of a blob without its bytes.
+/// The size and the digest of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BlobInfo {
-    /// Bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// Of those bytes.
+    /// The digest of those bytes.
     pub digest: Digest,
 }
 
@@ -114,21 +117,21 @@ pub struct BlobInfo {
 pub struct HistoryEntry {
     /// The transaction that stored it.
     pub tid: Tid,
-    /// Who, and what for.
+    /// The user and the description of that transaction.
     pub meta: TxnMeta,
-    /// The size of the record in bytes; `None` where this revision deleted the object.
+    /// The size of the record in bytes; `None` if this revision deleted the object.
     pub size: Option<u64>,
-    /// The blob, where it has one.
+    /// The blob, if the revision has one.
     pub blob: Option<BlobInfo>,
 }
 
-/// What a pack has removed.
+/// The result of a pack: what it has removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packed {
-    /// Revisions of objects.
+    /// The number of revisions.
     pub revisions: u64,
-    /// Blobs.
+    /// The number of blobs.
     pub blobs: u64,
-    /// Bytes of those blobs.
+    /// The size of those blobs in bytes.
     pub bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! What a client asks for.
+//! The requests of a client.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -9,14 +9,14 @@ use crate::ids::{BlobId, Digest, Oid, Tid, TxnId};
 #[cfg(doc)]
 use crate::{Message, Reply};
 
-/// What a client can ask for.
+/// A request. Each variant names the [`Reply`] that answers it if it succeeds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Opens a transaction under a name of the client's choice. Reply: [`Reply::Done`].
+    /// Opens a transaction under a name that the client chooses. Reply: [`Reply::Done`].
     Begin {
-        /// The name; never used before.
+        /// The name, which was never used before.
         txn: TxnId,
-        /// Who, and what for.
+        /// The user and the description.
         meta: TxnMeta,
     },
     /// Stores an object's record. Reply: [`Reply::Done`].
@@ -25,150 +25,156 @@ pub enum Request {
         txn: TxnId,
         /// The object.
         oid: Oid,
-        /// The revision that the new one was made from; [`Tid::ZERO`] for a new object.
+        /// The revision that the client has changed; [`Tid::ZERO`] for a new object.
         base: Tid,
         /// The record.
         #[serde(with = "serde_bytes")]
         data: Vec<u8>,
     },
-    /// Stores an object's record with a blob. A transfer of the same number follows; an empty blob is a transfer
-    /// without chunks. Reply, when the blob is complete and durable: [`Reply::Done`].
+    /// Stores an object's record with a blob. Reply, when the blob is complete and durable: [`Reply::Done`].
+    ///
+    /// A transfer with the same number follows. An empty blob is a transfer without chunks.
     StoreBlob {
         /// The transaction.
         txn: TxnId,
         /// The object.
         oid: Oid,
-        /// The revision that the new one was made from; [`Tid::ZERO`] for a new object.
+        /// The revision that the client has changed; [`Tid::ZERO`] for a new object.
         base: Tid,
         /// The record.
         #[serde(with = "serde_bytes")]
         data: Vec<u8>,
     },
-    /// Stores an object's record with a blob that the client has moved into the server's `tmp` directory, which
-    /// both can reach. Reply: [`Reply::Done`].
+    /// Stores an object's record with a blob that the client has moved into the server's `tmp` directory. Reply:
+    /// [`Reply::Done`].
     StoreShared {
         /// The transaction.
         txn: TxnId,
         /// The object.
         oid: Oid,
-        /// The revision that the new one was made from; [`Tid::ZERO`] for a new object.
+        /// The revision that the client has changed; [`Tid::ZERO`] for a new object.
         base: Tid,
         /// The record.
         #[serde(with = "serde_bytes")]
         data: Vec<u8>,
-        /// The file's name in `tmp`: one plain component, never a path.
+        /// The file's name in `tmp`: one component, not a path.
         name: String,
         /// The file's size in bytes.
         size: u64,
         /// The digest of its bytes.
         digest: Digest,
     },
-    /// Deletes an object: from this transaction on it does not exist. With the base [`Tid::ZERO`], takes back whatever
-    /// this transaction has stored for the object, or deleted. Reply: [`Reply::Done`].
+    /// Deletes an object: from this transaction on it does not exist. Reply: [`Reply::Done`].
+    ///
+    /// With the base [`Tid::ZERO`] it undoes what this transaction has stored for the object, or its deletion.
     Delete {
         /// The transaction.
         txn: TxnId,
         /// The object.
         oid: Oid,
-        /// The revision that the decision was based on; [`Tid::ZERO`] to take back.
+        /// The revision that the client deletes; [`Tid::ZERO`] to undo.
         base: Tid,
     },
-    /// Asks whether the transaction can be committed, and makes sure that it then can. Reply: [`Reply::Voted`], or
+    /// Prepares the transaction, so that [`Request::Finish`] cannot fail. Reply: [`Reply::Voted`], or
     /// [`Reply::Conflicts`] with the transaction open as before.
     Vote {
         /// The transaction.
         txn: TxnId,
     },
-    /// Commits a transaction that was voted for. Reply: [`Reply::Finished`].
+    /// Commits a voted transaction. Reply: [`Reply::Finished`].
     Finish {
         /// The transaction.
         txn: TxnId,
     },
-    /// Vote and finish in one round trip. Reply: [`Reply::Finished`], or [`Reply::Conflicts`] with the transaction
+    /// Votes and finishes in one round trip. Reply: [`Reply::Finished`], or [`Reply::Conflicts`] with the transaction
     /// open as before.
     Commit {
         /// The transaction.
         txn: TxnId,
     },
-    /// Gives the transaction up. Reply: [`Reply::Done`], whatever was known of it.
+    /// Aborts the transaction. Reply: [`Reply::Done`], even if the transaction is unknown.
     Abort {
         /// The transaction.
         txn: TxnId,
     },
-    /// Did this transaction commit? The answer is definite: where it has not, it never will. Reply:
-    /// [`Reply::Outcome`].
+    /// Returns whether the transaction is committed. Reply: [`Reply::Outcome`].
+    ///
+    /// The answer is final: a transaction that is not committed then never will be.
     Outcome {
         /// The transaction.
         txn: TxnId,
     },
-    /// The current revision of an object. Reply: [`Reply::Revision`].
+    /// Loads the current revision of an object. Reply: [`Reply::Revision`].
     Load {
         /// The object.
         oid: Oid,
     },
-    /// The last revision of an object before a transaction. Reply: [`Reply::RevisionBefore`].
+    /// Loads the last revision of an object before a transaction. Reply: [`Reply::RevisionBefore`].
+    ///
+    /// To load the state as of `tid`, set `before` to [`tid.successor()`](Tid::successor).
     LoadBefore {
         /// The object.
         oid: Oid,
-        /// Revisions of this transaction and later ones do not count.
+        /// Only revisions of earlier transactions count.
         before: Tid,
     },
-    /// One exact revision of an object. Reply: [`Reply::Revision`].
+    /// Loads one exact revision of an object. Reply: [`Reply::Revision`].
     LoadSerial {
         /// The object.
         oid: Oid,
         /// The transaction that stored it.
         tid: Tid,
     },
-    /// The revisions of an object, newest first. Reply: [`Reply::History`].
+    /// Lists the revisions of an object, newest first. Reply: [`Reply::History`].
     History {
         /// The object.
         oid: Oid,
-        /// At most so many (the server may send fewer).
+        /// The most revisions to send. The server may send fewer.
         limit: u32,
     },
-    /// Unused oids, for new objects. Reply: [`Reply::Oids`].
+    /// Allocates oids for new objects. Reply: [`Reply::Oids`].
     NewOids {
-        /// How many, at least 1 (the server may give fewer).
+        /// The number of oids, at least 1. The server may allocate fewer.
         count: u32,
     },
-    /// The bytes of a blob. Answered by a transfer of the same number, or a [`Message::Reply`] with an error.
+    /// Downloads a blob. The answer is a transfer with the same number, or a [`Message::Reply`] with an error.
     SendBlob {
         /// The blob.
         blob: BlobId,
-        /// The first byte wanted: more than 0 to go on with a broken download or to read a range.
+        /// The offset of the first byte: more than 0 to resume a download or to read a range.
         from: u64,
-        /// The first byte not wanted; [`u64::MAX`] for all to the end.
+        /// The offset behind the last byte; [`u64::MAX`] for all up to the end.
         upto: u64,
     },
-    /// The server's counters. Reply: [`Reply::Status`].
+    /// Returns the server's counters. Reply: [`Reply::Status`].
     Status,
-    /// Forgets the revisions that were replaced before a transaction. Reply: [`Reply::Packed`].
+    /// Removes the revisions that were replaced before a transaction. Reply: [`Reply::Packed`].
     Pack {
-        /// What was current just before this transaction stays, and all that came after.
+        /// The pack keeps what was current just before this transaction, and everything after that.
         before: Tid,
     },
-    /// Goes on with a transaction whose connection was lost while it took stores: it belongs to this connection from
-    /// here on. Reply: [`Reply::Attached`].
+    /// Moves an open transaction, whose connection was lost, to this connection. Reply: [`Reply::Attached`].
     Attach {
         /// The transaction.
         txn: TxnId,
     },
 }
 
-/// Who commits, and what for. Bytes, so that any application's notion fits; the command uses UTF-8.
+/// The user and the description of a transaction, at most 64 KiB together.
+///
+/// Both are bytes of a format that the application chooses. The `blobferry` command uses UTF-8.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TxnMeta {
-    /// Who.
+    /// The user.
     #[serde(with = "serde_bytes")]
     pub user: Vec<u8>,
-    /// What for.
+    /// The description.
     #[serde(with = "serde_bytes")]
     pub description: Vec<u8>,
 }
 
 impl Request {
-    /// The transaction that this request belongs to, where it belongs to one.
+    /// Returns the transaction that this request belongs to, if it belongs to one.
     #[must_use]
     pub fn txn(&self) -> Option<TxnId> {
         match self {
@@ -194,7 +200,9 @@ impl Request {
         }
     }
 
-    /// Does it bring a transaction nearer to its end? Those are asked and answered even after a goodbye.
+    /// Returns true if the request brings a transaction nearer to its end.
+    ///
+    /// A connection sends and answers these even after a goodbye.
     #[must_use]
     pub fn ends(&self) -> bool {
         matches!(

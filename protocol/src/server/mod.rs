@@ -1,5 +1,6 @@
-//! The server's half of a connection: it answers. It knows the phases of every transaction on its connection, so
-//! that what is behind it hears only what makes sense.
+//! The server side of a connection: it answers requests and sends blobs.
+//!
+//! It knows the phase of every transaction of its connection, and passes only requests on that fit the phase.
 
 mod side;
 mod transactions;
@@ -18,44 +19,50 @@ use crate::message::{Message, Phase, Refusal, Reply, Request, RequestError, Welc
 use crate::time::Time;
 use transactions::Transactions;
 
-/// A server's connection. Beside what [`connection::Connection`] offers: [`welcome`](Connection::welcome),
+/// A server's connection: [`connection::Connection`] with [`welcome`](Connection::welcome),
 /// [`reply`](Connection::reply), [`start_blob`](Connection::start_blob) and [`invalidate`](Connection::invalidate).
 pub type Connection = connection::Connection<Server>;
 
-/// What a server has to know, or to do.
+/// An event of a server's connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A client has called: [`welcome`](Connection::welcome) it or [`refuse`](Connection::refuse) it.
+    /// A client has said hello: [`welcome`](Connection::welcome) it or [`refuse`](Connection::refuse) it.
     Hello {
-        /// What proves who it is.
+        /// What identifies the client.
         credentials: Vec<u8>,
     },
-    /// Wants exactly one answer: a [`reply`](Connection::reply), or for a [`Request::SendBlob`] a
-    /// [`start_blob`](Connection::start_blob). A [`Request::StoreBlob`] is answered when its transfer has stopped and
-    /// its bytes are durable. Requests of one transaction come in an order that makes sense; a vote comes only when
-    /// everything stored before it was answered. An error that answers a vote, a finish or a commit ends the
-    /// transaction: abort it before.
+    /// A request. Answer it exactly once: with a [`reply`](Connection::reply), or a [`Request::SendBlob`] with a
+    /// [`start_blob`](Connection::start_blob).
+    ///
+    /// * Answer a [`Request::StoreBlob`] when its transfer has stopped and its bytes are durable.
+    /// * The requests of one transaction come in an allowed order. A vote or a commit comes only after every earlier
+    ///   store was answered.
+    /// * An error in answer to a vote, a finish or a commit ends the transaction on both sides. So abort the
+    ///   transaction in the store first, and then send the error.
     Request {
         /// The request.
         id: RequestId,
-        /// What is asked for.
+        /// The request itself.
         request: Request,
     },
-    /// The answer to this request is not wanted any more: give it early, as [`RequestError::Cancelled`], or not. A
-    /// blob that is sent all the same is aborted by the machine ([`Event::SendingAborted`]).
+    /// The client has cancelled this request. The server may answer it early with [`RequestError::Cancelled`].
+    ///
+    /// A blob that the server sends all the same is aborted by the connection ([`Event::SendingAborted`]).
     Cancelled {
         /// The request.
         id: RequestId,
     },
-    /// This transaction is over without having been asked for: abort it. Nobody waits for an answer.
+    /// The connection has ended this transaction without a request of the client. Abort it, and answer nothing.
     Abandoned {
         /// The transaction.
         txn: TxnId,
     },
-    /// A blob that is stored arrives. After [`TransferEvent::Aborted`] its request is answered already; that may come
-    /// without a [`TransferEvent::Started`] before it.
+    /// The blob of a [`Request::StoreBlob`] arrives.
+    ///
+    /// At [`TransferEvent::Aborted`] the connection has answered the request already. That event may come without a
+    /// [`TransferEvent::Started`].
     Transfer(TransferEvent),
-    /// The sending of this blob has ended early: drop its source.
+    /// The transfer of this blob to the client has ended early: drop its source.
     SendingAborted {
         /// The transfer.
         transfer: TransferId,
@@ -64,7 +71,7 @@ pub enum Event {
     Goodbye,
 }
 
-/// The state of the server's half.
+/// The state of the server side.
 #[derive(Debug, Default)]
 pub struct Server {
     greeting: Option<Greeting>,
@@ -75,7 +82,7 @@ pub struct Server {
     transactions: Transactions,
 }
 
-/// What a client's hello comes to.
+/// What the server keeps of a client's hello.
 #[derive(Clone, Copy, Debug)]
 struct Greeting {
     limits: Limits,
@@ -105,16 +112,16 @@ impl From<TransferEvent> for Event {
 }
 
 impl connection::Connection<Server> {
-    /// A connection that waits for a client's hello.
+    /// Returns a connection that waits for the hello of a client.
     #[must_use]
     pub fn new(now: Time, config: Config) -> Connection {
         Connection::with_side(now, config, Server::default())
     }
 
-    /// Accepts the client that said hello.
+    /// Accepts the client, which learns the last committed transaction.
     ///
     /// # Errors
-    /// Nobody said hello, or the handshake is done.
+    /// [`UsageError::NotConnected`] if no hello has arrived, [`UsageError::Connected`] if the handshake is done.
     pub fn welcome(&mut self, last_tid: Tid) -> Result<(), UsageError> {
         let Greeting { version, limits: peer } = self.greeted()?;
         let limits = self.link.config.limits;
@@ -123,10 +130,10 @@ impl connection::Connection<Server> {
         Ok(())
     }
 
-    /// Sends the client away. Send what [`poll_transmit`](Self::poll_transmit) gives, then close the socket.
+    /// Refuses the client. Send what [`poll_transmit`](Self::poll_transmit) returns, then close the socket.
     ///
     /// # Errors
-    /// Nobody said hello, or the handshake is done.
+    /// [`UsageError::NotConnected`] if no hello has arrived, [`UsageError::Connected`] if the handshake is done.
     pub fn refuse(&mut self, refusal: Refusal) -> Result<(), UsageError> {
         self.greeted()?;
         self.side.greeting = None;
@@ -145,11 +152,12 @@ impl connection::Connection<Server> {
 
     /// Answers a request.
     ///
-    /// May bring an event: a vote that waited for this answer.
+    /// May produce an event: a vote that has waited for this answer.
     ///
     /// # Errors
-    /// A request that does not wait for an answer (any more: the machine answers the uploads of a transaction that is
-    /// aborted), or an answer of another kind.
+    /// * [`UsageError::NoSuchRequest`] if the request does not wait for an answer. The connection itself answers the
+    ///   uploads of an aborted transaction.
+    /// * [`UsageError::WrongReply`] if the reply does not fit the request.
     pub fn reply(&mut self, id: RequestId, result: Result<Reply, RequestError>) -> Result<(), UsageError> {
         self.link.usable()?;
         let call = self.side.requests.get(&id).ok_or(UsageError::NoSuchRequest(id))?.call;
@@ -162,12 +170,15 @@ impl connection::Connection<Server> {
         Ok(())
     }
 
-    /// Answers a [`Request::SendBlob`] with the blob: the range that is sent of it. The transport reads it when
-    /// [`poll_transmit`](Self::poll_transmit) says so.
+    /// Answers a [`Request::SendBlob`] with a blob of `size` bytes, and returns the range of it that is sent.
+    ///
+    /// The transport reads the bytes when [`poll_transmit`](Self::poll_transmit) returns a slice of them.
     ///
     /// # Errors
-    /// A request that does not wait for a blob, or whose range is not in it: that wants a [`reply`](Self::reply) of
-    /// [`RequestError::BadRange`].
+    /// * [`UsageError::NoSuchTransfer`] if the request does not wait for a blob.
+    /// * [`UsageError::BadRange`] if the requested range is not in the blob. [`reply`](Self::reply) with
+    ///   [`RequestError::BadRange`] then.
+    /// * [`UsageError::Limit`] if the client accepts no more transfers at once.
     pub fn start_blob(
         &mut self,
         transfer: TransferId,
@@ -197,17 +208,19 @@ impl connection::Connection<Server> {
         Ok(from..end)
     }
 
-    /// Tells the client of a commit. To be called in commit order, and before any answer that exposes it. Of a commit
-    /// that changed no object nothing is said.
+    /// Notifies the client of a commit and the objects that it changed.
+    ///
+    /// Call this in commit order, and before any answer that exposes the commit. A commit that changed no object is
+    /// announced too.
     ///
     /// # Errors
-    /// A dead connection, or one whose handshake is not done.
+    /// [`UsageError::Dead`] or [`UsageError::NotConnected`].
     pub fn invalidate(&mut self, tid: Tid, oids: &[Oid]) -> Result<(), UsageError> {
         self.link.usable()?;
-        // An oid takes at most 10 bytes, all the rest of the message less than 32.
+        // An oid takes at most 10 bytes, and the rest of the message less than 32.
         let list = (self.link.peer.frame as usize).saturating_sub(32) / 10;
         let (first, more) = oids.split_at(oids.len().min(list.clamp(1, Limits::LIST)));
-        // Also where nothing has changed: the peer has to know how far it knows.
+        // Also if no object has changed: the client has to know the last tid.
         self.link.queue(&Message::Invalidate { tid, oids: first.to_vec() })?;
         for oids in more.chunks(list.clamp(1, Limits::LIST)) {
             self.link.queue(&Message::Invalidate { tid, oids: oids.to_vec() })?;
@@ -215,12 +228,12 @@ impl connection::Connection<Server> {
         Ok(())
     }
 
-    /// The transactions that are open, and their phases: what a connection that breaks leaves behind.
+    /// Returns the open transactions and their phases: what remains to be done when the connection breaks.
     pub fn transactions(&self) -> impl Iterator<Item = (TxnId, Phase)> + '_ {
         self.side.transactions.phases()
     }
 
-    /// Is this blob still being sent?
+    /// Returns true if this blob is still being sent.
     #[must_use]
     pub fn is_sending(&self, transfer: TransferId) -> bool {
         self.link.outgoing.contains(transfer)

@@ -1,4 +1,4 @@
-//! What the server's half does with each message, and what follows from each answer.
+//! How the server side handles each message, and what follows from each answer.
 
 use alloc::vec::Vec;
 
@@ -27,7 +27,7 @@ impl Sealed for Server {
                 Ok(())
             }
             Message::Goodbye => {
-                if link.leaves() {
+                if link.peer_closes() {
                     events.push_back(Event::Goodbye);
                 }
                 Ok(())
@@ -58,7 +58,7 @@ impl Sealed for Server {
     fn transfer_ends(&mut self, link: &mut Link, events: &mut Events, event: TransferEvent, wanted: bool) {
         let transfer = event.transfer();
         self.uploads.remove(&transfer);
-        // Where it is not wanted, the caller has answered its request, or discarded it and will.
+        // If the transfer has no sink, the caller has answered its request, or has discarded it and will answer.
         if wanted {
             if let TransferEvent::Aborted { reason, .. } = &event {
                 self.answer(link, events, transfer.into(), Err(reason.clone()));
@@ -93,7 +93,7 @@ impl Sealed for Server {
 }
 
 impl Server {
-    /// Somebody has called.
+    /// Handles the hello of a client.
     fn hello(&mut self, link: &mut Link, events: &mut Events, hello: Hello) -> Result<(), PeerError> {
         if hello.magic != MAGIC {
             return Err(PeerError::BadMagic);
@@ -110,7 +110,7 @@ impl Server {
         Ok(())
     }
 
-    /// A request has arrived.
+    /// Handles a request.
     fn request(
         &mut self,
         link: &mut Link,
@@ -144,8 +144,8 @@ impl Server {
                 self.requests.insert(id, call.into());
                 self.admitted(link, events, id, request, admit);
             }
-            // It never becomes a part of its transaction: its answer does not count as one of those. But what should
-            // have been stored and is not must not be missing from a commit.
+            // The request never becomes a part of its transaction, so its answer does not count there. But a commit
+            // must not succeed without what this request should have stored.
             Err(error) => {
                 self.transactions.refused(&request);
                 self.answer(link, events, id, Err(error));
@@ -154,7 +154,7 @@ impl Server {
         Ok(())
     }
 
-    /// A request makes sense: it is for the caller, now or later or not at all.
+    /// Handles a request that is allowed: passes it to the caller, keeps it, or answers it.
     fn admitted(
         &mut self,
         link: &mut Link,
@@ -174,13 +174,13 @@ impl Server {
         }
     }
 
-    /// A vote or commit of a transaction from which something is missing.
+    /// Refuses a vote or commit of a doomed transaction, and ends the transaction.
     fn doomed(&mut self, link: &mut Link, events: &mut Events, vote: RequestId, txn: TxnId) {
         events.push_back(Event::Abandoned { txn });
         self.answer(link, events, vote, Err(RequestError::Doomed { txn }));
     }
 
-    /// A transaction ends on request: its uploads and its held vote are answered, the rest is the caller's.
+    /// Answers the uploads and the held vote of an aborted transaction. The caller does the rest.
     fn give_up(&mut self, link: &mut Link, events: &mut Events, txn: TxnId, held: Option<RequestId>) {
         let reason = || RequestError::Aborted { txn, reason: "the client gave it up".into() };
         let of_txn =
@@ -194,7 +194,7 @@ impl Server {
         }
     }
 
-    /// An upload is answered before its end; what still comes is dropped.
+    /// Answers an upload before its end. The rest of its bytes is dropped.
     fn fail_upload(
         &mut self,
         link: &mut Link,
@@ -206,7 +206,7 @@ impl Server {
         events.push_back(Event::Transfer(TransferEvent::Aborted { transfer, reason }));
     }
 
-    /// The client does not want an answer any more.
+    /// Handles the cancellation of a request.
     fn cancel(&mut self, link: &mut Link, events: &mut Events, id: RequestId) {
         let held = self.transactions.holds(id);
         match self.requests.get_mut(&id) {
@@ -215,12 +215,12 @@ impl Server {
                 events.push_back(Event::Cancelled { id });
             }
             Some(_) => {}
-            // If it is not being sent, either, the answer and the cancel have crossed on the way.
+            // If it is not being sent either, the answer and the cancel have crossed.
             None => self.stop_sending(link, events, id.into(), RequestError::Cancelled),
         }
     }
 
-    /// Ends the sending of a blob before its time, where it is not at its end.
+    /// Aborts the transfer of a blob to the client, if it has not ended.
     pub(super) fn stop_sending(
         &mut self,
         link: &mut Link,
@@ -233,16 +233,16 @@ impl Server {
         }
     }
 
-    /// A vote that has waited for the answers before it is asked now, or in vain.
-    fn let_go(&mut self, link: &mut Link, events: &mut Events, txn: TxnId, decision: Option<Decision>) {
+    /// Passes a vote on that has waited for earlier answers, or refuses it.
+    fn release(&mut self, link: &mut Link, events: &mut Events, txn: TxnId, decision: Option<Decision>) {
         match decision {
-            Some(Decision::Ask(id, request)) => events.push_back(Event::Request { id, request }),
+            Some(Decision::Pass(id, request)) => events.push_back(Event::Request { id, request }),
             Some(Decision::Doomed(vote)) => self.doomed(link, events, vote, txn),
             None => {}
         }
     }
 
-    /// Sends the one answer to a request, and moves its transaction on.
+    /// Sends the one answer to a request, and moves its transaction to the next phase.
     pub(super) fn answer(
         &mut self,
         link: &mut Link,
@@ -260,22 +260,22 @@ impl Server {
         if let Some(upload) = self.uploads.get_mut(&id.into()) {
             upload.answered = true;
         }
-        // Where its sink is not done with it, nobody waits for that any more.
+        // The bytes that a sink has not stored yet do not matter any more.
         link.incoming.drop_rest(id.into());
         link.grant();
         match self.requests.remove(&id).map(|pending| pending.call) {
             Some(Call::Put(txn)) => {
                 let decision = self.transactions.put_answered(txn, id, ok);
-                self.let_go(link, events, txn, decision);
+                self.release(link, events, txn, decision);
             }
             Some(Call::Attach(txn)) => {
                 let decision = self.transactions.attached(txn, id, ok);
-                self.let_go(link, events, txn, decision);
+                self.release(link, events, txn, decision);
             }
             Some(Call::Vote(txn) | Call::Finish(txn) | Call::Commit(txn)) => {
                 self.transactions.decided(txn, id, phase);
                 if conflicts && !ok {
-                    // They did not fit. The caller has left open what the client takes for ended.
+                    // The conflicts did not fit. The caller has left the transaction open, and the client has ended it.
                     events.push_back(Event::Abandoned { txn });
                 }
             }
@@ -284,7 +284,7 @@ impl Server {
     }
 }
 
-/// The phase that an answer to a vote, finish or commit leaves the transaction in; `None` where it is over.
+/// Returns the phase of a transaction after an answer to a vote, finish or commit; `None` if it is over.
 fn phase_after(result: &Result<Reply, RequestError>) -> Option<Phase> {
     match result {
         Ok(Reply::Voted) => Some(Phase::Voted),

@@ -1,6 +1,6 @@
-//! The rules of transactions: what may be asked of one in which phase. Everything that is not allowed is refused.
+//! The rules of transactions: which request is allowed in which phase. Every other request is refused.
 //!
-//! A transaction is entered by `Begin`, or by `Attach` when its connection was lost.
+//! A transaction is opened by `Begin`, or by `Attach` after its connection was lost.
 //!
 //! | phase | stores, deletes | vote, commit | finish | abort |
 //! |---|---|---|---|---|
@@ -10,8 +10,8 @@
 //! | voted | no | no | yes | yes |
 //! | finishing | no | no | no | no |
 //!
-//! A vote brings back to open where it finds conflicts. Any error that answers a vote, a finish or a commit which was
-//! allowed ends the transaction.
+//! A vote that finds conflicts leads back to open. Any error in answer to an allowed vote, finish or commit ends the
+//! transaction.
 
 use alloc::collections::BTreeMap;
 
@@ -30,41 +30,41 @@ pub(super) struct Transactions {
 
 #[derive(Debug)]
 struct Txn {
-    /// Its `Begin` or `Attach`: answers to requests before that belong to another transaction of the same name.
+    /// Its `Begin` or `Attach`: an answer to an earlier request belongs to another transaction of the same name.
     begun: RequestId,
     phase: Phase,
-    /// Something that belongs to it was not stored.
+    /// A store of this transaction has failed.
     doomed: bool,
-    /// Requests that put something into it and are not answered.
+    /// The number of its stores without an answer.
     pending: u32,
-    /// The vote or commit that waits for those.
+    /// The vote or commit that waits for them.
     held: Option<(RequestId, Request)>,
 }
 
-/// What to do with a request that is allowed.
+/// What happens to a request that is allowed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Admit {
-    /// It is for the caller.
+    /// The request is passed to the caller.
     Pass,
-    /// A vote or a commit: it waits in its transaction.
+    /// The vote or commit waits in its transaction.
     Hold,
-    /// A vote or a commit that comes too late for anything but an error. The transaction is over.
+    /// The vote or commit of a doomed transaction, which is over now.
     Doomed(TxnId),
-    /// It ends its transaction, and the vote that was held there.
+    /// The request ends its transaction, and the vote that is held there.
     Abort { txn: TxnId, held: Option<RequestId> },
 }
 
-/// What the last answer to a store lets go.
+/// What happens to a held vote after the last answer to a store.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// The vote or commit, for the caller.
-    Ask(RequestId, Request),
-    /// It is refused, and the transaction is over.
+    /// The vote or commit is passed to the caller.
+    Pass(RequestId, Request),
+    /// The vote or commit is refused, and the transaction is over.
     Doomed(RequestId),
 }
 
 impl Transactions {
-    /// May this be asked now? Changes the phase where that needs no answer first.
+    /// Decides about a request, and changes the phase if that needs no answer first.
     pub(super) fn admit(
         &mut self,
         id: RequestId,
@@ -81,7 +81,7 @@ impl Transactions {
             return Ok(Admit::Pass);
         }
         let Some(state) = self.open.get_mut(&txn) else {
-            // What is not open here can be given up all the same.
+            // A transaction that is not open on this connection can be aborted too.
             let abort = matches!(request, Request::Abort { .. });
             return if abort { Ok(Admit::Pass) } else { Err(RequestError::NoSuchTransaction { txn }) };
         };
@@ -124,7 +124,7 @@ impl Transactions {
         }
     }
 
-    /// A transaction is open from here on: it has begun, or goes on. What follows waits for the answer to that.
+    /// Opens a transaction that begins or goes on. A vote waits for the answer to that request.
     fn enter(&mut self, txn: TxnId, id: RequestId, max_open: u32) -> Result<(), RequestError> {
         if self.open.contains_key(&txn) {
             return Err(RequestError::TransactionExists { txn });
@@ -134,7 +134,7 @@ impl Transactions {
         Ok(())
     }
 
-    /// Whether a transaction goes on was answered. One that does not is not open, and a vote for it is in vain.
+    /// Handles the answer to an `Attach`. If it failed, the transaction is not open, and its vote is refused.
     pub(super) fn attached(&mut self, txn: TxnId, id: RequestId, ok: bool) -> Option<Decision> {
         if ok {
             return self.put_answered(txn, id, ok);
@@ -143,7 +143,7 @@ impl Transactions {
         held.map(|(vote, _)| Decision::Doomed(vote))
     }
 
-    /// Something was refused: where it should have been stored, its transaction must not be committed without it.
+    /// Dooms the transaction of a refused store: it must not be committed without that store.
     pub(super) fn refused(&mut self, request: &Request) {
         let store = matches!(Call::of(request), Call::Put(_)) && !matches!(request, Request::Begin { .. });
         if let Some(state) = request.txn().filter(|_| store).and_then(|txn| self.open.get_mut(&txn)) {
@@ -151,7 +151,7 @@ impl Transactions {
         }
     }
 
-    /// Something put into a transaction was answered: a failure dooms it, the last answer lets a held vote go.
+    /// Handles the answer to a store: a failure dooms the transaction, and the last answer releases a held vote.
     pub(super) fn put_answered(&mut self, txn: TxnId, id: RequestId, ok: bool) -> Option<Decision> {
         let state = self.open.get_mut(&txn).filter(|state| state.begun <= id)?;
         state.pending = state.pending.saturating_sub(1);
@@ -164,10 +164,10 @@ impl Transactions {
             self.open.remove(&txn);
             return Some(Decision::Doomed(vote));
         }
-        Some(Decision::Ask(vote, request))
+        Some(Decision::Pass(vote, request))
     }
 
-    /// A vote, finish or commit was answered, which leaves its transaction in a phase or ends it.
+    /// Handles the answer to a vote, finish or commit, which leads its transaction to a phase or ends it.
     pub(super) fn decided(&mut self, txn: TxnId, id: RequestId, phase: Option<Phase>) {
         let Some(state) = self.open.get_mut(&txn).filter(|state| state.begun <= id) else { return };
         match phase {
@@ -176,12 +176,12 @@ impl Transactions {
         }
     }
 
-    /// Is this a vote that waits in its transaction?
+    /// Returns true if this is a vote that waits in its transaction.
     pub(super) fn holds(&self, id: RequestId) -> bool {
         self.open.values().any(|txn| matches!(txn.held, Some((vote, _)) if vote == id))
     }
 
-    /// All that are open, with their phases as the caller knows them: it has not heard of a vote that is held.
+    /// Returns the open transactions, with their phases as the caller knows them: it does not know a held vote.
     pub(super) fn phases(&self) -> impl Iterator<Item = (TxnId, Phase)> + '_ {
         self.open.iter().map(|(txn, state)| match state {
             Txn { doomed: true, .. } => (*txn, Phase::Doomed),

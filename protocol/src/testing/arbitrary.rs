@@ -1,6 +1,6 @@
-//! `Arbitrary` for every word and every message, so that `any::<Message>()` is any of them.
+//! `Arbitrary` for every id and every message.
 //!
-//! Numbers lean towards the edges of their encodings; lists, texts and records are short.
+//! Numbers are often at the edges of their encodings. Lists, texts and records are short.
 
 use std::string::String;
 use std::vec;
@@ -16,7 +16,7 @@ use crate::{
     TxnMeta, Unfinished, Welcome,
 };
 
-/// Numbers of all lengths that a varint can have, and both ends.
+/// Numbers of every length that a varint can have, and both extremes.
 fn number() -> BoxedStrategy<u64> {
     prop_oneof![
         4 => 0u64..300,
@@ -38,19 +38,19 @@ fn text() -> BoxedStrategy<String> {
     "\\PC{0,16}".boxed()
 }
 
-/// A list of a few.
+/// A list of at most four elements.
 fn few<T: Arbitrary + 'static>() -> BoxedStrategy<Vec<T>> {
     vec(any::<T>(), 0..5).boxed()
 }
 
 /// `arbitrary!(A = strategy, ...)`
 macro_rules! arbitrary {
-    ($($word:ty = $strategy:expr,)*) => { $(
-        impl Arbitrary for $word {
+    ($($type:ty = $strategy:expr,)*) => { $(
+        impl Arbitrary for $type {
             type Parameters = ();
-            type Strategy = BoxedStrategy<$word>;
+            type Strategy = BoxedStrategy<$type>;
 
-            fn arbitrary_with((): ()) -> BoxedStrategy<$word> {
+            fn arbitrary_with((): ()) -> BoxedStrategy<$type> {
                 $strategy.boxed()
             }
         }

@@ -1,4 +1,4 @@
-//! One end of a simulated connection: a machine, and the sources and sinks of its blobs.
+//! One end of a simulated connection: the connection, and the sources and sinks of its blobs.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::string::ToString;
@@ -19,39 +19,39 @@ pub enum Style {
     /// Through buffers, with [`buffered`](crate::buffered).
     #[default]
     Buffered,
-    /// As with `splice`: reads no more control bytes than [`Expect::Control`] says, and moves payload by itself.
+    /// As with `splice`: reads at most as many control bytes as [`Expect::Control`] says, and moves payload separately.
     Splicing,
 }
 
-/// A digest for tests: tells two blobs apart, and is nothing like BLAKE3. The machines never look into a digest.
+/// Returns a digest for tests, which differs between two blobs. It is not BLAKE3: connections never compute digests.
 #[must_use]
 pub fn digest_of(bytes: &[u8]) -> Digest {
-    let mut words = [0xcbf2_9ce4_8422_2325_u64, 1, 2, bytes.len() as u64];
+    let mut state = [0xcbf2_9ce4_8422_2325_u64, 1, 2, bytes.len() as u64];
     for byte in bytes {
-        for word in &mut words {
+        for word in &mut state {
             *word = (word.rotate_left(5) ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
     let mut digest = [0; 32];
-    for (place, word) in digest.chunks_exact_mut(8).zip(words) {
+    for (place, word) in digest.chunks_exact_mut(8).zip(state) {
         place.copy_from_slice(&word.to_le_bytes());
     }
     Digest(digest)
 }
 
-/// Where the bytes of a blob come from.
+/// The source of an outgoing blob.
 #[derive(Clone, Debug)]
 pub struct Source {
     /// All bytes of the blob.
     pub bytes: Vec<u8>,
-    /// The digest is told when all bytes have been read, not before.
+    /// If true, the digest is set when all bytes have been read, not before.
     pub digest_at_end: bool,
-    /// Reading a slice that reaches beyond this offset fails.
+    /// A read of a slice that reaches beyond this offset fails.
     pub fails_at: Option<u64>,
 }
 
 impl Source {
-    /// A source that does not fail, and knows its digest.
+    /// Returns a source that does not fail, and whose digest is known.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Source {
         Source { bytes: bytes.to_vec(), digest_at_end: false, fails_at: None }
@@ -68,7 +68,7 @@ impl Source {
     }
 }
 
-/// Where the bytes of a blob have come to.
+/// The sink of an incoming blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sink {
     /// The offset of its first byte in the blob.
@@ -77,9 +77,9 @@ pub struct Sink {
     pub end: u64,
     /// The size of the whole blob.
     pub size: u64,
-    /// What has arrived.
+    /// The bytes that have arrived.
     pub bytes: Vec<u8>,
-    /// How the transfer ended, where it has.
+    /// How the transfer ended, if it has.
     pub outcome: Option<Result<Digest, RequestError>>,
 }
 
@@ -92,9 +92,9 @@ impl Sink {
 /// One end of a [`Pair`](super::Pair).
 #[derive(Debug)]
 pub struct End<S: Side> {
-    /// The machine. All of it may be called; events come from [`End::event`].
+    /// The connection. Every method may be called, except that events come from [`End::event`].
     pub connection: Connection<S>,
-    /// Bytes that arrived for nobody: of transfers that were cancelled before they began.
+    /// The number of bytes without a sink, of transfers that were cancelled before they began.
     pub dropped: u64,
     pub(super) sources: BTreeMap<TransferId, Source>,
     style: Style,
@@ -116,28 +116,28 @@ impl<S: Side> End<S> {
         }
     }
 
-    /// The next event that nobody has asked for yet.
+    /// Returns the next event, if there is one.
     pub fn event(&mut self) -> Option<S::Event> {
         self.note_events();
         self.events.pop_front()
     }
 
-    /// What has arrived of a transfer towards this end.
+    /// Returns the sink of a transfer to this end.
     #[must_use]
     pub fn sink(&self, transfer: TransferId) -> Option<&Sink> {
         self.sinks.get(&transfer)
     }
 
-    /// From now on sinks keep what arrives without saying that it is stored, so that windows close.
+    /// Stops reporting bytes as stored, so that windows close.
     pub fn hold_sinks(&mut self) {
         self.hold = true;
     }
 
-    /// All sinks have stored what they have, and store at once from now on.
+    /// Reports all bytes as stored, and from now on each as it arrives.
     pub fn release_sinks(&mut self) {
         self.hold = false;
         for (transfer, sink) in &self.sinks {
-            // Of transfers that are long over nobody wants to know.
+            // Fails for transfers that are over, which does not matter.
             let _ = self.connection.stored(*transfer, sink.upto());
         }
     }
@@ -149,7 +149,7 @@ impl<S: Side> End<S> {
         }
     }
 
-    /// Sends one run of control messages and at most one chunk; says whether there was anything.
+    /// Sends the control messages that wait and at most one chunk; returns true if there was anything to send.
     pub(super) fn transmit(&mut self, now: Time, wire: &mut Wire) -> bool {
         if !wire.has_room() {
             return false;
@@ -185,19 +185,19 @@ impl<S: Side> End<S> {
             && source.digest_at_end
             && slice.offset + slice.len == source.bytes.len() as u64
         {
-            // Fails only where the source has.
+            // Fails only if the source has failed.
             let _ = self.connection.finish_blob(slice.transfer, digest_of(&source.bytes));
         }
         sent
     }
 
     pub(super) fn handle_timeout(&mut self, now: Time) {
-        // Why it died, if it did, is what `Connection::error` says.
+        // `Connection::error` returns the error of a dead connection.
         let _ = self.connection.handle_timeout(now);
         self.note_events();
     }
 
-    /// Takes one read from the wire; says whether there was anything.
+    /// Takes one read from the wire; returns true if it had any bytes.
     pub(super) fn receive(&mut self, now: Time, wire: &mut Wire) -> bool {
         if self.connection.error().is_some() {
             return false;
@@ -211,7 +211,7 @@ impl<S: Side> End<S> {
         if bytes.is_empty() {
             return false;
         }
-        // Why it died, if it did, is what `Connection::error` says.
+        // `Connection::error` returns the error of a dead connection.
         let _ = match self.style {
             Style::Buffered => self.receive_buffered(now, &bytes),
             Style::Splicing => self.receive_spliced(now, &bytes),
@@ -242,7 +242,7 @@ impl<S: Side> End<S> {
         match self.connection.expect() {
             Expect::Control { .. } => {
                 let used = self.connection.handle_control(now, bytes)?;
-                assert_eq!(used, bytes.len(), "what was promised to be control is control");
+                assert_eq!(used, bytes.len(), "the bytes that were expected as control are control");
             }
             Expect::Payload(slice) => {
                 let slice = Slice { len: bytes.len() as u64, ..slice };
@@ -267,7 +267,7 @@ fn note(sinks: &mut BTreeMap<TransferId, Sink>, event: Option<&TransferEvent>) {
     }
 }
 
-/// One that never began has no sink.
+/// Ends a transfer. One that never began has no sink.
 fn end(sinks: &mut BTreeMap<TransferId, Sink>, transfer: TransferId, outcome: Result<Digest, RequestError>) {
     if let Some(sink) = sinks.get_mut(&transfer) {
         assert_eq!(sink.outcome, None, "a transfer ends once");

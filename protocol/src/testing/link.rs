@@ -1,4 +1,4 @@
-//! One direction of a simulated link: a stream of bytes that takes its time and arrives in pieces.
+//! One direction of a simulated link: a stream of bytes with a delay, which arrives in pieces.
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -7,19 +7,20 @@ use std::vec::Vec;
 
 use crate::time::Time;
 
-/// How one direction of a link behaves.
+/// The behaviour of one direction of a link.
+///
+/// The default has a delay of 1 ms, reads that return all bytes that have arrived, and a capacity of 64 KiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// How long a byte is on its way.
+    /// The time from the send of a byte to its arrival. Default: 1 ms.
     pub delay: Duration,
-    /// The most bytes that each read gives, one after the other and over again; 0 counts as 1.
+    /// The most bytes of each read, for one read after the other, repeated; 0 counts as 1. Default: no limit.
     pub fragments: Vec<usize>,
-    /// While so many bytes are on their way, nothing is sent: how a peer that does not read is felt.
+    /// The number of unread bytes at which nothing more is sent, as with a peer that does not read. Default: 64 KiB.
     pub capacity: usize,
 }
 
 impl Default for Link {
-    /// A millisecond, whole reads, and 64 KiB.
     fn default() -> Link {
         Link { delay: Duration::from_millis(1), fragments: vec![usize::MAX], capacity: 64 << 10 }
     }
@@ -33,13 +34,15 @@ pub(super) struct Wire {
     in_flight: VecDeque<(Time, Vec<u8>)>,
     arrived: VecDeque<u8>,
     waiting: usize,
+    /// An end was dropped.
+    closed: bool,
     cut: bool,
 }
 
 impl Wire {
     pub(super) fn new(link: Link) -> Wire {
         let (in_flight, arrived) = (VecDeque::new(), VecDeque::new());
-        Wire { link, reads: 0, in_flight, arrived, waiting: 0, cut: false }
+        Wire { link, reads: 0, in_flight, arrived, waiting: 0, closed: false, cut: false }
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -53,12 +56,12 @@ impl Wire {
         }
     }
 
-    /// When the next bytes arrive.
+    /// Returns the time when the next bytes arrive.
     pub(super) fn next_arrival(&self) -> Option<Time> {
         self.in_flight.front().map(|(at, _)| *at)
     }
 
-    /// Gives at most `max` bytes of those that have arrived; none where nothing has.
+    /// Returns at most `max` of the bytes that have arrived, or none.
     pub(super) fn read(&mut self, now: Time, max: usize) -> Vec<u8> {
         while self.next_arrival().is_some_and(|arrival| arrival <= now) {
             self.arrived.extend(self.in_flight.pop_front().into_iter().flat_map(|(_, bytes)| bytes));
@@ -73,12 +76,26 @@ impl Wire {
         self.arrived.drain(..n).collect()
     }
 
-    /// What is on its way is lost, and nothing comes any more.
+    /// Drops the bytes under way. Nothing arrives any more.
     pub(super) fn cut(&mut self) {
         self.cut = true;
         self.waiting = 0;
         self.in_flight.clear();
         self.arrived.clear();
+    }
+
+    /// Accepts no more bytes. Those under way still arrive.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed || self.cut
+    }
+
+    /// Returns true if no bytes are left on a closed wire.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.is_closed() && self.in_flight.is_empty() && self.arrived.is_empty()
     }
 
     pub(super) fn set(&mut self, link: Link) {

@@ -1,13 +1,16 @@
-//! What our own tests use, for the tests of those who embed the machines: strategies for [proptest], and a simulated
-//! link. Under the feature `testing`; nothing here opens a socket, sleeps, or asks a clock.
+//! Test support: strategies for [proptest], and simulated links with virtual time.
 //!
-//! * Every word and every message is [`Arbitrary`](proptest::arbitrary::Arbitrary): `any::<Message>()` is any message,
+//! The feature `testing` enables this module. It opens no socket, never sleeps, and reads no clock.
+//!
+//! * Every id and every message is [`Arbitrary`](proptest::arbitrary::Arbitrary): `any::<Message>()` is any message,
 //!   `any::<Request>()` any request.
-//! * [`Pair`] joins a client's and a server's machine by two [`Link`]s with delay, capacity and a plan of how the
-//!   stream is cut into reads. Each [`End`] has sources and sinks in memory, and moves payload through buffers or past
-//!   them ([`Style`]).
+//! * [`Pair`] joins a client and a server by two [`Link`]s, with a delay, a capacity and the sizes of the reads. Each
+//!   [`End`] has sources and sinks in memory, and moves payload through buffers or past them ([`Style`]).
+//!   [`Pair::reconnect`] replaces both connections by new ones.
+//! * [`Link::pair`] returns two ends that implement [`Read`](std::io::Read) and [`Write`](std::io::Write), to test a run
+//!   loop without sockets.
 //!
-//! A download over a link that delivers three bytes, then one, then all there is:
+//! A download over a link that delivers three bytes, then one, then all that have arrived:
 //!
 //! ```
 //! use blobferry_protocol::testing::{Link, Pair, PairConfig, Source, Style};
@@ -20,7 +23,7 @@
 //! let blob = BlobId { oid: Oid(1), tid: Tid(7) };
 //! let id = pair.client.connection.request(Request::SendBlob { blob, from: 2, upto: u64::MAX })?;
 //! pair.run();
-//! assert!(matches!(pair.server.event(), Some(server::Event::Request { id: asked, .. }) if asked == id));
+//! assert!(matches!(pair.server.event(), Some(server::Event::Request { id: requested, .. }) if requested == id));
 //!
 //! pair.serve(id.into(), Source::new(b"a ferry"))?;
 //! pair.run();
@@ -34,7 +37,9 @@ mod arbitrary;
 mod end;
 mod link;
 mod pair;
+mod stream;
 
 pub use end::{End, Sink, Source, Style, digest_of};
 pub use link::Link;
 pub use pair::{Pair, PairConfig};
+pub use stream::{LinkClock, LinkEnd};

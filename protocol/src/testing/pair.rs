@@ -1,4 +1,4 @@
-//! A client and a server, and the link between them.
+//! A client and a server, joined by a simulated link.
 
 use core::time::Duration;
 use std::vec::Vec;
@@ -14,40 +14,41 @@ use crate::testing::end::{End, Source, Style, digest_of};
 use crate::testing::link::{Link, Wire};
 use crate::time::Time;
 
-/// What a [`Pair`] is made of.
+/// The settings of a [`Pair`].
 #[derive(Clone, Debug, Default)]
 pub struct PairConfig {
-    /// The client's machine.
+    /// The client's connection.
     pub client: Config,
-    /// The server's machine.
+    /// The server's connection.
     pub server: Config,
     /// How the client moves payload.
     pub client_style: Style,
     /// How the server moves payload.
     pub server_style: Style,
-    /// From the client to the server.
+    /// The link from the client to the server.
     pub up: Link,
-    /// From the server to the client.
+    /// The link from the server to the client.
     pub down: Link,
 }
 
-/// A client's and a server's machine, joined by a simulated link with virtual time.
+/// A client and a server, joined by a simulated link with virtual time.
 ///
-/// Nothing happens but in [`run`](Pair::run), [`advance`](Pair::advance) and [`step`](Pair::step), and the same calls
-/// give the same run every time.
+/// Bytes move only in [`run`](Pair::run), [`advance`](Pair::advance), [`step`](Pair::step) and
+/// [`reconnect`](Pair::reconnect). The same calls produce the same run every time.
 #[derive(Debug)]
 pub struct Pair {
     /// The client's end.
     pub client: End<Client>,
     /// The server's end.
     pub server: End<Server>,
+    config: PairConfig,
     now: Time,
     up: Wire,
     down: Wire,
 }
 
 impl Pair {
-    /// Two machines that have not spoken yet.
+    /// Returns a client and a server that have exchanged no bytes yet.
     #[must_use]
     pub fn new(config: PairConfig) -> Pair {
         let now = Time::ZERO;
@@ -55,31 +56,51 @@ impl Pair {
             client: End::new(client::Connection::new(now, config.client, &[]), config.client_style),
             server: End::new(server::Connection::new(now, config.server), config.server_style),
             now,
-            up: Wire::new(config.up),
-            down: Wire::new(config.down),
+            up: Wire::new(config.up.clone()),
+            down: Wire::new(config.down.clone()),
+            config,
         }
     }
 
-    /// Two machines whose handshake is done, and whose events of it were taken.
+    /// Returns a client and a server whose handshake is done, and whose handshake events were polled.
     #[must_use]
     pub fn connected(config: PairConfig) -> Pair {
         let mut pair = Pair::new(config);
-        pair.run();
-        assert!(matches!(pair.server.event(), Some(server::Event::Hello { .. })), "the client says hello");
-        assert_eq!(pair.server.connection.welcome(Tid::ZERO), Ok(()));
-        pair.run();
-        assert!(matches!(pair.client.event(), Some(client::Event::Connected(_))), "the client is welcome");
+        pair.handshake();
         pair
     }
 
-    /// The moment it is.
+    fn handshake(&mut self) {
+        self.run();
+        assert!(matches!(self.server.event(), Some(server::Event::Hello { .. })), "the client says hello");
+        assert_eq!(self.server.connection.welcome(Tid::ZERO), Ok(()));
+        self.run();
+        assert!(matches!(self.client.event(), Some(client::Event::Connected(_))), "the client is welcome");
+    }
+
+    /// Replaces both connections by new ones, and does their handshake.
+    ///
+    /// Bytes on the old link are lost, and so are the sources, the sinks and the events of both ends. The new client
+    /// numbers its requests [after](client::Connection::after) those of the old one, so that it can attach to
+    /// transactions. The links behave as in the [`PairConfig`], and the time goes on.
+    pub fn reconnect(&mut self) {
+        let (now, last) = (self.now, self.client.connection.last_request());
+        let PairConfig { client, server, client_style, server_style, up, down } = self.config.clone();
+        self.client = End::new(client::Connection::after(now, client, &[], last), client_style);
+        self.server = End::new(server::Connection::new(now, server), server_style);
+        (self.up, self.down) = (Wire::new(up), Wire::new(down));
+        self.handshake();
+    }
+
+    /// Returns the virtual time.
     #[must_use]
     pub fn now(&self) -> Time {
         self.now
     }
 
-    /// Each end sends one run of control messages and a chunk at most, and takes one read. Time stands still. Says
-    /// whether anything moved.
+    /// Lets each end send its control messages and at most one chunk, and then do one read. Time does not advance.
+    ///
+    /// Returns true if any bytes moved.
     pub fn step(&mut self) -> bool {
         let sent =
             [self.client.transmit(self.now, &mut self.up), self.server.transmit(self.now, &mut self.down)];
@@ -88,7 +109,7 @@ impl Pair {
         sent.contains(&true) || taken.contains(&true)
     }
 
-    /// Goes on until nothing moves any more; time passes as far as bytes need it to arrive.
+    /// Steps until no bytes move any more. Time advances as far as bytes need it to arrive.
     pub fn run(&mut self) {
         self.run_until(Time(Duration::MAX));
     }
@@ -97,7 +118,7 @@ impl Pair {
         loop {
             while self.step() {}
             let arrivals = [self.up.next_arrival(), self.down.next_arrival()];
-            // What has arrived and was not read is for one who is dead.
+            // Bytes that have arrived and were not read are for a dead connection.
             match arrivals.into_iter().flatten().filter(|arrival| *arrival > self.now).min() {
                 Some(arrival) if arrival <= end => self.now = arrival,
                 _ => break,
@@ -105,7 +126,7 @@ impl Pair {
         }
     }
 
-    /// Lets time pass: bytes arrive, and both machines hear of their timeouts when those are due.
+    /// Advances the time: bytes arrive, and both connections handle their timeouts when those are due.
     pub fn advance(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
@@ -123,18 +144,18 @@ impl Pair {
         self.run_until(end);
     }
 
-    /// Lets time pass without anybody noticing, as if the machine that both run on had been asleep.
+    /// Advances the time without any call, as if both processes had been stopped.
     pub fn oversleep(&mut self, time: Duration) {
         self.now = self.now + time;
     }
 
-    /// Calls `handle_timeout` on both machines.
+    /// Calls `handle_timeout` on both connections.
     pub fn handle_timeouts(&mut self) {
         self.client.handle_timeout(self.now);
         self.server.handle_timeout(self.now);
     }
 
-    /// From now on nothing arrives any more, in either direction.
+    /// Cuts the link: nothing arrives any more, in either direction, until a [`reconnect`](Pair::reconnect).
     pub fn cut(&mut self) {
         self.up.cut();
         self.down.cut();
@@ -150,17 +171,17 @@ impl Pair {
         self.down.set(link);
     }
 
-    /// The client speaks these bytes, whatever its machine has to say.
+    /// Sends these bytes to the server, in place of the client.
     pub fn inject_up(&mut self, bytes: Vec<u8>) {
         self.up.send(self.now, bytes);
     }
 
-    /// The server speaks these bytes, whatever its machine has to say.
+    /// Sends these bytes to the client, in place of the server.
     pub fn inject_down(&mut self, bytes: Vec<u8>) {
         self.down.send(self.now, bytes);
     }
 
-    /// The client stores an object with a blob.
+    /// Starts an upload from the client.
     ///
     /// # Errors
     /// Those of [`upload`](client::Connection::upload).
@@ -182,7 +203,7 @@ impl Pair {
         Ok(transfer)
     }
 
-    /// The server answers a [`SendBlob`](crate::Request::SendBlob) with a blob.
+    /// Answers a [`SendBlob`](crate::Request::SendBlob) with a blob, as the server.
     ///
     /// # Errors
     /// Those of [`start_blob`](server::Connection::start_blob).
