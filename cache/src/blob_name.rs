@@ -1,18 +1,20 @@
-//! A blob's name below the directory, made without the heap: a cache that is asked for a blob that it has does little else
-//! than to open this.
+//! The path of a blob's file below the directory, made without the heap.
+//!
+//! A hit in the cache costs little more than opening this path.
 
 use std::ffi::CStr;
 use std::fmt::{self, Write};
 
 use blobferry_protocol::BlobId;
 
-/// As long as the longest one, `996/18502247817160533.ffffffffffffffff.blob`, with its end and something to spare.
+/// The length of the longest path, `996/18502247817160533.ffffffffffffffff.blob`, with a zero byte
+/// and some reserve.
 const LENGTH: usize = 56;
 
 /// The path of a blob's file in the directory of blobs.
 #[derive(Debug)]
 pub(crate) struct Name {
-    /// Ends with zeros, at least one.
+    /// Ends with at least one zero byte.
     bytes: [u8; LENGTH],
     len: usize,
 }
@@ -21,7 +23,7 @@ impl Name {
     pub(crate) fn of(blob: BlobId) -> Name {
         let mut name = Name { bytes: [0; LENGTH], len: 0 };
         let (bucket, quotient) = (blob.bucket(), blob.oid.0 / BlobId::BUCKETS);
-        // It can not be too long.
+        // The buffer is long enough for every blob.
         _ = write!(name, "{bucket}/{quotient}.{}.blob", blob.tid);
         name
     }
@@ -33,10 +35,10 @@ impl Name {
 
 impl Write for Name {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let upto = self.len + text.len();
-        let room = self.bytes.get_mut(self.len..upto).filter(|_| upto < LENGTH).ok_or(fmt::Error)?;
-        room.copy_from_slice(text.as_bytes());
-        self.len = upto;
+        let end = self.len + text.len();
+        let place = self.bytes.get_mut(self.len..end).filter(|_| end < LENGTH).ok_or(fmt::Error)?;
+        place.copy_from_slice(text.as_bytes());
+        self.len = end;
         Ok(())
     }
 }
@@ -47,7 +49,7 @@ mod tests {
     use blobferry_protocol::{Oid, Tid};
 
     #[test]
-    fn it_is_the_path_below_the_directory_for_every_blob() {
+    fn every_blob_has_the_path_of_the_layout() {
         for oid in [0, 1, 996, 997, 997 * 5 + 3, u64::MAX] {
             for tid in [0, 0xabc, u64::MAX] {
                 let blob = BlobId { oid: Oid(oid), tid: Tid(tid) };

@@ -1,25 +1,28 @@
-//! A blob that is there: an open file, and where it is.
+//! A blob in the cache: its open file and its path.
 
 use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
+use blobferry_platform::blobdir::Layout;
 use blobferry_protocol::BlobId;
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
-use blobferry_platform::blobdir::layout::Layout;
-
-/// A blob in the cache: an open read-only file, all of it.
+/// A blob in the cache: a complete file, open for reading.
 ///
-/// As long as it lives, or the file that [`CachedBlob::into_file`] makes of it, no process removes the file to make
-/// room: its path can be given to other programs. In shared mode the server alone decides that, and the file may be
-/// gone from its path at any time. What is open stays readable in any case.
+/// No process evicts the file while this value lives, or the file that [`CachedBlob::into_file`] returns.
+/// So its path can be given to other programs. In shared mode the server decides about eviction, and the
+/// file may vanish from its path at any time. The open file stays readable in any case.
+///
+/// [`Read`] reads the file from its cursor, which is at the start at first.
 #[derive(Debug)]
 pub struct CachedBlob {
     blob: BlobId,
     layout: Layout,
-    /// Made when somebody asks for it.
+    /// Made on first use.
     path: OnceLock<PathBuf>,
     file: File,
     size: u64,
@@ -31,45 +34,81 @@ impl CachedBlob {
         CachedBlob { blob, layout, path: OnceLock::new(), file, size: metadata.len() }
     }
 
-    /// The blob that it is.
+    /// Returns the blob's id.
     #[must_use]
     pub fn blob(&self) -> BlobId {
         self.blob
     }
 
-    /// Where it is.
+    /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.path.get_or_init(|| self.layout.blob_path(self.blob))
     }
 
-    /// The file, open for reading. Nobody else has this one open: its cursor is the caller's.
+    /// Returns the file, open for reading. Unless [`CachedBlob::try_clone`] was called, the cursor belongs to
+    /// the caller alone.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// The file, open for reading. It is in use as long as this, or a clone of it, is open.
+    /// Returns the file, open for reading. The blob is in use as long as the file, or a clone of it, is open.
     #[must_use]
     pub fn into_file(self) -> File {
         self.file
     }
 
-    /// How many bytes it has.
+    /// Returns the size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }
+
+    /// Returns another value for the same open file, as [`File::try_clone`] does: both share one cursor. The
+    /// blob is in use as long as one of them lives.
+    ///
+    /// # Errors
+    /// Returns the system's error if the process has no file descriptor left.
+    pub fn try_clone(&self) -> io::Result<CachedBlob> {
+        let (layout, path) = (self.layout.clone(), self.path.clone());
+        Ok(CachedBlob { blob: self.blob, layout, path, file: self.file.try_clone()?, size: self.size })
+    }
 }
 
-/// Notes in the file's access time that it is used, as ZEO does: what was used longest ago is removed first when room
-/// is needed. The kernel's own notes are too coarse for that (`relatime`), or not taken (`noatime`). Once a second is
-/// often enough; where it is not allowed, it is left.
+impl Read for CachedBlob {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buf)
+    }
+}
+
+impl Read for &CachedBlob {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(buf)
+    }
+}
+
+impl AsRef<Path> for CachedBlob {
+    fn as_ref(&self) -> &Path {
+        self.path()
+    }
+}
+
+impl AsFd for CachedBlob {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Sets the file's access time to now, as ZEO does: eviction takes the least recently used files first.
+///
+/// The kernel's own updates are too rare for that (`relatime`), or disabled (`noatime`). One update per
+/// second suffices. If it is not permitted, the access time stays.
 pub(crate) fn touch(file: &File, metadata: &Metadata) {
-    const OFTEN_ENOUGH: Duration = Duration::from_secs(1);
+    const INTERVAL: Duration = Duration::from_secs(1);
     let Ok(last) = metadata.accessed() else { return };
-    // A time in the future would keep the file for ever.
-    if SystemTime::now().duration_since(last).map_or(true, |age| age > OFTEN_ENOUGH) {
+    // A time in the future would protect the file forever.
+    if SystemTime::now().duration_since(last).map_or(true, |age| age > INTERVAL) {
         let times = Timestamps {
             last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
             last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
@@ -83,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_use_of_a_file_is_noted_and_its_age_is_kept() {
+    fn touch_changes_the_access_time_only() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blob");
         let file = File::create(&path).unwrap();

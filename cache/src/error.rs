@@ -1,4 +1,4 @@
-//! What can go wrong with a cache.
+//! Errors of a cache.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,21 +8,22 @@ use blobferry_protocol::{BlobId, Oid};
 use blobferry_platform::blobdir::LayoutError;
 use blobferry_platform::blobdir::WriteError;
 
-/// Why a cache could not do what it was asked for.
+/// Why an operation of the cache failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CacheError {
-    /// The directory can not be used.
+    /// The directory cannot be used.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// There is no account of the cache's room, or no room to be made.
+    /// The usage file cannot be used, or no space can be freed.
     #[error("the room of the cache: {0}")]
     Quota(WriteError),
-    /// A blob's file could not be written, or its bytes are not the blob's.
+    /// A blob's file could not be written, or the bytes are not the blob's.
     #[error("blob {blob} did not get into the cache: {source}")]
     Write {
         /// The blob.
         blob: BlobId,
-        /// What went wrong.
+        /// The cause.
         source: WriteError,
     },
     /// The file for an object could not be taken into a transaction.
@@ -30,41 +31,42 @@ pub enum CacheError {
     Take {
         /// The object.
         oid: Oid,
-        /// What went wrong.
+        /// The cause.
         source: WriteError,
     },
-    /// Only regular files have bytes to store.
-    #[error("{path} is not a regular file: it can not be stored as a blob")]
+    /// The path leads to something else than a regular file.
+    #[error("{path} is not a regular file: it cannot be stored as a blob")]
     NotAFile {
-        /// What it is called.
+        /// The path.
         path: PathBuf,
     },
-    /// Somebody wrote to a file while it was copied.
-    #[error("{path} was changed while it was copied: store it again when nobody writes to it")]
+    /// Another process wrote to the file while it was copied.
+    #[error("{path} was changed while it was copied: store it again when no process writes to it")]
     Changed {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// The cache is a server's own directory, and the file is not there: so it is nowhere.
+    /// The cache is a server's own directory, and the blob has no file in it.
     #[error("blob {blob} is not in the server's directory: it was removed there, or is kept without a file")]
     NotShared {
         /// The blob.
         blob: BlobId,
     },
-    /// [`Download::write`](crate::Download::write) or `finish` was called before `start`.
+    /// [`Download::write`](crate::Download::write) or [`Download::finish`](crate::Download::finish)
+    /// was called before [`Download::start`](crate::Download::start).
     #[error("blob {blob}: its size must be known before its bytes (call Download::start first)")]
     NotStarted {
         /// The blob.
         blob: BlobId,
     },
-    /// What is there of a blob's bytes is not its beginning, and was removed. The download goes on, and begins again
-    /// from nothing.
+    /// The bytes in the partial file do not fit those to come, and were removed. The download can
+    /// begin again.
     #[error("what is there of blob {blob} does not fit what is to come: ask for all of it again")]
     Stale {
         /// The blob.
         blob: BlobId,
     },
-    /// The download has ended well: there is nothing to be written any more.
+    /// The download has ended, and the blob is in the cache.
     #[error("the download of blob {blob} is over, and the blob is in the cache")]
     Finished {
         /// The blob.
@@ -76,36 +78,36 @@ pub enum CacheError {
         /// The blob.
         blob: BlobId,
     },
-    /// Only what is in the cache can be pinned.
+    /// Only blobs in the cache can be pinned.
     #[error("blob {blob} is not in the cache: fetch it, then pin it")]
     NotCached {
         /// The blob.
         blob: BlobId,
     },
-    /// Pins are kept in extended attributes.
+    /// The file system has no extended attributes, which pins are kept in.
     #[error(
-        "{path} can not be pinned: its file system has no extended attributes; keep a copy of the file elsewhere"
+        "{path} cannot be pinned: its file system has no extended attributes; keep a copy of the file elsewhere"
     )]
     NoPins {
-        /// The blob's file.
+        /// The path of the blob's file.
         path: PathBuf,
     },
-    /// In shared mode the directory is the server's, which alone may do that.
+    /// In shared mode only the server may do this.
     #[error("{root} is the server's own directory: only the server can {operation}")]
     ServersOwn {
-        /// What was tried.
+        /// The operation, as a verb and its object.
         operation: &'static str,
         /// The directory.
         root: PathBuf,
     },
-    /// The system refused something.
-    #[error("can not {operation} {path}: {source}")]
+    /// Another error of the system.
+    #[error("cannot {operation} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation, as a verb.
         operation: &'static str,
-        /// With which file or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }

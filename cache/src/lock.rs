@@ -1,12 +1,14 @@
-//! Lock files: `flock`, through fs2. The only place that knows how.
+//! File locks: `flock`, through fs2. No other file of this crate locks files.
 //!
-//! The kernel releases such a lock when its holder dies, however it dies. A lock file is never deleted: who deletes
-//! one lets two processes hold "the" lock, one on the file that was there and one on the file that is there now.
+//! The kernel releases such a lock when its process dies. A lock file is never deleted: otherwise
+//! two processes could hold "the" lock, one on the deleted file and one on the new one.
 //!
-//! A lock belongs to the open file, not to the process: two openings exclude each other in one process, too.
+//! A lock belongs to the open file, not to the process: two open files exclude each other in one
+//! process, too.
 //!
-//! Blobs themselves are locked as well: shared by everybody who uses one, and owned for a moment by who removes it. A
-//! blob is deleted while it is owned, so who has waited for the lock looks whether the file still has a name.
+//! Blobs' files are locked as well. Each process that uses one has a shared lock; a process that
+//! removes one has an exclusive lock meanwhile. So after waiting for a shared lock, the caller must
+//! check that the file still has a name.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -17,44 +19,44 @@ use blobferry_protocol::planted::{Bug, planted};
 
 use blobferry_platform::os;
 
-/// A lock that is held, by this value alone. Dropped, it is released.
+/// A lock that only this value holds. Dropped, it is released.
 #[derive(Debug)]
 pub(crate) struct FileLock(File);
 
 impl FileLock {
-    /// Takes the lock if nobody has it. The file is created where there is none.
+    /// Takes the lock if it is free. Creates the file if it is missing.
     pub(crate) fn try_exclusive(path: &Path) -> io::Result<Option<FileLock>> {
         FileLock::try_file(FileLock::open(path, true)?)
     }
 
-    /// The same, but where there is no file, that is an error.
+    /// Takes the lock if it is free. Fails if the file is missing.
     pub(crate) fn try_existing(path: &Path) -> io::Result<Option<FileLock>> {
         FileLock::try_file(FileLock::open(path, false)?)
     }
 
-    /// Takes the lock, and blocks until nobody else has it. The file is created where there is none.
+    /// Takes the lock, and blocks until it is free. Creates the file if it is missing.
     pub(crate) fn exclusive(path: &Path) -> io::Result<FileLock> {
         let file = FileLock::open(path, true)?;
         wait_for(&file)?;
         Ok(FileLock(file))
     }
 
-    /// Takes the lock on a thread of its own, which blocks until nobody else has it, and calls `then` there.
+    /// Takes the lock on a new thread, which blocks until the lock is free and then calls `then`.
     pub(crate) fn wait(
         path: PathBuf,
         then: impl FnOnce(io::Result<FileLock>) + Send + 'static,
     ) -> io::Result<()> {
         #[cfg(feature = "testing")]
         if os::simulation::current().is_some() {
-            FileLock::try_again_and_again(path, then);
+            FileLock::wait_simulated(path, then);
             return Ok(());
         }
         os::spawn("blobferry-lock", move || then(FileLock::exclusive(&path)))
     }
 
-    /// The same in a simulation, whose one thread must not block.
+    /// Does the same in a simulation, whose only thread must not block.
     #[cfg(feature = "testing")]
-    fn try_again_and_again(path: PathBuf, then: impl FnOnce(io::Result<FileLock>) + Send + 'static) {
+    fn wait_simulated(path: PathBuf, then: impl FnOnce(io::Result<FileLock>) + Send + 'static) {
         let mut then = Some(then);
         os::register_step(move || match FileLock::try_exclusive(&path).transpose() {
             None => os::Next::Waits,
@@ -67,7 +69,7 @@ impl FileLock {
         });
     }
 
-    /// The file, open for reading and writing.
+    /// Returns the file, open for reading and writing.
     pub(crate) fn file(&self) -> &File {
         &self.0
     }
@@ -91,7 +93,7 @@ fn wait_for(file: &File) -> io::Result<()> {
     }
 }
 
-/// Whoever has the lock may be a simulated thread, which a system call that blocks would stop, too.
+/// The holder may be a simulated thread, which a blocking system call would stop as well.
 #[cfg(feature = "shuttle")]
 fn wait_for(file: &File) -> io::Result<()> {
     blobferry_platform::sync::until(|| try_lock(file).map(|locked| locked.then_some(())).transpose())
@@ -112,14 +114,14 @@ impl Drop for FileLock {
         {
             _ = std::fs::remove_file(path);
         }
-        // To close the file is not enough while another thread is starting a child process: between fork and exec
-        // the child has the same open file, and would keep the lock. Closing is what is left if this fails.
+        // Closing is not enough: between fork and exec a child process has the same open file, and
+        // would keep the lock. If unlocking fails, closing is all that is left.
         _ = fs2::FileExt::unlock(&self.0);
     }
 }
 
-/// Locks a blob's file, as long as it is open, against being removed. Waits while somebody owns it, who is about to
-/// remove it, or to let it be.
+/// Locks a blob's file against removal, as long as it is open. Waits while another process has it
+/// locked exclusively.
 pub(crate) fn share(file: &File) -> io::Result<()> {
     loop {
         match fs2::FileExt::lock_shared(file) {
@@ -129,17 +131,17 @@ pub(crate) fn share(file: &File) -> io::Result<()> {
     }
 }
 
-/// A blob's file that nobody else uses, and nobody can begin to use. Dropped, it can be used again.
+/// A blob's file that no other process uses or can begin to use. Dropped, it can be used again.
 #[derive(Debug)]
 pub(crate) struct Owned<'a>(&'a File);
 
 impl Owned<'_> {
-    /// Owns a blob's file, if nobody uses it.
+    /// Locks a blob's file exclusively, if no process uses it.
     pub(crate) fn try_new(file: &File) -> io::Result<Option<Owned<'_>>> {
         Ok(try_lock(file)?.then_some(Owned(file)))
     }
 
-    /// Owns a file, and blocks until nobody else does.
+    /// Locks a file exclusively, and blocks until it can.
     pub(crate) fn wait(file: &File) -> io::Result<Owned<'_>> {
         wait_for(file)?;
         Ok(Owned(file))
@@ -157,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_has_one_holder_and_its_file_stays() {
+    fn a_lock_has_one_holder_and_keeps_its_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".lock");
         assert_eq!(FileLock::try_existing(&path).unwrap_err().kind(), ErrorKind::NotFound);
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_used_by_many_is_owned_by_nobody_until_the_last_one_is_gone() {
+    fn a_file_in_use_cannot_be_owned() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let open = || File::open(file.path()).unwrap();
         let (one, other) = (open(), open());

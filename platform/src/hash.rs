@@ -8,14 +8,21 @@ use blobferry_protocol::Digest;
 
 use crate::aligned_buf::AlignedBuf;
 
-/// The digest of all bytes of a file, and how many they are, whatever its cursor.
+/// Returns the digest of all bytes of a file, and their number. Ignores the file's cursor.
+///
+/// # Errors
+/// Returns the file system's error.
 pub fn digest_of(file: &File) -> io::Result<(Digest, u64)> {
     let mut hasher = blake3::Hasher::new();
     hash(file, &mut hasher)?;
     Ok((Digest(*hasher.finalize().as_bytes()), hasher.count()))
 }
 
-/// Hashes the bytes of a file from where the hasher is to its end, whatever its cursor.
+/// Hashes the bytes of a file from the offset `hasher.count()` to the end. Ignores the file's
+/// cursor.
+///
+/// # Errors
+/// Returns the file system's error.
 pub fn hash(file: &File, hasher: &mut blake3::Hasher) -> io::Result<()> {
     let mut buffer = AlignedBuf::new(256 << 10);
     loop {

@@ -1,6 +1,9 @@
-//! What blobferry asks of the operating system: threads, clocks, files and blob directories. A simulator can take its place.
+//! What blobferry uses of the operating system: threads, clocks, files and blob directories.
 //!
-//! This crate is internal to blobferry: it makes no promise about compatibility between versions.
+//! A simulator can replace all of it.
+//!
+//! This crate is internal to blobferry and outside semantic versioning: any release may change it.
+//! [`blobferry-cache`](https://docs.rs/blobferry-cache) exports what is meant for users.
 
 pub mod aligned_buf;
 pub mod blobdir;

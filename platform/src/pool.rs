@@ -1,27 +1,31 @@
-//! Threads for what blocks: disk writes, syncs, hashing, database reads. An event loop never waits for any of them.
+//! Threads for blocking work: disk writes, syncs, hashing, database reads. Event loops never wait
+//! for such work.
 //!
-//! [`BlockingPool`] is a small pool. A [`Strand`] on top of it runs jobs one after the other, in the order they came, without
-//! holding a thread while it has none: a transfer or a transaction has a lane of its own.
+//! [`BlockingPool`] is a small pool of threads. A [`Strand`] on top of it runs jobs one after the
+//! other, in the order in which they came, and occupies no thread while it has no jobs. Each
+//! transfer and each transaction has a strand of its own.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::os::{self, Job};
-use crate::spin::AdaptiveSpin;
+use crate::spin::{AdaptiveSpin, SpinPolicy};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
 
-/// How long a thread without work stays.
+/// The time after which an idle thread ends.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// A pool of threads, made when there is work and gone some seconds after there was none.
+/// A pool of threads. A thread is started when there is a job for it, and ends [`IDLE`] after its
+/// last job.
 ///
-/// Jobs must not wait for each other: there are only so many threads.
+/// Jobs must not wait for each other, because the number of threads is limited. Clones share the
+/// threads.
 #[derive(Clone, Debug)]
 pub struct BlockingPool(Arc<Pool>);
 
 #[derive(Debug)]
 struct Pool {
-    most: usize,
+    max_threads: usize,
     state: Mutex<State>,
     work: Condvar,
 }
@@ -30,10 +34,10 @@ struct Pool {
 struct State {
     jobs: VecDeque<Job>,
     threads: usize,
-    /// They sleep.
+    /// The number of threads that sleep.
     idle: usize,
-    /// They look again, and need not be woken.
-    looking: usize,
+    /// The number of threads that spin. They need not be woken.
+    spinning: usize,
 }
 
 impl std::fmt::Debug for State {
@@ -43,29 +47,30 @@ impl std::fmt::Debug for State {
 }
 
 impl BlockingPool {
-    /// A pool of at most so many threads (at least one).
+    /// Creates a pool of at most `max_threads` threads (at least one).
     #[must_use]
-    pub fn new(most: usize) -> BlockingPool {
+    pub fn new(max_threads: usize) -> BlockingPool {
         let state = Mutex::default();
-        BlockingPool(Arc::new(Pool { most: most.max(1), state, work: Condvar::new() }))
+        BlockingPool(Arc::new(Pool { max_threads: max_threads.max(1), state, work: Condvar::new() }))
     }
 
     /// Runs a job as soon as a thread is free.
     pub fn run(&self, job: impl FnOnce() + Send + 'static) {
         os::simulated!(simulation => simulation.run(Box::new(job)));
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         state.jobs.push_back(Box::new(job));
-        if state.looking >= state.jobs.len() {
-            // One of those takes it.
-        } else if state.looking + state.idle >= state.jobs.len() {
+        if state.spinning >= state.jobs.len() {
+            // A spinning thread takes the job.
+        } else if state.spinning + state.idle >= state.jobs.len() {
             drop(state);
             self.0.work.notify_one();
-        } else if state.threads < self.0.most {
+        } else if state.threads < self.0.max_threads {
             state.threads += 1;
             let pool = self.0.clone();
             let started = thread::Builder::new().name("blobferry-worker".into()).spawn(move || pool.work());
             if let Err(error) = started {
-                // The job stays where it is, for the threads there are, or the next attempt to have one.
+                // The job stays queued for the existing threads, or for the next attempt to start
+                // one.
                 state.threads -= 1;
                 tracing::error!(%error, "no thread for blocking work");
             }
@@ -74,24 +79,21 @@ impl BlockingPool {
 }
 
 impl Pool {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     fn work(&self) {
-        let (mut state, mut looking) = (self.lock(), AdaptiveSpin::default());
+        let (mut state, mut spin) = (self.state.lock(), AdaptiveSpin::new(SpinPolicy::PIPELINE));
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
-                looking.reset();
-                // A job that panics is a defect in it, and must not take the thread from the others.
+                spin.reset();
+                // A panic is a defect of the job. It must not end the thread, which other jobs
+                // need.
                 if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
                     tracing::error!("a job panicked");
                 }
-                state = self.lock();
+                state = self.state.lock();
                 continue;
             }
-            state = self.look(state, &mut looking);
+            state = self.spin(state, &mut spin);
             if !state.jobs.is_empty() {
                 continue;
             }
@@ -106,27 +108,28 @@ impl Pool {
         }
     }
 
-    /// Looks for work for a moment: who receives a large blob has some every moment.
-    fn look<'a>(
+    /// Spins until there is a job or the spinning has lasted long enough. While a large blob
+    /// arrives, the next job comes within microseconds.
+    fn spin<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
-        looking: &mut AdaptiveSpin,
+        spin: &mut AdaptiveSpin,
     ) -> MutexGuard<'a, State> {
-        state.looking += 1;
-        while state.jobs.is_empty() && looking.should_spin() {
+        state.spinning += 1;
+        while state.jobs.is_empty() && spin.should_spin() {
             drop(state);
             thread::yield_now();
-            state = self.lock();
+            state = self.state.lock();
         }
-        state.looking -= 1;
+        state.spinning -= 1;
         state
     }
 }
 
-/// Jobs in order: one at a time, each after the one before it has ended.
+/// A queue of jobs that run one at a time, in the order in which they came. Clones share the queue.
 #[derive(Clone, Debug)]
 pub struct Strand {
-    workers: BlockingPool,
+    pool: BlockingPool,
     queue: Arc<Mutex<Queue>>,
 }
 
@@ -143,56 +146,54 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Strand {
-    /// A lane without jobs.
+    /// Creates a strand without jobs.
     #[must_use]
-    pub fn new(workers: &BlockingPool) -> Strand {
-        Strand { workers: workers.clone(), queue: Arc::default() }
+    pub fn new(pool: &BlockingPool) -> Strand {
+        Strand { pool: pool.clone(), queue: Arc::default() }
     }
 
-    /// Runs a job after all that were given before.
+    /// Queues a job behind all earlier jobs. A thread of the pool runs it.
     pub fn post(&self, job: impl FnOnce() + Send + 'static) {
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         queue.jobs.push_back(Box::new(job));
         if !std::mem::replace(&mut queue.running, true) {
             let queue = self.queue.clone();
-            self.workers.run(move || drain(&queue));
+            self.pool.run(move || drain(&queue));
         }
     }
 
-    /// Runs a short job after all that were given before: on this thread, where there are none.
+    /// Runs a short job on the calling thread, if the strand has no jobs. Otherwise queues it
+    /// behind the earlier jobs.
     pub fn dispatch(&self, job: impl FnOnce() + Send + 'static) {
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         if std::mem::replace(&mut queue.running, true) {
             queue.jobs.push_back(Box::new(job));
             return;
         }
         drop(queue);
-        let _turn = Turn(self);
+        let _dispatching = Dispatching(self);
         job();
     }
 }
 
-/// A job of a lane that runs on its caller's thread. What came meanwhile is left to others.
-struct Turn<'a>(&'a Strand);
+/// The right of the calling thread to run a job of the strand. Dropped, it leaves later jobs to the
+/// pool.
+struct Dispatching<'a>(&'a Strand);
 
-impl Drop for Turn<'_> {
+impl Drop for Dispatching<'_> {
     fn drop(&mut self) {
-        let mut queue = lock(&self.0.queue);
+        let mut queue = self.0.queue.lock();
         queue.running = !queue.jobs.is_empty();
         if queue.running {
             let queue = self.0.queue.clone();
-            self.0.workers.run(move || drain(&queue));
+            self.0.pool.run(move || drain(&queue));
         }
     }
 }
 
-fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
-    queue.lock()
-}
-
 fn drain(queue: &Mutex<Queue>) {
     loop {
-        let mut locked = lock(queue);
+        let mut locked = queue.lock();
         let Some(job) = locked.jobs.pop_front() else {
             locked.running = false;
             return;
@@ -210,14 +211,14 @@ mod tests {
     use std::sync::mpsc;
 
     #[test]
-    fn a_lane_keeps_the_order_and_runs_one_job_at_a_time() {
-        let workers = BlockingPool::new(4);
-        let lane = Strand::new(&workers);
+    fn a_strand_runs_one_job_at_a_time_in_order() {
+        let pool = BlockingPool::new(4);
+        let strand = Strand::new(&pool);
         let (done, order) = mpsc::channel();
         let busy = Arc::new(Mutex::new(()));
         for n in 0..1000 {
             let (done, busy) = (done.clone(), busy.clone());
-            lane.post(move || {
+            strand.post(move || {
                 let _alone = busy.try_lock().unwrap();
                 done.send(n).unwrap();
             });
@@ -227,30 +228,30 @@ mod tests {
     }
 
     #[test]
-    fn a_job_in_its_turn_runs_here_where_there_is_none_before_and_behind_the_others_else() {
-        let workers = BlockingPool::new(2);
-        let lane = Strand::new(&workers);
+    fn dispatch_runs_here_if_idle_and_queues_otherwise() {
+        let pool = BlockingPool::new(2);
+        let strand = Strand::new(&pool);
         let (done, order) = mpsc::channel();
-        let tell = |what: &'static str| {
+        let report = |what: &'static str| {
             let done = done.clone();
             move || done.send((what, std::thread::current().id())).unwrap()
         };
         let here = std::thread::current().id();
-        lane.dispatch(tell("first"));
+        strand.dispatch(report("first"));
         assert_eq!(order.try_recv(), Ok(("first", here)));
         let (go, wait) = mpsc::channel::<()>();
-        lane.post(move || wait.recv().unwrap());
-        lane.post(tell("second"));
-        lane.dispatch(tell("third"));
+        strand.post(move || wait.recv().unwrap());
+        strand.post(report("second"));
+        strand.dispatch(report("third"));
         assert!(order.try_recv().is_err());
         go.send(()).unwrap();
         assert_eq!([order.recv().unwrap().0, order.recv().unwrap().0], ["second", "third"]);
-        // What is given by a job in its turn comes behind it.
-        let (again, later) = (lane.clone(), tell("fifth"));
-        let (fourth, started) = (tell("fourth"), mpsc::channel::<()>());
-        lane.post(move || started.0.send(()).unwrap());
+        // A job that another job posts runs after that job.
+        let (again, later) = (strand.clone(), report("fifth"));
+        let (fourth, started) = (report("fourth"), mpsc::channel::<()>());
+        strand.post(move || started.0.send(()).unwrap());
         started.1.recv().unwrap();
-        lane.dispatch(move || {
+        strand.dispatch(move || {
             again.post(later);
             fourth();
         });
@@ -258,20 +259,20 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_panics_takes_nothing_with_it() {
-        let workers = BlockingPool::new(1);
-        let lane = Strand::new(&workers);
+    fn a_panicking_job_harms_no_other() {
+        let pool = BlockingPool::new(1);
+        let strand = Strand::new(&pool);
         let (done, end) = mpsc::channel();
-        lane.post(|| panic!("on purpose"));
-        workers.run(|| panic!("on purpose"));
-        lane.post(move || done.send(()).unwrap());
+        strand.post(|| panic!("on purpose"));
+        pool.run(|| panic!("on purpose"));
+        strand.post(move || done.send(()).unwrap());
         end.recv().unwrap();
     }
 
     #[test]
-    fn lanes_do_not_wait_for_each_other() {
-        let workers = BlockingPool::new(2);
-        let (first, second) = (Strand::new(&workers), Strand::new(&workers));
+    fn strands_do_not_wait_for_each_other() {
+        let pool = BlockingPool::new(2);
+        let (first, second) = (Strand::new(&pool), Strand::new(&pool));
         let (go, wait) = mpsc::channel::<()>();
         let (done, end) = mpsc::channel();
         first.post(move || wait.recv().unwrap());

@@ -1,15 +1,15 @@
-//! How far something long is.
+//! The progress of a transfer.
 
 use std::sync::Arc;
 
-/// How far a transfer is, in bytes of the blob.
+/// The progress of a transfer, in bytes of the blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes that have been moved.
+    /// The number of bytes that have been moved.
     pub done: u64,
-    /// Bytes there are.
+    /// The number of bytes of the blob.
     pub total: u64,
 }
 
-/// Told of the progress of a transfer, from any thread, often: it must not block.
+/// A callback for the progress of a transfer. Any thread may call it, often: it must not block.
 pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;

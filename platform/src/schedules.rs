@@ -1,24 +1,24 @@
-//! Workers and lanes.
+//! The pool and its strands under many schedules.
 
 use crate::pool::{BlockingPool, Strand};
 use crate::sync::testing::Alone;
 use crate::sync::{Arc, Mutex, explore, hold_time, let_time_pass, mpsc, thread};
 
 #[test]
-fn a_lane_runs_every_job_once_and_alone_in_the_order_of_coming() {
+fn a_strand_runs_every_job_once_alone_and_in_order() {
     explore(10_000, || {
         hold_time();
-        let workers = BlockingPool::new(2);
-        let lanes = [Strand::new(&workers), Strand::new(&workers)];
+        let pool = BlockingPool::new(2);
+        let strands = [Strand::new(&pool), Strand::new(&pool)];
         let alone = Arc::new([Alone::default(), Alone::default()]);
         let (done, ends) = mpsc::channel();
         let threads: Vec<_> = (0..2)
             .map(|thread| {
-                let (lanes, alone, done) = (lanes.clone(), alone.clone(), done.clone());
+                let (strands, alone, done) = (strands.clone(), alone.clone(), done.clone());
                 thread::spawn(move || {
                     for (at, n) in [(0, 0), (1, 1), (0, 2), (0, 3)] {
                         let (alone, done) = (alone.clone(), done.clone());
-                        lanes[at].post(move || alone[at].act(|| done.send((at, thread, n)).unwrap()));
+                        strands[at].post(move || alone[at].act(|| done.send((at, thread, n)).unwrap()));
                     }
                 })
             })
@@ -37,19 +37,19 @@ fn a_lane_runs_every_job_once_and_alone_in_the_order_of_coming() {
     });
 }
 
-/// A thread that has nothing to do must hear of a job, and not find it when it has slept long enough.
+/// An idle thread must be woken for a job, instead of finding it when its wait times out.
 #[test]
-fn an_idle_thread_is_told_of_every_job() {
+fn an_idle_thread_is_woken_for_every_job() {
     explore(10_000, || {
         hold_time();
-        let workers = BlockingPool::new(2);
+        let pool = BlockingPool::new(2);
         let threads: Vec<_> = (0..2)
             .map(|_| {
-                let workers = workers.clone();
+                let pool = pool.clone();
                 thread::spawn(move || {
                     for _ in 0..3 {
                         let (done, end) = mpsc::channel();
-                        workers.run(move || done.send(()).unwrap());
+                        pool.run(move || done.send(()).unwrap());
                         end.recv().unwrap();
                     }
                 })
@@ -60,26 +60,26 @@ fn an_idle_thread_is_told_of_every_job() {
     });
 }
 
-/// Threads go when they have waited long enough: at that very moment jobs come.
+/// Jobs come at the moment when idle threads end.
 #[test]
-fn jobs_are_run_whenever_threads_leave() {
+fn jobs_run_even_if_threads_end_just_now() {
     explore(10_000, || {
-        let workers = BlockingPool::new(2);
+        let pool = BlockingPool::new(2);
         let run = Arc::new(Mutex::new(0));
         let threads: Vec<_> = (0..2)
             .map(|_| {
-                let (workers, run) = (workers.clone(), run.clone());
+                let (pool, run) = (pool.clone(), run.clone());
                 thread::spawn(move || {
                     for _ in 0..3 {
                         let run = run.clone();
-                        workers.run(move || *run.lock() += 1);
+                        pool.run(move || *run.lock() += 1);
                         thread::yield_now();
                     }
                 })
             })
             .collect();
         let (done, end) = mpsc::channel();
-        workers.run(move || done.send(()).unwrap());
+        pool.run(move || done.send(()).unwrap());
         end.recv().unwrap();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         while *run.lock() < 6 {

@@ -1,11 +1,14 @@
-//! The bytes of a blob that is being downloaded: one file, whose name the blob alone decides.
+//! The partial file of a blob that is being downloaded: one file, whose name only depends on the
+//! blob.
 //!
-//! It is `tmp/partial/<oid>.<tid>.part`. Only who is in charge of the blob writes to it, or removes it: in this process
-//! the registry sees to that, between processes the lock of the blob's bucket. So nobody has to look for it: who takes
-//! over from a dead process, and who reads along, opens the file that is there.
+//! It is `tmp/partial/<oid>.<tid>.part`. Only the claim that leads the blob writes to it, or
+//! removes it. In this process the in-flight table ensures that, between processes the lock of the
+//! blob's bucket. So a process that takes over from a dead one, or reads along, just opens the
+//! file.
 //!
-//! Bytes are only ever added to a partial file, and as many are in it as it is long. Who begins again from nothing makes
-//! another file under the same name. Whether the bytes are the blob's is known only when all of them are there.
+//! A partial file only grows, and its length is the number of its bytes. A download that begins
+//! again creates another file of the same name. Whether the bytes are the blob's is known only when
+//! all of them have come.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -22,7 +25,7 @@ use blobferry_platform::blobdir::layout::{Layout, create_dir, partial_name};
 use blobferry_platform::blobdir::temp_file::TempFile;
 use blobferry_platform::os::files;
 
-/// Where a blob's partial file is, if it is there.
+/// The place of a blob's partial file, which may exist or not.
 #[derive(Debug)]
 pub(crate) struct Partial {
     dir: PathBuf,
@@ -40,18 +43,18 @@ impl Partial {
         layout.tmp().join("partial")
     }
 
-    /// The name.
+    /// Returns the path of the file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The directory of all partial files, which is made where it is not there.
+    /// Returns the directory of all partial files, and creates it if it is missing.
     pub(crate) fn dir(&self) -> io::Result<&Path> {
         create_dir(&self.dir, 0o700)?;
         Ok(&self.dir)
     }
 
-    /// How many bytes somebody has left there.
+    /// Returns the number of bytes that an earlier download left.
     pub(crate) fn len(&self) -> u64 {
         fs::symlink_metadata(&self.path).map_or(0, |found| if found.is_file() { found.len() } else { 0 })
     }
@@ -61,7 +64,7 @@ impl Partial {
         self.open_as(OpenOptions::new().read(true))
     }
 
-    /// Begins another file, in place of any that is there.
+    /// Creates an empty file, in place of an existing one.
     pub(crate) fn create(&self, quota: Option<&CacheQuota>) -> Result<BlobWriter, WriteError> {
         self.dir().map_err(WriteError::io("create", &self.dir))?;
         self.remove(quota)?;
@@ -85,19 +88,20 @@ impl Partial {
         }
     }
 
-    /// Goes on with the file that is there: reads all of it. Nobody else may be able to write to it.
+    /// Continues with the existing file, and reads all of it. Fails if other users could write to
+    /// it.
     pub(crate) fn resume(&self, quota: Option<&CacheQuota>) -> io::Result<BlobWriter> {
         let file = self.open_as(OpenOptions::new().read(true).append(true))?;
         let metadata = file.metadata()?;
         if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.nlink() != 1 {
-            return Err(io::Error::new(ErrorKind::PermissionDenied, "others may write to it"));
+            return Err(io::Error::new(ErrorKind::PermissionDenied, "other users may write to it"));
         }
         let mut writer = BlobWriter::new(self.adopt(file, quota).map_err(io::Error::other)?);
         writer.hash_existing()?;
         Ok(writer)
     }
 
-    /// Removes what is there.
+    /// Removes the file, if it exists.
     pub(crate) fn remove(&self, quota: Option<&CacheQuota>) -> Result<(), WriteError> {
         if let Some(quota) = quota.filter(|_| self.len() > 0) {
             return quota.remove(&self.path).map(drop);
@@ -108,7 +112,7 @@ impl Partial {
         }
     }
 
-    /// Opens a regular file of that name, and nothing else; not by a symbolic link, and without waiting for a pipe.
+    /// Opens a regular file of that name, and nothing else: follows no link; a pipe does not block.
     fn open_as(&self, options: &mut OpenOptions) -> io::Result<File> {
         let careful = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = options.custom_flags(careful.bits().cast_signed()).open(&self.path)?;
@@ -119,7 +123,7 @@ impl Partial {
     }
 }
 
-/// Whether the first `len` bytes of two files are the same, and as many are there.
+/// Returns whether both files have at least `len` bytes, and these are equal.
 pub(crate) fn same_beginning(one: &File, other: &File, len: u64) -> io::Result<bool> {
     const PIECE: usize = 64 << 10;
     let (mut left, mut right) = (vec![0; PIECE], vec![0; PIECE]);
@@ -148,7 +152,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
-    fn only_a_regular_file_is_opened_and_the_directory_is_its_owners_alone() {
+    fn only_a_regular_file_in_a_private_dir_is_opened() {
         let dir = tempfile::tempdir().unwrap();
         let partial =
             Partial::of(&Layout::open(dir.path()).unwrap(), BlobId { oid: Oid(0x1f), tid: Tid(0x2f) });
@@ -168,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn beginnings_are_the_same_or_not() {
+    fn equal_beginnings_are_recognized() {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str, bytes: &[u8]| {
             let path = dir.path().join(name);

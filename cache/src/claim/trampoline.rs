@@ -1,7 +1,7 @@
-//! One after the other: tasks of which each may start the next, without nesting.
+//! A trampoline: runs tasks that start each other, one after the other, without nesting.
 //!
-//! A waiter that is handed a download may give it up at once (its caller has gone away), which hands it to the next
-//! waiter, and so on. A thousand of those must not be a thousand calls deep.
+//! A claim that comes to lead its blob may give it up at once, because its caller has gone. Then
+//! the next claim leads, and so on. A thousand of those must not be a thousand calls deep.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use blobferry_platform::sync::thread_local;
 type Task = Box<dyn FnOnce()>;
 
 thread_local! {
-    /// What is still to be done on this thread; `None` while nothing is being done.
+    /// The queued tasks of this thread; `None` while no task runs.
     static TASKS: RefCell<Option<VecDeque<Task>>> = const { RefCell::new(None) };
 }
 
@@ -19,7 +19,7 @@ fn with_tasks<T>(change: impl FnOnce(&mut Option<VecDeque<Task>>) -> T) -> T {
     TASKS.with(|tasks| change(&mut tasks.borrow_mut()))
 }
 
-/// Runs a task: now, or right after the one that this is called from.
+/// Runs a task: at once, or after the task that calls this.
 pub(crate) fn run(task: impl FnOnce() + 'static) {
     let nested = with_tasks(|tasks| match tasks {
         Some(tasks) => {
@@ -39,13 +39,13 @@ pub(crate) fn run(task: impl FnOnce() + 'static) {
     }
 }
 
-/// Also where a task panics, the thread's next one begins afresh.
+/// Ends the run, also if a task panics.
 struct End;
 
 impl Drop for End {
     fn drop(&mut self) {
         let left = with_tasks(Option::take);
-        drop(left); // outside of the borrow: what is dropped may want to run something
+        drop(left); // after the borrow: dropping a task may run another
     }
 }
 
@@ -56,7 +56,7 @@ mod tests {
     use std::rc::Rc;
 
     #[test]
-    fn a_hundred_thousand_tasks_that_start_each_other_are_run_in_turn() {
+    fn tasks_that_start_each_other_do_not_nest() {
         fn step(count: Rc<Cell<u32>>) {
             count.set(count.get() + 1);
             if count.get() < 100_000 {

@@ -1,4 +1,4 @@
-//! How a follower learns the end of a download: it waits in line like everybody who wants the blob, and is answered.
+//! How a follower learns the end of a download: it claims the blob, and the claim is answered.
 
 use std::error::Error;
 use std::io;
@@ -11,22 +11,24 @@ use blobferry_platform::sync::{Arc, Mutex, MutexGuard};
 
 /// Why a blob could not be read to its end while it was downloaded.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum FollowError {
-    /// The download failed, or the cache did.
-    #[error("blob {blob} can not be read to its end: {source}")]
+    /// The download or the cache failed.
+    #[error("blob {blob} cannot be read to its end: {source}")]
     Failed {
         /// The blob.
         blob: BlobId,
-        /// What went wrong.
+        /// The cause.
         source: Arc<dyn Error + Send + Sync>,
     },
-    /// Whoever downloaded it has died or given up, or nobody has begun; and now it is this follower's turn.
+    /// No claim downloads the blob: the downloader has died or given up, or there was none. The
+    /// follower's own claim leads now.
     #[error("nobody here downloads blob {blob}: claim it, and download it")]
     Unattended {
         /// The blob.
         blob: BlobId,
     },
-    /// The download began again from nothing, and what it had brought before was not the blob's.
+    /// The download began again, and the bytes that were read before were not the blob's.
     #[error("the bytes that were read of blob {blob} are not its first ones: read it again")]
     Different {
         /// The blob.
@@ -40,7 +42,7 @@ impl From<FollowError> for io::Error {
     }
 }
 
-/// A follower's place in the line of those who want the blob.
+/// What a follower and the answer to its claim share.
 #[derive(Debug)]
 pub(crate) struct FollowState {
     blob: BlobId,
@@ -52,17 +54,18 @@ pub(crate) struct FollowState {
 pub(crate) struct State {
     pub(crate) has_answer: bool,
     pub(crate) answer: Option<Result<CachedBlob, FollowError>>,
-    /// The follower wants no answer any more.
+    /// The follower needs no answer any more.
     pub(crate) abandoned: bool,
 }
 
-/// Where the end of a download is told that was handed to a follower: see
-/// [`Cache::follow_with`](crate::Cache::follow_with). Dropped, it tells the follower that nobody downloads.
+/// Reports the end of a download that a follower started: see
+/// [`Cache::follow_with`](crate::Cache::follow_with). Dropped without [`FollowEnd::tell`], it
+/// reports that no claim downloads.
 #[derive(Debug)]
 pub struct FollowEnd(pub(crate) Arc<FollowState>);
 
 impl FollowEnd {
-    /// The blob is in the cache, or the download has failed.
+    /// Reports that the blob is in the cache, or that the download failed.
     pub fn tell(self, end: Result<CachedBlob, impl Into<Box<dyn Error + Send + Sync>>>) {
         self.0.answer(end.map_err(|error| failed(self.0.blob, error)));
     }
@@ -80,7 +83,7 @@ impl FollowState {
         Ok(FollowState { blob, answered: EventFd::new()?, state: Mutex::default() })
     }
 
-    /// The first answer counts.
+    /// Sets the answer, unless there is one, and wakes the follower.
     pub(crate) fn answer(&self, answer: Result<CachedBlob, FollowError>) {
         let mut state = self.lock();
         if !std::mem::replace(&mut state.has_answer, true) {

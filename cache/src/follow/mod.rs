@@ -1,12 +1,13 @@
-//! Reading a blob while it is still being downloaded, by whichever process.
+//! Reading a blob while any process of the machine downloads it.
 //!
-//! A follower reads the partial file as it grows, and learns the end like everybody who wants the blob: it has claimed
-//! it, and waits in state. Until it is answered it sleeps, and the kernel wakes it when the file has grown, or is gone.
+//! A follower reads the partial file as it grows. It learns the end because it has claimed the
+//! blob, like any other waiting claim. Until then it sleeps, and the kernel wakes it when the file
+//! has grown or vanished.
 //!
-//! Bytes that it has delivered already can not be taken back. So before it says that this was all, it makes sure that
-//! they were the blob's. A partial file is only ever added to, and becomes the blob by a rename: if what was read is
-//! the file that the blob is, nothing is left to be follower. If the download began again from nothing, it is another file,
-//! and the delivered bytes of the two are compared.
+//! Bytes that it has returned cannot be taken back. So before it reports the end, it makes sure
+//! that they were the blob's. A partial file only grows, and becomes the blob by a rename: if the
+//! follower reads the same file as the blob's, the bytes are right. If the download began again,
+//! the file is another one, and the follower compares the returned bytes of the two.
 
 pub(crate) mod end;
 pub(crate) mod watch;
@@ -31,25 +32,26 @@ use blobferry_platform::blobdir::integrity;
 
 /// A blob that is read while it is downloaded: see [`Cache::follow`].
 ///
-/// It reads like a file whose end is yet to come: [`Read::read`] waits for bytes. **The end of the file is a promise**:
-/// it is reported only after the blob has come to be in the cache, whole and with the right digest, and when the bytes
-/// that were read are the blob's. Anything else ends in an error, in which a [`FollowError`] is. So who must not use
-/// wrong bytes waits for the end before he does.
+/// It reads like a file that still grows: [`Read::read`] blocks until bytes come. **The end of the
+/// file is a promise.** It is reported only if the complete blob with the right digest is in the
+/// cache, and the bytes that were read are the blob's. Everything else ends with an error that
+/// contains a [`FollowError`]. If a caller must not use wrong bytes, it must read to the end before
+/// it uses them.
 #[derive(Debug)]
 pub struct Follow {
     dir: CacheDir,
     blob: BlobId,
     partial: Partial,
     state: Arc<FollowState>,
-    /// `None` where the system has none left. Then bytes come when the state is answered.
+    /// `None` if the system has no watch left. The bytes are then read when the claim is answered.
     watch: Option<Watch>,
     source: Source,
-    /// How many bytes were read.
+    /// The number of bytes read.
     at: u64,
     failed: Option<FollowError>,
 }
 
-/// Where the bytes come from.
+/// The file to read from.
 #[derive(Debug)]
 enum Source {
     Nothing,
@@ -68,11 +70,12 @@ impl Source {
 }
 
 impl Cache {
-    /// Reads a blob that is there, or is being downloaded by any thread or process of this machine: its bytes as they
-    /// arrive. It is an error when nobody downloads it, or nobody goes on with it. Waits for nothing yet.
+    /// Reads a blob that is in the cache, or is being downloaded by any thread or process of this
+    /// machine, as its bytes arrive. Returns at once.
     ///
-    /// Where the one who downloads dies or gives up, and this follower is the next in state, it lets the others behind it
-    /// go on, and ends with [`FollowError::Unattended`]. Who can download himself takes [`Cache::follow_with`].
+    /// If the downloader dies or gives up, and this follower's claim is next, the follower lets the
+    /// claims behind it go on, and ends with [`FollowError::Unattended`]. If the caller can
+    /// download the blob itself, use [`Cache::follow_with`].
     ///
     /// # Example
     /// ```
@@ -100,20 +103,22 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// [`CacheError::Io`].
+    /// Returns [`CacheError::Io`].
     pub fn follow(&self, blob: BlobId) -> Result<Follow, CacheError> {
         self.follow_with(blob, |download, _unattended| drop(download))
     }
 
-    /// The same for who can download the blob where nobody else does: should it be the follower's turn,
-    /// `on_download` is given the duty, and goes on with it, while the follower reads what arrives. The end it tells
-    /// with [`FollowEnd::tell`].
+    /// Does the same for a caller that can download the blob itself.
     ///
-    /// `on_download` is called at most once, at once or from another thread, and not when the [`Follow`] was dropped
-    /// before. Like the callback of [`Cache::claim_with`], it should be quick, and not wait for anything.
+    /// If the follower's claim leads, `on_download` is called with the download, and continues it
+    /// while the follower reads what arrives. [`FollowEnd::tell`] reports its end.
+    ///
+    /// `on_download` is called at most once, before this returns or on another thread, but not
+    /// after the [`Follow`] was dropped. Like the callback of [`Cache::claim_with`], it must return
+    /// quickly and must not wait.
     ///
     /// # Errors
-    /// [`CacheError::Io`].
+    /// Returns [`CacheError::Io`].
     pub fn follow_with(
         &self,
         blob: BlobId,
@@ -128,7 +133,7 @@ impl Cache {
             Ok(Claim::Download(download)) => on_download(download, FollowEnd(follower)),
             Err(error) => follower.answer(Err(failed(blob, error))),
         });
-        // Where the answer is there already, there is nothing to watch.
+        // If there is an answer already, no watch is needed.
         let has_answer = state.lock().has_answer;
         let watch = if has_answer { None } else { watch(&partial) };
         let dir = self.0.clone();
@@ -137,14 +142,15 @@ impl Cache {
 }
 
 impl Follow {
-    /// The blob.
+    /// Returns the blob.
     #[must_use]
     pub fn blob(&self) -> BlobId {
         self.blob
     }
 
-    /// How many bytes the blob has, as far as that is known: when something was read, in general. While it is
-    /// downloaded this is what the server says, and it stays unknown where the file system has no extended attributes.
+    /// Returns the size of the blob in bytes, if it is known, in general after the first read.
+    /// During the download it is the announced size, which is unknown on a file system without
+    /// extended attributes.
     #[must_use]
     pub fn size(&self) -> Option<u64> {
         match &self.source {
@@ -154,11 +160,11 @@ impl Follow {
         }
     }
 
-    /// Waits for the end, whatever was not read yet, and returns the blob: whole, and of the right digest, and what
-    /// was read were its first bytes.
+    /// Waits for the end of the download, whatever was read, and returns the complete blob. Its
+    /// digest is right, and the bytes that were read were its first ones.
     ///
     /// # Errors
-    /// [`FollowError`].
+    /// Returns [`FollowError`].
     pub fn finish(mut self) -> Result<CachedBlob, FollowError> {
         self.check()?;
         loop {
@@ -170,12 +176,12 @@ impl Follow {
         }
     }
 
-    /// What has failed stays failed.
+    /// Returns the error of an earlier call.
     fn check(&self) -> Result<(), FollowError> {
         self.failed.clone().map_or(Ok(()), Err)
     }
 
-    /// Waits until there is more to read, or until the blob is there.
+    /// Waits until there is more to read, or until the blob is complete.
     fn advance(&mut self, until: Until) -> Result<(), FollowError> {
         let advanced = self.try_advance(until);
         self.failed = advanced.as_ref().err().cloned();
@@ -184,7 +190,7 @@ impl Follow {
 
     fn try_advance(&mut self, until: Until) -> Result<(), FollowError> {
         loop {
-            // First: what happens after that is heard of, and what happened before is seen.
+            // First: a change after this wakes the follower, and a change before is seen below.
             if let Some(watch) = &self.watch {
                 watch.clear();
             }
@@ -207,7 +213,7 @@ impl Follow {
         }
     }
 
-    /// Looks whether another file than the one that is read has the blob's bytes now: at least as many as were read.
+    /// Returns another file that has the blob's bytes now, at least as many as were read.
     fn find_file(&self) -> io::Result<Option<Source>> {
         if let Some(watch) = &self.watch {
             watch.add(self.partial.path());
@@ -215,7 +221,8 @@ impl Follow {
         match self.partial.open() {
             Ok(file) if self.reads(&file)? || file.metadata()?.len() < self.at => Ok(None),
             Ok(file) => Ok(Some(Source::Growing(file))),
-            // It is the blob now, or was removed; or it can not be read along, and the state will tell the end.
+            // It is the blob now, or was removed, or cannot be read along: then the claim's answer
+            // ends the wait.
             Err(_) => match self.dir.lookup(self.blob).map_err(io::Error::other)? {
                 Found::Ready(cached) => Ok(Some(Source::Blob(cached))),
                 Found::Unverified(..) | Found::Missing => Ok(None),
@@ -238,7 +245,8 @@ impl Follow {
         Ok(())
     }
 
-    /// Whether this is the file that is being read. It is open, so no other one can have its number.
+    /// Returns whether this is the file that is being read. That file is open, so no other one can
+    /// have its inode number.
     fn reads(&self, file: &File) -> io::Result<bool> {
         let Some(mine) = self.source.file() else { return Ok(false) };
         let (mine, other) = (mine.metadata()?, file.metadata()?);
@@ -294,13 +302,13 @@ impl Drop for Follow {
     }
 }
 
-/// A watch over the partial file, where the system has one left.
+/// Watches the partial file, if the system has a watch left.
 fn watch(partial: &Partial) -> Option<Watch> {
     let watch = partial.dir().and_then(Watch::new);
     watch
         .inspect_err(|error| {
             let path = partial.path().display();
-            tracing::warn!(%path, %error, "can not watch a download grow: what it brings is read at its end");
+            tracing::warn!(%path, %error, "cannot watch a download: its bytes are read when it ends");
         })
         .ok()
 }

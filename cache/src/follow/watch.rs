@@ -1,5 +1,5 @@
-//! Waiting for what happens to a file that any process may write to, without asking again and again: inotify, and a
-//! event for what this process has to say.
+//! Waiting for changes of a file that any process may write to: inotify, and an eventfd for this
+//! process's signals.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -9,7 +9,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::{read, write};
 
-/// Something that is rung once, by any thread, and is heard from then on.
+/// An event that any thread signals once, and that stays signalled.
 #[derive(Debug)]
 pub(crate) struct EventFd(OwnedFd);
 
@@ -19,12 +19,12 @@ impl EventFd {
     }
 
     pub(crate) fn signal(&self) {
-        // It fails where it was rung 2^64 times.
+        // It would fail after 2^64 signals.
         _ = write(&self.0, &1_u64.to_ne_bytes());
     }
 }
 
-/// Hears of names that come to a directory or leave it, and of files that grow.
+/// Watches names that come to a directory or leave it, and files that grow.
 #[derive(Debug)]
 pub(crate) struct Watch(OwnedFd);
 
@@ -36,20 +36,21 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Watches the file that has this name now, if there is one, for bytes that are written to it.
+    /// Watches the file that has this name now, if there is one, for writes.
     pub(crate) fn add(&self, file: &Path) {
-        // Where the system has no watch left, nothing is heard of bytes: but of the end, at which all of them are read.
+        // If the system has no watch left, writes are not reported. The end of the download is, and
+        // all bytes are read then.
         _ = inotify::add_watch(&self.0, file, WatchFlags::MODIFY | WatchFlags::DONT_FOLLOW);
     }
 
-    /// Forgets what was heard: whoever calls this looks for himself after that.
+    /// Discards the pending reports. The caller checks the files afterwards.
     pub(crate) fn clear(&self) {
-        let mut heard = [0; 4096];
-        while read(&self.0, &mut heard).is_ok_and(|n| n > 0) {}
+        let mut reports = [0; 4096];
+        while read(&self.0, &mut reports).is_ok_and(|n| n > 0) {}
     }
 }
 
-/// Waits until the event was rung, or something was heard.
+/// Waits until the event is signalled, or the watch reports a change.
 pub(crate) fn wait(event: &EventFd, watch: Option<&Watch>) -> io::Result<()> {
     let fds = [Some(&event.0), watch.map(|watch| &watch.0)];
     let mut fds: Vec<PollFd<'_>> =
@@ -67,7 +68,8 @@ fn wait_for(fds: &mut [PollFd<'_>]) -> io::Result<()> {
     }
 }
 
-/// Whoever rings or writes may be a simulated thread, which a system call that blocks would stop, too.
+/// The thread that signals or writes may be a simulated one, which a blocking system call would
+/// stop as well.
 #[cfg(feature = "shuttle")]
 fn wait_for(fds: &mut [PollFd<'_>]) -> io::Result<()> {
     blobferry_platform::sync::until(|| {

@@ -1,6 +1,6 @@
-//! Keeping house in a cache: what is in there, what it takes, what may go, and what is to stay.
+//! Maintenance of a cache: listing, usage, the limit, eviction on request, and pins.
 //!
-//! Small blobs in packs are kept and removed with their pack; `small.rs` says how they come there.
+//! Small blobs in segments are evicted with their segment.
 
 pub(crate) mod pin;
 pub(crate) mod verify;
@@ -22,87 +22,90 @@ use crate::quota::evict::Search;
 use crate::segments::record;
 use crate::segments::record::Head;
 
-/// A blob in a cache, as it was when it was looked at.
+/// A blob in a cache, as it was when it was listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheEntry {
     /// The blob.
     pub blob: BlobId,
-    /// Its file; or the pack that it is in, with others.
+    /// The path of its file, or of the segment that it is in.
     pub path: PathBuf,
-    /// How many bytes it has.
+    /// Its size in bytes.
     pub size: u64,
-    /// How many bytes it takes on the disk.
+    /// The number of bytes that it occupies on the disk.
     pub on_disk: u64,
-    /// When it was last handed out, or read.
+    /// When it was last handed out or read.
     pub used: SystemTime,
-    /// Whether somebody uses it now.
+    /// Whether a process uses it now.
     pub in_use: bool,
-    /// Whether it is to stay.
+    /// Whether it is pinned.
     pub pinned: bool,
 }
 
-/// What a cache takes on the disk. Files come and go while it is looked at, so it is not exact.
+/// What a cache occupies on the disk. It is not exact, because files come and go meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// How many blobs there are.
+    /// The number of blobs with files of their own.
     pub blobs: u64,
-    /// The bytes of the blobs.
+    /// The bytes that these occupy.
     pub bytes: u64,
-    /// The bytes of those blobs that somebody uses now.
+    /// The bytes of the blobs that a process uses now.
     pub in_use: u64,
-    /// The bytes of those blobs that are pinned.
+    /// The bytes of the blobs that are pinned.
     pub pinned: u64,
-    /// How many packs of small blobs there are.
+    /// The number of segments of small blobs.
     pub segments: u64,
-    /// The bytes of those.
+    /// The bytes that the segments occupy.
     pub segment_bytes: u64,
-    /// The bytes of downloads that are under way or broken off, and of the files of open transactions.
+    /// The bytes of partial downloads and of the files of open transactions.
     pub unfinished: u64,
-    /// The bytes that all of it may have.
+    /// The limit in bytes for all of it.
     pub limit: Option<u64>,
 }
 
-/// What was removed from a cache.
+/// What was evicted from a cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Evicted {
-    /// How many blobs that have files of their own.
+    /// The number of blobs that had files of their own.
     pub blobs: u64,
-    /// How many packs of small blobs.
+    /// The number of segments of small blobs.
     pub segments: u64,
-    /// The bytes that these took on the disk.
+    /// The bytes that these occupied on the disk.
     pub bytes: u64,
 }
 
 impl Cache {
-    /// Sets the limit of the cache, for all processes and for ever, or takes it away; then removes what is too much.
+    /// Sets or removes the limit of the cache, permanently and for all processes. Then evicts what
+    /// is above it.
     ///
     /// # Errors
-    /// [`CacheError::Quota`]; [`CacheError::ServersOwn`].
+    /// Returns [`CacheError::Quota`]; [`CacheError::ServersOwn`] in shared mode.
     pub fn set_limit(&self, limit: Option<u64>) -> Result<Evicted, CacheError> {
         let quota = self.0.own_quota("limit its size")?;
         quota.set_limit(limit).map(Evicted::from).map_err(CacheError::Quota)
     }
 
-    /// The limit of the cache.
+    /// Returns the limit of the cache in bytes. `None` means no limit.
     ///
     /// # Errors
-    /// [`CacheError::Quota`].
+    /// Returns [`CacheError::Quota`].
     pub fn limit(&self) -> Result<Option<u64>, CacheError> {
         self.0.quota().map_or(Ok(None), |quota| quota.limit().map_err(CacheError::Quota))
     }
 
-    /// Whether there could be room for a blob of this size, if all others went: so who knows the size of a blob need not
-    /// ask for it in vain. Nothing is removed.
+    /// Fails if a blob of `size` bytes could not fit even if all other files were evicted. Evicts
+    /// nothing. A caller that knows the size of a blob can thus avoid a useless request.
     ///
     /// # Errors
-    /// [`CacheError::Write`], with [`WriteError::Full`](blobferry_platform::blobdir::WriteError::Full) or
+    /// Returns [`CacheError::Write`] with
+    /// [`WriteError::Full`](blobferry_platform::blobdir::WriteError::Full) or
     /// [`WriteError::NoSpace`](blobferry_platform::blobdir::WriteError::NoSpace).
     pub fn check_space(&self, blob: BlobId, size: u64) -> Result<(), CacheError> {
         let checked = self.0.quota().map_or(Ok(()), |quota| quota.check(size));
         checked.map_err(|source| CacheError::Write { blob, source })
     }
 
-    /// Every blob that has a file of its own, as [`Layout::blobs`](blobferry_platform::blobdir::Layout::blobs) gives them.
+    /// Returns all blobs that have files of their own, in the order of
+    /// [`Layout::blobs`](blobferry_platform::blobdir::Layout::blobs).
     pub fn blobs(&self) -> impl Iterator<Item = Result<CacheEntry, CacheError>> + use<> {
         let root = self.layout().root().to_owned();
         self.layout().blobs().filter_map(move |found| match found {
@@ -111,7 +114,7 @@ impl Cache {
         })
     }
 
-    /// Every small blob that would be read from a pack, pack by pack.
+    /// Returns all small blobs that would be read from a segment, segment by segment.
     pub fn packed_blobs(&self) -> impl Iterator<Item = Result<CacheEntry, CacheError>> + use<> {
         let cache = self.clone();
         let numbers = self.0.segments().map_or(Ok(Vec::new()), |segments| segments.numbers());
@@ -126,14 +129,15 @@ impl Cache {
         failed.map(Err).into_iter().chain(blobs)
     }
 
-    /// The small blobs that would be read from one pack, with their records' offsets.
+    /// Returns the small blobs that would be read from one segment, with the offsets of their
+    /// records.
     pub(crate) fn packed_in(&self, number: u32) -> Result<Vec<(u64, CacheEntry)>, CacheError> {
         let Some(segments) = self.0.segments() else { return Ok(Vec::new()) };
         let Some(file) = segments.open_segment(number) else { return Ok(Vec::new()) };
         let path = segments.path(number);
-        // To look at all of them is to use none of them.
+        // Listing is no use: it must not change the access time.
         _ = rustix::fs::fcntl_setfl(&file, OFlags::NOATIME);
-        let look = || {
+        let read = || {
             let (used, in_use) = (file.metadata()?.accessed()?, Owned::try_new(&file)?.is_none());
             let entry = |head: Head| {
                 let on_disk = head.record_len();
@@ -156,13 +160,13 @@ impl Cache {
             }
             Ok(entries)
         };
-        look().map_err(CacheError::io("look at", &path))
+        read().map_err(CacheError::io("read the attributes of", &path))
     }
 
-    /// What the cache takes on the disk.
+    /// Returns what the cache occupies on the disk.
     ///
     /// # Errors
-    /// [`CacheError::Io`]; [`CacheError::Quota`].
+    /// Returns [`CacheError::Io`]; [`CacheError::Quota`].
     pub fn usage(&self) -> Result<Usage, CacheError> {
         let unfinished =
             evict::unfinished(self.layout()).map_err(CacheError::io("list", self.layout().tmp()))?;
@@ -185,12 +189,14 @@ impl Cache {
         Ok(usage)
     }
 
-    /// Removes what dead processes have left, and partial downloads that nobody goes on with; then blobs and packs, as long as the
-    /// cache takes more than `target` bytes, or more than its limit where there is none: those first that were used
-    /// longest ago, and none that is in use or pinned.
+    /// Removes what dead processes left, and partial downloads that no process continues. Then
+    /// evicts blobs and segments until the cache occupies at most `target` bytes (`None`: its
+    /// limit).
+    ///
+    /// The least recently used files go first, and none that is in use or pinned.
     ///
     /// # Errors
-    /// [`CacheError::Quota`]; [`CacheError::ServersOwn`].
+    /// Returns [`CacheError::Quota`]; [`CacheError::ServersOwn`] in shared mode.
     pub fn gc(&self, target: Option<u64>) -> Result<Evicted, CacheError> {
         let quota = self.0.own_quota("remove blobs")?;
         quota.tidy().map_err(CacheError::Quota)?;
@@ -200,27 +206,27 @@ impl Cache {
         }
     }
 
-    /// Removes everything that is neither in use nor pinned.
+    /// Evicts everything that is neither in use nor pinned.
     ///
     /// # Errors
-    /// As [`Cache::gc`].
+    /// As for [`Cache::gc`].
     pub fn clear(&self) -> Result<Evicted, CacheError> {
         self.gc(Some(0))
     }
 
-    /// Keeps a blob: it is not removed to make room, until [`Cache::unpin`]. All processes heed that.
+    /// Pins a blob: no process evicts it, until [`Cache::unpin`].
     ///
     /// # Errors
-    /// [`CacheError::NotCached`]; [`CacheError::NoPins`] where the file system can not note it; [`CacheError::Quota`];
-    /// [`CacheError::ServersOwn`].
+    /// Returns [`CacheError::NotCached`]; [`CacheError::NoPins`] if the file system has no extended
+    /// attributes; [`CacheError::Quota`]; [`CacheError::ServersOwn`] in shared mode.
     pub fn pin(&self, blob: BlobId) -> Result<(), CacheError> {
         self.change_pin(blob, pin::set)
     }
 
-    /// Lets a blob go, if it was pinned, when room is needed.
+    /// Unpins a blob. Does nothing if it is not pinned.
     ///
     /// # Errors
-    /// As [`Cache::pin`].
+    /// As for [`Cache::pin`].
     pub fn unpin(&self, blob: BlobId) -> Result<(), CacheError> {
         self.change_pin(blob, pin::remove)
     }
@@ -248,14 +254,14 @@ impl From<Search> for Evicted {
     }
 }
 
-/// Looks at a blob's file; `None` where it has just been removed.
+/// Reads a blob's entry. Returns `None` if its file was just removed.
 fn entry(blob: BlobId, path: PathBuf) -> Result<Option<CacheEntry>, CacheError> {
     let gone = |error: &std::io::Error| error.kind() == ErrorKind::NotFound;
     let file = match fs::File::open(&path) {
         Err(error) if gone(&error) => return Ok(None),
         opened => opened.map_err(CacheError::io("open", &path))?,
     };
-    let look = || {
+    let read = || {
         let metadata = file.metadata()?;
         Ok(CacheEntry {
             blob,
@@ -267,5 +273,5 @@ fn entry(blob: BlobId, path: PathBuf) -> Result<Option<CacheEntry>, CacheError> 
             pinned: pin::is_pinned(&file)?,
         })
     };
-    look().map(Some).map_err(CacheError::io("look at", &path))
+    read().map(Some).map_err(CacheError::io("read the attributes of", &path))
 }

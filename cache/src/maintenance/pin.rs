@@ -1,4 +1,4 @@
-//! Blobs that are to stay: a mark on the file, in an extended attribute, that all processes see, until it is taken off.
+//! Pins: an extended attribute on a file that all processes respect.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use blobferry_platform::blobdir::integrity;
 
 const ATTRIBUTE: &std::ffi::CStr = c"user.blobferry.pinned";
 
-/// Whether a file is to stay.
+/// Returns whether a file is pinned.
 pub(crate) fn is_pinned(file: &File) -> io::Result<bool> {
     let mut nothing = [0; 0];
     match rustix::fs::fgetxattr(file, ATTRIBUTE, &mut nothing[..]) {
@@ -20,12 +20,12 @@ pub(crate) fn is_pinned(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Marks a file to stay.
+/// Pins a file.
 pub(crate) fn set(file: &File) -> io::Result<()> {
     integrity::writable(file, || rustix::fs::fsetxattr(file, ATTRIBUTE, b"", XattrFlags::empty()))
 }
 
-/// Takes the mark off.
+/// Unpins a file.
 pub(crate) fn remove(file: &File) -> io::Result<()> {
     match integrity::writable(file, || rustix::fs::fremovexattr(file, ATTRIBUTE)) {
         Err(error) if error.raw_os_error() == Some(Errno::NODATA.raw_os_error()) => Ok(()),
@@ -33,7 +33,7 @@ pub(crate) fn remove(file: &File) -> io::Result<()> {
     }
 }
 
-/// Whether an error says that the file system has no extended attributes.
+/// Returns whether an error says that the file system has no extended attributes.
 pub(crate) fn is_unsupported(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error())
 }
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pin_stays_until_it_is_taken_off() {
+    fn a_pin_stays_until_it_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let file = File::create(dir.path().join("blob")).unwrap();
         assert!(!is_pinned(&file).unwrap());

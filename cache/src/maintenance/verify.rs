@@ -1,4 +1,4 @@
-//! Proving all of a cache: every blob is read, and must have the digest that its stamp tells.
+//! Verification of a whole cache: every blob is read, and must have the digest of its stamp.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
@@ -15,25 +15,27 @@ use blobferry_platform::blobdir::integrity;
 use blobferry_platform::blobdir::integrity::Trust;
 use blobferry_platform::hash::digest_of;
 
-/// What [`Cache::verify`] has found.
+/// The result of [`Cache::verify`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
-    /// How many blobs have the bytes that they should.
+    /// The number of blobs that have the right bytes.
     pub proven: u64,
     /// The bytes of those.
     pub bytes: u64,
-    /// Blobs of which nothing tells what they should be: files of ZEO's, or on a file system without attributes. They
-    /// were left as they are.
+    /// The number of blobs without a known digest: ZEO's files, or files on a file system without
+    /// attributes. They are left as they are.
     pub unverifiable: u64,
-    /// Blobs that were damaged. Their files are removed, and small ones in packs forgotten: who wants one downloads it again.
+    /// The damaged blobs. Their files are removed, or their hints, if they are in segments; the
+    /// next claim downloads them.
     pub damaged: Vec<BlobId>,
 }
 
 impl Cache {
-    /// Reads every blob, and removes those that are damaged. `progress` is called after each of them.
+    /// Reads every blob, and removes the damaged ones. Calls `progress` after each blob.
     ///
     /// # Errors
-    /// [`CacheError::Io`]; [`CacheError::Quota`]; [`CacheError::ServersOwn`].
+    /// Returns [`CacheError::Io`]; [`CacheError::Quota`]; [`CacheError::ServersOwn`] in shared
+    /// mode.
     pub fn verify(&self, mut progress: impl FnMut(&CacheEntry)) -> Result<Verified, CacheError> {
         let quota = self.0.own_quota("verify blobs")?;
         let mut verified = Verified::default();
@@ -41,7 +43,7 @@ impl Cache {
             let entry = entry?;
             let Some((file, _)) = self.0.open_blob(entry.blob)? else { continue };
             let failed = |operation| CacheError::io(operation, &entry.path);
-            // To look at all of them is to use none of them.
+            // Verification is no use: it must not change the access time.
             _ = rustix::fs::fcntl_setfl(&file, OFlags::NOATIME);
             let stamped = integrity::digest(&file).map_err(failed("read the stamp of"))?;
             match stamped.map(|digest| (digest, digest_of(&file))) {
@@ -105,7 +107,7 @@ impl Cache {
     }
 }
 
-/// The disk has lost what was there. Everything else may be otherwise the next time.
+/// Returns whether the disk has lost the bytes. Other errors may be temporary.
 fn is_damage(error: &io::Error) -> bool {
     let lost = [rustix::io::Errno::IO, rustix::io::Errno::BADMSG].map(|errno| Some(errno.raw_os_error()));
     lost.contains(&error.raw_os_error()) || error.kind() == ErrorKind::InvalidData

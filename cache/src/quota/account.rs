@@ -1,10 +1,12 @@
-//! The account of a cache's room: how many bytes its files take, and how many they may. One for all processes.
+//! The usage file: how many bytes the files of a cache occupy, and how many they may. All processes
+//! share it.
 //!
-//! It is the file `tmp/.room`, read and changed under a lock on itself. The number of bytes is raised before a file
-//! grows, and lowered after one was removed; so a process that dies in between leaves it too high, never too low, and a
-//! recount puts it right.
+//! It is the file `tmp/.room`, which is read and changed under a lock on itself. The number of
+//! bytes is raised before a file grows, and lowered after a file was removed. So a process that
+//! dies in between leaves it too high, never too low, and a recount corrects it.
 //!
-//! What was written before the machine was last started may or may not have reached the disk: that is recounted, too.
+//! Bytes written before the machine's last start may or may not have reached the disk: they are
+//! recounted as well.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -14,8 +16,8 @@ use crate::lock::FileLock;
 use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::blobdir::integrity::BootId;
 
-/// The layout of the record: eight bytes each of magic, limit, used, recounts, accuracy, and the boot's sixteen; then a
-/// checksum, because the limit of a torn record must not be believed.
+/// The format of the record: eight bytes each of magic, limit, bytes used, recounts and accuracy;
+/// the sixteen bytes of the boot; a checksum. The checksum protects the limit of a torn record.
 const MAGIC: [u8; 8] = *b"room-001";
 const LENGTH: usize = 56;
 const CHECKSUM: usize = 8;
@@ -25,14 +27,14 @@ pub(crate) fn failed(path: &Path) -> impl FnOnce(io::Error) -> WriteError {
     WriteError::space("keep account of the room in", path, 0)
 }
 
-/// The account, locked. Dropped, it is free for the next one.
+/// The usage file, locked. Dropped, it is unlocked.
 #[derive(Debug)]
 pub(crate) struct UsageFile {
     file: FileLock,
     record: Record,
 }
 
-/// What is recorded.
+/// The contents of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Record {
     limit: Option<u64>,
@@ -42,19 +44,19 @@ struct Record {
     boot: BootId,
 }
 
-/// How far the number of bytes can be believed.
+/// How exact the number of bytes is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Accuracy {
-    /// The number is what the living processes use.
+    /// It is what the living processes use.
     Exact,
-    /// It may be too high: something was left by a process that died.
+    /// It may be too high: a process died.
     MayBeHigh,
     /// It is not known.
     Unknown,
 }
 
 impl UsageFile {
-    /// Locks the account, which is made where there is none, and reads it.
+    /// Locks the usage file, creates it if it is missing, and reads it.
     pub(crate) fn open(path: &Path, boot: BootId) -> io::Result<UsageFile> {
         let file = FileLock::exclusive(path)?;
         let mut bytes = [0; LENGTH + CHECKSUM];
@@ -72,48 +74,49 @@ impl UsageFile {
         Ok(UsageFile { file, record })
     }
 
-    /// How many bytes the files may take; `None` where only the disk sets a limit.
+    /// Returns how many bytes the files may occupy; `None` if only the disk limits them.
     pub(crate) fn limit(&self) -> Option<u64> {
         self.record.limit
     }
 
-    /// How many bytes the files take, or are about to.
+    /// Returns how many bytes the files occupy, or are about to.
     pub(crate) fn used(&self) -> u64 {
         self.record.used
     }
 
-    /// How often the bytes were counted anew. What somebody has taken is in the count, too, from then on.
+    /// Returns the number of recounts so far. A recount includes what reservations occupied at that
+    /// time.
     pub(crate) fn recounts(&self) -> u64 {
         self.record.recounts
     }
 
-    /// Whether the number of bytes can be believed.
+    /// Returns how exact the number of bytes is.
     pub(crate) fn accuracy(&self) -> Accuracy {
         self.record.accuracy
     }
 
-    /// Files are about to take more bytes.
+    /// Raises the number of bytes: files are about to grow.
     pub(crate) fn add(&mut self, bytes: u64) -> io::Result<()> {
         self.write(Record { used: self.record.used.saturating_add(bytes), ..self.record })
     }
 
-    /// Files take fewer bytes now.
+    /// Lowers the number of bytes: files have shrunk or gone.
     pub(crate) fn sub(&mut self, bytes: u64) -> io::Result<()> {
         self.write(Record { used: self.record.used.saturating_sub(bytes), ..self.record })
     }
 
-    /// The files were looked at, and take so many bytes.
+    /// Sets the number of bytes that a recount has found.
     pub(crate) fn recounted(&mut self, used: u64) -> io::Result<()> {
         let recounts = self.record.recounts.wrapping_add(1);
         self.write(Record { used, recounts, accuracy: Accuracy::Exact, ..self.record })
     }
 
-    /// The number of bytes may be too high.
+    /// Records that the number of bytes may be too high.
     pub(crate) fn set_inexact(&mut self) -> io::Result<()> {
         self.write(Record { accuracy: self.record.accuracy.max(Accuracy::MayBeHigh), ..self.record })
     }
 
-    /// Sets the limit for all processes, and survives a power cut.
+    /// Sets the limit for all processes, and syncs it to the disk.
     pub(crate) fn set_limit(&mut self, limit: Option<u64>) -> io::Result<()> {
         if limit == self.record.limit {
             return Ok(());
@@ -178,7 +181,7 @@ mod tests {
     const NOW: BootId = BootId([1; 16]);
 
     #[test]
-    fn what_one_records_the_next_one_reads() {
+    fn a_record_is_read_by_the_next_process() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".room");
         let mut usage = UsageFile::open(&path, NOW).unwrap();
@@ -198,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_torn_or_of_another_kind_is_not_believed() {
+    fn a_torn_record_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".room");
         let mut usage = UsageFile::open(&path, NOW).unwrap();

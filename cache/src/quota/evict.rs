@@ -1,11 +1,13 @@
-//! Making room: what was used longest ago goes first, and nothing goes that is in use.
+//! Eviction: the least recently used files go first, and none that is in use or pinned.
 //!
-//! All of this happens while the usage is locked, so by one process at a time. It walks through the directory, which
-//! counts its bytes anew, and remembers the blobs, and packs of small ones, that were used longest ago. They are removed one
-//! by one, as room is needed, in this call and later ones, until none of those is left; then it walks again. What was
-//! used since it was remembered is passed over. When nothing else is left, the index of the packs goes.
+//! All of this happens under the lock of the usage file, so in one process at a time. A walk
+//! through the directory recounts the bytes, and remembers the least recently used blobs and
+//! segments. They are removed one by one, as space is needed, in this call and later ones, until
+//! the memory is empty; then the next walk begins. A file that was used after it was remembered is
+//! skipped. When nothing else is left, the index of the segments is removed.
 //!
-//! Before the first walk the files of dead processes are removed, and partial downloads that nobody goes on with.
+//! Before the first walk, the files of dead processes are removed, and partial downloads that no
+//! process continues.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, DirEntry, File, Metadata, OpenOptions};
@@ -28,10 +30,10 @@ use blobferry_platform::os::allocate::slack;
 use blobferry_platform::os::files;
 use blobferry_platform::sync::MutexGuard;
 
-/// How much is remembered in a walk.
+/// The number of files that a walk remembers.
 const QUEUE_LENGTH: usize = 256;
 
-/// The usage, locked, and what can be removed to lower it.
+/// The usage file, locked, and the candidates for eviction.
 pub(crate) struct QuotaGuard<'a> {
     layout: &'a Layout,
     /// The path of the usage file.
@@ -40,11 +42,11 @@ pub(crate) struct QuotaGuard<'a> {
     queue: MutexGuard<'a, Queue>,
 }
 
-/// What was used longest ago, first that.
+/// The least recently used files, in this order.
 #[derive(Debug, Default)]
 pub(crate) struct Queue(VecDeque<Candidate>);
 
-/// A file as it was when it was remembered. In the order of their last use.
+/// A file as it was when it was remembered. Ordered by its last use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     used: (i64, i64),
@@ -52,7 +54,7 @@ struct Candidate {
     inode: u64,
 }
 
-/// What can be removed to make room.
+/// A file that can be evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
     Blob(BlobId),
@@ -68,15 +70,15 @@ impl What {
     }
 }
 
-/// One search for what can be removed: it looks at nothing twice.
+/// One search for files to evict. It visits no file twice.
 #[derive(Debug, Default)]
 pub(crate) struct Search {
-    /// Up to here everything was looked at, and whatever is left can not be removed.
+    /// The last candidate that was visited. All candidates up to it are evicted, or cannot be.
     passed: Option<Candidate>,
-    /// How many more walks it may take, so that it ends also where blobs are used faster than it looks at them.
-    /// `None` before the first.
+    /// The number of walks left, so that the search ends even if blobs are used faster than it
+    /// visits them. `None` before the first walk.
     walks: Option<u64>,
-    /// How many blobs, and packs, were removed, and the bytes that they had.
+    /// The number of blobs and of segments that were evicted, and their bytes.
     pub(crate) removed: u64,
     pub(crate) segments: u64,
     pub(crate) freed: u64,
@@ -96,7 +98,7 @@ impl<'a> QuotaGuard<'a> {
         Ok(guard)
     }
 
-    /// Whether `needed` bytes could ever be within the limit.
+    /// Fails if `needed` bytes can never be within the limit.
     pub(crate) fn check_limit(&self, needed: u64) -> Result<(), WriteError> {
         match self.usage.limit() {
             Some(limit) if needed > limit => Err(WriteError::Full { needed, limit, in_use: 0 }),
@@ -104,7 +106,7 @@ impl<'a> QuotaGuard<'a> {
         }
     }
 
-    /// Takes room for so many bytes, and removes blobs as long as there is too little.
+    /// Takes `bytes` bytes of the quota, and evicts as long as it has too few.
     pub(crate) fn take(&mut self, bytes: u64) -> Result<(), WriteError> {
         self.check_limit(bytes)?;
         let mut search = Search::default();
@@ -118,8 +120,8 @@ impl<'a> QuotaGuard<'a> {
         self.usage.add(bytes).map_err(account::failed(self.path))
     }
 
-    /// Removes one blob, or finds by a recount that there may be room without that. `false` where nothing is left that
-    /// can be removed.
+    /// Evicts one file, or finds by a recount that space may have become free. Returns `false` if
+    /// no file is left that can be evicted.
     pub(crate) fn evict(&mut self, search: &mut Search) -> Result<bool, WriteError> {
         if self.usage.accuracy() != Accuracy::Exact {
             self.queue.0.clear();
@@ -153,20 +155,20 @@ impl<'a> QuotaGuard<'a> {
         }
     }
 
-    /// Removes what dead processes have left, and counts anew. How many blobs there are.
+    /// Removes what dead processes left, and recounts. Returns the number of blobs and segments.
     pub(crate) fn tidy(&mut self) -> Result<u64, WriteError> {
         remove_leftovers(self.layout);
         self.walk(None)
     }
 
-    /// Removes a blob's file, whoever has it open; the bytes that it had.
+    /// Removes a file, even if another process has it open. Returns its bytes on the disk.
     pub(crate) fn remove(&mut self, path: &Path) -> io::Result<u64> {
         let bytes = match fs::symlink_metadata(path) {
             Ok(metadata) => metadata.blocks().saturating_mul(512),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
             Err(error) => return Err(error),
         };
-        // First the file, then the usage: who dies in between leaves it too high, and not too low.
+        // The file first: if the process dies in between, the number is too high, not too low.
         match files::remove(path) {
             Ok(()) => self.usage.sub(bytes)?,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
@@ -175,7 +177,8 @@ impl<'a> QuotaGuard<'a> {
         Ok(bytes)
     }
 
-    /// Removes the index of the packs, if it takes any room. It is made again when it is needed.
+    /// Removes the index of the segments if it occupies any space. It is created again when it is
+    /// needed.
     fn remove_index(&mut self, search: &mut Search) -> Result<bool, WriteError> {
         if !self.layout.has_segments() {
             return Ok(false);
@@ -194,7 +197,8 @@ impl<'a> QuotaGuard<'a> {
         Ok(removed > 0)
     }
 
-    /// Removes a blob that is neither in use nor pinned, and was not used since it was remembered; the bytes it had.
+    /// Removes a file that is neither in use nor pinned, and was not used since it was remembered.
+    /// Returns its bytes.
     fn remove_unused(&mut self, candidate: Candidate) -> io::Result<Option<u64>> {
         let path = candidate.what.path(self.layout);
         let Some(file) = open(&path)? else { return Ok(None) };
@@ -203,12 +207,12 @@ impl<'a> QuotaGuard<'a> {
             return Ok(None);
         }
         let bytes = self.remove(&path)?;
-        tracing::debug!(what = ?candidate.what, bytes, "removed it to make room");
+        tracing::debug!(what = ?candidate.what, bytes, "evicted a file");
         Ok(Some(bytes))
     }
 
-    /// Counts the bytes of all files anew, and remembers the blobs that were used longest ago, of those after `passed`.
-    /// How many blobs there are.
+    /// Recounts the bytes of all files, and remembers the least recently used ones after `passed`.
+    /// Returns the number of blobs and segments.
     fn walk(&mut self, passed: Option<Candidate>) -> Result<u64, WriteError> {
         let mut oldest = BTreeSet::new();
         let mut blobs = 0;
@@ -235,7 +239,7 @@ impl Candidate {
     }
 }
 
-/// Opens a file that is there, but for what a link leads to; a pipe is not waited for.
+/// Opens an existing file, but follows no link; a pipe does not block.
 fn open(path: &Path) -> io::Result<Option<File>> {
     let careful = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     match OpenOptions::new().read(true).custom_flags(careful.bits().cast_signed()).open(path) {
@@ -246,7 +250,7 @@ fn open(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// The bytes that the unfinished files of a cache take.
+/// Returns the bytes that the unfinished files of a cache occupy.
 pub(crate) fn unfinished(layout: &Layout) -> io::Result<u64> {
     let mut bytes = 0_u64;
     each_file(layout.tmp(), &mut |dir, _, metadata| {
@@ -257,9 +261,11 @@ pub(crate) fn unfinished(layout: &Layout) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// The bytes that all files of a cache take; `found` is told of every blob, and every pack.
+/// Returns the bytes that all files of a cache occupy. Calls `found` with each blob and each
+/// segment.
 ///
-/// First `tmp/`: what becomes a blob meanwhile is counted twice then, rather than not at all.
+/// It begins with `tmp/`: a file that becomes a blob meanwhile is then counted twice instead of not
+/// at all.
 fn count(layout: &Layout, mut found: impl FnMut(What, &Metadata)) -> io::Result<u64> {
     let mut bytes = 0_u64;
     let mut add = |more: u64| bytes = bytes.saturating_add(more);
@@ -296,7 +302,7 @@ fn count(layout: &Layout, mut found: impl FnMut(What, &Metadata)) -> io::Result<
     Ok(bytes)
 }
 
-/// Every file in a directory and below. What vanishes meanwhile is left out.
+/// Calls `found` with each file in a directory and below. Skips files that vanish meanwhile.
 fn each_file(dir: &Path, found: &mut impl FnMut(&Path, &DirEntry, &Metadata)) -> io::Result<()> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -316,19 +322,20 @@ fn each_file(dir: &Path, found: &mut impl FnMut(&Path, &DirEntry, &Metadata)) ->
     Ok(())
 }
 
-/// Removes the files of dead processes, and the partial downloads that nobody goes on with now.
+/// Removes the files of dead processes, and the partial downloads that no process continues.
 fn remove_leftovers(layout: &Layout) {
     if let Err(error) = scratch::try_sweep(layout.tmp()) {
-        tracing::warn!(%error, "can not look for the unfinished files of dead processes");
+        tracing::warn!(%error, "cannot remove the unfinished files of dead processes");
     }
     remove_partials(layout, |_| true);
 }
 
-/// Removes those partial downloads that nobody goes on with now, and that `unwanted` names.
+/// Removes the partial downloads for which `unwanted` returns `true` and which no process
+/// continues. Returns their number.
 pub(crate) fn remove_partials(layout: &Layout, unwanted: impl Fn(BlobId) -> bool) -> u64 {
     let mut removed = 0;
     for (blob, path) in layout.partials().unwrap_or_default() {
-        // Who downloads holds the lock of the bucket.
+        // A downloading process holds the lock of the bucket.
         if unwanted(blob)
             && let Ok(Some(_lock)) = FileLock::try_existing(&layout.lock_path(blob.bucket()))
             && fs::remove_file(&path).is_ok()

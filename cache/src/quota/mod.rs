@@ -1,4 +1,4 @@
-//! The disk space that a cache may use: one account of it, reservations, and eviction.
+//! The disk space that a cache may use: the usage file, reservations and eviction.
 
 pub(crate) mod account;
 pub(crate) mod evict;

@@ -1,16 +1,18 @@
-//! Room on the disk: taken before a byte is written, for all processes out of one account.
+//! Reservations: disk space is taken from the quota before a byte is written, for all processes
+//! together.
 //!
-//! What counts is what the file system says that the files of the cache take: blobs, partial downloads, the files of
-//! open transactions (but not the directories). Who wants to fill a file reserves room for it: the account is raised,
-//! and while it is still locked, the file's blocks are allocated. So the reservation can be seen on the disk, and a
-//! recount by somebody else finds it. Where the file system can not allocate in advance, a placeholder stands for it: a file
-//! in the process's own directory that is as long as the reservation, and takes no room itself.
+//! What counts is what the file system reports for the files of the cache: blobs, segments, partial
+//! downloads, the files of open transactions (but not the directories). A reservation raises the
+//! number in the usage file and allocates the file's blocks, under one lock. So the reservation can
+//! be seen on the disk, and a recount by another process finds it. If the file system cannot
+//! allocate in advance, a placeholder represents the reservation: a file in the process's own
+//! directory with the length of the reservation, which occupies no space itself.
 //!
-//! What does not fit is made to fit: `evict.rs`.
+//! If there is too little space, files are evicted: see `evict.rs`.
 //!
-//! A reservation is a little larger than the file, for what the file system may need to find it. It is settled when
-//! the file is complete. If there was a recount in between, that has settled it already, or has counted a little too
-//! much, which the next one will put right: the account never has too little.
+//! A reservation is a little larger than the file, for what the file system needs itself. It is
+//! settled when the file is complete. A recount in between has settled it already, or has counted a
+//! little too much, which the next recount corrects. The number of bytes is never too low.
 
 use std::fs::File;
 use std::io;
@@ -31,13 +33,13 @@ use blobferry_platform::blobdir::{Reservation, WriteError};
 use blobferry_platform::os::files;
 use blobferry_platform::sync::{Arc, Mutex};
 
-/// How the number of bytes of a file that grows is raised: at least, and at most, by so much.
-const STEP: (u64, u64) = (1 << 20, 64 << 20);
+/// The reservation of a growing file grows by at least, and by at most, this number of bytes.
+const GROWTH: (u64, u64) = (1 << 20, 64 << 20);
 
 /// The number of files that are evicted before other threads and processes can lock the account.
 const EVICTIONS_PER_LOCK: u64 = 64;
 
-/// The room of one cache. Cheap to clone.
+/// The quota of one cache. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct CacheQuota(Arc<Inner>);
 
@@ -45,29 +47,29 @@ pub(crate) struct CacheQuota(Arc<Inner>);
 struct Inner {
     layout: Layout,
     usage_path: PathBuf,
-    /// Where marks are made.
+    /// The directory of placeholders.
     scratch: PathBuf,
     boot: BootId,
-    /// The file system gives room in blocks of so many bytes.
+    /// The block size of the file system in bytes.
     block: u64,
     queue: Mutex<Queue>,
 }
 
-/// Room for one file. Dropped, it is given back: then the file must be gone.
+/// Space of the quota for one file. Dropped, it is returned: the file must be removed before.
 #[derive(Debug)]
 pub(crate) struct QuotaReservation {
     quota: CacheQuota,
-    /// What the account has for it.
+    /// The bytes taken from the quota.
     bytes: u64,
-    /// How many bytes the file may have.
+    /// The bytes that the file may have.
     size: u64,
-    /// The number of recounts when that was so.
+    /// The number of recounts when `bytes` was taken.
     recounts: u64,
     placeholder: Option<TempPath>,
 }
 
 impl CacheQuota {
-    /// The room of a cache, of which this process has `scratch` for itself.
+    /// Creates the quota of a cache. `scratch` is this process's own directory.
     pub(crate) fn new(layout: &Layout, scratch: &Path, boot: Option<BootId>) -> CacheQuota {
         let block = rustix::fs::statvfs(layout.tmp()).map_or(0, |stat| stat.f_frsize).max(4096);
         CacheQuota(Arc::new(Inner {
@@ -91,23 +93,24 @@ impl CacheQuota {
         QuotaGuard::new(&self.0.layout, &self.0.usage_path, usage, queue)
     }
 
-    /// What became of reading or writing the account.
+    /// Describes an error of the usage file.
     pub(crate) fn failed(&self) -> impl FnOnce(io::Error) -> WriteError {
         account::failed(&self.0.usage_path)
     }
 
-    /// What a file of `size` bytes may take.
+    /// Returns how many bytes on the disk a file of `size` bytes may occupy.
     pub(crate) fn cost(&self, size: u64) -> u64 {
         let blocks = size.div_ceil(self.0.block).saturating_mul(self.0.block);
         blocks.saturating_add(slack(size))
     }
 
-    /// Removes a file of the cache that nobody is filling.
+    /// Removes a file of the cache that no process is filling. Returns its bytes on the disk.
     pub(crate) fn remove(&self, path: &Path) -> Result<u64, WriteError> {
         self.lock()?.remove(path).map_err(WriteError::io("remove", path))
     }
 
-    /// Whether a file of `size` bytes could ever fit, if everything else went. Nothing is removed, nothing taken.
+    /// Fails if a file of `size` bytes could not fit even if all other files were evicted. Evicts
+    /// and takes nothing.
     pub(crate) fn check(&self, size: u64) -> Result<(), WriteError> {
         let needed = self.cost(size);
         let guard = self.lock()?;
@@ -132,7 +135,8 @@ impl CacheQuota {
         WriteError::space("reserve room in", self.0.layout.tmp(), needed)(error.into())
     }
 
-    /// The room that a file in the cache has already, which is in the account. It may be none.
+    /// Begins a reservation for a file of the cache with the bytes that it occupies already. They
+    /// may be 0.
     pub(crate) fn adopt(&self, file: &File) -> Result<Box<QuotaReservation>, WriteError> {
         let guard = self.lock()?;
         let bytes = on_disk(file).map_err(self.failed())?;
@@ -140,8 +144,8 @@ impl CacheQuota {
         Ok(Box::new(QuotaReservation { quota: self.clone(), bytes, size: 0, recounts, placeholder: None }))
     }
 
-    /// Takes room for a file that is there already, of the given length and blocks, and puts it into the cache with
-    /// `place`, at once. `None` where `place` gives that: it could not be done, and nothing is taken.
+    /// Takes space for a file that has its length and blocks already, and puts it into the cache
+    /// with `place`, under one lock. If `place` returns `None`, nothing is taken.
     pub(crate) fn admit<T>(
         &self,
         size: u64,
@@ -162,7 +166,7 @@ impl CacheQuota {
         Ok(placed?.map(reservation))
     }
 
-    /// Takes room for a file that was filled without any.
+    /// Takes space for a file in the cache that was filled without a reservation.
     pub(crate) fn admit_filled(&self, file: &File) -> Result<Box<QuotaReservation>, WriteError> {
         let metadata = file.metadata().map_err(self.failed())?;
         let blocks = metadata.blocks().saturating_mul(512);
@@ -170,7 +174,7 @@ impl CacheQuota {
         admitted.map(|((), reservation)| reservation).ok_or_else(|| self.no_space(blocks, Errno::NOSPC))
     }
 
-    /// Changes something about a file that may take `more` bytes for it.
+    /// Changes a file, which may occupy up to `more` bytes more afterwards.
     pub(crate) fn change<T>(
         &self,
         file: &File,
@@ -187,7 +191,7 @@ impl CacheQuota {
         Ok(changed)
     }
 
-    /// The files of somebody who died are gone, and what he had taken is still in the account.
+    /// Records that the number of bytes may be too high: the files of a dead process were removed.
     pub(crate) fn set_inexact(&self) -> Result<(), WriteError> {
         self.lock()?.usage.set_inexact().map_err(self.failed())
     }
@@ -225,36 +229,37 @@ impl CacheQuota {
         Ok(false)
     }
 
-    /// Removes what dead processes have left, and counts anew.
+    /// Removes what dead processes left, and recounts.
     pub(crate) fn tidy(&self) -> Result<(), WriteError> {
         self.lock()?.tidy().map(drop)
     }
 
-    /// Removes one blob to make room on the disk. `false` where there is none that can be removed.
+    /// Evicts one file to free disk space. Returns `false` if no file can be evicted.
     pub(crate) fn evict_one(&self) -> Result<bool, WriteError> {
         self.lock()?.evict(&mut Search::default())
     }
 }
 
 impl Reservation for QuotaReservation {
-    /// Sees to it that there is room for `size` bytes, for a file that grows step by step.
+    /// Reserves space for `size` bytes of a file that grows step by step.
     fn grow(&mut self, file: &File, size: u64) -> Result<(), WriteError> {
         if size <= self.size {
             return Ok(());
         }
-        let ample = size.max(self.size.saturating_add(self.size.clamp(STEP.0, STEP.1)));
+        let ample = size.max(self.size.saturating_add(self.size.clamp(GROWTH.0, GROWTH.1)));
         match self.extend(file, ample) {
             Err(WriteError::Full { .. } | WriteError::NoSpace { .. }) => self.extend(file, size),
             done => done,
         }
     }
 
-    /// Reserves room for exactly `size` bytes of the file: removes blobs as long as there is too little.
+    /// Reserves space for exactly `size` bytes of the file, and evicts as long as there is too
+    /// little.
     fn extend(&mut self, file: &File, size: u64) -> Result<(), WriteError> {
         let quota = self.quota.clone();
         let mut guard = quota.lock()?;
         if self.recounts != guard.usage.recounts() {
-            // At the recount it had at least as much as this.
+            // The recount found at least these bytes.
             self.bytes = on_disk(file).map_err(quota.failed())?;
         }
         let more = quota.cost(size).saturating_sub(self.bytes);
@@ -267,7 +272,8 @@ impl Reservation for QuotaReservation {
             let Err(error) = self.allocate(file, size) else { break };
             // Some of it may have been allocated.
             file.metadata().and_then(|now| file.set_len(now.len())).map_err(quota.failed())?;
-            // What is not on the disk can not be found by a recount: it is taken anew after that.
+            // A recount cannot find what is not on the disk: the bytes are taken anew after the
+            // eviction.
             guard.usage.sub(more).map_err(quota.failed())?;
             if !matches!(error, Errno::NOSPC | Errno::DQUOT) {
                 return Err(quota.no_space(size, error));
@@ -291,11 +297,12 @@ impl Reservation for QuotaReservation {
         lock::share(file)
     }
 
-    /// The file is complete, and stays: what it really takes is what the account has for it from now on.
+    /// Ends the reservation of a file that is complete and stays. The quota has exactly its bytes
+    /// from now on.
     fn settle(mut self: Box<Self>, file: &File) -> io::Result<()> {
         let size = file.metadata()?.len();
         if size < self.size {
-            file.set_len(size)?; // gives back what was allocated behind its end
+            file.set_len(size)?; // frees what was allocated behind its end
         }
         self.close(on_disk(file)?);
         Ok(())
@@ -312,7 +319,7 @@ impl QuotaReservation {
         }
     }
 
-    /// Makes a placeholder that stands for what could not be allocated, or a longer one.
+    /// Creates a placeholder for space that could not be allocated, or makes it longer.
     fn make_placeholder(&mut self, bytes: u64) -> io::Result<()> {
         let placeholder = match self.placeholder.take() {
             Some(placeholder) => placeholder,
@@ -327,7 +334,7 @@ impl QuotaReservation {
         Ok(())
     }
 
-    /// Ends it, with `bytes` left in the account.
+    /// Ends the reservation. `bytes` bytes stay taken.
     fn close(&mut self, bytes: u64) {
         self.placeholder = None;
         let taken = std::mem::take(&mut self.bytes);
@@ -340,7 +347,7 @@ impl QuotaReservation {
                 (true, true) => usage.sub(taken - bytes),
                 (true, false) => usage.add(bytes - taken),
                 (false, _) if bytes > 0 && taken.saturating_sub(bytes) <= slack(bytes) => Ok(()),
-                // Whether the recount was before or after the file was removed is not known.
+                // It is unknown whether the recount was before or after the removal of the file.
                 (false, _) => usage.set_inexact(),
             }
             .map_err(self.quota.failed())
@@ -364,7 +371,7 @@ mod tests {
     use std::io::Write;
     use tempfile::TempDir;
 
-    /// A quota without a limit, and with nothing in it but what the account itself needs.
+    /// Returns a quota without a limit, and the directory of a new cache.
     fn quota() -> ((Scratch, TempDir), CacheQuota) {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(dir.path()).unwrap();
@@ -388,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_reserved_is_in_the_account_and_on_the_disk_until_it_is_settled_or_given_back() {
+    fn a_reservation_is_counted_until_settled_or_dropped() {
         let (_dir, quota) = quota();
         quota.lock().unwrap();
         let before = recount(&quota);
@@ -397,7 +404,7 @@ mod tests {
         assert_eq!(used(&quota), before);
         reservation.extend(&file, 100_000).unwrap();
         assert_eq!(used(&quota), before + quota.cost(100_000));
-        assert!(recount(&quota) >= before + quota.cost(100_000), "another one finds it, too");
+        assert!(recount(&quota) >= before + quota.cost(100_000), "another process finds it, too");
         file.write_all(&[1; 100_000]).unwrap();
         reservation.settle(&file).unwrap();
         let settled = before + on_disk(&file).unwrap();
@@ -412,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recount_in_between_never_leaves_too_little() {
+    fn a_recount_in_between_never_counts_too_little() {
         let (_dir, quota) = quota();
         quota.lock().unwrap();
         let before = recount(&quota);
@@ -433,7 +440,7 @@ mod tests {
             assert_eq!(quota.lock().unwrap().usage.accuracy(), crate::quota::account::Accuracy::MayBeHigh);
             assert_eq!(recount(&quota), before);
         }
-        // Made larger, and settled, after a recount.
+        // Grown, and settled, after a recount.
         let (_, mut file) = file(&quota, "file");
         let mut reservation = quota.adopt(&file).unwrap();
         reservation.extend(&file, 100_000).unwrap();
@@ -447,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_grows_is_given_room_in_steps_and_keeps_only_what_it_needs() {
+    fn a_growing_file_reserves_in_steps_and_keeps_its_size() {
         let (_dir, quota) = quota();
         quota.lock().unwrap();
         let before = recount(&quota);
@@ -464,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_mark_stands_for_is_counted_and_gone_with_it() {
+    fn a_placeholder_is_counted_while_it_exists() {
         let (_dir, quota) = quota();
         quota.lock().unwrap();
         let before = recount(&quota);
@@ -478,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_takes_nothing() {
+    fn a_reservation_that_does_not_fit_takes_nothing() {
         let (_dir, quota) = quota();
         quota.lock().unwrap().usage.set_limit(Some(1 << 20)).unwrap();
         let before = recount(&quota);

@@ -1,7 +1,8 @@
-//! A process's own directory for unfinished files, and how those of dead processes are swept away.
+//! A process's own directory for unfinished files, and the removal of dead processes' directories.
 //!
-//! It is `tmp/blobferry-<random>/`, with a file `.lock` that is locked as long as its owner lives. A directory whose
-//! lock is free has a dead owner: no age and no process id is asked. What else is in `tmp/` is left alone.
+//! It is `tmp/blobferry-<random>/`, with a file `.lock` that is locked as long as its process
+//! lives. If the lock of a directory is free, its process is dead; age and process ids do not
+//! matter. Other names in `tmp/` are left alone.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
@@ -15,10 +16,11 @@ use crate::lock::FileLock;
 const PREFIX: &str = "blobferry-";
 const LOCK: &str = ".lock";
 
-/// The first letters of the names of placeholders: see [`QuotaReservation`](crate::quota::reservation::QuotaReservation).
+/// The first letters of the names of placeholders, which represent reservations that could not be
+/// allocated.
 pub(crate) const PLACEHOLDER: &str = "room-";
 
-/// An own directory. Dropped, it is removed with all that is in it.
+/// The directory of this process. Dropped, it is removed with all that is in it.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     dir: TempDir,
@@ -27,9 +29,11 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Sweeps `tmp`, and makes an own directory in it. Whether there was something to sweep.
+    /// Removes the directories of dead processes from `tmp`, and creates one for this process. The
+    /// second value tells whether there was a directory to remove.
     pub(crate) fn create(tmp: &Path) -> io::Result<(Scratch, bool)> {
-        // Nobody sweeps while this is held. So nobody finds the new directory before it is locked.
+        // No process sweeps while this is held, so none finds the new directory before it is
+        // locked.
         let _lock = FileLock::exclusive(&tmp.join(LOCK))?;
         let swept = sweep(tmp)? > 0;
         let mine = Permissions::from_mode(0o700);
@@ -43,7 +47,8 @@ impl Scratch {
     }
 }
 
-/// Removes the directories of dead owners, unless somebody does that just now; how many.
+/// Removes the directories of dead processes, unless another process is doing so. Returns their
+/// number.
 pub(crate) fn try_sweep(tmp: &Path) -> io::Result<u64> {
     match FileLock::try_exclusive(&tmp.join(LOCK))? {
         Some(_lock) => sweep(tmp),
@@ -51,23 +56,23 @@ pub(crate) fn try_sweep(tmp: &Path) -> io::Result<u64> {
     }
 }
 
-/// Removes the directories of dead owners; how many.
+/// Removes the directories of dead processes. Returns their number.
 fn sweep(tmp: &Path) -> io::Result<u64> {
     let mut removed = 0;
     for entry in fs::read_dir(tmp)? {
         let entry = entry?;
-        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
-        if !ours || !entry.file_type()?.is_dir() {
+        let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+        if !is_ours || !entry.file_type()?.is_dir() {
             continue;
         }
         let dir = entry.path();
         let lock = match FileLock::try_existing(&dir.join(LOCK)) {
             Ok(None) => continue,
             Ok(lock) => lock,
-            // It was half made, or half removed, by somebody who died then; or is just being removed.
+            // Its process died while it created or removed the directory; or is just removing it.
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => {
-                tracing::warn!(dir = %dir.display(), %error, "can not tell whether unfinished files are in use");
+                tracing::warn!(dir = %dir.display(), %error, "cannot tell whether unfinished files are in use");
                 continue;
             }
         };
@@ -77,7 +82,7 @@ fn sweep(tmp: &Path) -> io::Result<u64> {
                 tracing::info!(dir = %dir.display(), "removed the unfinished files of a process that died");
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(dir = %dir.display(), %error, "can not remove unfinished files"),
+            Err(error) => tracing::warn!(dir = %dir.display(), %error, "cannot remove unfinished files"),
         }
         drop(lock);
     }
@@ -89,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_dead_are_swept_away_and_the_living_and_strangers_are_not() {
+    fn only_directories_of_dead_processes_are_removed() {
         let tmp = tempfile::tempdir().unwrap();
         let (living, swept) = Scratch::create(tmp.path()).unwrap();
         assert!(!swept);

@@ -1,4 +1,4 @@
-//! Claims on blobs: of one process, and of two.
+//! Claims of one process, and of two, under many schedules.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek};
@@ -17,18 +17,19 @@ use blobferry_platform::sync::{Arc, Mutex, explore, mpsc, thread};
 
 const BYTES: &[u8] = b"what the blob is";
 
-/// Two of one bucket, and one of another.
+/// Two blobs of one bucket, and one of another.
 const BLOBS: [BlobId; 3] = [
     BlobId { oid: Oid(3), tid: Tid(1) },
     BlobId { oid: Oid(3), tid: Tid(2) },
     BlobId { oid: Oid(4), tid: Tid(1) },
 ];
 
-/// Some processes that use one cache. (The scheduler knows one only: each has a registry of its own, that is all.)
+/// Processes that use one cache. (The scheduler has only one process: each has in-flight tables of
+/// its own.)
 #[derive(Clone)]
 struct Machine {
     caches: Vec<Cache>,
-    /// Who downloads, and how often a blob came to be there.
+    /// Which thread downloads, and how often the blob was downloaded.
     downloads: Arc<BTreeMap<BlobId, (Alone, Mutex<u32>)>>,
 }
 
@@ -40,7 +41,7 @@ impl Machine {
         Machine { caches, downloads: Arc::new(downloads) }
     }
 
-    /// Uses a blob that was claimed: reads it, or downloads it, or fails to.
+    /// Uses the answer to a claim: reads the blob, or downloads it, or gives up.
     fn answered(&self, claim: Claim, gives_up: bool) {
         match claim {
             Claim::Hit(cached) => {
@@ -63,7 +64,7 @@ impl Machine {
         }
     }
 
-    /// Nobody is left, and nothing is locked.
+    /// Asserts that no claim is in flight, and no bucket is locked.
     fn check(self) {
         for cache in &self.caches {
             assert!(cache.0.is_idle());
@@ -90,7 +91,8 @@ fn fill(mut download: Download) -> Download {
     download
 }
 
-/// Every thread claims each of its blobs, one after the other; `gives_up` says which of them fail to download.
+/// Each thread claims its blobs one after the other. `gives_up` selects the threads that fail to
+/// download.
 fn claim_all(machine: &Machine, threads: &[&[usize]], gives_up: fn(usize) -> bool) {
     let threads: Vec<_> = threads
         .iter()
@@ -120,7 +122,7 @@ fn all_threads_get_the_blob_that_one_of_them_downloads() {
 }
 
 #[test]
-fn who_gives_up_hands_over() {
+fn a_leader_that_gives_up_hands_over() {
     let home = Home::new();
     explore(1000, move || {
         let machine = Machine::new(&home, 1);
@@ -143,7 +145,7 @@ fn two_processes_download_a_blob_once() {
 }
 
 #[test]
-fn who_gives_up_hands_over_to_another_process() {
+fn a_leader_hands_over_to_another_process() {
     let home = Home::new();
     explore(1000, move || {
         let machine = Machine::new(&home, 2);
@@ -153,9 +155,9 @@ fn who_gives_up_hands_over_to_another_process() {
     });
 }
 
-/// Callers go away, so their answers are dropped where they arrive: inside of each other's.
+/// The callers have gone, so their answers are dropped while other answers are given.
 #[test]
-fn answers_that_nobody_wants_hand_over_as_well() {
+fn dropped_answers_hand_over_as_well() {
     let home = Home::new();
     explore(1000, move || {
         let machine = Machine::new(&home, 1);
@@ -169,7 +171,7 @@ fn answers_that_nobody_wants_hand_over_as_well() {
         let (mut threads, mut answers) = (Vec::new(), Vec::new());
         for (at, (thread, answered)) in claims.into_iter().enumerate() {
             threads.push(thread);
-            // The others leave without having heard anything; the answer may be there already.
+            // The other callers have gone; their answers may exist already.
             if at == 3 {
                 answers.push(answered);
             }
@@ -182,9 +184,10 @@ fn answers_that_nobody_wants_hand_over_as_well() {
     });
 }
 
-/// Some want the bytes of a small blob, one wants its file. Whoever writes it does so later.
+/// Three threads claim the bytes of a small blob, and one claims its file. The bytes are written
+/// later.
 #[test]
-fn a_small_blob_is_downloaded_once_and_handed_out_before_and_after_it_is_written() {
+fn a_small_blob_is_handed_out_before_it_is_written() {
     let home = Home::new();
     explore(500, move || {
         let machine = Machine::new(&home, 2);
@@ -222,7 +225,8 @@ fn a_small_blob_is_downloaded_once_and_handed_out_before_and_after_it_is_written
     });
 }
 
-/// The blob is removed while those who waited for it are given it: they begin again, and one of them downloads it again.
+/// The blob is evicted while waiting claims are answered: they begin again, and one of them
+/// downloads it again.
 #[test]
 fn a_blob_that_is_removed_at_once_is_downloaded_again() {
     let home = Home::new();
@@ -248,9 +252,9 @@ fn a_blob_that_is_removed_at_once_is_downloaded_again() {
     });
 }
 
-/// After a boot files are checked, by one thread at a time that comes and goes.
+/// After a boot files are verified, by one thread that comes and goes.
 #[test]
-fn every_claim_of_a_file_that_is_to_be_checked_is_answered() {
+fn claims_of_unverified_files_are_answered() {
     let home = Home::new();
     explore(1000, move || {
         let machine = Machine::new(&home, 1);
@@ -265,7 +269,7 @@ fn every_claim_of_a_file_that_is_to_be_checked_is_answered() {
     });
 }
 
-/// A file that another boot has left.
+/// Creates a file as an earlier boot would have left it.
 fn put(path: &Path, bytes: &[u8]) {
     std::fs::write(path, bytes).unwrap();
     let file = std::fs::File::open(path).unwrap();

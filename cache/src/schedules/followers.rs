@@ -1,4 +1,5 @@
-//! Followers of a download: whoever ends it, and whenever. Not many schedules: the kernel takes its time to end a watch.
+//! Followers of a download under many schedules. There are few schedules, because the kernel is
+//! slow to end a watch.
 
 use std::io::Read;
 
@@ -12,7 +13,7 @@ use blobferry_platform::sync::{Arc, Mutex, explore, thread};
 const BLOB: BlobId = BlobId { oid: Oid(3), tid: Tid(1) };
 const BYTES: &[u8] = b"a blob that comes in pieces";
 
-/// The end: nobody is left, nor the blob.
+/// Asserts that no claim is in flight, and removes the blob.
 fn check(cache: &Cache) {
     assert!(cache.0.is_idle());
     _ = std::fs::remove_file(cache.layout().blob_path(BLOB));
@@ -31,10 +32,10 @@ fn fill(download: &mut Download) {
     }
 }
 
-/// Who downloads for a follower.
+/// The threads that download for a follower.
 type Downloads = Arc<Mutex<Vec<JoinHandle<()>>>>;
 
-/// Waits for them; only one there is.
+/// Joins them. There is exactly one.
 fn join(downloads: &Downloads) {
     let [download]: [_; 1] = std::mem::take(&mut *downloads.lock()).try_into().unwrap();
     download.join().unwrap();
@@ -57,7 +58,7 @@ fn read(cache: &Cache, downloads: &Downloads) -> std::io::Result<Vec<u8>> {
 }
 
 #[test]
-fn every_follower_reads_to_the_end_whoever_downloads() {
+fn every_follower_reads_to_the_end() {
     let home = Home::new();
     explore(25, move || {
         let cache = home.open();
@@ -75,7 +76,7 @@ fn every_follower_reads_to_the_end_whoever_downloads() {
 }
 
 #[test]
-fn a_follower_takes_over_from_who_gives_up() {
+fn a_follower_takes_over_from_a_leader() {
     let home = Home::new();
     explore(25, move || {
         let cache = home.open();
@@ -97,9 +98,10 @@ fn a_follower_takes_over_from_who_gives_up() {
     });
 }
 
-/// Whoever drops his place lets those behind go on, and whoever can not download is told that nobody does.
+/// A dropped follower lets the claims behind it go on. A follower that cannot download learns that
+/// no claim does.
 #[test]
-fn a_follower_that_leaves_holds_nobody_up() {
+fn a_dropped_follower_blocks_no_claim() {
     let home = Home::new();
     explore(25, move || {
         let cache = home.open();
@@ -118,7 +120,7 @@ fn a_follower_that_leaves_holds_nobody_up() {
         let claims = {
             let cache = cache.clone();
             thread::spawn(move || match cache.claim(BLOB).unwrap() {
-                Claim::Hit(_) => unreachable!("who had it first gave up"),
+                Claim::Hit(_) => unreachable!("the first download was dropped"),
                 Claim::Download(mut download) => {
                     fill(&mut download);
                     drop(download.finish(digest()).unwrap());
@@ -132,9 +134,9 @@ fn a_follower_that_leaves_holds_nobody_up() {
     });
 }
 
-/// No file tells of it.
+/// No change of a file reports this.
 #[test]
-fn a_follower_is_told_that_nobody_downloads() {
+fn a_follower_learns_that_no_claim_downloads() {
     let home = Home::new();
     explore(25, move || {
         let cache = home.open();

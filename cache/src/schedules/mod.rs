@@ -1,14 +1,16 @@
-//! How threads work together here, tried under thousands of schedules: see [`explore`](blobferry_platform::sync::explore).
+//! Claims and followers under thousands of schedules: see
+//! [`explore`](blobferry_platform::sync::explore).
 //!
-//! Every scene ends only when everybody was answered and all threads are gone, so whoever is forgotten is found. What is
-//! asserted beyond that is in the scenes.
+//! A body ends only when each claim was answered and all threads have ended, so a forgotten claim
+//! is noticed. The tests assert what else they promise.
 
 mod claims;
 mod followers;
 
 use crate::{Cache, CacheConfig};
 
-/// The directory of a cache, in which one schedule after the other is run. (To make one takes longer than a scene.)
+/// The directory of a cache, which all schedules of a test share: creating one takes longer than a
+/// schedule.
 struct Home(tempfile::TempDir);
 
 impl Home {

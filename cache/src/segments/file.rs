@@ -1,4 +1,5 @@
-//! The files of the packs' directory: opened with care, whatever lies there under their names.
+//! The files in the directory of segments, opened so that links, pipes and other users' files do no
+//! harm.
 
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
@@ -8,28 +9,29 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
-/// Write permission for others.
+/// Write permission for the group and for other users.
 const OTHERS: u32 = 0o022;
 
-/// What all of them are opened with: no link is followed, and no pipe waited for.
+/// The flags for all files: no link is followed, and no pipe blocks.
 const CAREFUL: OFlags = OFlags::CLOEXEC.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum How {
-    /// To read it.
+    /// For reading.
     Read,
-    /// To read it and to write at its end.
+    /// For reading, and for writing at its end.
     Append,
-    /// To read it and to write anywhere.
+    /// For reading, and for writing anywhere.
     Update,
-    /// The same, and it is made where it is not there.
+    /// The same, and it is created if it is missing.
     Make,
-    /// The same as [`How::Append`], and it must not be there.
+    /// The same as [`How::Append`], and it must not exist.
     New,
 }
 
-/// Opens a regular file of this user's alone; `None` where there is none, or something else.
+/// Opens a regular file that only this user can write. Returns `None` if there is none, or
+/// something else.
 pub(crate) fn open(dir: &File, name: &str, how: How) -> io::Result<Option<(File, Metadata)>> {
     let flags = match how {
         How::Read => OFlags::RDONLY,
@@ -40,7 +42,7 @@ pub(crate) fn open(dir: &File, name: &str, how: How) -> io::Result<Option<(File,
     };
     let file = match openat(dir, name, flags | CAREFUL, Mode::RUSR | Mode::WUSR) {
         Ok(file) => File::from(file),
-        // A link; a pipe or a directory, where it is opened to write; somebody else's.
+        // A link; a pipe or a directory, opened for writing; another user's file.
         Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR | Errno::ACCESS) => return Ok(None),
         Err(Errno::NOENT) if how != How::Make && how != How::New => return Ok(None),
         Err(error) => return Err(error.into()),
@@ -53,7 +55,7 @@ pub(crate) fn open(dir: &File, name: &str, how: How) -> io::Result<Option<(File,
     Ok(mine.then_some((file, metadata)))
 }
 
-/// Removes what has a name, but for a directory.
+/// Removes a name, unless it is a directory's.
 pub(crate) fn remove(dir: &File, name: &str) -> io::Result<()> {
     match unlinkat(dir, name, AtFlags::empty()) {
         Err(Errno::NOENT) => Ok(()),
@@ -61,7 +63,8 @@ pub(crate) fn remove(dir: &File, name: &str) -> io::Result<()> {
     }
 }
 
-/// Opens the directory of the packs, of this user's alone; `None` where there is none.
+/// Opens the directory of segments, which only this user may write. Returns `None` if it is
+/// missing.
 pub(crate) fn open_dir(path: &Path) -> io::Result<Option<File>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | CAREFUL;
     let dir = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -71,7 +74,7 @@ pub(crate) fn open_dir(path: &Path) -> io::Result<Option<File>> {
     };
     let metadata = dir.metadata()?;
     if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & OTHERS != 0 {
-        return Err(io::Error::new(ErrorKind::PermissionDenied, "others may write to it"));
+        return Err(io::Error::new(ErrorKind::PermissionDenied, "other users may write to it"));
     }
     Ok(Some(dir))
 }
@@ -84,7 +87,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
-    fn only_a_regular_file_of_this_users_alone_is_opened() {
+    fn only_a_regular_file_of_this_user_is_opened() {
         let home = tempfile::tempdir().unwrap();
         let path = |name: &str| home.path().join(name);
         let dir = open_dir(home.path()).unwrap().unwrap();
@@ -114,19 +117,19 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_a_link_or_that_others_can_write_to_is_refused() {
+    fn a_linked_or_writable_directory_is_refused() {
         let home = tempfile::tempdir().unwrap();
-        let (packs, link) = (home.path().join("packs"), home.path().join("link"));
-        assert!(open_dir(&packs).unwrap().is_none());
-        fs::create_dir(&packs).unwrap();
-        symlink(&packs, &link).unwrap();
+        let (segments, link) = (home.path().join("packs"), home.path().join("link"));
+        assert!(open_dir(&segments).unwrap().is_none());
+        fs::create_dir(&segments).unwrap();
+        symlink(&segments, &link).unwrap();
         assert!(open_dir(&link).is_err());
-        fs::set_permissions(&packs, Permissions::from_mode(0o777)).unwrap();
-        assert!(open_dir(&packs).is_err());
+        fs::set_permissions(&segments, Permissions::from_mode(0o777)).unwrap();
+        assert!(open_dir(&segments).is_err());
     }
 
     #[test]
-    fn packs_are_named_by_their_number() {
+    fn segments_are_named_by_their_number() {
         assert_eq!(segment_number(&segment_name(0xabc)), Some(0xabc));
         for name in ["abc.pack", "00000ABC.pack", "+0000abc.pack", "100000abc.pack", "index", ".pack"] {
             assert_eq!(segment_number(name), None, "{name}");

@@ -1,12 +1,12 @@
-//! Where in which segment a blob may be: hints, in one file for all processes.
+//! The index: hints which segment may have a blob, in one file for all processes.
 //!
-//! The file is a table of small buckets, of a size that is decided when it is made, and sparse. A blob's hash chooses the
-//! bucket; in it a slot has a part of the hash, and a place in a segment. To lookup something up is to read one bucket. Nothing
-//! of it is kept in memory.
+//! The file is a sparse table of small buckets, whose size is fixed when it is created. A blob's
+//! hash selects the bucket; a slot in it has a part of the hash, and a location in a segment. A
+//! lookup reads one bucket, and keeps nothing in memory.
 //!
-//! A slot is only a hint: the record that it points to is the truth. Whatever is in here, torn, old, or of somebody else,
-//! the worst is a blob that is downloaded once more. Who changes a bucket has the lock on the file, so that of two
-//! hints none is lost; a bucket that is full forgets one.
+//! A slot is only a hint; the record that it points to is verified. Whatever the file has, torn,
+//! old or foreign bytes, the worst consequence is one more download. A process locks the file to
+//! change a bucket, so that no hint is lost by a race. A full bucket forgets one hint.
 
 use blobferry_platform::os::allocate::allocate;
 use std::collections::BTreeSet;
@@ -29,37 +29,38 @@ use blobferry_platform::sync::{Mutex, MutexGuard};
 const SLOT: usize = 16;
 const SLOTS: usize = 16;
 const BUCKET: usize = SLOT * SLOTS;
-/// What the file system gives quota in, or more.
+/// The block size of the file system in bytes, or a multiple of it.
 const PAGE: u64 = 4096;
-/// How the table gets its quota: so many pages at once, or one by one where the file system can not do that.
+/// The table is allocated in regions of this number of bytes; page by page if the file system
+/// cannot do that.
 const REGION: u64 = 256 * PAGE;
-/// The table is so long where the cache has no limit: two million blobs.
+/// The length of the table in bytes if the cache has no limit: space for two million hints.
 const LONGEST: u64 = 32 << 20;
 const SHORTEST: u64 = 16 << 10;
 
-/// A place where a blob's record may be.
+/// A location where a blob's record may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Location {
     pub(crate) segment: u32,
     pub(crate) offset: u32,
-    /// Of the record.
+    /// The length of the record in bytes.
     pub(crate) len: u32,
 }
 
-/// The table, open.
+/// The open table.
 #[derive(Debug)]
 pub(crate) struct Index {
     file: File,
     path: PathBuf,
     buckets: u64,
-    /// What is known to be on the disk, and so in the account.
+    /// The pages that are known to be on the disk, and so in the quota.
     counted: Mutex<Pages>,
-    /// It gets no quota in advance.
+    /// The table cannot be allocated in advance.
     page_by_page: AtomicBool,
 }
 
 impl Index {
-    /// A table that is there; `None` where it is just being made.
+    /// Uses an existing table. Returns `None` if another process is just creating it.
     pub(crate) fn new(file: File, metadata: &Metadata, path: PathBuf) -> Option<Index> {
         let buckets = metadata.len() / BUCKET as u64;
         (buckets > 0 && metadata.len() <= LONGEST).then(|| Index {
@@ -71,12 +72,12 @@ impl Index {
         })
     }
 
-    /// Gives a table that has no length yet the one that is right for the cache's limit.
+    /// Gives a table without a length the length that fits the cache's limit.
     pub(crate) fn make(file: &File, limit: Option<u64>) -> io::Result<()> {
         let _owned = Owned::wait(file)?;
         let len = file.metadata()?.len();
         if len < BUCKET as u64 || len > LONGEST {
-            // What is there is none. From nothing on it is sparse.
+            // The contents are no table. Truncated, the file is sparse again.
             file.set_len(0)?;
             let right = limit.map_or(LONGEST, |limit| (limit / 64).next_power_of_two());
             file.set_len(right.clamp(SHORTEST, LONGEST))?;
@@ -84,14 +85,15 @@ impl Index {
         Ok(())
     }
 
-    /// Whether it is the one that everybody uses: not removed, and as long as it was.
+    /// Returns whether this is still the table that all processes use: it is not removed, and its
+    /// length is unchanged.
     pub(crate) fn is_current(&self) -> bool {
         let is_it =
             |metadata: Metadata| metadata.nlink() > 0 && metadata.len() / BUCKET as u64 == self.buckets;
         self.file.metadata().is_ok_and(is_it)
     }
 
-    /// The hints for a blob.
+    /// Returns the hints for a blob.
     pub(crate) fn lookup(&self, blob: BlobId) -> impl Iterator<Item = Location> + use<> {
         let (at, tag) = self.place(blob);
         let bucket = self.read(at).unwrap_or([0; BUCKET]);
@@ -100,7 +102,7 @@ impl Index {
             .map(|(_, hint)| hint)
     }
 
-    /// Adds hints. `false` where the table was removed meanwhile.
+    /// Inserts hints. Returns `false` if the table was removed meanwhile.
     pub(crate) fn insert(&self, quota: &CacheQuota, hints: &[(BlobId, Location)]) -> Result<bool, WriteError> {
         let _owned = Owned::wait(&self.file).map_err(self.failed())?;
         if !self.is_current() {
@@ -110,7 +112,7 @@ impl Index {
         Ok(true)
     }
 
-    /// Takes a hint back.
+    /// Removes a hint.
     pub(crate) fn remove(&self, blob: BlobId, hint: Location) -> Result<(), WriteError> {
         let _owned = Owned::wait(&self.file).map_err(self.failed())?;
         let (at, tag) = self.place(blob);
@@ -124,7 +126,7 @@ impl Index {
         }
     }
 
-    /// The offset of a blob's bucket, and what its slot begins with.
+    /// Returns the offset of a blob's bucket, and the first number of its slot.
     fn place(&self, blob: BlobId) -> (u64, u32) {
         let hash = mix(mix(blob.oid.0) ^ blob.tid.0);
         ((hash % self.buckets) * BUCKET as u64, (hash >> 32) as u32)
@@ -136,7 +138,7 @@ impl Index {
         Ok(bucket)
     }
 
-    /// Writes hints. The first one of a page takes quota.
+    /// Writes hints. The first hint of a page takes its space from the quota.
     fn write_all(&self, quota: &CacheQuota, hints: &[(BlobId, Location)]) -> Result<(), WriteError> {
         for page in self.new_pages(hints) {
             self.take_region(quota, page)?;
@@ -146,7 +148,7 @@ impl Index {
         if new.is_empty() {
             return write().map_err(self.failed());
         }
-        // With each the file system may need to insert where the page is.
+        // The file system may need another page to record where this one is.
         let more = 2 * PAGE * new.len() as u64;
         quota.change(&self.file, more, write)?.map_err(self.failed())?;
         let mut counted = self.counted();
@@ -154,7 +156,7 @@ impl Index {
         Ok(())
     }
 
-    /// Takes quota for all pages of a page's region at once, where that can be had.
+    /// Takes space for all pages of a page's region at once, if the quota has it.
     fn take_region(&self, quota: &CacheQuota, page: u64) -> Result<(), WriteError> {
         if self.page_by_page.load(Ordering::Relaxed) || self.counted().has(page) {
             return Ok(());
@@ -164,7 +166,7 @@ impl Index {
         let allocate = || Ok(allocate(&self.file, begin, size, None)?);
         match quota.change(&self.file, size + slack(size), allocate) {
             Ok(Ok(true)) => self.counted().add(begin / PAGE..(begin + size).div_ceil(PAGE)),
-            // There may still be quota for a page.
+            // The quota may still have space for a page.
             Ok(_) | Err(WriteError::Full { .. } | WriteError::NoSpace { .. }) => {
                 self.page_by_page.store(true, Ordering::Relaxed);
             }
@@ -173,7 +175,7 @@ impl Index {
         Ok(())
     }
 
-    /// The pages that hints come to, and that may not be on the disk yet.
+    /// Returns the pages that the hints belong to and that may not be on the disk yet.
     fn new_pages(&self, hints: &[(BlobId, Location)]) -> BTreeSet<u64> {
         let counted = self.counted();
         let pages = hints.iter().map(|(blob, _)| self.place(*blob).0 / PAGE);
@@ -196,7 +198,7 @@ impl Index {
     }
 }
 
-/// A set of pages: a bit for each.
+/// A set of pages: one bit for each.
 #[derive(Debug, Default)]
 struct Pages(Vec<u64>);
 
@@ -215,7 +217,7 @@ impl Pages {
     }
 }
 
-/// Mixes the bits of a number: each of them depends on all (the end of splitmix64).
+/// Mixes the bits of a number, so that each depends on all (the end of splitmix64).
 fn mix(number: u64) -> u64 {
     let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -223,7 +225,7 @@ fn mix(number: u64) -> u64 {
     number ^ (number >> 31)
 }
 
-/// What a slot says; `None` where it is empty.
+/// Returns the hint in a slot; `None` if it is empty.
 fn hint(bucket: &[u8; BUCKET], slot: usize) -> Option<(u32, Location)> {
     let slot = bucket.get(slot * SLOT..)?;
     let number = |at: usize| Some(u32::from_le_bytes(*slot.get(at..)?.first_chunk()?));
@@ -239,12 +241,13 @@ fn slot_of(tag: u32, hint: Location) -> [u8; SLOT] {
     slot
 }
 
-/// The slot for a hint: that of the same blob, an empty one, or one whose blob is forgotten.
+/// Returns the slot for a hint: one with the same hash, an empty one, or one whose hint is
+/// forgotten.
 fn slot_for(bucket: &[u8; BUCKET], tag: u32, new: Location) -> usize {
     let slots = || (0..SLOTS).map(|slot| (slot, hint(bucket, slot)));
     let same = slots().find(|(_, found)| found.is_some_and(|(found, _)| found == tag));
     let free = || slots().find(|(_, found)| found.is_none());
-    // As good as by chance.
+    // This is as good as a random choice.
     same.or_else(free).map_or(mix(u64::from(new.offset)) as usize % SLOTS, |(slot, _)| slot)
 }
 
@@ -282,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_is_found_replaced_and_forgotten() {
+    fn a_hint_is_found_replaced_and_removed() {
         index(None, |quota, index| {
             assert_eq!(index.lookup(blob(1)).count(), 0);
             for n in 1..=1000 {
@@ -305,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_is_too_small_forgets_and_keeps_as_many_as_it_can() {
+    fn a_full_table_forgets_only_what_it_must() {
         index(Some(1), |quota, index| {
             let slots = SHORTEST / SLOT as u64;
             for n in 0..2 * slots {
@@ -321,13 +324,13 @@ mod tests {
     }
 
     #[test]
-    fn what_it_takes_on_the_disk_is_in_the_account_page_by_page_or_many_at_once() {
+    fn the_space_of_the_table_is_in_the_quota() {
         for page_by_page in [false, true] {
-            what_it_takes_is_in_the_account(page_by_page);
+            check_space_is_counted(page_by_page);
         }
     }
 
-    fn what_it_takes_is_in_the_account(page_by_page: bool) {
+    fn check_space_is_counted(page_by_page: bool) {
         index(None, |quota, index| {
             index.page_by_page.store(page_by_page, Ordering::Relaxed);
             let used = || quota.lock().unwrap().usage.used();

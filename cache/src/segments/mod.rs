@@ -1,12 +1,14 @@
-//! Packs: small blobs, many in a file.
+//! Segments: files of many small blobs each.
 //!
-//! To make a file of its own for each would cost more than to have it sent. So small blobs that are loaded into memory are
-//! appended to a pack, in the background; and where they are is noted in an index, for all processes.
+//! A file of its own for each small blob would cost more than to download the blob again. So small
+//! blobs that are loaded into memory are appended to a segment in the background, and an index
+//! records their locations for all processes. (A database would not do: several processes append at
+//! once, and none may wait for another.)
 //!
-//! Nothing here is ever waited for or synced, and nothing is believed: a hint of the `index` leads to a `record`, which
-//! proves itself. A pack is removed as a whole, that one first from which nothing was read for the longest time.
+//! Nothing here is synced, and nothing is trusted: a hint of the `index` leads to a `record`, which
+//! is verified. A segment is evicted as a whole, the least recently read one first.
 //!
-//! `pending` is what waits to be written, `writer` writes it, `file` opens what is in the directory.
+//! `pending` has the blobs that wait to be written, `writer` writes them, `file` opens the files.
 
 pub(crate) mod file;
 pub(crate) mod index;
@@ -35,16 +37,16 @@ use blobferry_platform::blobdir::layout::{Layout, SEGMENT_INDEX, create_dir, seg
 use blobferry_platform::os;
 use blobferry_platform::sync::{Arc, Mutex};
 
-/// No larger blob is small.
+/// The size in bytes of the largest blob that is small.
 pub(crate) const SMALL: u64 = 64 << 10;
 
-/// No record is longer.
+/// The length in bytes of the longest record.
 pub(crate) const LARGEST: u64 = SMALL + HEAD as u64;
 
-/// How often it is looked whether the index is still the one that all others use.
+/// How often this process checks whether its open index is still the one that all processes use.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The packs of a cache, as this process sees them.
+/// The segments of a cache, as this process has them open.
 #[derive(Debug)]
 pub(crate) struct Segments {
     layout: Layout,
@@ -53,7 +55,7 @@ pub(crate) struct Segments {
     pub(crate) pending: Pending,
 }
 
-/// The directory and the index, open.
+/// The open directory and index.
 #[derive(Debug)]
 struct OpenSegments {
     dir: File,
@@ -71,45 +73,45 @@ impl Segments {
         self.layout.segment_path(number)
     }
 
-    /// The packs that there are.
+    /// Returns the numbers of the existing segments.
     pub(crate) fn numbers(&self) -> io::Result<Vec<u32>> {
         writer::numbers(&self.layout)
     }
 
-    /// Opens a pack to read it.
+    /// Opens a segment for reading.
     pub(crate) fn open_segment(&self, number: u32) -> Option<File> {
         let open = self.opened()?;
         Some(file::open(&open.dir, &segment_name(number), How::Read).ok()??.0)
     }
 
-    /// Whether there is any hint for a blob.
+    /// Returns whether the index has a hint for a blob.
     pub(crate) fn may_have(&self, blob: BlobId) -> bool {
         self.opened().is_some_and(|open| open.index.lookup(blob).next().is_some())
     }
 
-    /// Whether a blob would be read from there.
+    /// Returns whether a lookup of the blob would read this record.
     pub(crate) fn reads_from(&self, blob: BlobId, segment: u32, offset: u64) -> bool {
         let leads_there = |hint: Location| hint.segment == segment && u64::from(hint.offset) == offset;
         self.opened().is_some_and(|open| open.index.lookup(blob).any(leads_there))
     }
 
-    /// A blob's bytes, which are its bytes, and their digest. `None` where they are in no pack.
+    /// Returns a blob's verified bytes and their digest. Returns `None` if no segment has them.
     pub(crate) fn read(&self, blob: BlobId) -> Option<(Bytes, Digest)> {
         let open = self.opened()?;
         open.index.lookup(blob).find_map(|hint| read(&open.dir, blob, hint).ok().flatten())
     }
 
-    /// Takes back what is noted of a blob whose record is damaged.
+    /// Removes the hint for a blob whose record is damaged.
     pub(crate) fn forget(&self, blob: BlobId, segment: u32, offset: u64) -> Result<(), WriteError> {
         let Some(open) = self.opened() else { return Ok(()) };
-        // The lock on the index is this process's, whichever of its threads has taken it.
+        // All threads of this process share the lock on the index, so this mutex excludes them.
         let _alone = self.writer.lock();
         let there = |hint: &Location| hint.segment == segment && u64::from(hint.offset) == offset;
         let hints: Vec<Location> = open.index.lookup(blob).filter(there).collect();
         hints.into_iter().try_for_each(|hint| open.index.remove(blob, hint))
     }
 
-    /// Writes some blobs to a pack, and notes where they are.
+    /// Writes blobs to a segment, and inserts their locations into the index.
     pub(crate) fn append(&self, quota: &CacheQuota, records: &[(Head, Bytes)]) -> Result<(), WriteError> {
         let mut writer = self.writer.lock();
         for _ in 0..3 {
@@ -121,7 +123,7 @@ impl Segments {
             if open.index.insert(quota, &hints)? {
                 return Ok(());
             }
-            // Somebody has removed the index, to make room.
+            // Another process has evicted the index.
             self.close();
         }
         Err(WriteError::io("write to", self.layout.segments_dir())(io::Error::other(
@@ -129,7 +131,7 @@ impl Segments {
         )))
     }
 
-    /// What is there, if it can be used.
+    /// Returns the open directory and index, if they are usable.
     fn opened(&self) -> Option<Arc<OpenSegments>> {
         let mut current = self.current.lock();
         let now = os::now();
@@ -149,21 +151,21 @@ impl Segments {
 
     fn try_open(&self) -> io::Result<Option<OpenSegments>> {
         let Some(dir) = file::open_dir(self.layout.segments_dir())? else { return Ok(None) };
-        // To write to it, too: opened once for both.
+        // Opened for writing as well: one open file serves both.
         let Some((index, metadata)) = file::open(&dir, SEGMENT_INDEX, How::Update)? else { return Ok(None) };
         let path = self.layout.segments_dir().join(SEGMENT_INDEX);
         Ok(Index::new(index, &metadata, path).map(|index| OpenSegments { dir, index }))
     }
 
     fn log_unusable(&self, error: &io::Error) {
-        tracing::debug!(dir = %self.layout.segments_dir().display(), %error, "small blobs that are in packs can not be read");
+        tracing::debug!(dir = %self.layout.segments_dir().display(), %error, "cannot read small blobs from segments");
     }
 
     fn close(&self) {
         *self.current.lock() = None;
     }
 
-    /// Makes the directory and the index, where they are missing or not fit.
+    /// Creates the directory and the index, if they are missing or not usable.
     fn make(&self, quota: &CacheQuota) -> Result<Arc<OpenSegments>, WriteError> {
         let limit = quota.limit()?;
         let make = || -> io::Result<()> {
@@ -173,7 +175,7 @@ impl Segments {
                 if let Some((index, _)) = file::open(&dir, SEGMENT_INDEX, How::Make)? {
                     return Index::make(&index, limit);
                 }
-                // What is no regular file of this user's alone is none.
+                // It is not a regular file of this user.
                 file::remove(&dir, SEGMENT_INDEX)?;
             }
             Err(io::Error::other("something is in the place of the index"))

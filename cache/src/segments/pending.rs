@@ -1,7 +1,8 @@
 //! Small blobs that have arrived and are not written yet.
 //!
-//! Who has loaded one has it already; nobody waits for its writing but other processes, that wait for the lock of its
-//! bucket. Meanwhile this process finds it here. What is here is bounded: when there is too much, new loads wait.
+//! The claim that downloaded such a blob has its bytes already. Only other processes wait until it
+//! is written, in the lock of its bucket; this process finds it here. The memory is bounded: if it
+//! is full, new loads wait.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,10 +13,11 @@ use crate::segments::record::Head;
 use blobferry_platform::os::Job;
 use blobferry_platform::sync::{Mutex, MutexGuard};
 
-/// So much may wait before loads have to. Each blob keeps a bucket's lock, which is an open file.
-const MOST_BYTES: u64 = 2 << 20;
-const MOST_BLOBS: usize = 128;
-/// So much is written at once.
+/// The memory is full with this number of bytes or blobs. Each blob keeps a bucket's lock, which is
+/// an open file.
+const MAX_BYTES: u64 = 2 << 20;
+const MAX_BLOBS: usize = 128;
+/// The number of bytes that are written at once.
 const BATCH: u64 = 128 << 10;
 
 /// See the [module](self).
@@ -27,9 +29,9 @@ struct State {
     blobs: BTreeMap<BlobId, (Head, Bytes)>,
     queue: VecDeque<BlobId>,
     bytes: u64,
-    /// Somebody is writing, and goes on until nothing is left.
+    /// A job is writing, and continues until nothing is left.
     writing: bool,
-    /// Loads that wait until there is room.
+    /// The loads that wait until the memory has space.
     loads: VecDeque<Job>,
 }
 
@@ -42,17 +44,17 @@ impl std::fmt::Debug for Pending {
 
 impl State {
     fn is_full(&self) -> bool {
-        self.bytes >= MOST_BYTES || self.blobs.len() >= MOST_BLOBS
+        self.bytes >= MAX_BYTES || self.blobs.len() >= MAX_BLOBS
     }
 }
 
 impl Pending {
-    /// A blob that waits to be written.
+    /// Returns a blob that waits to be written.
     pub(crate) fn get(&self, blob: BlobId) -> Option<(Head, Bytes)> {
         self.state().blobs.get(&blob).cloned()
     }
 
-    /// Adds a blob. `true` where nobody is writing: the caller sees to it that somebody does.
+    /// Adds a blob. Returns `true` if no job is writing: the caller must start one.
     #[must_use]
     pub(crate) fn add(&self, head: Head, bytes: Bytes) -> bool {
         let mut state = self.state();
@@ -62,7 +64,7 @@ impl Pending {
         !std::mem::replace(&mut state.writing, true)
     }
 
-    /// The next blobs to be written; none, and whoever writes has ended.
+    /// Returns the next blobs to write. An empty list means that the writing job must end.
     pub(crate) fn next(&self) -> Vec<(Head, Bytes)> {
         let mut state = self.state();
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -78,7 +80,8 @@ impl Pending {
         batch
     }
 
-    /// These are written, or will not be. Loads that can go on now do so on this thread.
+    /// Removes blobs that are written, or could not be. Returns the loads that can go on now, for
+    /// this thread to run.
     pub(crate) fn done(&self, batch: &[(Head, Bytes)]) -> Vec<Job> {
         let mut state = self.state();
         for (head, _) in batch {
@@ -88,12 +91,12 @@ impl Pending {
         }
         match state.is_full() {
             true => Vec::new(),
-            // Whoever finds it full again waits again.
+            // A load that finds the memory full again waits again.
             false => std::mem::take(&mut state.loads).into(),
         }
     }
 
-    /// Has a load go on as soon as there is room: at once, or when some of it is written.
+    /// Runs a load as soon as the memory has space: at once, or when blobs were written.
     pub(crate) fn run_when_writable(&self, load: Job) {
         let mut state = self.state();
         if state.is_full() {
@@ -120,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn one_writes_in_batches_in_the_order_of_coming_until_nothing_is_left() {
+    fn blobs_are_written_in_batches_in_their_order() {
         let pending = Pending::default();
         let bytes = Bytes::from(vec![0; 50_000]);
         for n in 0..7 {
@@ -142,29 +145,29 @@ mod tests {
             written.extend(batch.iter().map(|(head, _)| head.blob.oid.0));
         }
         assert!(written.into_iter().eq(0..7));
-        assert!(pending.add(head(8, 1), bytes), "the one who wrote has ended");
+        assert!(pending.add(head(8, 1), bytes), "the writing job has ended");
     }
 
     #[test]
-    fn loads_wait_while_there_is_too_much_and_go_on_when_there_is_room() {
-        for (size, most) in [(64 << 10, MOST_BYTES.div_ceil((64 << 10) + 72)), (0, MOST_BLOBS as u64)] {
+    fn loads_wait_while_the_memory_is_full() {
+        for (size, most) in [(64 << 10, MAX_BYTES.div_ceil((64 << 10) + 72)), (0, MAX_BLOBS as u64)] {
             let pending = Pending::default();
-            let (tell, told) = mpsc::channel();
+            let (report, reported) = mpsc::channel();
             let load = |n: u64| {
-                let tell = tell.clone();
-                pending.run_when_writable(Box::new(move || tell.send(n).unwrap()));
+                let report = report.clone();
+                pending.run_when_writable(Box::new(move || report.send(n).unwrap()));
             };
             for n in 0..most {
                 load(n);
-                assert_eq!(told.try_recv(), Ok(n), "there is room");
+                assert_eq!(reported.try_recv(), Ok(n), "there is space");
                 let _ = pending.add(head(n, size), Bytes::new());
             }
             load(1000);
             load(1001);
-            assert!(told.try_recv().is_err());
+            assert!(reported.try_recv().is_err());
             let batch = pending.next();
             pending.done(&batch).into_iter().for_each(|load| load());
-            assert_eq!(told.try_iter().collect::<Vec<_>>(), [1000, 1001]);
+            assert_eq!(reported.try_iter().collect::<Vec<_>>(), [1000, 1001]);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! A small blob in a pack: a head that says which one it is and what its digest is, then its bytes.
+//! A record: one small blob in a segment, as a head and the bytes.
 //!
-//! Nothing is synced, so after a crash or a power cut anything can be where a record was: a part of it, zeros, or what was
-//! on the disk before. So a record proves itself whenever it is read: the head has a checksum, names the blob, and
-//! tells the digest that the bytes must have.
+//! Nothing is synced, so after a crash or a power cut anything can be in the place of a record: a
+//! part of it, zeros, or old bytes of the disk. So a record is verified whenever it is read. The
+//! head has a checksum, the blob's id, and the digest of the bytes.
 
 use std::fs::File;
 use std::io;
@@ -11,12 +11,12 @@ use std::os::unix::fs::FileExt;
 use blobferry_protocol::{BlobId, Digest, Oid, Tid};
 use bytes::Bytes;
 
-/// The bytes of a head: magic, oid, tid, size, digest, checksum.
+/// The length of a head in bytes: magic, oid, tid, size, digest, checksum.
 pub(crate) const HEAD: usize = 72;
 const MAGIC: [u8; 8] = *b"blob-001";
 const CHECKED: usize = 64;
 
-/// What the head of a record says.
+/// The contents of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) blob: BlobId,
@@ -37,7 +37,7 @@ impl Head {
         to.extend_from_slice(&checksum);
     }
 
-    /// Reads a head; `None` where there is none, or not all of it.
+    /// Reads a head. Returns `None` if the bytes are no complete head.
     pub(crate) fn read(bytes: &[u8]) -> Option<Head> {
         let (checked, rest) = bytes.split_at_checked(CHECKED)?;
         let fields = checked.strip_prefix(&MAGIC)?;
@@ -49,7 +49,7 @@ impl Head {
         Some(Head { blob, size: number(16)?, digest: Digest(*fields.get(24..)?.first_chunk()?) })
     }
 
-    /// The bytes of its record.
+    /// Returns the length of the record in bytes.
     pub(crate) fn record_len(&self) -> u64 {
         self.size.saturating_add(HEAD as u64)
     }
@@ -63,7 +63,7 @@ fn checksum(bytes: &[u8]) -> [u8; 8] {
     sum
 }
 
-/// The blob's bytes, if this is all of its record and nothing else; and their digest.
+/// Returns the blob's bytes and their digest, if `record` is exactly its record.
 pub(crate) fn open(blob: BlobId, record: Vec<u8>) -> Option<(Bytes, Digest)> {
     let head = Head::read(&record)?;
     let bytes = Bytes::from(record).split_off(HEAD);
@@ -73,7 +73,7 @@ pub(crate) fn open(blob: BlobId, record: Vec<u8>) -> Option<(Bytes, Digest)> {
     whole.then_some((bytes, head.digest))
 }
 
-/// The records of a pack, from the first to the last, with their offsets. What is none is passed over.
+/// Returns the records of a segment and their offsets, in order. Skips damaged bytes.
 pub(crate) fn all(file: &File) -> impl Iterator<Item = io::Result<(u64, Head)>> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -82,7 +82,7 @@ pub(crate) fn all(file: &File) -> impl Iterator<Item = io::Result<(u64, Head)>> 
             match file.read_exact_at(&mut head, at) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return None,
                 Err(error) => {
-                    at = u64::MAX - HEAD as u64; // there is nothing behind an error
+                    at = u64::MAX - HEAD as u64; // the iteration ends after an error
                     return Some(Err(error));
                 }
                 Ok(()) => {}
@@ -100,7 +100,7 @@ pub(crate) fn all(file: &File) -> impl Iterator<Item = io::Result<(u64, Head)>> 
     })
 }
 
-/// Where the next head may be, from an offset on.
+/// Returns the offset of the next possible head, from the offset `at` on.
 fn next_magic(file: &File, mut at: u64) -> io::Result<Option<u64>> {
     let mut piece = vec![0; 64 << 10];
     loop {
@@ -109,7 +109,7 @@ fn next_magic(file: &File, mut at: u64) -> io::Result<Option<u64>> {
         if let Some(found) = read.windows(MAGIC.len()).position(|window| window == MAGIC) {
             return Ok(Some(at + found as u64));
         }
-        // It may begin in this piece, and end in the next one.
+        // The magic may begin in this piece, and end in the next one.
         match n.checked_sub(MAGIC.len() - 1) {
             None | Some(0) => return Ok(None),
             Some(passed) => at += passed as u64,
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_gives_its_blob_and_with_any_byte_wrong_or_missing_nothing() {
+    fn a_damaged_record_is_never_opened() {
         for bytes in [&b""[..], b"small blob"] {
             let whole = record(1, bytes);
             assert_eq!(open(blob(1), whole.clone()).unwrap().0, bytes);
@@ -151,14 +151,15 @@ mod tests {
     }
 
     #[test]
-    fn records_are_found_behind_what_is_torn() {
+    fn records_are_found_behind_torn_ones() {
         let mut file = tempfile::tempfile().unwrap();
         let torn = &record(2, &[7; 100_000])[..70_000];
         let (first, last) = (record(1, b"one"), record(3, b"three"));
         for bytes in [&first[..], torn, &last, &[0; 10_000], &MAGIC[..5]] {
             file.write_all(bytes).unwrap();
         }
-        // Its length is not to be believed where the bytes are not there: what it swallows is only not listed.
+        // The length in the head is wrong if the bytes are missing: the records that it covers are
+        // only not listed.
         let zeros = &record(2, &[7; 100_000]).iter().map(|_| 0).collect::<Vec<u8>>()[..70_000];
         let mut lost = tempfile::tempfile().unwrap();
         for bytes in [&first[..], zeros, &last] {

@@ -1,10 +1,12 @@
-//! Writing to packs: many records at once, at the end of a file that one process writes to at a time.
+//! Writing to segments: many records at once, at the end of a file that one process writes at a
+//! time.
 //!
-//! Who writes has the lock on the pack, for as long as that takes; in between anybody may write to it, or remove it to make
-//! quota. So nothing has to be taken over from who has died: the next writer looks for a pack that has quota, whoever has
-//! begun it.
+//! A process holds the lock on the segment while it writes. In between, any process may write to
+//! the segment, or evict it. So nothing must be taken over from a dead process: the next writer
+//! searches for a segment with enough space, whichever process created it.
 //!
-//! The account is raised before a pack grows, in steps, and what it has is always what the pack takes on the disk.
+//! The quota is raised before a segment grows, in steps, and always has what the segment occupies
+//! on the disk.
 
 use blobferry_platform::blobdir::layout::{Layout, segment_name, segment_number};
 use blobferry_platform::os::allocate::allocate;
@@ -26,15 +28,16 @@ use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::os;
 use blobferry_platform::os::files;
 
-/// No pack is longer; where the cache has a limit, it is shorter.
+/// The maximum length of a segment in bytes. If the cache has a limit, it is shorter, down to
+/// [`SHORTEST`].
 const LONGEST: u64 = 32 << 20;
 const SHORTEST: u64 = 128 << 10;
-/// Of so many packs a cache has quota for at least.
+/// A cache with a limit has space for at least this number of segments.
 const MIN_SEGMENTS: u64 = 16;
-/// How a pack grows.
+/// The number of bytes by which a segment grows.
 const STEP: u64 = 1 << 20;
 
-/// Where this process writes.
+/// The segment that this process writes to.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     active: Option<Active>,
@@ -46,20 +49,20 @@ pub(crate) struct Writer {
 struct Active {
     number: u32,
     file: File,
-    /// It may be so long.
-    most: u64,
+    /// The maximum length in bytes.
+    max_len: u64,
 }
 
-/// What became of an attempt to write to a pack.
+/// The result of an attempt to write to a segment.
 enum Written {
-    /// From this offset on.
+    /// The bytes are written from this offset on.
     At(u64),
-    /// Somebody else writes there, or has removed it, or it is full.
+    /// The segment is locked by another process, evicted, or full.
     Elsewhere,
 }
 
 impl Writer {
-    /// Writes records; where they are.
+    /// Writes records. Returns their locations.
     pub(crate) fn append(
         &mut self,
         layout: &Layout,
@@ -89,7 +92,7 @@ impl Writer {
         Ok(hints.collect())
     }
 
-    /// Writes bytes to a pack that has quota for them: which one, and where.
+    /// Writes bytes to a segment with enough space. Returns its number and the offset.
     fn write(
         &mut self,
         layout: &Layout,
@@ -121,8 +124,8 @@ impl Active {
         if metadata.nlink() == 0 {
             return Ok(Written::Elsewhere);
         }
-        if end > self.most {
-            // Nothing more comes: what is reserved behind its end is given back.
+        if end > self.max_len {
+            // The segment is full: return the space reserved behind its end.
             quota.change(&self.file, 0, || self.file.set_len(begin))?.map_err(failed)?;
             return Ok(Written::Elsewhere);
         }
@@ -138,7 +141,7 @@ impl Active {
                 quota.change(&self.file, more, || files::write(&self.file, bytes))?.map_err(failed)?;
             }
             Err(WriteError::NoSpace { .. }) if quota.evict_one()? => return Ok(Written::Elsewhere),
-            // Everything else that can be removed is removed: only this one is left.
+            // Everything else that can be evicted is gone: only this segment is left.
             Err(WriteError::Full { .. } | WriteError::NoSpace { .. }) if begin > 0 => {
                 quota.remove(&path)?;
                 return Ok(Written::Elsewhere);
@@ -149,9 +152,9 @@ impl Active {
         Ok(Written::At(begin))
     }
 
-    /// Reserves quota up to `end`, and some more. `false` where the file system can not do that.
+    /// Reserves space up to `end` and some more. Returns `false` if the file system cannot do that.
     fn reserve(&self, quota: &CacheQuota, begin: u64, on_disk: u64, end: u64) -> Result<bool, WriteError> {
-        let ample = end.max((begin + STEP).min(self.most));
+        let ample = end.max((begin + STEP).min(self.max_len));
         let up_to = |size: u64| {
             let more = quota.cost(size.saturating_sub(on_disk));
             quota.change(&self.file, more, || Ok(allocate(&self.file, 0, size, None)?))?
@@ -164,9 +167,9 @@ impl Active {
     }
 }
 
-/// A pack that has quota for so many bytes, or a new one.
+/// Finds a segment with space for `bytes` more bytes, or creates one.
 fn find(layout: &Layout, dir: &File, quota: &CacheQuota, bytes: u64) -> Result<Active, WriteError> {
-    let failed = || WriteError::io("look for a pack in", layout.segments_dir());
+    let failed = || WriteError::io("find a segment in", layout.segments_dir());
     let limit = quota.limit()?;
     let most = limit.map_or(LONGEST, |limit| (limit / MIN_SEGMENTS).clamp(SHORTEST, LONGEST)).max(bytes);
     for number in numbers(layout).map_err(failed())? {
@@ -177,7 +180,7 @@ fn find(layout: &Layout, dir: &File, quota: &CacheQuota, bytes: u64) -> Result<A
         };
         let fits = metadata.len().saturating_add(bytes) <= most;
         if fits && Owned::try_new(&file).map_err(failed())?.is_some() {
-            return Ok(Active { number, file, most });
+            return Ok(Active { number, file, max_len: most });
         }
     }
     loop {
@@ -185,15 +188,15 @@ fn find(layout: &Layout, dir: &File, quota: &CacheQuota, bytes: u64) -> Result<A
         os::random(&mut number).map_err(|error| failed()(io::Error::other(error.to_string())))?;
         let number = u32::from_le_bytes(number);
         match file::open(dir, &segment_name(number), How::New) {
-            Ok(Some((file, _))) => return Ok(Active { number, file, most }),
+            Ok(Some((file, _))) => return Ok(Active { number, file, max_len: most }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Ok(None) => return Err(failed()(io::Error::other("a file that was just made is not fit"))),
+            Ok(None) => return Err(failed()(io::Error::other("a new file is not usable"))),
             Err(error) => return Err(failed()(error)),
         }
     }
 }
 
-/// The packs that there are.
+/// Returns the numbers of the existing segments.
 pub(crate) fn numbers(layout: &Layout) -> io::Result<Vec<u32>> {
     let mut numbers = Vec::new();
     if !layout.has_segments() {

@@ -17,7 +17,7 @@ fn left_behind(cache: &Cache, blob: BlobId, bytes: &[u8], digest: Digest) -> boo
 }
 
 #[test]
-fn a_whole_file_is_proven_once_and_then_believed() {
+fn an_undamaged_file_is_verified_once() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     if !left_behind(&cache, blob(1), &bytes(), digest(&bytes())) {
@@ -31,7 +31,7 @@ fn a_whole_file_is_proven_once_and_then_believed() {
 }
 
 #[test]
-fn a_torn_file_is_removed_and_downloaded_again() {
+fn a_torn_file_is_downloaded_again() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut torn = bytes();
@@ -46,7 +46,7 @@ fn a_torn_file_is_removed_and_downloaded_again() {
 }
 
 #[test]
-fn many_claims_of_many_old_files_are_all_answered() {
+fn all_claims_of_old_files_are_answered() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let (answer, answers) = mpsc::channel();
@@ -78,7 +78,7 @@ fn many_claims_of_many_old_files_are_all_answered() {
 }
 
 #[test]
-fn a_file_of_pythons_has_no_stamp_and_is_believed() {
+fn a_file_of_python_without_a_stamp_is_trusted() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     cache.layout().create_bucket(3).unwrap();

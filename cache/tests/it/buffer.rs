@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 #[test]
-fn files_that_are_moved_copied_or_streamed_become_cached_blobs_at_finish() {
+fn moved_copied_and_streamed_files_become_blobs() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(&dir.path().join("cache"));
     let (moved, copied) = (dir.path().join("moved"), dir.path().join("copied"));
@@ -61,7 +61,7 @@ fn an_aborted_transaction_leaves_nothing() {
 }
 
 #[test]
-fn of_two_files_for_one_object_the_last_one_counts() {
+fn the_last_file_for_an_object_counts() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(&dir.path().join("cache"));
     let file = dir.path().join("file");
@@ -76,7 +76,7 @@ fn of_two_files_for_one_object_the_last_one_counts() {
 }
 
 #[test]
-fn a_file_that_somebody_could_still_change_is_copied_even_when_it_is_moved() {
+fn a_file_that_could_still_change_is_copied_not_moved() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(&dir.path().join("cache"));
     let (original, link, second_name) =
@@ -97,7 +97,7 @@ fn a_file_that_somebody_could_still_change_is_copied_even_when_it_is_moved() {
 }
 
 #[test]
-fn what_is_no_file_is_refused() {
+fn only_regular_files_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(&dir.path().join("cache"));
     let mut buffer = cache.buffer();

@@ -4,7 +4,7 @@ use crate::util::{blob, load, open};
 use blobferry_cache::Claim;
 
 #[test]
-fn a_hit_takes_nothing_from_the_heap() {
+fn a_hit_allocates_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     drop(load(&cache, blob(1), 10_000).unwrap());

@@ -94,7 +94,7 @@ fn go_on(follow: &mut Follow, download: &mut Download) {
 }
 
 #[test]
-fn another_process_reads_bytes_as_they_arrive_and_the_end_when_the_blob_is_there() {
+fn another_process_reads_bytes_as_they_arrive() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut download = download(&cache, blob(1));
@@ -114,7 +114,7 @@ fn another_process_reads_bytes_as_they_arrive_and_the_end_when_the_blob_is_there
 }
 
 #[test]
-fn when_the_downloader_gives_up_another_process_reads_an_error_and_no_end() {
+fn a_dropped_download_is_an_error_in_another_process() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut download = download(&cache, blob(1));
@@ -130,7 +130,7 @@ fn when_the_downloader_gives_up_another_process_reads_an_error_and_no_end() {
 }
 
 #[test]
-fn when_the_downloader_is_killed_followers_go_on_with_who_takes_over() {
+fn followers_survive_a_killed_downloader() {
     for role in ["heir", "heir of its own"] {
         let dir = tempfile::tempdir().unwrap();
         let mut first = Children::start(1, "taker", dir.path());
@@ -149,7 +149,7 @@ fn when_the_downloader_is_killed_followers_go_on_with_who_takes_over() {
 }
 
 #[test]
-fn a_blob_that_is_there_is_read_like_any_file_also_byte_by_byte() {
+fn a_cached_blob_is_read_like_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     finish(download(&cache, blob(1)));
@@ -164,7 +164,7 @@ fn a_blob_that_is_there_is_read_like_any_file_also_byte_by_byte() {
 }
 
 #[test]
-fn bytes_are_read_one_by_one_while_they_arrive_one_by_one() {
+fn single_bytes_are_read_as_they_arrive() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut download = download(&cache, blob(1));
@@ -181,7 +181,7 @@ fn bytes_are_read_one_by_one_while_they_arrive_one_by_one() {
 }
 
 #[test]
-fn the_size_is_known_while_the_blob_is_still_coming() {
+fn the_size_is_known_during_the_download() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut download = download(&cache, blob(1));
@@ -195,7 +195,7 @@ fn the_size_is_known_while_the_blob_is_still_coming() {
 }
 
 #[test]
-fn who_waits_for_the_end_alone_has_the_blob_and_what_it_has_read_was_checked() {
+fn finish_returns_the_blob_and_checks_what_was_read() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut download = download(&cache, blob(1));
@@ -212,7 +212,7 @@ fn who_waits_for_the_end_alone_has_the_blob_and_what_it_has_read_was_checked() {
 }
 
 #[test]
-fn a_download_that_begins_again_with_the_same_bytes_is_not_noticed_and_with_others_is_an_error() {
+fn a_restart_with_other_bytes_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     for (n, changed) in [(0, None), (1, Some(0)), (2, Some(99_999)), (3, Some(100_000))] {
@@ -241,7 +241,7 @@ fn a_download_that_begins_again_with_the_same_bytes_is_not_noticed_and_with_othe
 }
 
 #[test]
-fn a_follower_goes_on_when_a_download_that_began_again_has_come_as_far_as_it_is() {
+fn a_follower_waits_for_a_restart_to_catch_up() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut download = download(&cache, blob(1));
@@ -262,7 +262,7 @@ fn a_follower_goes_on_when_a_download_that_began_again_has_come_as_far_as_it_is(
 }
 
 #[test]
-fn where_nobody_downloads_that_is_an_error_or_the_followers_own_download() {
+fn without_a_downloader_the_follower_downloads_or_fails() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut alone = cache.follow(blob(1)).unwrap();
@@ -277,7 +277,7 @@ fn where_nobody_downloads_that_is_an_error_or_the_followers_own_download() {
 }
 
 #[test]
-fn a_download_that_fails_says_why_to_its_follower() {
+fn a_follower_gets_the_error_of_the_download() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let (mut follow, handed) = follow_and_take_over(&cache);
@@ -296,7 +296,7 @@ fn a_download_that_fails_says_why_to_its_follower() {
 }
 
 #[test]
-fn a_follower_that_is_gone_takes_no_download_and_no_bytes_away() {
+fn a_dropped_follower_takes_no_download() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut first = download(&cache, blob(1));
@@ -314,7 +314,7 @@ fn a_follower_that_is_gone_takes_no_download_and_no_bytes_away() {
 }
 
 #[test]
-fn in_shared_mode_a_blob_is_there_or_nowhere() {
+fn in_shared_mode_a_missing_blob_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     drop(Layout::open(dir.path()).unwrap());
     let cache = Cache::open(dir.path(), CacheConfig { shared: true, ..CacheConfig::default() }).unwrap();

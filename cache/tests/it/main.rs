@@ -1,6 +1,8 @@
 //! The cache as its users see it: threads, processes that die, files of former boots, transactions.
 
 #[cfg(test)]
+mod api;
+#[cfg(test)]
 mod boots;
 #[cfg(test)]
 mod buffer;
@@ -9,19 +11,19 @@ mod cost;
 #[cfg(test)]
 mod follow;
 #[cfg(test)]
-mod house;
+mod maintenance;
 #[cfg(test)]
 mod mounts;
 #[cfg(test)]
-mod packs;
+mod segments;
 #[cfg(test)]
 mod processes;
 #[cfg(test)]
-mod room;
+mod quota;
 #[cfg(test)]
 mod shared;
 #[cfg(test)]
-mod strain;
+mod stress;
 #[cfg(test)]
 mod takeover;
 #[cfg(test)]

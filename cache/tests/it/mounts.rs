@@ -3,7 +3,7 @@
 //! Only root can mount. Elsewhere these are skipped, with a word about it.
 
 use crate::processes::Children;
-use crate::room::{FILLED, FILLERS, taken_at_once};
+use crate::quota::{FILLED, FILLERS, taken_at_once};
 use crate::util::{blob, content, load, open, open_limited, read};
 use blobferry_cache::{Cache, CacheError, WriteError};
 use blobferry_protocol::{BlobId, Oid};
@@ -80,13 +80,13 @@ fn fill_a_disk_of_8_mib(dir: &Path) {
 }
 
 #[test]
-fn on_a_full_disk_others_go_first_and_what_can_not_fit_is_refused_with_figures() {
+fn on_a_full_disk_eviction_makes_space_or_fails() {
     let Some(mount) = Mount::new("tmpfs", "size=8m") else { return };
     fill_a_disk_of_8_mib(&mount.cache());
 }
 
 #[test]
-fn where_nothing_can_be_allocated_in_advance_the_limit_holds_all_the_same() {
+fn the_limit_holds_without_fallocate() {
     let Some(mount) = Mount::new("ramfs", "mode=755") else { return };
     let cache = open_limited(&mount.cache(), 4 << 20);
     let other = open(&mount.cache());
@@ -114,7 +114,7 @@ fn where_nothing_can_be_allocated_in_advance_the_limit_holds_all_the_same() {
 }
 
 #[test]
-fn not_even_for_a_moment_do_files_take_more_than_the_limit() {
+fn files_never_exceed_the_limit_on_a_real_disk() {
     // Of a file system of its own, the kernel says at any moment how much is taken, whoever holds which lock.
     let Some(mount) = Mount::new("tmpfs", "size=64m") else { return };
     let cache = open_limited(&mount.cache(), FILLED);

@@ -29,10 +29,10 @@ fn child() {
         "heir" => follow::heir(&dir),
         "heir of its own" => follow::heir_of_its_own(&dir),
         "taker" => takeover::taker(&dir),
-        "filler" => crate::room::filler(&dir),
-        "holder" => crate::room::holder(&dir),
-        "packer" => crate::packs::packer(&dir),
-        "loader" => crate::strain::loader(&dir),
+        "filler" => crate::quota::filler(&dir),
+        "holder" => crate::quota::holder(&dir),
+        "packer" => crate::segments::packer(&dir),
+        "loader" => crate::stress::loader(&dir),
         other => panic!("{other}"),
     }
 }
@@ -150,7 +150,7 @@ pub(crate) fn left_over(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn of_sixteen_processes_one_downloads_and_all_have_the_file() {
+fn one_of_sixteen_processes_downloads() {
     let dir = tempfile::tempdir().unwrap();
     let mut children = Children::start(16, "claimer", dir.path());
     // The downloader may say so before others claim; who claims before it is told to go on, waits for it.
@@ -171,7 +171,7 @@ fn of_sixteen_processes_one_downloads_and_all_have_the_file() {
 }
 
 #[test]
-fn a_downloader_that_is_killed_is_followed_by_another_and_leaves_nothing() {
+fn another_process_takes_over_from_a_killed_one() {
     let dir = tempfile::tempdir().unwrap();
     let mut children = Children::start(1, "claimer", dir.path());
     children.wait_for(1, "claims");
@@ -191,7 +191,7 @@ fn a_downloader_that_is_killed_is_followed_by_another_and_leaves_nothing() {
 }
 
 #[test]
-fn a_lock_has_never_two_holders_and_its_file_is_never_replaced() {
+fn a_lock_never_has_two_holders() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(&dir.path().join("cache"));
     drop(cache.claim(blob(1)).unwrap());

@@ -11,7 +11,7 @@ fn shared() -> CacheConfig {
 }
 
 #[test]
-fn a_file_that_is_not_there_is_nowhere() {
+fn a_missing_file_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let server = Layout::open(dir.path()).unwrap();
     let cache = Cache::open(dir.path(), shared()).unwrap();
@@ -26,7 +26,7 @@ fn a_file_that_is_not_there_is_nowhere() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_not_made() {
+fn a_missing_directory_is_not_created() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("not mounted");
     let missing = Cache::open(&root, shared());
@@ -35,7 +35,7 @@ fn a_directory_that_is_not_there_is_not_made() {
 }
 
 #[test]
-fn stored_files_go_to_the_servers_tmp_under_a_name_that_it_takes_and_are_opened_at_finish() {
+fn stored_files_go_to_the_servers_tmp() {
     let dir = tempfile::tempdir().unwrap();
     let server = Layout::open(dir.path().join("blobs")).unwrap();
     let cache = Cache::open(server.root(), shared()).unwrap();

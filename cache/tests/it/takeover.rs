@@ -42,7 +42,7 @@ pub(crate) fn taker(dir: &Path) {
 }
 
 #[test]
-fn a_waiter_in_another_process_goes_on_with_the_bytes_of_one_that_was_killed() {
+fn bytes_of_a_killed_process_are_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let mut first = Children::start(1, "taker", dir.path());
     first.wait_for(1, "claims");
@@ -64,7 +64,7 @@ fn a_waiter_in_another_process_goes_on_with_the_bytes_of_one_that_was_killed() {
 }
 
 #[test]
-fn the_next_in_line_goes_on_with_what_was_left_and_finds_nothing_of_what_was_dropped() {
+fn left_bytes_are_resumed_and_dropped_ones_are_gone() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     half(&cache, 123_456);
@@ -87,7 +87,7 @@ fn the_next_in_line_goes_on_with_what_was_left_and_finds_nothing_of_what_was_dro
 }
 
 #[test]
-fn what_is_left_takes_no_more_room_than_its_bytes() {
+fn left_bytes_keep_no_reserved_space() {
     use std::os::unix::fs::MetadataExt;
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
@@ -100,7 +100,7 @@ fn what_is_left_takes_no_more_room_than_its_bytes() {
 }
 
 #[test]
-fn a_download_goes_on_after_its_connection_broke() {
+fn a_download_continues_on_a_new_connection() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut download = download(&cache, blob(1));
@@ -118,7 +118,7 @@ fn a_download_goes_on_after_its_connection_broke() {
 }
 
 #[test]
-fn bytes_that_do_not_go_on_where_others_end_make_it_begin_again() {
+fn bytes_that_do_not_fit_are_stale() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let whole = size();
@@ -134,7 +134,7 @@ fn bytes_that_do_not_go_on_where_others_end_make_it_begin_again() {
 }
 
 #[test]
-fn garbage_that_was_found_costs_a_second_attempt_and_nothing_else() {
+fn resumed_garbage_costs_one_more_attempt() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     half(&cache, 100_000);
@@ -162,7 +162,7 @@ fn garbage_that_was_found_costs_a_second_attempt_and_nothing_else() {
 }
 
 #[test]
-fn more_than_the_whole_blob_makes_it_begin_again() {
+fn too_many_resumed_bytes_are_stale() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     half(&cache, 300_000);
@@ -174,7 +174,7 @@ fn more_than_the_whole_blob_makes_it_begin_again() {
 }
 
 #[test]
-fn what_is_no_file_of_ones_own_is_not_gone_on_with() {
+fn a_foreign_partial_file_is_not_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let other = dir.path().join("other");
@@ -201,7 +201,7 @@ fn what_is_no_file_of_ones_own_is_not_gone_on_with() {
 }
 
 #[test]
-fn a_download_that_is_not_resumed_begins_again() {
+fn a_download_without_resume_begins_again() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     half(&cache, 10);
@@ -212,7 +212,7 @@ fn a_download_that_is_not_resumed_begins_again() {
 }
 
 #[test]
-fn what_is_left_of_one_blob_is_found_for_that_one_alone_and_can_be_forgotten() {
+fn left_bytes_belong_to_one_blob_and_can_be_removed() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     half(&cache, 10);
@@ -231,7 +231,7 @@ fn what_is_left_of_one_blob_is_found_for_that_one_alone_and_can_be_forgotten() {
 }
 
 #[test]
-fn what_nobody_goes_on_with_is_swept_away_and_what_is_being_downloaded_is_not() {
+fn gc_removes_only_partials_without_a_downloader() {
     let dir = tempfile::tempdir().unwrap();
     let (here, elsewhere) = (open(dir.path()), open(dir.path()));
     half(&here, 1000);

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 
 #[test]
-fn of_ten_threads_one_downloads_and_nine_are_served_by_it() {
+fn one_of_ten_threads_downloads() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let downloads = AtomicU32::new(0);
@@ -30,7 +30,7 @@ fn of_ten_threads_one_downloads_and_nine_are_served_by_it() {
 }
 
 #[test]
-fn a_download_that_is_given_up_goes_to_the_next_in_line_and_leaves_nothing() {
+fn a_dropped_download_goes_to_the_next_claim() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut first = download(&cache, blob(1));
@@ -57,7 +57,7 @@ fn a_download_that_is_given_up_goes_to_the_next_in_line_and_leaves_nothing() {
 }
 
 #[test]
-fn answers_that_nobody_wants_are_passed_on_however_many_they_are() {
+fn thousands_of_dropped_answers_are_handed_over() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let first = download(&cache, blob(1));
@@ -71,7 +71,7 @@ fn answers_that_nobody_wants_are_passed_on_however_many_they_are() {
 }
 
 #[test]
-fn bytes_that_are_not_the_blobs_never_become_visible() {
+fn wrong_bytes_never_become_visible() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let refused = |size: u64, given: &[u8], announced: &[u8]| {
@@ -97,7 +97,7 @@ fn bytes_that_are_not_the_blobs_never_become_visible() {
 }
 
 #[test]
-fn a_download_that_starts_again_starts_from_nothing() {
+fn a_restarted_download_starts_from_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut download = download(&cache, blob(1));
@@ -108,7 +108,7 @@ fn a_download_that_starts_again_starts_from_nothing() {
 }
 
 #[test]
-fn a_blob_that_was_handed_out_stays_readable_when_its_file_is_removed() {
+fn a_blob_stays_readable_if_its_file_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let cached = finish(download(&cache, blob(1)));
@@ -119,7 +119,7 @@ fn a_blob_that_was_handed_out_stays_readable_when_its_file_is_removed() {
 }
 
 #[test]
-fn other_blobs_of_the_bucket_do_not_wait_in_the_same_process_and_do_in_others() {
+fn a_bucket_is_locked_between_processes_only() {
     let dir = tempfile::tempdir().unwrap();
     let (here, elsewhere) = (open(dir.path()), open(dir.path()));
     let first = download(&here, blob(1));
@@ -147,7 +147,7 @@ fn other_blobs_of_the_bucket_do_not_wait_in_the_same_process_and_do_in_others() 
 }
 
 #[test]
-fn a_lock_that_comes_when_nobody_wants_it_any_more_is_released() {
+fn a_lock_without_claims_is_released() {
     let dir = tempfile::tempdir().unwrap();
     let (here, elsewhere) = (open(dir.path()), open(dir.path()));
     let first = download(&here, blob(1));

@@ -1,4 +1,4 @@
-//! Whether a directory is fit for blobs: nobody else can change what is in it, and its locks work.
+//! Checks of a directory of blobs: other users cannot change its files, and its file locks work.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -7,20 +7,23 @@ use std::path::Path;
 
 use crate::blobdir::error::LayoutError;
 
-/// Write permission for the group, and for everybody else.
+/// Write permission for the group, and for other users.
 const GROUP: u32 = 0o020;
 const OTHERS: u32 = 0o002;
 
-/// Who is to be kept from writing to a directory.
+/// Which users may write to a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Everybody else: it is this user's own.
+    /// Only this user: the directory is its own.
     Own,
-    /// Everybody whom its owner does not let in: it is a server's, who may be another user.
+    /// The owner, who may be another user, and the owner's group: the directory is a server's.
     Servers,
 }
 
-/// Refuses a directory in which others can put files that would be taken for blobs.
+/// Refuses a directory in which other users can place files that this process would take for blobs.
+///
+/// # Errors
+/// Returns [`LayoutError::Foreign`], [`LayoutError::Writable`] and [`LayoutError::Io`].
 pub fn check_access(root: &Path, access: Access) -> Result<(), LayoutError> {
     let metadata = root.metadata().map_err(LayoutError::io("look at", root))?;
     let user = rustix::process::geteuid().as_raw();
@@ -41,9 +44,13 @@ fn judge_access(root: &Path, access: Access, user: u32, owner: u32, mode: u32) -
     }
 }
 
-/// Refuses a directory on a file system whose locks do not keep anybody out. `file` is a file in it that is there.
+/// Refuses a directory on a file system whose locks do not exclude. `file` is an existing file in
+/// it.
 ///
-/// Two open files must exclude each other: that is all that a cache relies on.
+/// Two open files must exclude each other: a cache relies on nothing else.
+///
+/// # Errors
+/// Returns [`LayoutError::Locks`].
 pub fn check_locks(root: &Path, file: &Path) -> Result<(), LayoutError> {
     let refused = |reason| {
         let (root, file_system) = (root.to_owned(), file_system(file));
@@ -59,7 +66,7 @@ pub fn check_locks(root: &Path, file: &Path) -> Result<(), LayoutError> {
         if let (Ok(first), Ok(Some(second))) = (&first, &second)
             && inode(first).ok() != inode(second).ok()
         {
-            continue; // another process that creates the directory now has replaced the file
+            continue; // another process has replaced the file
         }
         if let Ok(first) = &first {
             // Closing is not enough: between fork and exec a child process has the same open file.
@@ -88,7 +95,8 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// What is wrong with locks: `first` is what came of taking one, and `second` whether it was had a second time.
+/// Returns what is wrong with the locks. `first` is the result of the first lock; `second` tells
+/// whether a second one succeeded as well.
 fn judge_locks(first: io::Result<()>, second: io::Result<bool>) -> Result<(), String> {
     match (first, second) {
         (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
@@ -101,7 +109,7 @@ fn file_system(path: &Path) -> &'static str {
     rustix::fs::statfs(path).map_or("an unknown file system", |stat| name_of(stat.f_type.cast_unsigned()))
 }
 
-/// What a file system is called, of those that are known for their locks.
+/// Returns the name of a file system, if it is known for its locks.
 fn name_of(magic: u64) -> &'static str {
     match magic {
         0x6969 => "NFS",
@@ -130,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_somebody_elses_or_writable_by_others_is_not_fit() {
+    fn foreign_or_writable_directories_are_refused() {
         for (owner, mode, own, servers) in [
             (1000, 0o40700, "fit", "fit"),
             (1000, 0o40755, "fit", "fit"),
@@ -146,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn locks_that_are_refused_or_given_twice_do_not_work() {
+    fn locks_that_fail_or_do_not_exclude_are_refused() {
         let errno = |errno: Errno| io::Error::from(errno);
         assert_eq!(judge_locks(Ok(()), Ok(false)), Ok(()));
         assert!(judge_locks(Err(errno(Errno::NOLCK)), Ok(false)).unwrap_err().contains("locks"));
@@ -156,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_locks_of_this_file_system_work_and_the_file_that_was_tried_is_free_again() {
+    fn locks_work_here_and_the_check_releases_its_lock() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for _ in 0..2 {
             check_locks(Path::new("/"), file.path()).unwrap();

@@ -1,16 +1,19 @@
-//! What makes a cached file safe against a power cut without waiting for the disk: a stamp.
+//! The stamp: an extended attribute that makes a cached file safe against a power cut without a
+//! sync.
 //!
-//! The stamp is an extended attribute, `user.blobferry`, set before the file gets its name: the digest of its bytes,
-//! and the boot of the machine during which that was known to be true. As long as the machine runs, what was written
-//! is what is read. After a boot the bytes may or may not have reached the disk; the digest tells.
+//! The stamp is the attribute `user.blobferry`. It is set before the file gets its final name. It
+//! has the digest of the file's bytes, and the boot of the machine during which the digest was
+//! computed. While the machine runs, reads return what was written. After another boot the bytes
+//! may or may not have reached the disk, and the digest tells.
 //!
-//! A file that was synced before it got its name has a stamp without a boot, and is trusted in all of them. So is a
-//! file without a stamp: it was synced where there was no way to stamp it, or is one of ZEO's.
+//! A file that was synced before it got its name has a stamp without a boot, which every boot
+//! trusts. A file without a stamp is trusted as well: it was synced on a file system without
+//! attributes, or ZEO wrote it.
 //!
-//! A stamp is 48 bytes, 32 of the digest and 16 of the boot: short enough to stay inside of an ext4 inode.
+//! A stamp has 48 bytes, 32 of the digest and 16 of the boot, so it fits into an ext4 inode.
 //!
-//! On a file that is still being filled the same attribute says how many bytes are announced, in 8 bytes. The stamp
-//! takes its place.
+//! On a file that is being filled, the same attribute has the announced size in 8 bytes. The stamp
+//! replaces it.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -24,15 +27,15 @@ use crate::os;
 
 const ATTRIBUTE: &std::ffi::CStr = c"user.blobferry";
 
-/// One boot of this machine, as the kernel names it.
+/// The identity of one boot of this machine, as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootId(pub [u8; 16]);
 
 impl BootId {
-    /// What a stamp names whose file was synced: it is trusted in whatever boot.
+    /// The boot in the stamp of a synced file, which every boot trusts.
     pub const ANY: BootId = BootId([0; 16]);
 
-    /// The boot that is running; `None` where the kernel does not tell.
+    /// Returns the current boot; `None` if the kernel does not report it.
     pub fn current() -> Option<BootId> {
         os::simulated!(simulation => Some(BootId(simulation.boot())));
         let uuid = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -41,16 +44,19 @@ impl BootId {
     }
 }
 
-/// Whether a file under a final name can be believed to have the right bytes.
+/// Whether a file under a final name has the right bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// It can.
+    /// It has.
     Verified,
-    /// Only if its bytes have this digest; not at all, where there is none: its stamp is of an unknown kind.
+    /// It has if its bytes have this digest. `None` means that its stamp is of an unknown kind.
     Unverified(Option<Digest>),
 }
 
-/// Reads a file's stamp.
+/// Reads a file's stamp. `boot` is the current boot.
+///
+/// # Errors
+/// Returns the file system's error.
 pub fn trust(file: &File, boot: Option<BootId>) -> io::Result<Trust> {
     let mut value = [0; 48];
     match rustix::fs::fgetxattr(file, ATTRIBUTE, &mut value[..]) {
@@ -69,7 +75,11 @@ pub fn trust(file: &File, boot: Option<BootId>) -> io::Result<Trust> {
     }
 }
 
-/// The digest that a file's stamp tells, whatever the boot; `None` where it has none that is understood.
+/// Returns the digest in a file's stamp, whatever its boot; `None` if it has no stamp of a known
+/// kind.
+///
+/// # Errors
+/// Returns the file system's error.
 pub fn digest(file: &File) -> io::Result<Option<Digest>> {
     let mut value = [0; 48];
     match rustix::fs::fgetxattr(file, ATTRIBUTE, &mut value[..]) {
@@ -79,29 +89,38 @@ pub fn digest(file: &File) -> io::Result<Option<Digest>> {
     }
 }
 
-/// Stamps a file, whose bytes have this digest. An error means that there is no such stamp on it.
+/// Stamps a file whose bytes have this digest.
+///
+/// # Errors
+/// Returns the file system's error. The file does not have this stamp then.
 pub fn write(file: &File, digest: Digest, boot: BootId) -> io::Result<()> {
     let value = [&digest.0[..], &boot.0[..]].concat();
     writable(file, || rustix::fs::fsetxattr(file, ATTRIBUTE, &value, XattrFlags::empty()))
 }
 
-/// Notes on a file that is being filled how many bytes it will have.
+/// Records the announced size on a file that is being filled.
+///
+/// # Errors
+/// Returns the file system's error.
 pub fn announce(file: &File, size: u64) -> io::Result<()> {
     Ok(rustix::fs::fsetxattr(file, ATTRIBUTE, &size.to_be_bytes(), XattrFlags::empty())?)
 }
 
-/// How many bytes a file will have that is being filled, where that was noted.
+/// Returns the announced size of a file that is being filled, if it was recorded.
 pub fn announced(file: &File) -> Option<u64> {
     let mut size = [0; 8];
     match rustix::fs::fgetxattr(file, ATTRIBUTE, &mut size[..]) {
         Ok(8) => Some(u64::from_be_bytes(size)),
-        // It has its stamp: it is whole.
+        // It has its stamp, so it is complete.
         Err(Errno::RANGE) => file.metadata().ok().map(|metadata| metadata.len()),
         _ => None,
     }
 }
 
-/// Takes the stamp off a file, where it has one.
+/// Removes a file's stamp, if it has one.
+///
+/// # Errors
+/// Returns the file system's error.
 pub fn remove(file: &File) -> io::Result<()> {
     match writable(file, || rustix::fs::fremovexattr(file, ATTRIBUTE)) {
         Err(error) if error.raw_os_error() == Some(Errno::NODATA.raw_os_error()) => Ok(()),
@@ -109,7 +128,11 @@ pub fn remove(file: &File) -> io::Result<()> {
     }
 }
 
-/// Changes an attribute of a file that may be read-only: its mode counts, not how it was opened.
+/// Changes an attribute of a file that may be read-only. The file's mode decides about that, not
+/// how it was opened.
+///
+/// # Errors
+/// Returns the file system's error.
 pub fn writable<T>(file: &File, change: impl Fn() -> rustix::io::Result<T>) -> io::Result<T> {
     match change() {
         Err(Errno::ACCESS) => {}
@@ -118,7 +141,7 @@ pub fn writable<T>(file: &File, change: impl Fn() -> rustix::io::Result<T>) -> i
     let mode = file.metadata()?.permissions().mode() & 0o7777;
     file.set_permissions(Permissions::from_mode(mode | 0o200))?;
     let changed = change();
-    // Where two do this at once, the mode each of them found may be the other's.
+    // If two threads do this at once, each may have found the other's mode.
     file.set_permissions(Permissions::from_mode(mode & !0o222))?;
     Ok(changed?)
 }
@@ -128,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_of_this_boot_is_trusted_and_one_of_another_boot_is_not() {
+    fn only_a_stamp_of_this_boot_is_trusted() {
         let dir = tempfile::tempdir().unwrap();
         let file = File::create(dir.path().join("blob")).unwrap();
         let (now, then) = (BootId([1; 16]), BootId([2; 16]));
@@ -165,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_only_file_is_stamped_and_stays_read_only() {
+    fn a_read_only_file_can_be_stamped() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blob");
         fs::write(&path, "").unwrap();

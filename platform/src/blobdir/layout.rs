@@ -1,17 +1,17 @@
-//! The directory of blobs: where a blob's file is, and what else is in there.
+//! The layout of a directory of blobs: the paths of blobs, locks, temporary files and segments.
 //!
-//! It is the layout of ZEO's own blob cache, so that Python and Rust processes can share one directory:
+//! It is the layout of ZEO's blob cache, so that Python and Rust processes can share a directory:
 //!
 //! ```text
-//! .layout                              says "zeocache"
-//! tmp/                                 what is not a blob yet
-//! tmp/.lock                            locked while a process comes, and sweeps up after dead ones
-//! tmp/.room                            how many bytes all of this takes, and may take
-//! tmp/blobferry-<random>/              a process's own unfinished files
-//! tmp/partial/<oid>.<tid>.part         a download that somebody can go on with
-//! packs/<number>.pack                  small blobs, many in a file
-//! packs/index                          hints where which of them is
-//! <oid mod 997>/.lock                  locked while somebody fills this bucket; never deleted
+//! .layout                              has the text "zeocache"
+//! tmp/                                 files that are not blobs yet
+//! tmp/.lock                            locked while a process opens the cache and removes leftovers
+//! tmp/.room                            the usage file: bytes in use, and the limit
+//! tmp/blobferry-<random>/              one process's unfinished files
+//! tmp/partial/<oid>.<tid>.part         a partial download
+//! packs/<number>.pack                  a segment: a file of many small blobs
+//! packs/index                          the index: hints which segment has which blob
+//! <oid mod 997>/.lock                  locked while a process fills this bucket; never deleted
 //! <oid mod 997>/<oid div 997>.<tid>.blob
 //! ```
 //!
@@ -29,14 +29,14 @@ use blobferry_protocol::{BlobId, Oid};
 use crate::blobdir::access::{Access, check_access, check_locks};
 use crate::blobdir::error::LayoutError;
 
-/// The file that says which layout a directory has, and what it says.
+/// The file that names the layout of a directory, and the name of this layout.
 const MARKER: &str = ".layout";
 const LAYOUT: &str = "zeocache";
 
 /// The name of the index in the directory of segments.
 pub const SEGMENT_INDEX: &str = "index";
 
-/// A directory of blobs, and the paths in it. Cheap to clone.
+/// A directory of blobs, and the paths in it. Clones share the paths.
 #[derive(Clone, Debug)]
 pub struct Layout(Arc<Paths>);
 
@@ -48,14 +48,15 @@ struct Paths {
 }
 
 impl Layout {
-    /// Opens a directory of blobs, and creates it where there is none, for its owner alone (mode 0700).
+    /// Opens a directory of blobs. Creates it for this user alone (mode 0700) if it is missing.
     ///
     /// Several processes may do so at once.
     ///
     /// # Errors
-    /// [`LayoutError::Other`] and [`LayoutError::NotBlobs`] where the directory is used for something else;
-    /// [`LayoutError::Foreign`] and [`LayoutError::Writable`] where others could change what is in it;
-    /// [`LayoutError::Locks`] where its locks do not work; [`LayoutError::Io`] where it can not be read or written.
+    /// Returns [`LayoutError::Other`] or [`LayoutError::NotBlobs`] if the directory is used for
+    /// something else; [`LayoutError::Foreign`] or [`LayoutError::Writable`] if other users could
+    /// change its files; [`LayoutError::Locks`] if its locks do not work; [`LayoutError::Io`] if it
+    /// cannot be read or written.
     pub fn open(root: impl AsRef<Path>) -> Result<Layout, LayoutError> {
         let layout = Layout::at(root.as_ref())?;
         let (root, tmp) = (layout.root(), layout.tmp());
@@ -65,8 +66,8 @@ impl Layout {
             .create(root)
             .map_err(LayoutError::io("create", root))?;
         check_access(root, Access::Own)?;
-        // Whoever makes a directory of blobs writes the marker before anything else. So a directory that has
-        // something in it, and no marker when it is looked at after that, is no directory of blobs.
+        // A process that makes a directory of blobs writes the marker first. So if the directory is
+        // not empty, and still has no marker afterwards, it is no directory of blobs.
         if !layout.is_marked()? {
             let empty = layout.is_empty()?;
             if !layout.is_marked()? {
@@ -81,11 +82,12 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Opens a directory of blobs that somebody else has made: a server's, which a client shares.
+    /// Opens an existing directory of blobs: a server's, which a client shares.
     ///
     /// # Errors
-    /// [`LayoutError::Missing`] where it is not there; [`LayoutError::Writable`] where everybody can write to it;
-    /// [`LayoutError::Other`] and [`LayoutError::Io`] as for [`Layout::open`].
+    /// Returns [`LayoutError::Missing`] if it does not exist; [`LayoutError::Writable`] if all
+    /// users can write to it; [`LayoutError::Other`] and [`LayoutError::Io`] as for
+    /// [`Layout::open`].
     pub fn open_existing(root: impl AsRef<Path>) -> Result<Layout, LayoutError> {
         let layout = Layout::at(root.as_ref())?;
         match layout.is_marked()? {
@@ -94,26 +96,29 @@ impl Layout {
         }
     }
 
-    /// The paths below `root`, which stay right when the process changes its working directory.
+    /// Makes the paths below `root` absolute, so that they survive a change of the working
+    /// directory.
     fn at(root: &Path) -> Result<Layout, LayoutError> {
         let root = std::path::absolute(root).map_err(LayoutError::io("find", root))?;
         let (tmp, segments) = (root.join("tmp"), root.join("packs"));
         Ok(Layout(Arc::new(Paths { root, tmp, segments })))
     }
 
-    /// The directory itself, as an absolute path.
+    /// Returns the directory itself, as an absolute path.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.0.root
     }
 
-    /// Where files are that are no blobs yet. On the same file system as the buckets: a rename makes them blobs.
+    /// Returns the directory of files that are not blobs yet. It is on the same file system as the
+    /// buckets, so a rename can make them blobs.
     #[must_use]
     pub fn tmp(&self) -> &Path {
         &self.0.tmp
     }
 
-    /// Where packs of small blobs are, if there are any. ZEO looks at nothing that is not a bucket.
+    /// Returns the directory of segments, whether it exists or not. ZEO reads only buckets, and
+    /// ignores it.
     pub fn segments_dir(&self) -> &Path {
         &self.0.segments
     }
@@ -124,12 +129,12 @@ impl Layout {
         self.segments_dir().join(segment_name(number))
     }
 
-    /// Whether they have a directory there, and not a link to one.
+    /// Returns whether the directory of segments exists, and is not a link to one.
     pub fn has_segments(&self) -> bool {
         fs::symlink_metadata(self.segments_dir()).is_ok_and(|found| found.is_dir())
     }
 
-    /// The path that a blob's file has, whether it is there or not.
+    /// Returns the path of a blob's file, whether it exists or not.
     #[must_use]
     pub fn blob_path(&self, blob: BlobId) -> PathBuf {
         let mut path = self.bucket_path(blob.bucket());
@@ -137,13 +142,14 @@ impl Layout {
         path
     }
 
-    /// The path of a bucket, whether it is there or not. Buckets are numbered from 0 to [`BlobId::BUCKETS`] - 1.
+    /// Returns the path of a bucket, whether it exists or not. Buckets are numbered from 0 to
+    /// [`BlobId::BUCKETS`] - 1.
     #[must_use]
     pub fn bucket_path(&self, bucket: u64) -> PathBuf {
         self.root().join(bucket.to_string())
     }
 
-    /// The path of a bucket's lock file. A lock file is never deleted.
+    /// Returns the path of a bucket's lock file. A lock file is never deleted.
     #[must_use]
     pub fn lock_path(&self, bucket: u64) -> PathBuf {
         let mut path = self.bucket_path(bucket);
@@ -151,19 +157,21 @@ impl Layout {
         path
     }
 
-    /// Makes a bucket. `true` where it was not there before: who needs it to survive a power cut syncs
-    /// [`Layout::root`] then.
+    /// Creates a bucket. Returns `false` if it existed.
+    ///
+    /// If the bucket must survive a power cut, the caller syncs [`Layout::root`] afterwards.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Returns the file system's error.
     pub fn create_bucket(&self, bucket: u64) -> io::Result<bool> {
         create_dir(&self.bucket_path(bucket), 0o755)
     }
 
-    /// Every blob's file, bucket by bucket, sorted by name within a bucket. Other names are skipped.
+    /// Returns each blob's file, bucket by bucket, sorted by name within a bucket. Skips other
+    /// names.
     ///
-    /// Files may come and go while this runs. What the file system says in between is passed on, and the
-    /// iteration goes on with the next bucket.
+    /// Files may come and go during the iteration. An error of the file system is an item; the
+    /// iteration continues with the next bucket.
     pub fn blobs(&self) -> impl Iterator<Item = io::Result<(BlobId, PathBuf)>> + use<> {
         let layout = self.clone();
         (0..BlobId::BUCKETS).flat_map(move |bucket| match layout.blobs_in(bucket) {
@@ -193,7 +201,10 @@ impl Layout {
         Ok(blobs)
     }
 
-    /// The partial downloads.
+    /// Returns the partial downloads.
+    ///
+    /// # Errors
+    /// Returns the file system's error.
     pub fn partials(&self) -> io::Result<Vec<(BlobId, PathBuf)>> {
         let entries = match fs::read_dir(self.tmp().join("partial")) {
             Ok(entries) => entries,
@@ -211,12 +222,12 @@ impl Layout {
         Ok(partials)
     }
 
-    /// The file that says which layout this is.
+    /// Returns the path of the file that names the layout.
     pub fn marker(&self) -> PathBuf {
         self.root().join(MARKER)
     }
 
-    /// Whether the marker is there; an error where it names another layout.
+    /// Returns whether the marker exists; an error if it names another layout.
     fn is_marked(&self) -> Result<bool, LayoutError> {
         let path = self.marker();
         match fs::read(&path) {
@@ -230,7 +241,8 @@ impl Layout {
         }
     }
 
-    /// Whether nothing is there but, maybe, a marker that somebody is just writing.
+    /// Returns whether the directory is empty, but for a marker that another process may be
+    /// writing.
     fn is_empty(&self) -> Result<bool, LayoutError> {
         let marker = |name: OsString| name.to_str().is_some_and(|name| name.starts_with(MARKER));
         fs::read_dir(self.root())
@@ -240,9 +252,9 @@ impl Layout {
             .map_err(LayoutError::io("list", self.root()))
     }
 
-    /// Writes the marker, whole or not at all, also where two do it at once.
+    /// Writes the marker atomically, also if two processes do so at once.
     fn mark(&self) -> io::Result<()> {
-        // Readable for whom the owner lets into the directory, like all that is in it.
+        // All users that may enter the directory may read it, like all files in it.
         let mode = Permissions::from_mode(0o666);
         let mut file = tempfile::Builder::new().prefix(MARKER).permissions(mode).tempfile_in(self.root())?;
         file.write_all(LAYOUT.as_bytes())?;
@@ -252,30 +264,33 @@ impl Layout {
     }
 }
 
-/// The name of a pack.
+/// Returns the name of a segment.
 pub fn segment_name(number: u32) -> String {
     format!("{number:08x}.pack")
 }
 
-/// The inverse of [`segment_name`]; `None` for any other name.
+/// Returns the number in a segment's name; `None` for any other name.
 pub fn segment_number(name: &str) -> Option<u32> {
     let number = u32::from_str_radix(name.strip_suffix(".pack")?, 16).ok()?;
     (segment_name(number) == name).then_some(number)
 }
 
-/// The name of a partial download.
+/// Returns the name of a partial download.
 pub fn partial_name(blob: BlobId) -> String {
     format!("{}.{}.part", blob.oid, blob.tid)
 }
 
-/// The inverse of [`partial_name`]; `None` for any other name.
+/// Returns the blob in a partial download's name; `None` for any other name.
 fn partial(name: &str) -> Option<BlobId> {
     let (oid, tid) = name.strip_suffix(".part")?.split_once('.')?;
     let blob = BlobId { oid: Oid(oid.parse().ok()?), tid: tid.parse().ok()? };
     (partial_name(blob) == name).then_some(blob)
 }
 
-/// Makes a directory; `false` where it was there.
+/// Creates a directory. Returns `false` if it existed.
+///
+/// # Errors
+/// Returns the file system's error.
 pub fn create_dir(path: &Path, mode: u32) -> io::Result<bool> {
     match DirBuilder::new().mode(mode).create(path) {
         Ok(()) => Ok(true),
@@ -290,7 +305,7 @@ mod tests {
     use blobferry_protocol::Tid;
 
     #[test]
-    fn a_new_directory_is_made_for_its_owner_alone_and_can_be_opened_again() {
+    fn a_new_directory_is_private_and_can_be_opened_again() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("a/b");
         assert!(matches!(Layout::open_existing(&root), Err(LayoutError::Missing { .. })));
@@ -303,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_python_made_is_taken_as_it_is() {
+    fn a_directory_made_by_python_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(".layout"), "zeocache\n").unwrap();
         fs::create_dir(dir.path().join("17")).unwrap();
@@ -311,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_used_for_something_else_is_refused_and_left_as_it_is() {
+    fn a_directory_used_otherwise_is_refused_and_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let stranger = dir.path().join("thesis.txt");
         fs::write(&stranger, "years of work").unwrap();
@@ -324,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_can_write_to_is_refused_with_what_to_do() {
+    fn a_writable_directory_is_refused_with_advice() {
         let dir = tempfile::tempdir().unwrap();
         Layout::open(dir.path()).unwrap();
         let mode = |mode| fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
@@ -348,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn many_may_open_a_new_directory_at_once() {
+    fn threads_may_open_a_new_directory_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("cache");
         std::thread::scope(|scope| {
@@ -360,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nearly_called_a_partial_download_is_none() {
+    fn only_exact_names_are_partial_downloads() {
         let blob = BlobId { oid: Oid(7), tid: Tid(0xabc) };
         assert_eq!(partial(&partial_name(blob)), Some(blob));
         for name in ["07.0000000000000abc", "+7.0000000000000abc", "7.0000000000000ABC", "7.abc", "7."] {
@@ -369,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn blobs_have_the_paths_of_zeo_and_are_found_again() {
+    fn blobs_have_the_paths_of_zeo() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(dir.path()).unwrap();
         let blob = BlobId { oid: Oid(997 * 5 + 3), tid: Tid(0xabc) };

@@ -1,4 +1,4 @@
-//! A directory of blobs: where a blob's file is, who may write there, and how a file in it is filled.
+//! A directory of blobs: the paths of the files, the access checks, and how files are filled.
 
 pub mod access;
 mod error;

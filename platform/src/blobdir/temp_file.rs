@@ -1,4 +1,5 @@
-//! A file under a temporary name: removed when it is dropped, unless it was given its final name before.
+//! A file under a temporary name, which is removed when it is dropped, unless it got its final name
+//! before.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
@@ -14,8 +15,8 @@ use crate::blobdir::error::WriteError;
 use crate::os::allocate::allocate;
 use crate::os::files;
 
-/// Space of a quota that a file may use. The file tells it as it grows; dropped, the space is given back: the file must be
-/// gone by then.
+/// Space of a quota that one file may use. Dropped, it returns the space: the file must be removed
+/// before.
 pub trait Reservation: std::fmt::Debug + Send + Sync {
     /// Reserves space for exactly `size` bytes of the file.
     ///
@@ -29,67 +30,78 @@ pub trait Reservation: std::fmt::Debug + Send + Sync {
     /// [`WriteError::Full`], [`WriteError::NoSpace`] and [`WriteError::Io`].
     fn grow(&mut self, file: &File, size: u64) -> Result<(), WriteError>;
 
-    /// Locks the file, opened once more, before others can see it, so that it is not evicted before it is handed out.
+    /// Locks the file, opened once more, before other processes can see it, so that it is not
+    /// evicted before it is handed out.
     ///
     /// # Errors
-    /// The file system's.
+    /// Returns the file system's error.
     fn protect(&self, file: &File) -> io::Result<()>;
 
     /// Ends the reservation of a file that is complete and stays.
     ///
     /// # Errors
-    /// The file system's.
+    /// Returns the file system's error.
     fn settle(self: Box<Self>, file: &File) -> io::Result<()>;
 }
 
-/// An open file under a temporary name. Dropped, it is removed, and then the room that it had is given back: fields are
-/// dropped in this order.
+/// An open file under a temporary name.
+///
+/// Dropped, it is removed, and then its reservation is returned: fields are dropped in this order.
 #[derive(Debug)]
 pub struct TempFile {
     file: File,
     path: TempPath,
-    /// In a cache; `None` where nobody keeps account of room.
+    /// `None` if no quota counts the file.
     reservation: Option<Box<dyn Reservation>>,
 }
 
 impl TempFile {
-    /// Makes an empty file in `dir`, open for reading and writing, under a name that no other has.
+    /// Creates an empty file in `dir`, open for reading and writing, under a unique name.
     ///
-    /// The name is made of letters, digits and one `-`: a client in shared mode tells it to the server, which
-    /// takes no other.
+    /// The name consists of letters, digits and one `-`. In shared mode the client sends it to the
+    /// server, which accepts no other names.
+    ///
+    /// # Errors
+    /// Returns [`WriteError::NoSpace`] and [`WriteError::Io`].
     pub fn create(dir: &Path) -> Result<TempFile, WriteError> {
         let (file, path) = tempfile::Builder::new()
             .prefix("blob-")
-            .permissions(Permissions::from_mode(0o666)) // less the umask: who may read it later is its owner's choice
+            .permissions(Permissions::from_mode(0o666)) // less the umask, by which its owner decides who may read it
             .tempfile_in(dir)
             .map_err(WriteError::space("create a file in", dir, 0))?
             .into_parts();
         Ok(TempFile { file, path, reservation: None })
     }
 
-    /// Takes over a file that exists.
+    /// Adopts an existing file.
+    ///
+    /// # Errors
+    /// Returns [`WriteError::Io`] if the path cannot be made absolute.
     pub fn adopt(file: File, path: &Path) -> Result<TempFile, WriteError> {
         let path = TempPath::try_from_path(path).map_err(WriteError::io("take over", path))?;
         Ok(TempFile { file, path, reservation: None })
     }
 
-    /// The same name, under which there is another file now.
+    /// Replaces the open file: the temporary name belongs to another file now.
     pub fn with(self, file: File) -> TempFile {
         TempFile { file, ..self }
     }
 
-    /// The same, with the space that was reservation for it.
+    /// Attaches the space that is reserved for the file.
     #[must_use]
     pub fn with_reservation(self, reservation: Box<dyn Reservation>) -> TempFile {
         TempFile { reservation: Some(reservation), ..self }
     }
 
-    /// Whether an account has room for it.
+    /// Returns whether a quota counts the file.
     pub fn has_reservation(&self) -> bool {
         self.reservation.is_some()
     }
 
-    /// Reserves room for all of `size` bytes.
+    /// Reserves space for all of `size` bytes.
+    ///
+    /// # Errors
+    /// Returns [`WriteError::Full`], [`WriteError::NoSpace`] and [`WriteError::Io`].
     pub fn reserve(&mut self, size: u64) -> Result<(), WriteError> {
         match &mut self.reservation {
             Some(reservation) => reservation.extend(&self.file, size),
@@ -100,8 +112,11 @@ impl TempFile {
         }
     }
 
-    /// Sees to it that there is room for `size` bytes, of a file that grows step by step. Without an account, the disk
-    /// itself will tell.
+    /// Reserves space for `size` bytes of a file that grows step by step. Without a quota it does
+    /// nothing: the write itself fails on a full disk.
+    ///
+    /// # Errors
+    /// Returns [`WriteError::Full`], [`WriteError::NoSpace`] and [`WriteError::Io`].
     pub fn grow(&mut self, size: u64) -> Result<(), WriteError> {
         match &mut self.reservation {
             Some(reservation) => reservation.grow(&self.file, size),
@@ -109,15 +124,15 @@ impl TempFile {
         }
     }
 
-    /// Leaves the file where it is. What it takes there stays in the account.
+    /// Leaves the file under its temporary name. The quota continues to count its bytes.
     pub fn retain(self) {
         let TempFile { file, path, reservation } = self;
-        // What can not be kept is removed, and gives its room back.
+        // A file that cannot be retained is removed, and returns its space.
         if path.keep().is_ok()
             && let Some(reservation) = reservation
             && let Err(error) = reservation.settle(&file)
         {
-            tracing::warn!(%error, "can not tell what a partial download takes");
+            tracing::warn!(%error, "cannot read the size of a partial download");
         }
     }
 
@@ -133,14 +148,20 @@ impl TempFile {
         &self.path
     }
 
-    /// Opens the file once more, for reading. Should somebody have put something else in its place, a pipe for instance, that
-    /// is not waited for.
+    /// Opens the file once more, for reading. If another process has replaced it by a pipe, this
+    /// does not block.
+    ///
+    /// # Errors
+    /// Returns the file system's error.
     pub fn open_again(&self) -> io::Result<File> {
         let careful = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         OpenOptions::new().read(true).custom_flags(careful.bits().cast_signed()).open(&self.path)
     }
 
     /// Waits until the bytes are on the disk.
+    ///
+    /// # Errors
+    /// Returns [`WriteError::Io`].
     pub fn sync(&self) -> Result<(), WriteError> {
         if planted(Bug::SkipBlobSync) {
             return Ok(());
@@ -148,7 +169,11 @@ impl TempFile {
         files::sync(&self.file).map_err(WriteError::io("sync", &self.path))
     }
 
-    /// Makes the file read-only and renames it. What is returned is open for reading only, from the beginning.
+    /// Makes the file read-only and renames it. Returns it open for reading only, with the cursor
+    /// at its start.
+    ///
+    /// # Errors
+    /// Returns [`WriteError::Io`].
     pub fn persist(self, to: &Path) -> Result<File, WriteError> {
         let mode = self
             .file
@@ -156,7 +181,8 @@ impl TempFile {
             .map_err(WriteError::io("read the mode of", &self.path))?
             .permissions()
             .mode();
-        // Opened before it has its name: once it has, anybody may remove it.
+        // Opened under the temporary name: another process may evict the file as soon as it has its
+        // final one.
         let reader = File::open(&self.path).map_err(WriteError::io("open", &self.path))?;
         let read_only = Permissions::from_mode(mode & 0o7777 & !0o222);
         self.file.set_permissions(read_only).map_err(WriteError::io("make read-only", &self.path))?;

@@ -1,7 +1,8 @@
-//! A file of blob bytes that is being filled: reserved, written in order, hashed on the way, checked at the end.
+//! A file of blob bytes that is being filled: reserved, written in order, hashed on the way,
+//! checked at the end.
 //!
-//! Until it is given its final name it is a temporary file, and vanishes when it is dropped. So whatever goes
-//! wrong in between, no reader can mistake a part for the whole.
+//! It is a temporary file until it gets its final name, and is removed when it is dropped. So no
+//! reader can mistake a part for the whole.
 
 use std::fs::File;
 use std::io;
@@ -20,7 +21,7 @@ use crate::os::files;
 ///
 /// # Example
 /// ```
-/// use blobferry_cache::{BlobWriter, WriteError};
+/// use blobferry_platform::blobdir::{BlobWriter, WriteError};
 ///
 /// let dir = tempfile::tempdir()?;
 /// let mut writer = BlobWriter::create(dir.path(), 11)?;
@@ -36,7 +37,7 @@ use crate::os::files;
 #[derive(Debug)]
 pub struct BlobWriter {
     file: TempFile,
-    /// How many bytes will come, where that is known.
+    /// The number of bytes expected, if it is known.
     size: Option<u64>,
     written: u64,
     /// Boxed: it has 2 KiB.
@@ -44,21 +45,22 @@ pub struct BlobWriter {
 }
 
 impl BlobWriter {
-    /// Makes a file in `dir`, under a name that no other has, for exactly `size` bytes. Room for all of them is
-    /// reserved on the disk where the file system can do that.
+    /// Creates a file in `dir` under a unique name, for exactly `size` bytes. Reserves disk space
+    /// for all of them if the file system can.
     ///
     /// # Errors
-    /// [`WriteError::NoSpace`] where the disk is too full for `size` bytes.
+    /// Returns [`WriteError::NoSpace`] if the disk is too full for `size` bytes;
+    /// [`WriteError::Io`].
     pub fn create(dir: &Path, size: u64) -> Result<BlobWriter, WriteError> {
         let mut writer = BlobWriter::create_unsized(dir)?;
         writer.expect(size)?;
         Ok(writer)
     }
 
-    /// Makes a file in `dir`, under a name that no other has, for any number of bytes.
+    /// Creates a file in `dir` under a unique name, for any number of bytes.
     ///
     /// # Errors
-    /// [`WriteError::NoSpace`] and [`WriteError::Io`].
+    /// Returns [`WriteError::NoSpace`] and [`WriteError::Io`].
     pub fn create_unsized(dir: &Path) -> Result<BlobWriter, WriteError> {
         TempFile::create(dir).map(BlobWriter::new)
     }
@@ -68,35 +70,45 @@ impl BlobWriter {
         BlobWriter { file, size: None, written: 0, hasher: Box::default() }
     }
 
-    /// Takes the bytes that are in the file already for the first ones. All of them are read, to hash them.
+    /// Reads and hashes the bytes that the file has already. They are the blob's first bytes.
+    ///
+    /// # Errors
+    /// Returns the file system's error.
     pub fn hash_existing(&mut self) -> io::Result<()> {
         hash(self.file.file(), &mut self.hasher)?;
         self.written = self.hasher.count();
         Ok(())
     }
 
-    /// From now on exactly `size` bytes are expected in all, and room for those that are still to come is reserved.
+    /// Sets the number of bytes expected in all, and reserves space for those that are still to
+    /// come.
+    ///
+    /// # Errors
+    /// Returns [`WriteError::Full`], [`WriteError::NoSpace`] and [`WriteError::Io`].
     pub fn expect(&mut self, size: u64) -> Result<(), WriteError> {
         self.file.reserve(size)?;
         self.size = Some(size);
         Ok(())
     }
 
-    /// Says on the file how many bytes are expected, for who reads along. Not every file system can note it.
+    /// Records the expected size on the file, for processes that read along. Does nothing on a file
+    /// system without attributes.
     pub fn announce(&self) {
         if let Some(size) = self.size {
             _ = integrity::announce(self.file.file(), size);
         }
     }
 
-    /// How many bytes are expected in all, where that is known.
+    /// Returns the number of bytes expected in all, if it is known.
     pub fn expected(&self) -> Option<u64> {
         self.size
     }
 
-    /// Leaves the bytes that were written, and no more room than they need, under their temporary name.
+    /// Leaves the written bytes under the temporary name, and returns the rest of the reserved
+    /// space.
     pub fn retain_partial(self) {
-        // To cut the file off where it ends gives back what was reserved behind that. Where it can not be, it stays.
+        // Truncation returns the space reserved behind the end. If it fails, the space stays
+        // reserved.
         _ = self.file.file().set_len(self.written);
         self.file.retain();
     }
@@ -104,8 +116,8 @@ impl BlobWriter {
     /// Writes the next bytes.
     ///
     /// # Errors
-    /// [`WriteError::TooLong`], with nothing written; [`WriteError::NoSpace`] and [`WriteError::Io`], after which
-    /// the writer can only be dropped.
+    /// Returns [`WriteError::TooLong`], with nothing written; [`WriteError::Full`],
+    /// [`WriteError::NoSpace`] and [`WriteError::Io`], after which the writer can only be dropped.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         let found = self.written.saturating_add(bytes.len() as u64);
         if let Some(size) = self.size
@@ -125,10 +137,10 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// Opens the file once more, for who has something to do with it while it is being filled.
+    /// Opens the file once more, for reading, while it is being filled.
     ///
     /// # Errors
-    /// The file system's.
+    /// Returns the file system's error.
     pub fn open_again(&self) -> io::Result<File> {
         self.file.open_again()
     }
@@ -139,16 +151,16 @@ impl BlobWriter {
         Digest(*self.hasher.finalize().as_bytes())
     }
 
-    /// How many bytes were written.
+    /// Returns the number of bytes written.
     #[must_use]
     pub fn written(&self) -> u64 {
         self.written
     }
 
-    /// Ends the file: all bytes are there.
+    /// Ends the file: all bytes have come.
     ///
     /// # Errors
-    /// [`WriteError::TooShort`].
+    /// Returns [`WriteError::TooShort`].
     pub fn complete(self) -> Result<BlobFile, WriteError> {
         if let Some(size) = self.size
             && self.written < size
@@ -162,7 +174,7 @@ impl BlobWriter {
     /// Ends the file, whose bytes must have the digest `expected`.
     ///
     /// # Errors
-    /// [`WriteError::TooShort`] and [`WriteError::Digest`].
+    /// Returns [`WriteError::TooShort`] and [`WriteError::Digest`].
     pub fn complete_checked(self, expected: Digest) -> Result<BlobFile, WriteError> {
         let file = self.complete()?;
         match file.digest == expected || planted(Bug::ForgetDigestCheck) {
@@ -172,7 +184,7 @@ impl BlobWriter {
     }
 }
 
-/// All bytes of a blob in a file that is still temporary. Dropped, it is removed.
+/// All bytes of a blob in a temporary file. Dropped, it is removed.
 #[derive(Debug)]
 pub struct BlobFile {
     /// The file, under its temporary name.
@@ -182,38 +194,39 @@ pub struct BlobFile {
 }
 
 impl BlobFile {
-    /// Takes over a temporary file that exists: `file`, opened for reading, which is called `path`. From now on it
-    /// is removed when this is dropped. All of it is read, to hash it.
+    /// Adopts an existing temporary file: `file`, open for reading, under the name `path`. Reads
+    /// and hashes all of it. The file is removed when this is dropped.
     ///
-    /// The caller vouches for it that nobody else writes to the file.
+    /// The caller must ensure that no process writes to the file.
     ///
     /// # Errors
-    /// [`WriteError::Io`] where it can not be read. It is removed then, too.
+    /// Returns [`WriteError::Io`] if the file cannot be read. The file is removed in that case,
+    /// too.
     pub fn adopt(file: File, path: &Path) -> Result<BlobFile, WriteError> {
         let file = TempFile::adopt(file, path)?;
         let (digest, size) = digest_of(file.file()).map_err(WriteError::io("read", file.path()))?;
         Ok(BlobFile { file, size, digest })
     }
 
-    /// How many bytes it has.
+    /// Returns the size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The digest of its bytes.
+    /// Returns the digest of the bytes.
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// The open file. Its cursor may be anywhere.
+    /// Returns the open file. Its cursor may be anywhere.
     #[must_use]
     pub fn file(&self) -> &File {
         self.file.file()
     }
 
-    /// Its temporary name.
+    /// Returns the temporary name.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.file.path()
@@ -222,19 +235,21 @@ impl BlobFile {
     /// Waits until the bytes are on the disk (fdatasync).
     ///
     /// # Errors
-    /// [`WriteError::Io`]. It is not known then what is on the disk, and to try again does not help.
+    /// Returns [`WriteError::Io`]. What is on the disk is then unknown; a second call does not
+    /// help.
     pub fn sync(&self) -> Result<(), WriteError> {
         self.file.sync()
     }
 
-    /// Gives the file its final name, in place of any other of that name, at once and whole. Nobody may write to
-    /// it any more.
+    /// Renames the file to its final name, atomically. An existing file of that name is replaced.
+    /// No process may write to the file any more.
     ///
-    /// What is returned is open for reading only, from the beginning. To make the name survive a power cut is the
-    /// caller's part: [`BlobFile::sync`] before, and a sync of the directory after.
+    /// Returns the file open for reading only, with the cursor at its start. To make the name
+    /// survive a power cut, the caller calls [`BlobFile::sync`] before, and syncs the directory
+    /// afterwards.
     ///
     /// # Errors
-    /// [`WriteError::Io`]. The file is removed then.
+    /// Returns [`WriteError::Io`]. The file is removed then.
     pub fn persist(self, to: &Path) -> Result<File, WriteError> {
         self.file.persist(to)
     }
@@ -257,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_complete_file_has_its_bytes_digest_and_name_and_is_read_only() {
+    fn a_complete_file_has_its_bytes_and_is_read_only() {
         let dir = tempfile::tempdir().unwrap();
         for size in [Some(6), None] {
             let mut writer = BlobWriter::create_unsized(dir.path()).unwrap();
@@ -288,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn too_long_too_short_and_wrong_bytes_leave_nothing() {
+    fn wrong_sizes_and_wrong_bytes_leave_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = BlobWriter::create(dir.path(), 4).unwrap();
         writer.write(b"abc").unwrap();
@@ -303,8 +318,8 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_an_error_before_the_first_byte() {
-        // No disk of this world has room for 2^62 bytes. File systems say so in different ways.
+    fn a_full_disk_is_noticed_before_the_first_byte() {
+        // No disk has 2^62 free bytes. File systems report that in different ways.
         let dir = tempfile::tempdir().unwrap();
         assert!(BlobWriter::create(dir.path(), 1 << 62).is_err());
         assert_eq!(names(dir.path()), 0);
@@ -318,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_exists_is_adopted_with_its_digest() {
+    fn an_adopted_file_has_its_digest() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("given");
         fs::write(&path, "abc").unwrap();

@@ -1,4 +1,4 @@
-//! Disk space of files: what a file takes, and how to reserve it.
+//! Disk space of files: how much a file occupies, and how to reserve it.
 
 use std::fs::File;
 use std::io;
@@ -7,22 +7,32 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-/// The bytes that a file takes on the disk.
+/// Returns the number of bytes that a file occupies on the disk.
+///
+/// # Errors
+/// Returns the file system's error.
 pub fn on_disk(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.blocks().saturating_mul(512))
 }
 
-/// What the file system may need beside a file's bytes: its attributes, and the list of its pieces. ext4 needs a block
-/// of 4096 bytes for 340 pieces; four blocks a piece is the worst that is thought of here.
+/// Returns how many bytes the file system may need beside the `size` bytes of a file, for
+/// attributes and the list of extents. ext4 needs a block of 4096 bytes for 340 extents; this
+/// allows for four blocks per extent.
 pub fn slack(size: u64) -> u64 {
     (size / 1024).saturating_add(8 << 10)
 }
 
-/// Allocates `size` bytes of a file, from the offset `from` on. Its length stays: how many were written is still seen in it.
-/// `false` where the file system can not do that, or does it in a way that can not be seen.
+/// Allocates `size` bytes of a file from the offset `from` on. The file keeps its length, which
+/// tells how many bytes were written. `free` is the number of free bytes on the disk, if it is
+/// known.
 ///
-/// Not with `fs2::allocate`: on Linux that returns whatever the last error was instead of "disk full", and where
-/// the file system cannot reserve it writes all the zeros itself.
+/// Returns `false` if the file system cannot allocate in advance, or its allocation cannot be seen.
+///
+/// This does not use `fs2::allocate`: on Linux it returns the last error of the thread instead of
+/// "disk full". If the file system cannot allocate, it writes all the zeros itself.
+///
+/// # Errors
+/// Returns the file system's error; [`Errno::NOSPC`] if `free` is less than what is missing.
 pub fn allocate(file: &File, from: u64, size: u64, free: Option<u64>) -> Result<bool, Errno> {
     if size == 0 {
         return Ok(true);

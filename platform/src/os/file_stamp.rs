@@ -1,9 +1,10 @@
-//! The size and the time of change of a file, by which a change is noticed.
+//! The size and the modification time of a file, which reveal a change.
 
 use std::fs::{File, Metadata};
 use std::time::SystemTime;
 
-/// The size and the time of the last change of a file. Two equal stamps of one file mean that nobody wrote to it.
+/// The size and the modification time of a file. Two equal stamps of one file mean that no process
+/// wrote to it between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FileStamp {
     size: u64,

@@ -1,8 +1,9 @@
-//! Threads, locks and time as [shuttle] has them: one thread runs at a time, and a scheduler with a seed says which.
+//! Threads, locks and time as [shuttle] simulates them: one thread runs at a time, and a scheduler
+//! with a seed chooses it.
 //!
-//! Shuttle does not know time. Here it passes whenever the scheduler likes: every wait that may time out has a thread
-//! that ends it, and puts the clock forward to its end. A scene that wants to see whether something was *told*, rather
-//! than found when a wait had timed out, [holds the time](hold_time).
+//! Shuttle does not know time. Here time passes when the scheduler chooses: a helper thread ends
+//! each wait with a timeout, and sets the clock to the end of that wait. A test that must tell a
+//! notification from a timeout [holds the time](hold_time).
 
 use std::cell::RefCell;
 use std::fmt;
@@ -17,48 +18,48 @@ use shuttle::thread::Thread;
 pub use shuttle::{thread, thread_local};
 use std::sync::{Arc, PoisonError};
 
-/// Scenes that go on for so many steps do not end.
+/// A test body that takes more steps than this does not end.
 const STEPS: usize = 200_000;
-/// Real code runs on the stacks of simulated threads.
+/// The stack of a simulated thread in bytes. The code under test is real code.
 const STACK: usize = 512 << 10;
-/// How many threads are interrupted at moments of the scheduler's choice, at most, in schedules that are hostile rather than
-/// random.
+/// The maximum number of preemptions in a hostile schedule (as opposed to a random one).
 const DEPTH: usize = 4;
-/// Where the schedules begin; `SHUTTLE_RANDOM_SEED` in the environment chooses others.
+/// The seed of the first schedule. `SHUTTLE_RANDOM_SEED` in the environment selects another one.
 const SEED: u64 = 0xb10b_fe44;
 
-/// Runs a scene under `schedules` schedules at random, and under as many that are hostile (few interruptions, but at the
-/// worst moments). Always the same ones; the environment variable `BLOBFERRY_SCHEDULES` says how many times as many.
+/// Runs a test body under `schedules` random schedules, and under as many hostile ones (few
+/// preemptions, at the worst moments). The schedules are the same in each run. The environment
+/// variable `BLOBFERRY_SCHEDULES` multiplies their number.
 ///
-/// The scene is over when all its threads have ended. If that can not be, or if it panics, shuttle prints the schedule.
-/// With that in `BLOBFERRY_SCHEDULE`, it is the only one that is run.
-pub fn explore(schedules: usize, scene: impl Fn() + Send + Sync + 'static) {
-    let scene = Arc::new(scene);
+/// The body ends when all of its threads have ended. If it cannot end, or panics, shuttle prints
+/// the schedule. With that text in `BLOBFERRY_SCHEDULE`, only this schedule runs.
+pub fn explore(schedules: usize, body: impl Fn() + Send + Sync + 'static) {
+    let body = Arc::new(body);
     if let Ok(schedule) = std::env::var("BLOBFERRY_SCHEDULE") {
-        return run(ReplayScheduler::new_from_encoded(&schedule), scene);
+        return run(ReplayScheduler::new_from_encoded(&schedule), body);
     }
     let times = std::env::var("BLOBFERRY_SCHEDULES").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
     let schedules = schedules * times;
-    run(RandomScheduler::new_from_seed(SEED, schedules), scene.clone());
-    run(PctScheduler::new_from_seed(SEED, DEPTH, schedules), scene);
+    run(RandomScheduler::new_from_seed(SEED, schedules), body.clone());
+    run(PctScheduler::new_from_seed(SEED, DEPTH, schedules), body);
 }
 
-fn run(scheduler: impl Scheduler + 'static, scene: Arc<impl Fn() + Send + Sync + 'static>) {
+fn run(scheduler: impl Scheduler + 'static, body: Arc<impl Fn() + Send + Sync + 'static>) {
     let mut config = shuttle::Config::new();
     config.stack_size = STACK;
     config.max_steps = shuttle::MaxSteps::FailAfter(STEPS);
     config.silence_warnings = true;
     shuttle::Runner::new(scheduler, config).run(move || {
         CLOCK.set(Clock::default());
-        scene();
+        body();
     });
 }
 
-/// Time, in one run of a scene. All of its threads run on one real one.
+/// The clock of one run. All simulated threads of a run share one real thread.
 #[derive(Default)]
 struct Clock {
     passed: Duration,
-    /// Waits that would have timed out, while the time is held.
+    /// The waits that would have timed out while the time is held.
     held: Option<Vec<Arc<Waiter>>>,
 }
 
@@ -66,14 +67,14 @@ std::thread_local! {
     static CLOCK: RefCell<Clock> = RefCell::default();
 }
 
-/// The moment now.
+/// Returns the current simulated instant.
 #[must_use]
 pub fn now() -> Instant {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
     *EPOCH.get_or_init(Instant::now) + CLOCK.with_borrow(|clock| clock.passed)
 }
 
-/// No wait times out from now on, until [`let_time_pass`].
+/// Stops the clock: no wait times out until [`let_time_pass`].
 pub fn hold_time() {
     CLOCK.with_borrow_mut(|clock| clock.held = Some(Vec::new()));
 }
@@ -84,7 +85,8 @@ pub fn let_time_pass() {
     held.into_iter().flatten().for_each(time_out);
 }
 
-/// Waits as a system call would that blocks: tries again and again, and lets others run in between.
+/// Waits as a blocking system call would: repeats an attempt, and lets other threads run in
+/// between.
 pub fn until<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
     loop {
         if let Some(done) = attempt() {
@@ -98,7 +100,7 @@ pub fn until<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
 #[derive(Debug, Default)]
 pub struct Mutex<T: ?Sized>(shuttle::sync::Mutex<T>);
 
-/// See [`std::sync::MutexGuard`]. It knows its mutex, which a [`Condvar`] needs.
+/// See [`std::sync::MutexGuard`]. It has a reference to its mutex, which a [`Condvar`] needs.
 pub struct MutexGuard<'a, T: ?Sized> {
     guard: shuttle::sync::MutexGuard<'a, T>,
     mutex: &'a Mutex<T>,
@@ -168,8 +170,8 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
     }
 }
 
-/// See [`std::sync::Condvar`]. A wait ends because of a notification or its time, never for nothing: so a
-/// notification that is missing is missed.
+/// See [`std::sync::Condvar`]. A wait ends by a notification or a timeout, never spuriously, so
+/// that a test notices a missing notification.
 #[derive(Debug, Default)]
 pub struct Condvar(std::sync::Mutex<Vec<Arc<Waiter>>>);
 
@@ -185,7 +187,8 @@ impl WaitTimeoutResult {
     }
 }
 
-/// A thread that waits. Real mutexes guard its state: none is held where threads are switched.
+/// A waiting thread. A real mutex guards its state, which is never locked while threads are
+/// switched.
 #[derive(Debug)]
 struct Waiter {
     thread: Thread,
@@ -205,7 +208,7 @@ impl Waiter {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the wait, unless it is over. Another thread runs before it has any effect.
+    /// Ends the wait, unless it has ended. Another thread runs before that has an effect.
     fn end(&self, why: Wait) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if *state == Wait::Waiting {
@@ -249,8 +252,8 @@ impl Condvar {
         let mutex = guard.mutex;
         let state = std::sync::Mutex::new(Wait::Waiting);
         let waiter = Arc::new(Waiter { thread: thread::current(), until, state });
-        // Shuttle lets others run before it unlocks, but not between that and what follows: so it unlocks and waits in
-        // one step.
+        // Shuttle lets other threads run before it unlocks, but not after it: so this unlocks and
+        // waits in one step.
         drop(guard);
         self.waiters(|waiters| waiters.push(waiter.clone()));
         if until.is_some() {
@@ -262,9 +265,9 @@ impl Condvar {
         (mutex.lock(), WaitTimeoutResult(waiter.state() == Wait::TimedOut))
     }
 
-    /// See [`std::sync::Condvar::notify_one`]: any one.
+    /// See [`std::sync::Condvar::notify_one`]. Any waiting thread may be chosen.
     pub fn notify_one(&self) {
-        thread::sleep(Duration::ZERO); // others may run before
+        thread::sleep(Duration::ZERO); // other threads may run before
         let one = self.waiters(|waiters| {
             if waiters.is_empty() {
                 return None;
@@ -282,7 +285,7 @@ impl Condvar {
         all.into_iter().for_each(|one| one.end(Wait::Notified));
     }
 
-    /// Those who wait still.
+    /// Calls `with` with the threads that still wait.
     fn waiters<R>(&self, with: impl FnOnce(&mut Vec<Arc<Waiter>>) -> R) -> R {
         let mut waiters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiters.retain(|waiter| waiter.state() == Wait::Waiting);
@@ -290,7 +293,7 @@ impl Condvar {
     }
 }
 
-/// Has a wait time out at some moment, if it is not over by then.
+/// Lets a wait time out at some moment, if it has not ended by then.
 fn time_out(waiter: Arc<Waiter>) {
     let held = CLOCK.with_borrow_mut(|clock| clock.held.as_mut().map(|held| held.push(waiter.clone())));
     if held.is_some() {

@@ -4,7 +4,7 @@
 //! It takes some seconds. BLOBFERRY_STRAIN_SECONDS lets it go on for so many.
 
 use crate::processes::{Children, say, told};
-use crate::room::taken_at_once;
+use crate::quota::taken_at_once;
 use crate::util::{content, digest, open, open_limited, read};
 use blobferry_cache::{Cache, CacheError, Claim, WriteError};
 use blobferry_protocol::{BlobId, Oid, Tid};
@@ -91,7 +91,7 @@ fn load(cache: &Cache, dir: &Path, n: u64) {
 }
 
 #[test]
-fn under_strain_the_limit_holds_nothing_is_torn_or_loaded_twice_and_nobody_hangs() {
+fn under_stress_the_limit_holds_and_no_load_hangs() {
     let seconds = std::env::var("BLOBFERRY_STRAIN_SECONDS").map_or(8, |text| text.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("cache");

@@ -1,7 +1,7 @@
 //! Small blobs that are loaded into memory: found by all, written behind their loading, and whatever lies in the directory.
 
 use crate::processes::{Children, say, told};
-use crate::room::taken_at_once;
+use crate::quota::taken_at_once;
 use crate::util::{content, digest, open, open_limited, read};
 use blobferry_cache::{Cache, CacheError, Claim, Download, SmallClaim, WriteError};
 use blobferry_protocol::{BlobId, Oid, Tid};
@@ -77,7 +77,7 @@ pub(crate) fn packer(dir: &Path) {
 }
 
 #[test]
-fn what_is_loaded_into_memory_is_there_for_all_and_a_thousand_loads_make_no_file() {
+fn a_thousand_small_loads_create_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let (cache, other) = (open(dir.path()), open(dir.path()));
     // Every bucket has its lock file from its first use on.
@@ -98,7 +98,7 @@ fn what_is_loaded_into_memory_is_there_for_all_and_a_thousand_loads_make_no_file
 }
 
 #[test]
-fn a_file_is_made_of_it_for_who_wants_one_and_nothing_is_downloaded_for_that() {
+fn a_claim_writes_the_file_without_a_download() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     (0..3).for_each(|n| assert!(!load(&cache, n)));
@@ -116,7 +116,7 @@ fn a_file_is_made_of_it_for_who_wants_one_and_nothing_is_downloaded_for_that() {
 }
 
 #[test]
-fn who_waits_here_is_answered_at_once_and_who_waits_elsewhere_or_for_a_file_when_it_is_written() {
+fn bytes_are_handed_out_before_they_are_written() {
     let dir = tempfile::tempdir().unwrap();
     let (cache, other) = (open(dir.path()), open(dir.path()));
     let download = to_download(&cache, 1);
@@ -137,7 +137,7 @@ fn who_waits_here_is_answered_at_once_and_who_waits_elsewhere_or_for_a_file_when
 }
 
 #[test]
-fn wrong_bytes_or_too_many_are_refused_and_the_next_one_downloads() {
+fn wrong_or_too_many_bytes_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let download = to_download(&cache, 1);
@@ -159,7 +159,7 @@ fn wrong_bytes_or_too_many_are_refused_and_the_next_one_downloads() {
 }
 
 #[test]
-fn loads_wait_when_too_much_waits_to_be_written() {
+fn loads_wait_while_the_memory_is_full() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let (mut write, mut kept) = (None, 0);
@@ -181,7 +181,7 @@ fn loads_wait_when_too_much_waits_to_be_written() {
 }
 
 #[test]
-fn whatever_is_torn_or_garbage_is_never_handed_out_and_downloaded_again() {
+fn torn_or_garbage_records_are_never_handed_out() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     (0..20).for_each(|n| assert!(!load(&cache, n)));
@@ -214,7 +214,7 @@ fn whatever_is_torn_or_garbage_is_never_handed_out_and_downloaded_again() {
 }
 
 #[test]
-fn damage_is_found_and_forgotten_and_what_is_there_is_counted_and_cleared() {
+fn damage_is_removed_and_segments_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     (0..20).for_each(|n| assert!(!load(&cache, n)));
@@ -238,7 +238,7 @@ fn damage_is_found_and_forgotten_and_what_is_there_is_counted_and_cleared() {
 }
 
 #[test]
-fn the_limit_holds_and_packs_from_which_nothing_was_read_for_long_go_first() {
+fn least_recently_read_segments_are_evicted_first() {
     const LIMIT: u64 = 4 << 20;
     let dir = tempfile::tempdir().unwrap();
     let cache = open_limited(dir.path(), LIMIT);
@@ -272,7 +272,7 @@ fn the_limit_holds_and_packs_from_which_nothing_was_read_for_long_go_first() {
 }
 
 #[test]
-fn where_nothing_fits_the_bytes_are_handed_out_and_not_kept() {
+fn bytes_that_do_not_fit_are_handed_out_anyway() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open_limited(dir.path(), 16 << 10);
     for _ in 0..2 {
@@ -283,7 +283,7 @@ fn where_nothing_fits_the_bytes_are_handed_out_and_not_kept() {
 }
 
 #[test]
-fn what_is_in_the_way_is_neither_followed_nor_waited_for_and_loads_go_on() {
+fn links_and_pipes_in_the_way_do_no_harm() {
     /// Puts something at a path; or a link to another one.
     type Put = fn(&Path, &Path);
     let put: [(&str, Put); 6] = [
@@ -325,7 +325,7 @@ fn what_is_in_the_way_is_neither_followed_nor_waited_for_and_loads_go_on() {
 }
 
 #[test]
-fn of_a_process_that_is_killed_all_is_found_that_it_had_written_and_its_pack_is_gone_on_with() {
+fn segments_of_a_killed_process_are_read_and_continued() {
     let dir = tempfile::tempdir().unwrap();
     let mut loaded = 0;
     for _ in 0..3 {
@@ -345,7 +345,7 @@ fn of_a_process_that_is_killed_all_is_found_that_it_had_written_and_its_pack_is_
 }
 
 #[test]
-fn two_processes_that_load_the_same_at_once_download_each_once_and_lose_no_hint() {
+fn concurrent_loads_download_once_and_lose_no_hint() {
     let dir = tempfile::tempdir().unwrap();
     let caches = [open(dir.path()), open(dir.path()), open(dir.path())];
     let downloads: usize = std::thread::scope(|scope| {

@@ -46,7 +46,7 @@ fn left_part(cache: &Cache, n: u64) -> PathBuf {
 }
 
 #[test]
-fn blobs_are_listed_with_what_they_take_and_whether_they_are_in_use_or_pinned() {
+fn blobs_are_listed_with_size_use_and_pins() {
     let (dir, cache) = three();
     let _in_use = open(dir.path()).get(blob(2)).unwrap().unwrap();
     let pins = pinned(&cache, 3);
@@ -66,7 +66,7 @@ fn blobs_are_listed_with_what_they_take_and_whether_they_are_in_use_or_pinned() 
 }
 
 #[test]
-fn all_goes_but_what_is_in_use_or_pinned_and_a_pin_can_be_taken_off() {
+fn clear_spares_blobs_in_use_and_pinned_blobs() {
     let (dir, cache) = three();
     let in_use = cache.get(blob(2)).unwrap().unwrap();
     if !pinned(&cache, 3) {
@@ -83,7 +83,7 @@ fn all_goes_but_what_is_in_use_or_pinned_and_a_pin_can_be_taken_off() {
 }
 
 #[test]
-fn gc_removes_down_to_a_size_and_leaves_alone_what_somebody_works_on() {
+fn gc_evicts_to_a_size_and_spares_active_downloads() {
     let (dir, cache) = three();
     let working = crate::util::download(&cache, blob(9)); // it has the lock of all of these blobs' bucket
     let part = left_part(&cache, 8);
@@ -99,7 +99,7 @@ fn gc_removes_down_to_a_size_and_leaves_alone_what_somebody_works_on() {
 }
 
 #[test]
-fn parts_are_left_for_who_comes_but_not_of_blobs_that_are_there() {
+fn open_removes_partials_of_cached_blobs_only() {
     let (dir, cache) = three();
     let (needless, of_use) = (left_part(&cache, 1), left_part(&cache, 8));
     drop(open(dir.path()));
@@ -108,7 +108,7 @@ fn parts_are_left_for_who_comes_but_not_of_blobs_that_are_there() {
 }
 
 #[test]
-fn damaged_blobs_are_found_removed_and_downloaded_again_and_the_others_are_left() {
+fn verify_removes_damaged_blobs_only() {
     let (_dir, cache) = three();
     let path = |n| cache.layout().blob_path(blob(n));
     let before: Vec<_> = [1, 3].map(|n| fs::metadata(path(n)).unwrap().accessed().unwrap()).into();
@@ -131,7 +131,7 @@ fn damaged_blobs_are_found_removed_and_downloaded_again_and_the_others_are_left(
 }
 
 #[test]
-fn a_blob_that_is_there_already_keeps_its_file_when_it_is_published_again() {
+fn a_cached_blob_keeps_its_file_if_published_again() {
     use std::os::unix::fs::MetadataExt;
     let (dir, cache) = three();
     let in_use = cache.get(blob(1)).unwrap().unwrap();
@@ -146,7 +146,7 @@ fn a_blob_that_is_there_already_keeps_its_file_when_it_is_published_again() {
 }
 
 #[test]
-fn a_directory_or_a_pipe_under_a_blobs_name_is_not_handed_out_as_the_blob() {
+fn only_a_regular_file_is_handed_out() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     cache.layout().create_bucket(3).unwrap();
@@ -161,7 +161,7 @@ fn a_directory_or_a_pipe_under_a_blobs_name_is_not_handed_out_as_the_blob() {
 }
 
 #[test]
-fn a_file_that_is_nearly_called_a_part_of_a_download_is_left_alone() {
+fn gc_spares_files_with_other_names() {
     let (_dir, cache) = three();
     let part = left_part(&cache, 8);
     let stranger = part.with_file_name(format!("+3.{}.part", blob(8).tid));

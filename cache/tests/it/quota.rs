@@ -130,7 +130,7 @@ fn refused<T>(result: Result<T, CacheError>) -> (u64, u64, u64) {
 }
 
 #[test]
-fn processes_that_fill_a_cache_at_once_never_exceed_its_limit() {
+fn processes_never_exceed_the_limit() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open_limited(dir.path(), FILLED);
     let most = watched(&cache, || {
@@ -146,7 +146,7 @@ fn processes_that_fill_a_cache_at_once_never_exceed_its_limit() {
 }
 
 #[test]
-fn what_a_killed_process_had_taken_is_found_and_given_to_others() {
+fn space_of_a_killed_process_is_reclaimed() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("cache");
     let cache = open_limited(&root, 4 * MIB);
@@ -164,7 +164,7 @@ fn what_a_killed_process_had_taken_is_found_and_given_to_others() {
 }
 
 #[test]
-fn those_used_longest_ago_go_first_and_no_more_than_needed() {
+fn eviction_takes_the_least_recently_used_only() {
     let dir = tempfile::tempdir().unwrap();
     let cache = three_of_four(dir.path());
     used(&cache, 1, 1);
@@ -176,7 +176,7 @@ fn those_used_longest_ago_go_first_and_no_more_than_needed() {
 }
 
 #[test]
-fn another_process_remembers_the_order_and_passes_over_what_was_used_since() {
+fn eviction_skips_what_was_used_since_the_walk() {
     let dir = tempfile::tempdir().unwrap();
     let cache = three_of_four(dir.path());
     load(&cache, blob(4), size(MIB)).unwrap();
@@ -187,7 +187,7 @@ fn another_process_remembers_the_order_and_passes_over_what_was_used_since() {
 }
 
 #[test]
-fn what_is_in_use_stays_at_its_path_and_what_does_not_fit_beside_it_is_refused_with_figures() {
+fn blobs_in_use_stay_and_others_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let cache = three_of_four(dir.path());
     let other = open(dir.path());
@@ -206,7 +206,7 @@ fn what_is_in_use_stays_at_its_path_and_what_does_not_fit_beside_it_is_refused_w
 }
 
 #[test]
-fn a_blob_larger_than_the_limit_is_refused_before_anything_is_removed() {
+fn a_blob_above_the_limit_evicts_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let cache = three_of_four(dir.path());
     let (needed, limit, in_use) = refused(load(&cache, blob(4), size(4 * MIB)));
@@ -221,7 +221,7 @@ fn a_blob_larger_than_the_limit_is_refused_before_anything_is_removed() {
 }
 
 #[test]
-fn the_limit_is_recorded_for_all_who_open_the_cache_until_it_is_taken_away() {
+fn the_limit_is_recorded_for_all_processes() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     assert_eq!(cache.limit().unwrap(), None);
@@ -240,7 +240,7 @@ fn the_limit_is_recorded_for_all_who_open_the_cache_until_it_is_taken_away() {
 }
 
 #[test]
-fn the_files_of_transactions_are_counted_from_their_first_byte_until_they_are_gone() {
+fn the_files_of_transactions_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open_limited(&dir.path().join("cache"), 4 * MIB);
     let file = dir.path().join("file");
