@@ -1,4 +1,5 @@
-//! Blobs that are in the cache, from the claim to the open file: how many a second, and allocations for each.
+//! Blobs that are in the cache, from the claim to the open file: how many a second, and allocations
+//! for each.
 
 use std::hint::black_box;
 
@@ -56,7 +57,7 @@ fn hits(criterion: &mut Criterion) {
         Ok(())
     };
     if let Err(error) = run(criterion) {
-        eprintln!("the cache can not be measured: {error}");
+        eprintln!("cannot measure the cache: {error}");
         std::process::exit(1);
     }
 }

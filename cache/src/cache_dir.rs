@@ -1,4 +1,5 @@
-//! The cache's directory as this process has it open: lookup, publication, and what its threads share.
+//! The cache's directory as this process has it open: lookup, publication, and what its threads
+//! share.
 
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
@@ -26,8 +27,8 @@ use crate::quota::scratch::Scratch;
 use crate::segments::Segments;
 use crate::verified::VerifiedFiles;
 
-/// The number of tables that the buckets share. It is a prime, so that blobs at any regular distance use different
-/// tables.
+/// The number of tables that the buckets share. It is a prime, so that blobs at any regular
+/// distance use different tables.
 const TABLES: usize = 31;
 
 /// A claim that waits for its answer.
@@ -66,8 +67,8 @@ struct Inner {
     /// `None` in shared mode, where the server manages unfinished files and disk space.
     own: Option<Own>,
     boot: Option<BootId>,
-    /// Each table has some of the buckets. Entering a bucket takes its file lock, which is a system call; only claims
-    /// of the same table wait for it.
+    /// Each table has some of the buckets. Entering a bucket takes its file lock, which is a system
+    /// call; only claims of the same table wait for it.
     in_flight: [Mutex<Claims>; TABLES],
     verify_queue: Mutex<VerifyQueue<Box<dyn Waiter>>>,
     verified: VerifiedFiles,
@@ -194,7 +195,8 @@ impl CacheDir {
         Ok(Found::Ready(CachedBlob::new(blob, self.layout(), file, &metadata)))
     }
 
-    /// Opens a blob's file. As long as it is open, no process evicts it (in shared mode the server may).
+    /// Opens a blob's file. As long as it is open, no process evicts it (in shared mode the server
+    /// may).
     ///
     /// Anything but a regular file is an error, whatever its name; a pipe does not block.
     pub(crate) fn open_blob(&self, blob: BlobId) -> Result<Option<(File, Metadata)>, CacheError> {
@@ -224,8 +226,9 @@ impl CacheDir {
 
     /// Makes a complete file the blob.
     ///
-    /// Does not take the bucket's lock, which another blob's download may hold: the rename is atomic. If the blob is
-    /// in the cache already, its file stays: it has the same bytes, and may be in use.
+    /// Does not take the bucket's lock, which another blob's download may hold: the rename is
+    /// atomic. If the blob is in the cache already, its file stays: it has the same bytes, and may
+    /// be in use.
     pub(crate) fn publish(
         &self,
         blob: BlobId,

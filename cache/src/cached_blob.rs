@@ -13,9 +13,10 @@ use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 /// A blob in the cache: a complete file, open for reading.
 ///
-/// No process evicts the file while this value lives, or the file that [`CachedBlob::into_file`] returns.
-/// So its path can be given to other programs. In shared mode the server decides about eviction, and the
-/// file may vanish from its path at any time. The open file stays readable in any case.
+/// No process evicts the file while this value lives, or the file that [`CachedBlob::into_file`]
+/// returns. So its path can be given to other programs. In shared mode the server decides about
+/// eviction, and the file may vanish from its path at any time. The open file stays readable in any
+/// case.
 ///
 /// [`Read`] reads the file from its cursor, which is at the start at first.
 #[derive(Debug)]
@@ -46,14 +47,15 @@ impl CachedBlob {
         self.path.get_or_init(|| self.layout.blob_path(self.blob))
     }
 
-    /// Returns the file, open for reading. Unless [`CachedBlob::try_clone`] was called, the cursor belongs to
-    /// the caller alone.
+    /// Returns the file, open for reading. Unless [`CachedBlob::try_clone`] was called, the cursor
+    /// belongs to the caller alone.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Returns the file, open for reading. The blob is in use as long as the file, or a clone of it, is open.
+    /// Returns the file, open for reading. The blob is in use as long as the file, or a clone of
+    /// it, is open.
     #[must_use]
     pub fn into_file(self) -> File {
         self.file
@@ -65,8 +67,8 @@ impl CachedBlob {
         self.size
     }
 
-    /// Returns another value for the same open file, as [`File::try_clone`] does: both share one cursor. The
-    /// blob is in use as long as one of them lives.
+    /// Returns another value for the same open file, as [`File::try_clone`] does: both share one
+    /// cursor. The blob is in use as long as one of them lives.
     ///
     /// # Errors
     /// Returns the system's error if the process has no file descriptor left.
@@ -100,10 +102,11 @@ impl AsFd for CachedBlob {
     }
 }
 
-/// Sets the file's access time to now, as ZEO does: eviction takes the least recently used files first.
+/// Sets the file's access time to now, as ZEO does: eviction takes the least recently used files
+/// first.
 ///
-/// The kernel's own updates are too rare for that (`relatime`), or disabled (`noatime`). One update per
-/// second suffices. If it is not permitted, the access time stays.
+/// The kernel's own updates are too rare for that (`relatime`), or disabled (`noatime`). One update
+/// per second suffices. If it is not permitted, the access time stays.
 pub(crate) fn touch(file: &File, metadata: &Metadata) {
     const INTERVAL: Duration = Duration::from_secs(1);
     let Ok(last) = metadata.accessed() else { return };

@@ -54,14 +54,14 @@ pub enum CacheError {
     },
     /// [`Download::write`](crate::Download::write) or [`Download::finish`](crate::Download::finish)
     /// was called before [`Download::start`](crate::Download::start).
-    #[error("blob {blob}: its size must be known before its bytes (call Download::start first)")]
+    #[error("the download of blob {blob} was not started: call Download::start first")]
     NotStarted {
         /// The blob.
         blob: BlobId,
     },
     /// The bytes in the partial file do not fit those to come, and were removed. The download can
     /// begin again.
-    #[error("what is there of blob {blob} does not fit what is to come: ask for all of it again")]
+    #[error("the partial file of blob {blob} does not fit the bytes to come: request all of them again")]
     Stale {
         /// The blob.
         blob: BlobId,

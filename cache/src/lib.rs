@@ -1,10 +1,11 @@
 //! A machine's cache of blobs, which many processes share, and each of them may die at any moment.
 //!
-//! A blob is immutable, so each machine downloads it at most once. A program claims a blob, and gets
-//! either the blob or the right and the duty to download it. All other claims wait meanwhile: of threads
-//! of the same process, and of other processes that have the directory open. No claim polls, and none
-//! waits forever. If the downloading process dies, the next claim takes over, and continues with the
-//! bytes that have arrived. A [follower](Cache::follow) reads a blob while it is being downloaded.
+//! A blob is immutable, so each machine downloads it at most once. A program claims a blob, and
+//! gets either the blob or the right and the duty to download it. All other claims wait meanwhile:
+//! of threads of the same process, and of other processes that have the directory open. No claim
+//! polls, and none waits forever. If the downloading process dies, the next claim takes over, and
+//! continues with the bytes that have arrived. A [follower](Cache::follow) reads a blob while it is
+//! being downloaded.
 //!
 //! ```
 //! use blobferry_cache::{Cache, CacheConfig, Claim, Take};
@@ -41,20 +42,20 @@
 //!
 //! # Guarantees
 //!
-//! * A file under a blob's name has all of the blob's bytes, whatever process died while it was made, and
-//!   after a power cut.
-//! * A machine has at most one download of a blob at a time. If the downloading process dies, the bytes
-//!   that have arrived need not be sent again.
-//! * A follower reports the end only if the blob is in the cache, and the bytes that it returned were the
-//!   blob's.
+//! * A file under a blob's name has all of the blob's bytes, whatever process died while it was
+//!   made, and after a power cut.
+//! * A machine has at most one download of a blob at a time. If the downloading process dies, the
+//!   bytes that have arrived need not be sent again.
+//! * A follower reports the end only if the blob is in the cache, and the bytes that it returned
+//!   were the blob's.
 //! * A blob that was handed out stays readable, whatever happens to the cache.
 //! * No lock file is ever deleted, so no two processes hold the same lock.
 //!
 //! # Overview
 //!
 //! [`Cache`] is the cache: [`Cache::claim`] for reading, [`Cache::follow`] for reading along,
-//! [`Cache::buffer`] for writing. [`Layout`] is the directory, and [`BlobWriter`] a file that is being
-//! filled; servers use these two as well.
+//! [`Cache::buffer`] for writing. [`Layout`] is the directory, and [`BlobWriter`] a file that is
+//! being filled; servers use these two as well.
 
 mod blob_name;
 mod cache;

@@ -1,7 +1,8 @@
 //! The transaction buffer: the files of one transaction until it is committed.
 //!
-//! A file is taken when it is stored, so that no process changes it before it is sent. When the transaction is finished,
-//! it becomes the cached blob: a machine need not download what it has written itself.
+//! A file is taken when it is stored, so that no process changes it before it is sent. When the
+//! transaction is finished, it becomes the cached blob: a machine need not download what it has
+//! written itself.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -22,15 +23,17 @@ use crate::error::CacheError;
 /// How a file is taken into a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {
-    /// Removes the file from its path. It is renamed if possible. It is copied and then removed if it is on another
-    /// file system, belongs to another user, has a second name, or is a symbolic link.
+    /// Removes the file from its path. It is renamed if possible. It is copied and then removed if
+    /// it is on another file system, belongs to another user, has a second name, or is a symbolic
+    /// link.
     Move,
-    /// Leaves the file at its path. If the file system supports it, the copy shares the blocks of the original.
+    /// Leaves the file at its path. If the file system supports it, the copy shares the blocks of
+    /// the original.
     Copy,
 }
 
-/// The files of one transaction that is not committed yet. Dropped without [`TransactionBuffer::finish`], they are
-/// removed.
+/// The files of one transaction that is not committed yet. Dropped without
+/// [`TransactionBuffer::finish`], they are removed.
 #[derive(Debug)]
 pub struct TransactionBuffer {
     dir: CacheDir,
@@ -57,8 +60,9 @@ impl TransactionBuffer {
     /// Takes a file for an object. It replaces an earlier file for the object.
     ///
     /// # Errors
-    /// Returns [`CacheError::NotAFile`] if the path leads to anything but a regular file; [`CacheError::Changed`] if
-    /// another process wrote to the file while it was copied; [`CacheError::Take`]. The file is then still at its path.
+    /// Returns [`CacheError::NotAFile`] if the path leads to anything but a regular file;
+    /// [`CacheError::Changed`] if another process wrote to the file while it was copied;
+    /// [`CacheError::Take`]. The file is then still at its path.
     pub fn take(&mut self, oid: Oid, path: &Path, how: Take) -> Result<&Buffered, CacheError> {
         let take = |source| CacheError::Take { oid, source };
         // Before it is opened: opening a pipe waits for its other end.
@@ -91,7 +95,8 @@ impl TransactionBuffer {
     /// [`TransactionBuffer::tmp`], whose bytes the quota counts only now.
     ///
     /// # Errors
-    /// Returns [`CacheError::Take`] if the quota has no space for a file that it did not count before.
+    /// Returns [`CacheError::Take`] if the quota has no space for a file that it did not count
+    /// before.
     pub fn adopt(&mut self, oid: Oid, file: BlobFile) -> Result<&Buffered, CacheError> {
         let (size, digest) = (file.size(), Some(file.digest()));
         let mut file = file.file;
@@ -105,7 +110,8 @@ impl TransactionBuffer {
         Ok(self.insert(oid, Buffered { file, size, digest }))
     }
 
-    /// Creates a file to fill with the bytes of a blob of any size, for [`TransactionBuffer::adopt`].
+    /// Creates a file to fill with the bytes of a blob of any size, for
+    /// [`TransactionBuffer::adopt`].
     ///
     /// # Errors
     /// Returns [`WriteError::NoSpace`] and [`WriteError::Io`].
@@ -136,7 +142,8 @@ impl TransactionBuffer {
         self.files.remove(&oid);
     }
 
-    /// Records the digest of an object's file, which the sender has computed. Does nothing if the object has no file.
+    /// Records the digest of an object's file, which the sender has computed. Does nothing if the
+    /// object has no file.
     ///
     /// A file with a known digest need not be synced when the transaction is finished.
     pub fn set_digest(&mut self, oid: Oid, digest: Digest) {
@@ -145,15 +152,16 @@ impl TransactionBuffer {
         }
     }
 
-    /// Makes each file the blob of its object at `tid`: the transaction is committed. Returns the blobs in the order of
-    /// their object ids.
+    /// Makes each file the blob of its object at `tid`: the transaction is committed. Returns the
+    /// blobs in the order of their object ids.
     ///
-    /// In shared mode the server has made the files blobs already, so they are only opened. The result lacks a blob that
-    /// the server keeps without a file.
+    /// In shared mode the server has made the files blobs already, so they are only opened. The
+    /// result lacks a blob that the server keeps without a file.
     ///
     /// # Errors
-    /// Returns [`CacheError::Write`] for the first blob that did not get into the cache. The other blobs do get into it.
-    /// The transaction is committed in any case: a blob that is missing in the cache can be downloaded.
+    /// Returns [`CacheError::Write`] for the first blob that did not get into the cache. The other
+    /// blobs do get into it. The transaction is committed in any case: a blob that is missing in
+    /// the cache can be downloaded.
     pub fn finish(self, tid: Tid) -> Result<Vec<CachedBlob>, CacheError> {
         let TransactionBuffer { dir, files } = self;
         let mut cached = Vec::with_capacity(files.len());
@@ -196,7 +204,8 @@ impl Buffered {
         self.file.file()
     }
 
-    /// Returns its temporary name. In shared mode the client sends the last component to the server.
+    /// Returns its temporary name. In shared mode the client sends the last component to the
+    /// server.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.file.path()
@@ -215,7 +224,8 @@ impl Buffered {
     }
 }
 
-/// Renames a file into the cache. Returns `None`, and leaves the file, if it must be copied instead.
+/// Renames a file into the cache. Returns `None`, and leaves the file, if it must be copied
+/// instead.
 fn rename(path: &Path, dir: &CacheDir) -> Result<Option<TempFile>, WriteError> {
     let metadata = fs::symlink_metadata(path).map_err(WriteError::io("open", path))?;
     // Another owner, or another name, would allow changes to the blob.
@@ -258,7 +268,8 @@ fn copy(path: &Path, dir: &CacheDir) -> Result<Option<TempFile>, WriteError> {
     }
     let mut copy = dir.create_temp_file()?;
     copy.reserve(size)?;
-    // One more byte would show that the file has grown. The limit ends the copy of a log that grows all the time.
+    // One more byte would show that the file has grown. The limit ends the copy of a log that grows
+    // all the time.
     let copied = io::copy(&mut (&source).take(size.saturating_add(1)), &mut copy.file())
         .map_err(WriteError::space("copy a file to", copy.path(), size))?;
     Ok((copied == size).then_some(copy))

@@ -1,7 +1,9 @@
-//! Files whose stamps were found valid: reading a stamp costs as much as locking the file and reading its metadata.
+//! Files whose stamps were found valid: reading a stamp costs as much as locking the file and
+//! reading its metadata.
 //!
-//! A change of the stamp changes the file's ctime, after which the file counts as another one. So does an update of its
-//! access time, which [`touch`](crate::cached_blob::touch) makes at most once a second.
+//! A change of the stamp changes the file's ctime, after which the file counts as another one. So
+//! does an update of its access time, which [`touch`](crate::cached_blob::touch) makes at most once
+//! a second.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -49,11 +51,7 @@ impl VerifiedFiles {
 
 impl FileIdentity {
     fn of(file: &Metadata) -> FileIdentity {
-        FileIdentity {
-            device: file.dev(),
-            inode: file.ino(),
-            changed: (file.ctime(), file.ctime_nsec()),
-        }
+        FileIdentity { device: file.dev(), inode: file.ino(), changed: (file.ctime(), file.ctime_nsec()) }
     }
 }
 

@@ -193,7 +193,9 @@ impl House {
             Ok(SmallClaim::File(cached)) => self.serves(&cached),
             Ok(SmallClaim::Download(download)) => {
                 let digest = digest_of(&truth);
-                download.finish_small(&truth.into(), digest, |write| write()).expect("it is small, and right");
+                download
+                    .finish_small(&truth.into(), digest, |write| write())
+                    .expect("it is small, and right");
             }
             Err(error) => self.excuses(blob, &error),
         }

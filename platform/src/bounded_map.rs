@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// A map of at most `capacity` entries.
 ///
-/// If a new key would exceed the capacity, the entry whose key was inserted first is removed. Inserting a key again
-/// changes its value, not its age.
+/// If a new key would exceed the capacity, the entry whose key was inserted first is removed.
+/// Inserting a key again changes its value, not its age.
 ///
 /// # Example
 /// ```

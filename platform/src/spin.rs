@@ -1,11 +1,11 @@
 //! How long a waiting thread spins before it sleeps.
 //!
 //! A large blob passes several threads, and each of them waits for the one before it every few
-//! microseconds. Waking a thread whose processor sleeps takes longer than most of these waits, above
-//! all on a virtual machine, where the host has to wake the processor. So a thread polls first, and
-//! yields to other threads in between; only then it sleeps. If a sleep was long, polling was useless:
-//! the thread then sleeps at once, until a sleep is short again. So a slow network costs no processor
-//! time.
+//! microseconds. Waking a thread whose processor sleeps takes longer than most of these waits,
+//! above all on a virtual machine, where the host has to wake the processor. So a thread polls
+//! first, and yields to other threads in between; only then it sleeps. If a sleep was long, polling
+//! was useless: the thread then sleeps at once, until a sleep is short again. So a slow network
+//! costs no processor time.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,14 @@ use crate::sync;
 
 /// How a thread spins.
 ///
-/// Polls are counted instead of timed: the time of other threads, to which the thread yields, is not
-/// lost.
+/// Polls are counted instead of timed: the time of other threads, to which the thread yields, is
+/// not lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpinPolicy {
     /// The maximum number of polls in one wait. 0 turns spinning off.
     pub max_polls: u32,
-    /// The longest sleep after which the next wait spins again. After a longer sleep, spinning would not
-    /// have avoided it.
+    /// The longest sleep after which the next wait spins again. After a longer sleep, spinning
+    /// would not have avoided it.
     pub max_sleep: Duration,
 }
 
@@ -28,7 +28,8 @@ impl SpinPolicy {
     /// Never spins.
     pub const OFF: SpinPolicy = SpinPolicy { max_polls: 0, max_sleep: Duration::ZERO };
 
-    /// For the threads that a large blob passes: up to 400 polls, adapted to sleeps of up to 300 µs.
+    /// For the threads that a large blob passes: up to 400 polls, adapted to sleeps of up to 300
+    /// µs.
     pub const PIPELINE: SpinPolicy = SpinPolicy::polls(400);
 
     /// For a thread that waits for the answer to one small request: up to 50 polls, about 30 µs.
@@ -37,8 +38,8 @@ impl SpinPolicy {
     /// For a thread that waits for other transactions to join its group commit: up to 40 polls.
     pub const GROUP_COMMIT: SpinPolicy = SpinPolicy::polls(40);
 
-    /// Returns a policy of at most `max_polls` polls. Schedule tests poll once: more polls only repeat
-    /// schedules.
+    /// Returns a policy of at most `max_polls` polls. Schedule tests poll once: more polls only
+    /// repeat schedules.
     #[must_use]
     pub const fn polls(max_polls: u32) -> SpinPolicy {
         let max_polls = if cfg!(feature = "shuttle") && max_polls > 1 { 1 } else { max_polls };

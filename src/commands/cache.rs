@@ -51,7 +51,8 @@ struct Report {
 
 impl From<Usage> for Report {
     fn from(usage: Usage) -> Report {
-        let Usage { blobs, bytes, in_use, pinned, segments: packs, segment_bytes: packed, unfinished, limit } = usage;
+        let Usage { blobs, bytes, in_use, pinned, segments: packs, segment_bytes: packed, unfinished, limit } =
+            usage;
         Report { blobs, bytes, in_use, pinned, packs, packed, unfinished, limit }
     }
 }

@@ -13,13 +13,15 @@ use crate::error::CacheError;
 /// The right and the duty to download one blob, while all other claims on the machine wait for it.
 ///
 /// The steps are: [`Download::resume`] (optional); request the bytes from [`Download::written`] on;
-/// [`Download::start`]; [`Download::write`]; [`Download::finish`]. If the connection breaks, take the same steps again
-/// on the next one. If a step returns [`CacheError::Stale`], the bytes in the partial file were not the blob's and are
-/// gone: request the bytes from [`Download::written`] on, which is then 0.
+/// [`Download::start`]; [`Download::write`]; [`Download::finish`]. If the connection breaks, take
+/// the same steps again on the next one. If a step returns [`CacheError::Stale`], the bytes in the
+/// partial file were not the blob's and are gone: request the bytes from [`Download::written`] on,
+/// which is then 0.
 ///
-/// Dropped before it is finished, a download removes the bytes that it has worked on, and the next waiting claim, in
-/// this process or another, becomes the downloader. [`Download::leave`] leaves the bytes to that claim. If the process
-/// dies, the bytes stay as well: [`Download::found`] returns their number.
+/// Dropped before it is finished, a download removes the bytes that it has worked on, and the next
+/// waiting claim, in this process or another, becomes the downloader. [`Download::leave`] leaves
+/// the bytes to that claim. If the process dies, the bytes stay as well: [`Download::found`]
+/// returns their number.
 ///
 /// The methods write to disk, and block for as long as that takes.
 #[derive(Debug)]
@@ -58,11 +60,12 @@ impl Download {
         self.found
     }
 
-    /// Continues with the bytes that were found: reads the partial file, to hash it. Returns [`Download::written`].
-    ///
-    /// A partial file that cannot be used is removed, and 0 is returned: one that is unreadable, not a regular file, or
-    /// writable under another name. After [`Download::start`], `resume` has no effect but to return
+    /// Continues with the bytes that were found: reads the partial file, to hash it. Returns
     /// [`Download::written`].
+    ///
+    /// A partial file that cannot be used is removed, and 0 is returned: one that is unreadable,
+    /// not a regular file, or writable under another name. After [`Download::start`], `resume` has
+    /// no effect but to return [`Download::written`].
     ///
     /// # Errors
     /// Returns [`CacheError::Finished`] after [`Download::finish`].
@@ -84,7 +87,8 @@ impl Download {
         Ok(self.written())
     }
 
-    /// Returns the number of bytes that this download has resumed or written: the offset of the next byte.
+    /// Returns the number of bytes that this download has resumed or written: the offset of the
+    /// next byte.
     #[must_use]
     pub fn written(&self) -> u64 {
         self.writer.as_ref().map_or(0, BlobWriter::written)
@@ -92,8 +96,8 @@ impl Download {
 
     /// Returns the digest of the bytes that this download has resumed or written so far.
     ///
-    /// If a source tells no digest, `finish(download.digest())` accepts what came. Nothing is verified then; in
-    /// particular, resumed bytes may be another blob's.
+    /// If a source tells no digest, `finish(download.digest())` accepts what came. Nothing is
+    /// verified then; in particular, resumed bytes may be another blob's.
     #[must_use]
     pub fn digest(&self) -> Digest {
         match &self.writer {
@@ -104,14 +108,16 @@ impl Download {
 
     /// Announces bytes: those of the blob from the offset `from` on.
     ///
-    /// `size` is the size of the whole blob in bytes, or `None` if the source does not tell it. With a size, disk space
-    /// for all of it is reserved now; without, space is reserved as the bytes come. From offset 0 the download begins
-    /// again with nothing. Otherwise `from` must be [`Download::written`].
+    /// `size` is the size of the whole blob in bytes, or `None` if the source does not tell it.
+    /// With a size, disk space for all of it is reserved now; without, space is reserved as the
+    /// bytes come. From offset 0 the download begins again with nothing. Otherwise `from` must be
+    /// [`Download::written`].
     ///
     /// # Errors
-    /// Returns [`CacheError::Stale`] if `from` is neither 0 nor [`Download::written`], or the size differs from an
-    /// earlier one; [`CacheError::Write`] with [`WriteError::Full`] if the cache's limit leaves no space, or with
-    /// [`WriteError::NoSpace`] if the disk is too full; [`CacheError::Finished`] after [`Download::finish`].
+    /// Returns [`CacheError::Stale`] if `from` is neither 0 nor [`Download::written`], or the size
+    /// differs from an earlier one; [`CacheError::Write`] with [`WriteError::Full`] if the cache's
+    /// limit leaves no space, or with [`WriteError::NoSpace`] if the disk is too full;
+    /// [`CacheError::Finished`] after [`Download::finish`].
     pub fn start(&mut self, from: u64, size: impl Into<Option<u64>>) -> Result<(), CacheError> {
         self.check_unfinished()?;
         let size = size.into();
@@ -163,9 +169,9 @@ impl Download {
     /// Writes the next bytes.
     ///
     /// # Errors
-    /// Returns [`CacheError::Write`] if more bytes come than were announced, or if the disk fails, after which no bytes
-    /// are left; [`CacheError::NotStarted`] before [`Download::start`]; [`CacheError::Finished`] after
-    /// [`Download::finish`].
+    /// Returns [`CacheError::Write`] if more bytes come than were announced, or if the disk fails,
+    /// after which no bytes are left; [`CacheError::NotStarted`] before [`Download::start`];
+    /// [`CacheError::Finished`] after [`Download::finish`].
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
         self.check_unfinished()?;
         let written = match &mut self.writer {
@@ -178,14 +184,15 @@ impl Download {
         written.map_err(self.failed())
     }
 
-    /// Ends the download: if all bytes have come and have this digest, the partial file becomes the blob, and all waiting
-    /// claims are answered with it.
+    /// Ends the download: if all bytes have come and have this digest, the partial file becomes the
+    /// blob, and all waiting claims are answered with it.
     ///
     /// # Errors
-    /// Returns [`CacheError::Stale`] if the digest differs and some bytes were resumed: the download can be started
-    /// again. Returns [`CacheError::Write`] if the bytes are not the blob's or the disk fails;
-    /// [`CacheError::NotStarted`] before [`Download::start`]; [`CacheError::Finished`] if it has ended already. No
-    /// bytes are left after an error. The next waiting claim leads when this value is dropped.
+    /// Returns [`CacheError::Stale`] if the digest differs and some bytes were resumed: the
+    /// download can be started again. Returns [`CacheError::Write`] if the bytes are not the blob's
+    /// or the disk fails; [`CacheError::NotStarted`] before [`Download::start`];
+    /// [`CacheError::Finished`] if it has ended already. No bytes are left after an error. The next
+    /// waiting claim leads when this value is dropped.
     pub fn finish(&mut self, digest: Digest) -> Result<CachedBlob, CacheError> {
         self.check_unfinished()?;
         if !std::mem::take(&mut self.started) {

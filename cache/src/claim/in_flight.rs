@@ -1,10 +1,13 @@
-//! Which claim leads which blob in this process, and which claims wait: the rules, without files or threads.
+//! Which claim leads which blob in this process, and which claims wait: the rules, without files or
+//! threads.
 //!
-//! A bucket is in the table as long as a claim of one of its blobs is in flight. It is in one of two states:
+//! A bucket is in the table as long as a claim of one of its blobs is in flight. It is in one of
+//! two states:
 //!
-//! * *wanted*: another process holds the bucket's file lock, and one helper thread waits for it. All claims wait.
-//! * *locked*: this process holds the file lock. Exactly one claim leads each blob. The other claims of that blob wait
-//!   in the order in which they came.
+//! * *wanted*: another process holds the bucket's file lock, and one helper thread waits for it.
+//!   All claims wait.
+//! * *locked*: this process holds the file lock. Exactly one claim leads each blob. The other
+//!   claims of that blob wait in the order in which they came.
 //!
 //! When the last leader leaves, the bucket is removed from the table, which releases the file lock.
 
@@ -23,8 +26,8 @@ pub(crate) struct InFlight<L, W> {
 struct Bucket<L, W> {
     /// `None` while another process holds the lock.
     lock: Option<L>,
-    /// The blobs with claims in flight, and the claims that wait. While the lock is held, each blob has a leader, which
-    /// is not in its queue.
+    /// The blobs with claims in flight, and the claims that wait. While the lock is held, each blob
+    /// has a leader, which is not in its queue.
     blobs: BTreeMap<BlobId, VecDeque<W>>,
 }
 
@@ -83,7 +86,8 @@ impl<L, W> InFlight<L, W> {
         Admission::Waiting
     }
 
-    /// Enters a leader, if the claim need not wait. Returns `false`, and enters nothing, if it would have to.
+    /// Enters a leader, if the claim need not wait. Returns `false`, and enters nothing, if it
+    /// would have to.
     pub(crate) fn try_enter(
         &mut self,
         blob: BlobId,
@@ -121,7 +125,8 @@ impl<L, W> InFlight<L, W> {
             .collect()
     }
 
-    /// Removes a blob, whose file is in the cache, and its leader. Returns the claims that waited for it.
+    /// Removes a blob, whose file is in the cache, and its leader. Returns the claims that waited
+    /// for it.
     pub(crate) fn complete(&mut self, blob: BlobId) -> VecDeque<W> {
         let Some(bucket) = self.buckets.get_mut(&blob.bucket()) else { return VecDeque::new() };
         let queue = bucket.blobs.remove(&blob).unwrap_or_default();
@@ -131,8 +136,8 @@ impl<L, W> InFlight<L, W> {
         queue
     }
 
-    /// Removes and returns the claims that wait for a blob and `can` be answered before its file is written. The leader
-    /// stays.
+    /// Removes and returns the claims that wait for a blob and `can` be answered before its file is
+    /// written. The leader stays.
     pub(crate) fn leave(&mut self, blob: BlobId, can: impl Fn(&W) -> bool) -> VecDeque<W> {
         let waiting = self.buckets.get_mut(&blob.bucket()).and_then(|bucket| bucket.blobs.get_mut(&blob));
         let Some(waiting) = waiting else { return VecDeque::new() };
@@ -230,10 +235,7 @@ mod tests {
         }
         assert_eq!(claims.leave(blob(1), |waiter| waiter % 2 == 0), [2, 4, 6]);
         assert!(claims.leave(blob(2), |_| true).is_empty());
-        assert!(
-            matches!(claims.enter(blob(1), 7, || unreachable!()), Admission::Waiting),
-            "one leads"
-        );
+        assert!(matches!(claims.enter(blob(1), 7, || unreachable!()), Admission::Waiting), "one leads");
         assert_eq!(claims.complete(blob(1)), [3, 5, 7]);
     }
 

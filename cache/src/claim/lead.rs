@@ -1,7 +1,7 @@
-//! How a claim comes to lead its blob, what its leader does, and who leads next.
+//! How a claim comes to lead its blob, what its leader does, and which claim leads next.
 //!
-//! The leader of a blob is the one claim of this process that looks the blob up again, has its file verified, or
-//! downloads it. No mutex is held while a callback runs.
+//! The leader of a blob is the one claim of this process that looks the blob up again, has its file
+//! verified, or downloads it. No mutex is held while a callback runs.
 
 use std::fs::File;
 use std::io;
@@ -22,7 +22,7 @@ use crate::lock::FileLock;
 /// What the background thread has done about a blob's file.
 enum Prepared {
     /// The leader must look the blob up again.
-    LookAgain,
+    Retry,
     /// There is no file, and the blob is in no segment.
     Nothing,
 }
@@ -75,7 +75,8 @@ impl CacheDir {
         if planted(Bug::LoseWaiter) {
             waiting.pop_back();
         }
-        // Each claim opens the file by itself. If the file was evicted meanwhile, the claim starts again.
+        // Each claim opens the file by itself. If the file was evicted meanwhile, the claim starts
+        // again.
         waiting.into_iter().for_each(|waiter| waiter.claim_again(self, blob));
     }
 
@@ -121,7 +122,8 @@ impl CacheDir {
         CacheError::io("lock", &self.layout().lock_path(bucket))(error)
     }
 
-    /// Returns the bytes and the digest of a blob that waits to be written to a segment, or is in one.
+    /// Returns the bytes and the digest of a blob that waits to be written to a segment, or is in
+    /// one.
     pub(crate) fn small(&self, blob: BlobId) -> Option<(Bytes, Digest)> {
         let segments = self.segments()?;
         match segments.pending.get(blob) {
@@ -135,11 +137,13 @@ impl CacheDir {
         self.segments().is_some_and(|segments| segments.may_have(blob))
     }
 
-    /// Verifies, removes or writes the blob's file on the background thread, which then answers the leader.
+    /// Verifies, removes or writes the blob's file on the background thread, which then answers the
+    /// leader.
     ///
-    /// Files from before the machine's last start are verified, which reads all of the file. A verified file gets a
-    /// new stamp. A damaged file is removed, and the blob is downloaded again. A small blob that is only in a segment
-    /// gets a file. One thread does this for the whole cache, because the disk limits it.
+    /// Files from before the machine's last start are verified, which reads all of the file. A
+    /// verified file gets a new stamp. A damaged file is removed, and the blob is downloaded again.
+    /// A small blob that is only in a segment gets a file. One thread does this for the whole
+    /// cache, because the disk limits it.
     fn prepare_later(&self, blob: BlobId, leader: Box<dyn Waiter>) {
         if !self.verify_queue().push(blob, leader) {
             return;
@@ -156,7 +160,7 @@ impl CacheDir {
     fn prepare_queued(&self) {
         while let Some((blob, waiter)) = self.next_to_prepare() {
             match self.prepare(blob) {
-                Ok(Prepared::LookAgain) => self.lead(blob, waiter),
+                Ok(Prepared::Retry) => self.lead(blob, waiter),
                 Ok(Prepared::Nothing) => waiter.download(self, blob),
                 Err(error) => self.fail(blob, waiter, error),
             }
@@ -169,12 +173,12 @@ impl CacheDir {
 
     fn prepare(&self, blob: BlobId) -> Result<Prepared, CacheError> {
         match self.lookup(blob)? {
-            Found::Ready(_) => Ok(Prepared::LookAgain),
+            Found::Ready(_) => Ok(Prepared::Retry),
             Found::Unverified(file, digest) => {
                 self.verify_or_remove(blob, &file, digest)?;
-                Ok(Prepared::LookAgain)
+                Ok(Prepared::Retry)
             }
-            Found::Missing if self.extract_from_segment(blob)? => Ok(Prepared::LookAgain),
+            Found::Missing if self.extract_from_segment(blob)? => Ok(Prepared::Retry),
             Found::Missing => Ok(Prepared::Nothing),
         }
     }

@@ -1,16 +1,18 @@
 //! Claims: one download per machine.
 //!
-//! A claim of a blob is answered with the blob, or with the right and the duty to download it. Between processes the
-//! file lock of the blob's bucket decides. Between threads of one process the in-flight table
-//! ([`InFlight`](crate::claim::in_flight::InFlight)) decides. A claim takes these steps:
+//! A claim of a blob is answered with the blob, or with the right and the duty to download it.
+//! Between processes the file lock of the blob's bucket decides. Between threads of one process the
+//! in-flight table ([`InFlight`](crate::claim::in_flight::InFlight)) decides. A claim takes these
+//! steps:
 //!
 //! 1. It looks the file up. If the file is in the cache, that is the answer.
-//! 2. Otherwise it enters the in-flight table. If another claim of this process leads the blob, it waits. If another
-//!    process holds the bucket's file lock, it waits, and one thread blocks in the lock for all claims of the bucket.
-//!    Otherwise it leads.
-//! 3. The leader looks the file up again, because it may have come meanwhile. If the blob is in a segment, its file is
-//!    written. Otherwise the leader gets the [`Download`].
-//! 4. A download that succeeds answers all waiting claims. One that fails makes the next claim the leader.
+//! 2. Otherwise it enters the in-flight table. If another claim of this process leads the blob, it
+//!    waits. If another process holds the bucket's file lock, it waits, and one thread blocks in
+//!    the lock for all claims of the bucket. Otherwise it leads.
+//! 3. The leader looks the file up again, because it may have come meanwhile. If the blob is in a
+//!    segment, its file is written. Otherwise the leader gets the [`Download`].
+//! 4. A download that succeeds answers all waiting claims. One that fails makes the next claim the
+//!    leader.
 //!
 //! No step polls.
 
@@ -39,7 +41,8 @@ use crate::error::CacheError;
 pub enum Claim {
     /// The blob is in the cache.
     Hit(CachedBlob),
-    /// The blob is not in the cache, and the owner of this value is to download it. All other claims wait for that.
+    /// The blob is not in the cache, and the owner of this value is to download it. All other
+    /// claims wait for that.
     Download(Download),
 }
 
@@ -88,14 +91,16 @@ fn at_once(dir: &CacheDir, blob: BlobId) -> Option<Result<Claim, CacheError>> {
 impl Cache {
     /// Claims a blob, and waits while another thread or process downloads it.
     ///
-    /// A thread that owns a [`Download`] must not wait for another claim. A claim of the same blob would wait for that
-    /// very download, forever. In other processes even claims of different blobs wait if the blobs share a bucket: the
-    /// directory has 997 buckets (object id modulo 997), and the file lock of a bucket stays locked while this process
-    /// downloads a blob of it. Use [`Cache::try_claim`] or [`Cache::claim_timeout`] to avoid waiting without end.
+    /// A thread that owns a [`Download`] must not wait for another claim. A claim of the same blob
+    /// would wait for that very download, forever. In other processes even claims of different
+    /// blobs wait if the blobs share a bucket: the directory has 997 buckets (object id modulo
+    /// 997), and the file lock of a bucket stays locked while this process downloads a blob of it.
+    /// Use [`Cache::try_claim`] or [`Cache::claim_timeout`] to avoid waiting without end.
     ///
     /// # Errors
-    /// Returns [`CacheError::NotShared`] if the blob is missing in shared mode; [`CacheError::Io`] if its file cannot
-    /// be opened, or the bucket not be locked; [`CacheError::Abandoned`] if the answering thread panicked.
+    /// Returns [`CacheError::NotShared`] if the blob is missing in shared mode; [`CacheError::Io`]
+    /// if its file cannot be opened, or the bucket not be locked; [`CacheError::Abandoned`] if the
+    /// answering thread panicked.
     pub fn claim(&self, blob: BlobId) -> Result<Claim, CacheError> {
         if let Some(claim) = at_once(&self.0, blob) {
             return claim;
@@ -107,8 +112,9 @@ impl Cache {
 
     /// Claims a blob, but does not wait for another thread or process.
     ///
-    /// Returns `None` if another claim leads the blob, or another process has locked the blob's bucket. Verifying a
-    /// file from before the machine's last start still blocks, because this thread's claim leads then.
+    /// Returns `None` if another claim leads the blob, or another process has locked the blob's
+    /// bucket. Verifying a file from before the machine's last start still blocks, because this
+    /// thread's claim leads then.
     ///
     /// # Errors
     /// As for [`Cache::claim`].
@@ -126,7 +132,8 @@ impl Cache {
 
     /// Claims a blob, and waits for at most `timeout`. Returns `None` if the time runs out.
     ///
-    /// The claim stays in the queue then. When its turn comes, it leaves at once, and the next claim leads.
+    /// The claim stays in the queue then. When its turn comes, it leaves at once, and the next
+    /// claim leads.
     ///
     /// # Errors
     /// As for [`Cache::claim`].
@@ -143,11 +150,11 @@ impl Cache {
         }
     }
 
-    /// Claims a blob, and never blocks. Calls `done` with the answer: before this returns if the answer is known,
-    /// otherwise later, on another thread.
+    /// Claims a blob, and never blocks. Calls `done` with the answer: before this returns if the
+    /// answer is known, otherwise later, on another thread.
     ///
-    /// `done` must return quickly and must not wait (above all not for another claim): let it pass the answer on. An
-    /// answer that is not needed any more can be dropped.
+    /// `done` must return quickly and must not wait (above all not for another claim): let it pass
+    /// the answer on. An answer that is not needed any more can be dropped.
     pub fn claim_with(&self, blob: BlobId, done: impl FnOnce(Result<Claim, CacheError>) + Send + 'static) {
         Box::new(FileClaim(done)).claim_again(&self.0, blob);
     }

@@ -1,8 +1,9 @@
 //! Claims of small blobs' bytes, which are answered from memory or a segment instead of a file.
 //!
-//! They are claimed like all blobs, and downloaded once per machine. Bytes that have arrived are handed out from memory
-//! at once, and written to a [segment](crate::segments) afterwards. The claim ends when they are written, so that other
-//! processes find them there. A file is written only if a claim wants one.
+//! They are claimed like all blobs, and downloaded once per machine. Bytes that have arrived are
+//! handed out from memory at once, and written to a [segment](crate::segments) afterwards. The
+//! claim ends when they are written, so that other processes find them there. A file is written
+//! only if a claim wants one.
 
 use blobferry_platform::blobdir::WriteError;
 use blobferry_platform::os::Job;
@@ -27,8 +28,9 @@ pub enum SmallClaim {
     Bytes(Bytes),
     /// The blob's file.
     File(CachedBlob),
-    /// The blob is not in the cache, and the owner of this value is to download it. All other claims wait for that. If
-    /// the blob turns out to be small, [`Download::finish_small`] can end the download.
+    /// The blob is not in the cache, and the owner of this value is to download it. All other
+    /// claims wait for that. If the blob turns out to be small, [`Download::finish_small`] can end
+    /// the download.
     Download(Download),
 }
 
@@ -73,14 +75,15 @@ impl Cache {
     /// The largest blob, in bytes, that the cache keeps without a file of its own.
     pub const SMALL: u64 = SMALL;
 
-    /// Returns a blob's bytes if they are in memory or in a segment, compared with their digest. Does not look for a
-    /// file of the blob.
+    /// Returns a blob's bytes if they are in memory or in a segment, compared with their digest.
+    /// Does not look for a file of the blob.
     #[must_use]
     pub fn packed(&self, blob: BlobId) -> Option<Bytes> {
         self.0.small(blob).map(|(bytes, _)| bytes)
     }
 
-    /// Claims a blob's bytes, and waits while another thread or process downloads it: see [`Cache::claim`].
+    /// Claims a blob's bytes, and waits while another thread or process downloads it: see
+    /// [`Cache::claim`].
     ///
     /// # Errors
     /// As for [`Cache::claim`].
@@ -90,8 +93,8 @@ impl Cache {
         answered.recv().unwrap_or(Err(CacheError::Abandoned { blob }))
     }
 
-    /// Claims a blob's bytes, and never waits for a download: see [`Cache::claim_with`]. If the bytes are in a segment,
-    /// the calling thread reads them.
+    /// Claims a blob's bytes, and never waits for a download: see [`Cache::claim_with`]. If the
+    /// bytes are in a segment, the calling thread reads them.
     pub fn claim_small_with(
         &self,
         blob: BlobId,
@@ -100,8 +103,8 @@ impl Cache {
         Box::new(BytesClaim(done)).claim_again(&self.0, blob);
     }
 
-    /// Runs `load` as soon as memory has space for another small blob: before this returns, or on the thread that writes
-    /// small blobs to a segment. `load` is expected to request the blob.
+    /// Runs `load` as soon as memory has space for another small blob: before this returns, or on
+    /// the thread that writes small blobs to a segment. `load` is expected to request the blob.
     pub fn when_small_fits(&self, load: impl FnOnce() + Send + 'static) {
         match self.0.segments() {
             Some(segments) => segments.pending.run_when_writable(Box::new(load)),
@@ -113,13 +116,14 @@ impl Cache {
 impl Download {
     /// Ends the download of a small blob with all of its bytes, which are in memory.
     ///
-    /// If the bytes have this digest, claims of the bytes in this process are answered at once. The bytes still have to
-    /// be written to a segment. If no job is writing, this hands a job to `run`, which must execute it, on this thread or
-    /// another one; the job blocks for disk writes. All other claims of the blob are answered when it is written.
+    /// If the bytes have this digest, claims of the bytes in this process are answered at once. The
+    /// bytes still have to be written to a segment. If no job is writing, this hands a job to
+    /// `run`, which must execute it, on this thread or another one; the job blocks for disk writes.
+    /// All other claims of the blob are answered when it is written.
     ///
     /// # Errors
-    /// Returns [`CacheError::Write`] if the bytes have another digest, or are more than [`Cache::SMALL`]. The next
-    /// waiting claim leads then.
+    /// Returns [`CacheError::Write`] if the bytes have another digest, or are more than
+    /// [`Cache::SMALL`]. The next waiting claim leads then.
     pub fn finish_small(
         self,
         bytes: &Bytes,

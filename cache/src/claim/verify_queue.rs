@@ -1,4 +1,5 @@
-//! The blobs that one background thread must verify, or extract from a segment, before their claims are answered.
+//! The blobs that one background thread must verify, or extract from a segment, before their claims
+//! are answered.
 
 use std::collections::{BTreeSet, VecDeque};
 

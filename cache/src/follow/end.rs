@@ -23,7 +23,7 @@ pub enum FollowError {
     },
     /// No claim downloads the blob: the downloader has died or given up, or there was none. The
     /// follower's own claim leads now.
-    #[error("nobody here downloads blob {blob}: claim it, and download it")]
+    #[error("no process of this machine downloads blob {blob}: claim it, and download it")]
     Unattended {
         /// The blob.
         blob: BlobId,

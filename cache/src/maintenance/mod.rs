@@ -122,7 +122,7 @@ impl Cache {
             Ok(numbers) => (numbers, None),
             Err(error) => (Vec::new(), Some(CacheError::io("list", self.layout().segments_dir())(error))),
         };
-        let blobs = numbers.into_iter().flat_map(move |number| match cache.packed_in(number) {
+        let blobs = numbers.into_iter().flat_map(move |number| match cache.small_blobs_in(number) {
             Ok(entries) => entries.into_iter().map(|(_, entry)| Ok(entry)).collect(),
             Err(error) => vec![Err(error)],
         });
@@ -131,7 +131,7 @@ impl Cache {
 
     /// Returns the small blobs that would be read from one segment, with the offsets of their
     /// records.
-    pub(crate) fn packed_in(&self, number: u32) -> Result<Vec<(u64, CacheEntry)>, CacheError> {
+    pub(crate) fn small_blobs_in(&self, number: u32) -> Result<Vec<(u64, CacheEntry)>, CacheError> {
         let Some(segments) = self.0.segments() else { return Ok(Vec::new()) };
         let Some(file) = segments.open_segment(number) else { return Ok(Vec::new()) };
         let path = segments.path(number);
@@ -245,7 +245,6 @@ impl Cache {
             changed => changed.map_err(CacheError::io("pin or unpin", &path)),
         }
     }
-
 }
 
 impl From<Search> for Evicted {

@@ -9,8 +9,8 @@ use rustix::fs::OFlags;
 use crate::cache::Cache;
 use crate::error::CacheError;
 use crate::maintenance::CacheEntry;
-use crate::segments::{LARGEST, Segments};
 use crate::segments::record;
+use crate::segments::{LARGEST, Segments};
 use blobferry_platform::blobdir::integrity;
 use blobferry_platform::blobdir::integrity::Trust;
 use blobferry_platform::hash::digest_of;
@@ -83,9 +83,8 @@ impl Cache {
     ) -> Result<(), CacheError> {
         let Some(segment) = segments.open_segment(number) else { return Ok(()) };
         _ = rustix::fs::fcntl_setfl(&segment, OFlags::NOATIME);
-        for (at, entry) in self.packed_in(number)? {
-            let mut bytes =
-                vec![0; usize::try_from(entry.on_disk.min(LARGEST)).unwrap_or_default()];
+        for (at, entry) in self.small_blobs_in(number)? {
+            let mut bytes = vec![0; usize::try_from(entry.on_disk.min(LARGEST)).unwrap_or_default()];
             let read = segment.read_exact_at(&mut bytes, at);
             match read.map(|()| record::open(entry.blob, bytes)) {
                 Ok(Some((bytes, _))) => {

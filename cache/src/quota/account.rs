@@ -136,7 +136,8 @@ impl Record {
     fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(LENGTH + CHECKSUM);
         bytes.extend_from_slice(&MAGIC);
-        for number in [self.limit.unwrap_or(u64::MAX), self.used, self.recounts, u64::from(self.accuracy as u8)]
+        for number in
+            [self.limit.unwrap_or(u64::MAX), self.used, self.recounts, u64::from(self.accuracy as u8)]
         {
             bytes.extend_from_slice(&number.to_le_bytes());
         }

@@ -36,7 +36,7 @@ use blobferry_platform::sync::{Arc, Mutex};
 /// The reservation of a growing file grows by at least, and by at most, this number of bytes.
 const GROWTH: (u64, u64) = (1 << 20, 64 << 20);
 
-/// The number of files that are evicted before other threads and processes can lock the account.
+/// The number of files that are evicted before other threads and processes can lock the usage file.
 const EVICTIONS_PER_LOCK: u64 = 64;
 
 /// The quota of one cache. Clones share it.
@@ -86,7 +86,8 @@ impl CacheQuota {
         &self.0.layout
     }
 
-    /// Locks the account, with the right to evict. Counts the files first, if that was not done since the boot.
+    /// Locks the usage file, with the right to evict. Counts the files first, if that was not done
+    /// since the boot.
     pub(crate) fn lock(&self) -> Result<QuotaGuard<'_>, WriteError> {
         let queue = self.0.queue.lock();
         let usage = UsageFile::open(&self.0.usage_path, self.0.boot).map_err(self.failed())?;
@@ -161,7 +162,10 @@ impl CacheQuota {
             guard.usage.sub(bytes).map_err(self.failed())?;
         }
         let reservation = |placed| {
-            (placed, Box::new(QuotaReservation { quota: self.clone(), bytes, size, recounts, placeholder: None }))
+            (
+                placed,
+                Box::new(QuotaReservation { quota: self.clone(), bytes, size, recounts, placeholder: None }),
+            )
         };
         Ok(placed?.map(reservation))
     }

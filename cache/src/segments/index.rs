@@ -103,7 +103,11 @@ impl Index {
     }
 
     /// Inserts hints. Returns `false` if the table was removed meanwhile.
-    pub(crate) fn insert(&self, quota: &CacheQuota, hints: &[(BlobId, Location)]) -> Result<bool, WriteError> {
+    pub(crate) fn insert(
+        &self,
+        quota: &CacheQuota,
+        hints: &[(BlobId, Location)],
+    ) -> Result<bool, WriteError> {
         let _owned = Owned::wait(&self.file).map_err(self.failed())?;
         if !self.is_current() {
             return Ok(false);
@@ -318,7 +322,8 @@ mod tests {
                 index.lookup(blob(2 * slots - 1)).eq([hint(2 * slots as u32 - 1)]),
                 "the last one is there"
             );
-            let found = (0..2 * slots).filter(|n| index.lookup(blob(*n)).any(|found| found == hint(*n as u32)));
+            let found =
+                (0..2 * slots).filter(|n| index.lookup(blob(*n)).any(|found| found == hint(*n as u32)));
             assert!(found.count() as u64 > slots * 9 / 10);
         });
     }

@@ -2,8 +2,8 @@
 //!
 //! A file of its own for each small blob would cost more than to download the blob again. So small
 //! blobs that are loaded into memory are appended to a segment in the background, and an index
-//! records their locations for all processes. (A database would not do: several processes append at
-//! once, and none may wait for another.)
+//! records their locations for all processes. Several processes write at once, each to another
+//! segment: an embedded database with one writer at a time would make them wait for each other.
 //!
 //! Nothing here is synced, and nothing is trusted: a hint of the `index` leads to a `record`, which
 //! is verified. A segment is evicted as a whole, the least recently read one first.
@@ -181,7 +181,9 @@ impl Segments {
             Err(io::Error::other("something is in the place of the index"))
         };
         make().map_err(WriteError::space("make an index in", self.layout.segments_dir(), 0))?;
-        self.opened().ok_or(ErrorKind::NotFound.into()).map_err(WriteError::io("use", self.layout.segments_dir()))
+        self.opened()
+            .ok_or(ErrorKind::NotFound.into())
+            .map_err(WriteError::io("use", self.layout.segments_dir()))
     }
 }
 

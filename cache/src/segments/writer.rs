@@ -157,7 +157,8 @@ impl Active {
         let ample = end.max((begin + STEP).min(self.max_len));
         let up_to = |size: u64| {
             let more = quota.cost(size.saturating_sub(on_disk));
-            quota.change(&self.file, more, || Ok(allocate(&self.file, 0, size, None)?))?
+            quota
+                .change(&self.file, more, || Ok(allocate(&self.file, 0, size, None)?))?
                 .map_err(WriteError::space("reserve quota in", quota.layout().tmp(), size - begin))
         };
         match up_to(ample) {
@@ -173,8 +174,7 @@ fn find(layout: &Layout, dir: &File, quota: &CacheQuota, bytes: u64) -> Result<A
     let limit = quota.limit()?;
     let most = limit.map_or(LONGEST, |limit| (limit / MIN_SEGMENTS).clamp(SHORTEST, LONGEST)).max(bytes);
     for number in numbers(layout).map_err(failed())? {
-        let Some((file, metadata)) =
-            file::open(dir, &segment_name(number), How::Append).ok().flatten()
+        let Some((file, metadata)) = file::open(dir, &segment_name(number), How::Append).ok().flatten()
         else {
             continue;
         };

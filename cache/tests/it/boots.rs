@@ -1,4 +1,4 @@
-//! Files that were cached before the machine was last started.
+//! Files from before the machine's last start.
 
 use crate::util::{blob, bytes, digest, download, finish, open, read};
 use blobferry_cache::{Cache, Claim};
@@ -7,7 +7,8 @@ use rustix::fs::XattrFlags;
 use std::fs::{self, File};
 use std::sync::mpsc;
 
-/// Puts a file into the cache as a former boot would have left it; `false` where the file system has no attributes.
+/// Creates a file as an earlier boot would have left it. Returns `false` if the file system has no
+/// attributes.
 fn left_behind(cache: &Cache, blob: BlobId, bytes: &[u8], digest: Digest) -> bool {
     cache.layout().create_bucket(blob.bucket()).unwrap();
     let path = cache.layout().blob_path(blob);

@@ -1,4 +1,4 @@
-//! The files of a transaction: taken, then blobs of the cache, or gone.
+//! The files of a transaction: taken, then blobs of the cache, or removed.
 
 use crate::util::{bytes, digest, open, read, unfinished};
 use blobferry_cache::{CacheError, Take};
@@ -30,7 +30,7 @@ fn moved_copied_and_streamed_files_become_blobs() {
     buffer.set_digest(Oid(1), digest(b"moved"));
     assert_eq!(buffer.get(Oid(1)).unwrap().digest(), Some(digest(b"moved")));
     assert!(buffer.get(Oid(4)).is_none());
-    assert_eq!(cache.layout().blobs().count(), 0, "nothing is visible before finish");
+    assert_eq!(cache.layout().blobs().count(), 0, "no blob is visible before finish");
 
     let cached = buffer.finish(Tid(9)).unwrap();
     let expected = [b"moved".to_vec(), bytes(), b"streamed".to_vec()];

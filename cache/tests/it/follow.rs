@@ -1,6 +1,6 @@
-//! Reading along while a blob is downloaded, in the same process or another one.
+//! Following a download in the same process or another one.
 
-use crate::processes::{Children, left_over, say};
+use crate::processes::{Children, left_over, report};
 use crate::util::{blob, bytes, digest, download, finish, open, read, send, size, unfinished};
 use blobferry_cache::{Cache, CacheConfig, CacheError, Claim, Download, Follow, FollowEnd, FollowError};
 use blobferry_platform::blobdir::Layout;
@@ -10,23 +10,23 @@ use std::sync::{LazyLock, mpsc};
 
 static BYTES: LazyLock<Vec<u8>> = LazyLock::new(bytes);
 
-/// Reads the next bytes, up to `to`, and looks whether they are the blob's.
+/// Reads the next bytes up to `to`, and compares them with the blob's.
 fn read_up_to(follow: &mut Follow, from: usize, to: usize) {
     let mut part = vec![0; to - from];
     follow.read_exact(&mut part).unwrap();
     assert!(part == BYTES[from..to]);
 }
 
-/// The end, and that there is nothing before it.
+/// Reads at the end of the blob.
 fn at_end(follow: &mut Follow) -> io::Result<usize> {
     follow.read(&mut [0; 100])
 }
 
-fn why(error: io::Error) -> FollowError {
+fn follow_error(error: io::Error) -> FollowError {
     error.into_inner().unwrap().downcast_ref::<FollowError>().unwrap().clone()
 }
 
-/// A follower that goes on with the download by itself. The download comes out of the receiver.
+/// Returns a follower that can download by itself, and the receiver of its download.
 fn follow_and_take_over(cache: &Cache) -> (Follow, mpsc::Receiver<(Download, FollowEnd)>) {
     let (hand, handed) = mpsc::channel();
     let follow =
@@ -34,56 +34,57 @@ fn follow_and_take_over(cache: &Cache) -> (Follow, mpsc::Receiver<(Download, Fol
     (follow, handed)
 }
 
-/// What a child does: reads along, and says how far it is.
+/// The role of a child: follows, and reports its progress.
 pub(crate) fn follower(dir: &Path) {
     let cache = open(dir);
     let mut follow = cache.follow(blob(1)).unwrap();
-    say("follows");
+    report("follows");
     for (from, to) in [(0, 150_000), (150_000, 300_000)] {
         read_up_to(&mut follow, from, to);
-        say(&format!("read {to}"));
+        report(&format!("read {to}"));
     }
     match at_end(&mut follow) {
         Ok(n) => {
             assert_eq!(n, 0);
             assert!(
                 cache.get(blob(1)).unwrap().is_some(),
-                "the end is told when the blob is there, and not before"
+                "the end is next_command when the blob is there, and not before"
             );
-            say("end");
+            report("end");
         }
-        Err(error) => say(&why(error).to_string()),
+        Err(error) => report(&follow_error(error).to_string()),
     }
 }
 
-/// What a child does: reads along, and waits behind a waiter of its own for the downloader, which dies.
+/// The role of a child: follows, and claims the blob itself, to take over from the downloader,
+/// which dies.
 pub(crate) fn heir(dir: &Path) {
     let cache = open(dir);
     let (answer, answered) = mpsc::channel();
     cache.claim_with(blob(1), move |claim| answer.send(claim.unwrap()).unwrap());
     let mut follow = cache.follow(blob(1)).unwrap();
     read_up_to(&mut follow, 0, 123_456);
-    say("read 123456");
+    report("read 123456");
     let Claim::Download(mut download) = answered.recv().unwrap() else { panic!() };
     go_on(&mut follow, &mut download);
     assert_eq!(read(&download.finish(digest(&bytes())).unwrap()), bytes());
     assert_eq!(at_end(&mut follow).unwrap(), 0);
-    say("end");
+    report("end");
 }
 
-/// The same, without a waiter: it goes on by itself.
+/// The same without a claim of its own: the follower takes over.
 pub(crate) fn heir_of_its_own(dir: &Path) {
     let (mut follow, handed) = follow_and_take_over(&open(dir));
     read_up_to(&mut follow, 0, 123_456);
-    say("read 123456");
+    report("read 123456");
     let (mut download, end) = handed.recv().unwrap();
     go_on(&mut follow, &mut download);
     end.tell(download.finish(digest(&bytes())));
     assert_eq!(at_end(&mut follow).unwrap(), 0);
-    say("end");
+    report("end");
 }
 
-/// Downloads the rest, and reads it on the way.
+/// Downloads the rest, and follows it.
 fn go_on(follow: &mut Follow, download: &mut Download) {
     assert_eq!(download.resume().unwrap(), 123_456);
     download.start(123_456, size()).unwrap();
@@ -105,7 +106,7 @@ fn another_process_reads_bytes_as_they_arrive() {
         send(&mut download, from, to);
         children.wait_for(2, &format!("read {to}"));
     }
-    // Another download of this process keeps the bucket's lock: the end is told all the same.
+    // Another download of this process holds the bucket's lock: the end is reported in spite of it.
     let other = crate::util::download(&cache, blob(2));
     download.finish(digest(&bytes())).unwrap();
     children.wait_for(2, "end");
@@ -136,7 +137,7 @@ fn followers_survive_a_killed_downloader() {
         let mut first = Children::start(1, "taker", dir.path());
         first.wait_for(1, "claims");
         first.wait_for(1, "found 0");
-        first.tell(0, "123456");
+        first.command(0, "123456");
         first.wait_for(1, "sent 0..123456");
         let heir = Children::start(1, role, dir.path());
         heir.wait_for(1, "read 123456");
@@ -228,12 +229,13 @@ fn a_restart_with_other_bytes_is_an_error() {
         send(&mut download, 0, 300_000);
         download.finish(digest(&bytes())).unwrap();
 
-        // What was written to the first file may still be read; it is the end that counts.
+        // The bytes of the first file may still be read; only the end tells whether they were
+        // right.
         match follow.read_to_end(&mut read) {
             Ok(_) => assert!(changed.is_none() && read == bytes()),
             Err(error) => {
                 assert!(changed.is_some());
-                assert!(matches!(why(error), FollowError::Different { blob: of } if of == blob(n)));
+                assert!(matches!(follow_error(error), FollowError::Different { blob: of } if of == blob(n)));
                 assert!(follow.read(&mut [0]).is_err(), "what has failed stays failed");
             }
         }
@@ -266,7 +268,7 @@ fn without_a_downloader_the_follower_downloads_or_fails() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let mut alone = cache.follow(blob(1)).unwrap();
-    assert!(matches!(why(at_end(&mut alone).unwrap_err()), FollowError::Unattended { .. }));
+    assert!(matches!(follow_error(at_end(&mut alone).unwrap_err()), FollowError::Unattended { .. }));
     assert!(matches!(alone.finish(), Err(FollowError::Unattended { .. })));
 
     let (mut follow, handed) = follow_and_take_over(&cache);
@@ -287,7 +289,7 @@ fn a_follower_gets_the_error_of_the_download() {
     drop(download);
     end.tell(Err("the server is on fire"));
     for _ in 0..2 {
-        let error = why(at_end(&mut follow).unwrap_err());
+        let error = follow_error(at_end(&mut follow).unwrap_err());
         assert!(
             matches!(&error, FollowError::Failed { source, .. } if source.to_string().ends_with("on fire"))
         );
@@ -319,6 +321,6 @@ fn in_shared_mode_a_missing_blob_is_an_error() {
     drop(Layout::open(dir.path()).unwrap());
     let cache = Cache::open(dir.path(), CacheConfig { shared: true, ..CacheConfig::default() }).unwrap();
     let mut follow = cache.follow(blob(1)).unwrap();
-    let error = why(at_end(&mut follow).unwrap_err());
+    let error = follow_error(at_end(&mut follow).unwrap_err());
     assert!(error.to_string().contains("is not in the server's directory"), "{error}");
 }

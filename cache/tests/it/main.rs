@@ -1,4 +1,5 @@
-//! The cache as its users see it: threads, processes that die, files of former boots, transactions.
+//! The cache as its users see it: threads, processes that die, files of earlier boots,
+//! transactions.
 
 #[cfg(test)]
 mod api;
@@ -15,11 +16,11 @@ mod maintenance;
 #[cfg(test)]
 mod mounts;
 #[cfg(test)]
-mod segments;
-#[cfg(test)]
 mod processes;
 #[cfg(test)]
 mod quota;
+#[cfg(test)]
+mod segments;
 #[cfg(test)]
 mod shared;
 #[cfg(test)]
@@ -31,19 +32,19 @@ mod threads;
 
 #[cfg(test)]
 mod util {
-    //! What all of these tests need.
+    //! Helpers of these tests.
 
     use blobferry_cache::{Cache, CacheConfig, CacheError, CachedBlob, Claim, Download};
     use blobferry_protocol::{BlobId, Digest, Oid, Tid};
     use std::io::Read;
     use std::path::Path;
 
-    /// A blob of bucket 3.
+    /// Returns a blob of bucket 3.
     pub(crate) fn blob(n: u64) -> BlobId {
         BlobId { oid: Oid(3), tid: Tid(n) }
     }
 
-    /// The bytes of every blob: larger than a buffer, and no two parts alike.
+    /// Returns the bytes of most blobs: more than a buffer has, and no two parts alike.
     pub(crate) fn bytes() -> Vec<u8> {
         let mut bytes = vec![0; 300_000];
         blake3::Hasher::new().finalize_xof().fill(&mut bytes);
@@ -82,7 +83,7 @@ mod util {
         bytes().len() as u64
     }
 
-    /// Writes bytes `from..to` of the blob, in pieces.
+    /// Writes the bytes `from..to` of the blob in pieces.
     pub(crate) fn send(download: &mut Download, from: usize, to: usize) {
         bytes()[from..to].chunks(70_000).for_each(|piece| download.write(piece).unwrap());
     }
@@ -91,14 +92,14 @@ mod util {
         Cache::open(dir, CacheConfig { limit: Some(limit), ..CacheConfig::default() }).unwrap()
     }
 
-    /// The bytes of a blob of any size: its own, and no two parts alike.
+    /// Returns the bytes of a blob of any size. No two blobs and no two parts are alike.
     pub(crate) fn content(blob: BlobId, size: usize) -> Vec<u8> {
         let mut bytes = vec![0; size];
         blake3::Hasher::new().update(blob.to_string().as_bytes()).finalize_xof().fill(&mut bytes);
         bytes
     }
 
-    /// Downloads a blob of the given size, where it is not there.
+    /// Downloads a blob of the given size, if it is missing.
     pub(crate) fn load(cache: &Cache, blob: BlobId, size: usize) -> Result<CachedBlob, CacheError> {
         let mut download = match cache.claim(blob)? {
             Claim::Hit(cached) => return Ok(cached),
@@ -110,7 +111,7 @@ mod util {
         download.finish(digest(&bytes))
     }
 
-    /// How many unfinished files there are.
+    /// Returns the number of unfinished files.
     pub(crate) fn unfinished(cache: &Cache) -> usize {
         let dirs = [cache.buffer().tmp().to_owned(), cache.layout().tmp().join("partial")];
         let entries = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten();

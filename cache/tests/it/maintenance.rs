@@ -1,4 +1,4 @@
-//! Keeping house: what is in a cache, what may go, what is to stay, and what is damaged.
+//! Maintenance: what is in a cache, what is evicted, what is pinned, and what is damaged.
 
 use crate::util::{blob, content, load, open, read};
 use blobferry_cache::{Cache, CacheError, Evicted, Verified};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 const SIZE: usize = 100_000;
 
-/// A cache with the blobs 1 to 3 in it.
+/// Returns a cache with the blobs 1 to 3.
 fn three() -> (TempDir, Cache) {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
@@ -22,7 +22,7 @@ fn there(cache: &Cache) -> Vec<BlobId> {
     cache.blobs().map(|entry| entry.unwrap().blob).collect()
 }
 
-/// Pins a blob; `false`, with a word about it, where the file system can not note that.
+/// Pins a blob. Returns `false`, and says so, if the file system cannot.
 fn pinned(cache: &Cache, n: u64) -> bool {
     match cache.pin(blob(n)) {
         Err(error @ CacheError::NoPins { .. }) => {
@@ -36,7 +36,7 @@ fn pinned(cache: &Cache, n: u64) -> bool {
     }
 }
 
-/// A part of a download that somebody has left.
+/// Creates a partial download that a process has left.
 fn left_part(cache: &Cache, n: u64) -> PathBuf {
     let dir = cache.layout().tmp().join("partial");
     fs::create_dir_all(&dir).unwrap();
@@ -125,7 +125,7 @@ fn verify_removes_damaged_blobs_only() {
     assert_eq!(seen, [1, 2, 3, 5].map(blob));
     assert!(!path(2).exists());
     let after: Vec<_> = [1, 3].map(|n| fs::metadata(path(n)).unwrap().accessed().unwrap()).into();
-    assert_eq!(before, after, "to be verified is no use");
+    assert_eq!(before, after, "verification is no use");
     assert_eq!(read(&load(&cache, blob(2), SIZE).unwrap()), content(blob(2), SIZE));
     assert!(cache.verify(|_| ()).unwrap().damaged.is_empty());
 }
@@ -165,7 +165,7 @@ fn gc_spares_files_with_other_names() {
     let (_dir, cache) = three();
     let part = left_part(&cache, 8);
     let stranger = part.with_file_name(format!("+3.{}.part", blob(8).tid));
-    fs::write(&stranger, "somebody's").unwrap();
+    fs::write(&stranger, "another program's").unwrap();
     cache.clear().unwrap();
     assert!(!part.exists() && stranger.exists());
 }

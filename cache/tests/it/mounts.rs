@@ -1,6 +1,7 @@
-//! Disks that are really full, and file systems that can not do everything: small ones, mounted for the test.
+//! Disks that are really full, and file systems without some features: small ones, mounted for the
+//! test.
 //!
-//! Only root can mount. Elsewhere these are skipped, with a word about it.
+//! Only root can mount. Other users skip these tests, with a message.
 
 use crate::processes::Children;
 use crate::quota::{FILLED, FILLERS, taken_at_once};
@@ -15,7 +16,7 @@ use tempfile::TempDir;
 
 const MIB: usize = 1 << 20;
 
-/// A file system of its own. Dropped, it is gone.
+/// A mounted file system. Dropped, it is unmounted.
 struct Mount(TempDir);
 
 impl Mount {
@@ -26,7 +27,7 @@ impl Mount {
         match mount.output() {
             Ok(output) if output.status.success() => Some(Mount(dir)),
             other => {
-                println!("skipped: can not mount a {kind}: {other:?}");
+                println!("skipped: cannot mount a {kind}: {other:?}");
                 None
             }
         }
@@ -61,7 +62,7 @@ fn fill_a_disk_of_8_mib(dir: &Path) {
     for n in 1..7 {
         in_use.push(load(&cache, blob(n), MIB).unwrap());
     }
-    // 2 MiB are left, less what little else there is.
+    // 2 MiB are left, less the space of other files.
     let (needed, free) = no_space(load(&cache, blob(7), 3 * MIB));
     assert!(needed == 3 << 20 && free < 2 << 20, "{needed} {free}");
     assert_eq!(there(&cache), [1, 2, 3, 4, 5, 6]);
@@ -69,7 +70,7 @@ fn fill_a_disk_of_8_mib(dir: &Path) {
     let loaded = load(&cache, blob(7), 4 * MIB).unwrap();
     assert_eq!(read(&loaded), content(blob(7), 4 * MIB));
     assert_eq!(there(&cache), [4, 5, 6, 7]);
-    // What can never fit is refused, and nothing goes for it.
+    // A blob that can never fit is refused, and evicts nothing.
     drop((in_use, loaded));
     no_space(cache.check_space(blob(8), 9 << 20));
     no_space(load(&cache, blob(8), 9 * MIB));
@@ -92,7 +93,7 @@ fn the_limit_holds_without_fallocate() {
     let other = open(&mount.cache());
     let mut download = crate::util::download(&cache, blob(1));
     download.start(0, 2 << 20).unwrap();
-    // Nothing is written, but it is taken; also after a recount by somebody else.
+    // Nothing is written, but the space is taken, also after a recount by another process.
     other.gc(None).unwrap();
     let refused = load(&other, BlobId { oid: Oid(4), ..blob(2) }, 2 * MIB);
     assert!(matches!(refused, Err(CacheError::Write { source: WriteError::Full { .. }, .. })), "{refused:?}");
@@ -115,7 +116,8 @@ fn the_limit_holds_without_fallocate() {
 
 #[test]
 fn files_never_exceed_the_limit_on_a_real_disk() {
-    // Of a file system of its own, the kernel says at any moment how much is taken, whoever holds which lock.
+    // The kernel reports at any moment how much of this file system is used, whichever process
+    // holds a lock.
     let Some(mount) = Mount::new("tmpfs", "size=64m") else { return };
     let cache = open_limited(&mount.cache(), FILLED);
     let root = mount.cache();
@@ -123,7 +125,7 @@ fn files_never_exceed_the_limit_on_a_real_disk() {
         let stat = rustix::fs::statvfs(&root).unwrap();
         (stat.f_blocks - stat.f_bfree) * stat.f_frsize
     };
-    // Directories may take some, too, and are no files of the cache.
+    // Directories may use space, too, and are no files of the cache.
     for bucket in 0..BlobId::BUCKETS {
         cache.layout().create_bucket(bucket).unwrap();
     }
@@ -136,8 +138,8 @@ fn files_never_exceed_the_limit_on_a_real_disk() {
             }
             most
         });
-        // Not threads of this process: where another test starts a child, that has their files open, too, for a moment,
-        // and those that are removed would still take room.
+        // Processes instead of threads. If another test starts a child, the child has the files of
+        // this process open for a moment, and removed ones would still use space.
         let children = Children::start(FILLERS, "filler", &root);
         children.wait_for(FILLERS, "done");
         children.join(&[]);

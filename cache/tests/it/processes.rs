@@ -1,7 +1,8 @@
 //! Real processes, which are killed in the middle.
 //!
-//! A child is this test binary itself, told by environment variables what to be. It says on stdout what it has done,
-//! and is told on stdin what to do: so the order of events is the parent's choice, and no clock's.
+//! A child is this test binary itself, and environment variables select its role. It reports on
+//! stdout what it has done, and reads on stdin what to do. So the parent decides the order of
+//! events, and no clock does.
 
 use crate::util::{blob, bytes, finish, open, read};
 use crate::{follow, takeover};
@@ -17,7 +18,7 @@ use std::thread;
 const ROLE: &str = "BLOBFERRY_CACHE_TEST_ROLE";
 const DIR: &str = "BLOBFERRY_CACHE_TEST_DIR";
 
-/// Not a test: what a child does.
+/// Not a test: the role of a child.
 #[test]
 fn child() {
     let Ok(role) = std::env::var(ROLE) else { return };
@@ -37,40 +38,40 @@ fn child() {
     }
 }
 
-/// On a line of its own, whatever the test harness has printed before.
-pub(crate) fn say(what: &str) {
+/// Reports on a line of its own, whatever the test harness has printed before.
+pub(crate) fn report(what: &str) {
     println!("\n@{what}");
 }
 
-pub(crate) fn told() -> String {
+pub(crate) fn next_command() -> String {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
     line.trim().to_owned()
 }
 
-/// Claims one blob, downloads it as far as it is told, and leaves when it is told.
+/// Claims one blob, downloads as much as the parent says, and exits when the parent says so.
 fn claimer(dir: &Path) {
     let cache = open(dir);
-    say("claims");
+    report("claims");
     let cached = match cache.claim(blob(1)).unwrap() {
         Claim::Hit(cached) => cached,
         Claim::Download(mut download) => {
-            say("downloads");
-            if told() == "half" {
+            report("downloads");
+            if next_command() == "half" {
                 download.start(0, bytes().len() as u64).unwrap();
                 download.write(&bytes()[..150_000]).unwrap();
-                say("half");
-                told();
+                report("half");
+                next_command();
             }
             finish(download)
         }
     };
     assert_eq!(read(&cached), bytes());
-    say("has it");
-    told();
+    report("has it");
+    next_command();
 }
 
-/// Takes a bucket's lock again and again, and looks whether it is alone with it.
+/// Takes a bucket's lock repeatedly, and asserts that no other process has it.
 fn churner(dir: &Path) {
     let cache = open(&dir.join("cache"));
     let holder = dir.join("holder");
@@ -81,37 +82,39 @@ fn churner(dir: &Path) {
         fs::remove_file(&holder).unwrap();
         drop(download);
     }
-    say("done");
+    report("done");
 }
 
-/// Children, and what they say.
+/// Children, and their reports.
 pub(crate) struct Children {
     pub(crate) children: Vec<(Child, ChildStdin)>,
-    pub(crate) said: Receiver<(usize, String)>,
+    pub(crate) reports: Receiver<(usize, String)>,
 }
 
 impl Children {
     pub(crate) fn start(count: usize, role: &str, dir: &Path) -> Children {
-        let (say, said) = channel();
-        let children = (0..count).map(|n| start(n, role, dir, say.clone())).collect();
-        Children { children, said }
+        let (report, reports) = channel();
+        let children = (0..count).map(|n| start(n, role, dir, report.clone())).collect();
+        Children { children, reports }
     }
 
-    /// Waits until `count` of them have said `what`, and returns who.
+    /// Waits until `count` children have reported `what`. Returns their numbers.
     pub(crate) fn wait_for(&self, count: usize, what: &str) -> Vec<usize> {
-        let heard = (0..count).map(|_| self.said.recv().expect("all children are gone"));
-        heard.map(|(who, said)| if said == what { who } else { panic!("{who} said {said}") }).collect()
+        let reports = (0..count).map(|_| self.reports.recv().expect("all children are gone"));
+        reports
+            .map(|(child, text)| if text == what { child } else { panic!("{child} reports {text}") })
+            .collect()
     }
 
-    pub(crate) fn tell(&mut self, who: usize, what: &str) {
-        writeln!(self.children[who].1, "{what}").unwrap();
+    pub(crate) fn command(&mut self, child: usize, what: &str) {
+        writeln!(self.children[child].1, "{what}").unwrap();
     }
 
-    pub(crate) fn kill(&mut self, who: usize) {
-        self.children[who].0.kill().unwrap();
+    pub(crate) fn kill(&mut self, child: usize) {
+        self.children[child].0.kill().unwrap();
     }
 
-    /// Lets them leave, and sees that they do so well, but for those that were killed.
+    /// Waits until the children exit, with success unless they were killed.
     pub(crate) fn join(self, killed: &[usize]) {
         for (n, (mut child, stdin)) in self.children.into_iter().enumerate() {
             drop(stdin);
@@ -120,7 +123,7 @@ impl Children {
     }
 }
 
-fn start(n: usize, role: &str, dir: &Path, say: Sender<(usize, String)>) -> (Child, ChildStdin) {
+fn start(n: usize, role: &str, dir: &Path, report: Sender<(usize, String)>) -> (Child, ChildStdin) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "processes::child", "--nocapture"])
         .env(ROLE, role)
@@ -132,15 +135,16 @@ fn start(n: usize, role: &str, dir: &Path, say: Sender<(usize, String)>) -> (Chi
     let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            if let Some(said) = line.strip_prefix('@') {
-                _ = say.send((n, said.to_owned()));
+            if let Some(reports) = line.strip_prefix('@') {
+                _ = report.send((n, reports.to_owned()));
             }
         }
     });
     (child, stdin)
 }
 
-/// What is in `tmp/` when nobody has the cache open, but for its lock and the directory of partial downloads.
+/// Returns the names that are left in `tmp/` when no process has the cache open, but for the lock
+/// and the directory of partial downloads.
 pub(crate) fn left_over(dir: &Path) -> Vec<String> {
     drop(open(dir)); // the next one that opens it cleans up
     let dirs = [dir.join("tmp"), dir.join("tmp/partial")];
@@ -153,18 +157,19 @@ pub(crate) fn left_over(dir: &Path) -> Vec<String> {
 fn one_of_sixteen_processes_downloads() {
     let dir = tempfile::tempdir().unwrap();
     let mut children = Children::start(16, "claimer", dir.path());
-    // The downloader may say so before others claim; who claims before it is told to go on, waits for it.
+    // The downloader may report before others claim. A claim that comes before the downloader
+    // continues waits for it.
     let mut claims = 0;
     let mut downloads = Vec::new();
     while claims < 16 || downloads.is_empty() {
-        match children.said.recv().unwrap() {
-            (_, said) if said == "claims" => claims += 1,
-            (who, said) if said == "downloads" => downloads.push(who),
+        match children.reports.recv().unwrap() {
+            (_, text) if text == "claims" => claims += 1,
+            (child, text) if text == "downloads" => downloads.push(child),
             other => panic!("{other:?}"),
         }
     }
     assert_eq!(downloads.len(), 1);
-    children.tell(downloads[0], "all");
+    children.command(downloads[0], "all");
     assert_eq!(children.wait_for(16, "has it").len(), 16);
     children.join(&[]);
     assert!(left_over(dir.path()).is_empty());
@@ -176,14 +181,14 @@ fn another_process_takes_over_from_a_killed_one() {
     let mut children = Children::start(1, "claimer", dir.path());
     children.wait_for(1, "claims");
     assert_eq!(children.wait_for(1, "downloads"), [0]);
-    children.tell(0, "half");
+    children.command(0, "half");
     children.wait_for(1, "half");
 
     let mut others = Children::start(5, "claimer", dir.path());
     others.wait_for(5, "claims");
     children.kill(0);
     let next = others.wait_for(1, "downloads")[0];
-    others.tell(next, "all");
+    others.command(next, "all");
     others.wait_for(5, "has it");
     others.join(&[]);
     children.join(&[0]);

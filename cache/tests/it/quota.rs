@@ -1,6 +1,6 @@
-//! The limit of a cache: never exceeded, whoever fills it, and whoever dies.
+//! The limit of a cache: no process exceeds it, and none that dies keeps its space.
 
-use crate::processes::{Children, say, told};
+use crate::processes::{Children, next_command, report};
 use crate::util::{blob, bytes, content, download, load, open, open_limited, read, unfinished};
 use blobferry_cache::{Cache, CacheError, Take, WriteError};
 use blobferry_protocol::{BlobId, Oid, Tid};
@@ -14,11 +14,11 @@ use std::time::{Duration, SystemTime};
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// What `filler`s fill, with four threads each.
+/// The number of `filler` processes, with four threads each, and the limit that they fill.
 pub(crate) const FILLERS: usize = 4;
 pub(crate) const FILLED: u64 = 8 * MIB;
 
-/// The bytes that the files below a directory take.
+/// Returns the bytes that the files below a directory occupy.
 pub(crate) fn taken(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().map(Result::unwrap);
     let of = |entry: fs::DirEntry| match entry.metadata() {
@@ -29,8 +29,8 @@ pub(crate) fn taken(dir: &Path) -> u64 {
     entries.map(of).sum()
 }
 
-/// The bytes that a cache takes at one moment: nobody can take more, or remove anything, while this looks. What becomes
-/// a blob meanwhile is not counted.
+/// Returns the bytes that a cache occupies at one moment: the lock keeps all processes from taking
+/// or freeing space meanwhile. A file that becomes a blob meanwhile is not counted.
 pub(crate) fn taken_at_once(cache: &Cache) -> u64 {
     let account = File::options().write(true).open(cache.layout().tmp().join(".room")).unwrap();
     account.lock().unwrap();
@@ -41,7 +41,7 @@ pub(crate) fn taken_at_once(cache: &Cache) -> u64 {
         + fs::metadata(cache.layout().root().join(".layout")).unwrap().blocks() * 512
 }
 
-/// Says what a cache has taken at most while `work` is done.
+/// Returns the most bytes that a cache occupies while `work` runs.
 pub(crate) fn watched(cache: &Cache, work: impl FnOnce()) -> u64 {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -58,7 +58,7 @@ pub(crate) fn watched(cache: &Cache, work: impl FnOnce()) -> u64 {
     })
 }
 
-/// A child that puts many blobs of many sizes into the cache, with four threads.
+/// The role of a child: puts blobs of different sizes into the cache, with four threads.
 pub(crate) fn filler(dir: &Path) {
     let cache = open(dir);
     let first = u64::from(std::process::id()) << 32;
@@ -77,10 +77,10 @@ pub(crate) fn filler(dir: &Path) {
             });
         }
     });
-    say("done");
+    report("done");
 }
 
-/// A child that has reserved room, and has written some of its bytes, when it says so.
+/// The role of a child: reserves space, writes some of the bytes, and reports.
 pub(crate) fn holder(dir: &Path) {
     let cache = open(dir);
     let mut download = download(&cache, blob(1));
@@ -90,27 +90,27 @@ pub(crate) fn holder(dir: &Path) {
     fs::write(&file, vec![1; usize::try_from(MIB / 2).unwrap()]).unwrap();
     let mut buffer = cache.buffer();
     buffer.take(Oid(5), &file, Take::Move).unwrap();
-    say("holds");
-    told();
+    report("holds");
+    next_command();
 }
 
 fn size(size: u64) -> usize {
     usize::try_from(size).unwrap()
 }
 
-/// Which of the blobs 1 to 9 are there.
+/// Returns which of the blobs 1 to 9 are in the cache.
 fn there(cache: &Cache) -> Vec<u64> {
     (1..10).filter(|n| cache.layout().blob_path(blob(*n)).exists()).collect()
 }
 
-/// Lets it look as if a blob was used so many minutes ago.
+/// Sets a blob's last use to this number of minutes ago.
 fn used(cache: &Cache, n: u64, minutes: u64) {
     let file = File::open(cache.layout().blob_path(blob(n))).unwrap();
     let then = SystemTime::now() - Duration::from_secs(60 * minutes);
     file.set_times(FileTimes::new().set_accessed(then)).unwrap();
 }
 
-/// A cache of 4 MiB with the blobs 1 to 3 of 1 MiB in it, which were used in this order.
+/// Returns a cache of 4 MiB with the blobs 1 to 3 of 1 MiB, which were used in this order.
 fn three_of_four(dir: &Path) -> Cache {
     let cache = open_limited(dir, 4 * MIB);
     for n in 1..4 {
@@ -139,7 +139,7 @@ fn processes_never_exceed_the_limit() {
         children.join(&[]);
     });
     assert!(most <= FILLED, "{most}");
-    assert!(most > FILLED * 3 / 4, "{most}: the room that there is, is used");
+    assert!(most > FILLED * 3 / 4, "{most}: the space is used");
     let usage = cache.usage().unwrap();
     assert_eq!((usage.unfinished, usage.in_use, usage.limit), (0, 0, Some(FILLED)));
     assert!(usage.blobs > 20 && usage.bytes <= FILLED, "{usage:?}");
@@ -157,7 +157,8 @@ fn space_of_a_killed_process_is_reclaimed() {
     assert!(needed > 3 * MIB && limit == 4 * MIB && in_use > 3 * MIB, "{needed} {in_use}");
     children.children[0].0.kill().unwrap();
     children.children[0].0.wait().unwrap();
-    // Nobody opens the cache in between, and sweeps up: the next one who needs the room does.
+    // No process opens the cache in between, which would remove leftovers: the next reservation
+    // does.
     assert_eq!(read(&load(&cache, other, size(3 * MIB)).unwrap()), content(other, size(3 * MIB)));
     assert!(taken_at_once(&cache) < 3 * MIB + 64 * KIB);
     children.join(&[0]);

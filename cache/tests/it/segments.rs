@@ -1,6 +1,7 @@
-//! Small blobs that are loaded into memory: found by all, written behind their loading, and whatever lies in the directory.
+//! Small blobs that are loaded into memory: written to segments in the background, and found by all
+//! processes.
 
-use crate::processes::{Children, say, told};
+use crate::processes::{Children, next_command, report};
 use crate::quota::taken_at_once;
 use crate::util::{content, digest, open, open_limited, read};
 use blobferry_cache::{Cache, CacheError, Claim, Download, SmallClaim, WriteError};
@@ -14,7 +15,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 const SIZE: usize = 10 << 10;
 
-/// A blob, each of another bucket.
+/// Returns a blob. Each is of another bucket.
 fn blob(n: u64) -> BlobId {
     BlobId { oid: Oid(n), tid: Tid(7) }
 }
@@ -30,7 +31,7 @@ fn to_download(cache: &Cache, n: u64) -> Download {
     }
 }
 
-/// Loads a small blob, where it is not there; whether it was.
+/// Loads a small blob. Returns whether it was in the cache.
 fn load(cache: &Cache, n: u64) -> bool {
     match cache.claim_small(blob(n)).unwrap() {
         SmallClaim::Bytes(bytes) => assert_eq!(bytes, whole(n), "{n}"),
@@ -43,35 +44,35 @@ fn load(cache: &Cache, n: u64) -> bool {
     true
 }
 
-fn packs(cache: &Cache) -> Vec<PathBuf> {
+fn segment_paths(cache: &Cache) -> Vec<PathBuf> {
     let entries =
         fs::read_dir(cache.layout().root().join("packs")).unwrap().map(|entry| entry.unwrap().path());
-    let mut packs: Vec<_> =
+    let mut segments: Vec<_> =
         entries.filter(|path| path.extension().is_some_and(|kind| kind == "pack")).collect();
-    packs.sort();
-    packs
+    segments.sort();
+    segments
 }
 
-/// How many files there are.
+/// Returns the number of files.
 fn files(dir: &Path) -> usize {
     let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
     entries.map(|entry| if entry.path().is_dir() { files(&entry.path()) } else { 1 }).sum()
 }
 
 fn claim_later(cache: &Cache, n: u64) -> Receiver<Result<SmallClaim, CacheError>> {
-    let (tell, told) = channel();
-    cache.claim_small_with(blob(n), move |claim| tell.send(claim).unwrap());
-    told
+    let (answer, answered) = channel();
+    cache.claim_small_with(blob(n), move |claim| answer.send(claim).unwrap());
+    answered
 }
 
-/// A child that loads small blobs one after the other, and says which it has.
+/// The role of a child: loads small blobs one after the other, and reports their number.
 pub(crate) fn packer(dir: &Path) {
     let cache = open(dir);
     for n in 0.. {
         load(&cache, n);
         if n % 100 == 99 {
-            say(&format!("{}", n + 1));
-            told();
+            report(&format!("{}", n + 1));
+            next_command();
         }
     }
 }
@@ -80,7 +81,7 @@ pub(crate) fn packer(dir: &Path) {
 fn a_thousand_small_loads_create_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let (cache, other) = (open(dir.path()), open(dir.path()));
-    // Every bucket has its lock file from its first use on.
+    // The first use of a bucket creates its lock file.
     (0..BlobId::BUCKETS).for_each(|bucket| drop(to_download(&cache, bucket)));
     assert!(!load(&cache, 2000));
     let before = files(dir.path());
@@ -91,7 +92,7 @@ fn a_thousand_small_loads_create_no_file() {
         assert_eq!(cache.packed(blob(1)), Some(whole(1)));
         assert!(cache.get(blob(1)).unwrap().is_none(), "it has no file");
     }
-    assert_eq!(packs(&cache).len(), 1);
+    assert_eq!(segment_paths(&cache).len(), 1);
     let listed: Vec<BlobId> = cache.packed_blobs().map(|entry| entry.unwrap().blob).collect();
     assert_eq!(listed.len(), 1001);
     assert!(listed.contains(&blob(999)));
@@ -109,8 +110,8 @@ fn a_claim_writes_the_file_without_a_download() {
     cache.follow(blob(1)).unwrap().read_to_end(&mut followed).unwrap();
     assert_eq!(followed, whole(1));
     assert!(matches!(cache.claim(blob(3)).unwrap(), Claim::Download(_)));
-    // Should its pack go, the file is what is left.
-    fs::remove_file(&packs(&cache)[0]).unwrap();
+    // If the segment is removed, the file is left.
+    fs::remove_file(&segment_paths(&cache)[0]).unwrap();
     assert!(matches!(cache.claim_small(blob(0)).unwrap(), SmallClaim::File(_)));
     assert!(matches!(cache.claim_small(blob(2)).unwrap(), SmallClaim::Download(_)));
 }
@@ -121,13 +122,13 @@ fn bytes_are_handed_out_before_they_are_written() {
     let (cache, other) = (open(dir.path()), open(dir.path()));
     let download = to_download(&cache, 1);
     let (here, elsewhere) = (claim_later(&cache, 1), claim_later(&other, 1));
-    let (tell, file) = channel();
-    cache.claim_with(blob(1), move |claim| tell.send(claim).unwrap());
+    let (answer, file) = channel();
+    cache.claim_with(blob(1), move |claim| answer.send(claim).unwrap());
     let mut write = None;
     download.finish_small(&whole(1), digest(&whole(1)), |job| write = Some(job)).unwrap();
     let Ok(SmallClaim::Bytes(bytes)) = here.try_recv().unwrap() else { panic!("it is in memory") };
     assert_eq!(bytes, whole(1));
-    assert!(load(&cache, 1), "also for who comes later");
+    assert!(load(&cache, 1), "also for later claims");
     assert!(elsewhere.try_recv().is_err() && file.try_recv().is_err());
     write.unwrap()();
     let Ok(SmallClaim::Bytes(bytes)) = elsewhere.recv().unwrap() else { panic!("it is written") };
@@ -163,11 +164,11 @@ fn loads_wait_while_the_memory_is_full() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let (mut write, mut kept) = (None, 0);
-    let (tell, told) = channel();
+    let (answer, answered) = channel();
     loop {
-        let tell = tell.clone();
-        cache.when_small_fits(move || tell.send(()).unwrap());
-        if told.try_recv().is_err() {
+        let answer = answer.clone();
+        cache.when_small_fits(move || answer.send(()).unwrap());
+        if answered.try_recv().is_err() {
             break;
         }
         let whole = Bytes::from(vec![1; 60_000]);
@@ -177,7 +178,7 @@ fn loads_wait_while_the_memory_is_full() {
     }
     assert!((10..100).contains(&kept), "{kept} blobs of 60,000 bytes are in memory");
     write.unwrap()();
-    told.recv().unwrap();
+    answered.recv().unwrap();
 }
 
 #[test]
@@ -185,13 +186,13 @@ fn torn_or_garbage_records_are_never_handed_out() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     (0..20).for_each(|n| assert!(!load(&cache, n)));
-    let [pack] = &packs(&cache)[..] else { panic!("one pack") };
-    let (whole, index) = (fs::read(pack).unwrap(), dir.path().join("packs/index"));
+    let [segment] = &segment_paths(&cache)[..] else { panic!("one segment") };
+    let (whole, index) = (fs::read(segment).unwrap(), dir.path().join("packs/index"));
     let count = |cache: &Cache| {
         (0..20).filter(|n| cache.packed(blob(*n)).is_some_and(|found| found == self::whole(*n))).count()
     };
-    let edit = OpenOptions::new().write(true).open(pack).unwrap();
-    // Zeros, as after a power cut; a byte; the end is missing; all is somewhere else.
+    let edit = OpenOptions::new().write(true).open(segment).unwrap();
+    // Zeros, as after a power cut; a wrong byte; a missing end; all records at other offsets.
     edit.write_all_at(&[0; 4096], 8192).unwrap();
     assert!((18..20).contains(&count(&cache)), "{}", count(&cache));
     edit.write_all_at(&whole, 0).unwrap();
@@ -199,11 +200,11 @@ fn torn_or_garbage_records_are_never_handed_out() {
     assert_eq!(count(&cache), 19);
     edit.set_len(100_000).unwrap();
     assert!((8..10).contains(&count(&cache)), "{}", count(&cache));
-    fs::write(pack, [b"x", &whole[..]].concat()).unwrap();
+    fs::write(segment, [b"x", &whole[..]].concat()).unwrap();
     assert_eq!(count(&cache), 0);
-    fs::write(pack, &whole).unwrap();
+    fs::write(segment, &whole).unwrap();
     assert_eq!(count(&cache), 20);
-    // Hints that lead nowhere, or everywhere.
+    // Wrong hints everywhere.
     let hints = File::options().read(true).write(true).open(&index).unwrap();
     let mut garbage = vec![0; hints.metadata().unwrap().len() as usize];
     blake3::Hasher::new().finalize_xof().fill(&mut garbage);
@@ -218,8 +219,8 @@ fn damage_is_removed_and_segments_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     (0..20).for_each(|n| assert!(!load(&cache, n)));
-    let [pack] = &packs(&cache)[..] else { panic!("one pack") };
-    OpenOptions::new().write(true).open(pack).unwrap().write_all_at(b"damage", 30_000).unwrap();
+    let [segment] = &segment_paths(&cache)[..] else { panic!("one segment") };
+    OpenOptions::new().write(true).open(segment).unwrap().write_all_at(b"damage", 30_000).unwrap();
     let verified = cache.verify(|_| {}).unwrap();
     assert_eq!((verified.proven, verified.bytes, verified.damaged.len()), (19, 19 * SIZE as u64, 1));
     let verified = cache.verify(|_| {}).unwrap();
@@ -232,7 +233,7 @@ fn damage_is_removed_and_segments_are_counted() {
     assert_eq!((removed.blobs, removed.segments), (0, 1));
     assert!(removed.bytes >= 20 * SIZE as u64);
     assert_eq!(files(&dir.path().join("packs")), 0, "also the index");
-    // Nobody has to open the cache anew for that.
+    // No process must open the cache again for that.
     (0..20).for_each(|n| assert!(!load(&cache, n)));
     (0..20).for_each(|n| assert!(load(&open(dir.path()), n)));
 }
@@ -252,17 +253,17 @@ fn least_recently_read_segments_are_evicted_first() {
     assert!(most <= LIMIT, "{most}");
     let there = (0..1000).filter(|n| cache.packed(blob(*n)).is_some()).count();
     assert!((250..400).contains(&there), "{there} blobs of 10 KiB in 4 MiB");
-    assert!(packs(&cache).len() >= 8, "small packs");
-    // What is used stays.
+    assert!(segment_paths(&cache).len() >= 8, "small segments");
+    // Blobs that are used stay.
     let used: Vec<u64> = (0..1000).filter(|n| cache.packed(blob(*n)).is_some()).take(5).collect();
-    for pack in packs(&cache) {
+    for segment in segment_paths(&cache) {
         let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
-        File::open(pack).unwrap().set_times(fs::FileTimes::new().set_accessed(long_ago)).unwrap();
+        File::open(segment).unwrap().set_times(fs::FileTimes::new().set_accessed(long_ago)).unwrap();
     }
     used.iter().for_each(|n| assert!(cache.packed(blob(*n)).is_some()));
     (2000..2100).for_each(|n| assert!(!load(&cache, n)));
     used.iter().for_each(|n| assert!(cache.packed(blob(*n)).is_some(), "{n} was used"));
-    // A large blob takes the place of small ones, if need be of all.
+    // A large blob evicts small ones, if necessary all of them.
     let large = BlobId { oid: Oid(3), tid: Tid(1) };
     crate::util::load(&cache, large, 3 << 20).unwrap();
     assert!(taken_at_once(&cache) <= LIMIT);
@@ -284,7 +285,7 @@ fn bytes_that_do_not_fit_are_handed_out_anyway() {
 
 #[test]
 fn links_and_pipes_in_the_way_do_no_harm() {
-    /// Puts something at a path; or a link to another one.
+    /// Puts something at a path, or a link to another path.
     type Put = fn(&Path, &Path);
     let put: [(&str, Put); 6] = [
         ("index", |at, outside| symlink(outside, at).unwrap()),
@@ -302,7 +303,7 @@ fn links_and_pipes_in_the_way_do_no_harm() {
         fs::create_dir_all(root.join("packs")).unwrap();
         put(&root.join("packs").join(name), &outside);
         assert!(!load(&cache, 1), "{n}");
-        // Only a directory that is not empty is left in the way.
+        // Only a directory that is not empty stays in the way.
         assert_eq!(load(&cache, 1), n != 1, "{n}");
         cache.clear().unwrap();
         cache.verify(|_| {}).unwrap();
@@ -330,17 +331,17 @@ fn segments_of_a_killed_process_are_read_and_continued() {
     let mut loaded = 0;
     for _ in 0..3 {
         let mut child = Children::start(1, "packer", dir.path());
-        let mut said = String::new();
+        let mut reports = String::new();
         for _ in 0..2 {
-            said = child.said.recv().unwrap().1;
-            child.tell(0, "go on");
+            reports = child.reports.recv().unwrap().1;
+            child.command(0, "go on");
         }
-        loaded = said.parse::<u64>().unwrap().max(loaded);
+        loaded = reports.parse::<u64>().unwrap().max(loaded);
         child.kill(0);
         child.join(&[0]);
         let cache = open(dir.path());
         (0..loaded).for_each(|n| assert!(load(&cache, n), "{n} of {loaded}"));
-        assert_eq!(packs(&cache).len(), 1);
+        assert_eq!(segment_paths(&cache).len(), 1);
     }
 }
 
@@ -350,7 +351,7 @@ fn concurrent_loads_download_once_and_lose_no_hint() {
     let caches = [open(dir.path()), open(dir.path()), open(dir.path())];
     let downloads: usize = std::thread::scope(|scope| {
         let threads = caches.iter().enumerate().map(|(place, cache)| {
-            // In another order each.
+            // Each in another order.
             let order = move |n: u64| (n * [1, 7, 11][place] + 13 * place as u64) % 600;
             scope.spawn(move || (0..600).filter(|n| !load(cache, order(*n))).count())
         });

@@ -49,7 +49,7 @@ fn stored_files_go_to_the_servers_tmp() {
         let name = path.file_name().unwrap().to_str().unwrap();
         assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'), "{name}");
     }
-    // The server takes the first as a file, and keeps the second inside of its database.
+    // The server makes the first file a blob, and keeps the second one in its database.
     let blob = BlobId { oid: Oid(1), tid: Tid(5) };
     server.create_bucket(blob.bucket()).unwrap();
     fs::rename(buffer.get(Oid(1)).unwrap().path(), server.blob_path(blob)).unwrap();

@@ -1,9 +1,9 @@
-//! The cache under strain: 16 processes with 8 threads each load random blobs through a cache of a quarter of the
-//! working set, and again and again one of the processes is killed.
+//! The cache under stress: 16 processes with 8 threads each load random blobs. The limit is a
+//! quarter of the working set, and one process after the other is killed.
 //!
-//! It takes some seconds. BLOBFERRY_STRAIN_SECONDS lets it go on for so many.
+//! It takes 8 seconds, or the number in BLOBFERRY_STRAIN_SECONDS.
 
-use crate::processes::{Children, say, told};
+use crate::processes::{Children, next_command, report};
 use crate::quota::taken_at_once;
 use crate::util::{content, digest, open, open_limited, read};
 use blobferry_cache::{Cache, CacheError, Claim, WriteError};
@@ -19,19 +19,19 @@ const THREADS: u64 = 8;
 const BLOBS: u64 = 1024;
 const LIMIT: u64 = 8 << 20;
 
-/// Nothing takes nearly as long, however busy the machine is, unless it hangs.
+/// A load that takes longer than this hangs, however busy the machine is.
 const HANGS: Duration = Duration::from_secs(120);
 
 fn blob(n: u64) -> BlobId {
     BlobId { oid: Oid(n * 3), tid: Tid(1 + n % 2) }
 }
 
-/// From 0 to 64 KiB, 32 KiB on the average: the working set is four times the limit.
+/// Returns a size from 0 to 64 KiB, 32 KiB on average: the working set is four times the limit.
 fn size(n: u64) -> usize {
     usize::try_from(n.wrapping_mul(40_503) % 65_536).unwrap()
 }
 
-/// Numbers that look random.
+/// A generator of pseudo-random numbers.
 struct Dice(u64);
 
 impl Dice {
@@ -42,7 +42,8 @@ impl Dice {
     }
 }
 
-/// A child that loads random blobs, and looks at every byte of them, until it is told to stop.
+/// The role of a child: loads random blobs, and compares all of their bytes, until the parent stops
+/// it.
 pub(crate) fn loader(dir: &Path) {
     let cache = open(&dir.join("cache"));
     let (stop, loads) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -57,11 +58,11 @@ pub(crate) fn loader(dir: &Path) {
                 }
             });
         }
-        say("loads");
-        told();
+        report("loads");
+        next_command();
         stop.store(true, Ordering::Relaxed);
     });
-    say(&format!("done {loads:?}"));
+    report(&format!("done {loads:?}"));
 }
 
 fn load(cache: &Cache, dir: &Path, n: u64) {
@@ -70,12 +71,12 @@ fn load(cache: &Cache, dir: &Path, n: u64) {
     let cached = match cache.claim(blob).unwrap() {
         Claim::Hit(cached) => cached,
         Claim::Download(mut download) => {
-            // The server: it sees that nobody else downloads the blob, and that it is not there.
+            // The server's part: no other claim downloads the blob, and it is not in the cache.
             let served = File::create(dir.join(format!("served-{n}"))).unwrap();
-            served.try_lock().expect("somebody downloads it, too");
+            served.try_lock().expect("another claim downloads it, too");
             assert!(!cache.layout().blob_path(blob).exists(), "it was there already");
             match download.start(0, expected.len() as u64) {
-                // All that there is may be in use, for a moment.
+                // For a moment, everything in the cache may be in use.
                 Err(CacheError::Write { source: WriteError::Full { in_use, .. }, .. }) if in_use > 0 => {
                     return;
                 }
@@ -98,9 +99,10 @@ fn under_stress_the_limit_holds_and_no_load_hangs() {
     let cache = open_limited(&root, LIMIT);
     let start = || Children::start(1, "loader", dir.path());
     let mut loaders: Vec<Children> = (0..PROCESSES).map(|_| start()).collect();
-    let heard = |loader: &Children| loader.said.recv_timeout(HANGS).expect("it hangs, or has failed").1;
+    let next_report =
+        |loader: &Children| loader.reports.recv_timeout(HANGS).expect("it hangs, or has failed").1;
     for loader in &loaders {
-        assert_eq!(heard(loader), "loads");
+        assert_eq!(next_report(loader), "loads");
     }
     let (mut dice, mut most, mut kills) = (Dice(1), 0, 0);
     let began = Instant::now();
@@ -114,17 +116,17 @@ fn under_stress_the_limit_holds_and_no_load_hangs() {
         killed.children[0].0.wait().unwrap();
         killed.join(&[0]);
         kills += 1;
-        assert_eq!(heard(unlucky), "loads");
+        assert_eq!(next_report(unlucky), "loads");
     }
     let mut loads = 0;
     for mut loader in loaders {
-        loader.tell(0, "stop");
-        let done = heard(&loader);
+        loader.command(0, "stop");
+        let done = next_report(&loader);
         loads += done.strip_prefix("done ").unwrap().parse::<u64>().unwrap();
         loader.join(&[]);
     }
     most = most.max(taken_at_once(&cache));
-    println!("{loads} loads by those who lived, {kills} killed, at most {most} of {LIMIT} bytes");
+    println!("{loads} loads by the survivors, {kills} killed, at most {most} of {LIMIT} bytes");
     assert!(most <= LIMIT, "{most}");
     assert!(most > LIMIT / 2 && loads > 0 && kills > 0);
     assert!(cache.verify(|_| ()).unwrap().damaged.is_empty());

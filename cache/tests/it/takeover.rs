@@ -1,6 +1,7 @@
-//! Downloads that go on where others have stopped: in the same process, in another one, after a death.
+//! Downloads that continue with the bytes of an earlier one: in the same process, in another one,
+//! after a kill.
 
-use crate::processes::{Children, left_over, say, told};
+use crate::processes::{Children, left_over, next_command, report};
 use crate::util::{blob, bytes, digest, download, finish, open, read, send, size, unfinished};
 use blobferry_cache::{Cache, CacheError, Claim, WriteError};
 use std::fs;
@@ -22,23 +23,24 @@ fn half(cache: &Cache, to: usize) {
     first.leave();
 }
 
-/// What a child does: claims, downloads half or the missing bytes, and says what it has found and sent.
+/// The role of a child: claims, downloads half or the missing bytes, and reports what it has found
+/// and sent.
 pub(crate) fn taker(dir: &Path) {
     let cache = open(dir);
-    say("claims");
+    report("claims");
     let mut download = match cache.claim(blob(1)).unwrap() {
         Claim::Download(download) => download,
         Claim::Hit(hit) => panic!("{hit:?}"),
     };
-    say(&format!("found {}", download.found()));
-    let to = told().parse().unwrap();
+    report(&format!("found {}", download.found()));
+    let to = next_command().parse().unwrap();
     let from = download.resume().unwrap();
     download.start(from, size()).unwrap();
     send(&mut download, from as usize, to);
-    say(&format!("sent {from}..{to}"));
-    told();
+    report(&format!("sent {from}..{to}"));
+    next_command();
     assert_eq!(read(&download.finish(digest(&bytes())).unwrap()), bytes());
-    say("has it");
+    report("has it");
 }
 
 #[test]
@@ -47,16 +49,16 @@ fn bytes_of_a_killed_process_are_resumed() {
     let mut first = Children::start(1, "taker", dir.path());
     first.wait_for(1, "claims");
     first.wait_for(1, "found 0");
-    first.tell(0, "123456");
+    first.command(0, "123456");
     first.wait_for(1, "sent 0..123456");
 
     let mut second = Children::start(1, "taker", dir.path());
     second.wait_for(1, "claims");
     first.kill(0);
     second.wait_for(1, "found 123456");
-    second.tell(0, "300000");
+    second.command(0, "300000");
     second.wait_for(1, "sent 123456..300000");
-    second.tell(0, "finish");
+    second.command(0, "finish");
     second.wait_for(1, "has it");
     second.join(&[]);
     first.join(&[0]);
@@ -122,7 +124,7 @@ fn bytes_that_do_not_fit_are_stale() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let whole = size();
-    // Another offset; another size; a size below what is there.
+    // Another offset; another size; a size below the bytes that are there.
     for (from, size) in [(1, whole), (99_999, whole), (100_000, whole + 1), (100_000, 99_999)] {
         let mut download = download(&cache, blob(1));
         download.start(0, whole).unwrap();

@@ -1,4 +1,4 @@
-//! Threads of one process, and two caches in one process, which exclude each other like processes do.
+//! Threads of one process, and two caches in one process, which exclude each other as processes do.
 
 use crate::util::{blob, bytes, digest, download, finish, open, read, unfinished};
 use blobferry_cache::{Cache, CacheError, Claim, WriteError};
@@ -136,7 +136,7 @@ fn a_bucket_is_locked_between_processes_only() {
     assert!(answered.try_recv().is_err(), "the bucket is still locked");
     drop(second);
 
-    // Both are answered now, by the thread that waited for the lock, in the order of the blobs.
+    // The thread that waited for the lock answers both now, in the order of the blobs.
     let (1, Claim::Hit(hit)) = answered.recv().unwrap() else { panic!() };
     assert_eq!(read(&hit), bytes());
     let (3, Claim::Download(third)) = answered.recv().unwrap() else { panic!() };
@@ -152,9 +152,9 @@ fn a_lock_without_claims_is_released() {
     let (here, elsewhere) = (open(dir.path()), open(dir.path()));
     let first = download(&here, blob(1));
     let (answer, answered) = mpsc::channel();
-    // The answer goes to where nobody listens: so it is dropped, which `answered` tells.
-    let (unwanted, nobody) = mpsc::channel();
-    drop(nobody);
+    // Nothing receives the answer, so it is dropped, which `answered` reports.
+    let (unwanted, receiver) = mpsc::channel();
+    drop(receiver);
     elsewhere.claim_with(blob(1), move |claim| {
         drop(unwanted.send(claim));
         answer.send(()).unwrap();

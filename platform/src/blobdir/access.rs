@@ -25,7 +25,7 @@ pub enum Access {
 /// # Errors
 /// Returns [`LayoutError::Foreign`], [`LayoutError::Writable`] and [`LayoutError::Io`].
 pub fn check_access(root: &Path, access: Access) -> Result<(), LayoutError> {
-    let metadata = root.metadata().map_err(LayoutError::io("look at", root))?;
+    let metadata = root.metadata().map_err(LayoutError::io("read the attributes of", root))?;
     let user = rustix::process::geteuid().as_raw();
     judge_access(root, access, user, metadata.uid(), metadata.mode())
 }

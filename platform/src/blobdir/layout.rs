@@ -346,10 +346,7 @@ mod tests {
         mode(0o770);
         let refused = Layout::open(dir.path()).unwrap_err().to_string();
         assert!(refused.contains("mode is 770") && refused.contains("chmod -R go-w"), "{refused}");
-        assert!(
-            Layout::open_existing(dir.path()).is_ok(),
-            "who may write to a server's directory is its affair"
-        );
+        assert!(Layout::open_existing(dir.path()).is_ok(), "a server's group may write to its directory");
         mode(0o777);
         assert!(matches!(Layout::open_existing(dir.path()), Err(LayoutError::Writable { .. })));
         mode(0o700);
@@ -358,7 +355,7 @@ mod tests {
             let refused = Layout::open(dir.path()).unwrap_err().to_string();
             assert!(refused.contains("belongs to user 4711"), "{refused}");
         } else {
-            println!("skipped: only root can make a directory somebody else's");
+            println!("skipped: only root can change the owner of a directory");
         }
     }
 

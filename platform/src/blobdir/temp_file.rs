@@ -66,7 +66,7 @@ impl TempFile {
     pub fn create(dir: &Path) -> Result<TempFile, WriteError> {
         let (file, path) = tempfile::Builder::new()
             .prefix("blob-")
-            .permissions(Permissions::from_mode(0o666)) // less the umask, by which its owner decides who may read it
+            .permissions(Permissions::from_mode(0o666)) // less the umask
             .tempfile_in(dir)
             .map_err(WriteError::space("create a file in", dir, 0))?
             .into_parts();

@@ -10,8 +10,8 @@ use tempfile::TempPath;
 
 pub use super::step::Step;
 
-/// Returns how many bytes of a step to perform: what the simulation says if this thread is in one, otherwise all.
-/// Steps that are not about bytes return 0.
+/// Returns how many bytes of a step to perform: what the simulation says if this thread is in one,
+/// otherwise all. Steps that are not about bytes return 0.
 fn permit(step: Step<'_>) -> io::Result<usize> {
     super::simulated!(simulation => simulation.file(step));
     Ok(match step {
@@ -51,7 +51,8 @@ pub fn write_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
 /// Waits until the bytes of a file are on the disk.
 ///
 /// # Errors
-/// Returns the file system's error. What is on the disk is then unknown; a second call does not help.
+/// Returns the file system's error. What is on the disk is then unknown; a second call does not
+/// help.
 pub fn sync(file: &File) -> io::Result<()> {
     permit(Step::Sync(file))?;
     file.sync_data()
@@ -60,7 +61,8 @@ pub fn sync(file: &File) -> io::Result<()> {
 /// Waits until the names in a directory are on the disk.
 ///
 /// # Errors
-/// Returns the file system's error. What is on the disk is then unknown; a second call does not help.
+/// Returns the file system's error. What is on the disk is then unknown; a second call does not
+/// help.
 pub fn sync_names(directory: &Path) -> io::Result<()> {
     permit(Step::SyncNames(directory))?;
     File::open(directory)?.sync_all()

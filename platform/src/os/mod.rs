@@ -1,9 +1,10 @@
-//! What the crates use of the operating system: time, randomness, threads, and the file operations that decide what a
-//! crash leaves.
+//! What the crates use of the operating system: time, randomness, threads, and the file operations
+//! that decide what a crash leaves.
 //!
-//! A simulator can replace all of it. Everything that would make two runs differ goes through this module. With the
-//! feature `testing` a thread can enter a simulation (`simulation::enter`). From then on the simulation answers these
-//! functions on that thread: nothing waits, sleeps or depends on randomness.
+//! A simulator can replace all of it. Everything that would make two runs differ goes through this
+//! module. With the feature `testing` a thread can enter a simulation (`simulation::enter`). From
+//! then on the simulation answers these functions on that thread: nothing waits, sleeps or depends
+//! on randomness.
 
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
@@ -36,7 +37,8 @@ pub fn now() -> Instant {
     crate::sync::now()
 }
 
-/// Returns the time since 1970-01-01 00:00 UTC. It may jump in both directions; before 1970 it is 0.
+/// Returns the time since 1970-01-01 00:00 UTC. It may jump in both directions; before 1970 it is
+/// 0.
 #[must_use]
 pub fn unix_time() -> Duration {
     simulated!(simulation => simulation.unix_time());
@@ -57,8 +59,8 @@ pub fn random(bytes: &mut [u8]) -> Result<(), getrandom::Error> {
 
 /// Returns whether the caller may assume that an operation is as fast as it usually is.
 ///
-/// Outside a simulation the caller measures that by itself, so this returns `true`. In a simulation no time passes
-/// during an operation, so the simulation decides.
+/// Outside a simulation the caller measures that by itself, so this returns `true`. In a simulation
+/// no time passes during an operation, so the simulation decides.
 #[must_use]
 pub fn is_quick() -> bool {
     simulated!(simulation => simulation.is_quick());
@@ -77,7 +79,8 @@ pub fn spawn(name: &str, task: impl FnOnce() + Send + 'static) -> io::Result<()>
     crate::sync::thread::Builder::new().name(name.to_owned()).spawn(task).map(drop)
 }
 
-/// Registers a step with the simulation, which calls it repeatedly in the place of a thread with a loop.
+/// Registers a step with the simulation, which calls it repeatedly in the place of a thread with a
+/// loop.
 ///
 /// Returns `false`, and drops the step, if this thread is in no simulation.
 pub fn register_step(step: impl FnMut() -> Next + Send + 'static) -> bool {

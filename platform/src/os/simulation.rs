@@ -21,7 +21,8 @@ pub trait Simulation {
     /// Returns the identity of the current boot of the machine.
     fn boot(&self) -> [u8; 16];
 
-    /// Accepts a job that a thread would run. The simulator runs it now or later, before or after other jobs.
+    /// Accepts a job that a thread would run. The simulator runs it now or later, before or after
+    /// other jobs.
     fn run(&self, job: Job);
 
     /// Accepts a step that a thread would repeat in a loop.

@@ -1,4 +1,5 @@
-//! The values that the operating system and a simulation exchange: jobs, file steps, and how a served step ended.
+//! The values that the operating system and a simulation exchange: jobs, file steps, and how a
+//! served step ended.
 
 use std::fs::File;
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::time::Instant;
 /// A closure to run on a thread that may block.
 pub type Job = Box<dyn FnOnce() + Send>;
 
-/// What a repeated step asks for next. See [`register_step`](super::register_step).
+/// What a repeated step needs next. See [`register_step`](super::register_step).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Call the step again at once: there may be more work.

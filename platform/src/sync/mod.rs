@@ -1,7 +1,7 @@
 //! The synchronization primitives of all crates: the standard library's, without poisoning.
 //!
-//! With the feature `shuttle`, which only tests turn on, they are simulated. `explore` then runs one test body under
-//! thousands of schedules, and can repeat each schedule.
+//! With the feature `shuttle`, which only tests turn on, they are simulated. `explore` then runs
+//! one test body under thousands of schedules, and can repeat each schedule.
 
 mod mutex;
 #[cfg(feature = "shuttle")]

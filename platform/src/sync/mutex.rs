@@ -1,7 +1,8 @@
 //! A mutex and a condition variable that ignore poisoning.
 //!
-//! If a thread panics while it holds a lock, the next thread uses the value as it was left. This is safe here because every
-//! change under a lock is complete in itself: the crates of this workspace keep that rule.
+//! If a thread panics while it holds a lock, the next thread uses the value as it was left. This is
+//! safe here because every change under a lock is complete in itself: the crates of this workspace
+//! keep that rule.
 
 use std::sync::{PoisonError, TryLockError};
 use std::time::Duration;

@@ -9,7 +9,8 @@ use super::simulated::thread;
 pub struct Alone(AtomicUsize);
 
 impl Alone {
-    /// Executes `act`, lets other threads run meanwhile, and panics if two threads are in here at once.
+    /// Executes `act`, lets other threads run meanwhile, and panics if two threads are in here at
+    /// once.
     pub fn act<T>(&self, act: impl FnOnce() -> T) -> T {
         assert_eq!(self.0.fetch_add(1, Ordering::SeqCst), 0, "two at once");
         thread::yield_now();
