@@ -122,9 +122,7 @@ async fn connect(transport: Transport, server: &str, cache: Cache) -> Result<Lin
             RemoteError::NoAddress { server }
         }
         ConnectError::Connect { source, .. } => RemoteError::NoServer { server, reason: chain(&source) },
-        ConnectError::Handshake { source, .. } => {
-            RemoteError::Handshake { server, reason: chain(&source) }
-        }
+        ConnectError::Handshake { source, .. } => RemoteError::Handshake { server, reason: chain(&source) },
         error => RemoteError::NoServer { server, reason: chain(&error) },
     })
 }

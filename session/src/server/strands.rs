@@ -36,15 +36,15 @@ impl Turn {
     /// Runs a job behind everything before it: inline if it is quick and the budget allows it, otherwise on the pool.
     pub(super) fn run(self, budget: &mut WorkBudget, job: impl FnOnce() + Send + 'static) {
         if self.is_quick && budget.allows() {
-            budget.run(|| self.strand.run_in_turn(job));
+            budget.run(|| self.strand.dispatch(job));
         } else {
-            self.strand.run(job);
+            self.strand.post(job);
         }
     }
 
     /// Runs a job on the pool, behind everything before it.
     pub(super) fn run_on_pool(self, job: impl FnOnce() + Send + 'static) {
-        self.strand.run(job);
+        self.strand.post(job);
     }
 }
 

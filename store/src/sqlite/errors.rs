@@ -54,5 +54,6 @@ pub(super) fn blob_error(error: &WriteError) -> RequestError {
             RequestError::Mismatch { detail: error.to_string() }
         }
         WriteError::Io { operation, path, source } => disk_error(operation, path, source),
+        _ => RequestError::Failed { detail: error.to_string() },
     }
 }

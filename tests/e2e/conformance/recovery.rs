@@ -279,7 +279,7 @@ fn conflicts_found_while_disconnected_are_reported(pair: &Pair) {
 }
 
 fn conflicted_detached_transaction_expires(pair: &Pair) {
-    let mut world = World::serving(pair, |config| config.keep = Duration::from_millis(10));
+    let mut world = World::serving(pair, |config| config.detach_timeout = Duration::from_millis(10));
     let Conflicted { result, .. } =
         conflict_while_disconnected(&world, |_, other| wait_until_nothing_is_open(other));
     assert!(matches!(result, Err(VoteError::Call(CallError::NotCommitted { .. }))), "{result:?}");
@@ -338,7 +338,7 @@ fn vote_does_not_outlive_its_connection(pair: &Pair) {
 }
 
 fn detached_transaction_is_aborted_at_its_timeout(pair: &Pair) {
-    let world = World::serving(pair, |config| config.keep = Duration::from_millis(10));
+    let world = World::serving(pair, |config| config.detach_timeout = Duration::from_millis(10));
     let proxy = ThrottledProxy::to(world.address());
     let (client, other) = (world.reconnecting_client(&proxy.address, "cache"), world.client("other"));
     let (oid, file) = (client.new_oid(), world.file("file", bytes("file", SIZE)));

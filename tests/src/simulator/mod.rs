@@ -126,7 +126,7 @@ impl Scenario {
             client: connection(client),
             server: ServerConfig {
                 connection: connection(server),
-                keep: Duration::from_secs([1, 20, 60][rng.usize(..3)]),
+                detach_timeout: Duration::from_secs([1, 20, 60][rng.usize(..3)]),
                 ..ServerConfig::default()
             },
             store: StoreConfig {
