@@ -59,7 +59,8 @@ const OF_TRANSPORTS: &[&str] = &[
 /// Figures that belong to no transport.
 const OF_THE_MACHINE: &[&str] = &["bare-hash", "bare-sync", "bare-round-trip", "cache-hits"];
 
-/// Figures that may be missing: too short for the system's clock in a quick run, or in need of more memory.
+/// Figures that may be missing: too short for the system's clock in a quick run, or in need of more
+/// memory.
 const OPTIONAL: &[&str] = &["processors-load", "processors-store", "store-32-MiB-in-memory"];
 
 fn bench(arguments: &[&str]) -> Output {

@@ -1,8 +1,8 @@
 //! Budgets of system calls, counted with `strace`, over both transports.
 //!
-//! The tests cover a large blob on both sides, the commit of a small blob, and its load on the client.
-//! A budget applies to one chunk of 256 KiB or to one small blob. It is about twice the measured number,
-//! because the kernel decides how much one call moves.
+//! The tests cover a large blob on both sides, the commit of a small blob, and its load on the
+//! client. A budget applies to one chunk of 256 KiB or to one small blob. It is about twice the
+//! measured number, because the kernel decides how much one call moves.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -30,7 +30,8 @@ impl Calls {
         let mut calls = Calls::default();
         for line in log.lines() {
             let line = line.split_once(' ').unwrap().1.trim_start();
-            // A call that is interleaved with another thread's has two lines; the second has the result.
+            // A call that is interleaved with another thread's has two lines; the second has the
+            // result.
             let name = match line.strip_prefix("<... ") {
                 Some(resumed) => resumed.split_whitespace().next().unwrap(),
                 None if line.contains("<unfinished ...>") => continue,
@@ -142,7 +143,8 @@ fn large_blob_over_tokio_is_zero_copy_and_within_budget() {
     large_blob_is_within_budget("tokio");
 }
 
-/// Number of small blobs that are loaded after one in each bucket, for which the cache creates its directories.
+/// Number of small blobs that are loaded after one in each bucket, for which the cache creates its
+/// directories.
 const SMALL: usize = 300;
 const BUCKETS: usize = 997;
 
@@ -162,7 +164,8 @@ fn loads(blobs: &[Value]) -> Value {
     json!({"Call": {"what": what, "callers": 1, "time": {"secs": 600, "nanos": 0}}})
 }
 
-/// Runs an order under `strace`; returns the result and the calls, or `None` if `strace` does not work here.
+/// Runs an order under `strace`; returns the result and the calls, or `None` if `strace` does not
+/// work here.
 fn traced(home: &Home, transport: &str, order: &Value) -> Option<(Value, Calls)> {
     let (command, _) = worker(home, transport, order);
     // The program under `strace` reads its orders from a file.
@@ -184,16 +187,18 @@ fn small_load_is_within_budget(transport: &str) {
 
     let Some((loaded, calls)) = traced(&home, transport, &loads(rest)) else { return };
     assert_eq!(loaded["done"], SMALL);
-    // The request and its answer. The client polls 50 times before it sleeps, and 50 times more if the answer
-    // arrives in two pieces: over mio for events, over tokio for bytes. Threads of the runtime may wake each other.
+    // The request and its answer. The client polls 50 times before it sleeps, and 50 times more if
+    // the answer arrives in two pieces: over mio for events, over tokio for bytes. Threads of the
+    // runtime may wake each other.
     let polls = 100;
     calls.at_most_for(SMALL, 2, &["sendto"]);
     calls.at_most_for(SMALL, 3, &["recvfrom"]);
     calls.at_most_for(SMALL, if transport == "mio" { 1 } else { polls }, &["read"]);
     calls.at_most_for(SMALL, 4 + polls, &["epoll_wait", "epoll_pwait"]);
     calls.at_most_for(SMALL, 4, &["wake"]);
-    // The claim, and the record in a segment, by which the index grows. No file is created or synced.
-    // The number of records in one write depends on scheduling; in the worst case each has its own.
+    // The claim, and the record in a segment, by which the index grows. No file is created or
+    // synced. The number of records in one write depends on scheduling; in the worst case each has
+    // its own.
     calls.at_most_for(SMALL, 2, &["write"]);
     calls.at_most_for(SMALL, 4, &["openat", "open"]);
     calls.at_most_for(SMALL, 8, &["flock"]);
@@ -237,7 +242,8 @@ fn small_commit_is_within_budget(transport: &str) {
     server.at_most_for(commits, 6, &["sendto"]);
     server.at_most_for(commits, 8, &["epoll_wait", "epoll_pwait"]);
     server.at_most_for(commits, 16, &["futex", "wake"]);
-    // The database's log, each page in two parts, and its locks. No file is created for a small blob.
+    // The database's log, each page in two parts, and its locks. No file is created for a small
+    // blob.
     server.at_most_for(commits, 1, &["fsync", "fdatasync"]);
     server.at_most_for(commits, 24, &["pwrite64"]);
     server.at_most_for(commits, 9, &["pread64"]);

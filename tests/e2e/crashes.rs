@@ -21,7 +21,8 @@ enum Moment {
     Sent(u64),
     /// All but 1000 bytes have reached the server; then this number of milliseconds passes.
     Later(u64),
-    /// All but this number of bytes of the answers have passed: the server has committed, and the client has no answer.
+    /// All but this number of bytes of the answers have passed: the server has committed, and the
+    /// client has no answer.
     Unanswered(u64),
 }
 

@@ -1,7 +1,7 @@
 //! Runs the README's tour: every command works and prints what the README shows.
 //!
-//! Text that differs from run to run (transaction ids, times, cache paths) is replaced by a placeholder on both
-//! sides before the comparison.
+//! Text that differs from run to run (transaction ids, times, cache paths) is replaced by a
+//! placeholder on both sides before the comparison.
 
 use std::fs;
 use std::path::{Path, PathBuf};

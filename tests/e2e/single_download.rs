@@ -6,7 +6,8 @@ use std::process::Child;
 use super::support::{Home, MAX_MEMORY, Ran, bytes, digest, end};
 use super::throttled_proxy::{DOWN, ThrottledProxy};
 
-/// Bytes that the proxy passes: more than small messages, and less than a blob minus all buffers on the way.
+/// Bytes that the proxy passes: more than small messages, and less than a blob minus all buffers on
+/// the way.
 const HALF: u64 = 400 << 10;
 
 #[test]

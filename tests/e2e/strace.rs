@@ -17,7 +17,8 @@ pub(crate) struct Strace {
 }
 
 impl Strace {
-    /// Attaches a configured `strace` to all threads of a server. Returns `None` if that is impossible here.
+    /// Attaches a configured `strace` to all threads of a server. Returns `None` if that is
+    /// impossible here.
     pub(crate) fn attach(strace: &mut Command, server: &Serve, log: PathBuf) -> Option<Strace> {
         let pid = server.pid().to_string();
         let strace = strace.args(["-f", "-p", &pid, "-o"]).arg(&log).stderr(Stdio::piped()).spawn();

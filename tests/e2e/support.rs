@@ -58,7 +58,8 @@ impl Ran {
         self.stdout
     }
 
-    /// Returns standard error. Panics unless the process exited with `code` and an empty standard output.
+    /// Returns standard error. Panics unless the process exited with `code` and an empty standard
+    /// output.
     #[track_caller]
     pub(crate) fn fails(self, code: i32) -> String {
         assert_eq!((self.code, self.stdout.as_str()), (code, ""), "{self:?}");
@@ -108,7 +109,8 @@ impl Serve {
         self.child.id()
     }
 
-    /// Sends a signal and waits for the exit. Returns the exit code, or `None` if the signal killed it.
+    /// Sends a signal and waits for the exit. Returns the exit code, or `None` if the signal killed
+    /// it.
     pub(crate) fn end(&mut self, signal: Signal) -> Option<i32> {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
         self.child.wait().unwrap().code()

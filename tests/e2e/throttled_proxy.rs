@@ -32,7 +32,8 @@ struct State {
     connections: usize,
     /// Open connections by number: the client's socket and the server's.
     streams: BTreeMap<usize, [TcpStream; 2]>,
-    /// Connections up to this number are half-open: their client is gone and the server is not notified.
+    /// Connections up to this number are half-open: their client is gone and the server is not
+    /// notified.
     half_open_up_to: usize,
     ended: usize,
     /// Number of connections that wait because their limit is used up.
@@ -74,7 +75,8 @@ impl ThrottledProxy {
         });
     }
 
-    /// Closes every connection on the client's side only, so the server sees them as open. Accepts new ones.
+    /// Closes every connection on the client's side only, so the server sees them as open. Accepts
+    /// new ones.
     pub(crate) fn leave_half_open(&self) {
         self.shared.change(|state| {
             state.half_open_up_to = state.connections;

@@ -1,4 +1,5 @@
-//! How connections end: closed by the client, stopped by the server, or cut, with and without pending work.
+//! How connections end: closed by the client, stopped by the server, or cut, with and without
+//! pending work.
 
 use std::io::Read;
 use std::net::TcpStream;

@@ -1,5 +1,5 @@
-//! Limits: a client keeps to its server's limits and waits if it must. A request beyond a limit fails with a typed error,
-//! and the connection stays open.
+//! Limits: a client keeps to its server's limits and waits if it must. A request beyond a limit
+//! fails with a typed error, and the connection stays open.
 
 use std::thread::scope;
 

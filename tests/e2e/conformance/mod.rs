@@ -1,7 +1,9 @@
-//! One suite for all transports: each test is written once and runs with every client against every server.
+//! One suite for all transports: each test is written once and runs with every client against every
+//! server.
 //!
-//! To add a transport, write a module like [`tokio`] and [`mio`], and add lines to the macros here. The peers
-//! in [`raw`] are not transports: they are written from PROTOCOL.md alone and share no code with the project.
+//! To add a transport, write a module like [`tokio`] and [`mio`], and add lines to the macros here.
+//! The peers in [`raw`] are not transports: they are written from PROTOCOL.md alone and share no
+//! code with the project.
 
 /// Expands functions to the tests of one pair.
 macro_rules! tests_of_pair {

@@ -1,4 +1,5 @@
-//! Recovery from lost connections: data that has arrived is not sent again, and every outcome is determined.
+//! Recovery from lost connections: data that has arrived is not sent again, and every outcome is
+//! determined.
 
 use std::sync::{Arc, Mutex};
 use std::thread::{scope, spawn};
@@ -86,7 +87,8 @@ fn interrupted_download_resumes_at_the_same_byte(pair: &Pair) {
     proxy.set_server(world.address());
     let cached = loading.join().unwrap().unwrap();
     assert!(std::fs::read(cached.path()).unwrap() == whole);
-    // The offset of the resumption is reported twice: at the end of the first part and at the start of the rest.
+    // The offset of the resumption is reported twice: at the end of the first part and at the start
+    // of the rest.
     let offsets = offsets.lock().unwrap();
     let from = offsets.windows(2).find(|pair| pair[0] == pair[1]).map_or(0, |pair| pair[0]);
     assert!(from > PART / 2, "{offsets:?}");
@@ -130,7 +132,8 @@ fn interrupted_upload_resumes_at_the_same_byte(pair: &Pair) {
     }
 }
 
-/// Commits a blob, loses all answers of the connection, and checks that the client still gets the tid.
+/// Commits a blob, loses all answers of the connection, and checks that the client still gets the
+/// tid.
 fn commit_with_lost_answer(
     pair: &Pair,
     commit: impl FnOnce(Box<dyn Transaction>) -> Result<Tid, CallError> + Send + 'static,
@@ -237,7 +240,8 @@ struct Conflicted {
 
 /// Commits while another transaction holds the locks, and cuts the connection meanwhile.
 ///
-/// The other transaction then commits, which is a conflict. `before_reconnect` runs before the client can reconnect.
+/// The other transaction then commits, which is a conflict. `before_reconnect` runs before the
+/// client can reconnect.
 fn conflict_while_disconnected(
     world: &World,
     before_reconnect: impl FnOnce(&ThrottledProxy, &dyn Client),

@@ -1,4 +1,5 @@
-//! Deadlines: the side that notices a stall aborts it in time with an error that names the deadline.
+//! Deadlines: the side that notices a stall aborts it in time with an error that names the
+//! deadline.
 
 use std::time::Duration;
 

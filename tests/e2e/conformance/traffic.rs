@@ -1,4 +1,5 @@
-//! Concurrent work on one connection: transfers in both directions, small calls between them, pings.
+//! Concurrent work on one connection: transfers in both directions, small calls between them,
+//! pings.
 
 use std::thread::scope;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! The fixture of each test: a server on the SQLite store, clients with caches, and a directory for files.
+//! The fixture of each test: a server on the SQLite store, clients with caches, and a directory for
+//! files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,7 +95,8 @@ impl World {
         Cache::open(self.path(name), CacheConfig::default()).unwrap()
     }
 
-    /// Connects a client that reconnects, to one or several addresses, for as long as a test may take.
+    /// Connects a client that reconnects, to one or several addresses, for as long as a test may
+    /// take.
     pub(crate) fn reconnecting_client(&self, addresses: &str, cache: &str) -> Box<dyn Client> {
         let reconnect = Reconnect { unreachable_timeout: Duration::from_secs(120), ..Reconnect::default() };
         let config = ClientConfig { reconnect: Some(reconnect), ..ClientConfig::default() };
@@ -121,7 +123,8 @@ impl World {
         self.client.connect(address, cache, config)
     }
 
-    /// Waits until no upload has left a file at the server. The server must have stopped, so that no more arrive.
+    /// Waits until no upload has left a file at the server. The server must have stopped, so that
+    /// no more arrive.
     ///
     /// Threads of the pool may still be about to remove files.
     pub(crate) fn wait_for_no_leftovers(&self) {
@@ -141,7 +144,8 @@ impl World {
         }
     }
 
-    /// Returns the paths of a cache's blob files. Unfinished files do not count; they may vanish at any time.
+    /// Returns the paths of a cache's blob files. Unfinished files do not count; they may vanish at
+    /// any time.
     pub(crate) fn cached(&self, cache: &str) -> Vec<PathBuf> {
         let entries = |dir: &Path| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
         let buckets = entries(&self.path(cache)).filter(|path| path.is_dir() && !path.ends_with("tmp"));

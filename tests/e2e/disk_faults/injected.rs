@@ -11,7 +11,8 @@ use super::{Ledger, MANY, serve_command, serve_quietly};
 use crate::strace::{Strace, injected};
 use crate::support::{Home, Ran, blob_files};
 
-/// Returns the numbers of the calls to fail: in each round the call with that number, in every thread.
+/// Returns the numbers of the calls to fail: in each round the call with that number, in every
+/// thread.
 fn rounds() -> Vec<String> {
     let last = std::env::var("BLOBFERRY_FAULTS").ok().and_then(|last| last.parse().ok()).unwrap_or(3);
     (1..=last).map(|n: u32| n.to_string()).collect()
@@ -185,7 +186,8 @@ fn failed_start_names_cause_and_next_start_recovers() {
             BufReader::new(started.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
             if line.is_empty() {
                 let stderr = Ran::from(started.wait_with_output().unwrap()).fails(1);
-                let operation = stderr.contains("could not ") || stderr.contains("can not ");
+                let operation =
+                    ["could not ", "can not ", "cannot "].iter().any(|words| stderr.contains(words));
                 assert!(operation && stderr.contains(server.to_str().unwrap()), "{stderr}");
                 failed += 1;
             } else {
@@ -213,7 +215,8 @@ fn read_errors_are_reported_and_never_taken_for_data() {
     assert!(stderr.contains(server.join("store.sqlite").to_str().unwrap()), "{stderr}");
     assert!(injection.end() > 0);
 
-    // The database is readable, but the blob's file is not: neither `sendfile` nor `pread64` works on it.
+    // The database is readable, but the blob's file is not: neither `sendfile` nor `pread64` works
+    // on it.
     let blob = blob_files(&server).into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
     let strace = &mut Command::new("strace");
     let injection =

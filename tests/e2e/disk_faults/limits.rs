@@ -10,7 +10,8 @@ fn file_size_limit_refuses_larger_writes_and_serves_on() {
     let mut home = Home::with(|home| {
         let server = serve_command(&home.join("server"));
         let mut limited = Command::new("sh");
-        // In units of 512 bytes: 1 MiB, less than the size at which the database's log is checkpointed.
+        // In units of 512 bytes: 1 MiB, less than the size at which the database's log is
+        // checkpointed.
         limited.args(["-c", "trap '' XFSZ; ulimit -f 2048; exec \"$0\" \"$@\""]).arg(server.get_program());
         limited.args(server.get_args());
         copy_environment(&server, &mut limited);

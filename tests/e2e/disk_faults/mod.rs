@@ -1,10 +1,10 @@
 //! Disks that fail or fill up while a real server works.
 //!
-//! Every put succeeds, or fails with the operation and the file that caused it. Existing data stays readable.
-//! The next start finds everything that was acknowledged and nothing that was refused.
+//! Every put succeeds, or fails with the operation and the file that caused it. Existing data stays
+//! readable. The next start finds everything that was acknowledged and nothing that was refused.
 //!
-//! The faults are real: small file systems, limits, and system calls that `strace` makes fail. If the machine
-//! cannot produce a fault, the test prints that and is skipped.
+//! The faults are real: small file systems, limits, and system calls that `strace` makes fail. If
+//! the machine cannot produce a fault, the test prints that and is skipped.
 
 mod cache;
 mod full;
@@ -22,7 +22,8 @@ use tempfile::TempDir;
 use super::check::check;
 use super::support::{Home, Serve, blobferry};
 
-/// Sizes in bytes of the files of one put: in files of the server, in its database, and in a file again.
+/// Sizes in bytes of the files of one put: in files of the server, in its database, and in a file
+/// again.
 const SIZES: [usize; 3] = [100_000, 700, 70_000];
 
 /// Sizes in bytes of a put large enough to checkpoint the database's log.
@@ -56,7 +57,8 @@ impl Ledger {
             return None;
         }
         let stderr = put.fails(1);
-        let operation = ["could not ", "can not ", "no room "].iter().any(|words| stderr.contains(words));
+        let operation =
+            ["could not ", "can not ", "cannot ", "no room "].iter().any(|words| stderr.contains(words));
         assert!(operation && stderr.contains(server.to_str().unwrap()), "{stderr}");
         match stderr.contains("is known when the server was started again") {
             true => self.undecided.push(name.to_owned()),
@@ -65,7 +67,8 @@ impl Ledger {
         Some(stderr)
     }
 
-    /// After a restart of the server, sorts the undecided names into those that exist and those that do not.
+    /// After a restart of the server, sorts the undecided names into those that exist and those
+    /// that do not.
     fn decide(&mut self, home: &Home) {
         let names = home.ls("/");
         for name in std::mem::take(&mut self.undecided) {
@@ -144,7 +147,7 @@ impl Disk {
         if mount(disk.0.path().to_str().unwrap(), disk.1.path()) {
             return Some(Disk { at: disk.0, image: disk.1 });
         }
-        println!("skipped: a file system can not be mounted here");
+        println!("skipped: a file system cannot be mounted here");
         None
     }
 

@@ -21,7 +21,7 @@ fn read_only_file_system_refuses_writes_and_serves_reads() {
     let mut ledger = Ledger::default();
     assert_eq!(ledger.put(&home, &server, "before"), None);
     if trigger(&disk).is_none_or(|trigger| fs::write(trigger, "1").is_err()) {
-        println!("skipped: a file system can not be told here that it is damaged");
+        println!("skipped: the kernel cannot be made to report damage here");
         return;
     }
     for name in ["one", "two"] {

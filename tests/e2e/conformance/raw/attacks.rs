@@ -67,7 +67,8 @@ struct Peer<'a> {
 }
 
 impl Peer<'_> {
-    /// Sets a short timeout, so that blocked reads and writes can check whether the attack must end.
+    /// Sets a short timeout, so that blocked reads and writes can check whether the attack must
+    /// end.
     fn new(stream: TcpStream, target: &Target) -> Peer<'_> {
         let soon = Some(Duration::from_millis(5));
         stream.set_read_timeout(soon).unwrap();
@@ -75,7 +76,8 @@ impl Peer<'_> {
         Peer { stream, target }
     }
 
-    /// Writes bytes until the server has accepted them or closes the connection, or the attack ends.
+    /// Writes bytes until the server has accepted them or closes the connection, or the attack
+    /// ends.
     fn flood(&self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match (&self.stream).write(bytes) {

@@ -25,7 +25,8 @@ pub(super) struct Client {
     credit: BTreeMap<u64, u64>,
     connection_credit: u64,
     sent: u64,
-    /// Credit for downloads: granted by transfer and for the connection, and the number of bytes received.
+    /// Credit for downloads: granted by transfer and for the connection, and the number of bytes
+    /// received.
     granted: BTreeMap<u64, u64>,
     connection_granted: u64,
     received: u64,

@@ -1,4 +1,5 @@
-//! Credit, cancellation and liveness: a server never sends beyond its credit, and a blocked transfer blocks nothing else.
+//! Credit, cancellation and liveness: a server never sends beyond its credit, and a blocked
+//! transfer blocks nothing else.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Servers that flood a client: unsolicited messages take no memory, and the client still gets its answer.
+//! Servers that flood a client: unsolicited messages take no memory, and the client still gets its
+//! answer.
 
 use super::encode::{Body, Limits, message};
 use super::server::{Caller, Server};

@@ -18,7 +18,8 @@ const ATTACKERS: usize = 3;
 const MAX_GROWTH: u64 = 1 << 20;
 /// Number of attacks until memory must stop growing.
 ///
-/// The server legitimately keeps reusable buffers and pages, threads, and at most 1,000 detached transactions.
+/// The server legitimately keeps reusable buffers and pages, threads, and at most 1,000 detached
+/// transactions.
 const MAX_ROUNDS: usize = 12;
 /// Upper limit on the server's resident memory during an attack, in bytes.
 const MAX_PEAK: u64 = 100 << 20;

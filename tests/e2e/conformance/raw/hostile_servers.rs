@@ -1,7 +1,7 @@
 //! Servers that violate the protocol, lie or disconnect.
 //!
-//! The client reports the error and its cache shows no part of the blob. Afterwards the same cache gets the blob
-//! from a good server.
+//! The client reports the error and its cache shows no part of the blob. Afterwards the same cache
+//! gets the blob from a good server.
 
 use std::io::Write;
 use std::time::Duration;
@@ -43,7 +43,8 @@ impl Good {
         Good { world, blob, whole }
     }
 
-    /// Loads the blob from a bad server that answers with `send` after the handshake; returns the error.
+    /// Loads the blob from a bad server that answers with `send` after the handshake; returns the
+    /// error.
     fn load_from(&self, send: impl Fn(&mut Caller, u64) + Send + 'static) -> CallError {
         let bad = Server::after_welcome(move |caller| {
             let id = caller.request();

@@ -1,7 +1,7 @@
 //! Peers over plain sockets, written from PROTOCOL.md alone.
 //!
-//! [`encode`], [`decode`], [`client`] and [`server`] share no code with the project. If they work together, the
-//! project follows the specification.
+//! [`encode`], [`decode`], [`client`] and [`server`] share no code with the project. If they work
+//! together, the project follows the specification.
 
 mod attacks;
 mod client;

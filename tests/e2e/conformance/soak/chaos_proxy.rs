@@ -1,7 +1,8 @@
 //! A proxy between clients and a server that injects faults into every connection.
 //!
-//! The faults of a connection, and the bytes at which they occur, depend only on the seed and the connection's number.
-//! The time of a fault depends on the traffic. The test can disable all faults.
+//! The faults of a connection, and the bytes at which they occur, depend only on the seed and the
+//! connection's number. The time of a fault depends on the traffic. The test can disable all
+//! faults.
 
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
@@ -41,7 +42,8 @@ pub(super) struct Counters {
     pub(super) half_closed: AtomicU64,
     pub(super) paused: AtomicU64,
     pub(super) fragmented: AtomicU64,
-    /// Connections that ended during a read of at least [`BLOB_READ`] bytes, which must have been a blob.
+    /// Connections that ended during a read of at least [`BLOB_READ`] bytes, which must have been a
+    /// blob.
     pub(super) amid_blobs: AtomicU64,
 }
 

@@ -1,8 +1,9 @@
-//! A soak test: clients work while every connection is cut, reset, stalled or fragmented at some byte.
+//! A soak test: clients work while every connection is cut, reset, stalled or fragmented at some
+//! byte.
 //!
 //! The server restarts half-way. Afterwards the store agrees with every outcome that was reported.
-//! All pairs together run for a minute, or for `BLOBFERRY_SOAK_SECONDS`. The faults depend on a seed, which is
-//! printed; `BLOBFERRY_SOAK_SEED` sets it. Their timing depends on the machine.
+//! All pairs together run for a minute, or for `BLOBFERRY_SOAK_SECONDS`. The faults depend on a
+//! seed, which is printed; `BLOBFERRY_SOAK_SEED` sets it. Their timing depends on the machine.
 
 mod chaos_proxy;
 mod ledger;
@@ -160,7 +161,8 @@ fn check_no_others(client: &dyn Client, ledger: &Ledger) {
     }
 }
 
-/// Waits until a cache has no unfinished file and no held lock. Its clients' last threads may still be ending.
+/// Waits until a cache has no unfinished file and no held lock. Its clients' last threads may still
+/// be ending.
 fn wait_for_clean_cache(cache: &Path) {
     let names = |dir: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(dir).into_iter().flatten();

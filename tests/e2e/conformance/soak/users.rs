@@ -1,4 +1,5 @@
-//! Users of the soak test: writers record each store in the ledger first; readers compare with the ledger.
+//! Users of the soak test: writers record each store in the ledger first; readers compare with the
+//! ledger.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -39,7 +40,8 @@ pub(super) struct Counters {
     pub(super) loaded: AtomicU64,
 }
 
-/// Sizes of blobs in bytes: empty, inside the database, in a file, and long enough to be interrupted.
+/// Sizes of blobs in bytes: empty, inside the database, in a file, and long enough to be
+/// interrupted.
 const SIZES: [usize; 6] = [0, 10 << 10, 10 << 10, 70 << 10, 70 << 10, 3_000_000];
 /// Offset in bytes beyond any first chunk: a transfer at this offset has been under way.
 const RESUMED_BEYOND: u64 = 300_000;
