@@ -17,7 +17,7 @@ fn hear(heard: &Heard) -> Subscriber {
 }
 
 #[test]
-fn whoever_does_not_see_a_commit_yet_hears_of_it() {
+fn a_commit_not_yet_visible_reaches_the_subscriber() {
     explore(5000, || {
         let publisher = Arc::new(CommitPublisher::new(Tid::ZERO));
         let listeners: Vec<_> = (0..3)
@@ -47,7 +47,7 @@ fn whoever_does_not_see_a_commit_yet_hears_of_it() {
 }
 
 #[test]
-fn nobody_reads_what_subscribers_were_not_told() {
+fn no_reader_sees_a_commit_before_its_subscribers() {
     explore(3000, || {
         let store = Arc::new(MemoryStore::new(patient()).unwrap());
         let told = Arc::new(AtomicU64::new(0));

@@ -20,7 +20,7 @@ fn with<T: Send + 'static>(
 }
 
 #[test]
-fn of_those_who_make_one_object_one_does_and_the_others_hear_of_him() {
+fn of_rival_creators_one_commits_and_all_others_conflict() {
     explore(2000, || {
         let store = Arc::new(MemoryStore::new(patient()).unwrap());
         let wanted: [&'static [u64]; 4] = [&[1, 2], &[2, 3], &[2], &[4]];
@@ -58,7 +58,7 @@ fn of_those_who_make_one_object_one_does_and_the_others_hear_of_him() {
 
 /// All finish at once: whatever batches come of it, everybody gets his own answer, and each tid is given once.
 #[test]
-fn whoever_finishes_in_a_batch_gets_his_own_answer() {
+fn each_transaction_of_a_batch_gets_its_own_answer() {
     explore(2000, || {
         let store = Arc::new(MemoryStore::new(patient()).unwrap());
         let heard = Arc::new(Mutex::new(Vec::new()));
@@ -82,7 +82,7 @@ fn whoever_finishes_in_a_batch_gets_his_own_answer() {
 
 /// Time passes only when everybody waits for it: so the deadline has to be known to who waits for deadlines.
 #[test]
-fn a_vote_whose_locks_do_not_come_hears_of_its_deadline() {
+fn a_vote_without_locks_fails_at_its_deadline() {
     explore(2000, || {
         let store = Arc::new(MemoryStore::new(StoreConfig { lock_timeout: SECOND, ..patient() }).unwrap());
         begin(&*store, 1, &[1]).unwrap();
@@ -96,7 +96,7 @@ fn a_vote_whose_locks_do_not_come_hears_of_its_deadline() {
 }
 
 #[test]
-fn the_locks_of_who_does_not_finish_go_to_the_next() {
+fn locks_of_an_unfinished_vote_go_to_the_next() {
     explore(2000, || {
         let store = Arc::new(MemoryStore::new(StoreConfig { vote_timeout: SECOND, ..patient() }).unwrap());
         begin(&*store, 1, &[1]).unwrap();
@@ -118,7 +118,7 @@ fn the_locks_of_who_does_not_finish_go_to_the_next() {
 
 /// There is nobody else whom the steward would see to, and so find this one's deadline.
 #[test]
-fn a_vote_is_given_up_if_nobody_finishes_it() {
+fn a_vote_that_is_never_finished_expires() {
     explore(2000, || {
         let store = Arc::new(MemoryStore::new(StoreConfig { vote_timeout: SECOND, ..patient() }).unwrap());
         begin(&*store, 1, &[1]).unwrap();
@@ -134,7 +134,7 @@ fn a_vote_is_given_up_if_nobody_finishes_it() {
 
 /// Nothing times out here: who waits must be told.
 #[test]
-fn whoever_waits_for_locks_is_told_when_they_are_free() {
+fn waiting_votes_continue_when_their_locks_are_free() {
     explore(2000, || {
         hold_time();
         let config = StoreConfig { vote_timeout: SECOND, lock_timeout: SECOND, ..patient() };
@@ -161,7 +161,7 @@ fn whoever_waits_for_locks_is_told_when_they_are_free() {
 }
 
 #[test]
-fn an_outcome_is_true_for_ever() {
+fn an_outcome_never_changes() {
     explore(2000, || {
         let store = Arc::new(MemoryStore::new(patient()).unwrap());
         let commits = with(&store, |store| commit(store, 1, &[1]));
@@ -184,7 +184,7 @@ fn an_outcome_is_true_for_ever() {
 
 /// The end comes at any moment, and twice. Nobody is left without an answer, and what was answered is true.
 #[test]
-fn a_store_that_is_closed_answers_everybody() {
+fn closing_answers_every_pending_call() {
     explore(3000, || {
         let config = StoreConfig { vote_timeout: SECOND, lock_timeout: NEVER, ..patient() };
         let store = Arc::new(MemoryStore::new(config).unwrap());
@@ -207,7 +207,7 @@ fn a_store_that_is_closed_answers_everybody() {
 
 /// Whoever has the store last may be one of its own threads, which gives the answer that held it.
 #[test]
-fn a_store_may_end_in_an_answer() {
+fn a_completion_may_drop_the_last_store() {
     explore(2000, || {
         let store = Arc::new(MemoryStore::new(patient()).unwrap());
         begin(&*store, 1, &[1]).unwrap();

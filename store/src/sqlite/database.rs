@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_is_begun_anew_although_somebody_reads_while_it_is_moved() {
+    fn the_wal_restarts_despite_a_read_during_a_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let database = Database::open(&path).unwrap();

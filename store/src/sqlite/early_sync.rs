@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn each_step_is_synced_once_while_more_is_to_come() {
+    fn each_step_is_synced_once_except_the_last() {
         let early_sync = early_sync(10);
         let mut upload = early_sync.for_upload(45);
         let mut opened = 0;
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn while_one_is_on_its_way_there_is_no_other() {
+    fn at_most_one_early_sync_runs_per_blob() {
         let early_sync = early_sync(10);
         let (go, wait) = mpsc::channel::<()>();
         early_sync.workers.run(move || wait.recv().unwrap());
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_none_where_none_is_wanted_or_the_file_can_not_be_opened_again() {
+    fn no_early_sync_if_disabled_or_the_file_cannot_reopen() {
         let none = early_sync(0);
         none.for_upload(1000).written(999, || unreachable!());
         let early_sync = early_sync(10);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_fails_is_the_end_of_writing() {
+    fn a_failed_early_sync_ends_all_writing() {
         let early_sync = early_sync(10);
         let mut upload = early_sync.for_upload(1000);
         // A pipe can not be synced.

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_of_a_batch_that_came_to_nothing_is_made_durable_by_the_next_one_that_uses_it() {
+    fn a_failed_batch_bucket_is_synced_by_its_next_user() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::open(dir.path()).unwrap();
         let (staging, new_bucket) = (Staging::new(layout.tmp()), AtomicBool::new(false));

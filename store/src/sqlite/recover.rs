@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_that_is_written_again_says_what_it_said() {
+    fn a_rewritten_log_has_the_same_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("store.sqlite");
         renew_log(&database).unwrap();

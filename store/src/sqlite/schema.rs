@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_at_a_database_changes_nothing_whatever_its_path() {
+    fn opening_for_a_check_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a %41?b#ä.db");
         let writer = open_writer(&path).unwrap();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn databases_of_others_and_of_later_versions_are_refused_and_left_as_they_are() {
+    fn foreign_and_newer_databases_are_left_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let text = dir.path().join("text");
         std::fs::write(&text, "not a database, but long enough to be looked at ".repeat(100)).unwrap();
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn statements_are_prepared_once_whatever_is_asked_for() {
+    fn statements_are_prepared_once_for_all_parameters() {
         let dir = tempfile::tempdir().unwrap();
         let connection = open_writer(&dir.path().join("db")).unwrap();
         for sql in [super::super::read::NEWEST, super::super::read::BLOB, super::super::commit::CURRENT] {
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn revisions_are_listed_from_one_of_them_on_without_looking_at_others_or_sorting() {
+    fn listing_revisions_neither_scans_nor_sorts() {
         let dir = tempfile::tempdir().unwrap();
         let connection = open_writer(&dir.path().join("db")).unwrap();
         let sql = format!("EXPLAIN QUERY PLAN {}", super::super::read::REVISIONS);

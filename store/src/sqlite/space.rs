@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_nothing_can_be_reserved_an_upload_must_fit_beside_what_the_others_have_still_to_write() {
+    fn unreserved_uploads_must_fit_beside_each_other() {
         let dir = tempfile::tempdir().unwrap();
         let outstanding = Arc::new(AtomicU64::new(0));
         let space = DiskSpace { dir: dir.path().to_owned(), outstanding: Some(outstanding.clone()) };

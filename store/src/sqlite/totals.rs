@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_after_is_counted_and_a_close_keeps_it() {
+    fn later_revisions_are_counted_and_a_close_saves_totals() {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(dir.path(), StoreConfig::default()).unwrap();
         let sums = |sums: &Sums| (sums.totals.objects, sums.totals.revisions, sums.last_oid, sums.is_kept);

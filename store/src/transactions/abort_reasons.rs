@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_last_that_were_given_up_are_remembered() {
+    fn only_the_newest_abort_reasons_are_remembered() {
         let mut given_up = AbortReasons::default();
         let txn = |n: usize| TxnId((n as u128).to_le_bytes());
         for n in 0..=REMEMBERED {

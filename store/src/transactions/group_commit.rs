@@ -63,7 +63,7 @@ mod tests {
     const SYNC: Duration = Duration::from_micros(200);
 
     #[test]
-    fn who_is_alone_waits_for_nobody() {
+    fn a_single_client_is_never_delayed() {
         let mut group = GroupCommit::default();
         for _ in 0..3 {
             assert_eq!(group.linger(1), None);
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn all_who_were_there_are_waited_for_but_not_for_long() {
+    fn the_committer_lingers_for_as_many_as_before() {
         let mut group = GroupCommit::default();
         group.batch_done(3, 5, SYNC);
         assert_eq!(group.linger(5), Some((8, SYNC)));
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_comes_it_waits_less_and_less_often() {
+    fn lingering_in_vain_becomes_rare() {
         let mut group = GroupCommit::default();
         let mut waits = 0;
         for _ in 0..1000 {
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_time_passes_nothing_is_waited_for() {
+    fn without_batch_times_there_is_no_lingering() {
         let mut group = GroupCommit::default();
         group.batch_done(8, 8, Duration::ZERO);
         assert_eq!(group.linger(1), None);

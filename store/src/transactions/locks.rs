@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_up_waiting_lets_those_behind_go_ahead() {
+    fn a_withdrawn_request_lets_later_ones_pass() {
         let mut table = LockTable::new();
         assert!(table.request('a', oids(&[1])));
         assert!(!table.request('b', oids(&[1, 2, 3])));
@@ -161,7 +161,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn locks_are_given_by_the_rule_and_everybody_gets_a_turn(steps in prop::collection::vec(step(), 0..60)) {
+        fn locks_follow_the_rule_and_every_request_is_granted(steps in prop::collection::vec(step(), 0..60)) {
             let mut table = LockTable::new();
             let mut here: Vec<(u32, BTreeSet<u64>)> = Vec::new();
             for (who, step) in (0u32..).zip(steps) {

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_subscribes_during_an_announcement_is_told_of_it() {
+    fn a_subscriber_during_an_announcement_gets_it_too() {
         let publisher = Arc::new(CommitPublisher::new(Tid::ZERO));
         let heard = Arc::new(Mutex::new(Vec::new()));
         let late = Arc::new(Mutex::new(None));

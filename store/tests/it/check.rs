@@ -42,7 +42,7 @@ fn meddle(dir: &Path, sql: &str) {
 }
 
 #[test]
-fn all_is_well_in_a_store_that_was_closed_and_progress_ends_at_the_end() {
+fn a_closed_store_is_well_and_progress_completes() {
     let dir = tempfile::tempdir().unwrap();
     closed(dir.path());
     let mut last = None;
@@ -54,7 +54,7 @@ fn all_is_well_in_a_store_that_was_closed_and_progress_ends_at_the_end() {
 }
 
 #[test]
-fn what_is_in_the_log_only_is_seen_and_left_as_it_is() {
+fn a_check_reads_the_log_and_leaves_it_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), config());
     store.put_blob(1, Tid::ZERO, &[1; 5000]);
@@ -76,7 +76,7 @@ fn what_is_in_the_log_only_is_seen_and_left_as_it_is() {
 }
 
 #[test]
-fn an_index_that_has_lost_a_row_loses_no_blob_and_is_made_anew() {
+fn a_damaged_index_loses_no_blob_and_is_rebuilt() {
     let dir = tempfile::tempdir().unwrap();
     let tid = closed(dir.path());
     // The index is hidden while a row comes.
@@ -110,7 +110,7 @@ fn an_index_that_has_lost_a_row_loses_no_blob_and_is_made_anew() {
 }
 
 #[test]
-fn totals_that_are_wrong_are_counted_anew() {
+fn wrong_totals_are_recounted() {
     let dir = tempfile::tempdir().unwrap();
     closed(dir.path());
     meddle(
@@ -147,7 +147,7 @@ fn rows_that_contradict_each_other_stay_listed() {
 }
 
 #[test]
-fn a_store_of_the_first_format_is_brought_to_todays_with_all_that_is_in_it() {
+fn a_database_of_format_1_is_upgraded_completely() {
     let dir = tempfile::tempdir().unwrap();
     let first = |dir: &Path| {
         let tid = closed(dir);
@@ -179,7 +179,7 @@ fn a_store_of_the_first_format_is_brought_to_todays_with_all_that_is_in_it() {
 }
 
 #[test]
-fn a_database_with_a_torn_page_is_damage_and_nothing_is_removed_because_of_it() {
+fn a_torn_page_is_damage_and_removes_no_blob() {
     let dir = tempfile::tempdir().unwrap();
     let tid = closed(dir.path());
     let database = dir.path().join("store.sqlite");

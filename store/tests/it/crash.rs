@@ -96,7 +96,7 @@ fn blob_files(dir: &Path) -> BTreeSet<BlobId> {
 }
 
 #[test]
-fn a_killed_store_has_all_that_was_finished_and_nothing_by_halves() {
+fn a_killed_store_has_whole_transactions_only() {
     let dir = tempfile::tempdir().unwrap();
     let mut finished = Vec::new();
     for commits in [1, 2, 5, 9, 14] {

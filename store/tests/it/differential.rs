@@ -1,4 +1,4 @@
-//! The embedded store does what the model does, whatever transactions come.
+//! SQLite's store does what the store in memory does, for random transactions.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use blobferry_protocol::{Oid, Tid};
 use blobferry_store::{Store, StoreConfig};
 use proptest::prelude::*;
 
-use crate::support::{StoreExt, embedded, model};
+use crate::support::{StoreExt, memory, sqlite};
 
 /// A change of one object, made from its current revision.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ enum Change {
 #[derive(Clone, Debug)]
 enum Step {
     Commit(BTreeMap<u64, Change>),
-    /// Before the transaction of this number, counted from the first.
+    /// Packs before the transaction of this index, counted from the first.
     Pack(prop::sample::Index),
 }
 
@@ -35,7 +35,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Takes the steps, and describes what can be seen then. Transactions are called by their numbers in it.
+/// Takes the steps, then describes what readers see. The description has numbers for tids.
 fn run(store: &dyn Store, steps: &[Step]) -> Vec<String> {
     let mut tids = vec![Tid::ZERO];
     let mut seen = Vec::new();
@@ -83,9 +83,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_embedded_store_does_what_the_model_does(steps in prop::collection::vec(step(), 0..12)) {
+    fn sqlite_does_what_memory_does(steps in prop::collection::vec(step(), 0..12)) {
         let config = StoreConfig { inline_max: 20, ..StoreConfig::default() };
-        let (model, embedded) = (model(config.clone()), embedded(config));
-        prop_assert_eq!(run(&*model.store, &steps), run(&*embedded.store, &steps));
+        let (memory, sqlite) = (memory(config.clone()), sqlite(config));
+        prop_assert_eq!(run(&*memory.store, &steps), run(&*sqlite.store, &steps));
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use blobferry_protocol::{Oid, RequestError, Tid};
 use blobferry_store::StoreConfig;
 
-use crate::support::{Fixture, StoreExt, digest, embedded, model};
+use crate::support::{Fixture, StoreExt, digest, memory, sqlite};
 
 fn tmp(it: &Fixture) -> PathBuf {
     it.dir.as_ref().unwrap().path().join("blobs/tmp")
@@ -30,8 +30,8 @@ fn store_shared(it: &Fixture, name: &str, bytes: &[u8]) -> Result<Tid, RequestEr
 }
 
 #[test]
-fn a_file_in_tmp_is_taken_over_and_becomes_the_blob() {
-    let it = embedded(StoreConfig::default());
+fn a_file_in_tmp_is_taken_over_as_the_blob() {
+    let it = sqlite(StoreConfig::default());
     fs::write(tmp(&it).join("blob-1.x"), b"shared").unwrap();
     let tid = store_shared(&it, "blob-1.x", b"shared").unwrap();
     assert_eq!(it.store.blob(1, tid), Ok(b"shared".to_vec()));
@@ -42,7 +42,7 @@ fn a_file_in_tmp_is_taken_over_and_becomes_the_blob() {
 
 #[test]
 fn nothing_but_a_plain_file_is_taken_over() {
-    let it = embedded(StoreConfig::default());
+    let it = sqlite(StoreConfig::default());
     let dir = it.dir.as_ref().unwrap().path();
     fs::write(dir.join("secret"), b"secret").unwrap();
     fs::write(tmp(&it).join(".hidden"), b"secret").unwrap();
@@ -76,8 +76,8 @@ fn nothing_but_a_plain_file_is_taken_over() {
 }
 
 #[test]
-fn a_file_that_is_not_the_one_announced_is_refused() {
-    let it = embedded(StoreConfig::default());
+fn a_file_other_than_the_announced_one_is_refused() {
+    let it = sqlite(StoreConfig::default());
     fs::write(tmp(&it).join("file"), b"longer").unwrap();
     assert!(matches!(store_shared(&it, "file", b"long"), Err(RequestError::Mismatch { .. })));
     assert!(tmp(&it).join("file").exists(), "it may still be written");
@@ -88,6 +88,6 @@ fn a_file_that_is_not_the_one_announced_is_refused() {
 
 #[test]
 fn a_store_without_a_directory_shares_no_files() {
-    let it = model(StoreConfig::default());
+    let it = memory(StoreConfig::default());
     assert!(matches!(store_shared(&it, "file", b""), Err(RequestError::Unsupported { .. })));
 }

@@ -6,14 +6,14 @@ mod packing;
 mod reading;
 mod transactions;
 
-/// Makes two tests of every promise: one for the model, one for the embedded store.
+/// Makes two tests of every promise: one for the store in memory and one for SQLite's.
 macro_rules! promises {
     ($($promise:ident),* $(,)?) => {
-        mod model {
-            $(#[test] fn $promise() { super::$promise(crate::support::model); })*
+        mod memory {
+            $(#[test] fn $promise() { super::$promise(crate::support::memory); })*
         }
-        mod embedded {
-            $(#[test] fn $promise() { super::$promise(crate::support::embedded); })*
+        mod sqlite {
+            $(#[test] fn $promise() { super::$promise(crate::support::sqlite); })*
         }
     };
 }

@@ -21,11 +21,11 @@ pub(crate) struct Fixture {
 /// Makes a fixture of one kind.
 pub(crate) type Make = fn(StoreConfig) -> Fixture;
 
-pub(crate) fn model(config: StoreConfig) -> Fixture {
+pub(crate) fn memory(config: StoreConfig) -> Fixture {
     Fixture { store: Arc::new(MemoryStore::new(config).unwrap()), dir: None }
 }
 
-pub(crate) fn embedded(config: StoreConfig) -> Fixture {
+pub(crate) fn sqlite(config: StoreConfig) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     Fixture { store: open(dir.path(), config), dir: Some(dir) }
 }

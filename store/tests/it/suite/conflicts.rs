@@ -11,18 +11,18 @@ use crate::support::{Make, StoreExt};
 
 promises![
     a_conflict_names_both_revisions_and_can_be_resolved,
-    creating_what_exists_and_changing_what_does_not_are_conflicts,
-    an_object_in_conflict_can_be_dropped_from_the_transaction,
+    creating_existing_or_changing_missing_is_a_conflict,
+    a_conflicting_object_can_be_dropped,
     the_second_voter_waits_and_then_has_a_conflict,
-    the_second_voter_goes_ahead_when_the_first_aborts,
+    the_second_voter_continues_when_the_first_aborts,
     voters_without_a_common_object_do_not_wait,
-    votes_are_taken_first_come_first_served,
+    votes_are_first_come_first_served,
     an_aborted_vote_is_answered_and_lets_others_pass,
-    a_conflict_lets_go_of_all_locks,
-    a_vote_that_is_not_finished_in_time_is_aborted,
-    a_vote_that_waits_too_long_for_its_locks_is_given_up,
-    who_is_given_up_in_the_line_lets_those_behind_go_ahead,
-    a_vote_that_gets_its_locks_in_time_has_as_long_as_any_other_to_be_finished,
+    a_conflict_releases_all_locks,
+    a_vote_not_finished_in_time_is_aborted,
+    a_vote_that_waits_too_long_is_aborted,
+    an_expired_waiting_vote_lets_later_votes_pass,
+    a_vote_granted_late_has_its_full_time_to_finish,
     a_deadline_that_never_comes_is_no_deadline,
 ];
 
@@ -59,7 +59,7 @@ fn a_conflict_names_both_revisions_and_can_be_resolved(make: Make) {
     assert_eq!(it.store.counts().conflicts, 2);
 }
 
-fn creating_what_exists_and_changing_what_does_not_are_conflicts(make: Make) {
+fn creating_existing_or_changing_missing_is_a_conflict(make: Make) {
     let it = make(StoreConfig::default());
     let there = it.store.put(1, Tid::ZERO, b"");
     let stored = it.store.put(2, Tid::ZERO, b"");
@@ -79,7 +79,7 @@ fn creating_what_exists_and_changing_what_does_not_are_conflicts(make: Make) {
     assert_eq!(it.store.vote_now(txn), Ok(Vote::Conflicts(conflicts)));
 }
 
-fn an_object_in_conflict_can_be_dropped_from_the_transaction(make: Make) {
+fn a_conflicting_object_can_be_dropped(make: Make) {
     let it = make(StoreConfig::default());
     let txn = creating(&*it.store, &[1, 2]);
     let theirs = it.store.put(1, Tid::ZERO, b"theirs");
@@ -103,7 +103,7 @@ fn the_second_voter_waits_and_then_has_a_conflict(make: Make) {
     assert_eq!(vote.recv().unwrap(), Ok(Vote::Conflicts(vec![conflict(1, tid, base)])));
 }
 
-fn the_second_voter_goes_ahead_when_the_first_aborts(make: Make) {
+fn the_second_voter_continues_when_the_first_aborts(make: Make) {
     let it = make(StoreConfig::default());
     let first = it.store.voted(1, Tid::ZERO);
     let second = creating(&*it.store, &[1]);
@@ -121,7 +121,7 @@ fn voters_without_a_common_object_do_not_wait(make: Make) {
     }
 }
 
-fn votes_are_taken_first_come_first_served(make: Make) {
+fn votes_are_first_come_first_served(make: Make) {
     let it = make(StoreConfig::default());
     let holder = it.store.voted(1, Tid::ZERO);
     let wide = creating(&*it.store, &[1, 2]);
@@ -153,7 +153,7 @@ fn an_aborted_vote_is_answered_and_lets_others_pass(make: Make) {
     it.store.finish_now(holder).unwrap();
 }
 
-fn a_conflict_lets_go_of_all_locks(make: Make) {
+fn a_conflict_releases_all_locks(make: Make) {
     let it = make(StoreConfig::default());
     let txn = creating(&*it.store, &[1, 2]);
     it.store.put(1, Tid::ZERO, b"theirs");
@@ -161,7 +161,7 @@ fn a_conflict_lets_go_of_all_locks(make: Make) {
     it.store.put(2, Tid::ZERO, b"not locked");
 }
 
-fn a_vote_that_is_not_finished_in_time_is_aborted(make: Make) {
+fn a_vote_not_finished_in_time_is_aborted(make: Make) {
     let it = make(StoreConfig { vote_timeout: Duration::from_millis(30), ..StoreConfig::default() });
     let late = it.store.voted(1, Tid::ZERO);
     let next = creating(&*it.store, &[1]);
@@ -185,7 +185,7 @@ fn impatient() -> StoreConfig {
     }
 }
 
-fn a_vote_that_waits_too_long_for_its_locks_is_given_up(make: Make) {
+fn a_vote_that_waits_too_long_is_aborted(make: Make) {
     let it = make(impatient());
     let holder = it.store.voted(1, Tid::ZERO);
     let late = creating(&*it.store, &[1, 2]);
@@ -203,7 +203,7 @@ fn a_vote_that_waits_too_long_for_its_locks_is_given_up(make: Make) {
     it.store.put(2, Tid::ZERO, b"not locked");
 }
 
-fn who_is_given_up_in_the_line_lets_those_behind_go_ahead(make: Make) {
+fn an_expired_waiting_vote_lets_later_votes_pass(make: Make) {
     let it = make(impatient());
     let holder = it.store.voted(1, Tid::ZERO);
     let wide = creating(&*it.store, &[1, 2]);
@@ -217,7 +217,7 @@ fn who_is_given_up_in_the_line_lets_those_behind_go_ahead(make: Make) {
     it.store.finish_now(holder).unwrap();
 }
 
-fn a_vote_that_gets_its_locks_in_time_has_as_long_as_any_other_to_be_finished(make: Make) {
+fn a_vote_granted_late_has_its_full_time_to_finish(make: Make) {
     let it = make(StoreConfig { lock_timeout: Duration::from_millis(200), ..impatient() });
     // The first gets its turn, then the second waits out a whole deadline: the first is not given up with it.
     let holder = it.store.voted(1, Tid::ZERO);

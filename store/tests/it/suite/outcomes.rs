@@ -7,15 +7,15 @@ use super::promises;
 use crate::support::{Gate, Make, StoreExt, ask, new_txn};
 
 promises![
-    a_name_that_nobody_knows_is_never_committed_under,
-    an_open_transaction_is_ended_by_the_question,
-    a_waiting_vote_is_ended_by_the_question,
-    a_voted_transaction_is_ended_by_the_question,
-    a_finishing_transaction_is_waited_for_and_not_aborted,
+    an_unknown_name_is_never_committed_under,
+    an_outcome_aborts_an_open_transaction,
+    an_outcome_aborts_a_waiting_vote,
+    an_outcome_aborts_a_voted_transaction,
+    an_outcome_waits_for_a_finishing_transaction,
     a_committed_transaction_stays_committed,
 ];
 
-fn a_name_that_nobody_knows_is_never_committed_under(make: Make) {
+fn an_unknown_name_is_never_committed_under(make: Make) {
     let it = make(StoreConfig::default());
     let txn = new_txn();
     assert_eq!(it.store.outcome_now(txn), Ok(Outcome::NotCommitted));
@@ -27,7 +27,7 @@ fn a_name_that_nobody_knows_is_never_committed_under(make: Make) {
     assert_eq!(it.store.outcome_now(txn), Ok(Outcome::NotCommitted));
 }
 
-fn an_open_transaction_is_ended_by_the_question(make: Make) {
+fn an_outcome_aborts_an_open_transaction(make: Make) {
     let it = make(StoreConfig::default());
     let txn = it.store.begin_new();
     it.store.store(txn, Oid(1), Tid::ZERO, vec![]).unwrap();
@@ -36,7 +36,7 @@ fn an_open_transaction_is_ended_by_the_question(make: Make) {
     assert_eq!(it.store.begin(txn, TxnMeta::default()), Err(RequestError::TransactionExists { txn }));
 }
 
-fn a_waiting_vote_is_ended_by_the_question(make: Make) {
+fn an_outcome_aborts_a_waiting_vote(make: Make) {
     let it = make(StoreConfig::default());
     let holder = it.store.voted(1, Tid::ZERO);
     let txn = it.store.begin_new();
@@ -47,7 +47,7 @@ fn a_waiting_vote_is_ended_by_the_question(make: Make) {
     it.store.finish_now(holder).unwrap();
 }
 
-fn a_voted_transaction_is_ended_by_the_question(make: Make) {
+fn an_outcome_aborts_a_voted_transaction(make: Make) {
     let it = make(StoreConfig::default());
     let txn = it.store.voted(1, Tid::ZERO);
     assert_eq!(it.store.outcome_now(txn), Ok(Outcome::NotCommitted));
@@ -55,7 +55,7 @@ fn a_voted_transaction_is_ended_by_the_question(make: Make) {
     it.store.put(1, Tid::ZERO, b"the locks are free");
 }
 
-fn a_finishing_transaction_is_waited_for_and_not_aborted(make: Make) {
+fn an_outcome_waits_for_a_finishing_transaction(make: Make) {
     let it = make(StoreConfig::default());
     let gate = Gate::close(&*it.store);
     let first = it.store.voted(1, Tid::ZERO);

@@ -7,7 +7,7 @@ use super::promises;
 use crate::support::{Make, StoreExt};
 
 promises![
-    what_was_current_then_stays_and_all_that_came_later,
+    a_pack_keeps_the_then_current_and_later_revisions,
     a_deleted_object_goes_altogether,
     a_deletion_with_later_revisions_stays,
     blobs_go_with_their_revisions,
@@ -18,7 +18,7 @@ fn tids(store: &dyn Store, oid: u64) -> Vec<Tid> {
     store.history(Oid(oid), 1000).unwrap_or_default().iter().rev().map(|entry| entry.tid).collect()
 }
 
-fn what_was_current_then_stays_and_all_that_came_later(make: Make) {
+fn a_pack_keeps_the_then_current_and_later_revisions(make: Make) {
     let it = make(StoreConfig::default());
     let mut all = vec![it.store.put(1, Tid::ZERO, b"0")];
     let other = it.store.put(2, Tid::ZERO, b"never changed");

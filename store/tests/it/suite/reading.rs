@@ -4,30 +4,38 @@ use blobferry_protocol::{BlobId, BlobInfo, HistoryEntry, Oid, RequestError, Revi
 use blobferry_store::{StoreConfig, StoredRevision};
 
 use super::promises;
+use crate::any_store;
 use crate::support::{Make, StoreExt, digest, new_txn};
 
 promises![
     a_new_store_is_empty,
+    all_reads_agree,
     revisions_are_found_as_of_any_tid,
-    a_deleted_object_does_not_exist_but_has_a_history,
-    a_history_tells_who_and_what_for_newest_first,
-    all_revisions_are_listed_in_commit_order_page_by_page,
+    a_deleted_object_has_only_a_history,
+    a_history_has_users_and_descriptions_newest_first,
+    revisions_are_listed_in_commit_order_by_page,
     blobs_of_all_sizes_read_back,
-    a_blob_is_what_the_last_store_said,
+    the_last_store_decides_the_blob,
     blobs_that_are_not_as_announced_are_refused,
     ids_of_all_sizes_keep_their_order,
 ];
 
 fn a_new_store_is_empty(make: Make) {
-    let it = make(StoreConfig::default());
-    let missing = RequestError::NoSuchObject { oid: Oid(0) };
-    assert_eq!(it.store.last_tid(), Tid::ZERO);
-    assert_eq!(it.store.load(Oid(0)), Err(missing.clone()));
-    assert_eq!(it.store.load_before(Oid(0), Tid::MAX), Err(missing.clone()));
-    assert_eq!(it.store.history(Oid(0), 10), Err(missing));
-    assert_eq!(it.store.revisions(None, 10), Ok(vec![]));
-    let blob = BlobId { oid: Oid(0), tid: Tid(1) };
-    assert_eq!(it.store.open_blob(blob).unwrap_err(), RequestError::NoSuchBlob { blob });
+    any_store::is_empty(&*make(StoreConfig::default()).store);
+}
+
+/// After stores, deletions, and blobs in records and files.
+fn all_reads_agree(make: Make) {
+    let it = make(StoreConfig { inline_max: 10, ..StoreConfig::default() });
+    let first = it.store.put(1, Tid::ZERO, b"one");
+    let small = it.store.put_blob(2, Tid::ZERO, b"small");
+    it.store.put_blob(2, small, &[3; 5000]);
+    let changed = it.store.put(1, first, b"two");
+    it.store.remove(1, changed);
+    it.store.put(1, Tid::ZERO, b"again");
+    let last = it.store.put(3, Tid::ZERO, b"");
+    it.store.remove(3, last);
+    any_store::reads_agree(&*it.store);
 }
 
 fn revisions_are_found_as_of_any_tid(make: Make) {
@@ -57,7 +65,7 @@ fn revisions_are_found_as_of_any_tid(make: Make) {
     }
 }
 
-fn a_deleted_object_does_not_exist_but_has_a_history(make: Make) {
+fn a_deleted_object_has_only_a_history(make: Make) {
     let it = make(StoreConfig::default());
     let stored = it.store.put(1, Tid::ZERO, b"data");
     let deleted = it.store.remove(1, stored);
@@ -77,7 +85,7 @@ fn a_deleted_object_does_not_exist_but_has_a_history(make: Make) {
     assert_eq!(it.store.counts().objects, 1);
 }
 
-fn a_history_tells_who_and_what_for_newest_first(make: Make) {
+fn a_history_has_users_and_descriptions_newest_first(make: Make) {
     let it = make(StoreConfig::default());
     let mut expected = Vec::new();
     let mut base = Tid::ZERO;
@@ -96,7 +104,7 @@ fn a_history_tells_who_and_what_for_newest_first(make: Make) {
     assert_eq!(it.store.history(Oid(1), 0), Ok(vec![]));
 }
 
-fn all_revisions_are_listed_in_commit_order_page_by_page(make: Make) {
+fn revisions_are_listed_in_commit_order_by_page(make: Make) {
     let it = make(StoreConfig::default());
     let mut expected = Vec::new();
     let mut base = Tid::ZERO;
@@ -144,7 +152,7 @@ fn blobs_of_all_sizes_read_back(make: Make) {
     assert_eq!((counts.blobs, counts.blob_bytes, counts.staged_bytes), (6, 303_001, 0));
 }
 
-fn a_blob_is_what_the_last_store_said(make: Make) {
+fn the_last_store_decides_the_blob(make: Make) {
     let it = make(StoreConfig { inline_max: 10, ..StoreConfig::default() });
     let txn = it.store.begin_new();
     let large = [1; 100];

@@ -12,17 +12,17 @@ promises![
     everything_in_a_transaction_is_visible_at_once,
     an_empty_transaction_commits,
     calls_in_the_wrong_phase_change_nothing,
-    names_are_not_taken_twice,
+    a_name_is_not_taken_twice,
     a_failed_store_dooms_the_transaction,
     limits_are_typed_errors,
-    an_abort_gives_everything_back,
-    subscribers_hear_of_a_commit_before_readers_see_it,
+    an_abort_releases_everything,
+    subscribers_get_a_commit_before_readers_see_it,
     a_subscription_ends_when_it_is_dropped,
     transactions_that_finish_together_are_one_batch,
-    many_threads_commit_and_no_change_is_lost,
-    an_answer_may_call_the_store,
+    concurrent_commits_lose_no_change,
+    a_completion_may_call_the_store,
     closing_aborts_what_is_open_and_keeps_reading,
-    new_oids_are_never_given_twice,
+    no_oid_is_allocated_twice,
 ];
 
 fn everything_in_a_transaction_is_visible_at_once(make: Make) {
@@ -68,7 +68,7 @@ fn calls_in_the_wrong_phase_change_nothing(make: Make) {
     assert_eq!(it.store.finish_now(txn), Err(RequestError::NoSuchTransaction { txn }));
 }
 
-fn names_are_not_taken_twice(make: Make) {
+fn a_name_is_not_taken_twice(make: Make) {
     let it = make(StoreConfig::default());
     let txn = it.store.begin_new();
     let exists = RequestError::TransactionExists { txn };
@@ -112,7 +112,7 @@ fn limits_are_typed_errors(make: Make) {
     limit(it.store.store(txn, Oid(2), Tid::ZERO, vec![0; 20]));
 }
 
-fn an_abort_gives_everything_back(make: Make) {
+fn an_abort_releases_everything(make: Make) {
     let it = make(StoreConfig { inline_max: 4, ..StoreConfig::default() });
     let txn = it.store.begin_new();
     it.store.store_blob(txn, Oid(1), Tid::ZERO, vec![], it.store.staged(b"a blob in a file")).unwrap();
@@ -125,7 +125,7 @@ fn an_abort_gives_everything_back(make: Make) {
     it.store.put(1, Tid::ZERO, b"the locks are free");
 }
 
-fn subscribers_hear_of_a_commit_before_readers_see_it(make: Make) {
+fn subscribers_get_a_commit_before_readers_see_it(make: Make) {
     let it = make(StoreConfig::default());
     let first = it.store.put(1, Tid::ZERO, b"old");
     let heard = Arc::new(Mutex::new(Vec::new()));
@@ -201,7 +201,7 @@ fn increment(store: &dyn Store, oid: Oid) {
     }
 }
 
-fn many_threads_commit_and_no_change_is_lost(make: Make) {
+fn concurrent_commits_lose_no_change(make: Make) {
     let it = make(StoreConfig::default());
     std::thread::scope(|scope| {
         for thread in 0..8 {
@@ -216,7 +216,7 @@ fn many_threads_commit_and_no_change_is_lost(make: Make) {
     assert!(counts.batches <= 80);
 }
 
-fn an_answer_may_call_the_store(make: Make) {
+fn a_completion_may_call_the_store(make: Make) {
     let it = make(StoreConfig::default());
     let txn = it.store.begin_new();
     it.store.store(txn, Oid(1), Tid::ZERO, b"data".to_vec()).unwrap();
@@ -271,7 +271,7 @@ fn closing_aborts_what_is_open_and_keeps_reading(make: Make) {
     assert_eq!(it.store.load(Oid(1)).unwrap().data, b"data");
 }
 
-fn new_oids_are_never_given_twice(make: Make) {
+fn no_oid_is_allocated_twice(make: Make) {
     let it = make(StoreConfig::default());
     let mut next = 1;
     for count in [1, 0, 7, 10_000, u32::MAX] {

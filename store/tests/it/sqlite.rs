@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use blobferry_protocol::{BlobId, Digest, Oid, Outcome, RequestError, Tid, TxnMeta};
 use blobferry_store::{OpenBlob, OpenError, SqliteStore, StoreConfig, Vote};
 
-use crate::support::{Fixture, Gate, StoreExt, embedded, new_txn, open};
+use crate::support::{Fixture, Gate, StoreExt, new_txn, open, sqlite};
 
 fn small_files() -> StoreConfig {
     StoreConfig { inline_max: 10, ..StoreConfig::default() }
@@ -39,8 +39,8 @@ fn blob_path(it: &Fixture, oid: u64, tid: Tid) -> PathBuf {
 }
 
 #[test]
-fn everything_is_there_after_the_store_was_opened_again() {
-    let it = embedded(small_files());
+fn everything_committed_is_there_after_a_reopen() {
+    let it = sqlite(small_files());
     let txn = it.store.begin_new();
     it.store.store_blob(txn, Oid(1), Tid::ZERO, b"1".to_vec(), it.store.staged(b"small")).unwrap();
     it.store.store_blob(txn, Oid(2000), Tid::ZERO, b"2".to_vec(), it.store.staged(&[7; 5000])).unwrap();
@@ -68,8 +68,8 @@ fn everything_is_there_after_the_store_was_opened_again() {
 }
 
 #[test]
-fn oids_are_not_given_again_after_the_store_was_opened_again() {
-    let it = embedded(StoreConfig::default());
+fn no_oid_is_allocated_again_after_a_reopen() {
+    let it = sqlite(StoreConfig::default());
     let (mut last, _) = it.store.new_oids(1).unwrap();
     let mut it = it;
     for explicit in [0, 1 << 40, 5] {
@@ -90,8 +90,8 @@ fn oids_are_not_given_again_after_the_store_was_opened_again() {
 }
 
 #[test]
-fn a_directory_that_is_open_is_refused() {
-    let it = embedded(StoreConfig::default());
+fn an_open_directory_is_refused() {
+    let it = sqlite(StoreConfig::default());
     let refused = SqliteStore::open(it.path(""), StoreConfig::default()).unwrap_err();
     assert!(matches!(&refused, OpenError::InUse { .. }), "{refused}");
     it.store.put(1, Tid::ZERO, b"the refused one has done no harm");
@@ -99,8 +99,8 @@ fn a_directory_that_is_open_is_refused() {
 }
 
 #[test]
-fn files_without_a_row_and_staged_files_are_removed_at_open() {
-    let it = embedded(small_files());
+fn orphans_and_staged_files_are_removed_at_open() {
+    let it = sqlite(small_files());
     let tid = it.store.put_blob(1, Tid::ZERO, &[1; 100]);
     let small = it.store.put_blob(2, Tid::ZERO, b"small");
     let orphans = [(1, Tid(tid.0 + 1)), (2, small), (3, tid)].map(|(oid, tid)| blob_path(&it, oid, tid));
@@ -122,8 +122,8 @@ fn files_without_a_row_and_staged_files_are_removed_at_open() {
 }
 
 #[test]
-fn lock_files_in_tmp_and_directories_of_living_clients_stay() {
-    let it = embedded(StoreConfig::default());
+fn lock_files_and_locked_directories_in_tmp_stay() {
+    let it = sqlite(StoreConfig::default());
     for dir in ["living", "dead"] {
         fs::create_dir(it.path("blobs/tmp").join(dir)).unwrap();
         fs::write(it.path("blobs/tmp").join(dir).join(".lock"), "").unwrap();
@@ -137,7 +137,7 @@ fn lock_files_in_tmp_and_directories_of_living_clients_stay() {
 
 #[test]
 fn a_damaged_file_is_reported_and_never_served() {
-    let it = embedded(small_files());
+    let it = sqlite(small_files());
     let tids: Vec<Tid> = (1..=3).map(|oid| it.store.put_blob(oid, Tid::ZERO, &[1; 100])).collect();
     let it = reopen(it, small_files());
     fs::write(it.path("cut"), [1; 99]).unwrap();
@@ -161,8 +161,8 @@ fn a_damaged_file_is_reported_and_never_served() {
 }
 
 #[test]
-fn a_blob_is_brought_to_the_disk_while_it_arrives() {
-    let it = embedded(StoreConfig { sync_ahead: 1000, ..small_files() });
+fn a_blob_is_synced_while_it_arrives() {
+    let it = sqlite(StoreConfig { sync_ahead: 1000, ..small_files() });
     let before = it.store.counts().syncs;
     let mut stage = it.store.stage(2500).unwrap();
     stage.write(&[7; 999]).unwrap();
@@ -182,8 +182,8 @@ fn a_blob_is_brought_to_the_disk_while_it_arrives() {
 }
 
 #[test]
-fn staged_files_are_there_until_commit_or_abort_only() {
-    let it = embedded(small_files());
+fn staged_files_exist_until_commit_or_abort() {
+    let it = sqlite(small_files());
     let staged = || names(&it.path("blobs/tmp")).len();
     let mut stage = it.store.stage(100).unwrap();
     stage.write(&[1; 50]).unwrap();
@@ -207,8 +207,8 @@ fn staged_files_are_there_until_commit_or_abort_only() {
 }
 
 #[test]
-fn an_open_blob_can_be_read_when_it_is_packed_away() {
-    let it = embedded(small_files());
+fn an_open_blob_stays_readable_after_a_pack() {
+    let it = sqlite(small_files());
     let tid = it.store.put_blob(1, Tid::ZERO, &[1; 100]);
     let OpenBlob::File { mut file, .. } = it.store.open_blob(BlobId { oid: Oid(1), tid }).unwrap() else {
         panic!("it is in a file");
@@ -222,7 +222,7 @@ fn an_open_blob_can_be_read_when_it_is_packed_away() {
 
 #[test]
 fn one_transaction_of_a_batch_can_fail_alone() {
-    let it = embedded(small_files());
+    let it = sqlite(small_files());
     let gate = Gate::close(&*it.store);
     let held_up = it.store.ask_finish(it.store.voted(1, Tid::ZERO));
     gate.wait();
