@@ -1,5 +1,7 @@
-//! What differs between stores: where revisions are kept. Everything about transactions is in the
-//! [coordinator](crate::transactions::coordinator), which drives a back end and is the only one to do so.
+//! The trait [`Backend`]: what differs between stores, which is where they keep revisions.
+//!
+//! Everything about transactions is in the [coordinator](crate::transactions::coordinator), which is
+//! the only caller of a back end.
 
 use blobferry_platform::os;
 use blobferry_protocol::{
@@ -11,18 +13,19 @@ use crate::store::{OpenBlob, StoredRevision};
 use crate::transactions::table::Work;
 use crate::transactions::write_set::{Spool, WriteSet};
 
-/// Keeps revisions. `visible` is the last transaction that a reader may see: later ones are not announced yet.
+/// Keeps revisions. `visible` is the last transaction that a reader may see: later ones are not yet
+/// announced.
 pub(crate) trait Backend: Send + Sync + 'static {
-    /// Refuses with the reason if nothing can be written any more.
+    /// Fails with the reason if nothing can be written any more.
     fn check_writable(&self) -> Result<(), RequestError>;
 
-    /// The last revision of an object that is not after `upto` (nor after `visible`).
+    /// Returns the last revision of an object up to `upto`, which is at most `visible`.
     fn newest(&self, oid: Oid, upto: Tid, visible: Tid) -> Result<Option<Found>, RequestError>;
 
-    /// The revisions of an object, newest first.
+    /// Returns at most `limit` revisions of an object, newest first.
     fn history(&self, oid: Oid, limit: u32, visible: Tid) -> Result<Vec<HistoryEntry>, RequestError>;
 
-    /// All revisions after one, in the order of tids and oids.
+    /// Returns at most `limit` revisions after a given one, ordered by tid, then by oid.
     fn revisions(
         &self,
         after: (Tid, Oid),
@@ -30,67 +33,69 @@ pub(crate) trait Backend: Send + Sync + 'static {
         visible: Tid,
     ) -> Result<Vec<StoredRevision>, RequestError>;
 
-    /// Opens the blob of a revision that may be seen.
+    /// Opens the blob of a visible revision.
     fn open_blob(&self, blob: BlobId) -> Result<OpenBlob, RequestError>;
 
-    /// Oids that were never given before; `count` is in range.
+    /// Allocates `count` consecutive oids, and returns the first. `count` is in range.
     fn new_oids(&self, count: u32) -> Result<Oid, RequestError>;
 
-    /// A file for a transaction's records.
+    /// Makes a spool for a transaction's records.
     fn spool(&self) -> Spool;
 
     /// See [`Store::is_inline`](crate::Store::is_inline).
     fn is_inline(&self, size: u64) -> bool;
 
-    /// See [`Store::stage`](crate::Store::stage); the permit is taken already.
+    /// See [`Store::stage`](crate::Store::stage).
     fn stage(&self, size: u64, permit: QuotaPermit) -> Result<Box<dyn Stage>, RequestError>;
 
-    /// Takes over a file that a client has left: see [`Store::store_shared`](crate::Store::store_shared).
+    /// Takes over a client's file: see [`Store::store_shared`](crate::Store::store_shared).
     fn adopt(&self, name: &str, info: BlobInfo, permit: QuotaPermit) -> Result<Staged, RequestError>;
 
-    /// The conflicts of a transaction whose objects are all locked.
+    /// Returns the conflicts of a transaction whose objects are all locked.
     ///
     /// # Errors
-    /// [`TransactionExists`](RequestError::TransactionExists) where its name was committed under or fenced off.
+    /// [`TransactionExists`](RequestError::TransactionExists) if its name was committed under or
+    /// fenced off.
     fn check(&self, txn: TxnId, changes: &WriteSet) -> Result<Vec<Conflict>, RequestError>;
 
-    /// Makes a batch of work durable, in order and all at once. Called by one thread. Every piece of work has its
-    /// own result; what has failed has left nothing.
+    /// Makes a batch durable, in order and with one sync. Only one thread calls this.
+    ///
+    /// Returns one result for each item. A failed item has changed nothing.
     fn commit(&self, after: Tid, batch: &[Work]) -> Vec<Result<Outcome, RequestError>>;
 
-    /// Does what may be put off until a batch was answered.
+    /// Checkpoints the log if it is large. The committer calls this after it has answered a batch.
     fn checkpoint_if_large(&self) {}
 
-    /// See [`Store::pack`](crate::Store::pack); `before` is not after the transaction that comes next.
+    /// See [`Store::pack`](crate::Store::pack). `before` is at most the tid after `last_tid`.
     fn pack(&self, before: Tid) -> Result<Packed, RequestError>;
 
-    /// What there is.
+    /// Returns the totals of all revisions.
     fn totals(&self) -> Totals;
 
-    /// How often something was synced; see [`Counts::syncs`](crate::Counts::syncs).
+    /// Returns the number of syncs: see [`Counts::syncs`](crate::Counts::syncs).
     fn syncs(&self) -> u64 {
         0
     }
 
-    /// There will be no more writes.
+    /// Ends all writing. Reads go on.
     fn close(&self) {}
 }
 
-/// A revision as a back end finds it.
+/// A revision that a back end has found.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) tid: Tid,
-    /// The visible revision that follows.
+    /// The next visible revision of the object.
     pub(crate) next: Option<Tid>,
     /// `None` for a deletion.
     pub(crate) data: Option<Vec<u8>>,
     pub(crate) blob: Option<BlobInfo>,
 }
 
-/// What a back end has.
+/// Sums over all revisions of a back end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
-    /// Objects that exist.
+    /// Objects that exist now.
     pub(crate) objects: u64,
     pub(crate) revisions: u64,
     pub(crate) blobs: u64,
@@ -99,7 +104,7 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    /// Counts one more revision. `is_new`: its object did not exist before.
+    /// Adds one revision. `is_new`: its object did not exist before.
     pub(crate) fn add(&mut self, is_new: bool, is_deletion: bool, blob: Option<BlobInfo>) {
         self.revisions += 1;
         match (is_new, is_deletion) {
@@ -113,7 +118,7 @@ impl Totals {
         }
     }
 
-    /// Counts what a pack has removed. The objects that it removes were deleted before.
+    /// Subtracts what a pack has removed. It only removes objects that were deleted before.
     pub(crate) fn subtract(&mut self, packed: Packed) {
         self.revisions -= packed.revisions;
         self.blobs -= packed.blobs;
@@ -121,12 +126,12 @@ impl Totals {
     }
 }
 
-/// The moment now, as a tid.
+/// Returns the current time as a tid.
 pub(crate) fn now() -> Tid {
-    Tid::from_unix(os::unix_time()) // where the clock does not move, tids just count
+    Tid::from_unix(os::unix_time())
 }
 
-/// Every oid was given or used.
+/// Returns the error for an exhausted range of oids.
 pub(crate) fn no_oids_left() -> RequestError {
     RequestError::Limit { what: "object ids".to_owned(), limit: u64::MAX, actual: u64::MAX }
 }

@@ -1,4 +1,5 @@
-//! A store in memory: what every other store must do the same as. For tests, and for servers that may forget.
+//! A store in memory, for tests and for servers whose data may be lost. Other stores must behave the
+//! same.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -18,8 +19,8 @@ use crate::transactions::coordinator::Coordinator;
 use crate::transactions::table::Work;
 use crate::transactions::write_set::{Bytes, Spool, WriteSet};
 
-/// A store in memory. It has no directory: files can not be shared with it, and blobs of any size are held in
-/// memory.
+/// A store in memory. Blobs of any size are held in memory. It has no directory, so clients cannot
+/// share files with it.
 ///
 /// ```
 /// use blobferry_store::{MemoryStore, Store, StoreConfig};
@@ -32,7 +33,7 @@ use crate::transactions::write_set::{Bytes, Spool, WriteSet};
 pub type MemoryStore = Coordinator<MemoryBackend>;
 
 impl MemoryStore {
-    /// An empty store.
+    /// Makes an empty store, and starts its threads.
     ///
     /// # Errors
     /// [`OpenError::Thread`].
@@ -41,28 +42,28 @@ impl MemoryStore {
     }
 }
 
-/// Revisions in memory.
+/// The back end of a [`MemoryStore`]: revisions in memory.
 #[derive(Debug, Default)]
 pub struct MemoryBackend(Mutex<Tables>);
 
 #[derive(Debug, Default)]
 struct Tables {
-    revisions: BTreeMap<(Oid, Tid), Kept>,
+    revisions: BTreeMap<(Oid, Tid), StoredRecord>,
     transactions: BTreeMap<Tid, TxnMeta>,
     names: BTreeMap<TxnId, Outcome>,
-    /// The last oid that was given or used.
+    /// The last oid that was allocated or used.
     last_oid: u64,
     totals: Totals,
 }
 
 #[derive(Clone, Debug)]
-struct Kept {
+struct StoredRecord {
     /// `None` for a deletion.
     data: Option<Vec<u8>>,
     blob: Option<(BlobInfo, Arc<[u8]>)>,
 }
 
-impl Kept {
+impl StoredRecord {
     fn size(&self) -> Option<u64> {
         self.data.as_ref().map(|data| data.len() as u64)
     }
@@ -73,15 +74,15 @@ impl Kept {
 }
 
 impl Tables {
-    /// The revisions of one object, oldest first.
-    fn of(&self, oid: Oid) -> impl DoubleEndedIterator<Item = (Tid, &Kept)> {
+    /// Iterates over the revisions of one object, oldest first.
+    fn of(&self, oid: Oid) -> impl DoubleEndedIterator<Item = (Tid, &StoredRecord)> {
         self.revisions.range((oid, Tid::ZERO)..=(oid, Tid::MAX)).map(|((_, tid), kept)| (*tid, kept))
     }
 
-    /// The revision that a change of the object must be based on.
+    /// Returns the revision that a change of the object must be based on.
     fn base(&self, oid: Oid) -> Tid {
         match self.of(oid).next_back() {
-            Some((tid, Kept { data: Some(_), .. })) => tid,
+            Some((tid, StoredRecord { data: Some(_), .. })) => tid,
             _ => Tid::ZERO,
         }
     }
@@ -101,13 +102,13 @@ impl Tables {
         }
         for entry in revisions {
             let kept = match entry.body {
-                None => Kept { data: None, blob: None },
+                None => StoredRecord { data: None, blob: None },
                 Some(body) => {
                     let blob = body.blob.map(|(info, bytes)| match bytes {
                         Bytes::Small(bytes) => (info, bytes.into()),
-                        Bytes::InFile => (info, Arc::default()), // this store stages none in files
+                        Bytes::InFile => (info, Arc::default()), // cannot happen: this store stages no files
                     });
-                    Kept { data: Some(body.data), blob }
+                    StoredRecord { data: Some(body.data), blob }
                 }
             };
             self.totals.add(entry.base == Tid::ZERO, kept.data.is_none(), kept.info());
@@ -136,7 +137,7 @@ impl Backend for MemoryBackend {
 
     fn history(&self, oid: Oid, limit: u32, visible: Tid) -> Result<Vec<HistoryEntry>, RequestError> {
         let tables = self.0.lock();
-        let entry = |(tid, kept): (Tid, &Kept)| HistoryEntry {
+        let entry = |(tid, kept): (Tid, &StoredRecord)| HistoryEntry {
             tid,
             meta: tables.transactions.get(&tid).cloned().unwrap_or_default(),
             size: kept.size(),
@@ -154,9 +155,10 @@ impl Backend for MemoryBackend {
     ) -> Result<Vec<StoredRevision>, RequestError> {
         let tables = self.0.lock();
         let all = tables.revisions.iter().map(|((oid, tid), kept)| ((*tid, *oid), kept));
-        let sorted: BTreeMap<(Tid, Oid), &Kept> = all.filter(|((tid, _), _)| *tid <= visible).collect();
+        let sorted: BTreeMap<(Tid, Oid), &StoredRecord> =
+            all.filter(|((tid, _), _)| *tid <= visible).collect();
         let listed = sorted.range((Bound::Excluded(after), Bound::Unbounded)).take(limit as usize);
-        let entry = |(&(tid, oid), kept): (&(Tid, Oid), &&Kept)| StoredRevision {
+        let entry = |(&(tid, oid), kept): (&(Tid, Oid), &&StoredRecord)| StoredRevision {
             tid,
             oid,
             size: kept.size(),
@@ -227,7 +229,7 @@ impl Backend for MemoryBackend {
         let mut tables = self.0.lock();
         let mut packed = Packed::default();
         let mut kept = BTreeMap::new();
-        // Newest first, so the first one before `before` of each object is the one to be kept.
+        // In descending order: of each object, the first revision before `before` is the one to keep.
         let mut current_of = None;
         for ((oid, tid), revision) in std::mem::take(&mut tables.revisions).into_iter().rev() {
             let newest_of_all =

@@ -1,4 +1,4 @@
-//! What a store keeps on the disk, and how each of the back end's duties is done.
+//! The back end on disk: its parts, and which of them does each of its duties.
 
 use std::fs::File;
 
@@ -25,23 +25,23 @@ use crate::transactions::write_set::{Spool, WriteSet};
 /// The bytes of a transaction's spool that stay in memory. A larger spool moves to the disk.
 const SPOOL_IN_MEMORY: usize = 64 << 10;
 
-/// Revisions on the disk.
+/// The back end of a [`SqliteStore`](crate::SqliteStore): revisions on disk.
 pub struct SqliteBackend {
     pub(super) database: Database,
     pub(super) layout: Layout,
-    /// Where clients who share the directory leave files.
+    /// The directory where clients that share it put files.
     pub(super) tmp: File,
     pub(super) space: DiskSpace,
     pub(super) early_sync: EarlySync,
     pub(super) staging: Arc<Staging>,
     pub(super) inline_max: u64,
-    /// See [`files::Files`].
+    /// See [`Files`](crate::sqlite::files::Files).
     pub(super) new_bucket: AtomicBool,
-    /// Locked before the writer where both are needed.
+    /// A thread that needs both locks this one before the writer.
     pub(super) oids: Mutex<Oids>,
-    /// Changed while the writer is locked only.
+    /// Changes only while the writer is locked.
     pub(super) totals: Mutex<Totals>,
-    /// Dropped last: until then the directory is ours.
+    /// Dropped last: it locks the directory until then.
     pub(super) _claim: File,
 }
 
@@ -78,7 +78,7 @@ impl Backend for SqliteBackend {
     }
 
     fn new_oids(&self, count: u32) -> Result<Oid, RequestError> {
-        self.oids.lock().give(count, &self.database)
+        self.oids.lock().allocate(count, &self.database)
     }
 
     fn spool(&self) -> Spool {
@@ -125,7 +125,7 @@ impl Backend for SqliteBackend {
     }
 
     fn close(&self) {
-        self.try_to_keep_totals();
+        self.try_to_save_totals();
         self.database.truncate_wal();
     }
 }
@@ -140,17 +140,17 @@ impl SqliteBackend {
         })
     }
 
-    /// Keeps what there is now, where it is not kept. If that fails, they are counted the next time, too.
-    pub(super) fn try_to_keep_totals(&self) {
-        if let Err(error) = self.keep_totals() {
-            tracing::debug!(%error, "what the store adds up to is not kept");
+    /// Saves the totals if they are not up to date. If that fails, the next open counts again.
+    pub(super) fn try_to_save_totals(&self) {
+        if let Err(error) = self.save_totals() {
+            tracing::debug!(%error, "the totals were not saved");
         }
     }
 
-    fn keep_totals(&self) -> Result<(), RequestError> {
+    fn save_totals(&self) -> Result<(), RequestError> {
         self.database.with_writer(|writer| {
-            let failed = |error: rusqlite::Error| self.database.error("keep the totals", &error);
-            if totals::read(&writer.connection).map_err(failed)?.is_kept {
+            let failed = |error: rusqlite::Error| self.database.error("save the totals", &error);
+            if totals::read(&writer.connection).map_err(failed)?.is_saved {
                 return Ok(());
             }
             let transaction = self.database.begin(&mut writer.connection)?;

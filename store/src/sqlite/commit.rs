@@ -1,8 +1,9 @@
-//! Making transactions durable: all that are to be finished at a moment, with one commit of the database.
+//! Makes a batch of transactions durable with one commit of the database.
 //!
-//! The order is what matters. The bytes of blobs were synced when they were staged; here their files get their final
-//! names, and those names are synced with their directories; then the database commits, and *that* is when the
-//! transactions have happened. A crash before it leaves files that no row speaks of, and the next open removes them.
+//! **A row is committed only after its blob's bytes and name are durable.** The bytes were synced when
+//! the blob was staged. Here its file gets its final name, then the directory is synced, then the
+//! database commits. The transactions happen at that moment. A crash before it leaves files without a
+//! row, which the next open removes.
 
 use blobferry_platform::sync::Mutex;
 use blobferry_protocol::{BlobId, BlobInfo, Conflict, Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
@@ -10,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::backend::{Totals, now};
 use crate::sqlite::backend::SqliteBackend;
-use crate::sqlite::database::{Writer, is_much};
+use crate::sqlite::database::{Writer, needs_checkpoint};
 use crate::sqlite::files::Files;
 use crate::sqlite::schema::{key, tid};
 use crate::sqlite::totals;
@@ -22,8 +23,8 @@ use crate::transactions::write_set::{Body, Bytes, Entry, WriteSet};
 pub(super) const CURRENT: &str =
     "SELECT tid, size IS NULL FROM revisions WHERE oid = ?1 ORDER BY tid DESC LIMIT 1";
 
-/// The transaction of a name, or nothing where the name is fenced off.
-const KNOWN: &str =
+/// The transaction of a name (1), or NULL if the name is fenced off.
+const OUTCOME: &str =
     "SELECT tid FROM transactions WHERE txn = ?1 UNION ALL SELECT NULL FROM fences WHERE txn = ?1";
 
 const NEW_TRANSACTION: &str = "INSERT INTO transactions(tid, txn, user, description) VALUES (?1, ?2, ?3, ?4)";
@@ -32,20 +33,20 @@ const NEW_REVISION: &str = "
     INSERT INTO revisions(oid, tid, size, blob_size, blob_digest, in_file, data, small_blob)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
-/// Objects of a vote that are looked at in one step.
+/// The objects of a vote that are compared in one read.
 const VOTE_STEP: usize = 256;
 
-/// What has become of a name: committed, fenced off, or neither.
-fn known_outcome(connection: &Connection, txn: TxnId) -> rusqlite::Result<Option<Outcome>> {
+/// Returns what became of a name; `None` if it was neither committed nor fenced off.
+fn find_outcome(connection: &Connection, txn: TxnId) -> rusqlite::Result<Option<Outcome>> {
     let known: Option<Option<i64>> =
-        connection.prepare_cached(KNOWN)?.query_row([&txn.0], |row| row.get(0)).optional()?;
+        connection.prepare_cached(OUTCOME)?.query_row([&txn.0], |row| row.get(0)).optional()?;
     Ok(known.map(|committed| match committed {
         Some(committed) => Outcome::Committed { tid: tid(committed) },
         None => Outcome::NotCommitted,
     }))
 }
 
-/// Adds those objects that have changed since.
+/// Adds a conflict for each object that has changed since its base.
 fn compare(
     connection: &Connection,
     bases: impl Iterator<Item = (Oid, Tid)>,
@@ -64,12 +65,12 @@ fn compare(
     Ok(())
 }
 
-/// A number of bytes or things, as SQLite keeps it. No disk holds 2^63.
+/// Converts a number of bytes for SQLite. No disk holds 2^63.
 fn number(n: u64) -> i64 {
     n.cast_signed()
 }
 
-/// The highest oid that a batch uses; 0 if it uses none.
+/// Returns the highest oid that a batch uses; 0 if it uses none.
 fn last_oid(batch: &[Work]) -> u64 {
     let last = batch.iter().filter_map(|work| match work {
         Work::Commit { changes, .. } => changes.lock().last_oid(),
@@ -79,19 +80,19 @@ fn last_oid(batch: &[Work]) -> u64 {
 }
 
 impl SqliteBackend {
-    /// The conflicts of a transaction whose objects are locked.
+    /// Returns the conflicts of a transaction whose objects are locked.
     pub(super) fn find_conflicts(
         &self,
         txn: TxnId,
         changes: &WriteSet,
     ) -> Result<Vec<Conflict>, RequestError> {
-        let known = self.database.read("check a vote", |connection| known_outcome(connection, txn))?;
+        let known = self.database.read("check a vote", |connection| find_outcome(connection, txn))?;
         if known.is_some() {
             return Err(RequestError::TransactionExists { txn });
         }
         let (mut bases, mut conflicts) = (changes.bases().peekable(), Vec::new());
         while bases.peek().is_some() {
-            // In steps: others want to read, too.
+            // In steps, so that other reads get a connection in between.
             let step = bases.by_ref().take(VOTE_STEP);
             self.database.read("check a vote", |connection| compare(connection, step, &mut conflicts))?;
         }
@@ -104,25 +105,26 @@ impl SqliteBackend {
         let written = self.database.with_writer(|writer| self.write_batch(writer, after, last_oid, batch));
         written.unwrap_or_else(|error| {
             if matches!(error, RequestError::NoSpace { .. }) {
-                // What was written for nothing need not take the room that there is.
+                // The log of the failed write would otherwise still take disk space.
                 self.database.truncate_wal();
             }
             batch.iter().map(|work| self.not_written(work, &error)).collect()
         })
     }
 
-    /// What is answered when a batch could not be written: what is committed already is still known.
+    /// Returns the result of an item of a batch that was not written. Earlier outcomes are still known.
     fn not_written(&self, work: &Work, error: &RequestError) -> Result<Outcome, RequestError> {
         if let Work::Fence(txn) = work
             && let Ok(Some(outcome)) =
-                self.database.read("look for a transaction", |connection| known_outcome(connection, *txn))
+                self.database.read("find a transaction", |connection| find_outcome(connection, *txn))
         {
             return Ok(outcome);
         }
         Err(error.clone())
     }
 
-    /// What is answered when nobody knows whether a batch was written. What has failed before that still has.
+    /// Returns the result of an item of a batch that may or may not have been written. An item that
+    /// failed before stays failed.
     fn undecided(
         &self,
         work: &Work,
@@ -152,7 +154,7 @@ impl SqliteBackend {
         let (last_oid, before) = (writer.last_oid.max(last_oid), writer.written);
         let transaction = self.database.begin(&mut writer.connection)?;
         let files = Files::new(&self.layout, &self.new_bucket);
-        let mut step = Step { files, totals: *self.totals.lock(), written: 0 };
+        let mut state = BatchState { files, totals: *self.totals.lock(), written: 0 };
         let mut last = after;
         let mut results = Vec::with_capacity(batch.len());
         for work in batch {
@@ -160,23 +162,23 @@ impl SqliteBackend {
                 Work::Fence(txn) => self.fence(&transaction, *txn),
                 Work::Commit { txn, meta, changes } => {
                     let tid = last.next(now());
-                    let done = self.write_alone(&transaction, &mut step, tid, (*txn, meta, changes));
+                    let done = self.write_transaction(&transaction, &mut state, tid, (*txn, meta, changes));
                     done.inspect(|()| last = tid).map(|()| Outcome::Committed { tid })
                 }
             };
             if transaction.is_autocommit() {
-                // SQLite had to undo everything, also what was written for others.
-                return Err(result
-                    .err()
-                    .unwrap_or(RequestError::Failed { detail: "the database gave up".to_owned() }));
+                // SQLite had to roll back the whole batch.
+                return Err(result.err().unwrap_or(RequestError::Failed {
+                    detail: "the database rolled back the whole batch".to_owned(),
+                }));
             }
             results.push(result);
         }
-        // A disk that has failed may have done so in a way that concerns everybody.
+        // The disk may have failed for one item in a way that concerns all.
         self.database.poison.check()?;
-        step.files.sync(&self.database.syncs).map_err(|error| self.database.poison.set(&error))?;
-        let Step { files, totals: sums, written } = step;
-        if is_much(before + written) {
+        state.files.sync(&self.database.syncs).map_err(|error| self.database.poison.set(&error))?;
+        let BatchState { files, totals: sums, written } = state;
+        if needs_checkpoint(before + written) {
             totals::write(&transaction, last_oid, sums)
                 .map_err(|error| self.database.error("commit", &error))?;
         }
@@ -184,7 +186,7 @@ impl SqliteBackend {
             Ok(()) => files.keep(),
             Err(error) if self.database.poison.check().is_ok() => return Err(error),
             Err(error) => {
-                files.keep(); // nobody knows whether they belong to something, but the next open will
+                files.keep(); // the next open finds out whether a row has them
                 let results = results.into_iter().zip(batch);
                 return Ok(results.map(|(result, work)| self.undecided(work, result, &error)).collect());
             }
@@ -195,21 +197,21 @@ impl SqliteBackend {
         Ok(results)
     }
 
-    /// Writes one transaction, or nothing of it.
-    fn write_alone(
+    /// Writes one transaction completely, or not at all.
+    fn write_transaction(
         &self,
         transaction: &Transaction<'_>,
-        step: &mut Step<'_>,
+        state: &mut BatchState<'_>,
         tid: Tid,
         (txn, meta, changes): (TxnId, &TxnMeta, &Mutex<WriteSet>),
     ) -> Result<(), RequestError> {
         let failed = |error: rusqlite::Error| self.database.error("write a transaction", &error);
-        // Prepared once, unlike those that the library has: they are as long as what they surround.
+        // Cached, unlike the library's savepoints: preparing these takes as long as what they enclose.
         let run = |sql| -> Result<(), RequestError> {
             transaction.prepare_cached(sql).and_then(|mut it| it.execute([])).map(drop).map_err(failed)
         };
         run("SAVEPOINT one")?;
-        let (before, files) = ((step.totals, step.written), step.files.count());
+        let (before, files) = ((state.totals, state.written), state.files.count());
         let mut write = || {
             let parameters = params![key(tid.0), txn.0, meta.user, meta.description];
             transaction
@@ -220,16 +222,16 @@ impl SqliteBackend {
             while let Some(entry) = changes.entry_after(after)? {
                 after = Some(entry.oid);
                 let file = changes.take_file(entry.oid);
-                self.write_revision(transaction, step, tid, entry, file)?;
+                self.write_revision(transaction, state, tid, entry, file)?;
             }
             Ok(())
         };
         let written = write().and_then(|()| run("RELEASE one"));
         if written.is_err() {
-            // Where SQLite had to undo everything, there is nothing of it any more.
+            // If SQLite had to roll back the whole batch, this fails and there is nothing to undo.
             let _ = run("ROLLBACK TO one").and_then(|()| run("RELEASE one"));
-            (step.totals, step.written) = before;
-            step.files.remove_from(files);
+            (state.totals, state.written) = before;
+            state.files.remove_from(files);
         }
         written
     }
@@ -237,7 +239,7 @@ impl SqliteBackend {
     fn write_revision(
         &self,
         connection: &Connection,
-        step: &mut Step<'_>,
+        state: &mut BatchState<'_>,
         tid: Tid,
         entry: Entry,
         file: Option<StagedFile>,
@@ -253,7 +255,7 @@ impl SqliteBackend {
             None => (None, None),
         };
         if let Some(file) = file {
-            step.files.name(file, BlobId { oid, tid })?;
+            state.files.name(file, BlobId { oid, tid })?;
         }
         let in_file = info.is_some() && small.is_none();
         let insert = || {
@@ -262,13 +264,13 @@ impl SqliteBackend {
             connection.prepare_cached(NEW_REVISION)?.execute(row)
         };
         insert().map_err(|error| self.database.error("write a revision", &error))?;
-        step.count(base, size.is_none(), info, data.len() + small.map_or(0, |bytes| bytes.len()));
+        state.count(base, size.is_none(), info, data.len() + small.map_or(0, |bytes| bytes.len()));
         Ok(())
     }
 
     fn fence(&self, transaction: &Transaction<'_>, txn: TxnId) -> Result<Outcome, RequestError> {
         let fence = || {
-            if let Some(outcome) = known_outcome(transaction, txn)? {
+            if let Some(outcome) = find_outcome(transaction, txn)? {
                 return Ok(outcome);
             }
             transaction.prepare_cached("INSERT INTO fences(txn) VALUES (?1)")?.execute([&txn.0])?;
@@ -278,17 +280,17 @@ impl SqliteBackend {
     }
 }
 
-/// What a batch adds up to.
-struct Step<'a> {
+/// The state of a batch that is being written.
+struct BatchState<'a> {
     files: Files<'a>,
     totals: Totals,
-    /// About so many bytes of the log.
+    /// The approximate bytes that it adds to the log.
     written: u64,
 }
 
-impl Step<'_> {
+impl BatchState<'_> {
     fn count(&mut self, base: Tid, is_deletion: bool, blob: Option<BlobInfo>, bytes: usize) {
-        const ROW: u64 = 512; // with its places in the indexes
+        const ROW: u64 = 512; // with its index entries
         self.totals.add(base == Tid::ZERO, is_deletion, blob);
         self.written += ROW + bytes as u64;
     }

@@ -1,4 +1,4 @@
-//! The connections to the database: one that writes, a few that read.
+//! The connections to the database: one writer, and [`READERS`] readers.
 
 use std::fs;
 use std::io;
@@ -18,19 +18,20 @@ use crate::sqlite::schema::log_path;
 use crate::sqlite::sync_counter::SyncCounter;
 use crate::sqlite::totals;
 
-/// How many reads go on at once; more wait for each other.
+/// The most reads at once. Further ones wait.
 const READERS: usize = 4;
-/// So many bytes may be in the log before they are moved to the database: few, as the next open writes them all again,
-/// and many, as to move them takes three syncs.
+/// The bytes in the log after which it is checkpointed. Fewer make the next open faster, since it
+/// rewrites the log. More make commits cheaper, since a checkpoint takes three syncs.
 const CHECKPOINT: u64 = 16 << 20;
 
 pub(crate) struct Database {
     pub(super) path: PathBuf,
     pub(super) poison: Poison,
     pub(super) syncs: SyncCounter,
-    /// How often the database has changed, or its log was moved into it: a view from before is an old one.
-    changes: AtomicU64,
-    /// The next commit begins the log wal_restart.
+    /// How often the database has changed or was checkpointed. Snapshots of an earlier version are
+    /// stale.
+    version: AtomicU64,
+    /// The next commit restarts the log.
     wal_restart: AtomicBool,
     writer: Mutex<Writer>,
     readers: Mutex<Readers>,
@@ -40,37 +41,37 @@ pub(crate) struct Database {
 /// The connections that read.
 struct Readers {
     free: Vec<Reader>,
-    /// So many wait for one.
+    /// The number of threads that wait for one.
     waiting: usize,
 }
 
-/// A connection that reads. Its view of the database stays open from one read to the next as long as that is not changed:
-/// to open one costs as much as a small read.
+/// A connection that reads. Its snapshot stays open from one read to the next while the database does
+/// not change, since opening one costs as much as a small read.
 struct Reader {
     connection: Connection,
-    /// So many changes there had been when its view was opened.
-    sees: Option<u64>,
+    /// The version of its open snapshot.
+    snapshot: Option<u64>,
 }
 
 impl Reader {
     fn new(connection: Connection) -> Reader {
-        Reader { connection, sees: None }
+        Reader { connection, snapshot: None }
     }
 
-    /// Sees all of so many changes.
-    fn begin_snapshot(&mut self, changes: u64) -> rusqlite::Result<()> {
-        if self.sees != Some(changes) {
+    /// Begins a snapshot of a version, unless it has one.
+    fn begin_snapshot(&mut self, version: u64) -> rusqlite::Result<()> {
+        if self.snapshot != Some(version) {
             self.end_snapshot();
             self.connection.prepare_cached("BEGIN")?.execute([])?;
-            self.sees = Some(changes);
+            self.snapshot = Some(version);
         }
         Ok(())
     }
 
-    /// Keeps nothing of the log from being moved.
+    /// Ends its snapshot, which would hold back a checkpoint.
     fn end_snapshot(&mut self) {
-        if self.sees.take().is_some() {
-            // What was not open is not there to be ended.
+        if self.snapshot.take().is_some() {
+            // If the transaction is not open, there is nothing to end.
             let _ = self.connection.prepare_cached("COMMIT").and_then(|mut end| end.execute([]));
         }
     }
@@ -79,14 +80,14 @@ impl Reader {
 /// The one connection that writes.
 pub(super) struct Writer {
     pub(super) connection: Connection,
-    /// No oid up to this one is given again, also after a crash.
+    /// No oid up to this one is allocated again, even after a crash.
     pub(super) last_oid: u64,
-    /// About so many bytes were written since the last checkpoint.
+    /// The approximate bytes written since the last checkpoint.
     pub(super) written: u64,
 }
 
-/// Whether so many bytes of a log are moved to the database.
-pub(super) fn is_much(written: u64) -> bool {
+/// Returns whether a log with this number of bytes is checkpointed.
+pub(super) fn needs_checkpoint(written: u64) -> bool {
     written > CHECKPOINT
 }
 
@@ -100,7 +101,7 @@ impl Database {
             path: path.to_owned(),
             poison: Poison::default(),
             syncs: SyncCounter::default(),
-            changes: AtomicU64::new(0),
+            version: AtomicU64::new(0),
             wal_restart: AtomicBool::new(true),
             writer: Mutex::new(Writer { connection, last_oid, written: 0 }),
             readers: Mutex::new(Readers { free, waiting: 0 }),
@@ -108,23 +109,23 @@ impl Database {
         })
     }
 
-    /// Reads, without waiting for the writer.
+    /// Reads from a snapshot of the latest version, without waiting for the writer.
     pub(super) fn read<T>(
         &self,
         operation: &str,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, RequestError> {
         let mut reader = self.take_reader();
-        let began = reader.begin_snapshot(self.changes.load(Ordering::Acquire));
+        let began = reader.begin_snapshot(self.version.load(Ordering::Acquire));
         let result = began.and_then(|()| read(&reader.connection));
         let mut readers = self.readers.lock();
-        if result.is_err() || reader.sees != Some(self.changes.load(Ordering::Acquire)) {
+        if result.is_err() || reader.snapshot != Some(self.version.load(Ordering::Acquire)) {
             reader.end_snapshot();
         }
         readers.free.push(reader);
-        let awaited = readers.waiting > 0;
+        let is_awaited = readers.waiting > 0;
         drop(readers);
-        if awaited {
+        if is_awaited {
             self.returned.notify_one();
         }
         result.map_err(|error| database_error(operation, &self.path, &error))
@@ -142,7 +143,7 @@ impl Database {
         }
     }
 
-    /// Lends the writer out, unless nothing may be written any more.
+    /// Locks the writer and calls `write`, unless a sync has failed before.
     pub(super) fn with_writer<T>(
         &self,
         write: impl FnOnce(&mut Writer) -> Result<T, RequestError>,
@@ -158,34 +159,37 @@ impl Database {
             .map_err(|error| self.error("begin to write", &error))
     }
 
-    /// Makes a transaction durable. Where SQLite could not write, it has put no end mark into its log, and nothing has
-    /// happened. If it fails in any other way, nobody knows whether it is: that is for the next open to find out.
+    /// Makes a transaction durable.
+    ///
+    /// If SQLite could not write, there is no commit record in its log: the transaction has not
+    /// happened. After any other failure, the next open finds out whether it has.
     pub(super) fn commit(&self, transaction: Transaction<'_>) -> Result<(), RequestError> {
         self.syncs.add(1 + u64::from(self.wal_restart.swap(false, Ordering::Relaxed)));
         let committed = transaction.commit();
-        self.changes.fetch_add(1, Ordering::Release);
+        self.version.fetch_add(1, Ordering::Release);
         committed.map_err(|error| match error.sqlite_error().map(|error| error.extended_code) {
             Some(ffi::SQLITE_FULL | ffi::SQLITE_IOERR_WRITE) => self.error("commit", &error),
             _ => self.failed("commit", &error),
         })
     }
 
-    /// What a client sees of a failed statement. A disk that fails ends all writing; one that is full, or was made
-    /// read-only, may be mended while the server runs.
+    /// Returns what a client sees of a failed statement. A failed disk ends all writing. A full or
+    /// read-only one may be repaired while the server runs.
     pub(super) fn error(&self, operation: &str, error: &rusqlite::Error) -> RequestError {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt) => self.failed(operation, error),
-            Some(ErrorCode::SystemIoFailure) => match self.why(error) {
-                Some(why) => disk_error(&format!("{operation} in"), &self.path, &why),
+            Some(ErrorCode::SystemIoFailure) => match self.find_cause(error) {
+                Some(cause) => disk_error(&format!("{operation} in"), &self.path, &cause),
                 None => self.failed(operation, error),
             },
             _ => database_error(operation, &self.path, error),
         }
     }
 
-    /// Why SQLite could not write, where that is nothing that a sync has lost, and can be mended. It does not tell, but
-    /// a file beside it does that is to become as long.
-    fn why(&self, error: &rusqlite::Error) -> Option<io::Error> {
+    /// Finds out why SQLite could not write, if no sync has failed and the cause can be removed.
+    ///
+    /// SQLite does not report the cause. So this lets a file beside the database grow to its length.
+    fn find_cause(&self, error: &rusqlite::Error) -> Option<io::Error> {
         let code = error.sqlite_error().map(|error| error.extended_code);
         if matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)) {
             return None;
@@ -195,34 +199,34 @@ impl Database {
         let end = lengths.into_iter().flatten().max().unwrap_or(0);
         let dir = self.path.parent().unwrap_or(Path::new("."));
         let grow = |file: fs::File| file.write_all_at(&[0; 8192], end);
-        let why = tempfile::tempfile_in(dir).and_then(grow).err()?;
-        let told = disk_error("write beside", &self.path, &why);
-        matches!(told, RequestError::NoSpace { .. } | RequestError::ReadOnly { .. }).then_some(why)
+        let cause = tempfile::tempfile_in(dir).and_then(grow).err()?;
+        let reported = disk_error("write beside", &self.path, &cause);
+        matches!(reported, RequestError::NoSpace { .. } | RequestError::ReadOnly { .. }).then_some(cause)
     }
 
-    /// Nothing is written any more.
+    /// Ends all writing.
     fn failed(&self, operation: &str, error: &rusqlite::Error) -> RequestError {
         let code = error.sqlite_error().map_or(0, |error| error.extended_code);
         let path = self.path.display();
         self.poison.set(&format!("could not {operation} in {path}: {error} (SQLite's code {code})"))
     }
 
-    /// Moves what is in the log to the database, if it is much, so that the next commit begins the log wal_restart: to write over
-    /// a file takes less than to have it grow.
+    /// Checkpoints the log if it has more than [`CHECKPOINT`] bytes, so that the next commit restarts
+    /// it. Overwriting a file takes less than growing it.
     pub(super) fn checkpoint_if_large(&self) {
         let mut writer = self.writer.lock();
-        if is_much(writer.written) {
-            // What somebody still reads who has begun before the last commit is not moved; nobody reads for long.
+        if needs_checkpoint(writer.written) {
+            // A read of an older snapshot holds it back. Reads are short, so this tries again.
             let _ = (0..3).any(|_| self.checkpoint(&mut writer, "PRAGMA wal_checkpoint(PASSIVE)"));
         }
     }
 
-    /// Moves all that is in the log to the database, and empties it.
+    /// Checkpoints the whole log, and truncates it.
     pub(super) fn truncate_wal(&self) {
         let _ = self.checkpoint(&mut self.writer.lock(), "PRAGMA wal_checkpoint(TRUNCATE)");
     }
 
-    /// Whether all was moved, or nothing can be.
+    /// Returns whether everything was moved into the database, or nothing can be.
     fn checkpoint(&self, writer: &mut Writer, pragma: &str) -> bool {
         if self.poison.check().is_err() {
             return true;
@@ -230,18 +234,18 @@ impl Database {
         if std::mem::take(&mut writer.written) > 0 {
             self.syncs.add(2);
         }
-        self.end_snapshot();
+        self.end_snapshots();
         let frames = |row: &Row<'_>| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
         match writer.connection.query_row(pragma, [], frames) {
             Ok((all, moved)) => {
                 self.wal_restart.store(all == moved, Ordering::Relaxed);
-                // Views that were opened meanwhile are of the log, and would keep it from being begun wal_restart.
-                self.changes.fetch_add(1, Ordering::Release);
-                self.end_snapshot();
+                // Snapshots that began in the meantime read the log, so they would prevent its restart.
+                self.version.fetch_add(1, Ordering::Release);
+                self.end_snapshots();
                 all == moved
             }
             Err(error) => {
-                // Nothing is lost by it: the log just stays as it is.
+                // Nothing is lost: the log stays as it is.
                 let error = self.error("move the log into the database", &error);
                 tracing::warn!(%error, path = %self.path.display(), "the database's log stays as it is");
                 true
@@ -249,8 +253,8 @@ impl Database {
         }
     }
 
-    /// Has nobody see anything who does not read at the moment.
-    fn end_snapshot(&self) {
+    /// Ends the snapshots of all readers that are not reading.
+    fn end_snapshots(&self) {
         self.readers.lock().free.iter_mut().for_each(Reader::end_snapshot);
     }
 }
@@ -277,15 +281,15 @@ mod tests {
             };
             database.with_writer(write).unwrap();
             lengths.push(log());
-            let tidied = database.read("count", |connection| {
+            let checkpointed = database.read("count", |connection| {
                 let count = || connection.query_row("SELECT count(*) FROM fences", [], |row| row.get(0));
                 assert_eq!(count(), Ok(n + 1));
                 std::thread::scope(|scope| scope.spawn(|| database.checkpoint_if_large()).join().unwrap());
                 count()
             });
-            assert_eq!(tidied, Ok(n + 1));
+            assert_eq!(checkpointed, Ok(n + 1));
         }
-        // As SQLite writes its log: a page more where the database grows by one.
+        // SQLite's log has one page more each time that the database grows by one.
         assert!(lengths.iter().all(|length| *length < 2 * lengths[0]), "{lengths:?}");
     }
 }

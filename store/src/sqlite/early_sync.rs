@@ -1,7 +1,7 @@
-//! Bringing a blob's bytes to the disk while more of them arrive, so that little is left to wait for when all are there.
+//! Syncs a blob's bytes while more of them arrive, so that the sync at its end is short.
 //!
-//! That is a matter of speed. What counts is the sync at the end, on the descriptor that the bytes were written through;
-//! what is synced early_sync goes through another one, because the system tells each of a failed write-back once.
+//! Only the sync at the end makes the blob durable. It uses the descriptor that the bytes were written
+//! through. Early syncs use another one, since the system reports a failed write-back once to each.
 
 use std::fs::File;
 use std::io;
@@ -14,11 +14,11 @@ use blobferry_platform::sync::atomic::{AtomicBool, Ordering};
 use crate::sqlite::poison::Poison;
 use crate::sqlite::sync_counter::SyncCounter;
 
-/// What all blobs share that arrive. One thread is enough: a disk is not faster for two.
+/// The thread that syncs all arriving blobs. A disk is not faster with two.
 #[derive(Clone, Debug)]
 pub(super) struct EarlySync {
     workers: BlockingPool,
-    /// Bytes from one sync to the next; 0 for none early_sync.
+    /// The bytes from one sync to the next; 0 for no early syncs.
     step: u64,
     syncs: SyncCounter,
     poison: Poison,
@@ -29,29 +29,29 @@ impl EarlySync {
         EarlySync { workers: BlockingPool::new(1), step, syncs: syncs.clone(), poison: poison.clone() }
     }
 
-    /// For a blob of `size` bytes that begins to arrive.
+    /// Makes the early syncs of one blob of `size` bytes.
     pub(super) fn for_upload(&self, size: u64) -> UploadSync {
         let next = if self.step == 0 { u64::MAX } else { self.step };
         UploadSync { early_sync: self.clone(), size, next, file: None, busy: Arc::default() }
     }
 }
 
-/// One blob that arrives.
+/// The early syncs of one arriving blob.
 #[derive(Debug)]
 pub(super) struct UploadSync {
     early_sync: EarlySync,
     size: u64,
-    /// The next sync is due when so many bytes were written.
+    /// The number of written bytes at which the next sync is due.
     next: u64,
-    /// Opened for the first of them.
+    /// Opened for the first sync.
     file: Option<Arc<File>>,
-    /// One is on its way.
+    /// A sync is queued or running.
     busy: Arc<AtomicBool>,
 }
 
 impl UploadSync {
-    /// So many bytes of it were written, to the file that `open` opens once more. The last of them are left to the sync at
-    /// the end.
+    /// Queues a sync if it is due after `written` bytes. `open` opens the file again. The last bytes
+    /// are left to the sync at the end.
     pub(super) fn written(&mut self, written: u64, open: impl FnOnce() -> io::Result<File>) {
         if written < self.next || written == self.size || self.busy.load(Ordering::Acquire) {
             return;
@@ -59,7 +59,7 @@ impl UploadSync {
         let file = match self.file.take().map_or_else(|| open().map(Arc::new), Ok) {
             Ok(file) => file,
             Err(error) => {
-                tracing::debug!(%error, "a blob is synced at its end only");
+                tracing::debug!(%error, "a blob is synced only at its end");
                 self.next = u64::MAX;
                 return;
             }
@@ -90,7 +90,7 @@ mod tests {
         EarlySync::new(step, &SyncCounter::default(), &Poison::default())
     }
 
-    /// Waits for what was begun.
+    /// Waits until all queued syncs are done.
     fn drain(early_sync: &EarlySync) {
         let (done, end) = mpsc::channel();
         early_sync.workers.run(move || done.send(()).unwrap());
@@ -147,13 +147,13 @@ mod tests {
     fn a_failed_early_sync_ends_all_writing() {
         let early_sync = early_sync(10);
         let mut upload = early_sync.for_upload(1000);
-        // A pipe can not be synced.
+        // A pipe cannot be synced.
         let pipe = || Ok(File::from(std::os::fd::OwnedFd::from(io::pipe()?.1)));
         upload.written(10, pipe);
         drain(&early_sync);
         assert!(early_sync.poison.check().is_err());
         upload.written(20, || unreachable!());
         drain(&early_sync);
-        assert_eq!(early_sync.syncs.get(), 1, "what has failed is not tried again");
+        assert_eq!(early_sync.syncs.get(), 1, "a failed sync is not repeated");
     }
 }

@@ -1,4 +1,5 @@
-//! Blob files between staging and commit: they get their final names, and lose them again if nothing comes of it.
+//! Blob files from staging to commit: their staged names, and their final ones, which they lose if
+//! the batch fails.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -35,8 +36,8 @@ impl Staging {
 /// The files that a batch has given their final names. Dropped without [`keep`](Files::keep), they are removed.
 pub(super) struct Files<'a> {
     layout: &'a Layout,
-    /// Whether a bucket was made whose own name is not durable yet. It outlasts a batch that came to nothing: its
-    /// buckets stay, and the next batch finds them there.
+    /// Whether a bucket was created whose own name is not durable yet. This outlives a failed batch,
+    /// since its buckets stay and the next batch uses them.
     new_bucket: &'a AtomicBool,
     named: Vec<BlobId>,
     buckets: BTreeSet<u64>,
@@ -64,7 +65,7 @@ impl<'a> Files<'a> {
         Ok(())
     }
 
-    /// Makes the names durable.
+    /// Syncs the directories, which makes the names durable.
     pub(super) fn sync(&self, syncs: &SyncCounter) -> Result<(), String> {
         let unsynced = if planted(Bug::SkipDirectorySync) { Vec::new() } else { self.unsynced() };
         for path in unsynced {
@@ -78,7 +79,7 @@ impl<'a> Files<'a> {
         Ok(())
     }
 
-    /// The directories with names that a power cut could take.
+    /// Returns the directories with names that are not durable yet.
     fn unsynced(&self) -> Vec<PathBuf> {
         let mut paths: Vec<_> = self.buckets.iter().map(|bucket| self.layout.bucket_path(*bucket)).collect();
         if !paths.is_empty() && self.new_bucket.load(Ordering::Relaxed) {
@@ -87,19 +88,20 @@ impl<'a> Files<'a> {
         paths
     }
 
-    /// How many have their final names.
+    /// Returns how many files have their final names.
     pub(super) fn count(&self) -> usize {
         self.named.len()
     }
 
-    /// Removes all but the first `n`.
+    /// Removes all files but the first `n`.
     pub(super) fn remove_from(&mut self, n: usize) {
         for blob in self.named.drain(n..) {
-            // Whatever stays behind has no row, and is removed when the store is opened the next time.
+            // If this fails, the next open removes the file, as it has no row.
             let _ = os::files::remove(&self.layout.blob_path(blob));
         }
     }
 
+    /// Keeps all files: the commit has happened.
     pub(super) fn keep(mut self) {
         self.named.clear();
     }
@@ -132,7 +134,7 @@ mod tests {
             files.name(staged, BlobId { oid: Oid(oid), tid: Tid(1) }).unwrap();
             files
         };
-        drop(named(5)); // as a database that is full makes it
+        drop(named(5)); // as a full database would do
         assert!(bucket.exists());
         let files = named(5 + BlobId::BUCKETS);
         assert_eq!(files.unsynced(), [bucket.clone(), root]);

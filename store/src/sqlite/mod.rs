@@ -1,9 +1,9 @@
-//! The embedded store: SQLite for records, transactions and small blobs, files for large ones.
+//! The store on disk: SQLite for records, transactions and small blobs, files for large blobs.
 //!
 //! ```text
 //! DIR/lock             locked while a server has the directory open
 //! DIR/store.sqlite     the database (and its log, store.sqlite-wal)
-//! DIR/blobs/           the blob files, in the layout that caches have; its tmp/ is where blobs are staged
+//! DIR/blobs/           the blob files, in the layout of caches; blobs are staged in its tmp/
 //! ```
 
 mod backend;
@@ -38,9 +38,9 @@ mod tests {
     use crate::store::{Done, Store, Vote};
     use crate::{SqliteStore, StoreConfig};
 
-    fn wait<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
+    fn wait<T: Send + 'static>(call: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
         let (answer, answers) = std::sync::mpsc::channel();
-        ask(Box::new(move |result| _ = answer.send(result)));
+        call(Box::new(move |result| _ = answer.send(result)));
         answers.recv().unwrap()
     }
 
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(
             wait(|done| store.outcome(voted, done)),
             Err(error),
-            "nobody can be sure before the next start"
+            "the outcome is unknown before the next start"
         );
         assert_eq!(wait(|done| store.outcome(committed, done)), Ok(Outcome::Committed { tid }));
         assert_eq!(store.load(Oid(1)).unwrap().data, b"data");

@@ -1,4 +1,4 @@
-//! Oids that were never used: given from memory, and set aside on the disk many at a time.
+//! Allocates oids: from memory, out of ranges that are reserved on disk.
 
 use blobferry_protocol::{Oid, RequestError};
 
@@ -6,30 +6,30 @@ use crate::backend::no_oids_left;
 use crate::sqlite::database::Database;
 use crate::sqlite::schema::key;
 
-/// So many are set aside at once. What is left of them when the server stops is lost: there are plenty.
+/// The oids that are reserved at once. Those left over when the server stops are never used.
 const STEP: u64 = 1 << 20;
 
-/// Unused oids in memory: those up to `reserved` may be given without asking the disk.
+/// The oids up to `reserved` can be allocated without a write to the disk.
 #[derive(Debug)]
 pub(crate) struct Oids {
-    /// The last that was given or used.
+    /// The last oid that was allocated or used.
     last: u64,
     reserved: u64,
 }
 
 impl Oids {
-    /// Oids behind `last`, the last one that was given, used or set aside.
+    /// Starts behind `last`, the last oid that was allocated, used or reserved.
     pub(super) fn after(last: u64) -> Oids {
         Oids { last, reserved: last }
     }
 
-    /// Notes that oids up to one were used, though perhaps never given.
+    /// Notes that a commit has used oids up to `last`, allocated or not.
     pub(super) fn note_used(&mut self, last: u64) {
         self.last = self.last.max(last);
     }
 
-    /// Gives oids that follow on each other: the first of them.
-    pub(super) fn give(&mut self, count: u32, database: &Database) -> Result<Oid, RequestError> {
+    /// Allocates `count` consecutive oids, and returns the first.
+    pub(super) fn allocate(&mut self, count: u32, database: &Database) -> Result<Oid, RequestError> {
         let last = self.last.checked_add(count.into()).ok_or_else(no_oids_left)?;
         if last > self.reserved {
             self.reserved = database.with_writer(|writer| {
@@ -37,7 +37,7 @@ impl Oids {
                 let transaction = database.begin(&mut writer.connection)?;
                 transaction
                     .execute("UPDATE state SET last_oid = ?1", [key(reserved)])
-                    .map_err(|error| database.error("set oids aside", &error))?;
+                    .map_err(|error| database.error("reserve oids", &error))?;
                 database.commit(transaction)?;
                 writer.last_oid = reserved;
                 Ok(reserved)

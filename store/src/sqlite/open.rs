@@ -1,4 +1,4 @@
-//! Opening a store's directory: what a crash has left is put right, then the threads are started.
+//! Opens a store: recovers its directory from a crash, then starts the threads.
 
 use std::path::Path;
 use std::sync::Once;
@@ -25,33 +25,34 @@ use crate::transactions::coordinator::Coordinator;
 
 /// The durable store in one directory, for one server process.
 ///
-/// Committed is what survives a power cut: the bytes of blobs and their names are synced before the database
-/// commits, and that commit is the only moment at which a transaction happens.
+/// A commit survives a power cut. The bytes and names of its blobs are synced before the database
+/// commits, and the transaction happens at that one moment.
 pub type SqliteStore = Coordinator<SqliteBackend>;
 
 impl SqliteStore {
-    /// Opens the store in a directory, and creates it (with mode 0700) if there is none.
+    /// Opens the store in a directory. Creates the directory, with mode 0700, if there is none.
     ///
-    /// What a crash has left is put right first: staged files go, and so do blob files that no transaction has
-    /// committed. Blobs whose file is damaged are reported, and counted in
+    /// What a crash has left is removed first: staged files, and blob files that no transaction has
+    /// committed. Blobs whose file is missing or has the wrong length are logged, and counted in
     /// [`Counts::damaged`](crate::Counts::damaged).
     ///
     /// # Errors
-    /// [`OpenError::InUse`] when another server has it open, and all others for what they say.
+    /// [`OpenError::InUse`] if another server has the directory open. The other errors describe
+    /// themselves.
     pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<SqliteStore, OpenError> {
         warn_of_slow_sync();
         let dir = dir.as_ref();
-        let claim = recover::claim(dir)?;
+        let claim = recover::lock(dir)?;
         let layout = Layout::open(dir.join("blobs"))?;
         let staged = recover::empty_tmp(layout.tmp())?;
         let database = dir.join(DATABASE);
         if !schema::exists(&database) && layout.blobs().next().is_some() {
-            // A new one would know of none of them, and have them removed.
+            // With a new database, the blobs would be removed as orphans.
             return Err(OpenError::NoDatabase { path: database });
         }
-        recover::renew_log(&database)?;
+        recover::rewrite_log(&database)?;
         let database = Database::open(&database)?;
-        database.truncate_wal(); // what a large transaction before a crash has left there may be large
+        database.truncate_wal(); // it may be large after a crash
         let orphans = recover::remove_orphans(&layout, &database)?;
         let damaged = recover::count_damaged(&layout, &database)?;
         for made in [layout.root(), dir] {
@@ -64,7 +65,7 @@ impl SqliteStore {
             space: DiskSpace::of(layout.tmp()),
             early_sync: EarlySync::new(config.sync_ahead, &database.syncs, &database.poison),
             staging: Arc::new(Staging::new(layout.tmp())),
-            new_bucket: AtomicBool::new(false), // the directory of all buckets was synced just now
+            new_bucket: AtomicBool::new(false), // the directory of all buckets was synced above
             inline_max: config.inline_max.min(StoreConfig::INLINE_LIMIT),
             oids: Mutex::new(Oids::after(last_oid)),
             totals: Mutex::new(Totals { damaged, ..sums.totals }),
@@ -73,7 +74,7 @@ impl SqliteStore {
             tmp,
             _claim: claim,
         };
-        backend.try_to_keep_totals();
+        backend.try_to_save_totals();
         let last = backend.last_tid().map_err(recover::failed(&backend.database))?;
         tracing::info!(dir = %dir.display(), %last, staged, orphans, damaged, "opened the store");
         coordinator::start(backend, config, last)

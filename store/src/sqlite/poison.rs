@@ -1,20 +1,20 @@
-//! The end of writing: after a sync has failed, nobody knows what is on the disk.
+//! Ends all writing after a failed sync, since it is unknown then what is on the disk.
 //!
-//! The system reports a failed write-back once, and may then call the lost pages clean: a second sync on the same
-//! descriptor succeeds although the bytes are gone. So a failed sync is never tried again; the store goes on
-//! reading, and the next open finds out what is there.
+//! The system reports a failed write-back once and may then treat the lost pages as clean. A second
+//! sync on the same descriptor succeeds although the bytes are lost. So a failed sync is never
+//! repeated. Reads go on, and the next open finds out what is on the disk.
 
 use std::fmt::Display;
 use std::sync::{Arc, OnceLock};
 
 use blobferry_protocol::RequestError;
 
-/// Set once, for good, with the reason.
+/// The reason why writing has ended. Once set, it stays. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Poison(Arc<OnceLock<String>>);
 
 impl Poison {
-    /// Refuses to write if a sync has failed before.
+    /// Fails if a sync has failed before.
     pub(crate) fn check(&self) -> Result<(), RequestError> {
         match self.0.get() {
             Some(reason) => Err(RequestError::ReadOnly { reason: reason.clone() }),
@@ -22,7 +22,7 @@ impl Poison {
         }
     }
 
-    /// From now on nothing is written. The first reason counts.
+    /// Ends all writing. The first reason counts. Returns the error for the client.
     pub(crate) fn set(&self, error: &dyn Display) -> RequestError {
         let reason = self.0.get_or_init(|| {
             tracing::error!(%error, "the disk has failed: no more writes until the server is started again");

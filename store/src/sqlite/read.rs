@@ -1,4 +1,4 @@
-//! Reading revisions and blobs.
+//! Reads revisions and blobs.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -13,7 +13,7 @@ use crate::sqlite::backend::SqliteBackend;
 use crate::sqlite::schema::{key, oid, tid};
 use crate::store::{OpenBlob, StoredRevision};
 
-/// Of an object (1), the last revision up to a tid (2), and the one after it that is visible (3).
+/// The last revision of an object (1) up to a tid (2), with the next one that is visible at (3).
 pub(super) const NEWEST: &str = "
     SELECT r.tid, r.size, r.blob_size, r.blob_digest,
         (SELECT n.tid FROM revisions n WHERE n.oid = ?1 AND n.tid > r.tid AND n.tid <= ?3 ORDER BY n.tid LIMIT 1),
@@ -25,7 +25,8 @@ const HISTORY: &str = "
     FROM revisions r JOIN transactions t ON t.tid = r.tid
     WHERE r.oid = ?1 AND r.tid <= ?2 ORDER BY r.tid DESC LIMIT ?3";
 
-/// Revisions behind one, in their order. Where that one is gone, they are looked for from the first on.
+/// Revisions behind one (tid 1, oid 2) up to a tid (3), in order; at most (4). If that one was packed
+/// away, the search starts at the first.
 pub(super) const REVISIONS: &str = "
     SELECT tid, size, blob_size, blob_digest, oid
     FROM revisions WHERE id > coalesce((SELECT id FROM revisions WHERE oid = ?2 AND tid = ?1), 0)
@@ -35,12 +36,12 @@ pub(super) const BLOB: &str = "
     SELECT tid, size, blob_size, blob_digest, in_file, small_blob
     FROM revisions WHERE oid = ?1 AND tid = ?2";
 
-/// A number of bytes, as SQLite keeps it.
+/// Returns a number of bytes.
 fn size(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
     Ok(row.get::<_, Option<i64>>(column)?.map(i64::cast_unsigned))
 }
 
-/// The blob in columns 2 and 3.
+/// Returns the blob in columns 2 and 3.
 fn blob(row: &Row<'_>) -> rusqlite::Result<Option<BlobInfo>> {
     match size(row, 2)? {
         Some(size) => Ok(Some(BlobInfo { size, digest: Digest(row.get(3)?) })),
@@ -107,16 +108,16 @@ impl SqliteBackend {
     }
 
     pub(super) fn read_blob(&self, id: BlobId) -> Result<OpenBlob, RequestError> {
-        let (info, kept) = self.find_blob(id)?;
-        match kept {
-            Kept::Small(bytes) if Digest(*blake3::hash(&bytes).as_bytes()) == info.digest => {
+        let (info, place) = self.find_blob(id)?;
+        match place {
+            BlobPlace::Small(bytes) if Digest(*blake3::hash(&bytes).as_bytes()) == info.digest => {
                 Ok(OpenBlob::Small { info, bytes })
             }
-            Kept::Small(_) => {
+            BlobPlace::Small(_) => {
                 let detail = format!("its bytes in {} have another digest", self.database.path.display());
                 Err(RequestError::Damaged { blob: id, detail })
             }
-            Kept::InFile => self.open_file(id, info),
+            BlobPlace::InFile => self.open_file(id, info),
         }
     }
 
@@ -132,7 +133,7 @@ impl SqliteBackend {
                 damaged(format!("{} has {} bytes, not {}", path.display(), metadata.len(), info.size))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.find_blob(id)?; // it may have been packed away just now
+                self.find_blob(id)?; // fails if it was just packed away
                 damaged(format!("{} is missing", path.display()))
             }
             Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {
@@ -142,15 +143,15 @@ impl SqliteBackend {
         }
     }
 
-    fn find_blob(&self, id: BlobId) -> Result<(BlobInfo, Kept), RequestError> {
+    fn find_blob(&self, id: BlobId) -> Result<(BlobInfo, BlobPlace), RequestError> {
         let find = |connection: &Connection| {
             let mut statement = connection.prepare_cached(BLOB)?;
             let found = statement.query_row([key(id.oid.0), key(id.tid.0)], |row| {
-                let kept = match row.get::<_, bool>(4)? {
-                    true => Kept::InFile,
-                    false => Kept::Small(row.get::<_, Option<Vec<u8>>>(5)?.unwrap_or_default()),
+                let place = match row.get::<_, bool>(4)? {
+                    true => BlobPlace::InFile,
+                    false => BlobPlace::Small(row.get::<_, Option<Vec<u8>>>(5)?.unwrap_or_default()),
                 };
-                Ok(blob(row)?.map(|info| (info, kept)))
+                Ok(blob(row)?.map(|info| (info, place)))
             });
             found.optional()
         };
@@ -159,8 +160,8 @@ impl SqliteBackend {
     }
 }
 
-/// Where a blob is.
-enum Kept {
+/// Where the bytes of a blob are.
+enum BlobPlace {
     Small(Vec<u8>),
     InFile,
 }

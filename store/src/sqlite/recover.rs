@@ -1,8 +1,8 @@
-//! What is done at open, before anybody is served: the directory becomes ours, and what a crash left is put right.
+//! Recovery at open: locks the directory, and removes what a crash has left.
 //!
-//! The database says what happened. A file that no row speaks of belongs to a transaction that did not happen (or
-//! to a revision that was packed away), and is removed. A row whose file is missing or cut is damage that no crash
-//! explains: it is reported, and everything else is served.
+//! The database decides what has happened. A blob file without a row belongs to a transaction that did
+//! not happen, or to a revision that was packed away: it is removed. A row whose file is missing or cut
+//! is damage that no crash explains: it is logged, and everything else is served.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use blobferry_platform::blobdir::Layout;
+use blobferry_platform::os::files::sync_names;
 use blobferry_protocol::{BlobId, RequestError};
 use rusqlite::{Connection, params};
 
@@ -17,15 +18,14 @@ use crate::errors::OpenError;
 use crate::sqlite::database::Database;
 use crate::sqlite::errors::open_io_error;
 use crate::sqlite::schema::{key, log_path, oid, tid};
-use blobferry_platform::os::files::sync_names;
 
-/// A lock file's name. In `tmp` and in directories there, clients who share the directory have lock files, too.
-const LOCK: &str = ".lock";
-/// The file that is locked while a directory is somebody's.
-const CLAIM: &str = "lock";
+/// The name of lock files in `tmp` and in its directories, which belong to clients that share it.
+const CLIENT_LOCK: &str = ".lock";
+/// The file that a server or a check locks while it has the directory.
+const STORE_LOCK: &str = "lock";
 
-/// Makes the directory, if it is not there, and makes it ours for as long as the file that is returned is open.
-pub(super) fn claim(dir: &Path) -> Result<File, OpenError> {
+/// Creates the directory if there is none, and locks it while the returned file is open.
+pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
     if !dir.exists() {
         let created = DirBuilder::new().mode(0o700).recursive(true).create(dir);
         created.map_err(open_io_error("create the directory", dir))?;
@@ -33,29 +33,29 @@ pub(super) fn claim(dir: &Path) -> Result<File, OpenError> {
             sync_names(parent).map_err(open_io_error("sync", parent))?;
         }
     }
-    let path = dir.join(CLAIM);
+    let path = dir.join(STORE_LOCK);
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    hold(file.map_err(open_io_error("open", &path))?, dir)
+    lock_file(file.map_err(open_io_error("open", &path))?, dir)
 }
 
-/// Makes a store's directory ours without changing it. `None` where no server ever had it: a copy, maybe.
-pub(super) fn claim_as_it_is(dir: &Path) -> Result<Option<File>, OpenError> {
-    let path = dir.join(CLAIM);
+/// Locks a store's directory without changing it. Returns `None` if it has no lock file: it is a copy.
+pub(super) fn lock_existing(dir: &Path) -> Result<Option<File>, OpenError> {
+    let path = dir.join(STORE_LOCK);
     match File::open(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        file => hold(file.map_err(open_io_error("open", &path))?, dir).map(Some),
+        file => lock_file(file.map_err(open_io_error("open", &path))?, dir).map(Some),
     }
 }
 
-fn hold(file: File, dir: &Path) -> Result<File, OpenError> {
-    if try_lock(&file).map_err(open_io_error("lock", &dir.join(CLAIM)))? {
+fn lock_file(file: File, dir: &Path) -> Result<File, OpenError> {
+    if try_lock(&file).map_err(open_io_error("lock", &dir.join(STORE_LOCK)))? {
         Ok(file)
     } else {
         Err(OpenError::InUse { dir: dir.to_owned() })
     }
 }
 
-/// Tries to lock a file; `false` if another open file has it locked.
+/// Tries to lock a file. Returns `false` if another open file has it locked.
 fn try_lock(file: &File) -> io::Result<bool> {
     match file.try_lock() {
         Ok(()) => Ok(true),
@@ -64,11 +64,11 @@ fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Writes the database's log again, and syncs it, before anybody goes by what it says.
+/// Rewrites the database's log and syncs it, before the database is read.
 ///
-/// Where a sync of it failed, what can be read of it may be nowhere but in memory, and no later sync would bring it to
-/// the disk: the system takes it to be there. Bytes that are written again go there, or the failure is told.
-pub(super) fn renew_log(database: &Path) -> Result<(), OpenError> {
+/// If a sync of the log has failed, its bytes may exist only in memory, in pages that the system
+/// treats as clean. No later sync would write them. Rewritten bytes reach the disk, or the sync fails.
+pub(super) fn rewrite_log(database: &Path) -> Result<(), OpenError> {
     let path = log_path(database);
     let file = match OpenOptions::new().read(true).write(true).open(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -87,7 +87,7 @@ pub(super) fn renew_log(database: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Removes what was staged. Returns how many files and directories that were.
+/// Removes all staged files. Returns how many files and directories were removed.
 pub(super) fn empty_tmp(tmp: &Path) -> Result<u64, OpenError> {
     let leftovers = leftovers(tmp)?;
     for path in &leftovers {
@@ -103,15 +103,15 @@ pub(super) fn empty_tmp(tmp: &Path) -> Result<u64, OpenError> {
     Ok(leftovers.len() as u64)
 }
 
-/// What was staged, and is of no use any more. Lock files are not, as lock files must stay, and neither are the
-/// directories of clients who live.
+/// Lists staged files and directories that are not used any more. Lock files must stay, and so must
+/// the directories that running clients have locked.
 pub(super) fn leftovers(tmp: &Path) -> Result<Vec<PathBuf>, OpenError> {
     let mut leftovers = Vec::new();
     for entry in fs::read_dir(tmp).map_err(open_io_error("list", tmp))? {
         let entry = entry.map_err(open_io_error("list", tmp))?;
         let path = entry.path();
-        let is_dir = entry.file_type().map_err(open_io_error("look at", &path))?.is_dir();
-        if entry.file_name() != LOCK && !(is_dir && is_in_use(&path)) {
+        let is_dir = entry.file_type().map_err(open_io_error("inspect", &path))?.is_dir();
+        if entry.file_name() != CLIENT_LOCK && !(is_dir && is_in_use(&path)) {
             leftovers.push(path);
         }
     }
@@ -119,17 +119,17 @@ pub(super) fn leftovers(tmp: &Path) -> Result<Vec<PathBuf>, OpenError> {
     Ok(leftovers)
 }
 
-/// Whether a directory has a lock file that somebody holds.
+/// Returns whether a directory has a lock file that a process has locked.
 fn is_in_use(dir: &Path) -> bool {
-    File::open(dir.join(LOCK)).is_ok_and(|lock| try_lock(&lock).is_ok_and(|free| !free))
+    File::open(dir.join(CLIENT_LOCK)).is_ok_and(|lock| try_lock(&lock).is_ok_and(|free| !free))
 }
 
-/// Removes blob files that no row speaks of. Returns how many.
+/// Removes blob files without a row. Returns how many.
 pub(super) fn remove_orphans(layout: &Layout, database: &Database) -> Result<u64, OpenError> {
     let mut removed = 0;
     for blob in layout.blobs() {
         let (blob, path) = blob.map_err(open_io_error("list", layout.root()))?;
-        let has_file = database.read("look for a blob", |connection| has_file(connection, blob));
+        let has_file = database.read("find a blob", |connection| has_file(connection, blob));
         if !has_file.map_err(failed(database))? {
             fs::remove_file(&path).map_err(open_io_error("remove", &path))?;
             tracing::info!(%blob, "removed a blob file that no transaction has committed");
@@ -139,7 +139,8 @@ pub(super) fn remove_orphans(layout: &Layout, database: &Database) -> Result<u64
     Ok(removed)
 }
 
-/// Whether a row speaks of a blob's file. Two indexes are asked: if one of them is damaged, the other keeps the file.
+/// Returns whether a row has a blob in a file. Two indexes are searched: if one is damaged, the other
+/// keeps the file.
 pub(super) fn has_file(connection: &Connection, blob: BlobId) -> rusqlite::Result<bool> {
     const ROW: [&str; 2] = [
         "SELECT 1 FROM revisions INDEXED BY revisions_by_object WHERE oid = ?1 AND tid = ?2 AND in_file",
@@ -153,7 +154,7 @@ pub(super) fn has_file(connection: &Connection, blob: BlobId) -> rusqlite::Resul
     Ok(false)
 }
 
-/// Reports blobs whose file is missing, or has another length than it should. Returns how many.
+/// Logs blobs whose file is missing or has the wrong length. Returns how many.
 pub(super) fn count_damaged(layout: &Layout, database: &Database) -> Result<u64, OpenError> {
     let count = |connection: &Connection| {
         let mut damaged = 0;
@@ -173,7 +174,7 @@ pub(super) fn count_damaged(layout: &Layout, database: &Database) -> Result<u64,
         }
         Ok(damaged)
     };
-    database.read("look at the blobs", count).map_err(failed(database))
+    database.read("list the blobs", count).map_err(failed(database))
 }
 
 /// Makes an [`OpenError`] of a failed read.
@@ -190,14 +191,14 @@ mod tests {
     fn a_rewritten_log_has_the_same_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("store.sqlite");
-        renew_log(&database).unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "there was none, and is none");
-        let said: Vec<u8> = (0..700_001).map(|n| (n % 251) as u8).collect();
-        fs::write(log_path(&database), &said).unwrap();
+        rewrite_log(&database).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "no log is created");
+        let bytes: Vec<u8> = (0..700_001).map(|n| (n % 251) as u8).collect();
+        fs::write(log_path(&database), &bytes).unwrap();
         let long_ago = std::time::SystemTime::UNIX_EPOCH;
         OpenOptions::new().write(true).open(log_path(&database)).unwrap().set_modified(long_ago).unwrap();
-        renew_log(&database).unwrap();
-        assert!(fs::read(log_path(&database)).unwrap() == said);
+        rewrite_log(&database).unwrap();
+        assert!(fs::read(log_path(&database)).unwrap() == bytes);
         assert!(fs::metadata(log_path(&database)).unwrap().modified().unwrap() > long_ago, "it was written");
     }
 }

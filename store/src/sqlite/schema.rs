@@ -1,4 +1,4 @@
-//! The database: its tables, its settings, and how ids are kept in it.
+//! The database: its tables, its settings, and how it stores ids.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -16,23 +16,26 @@ use crate::sqlite::errors::open_database_error;
 /// The database's name in the store's directory.
 pub(super) const DATABASE: &str = "store.sqlite";
 
-/// Says that a database is one of ours: "bfry".
+/// Identifies a blobferry database: "bfry".
 const APPLICATION_ID: i64 = 0x6266_7279;
-/// The format that this program writes, and the only one that it reads. One that is older becomes it.
+/// The format that this program reads and writes. Older databases are upgraded to it.
 const FORMAT: i64 = 2;
 
-/// Finding an object's current revision is one seek in `revisions_by_object`. Revisions get their ids in the order of their
-/// transactions, so that there needs no index for that. A record and a small blob come last in their
-/// row, so that histories, votes and lists read neither, and together, so that a commit writes as few pages as can be.
+/// The tables.
+///
+/// Finding an object's current revision is one seek in `revisions_by_object`. Revisions get their ids
+/// in the order of their transactions, so that order needs no index. A record and a small blob come
+/// last in their row, so that histories, votes and lists read neither. Both are in the same row, so that
+/// a commit writes few pages.
 const TABLES: &str = "
     CREATE TABLE state(
         one INTEGER PRIMARY KEY CHECK (one = 1),
-        last_oid INTEGER NOT NULL,      -- no oid up to this one is ever given again
+        last_oid INTEGER NOT NULL,      -- no oid up to this one is allocated again
         objects INTEGER NOT NULL,
         revisions INTEGER NOT NULL,
         blobs INTEGER NOT NULL,
         blob_bytes INTEGER NOT NULL,
-        counted INTEGER NOT NULL        -- those are of the revisions up to this one; others came after
+        counted INTEGER NOT NULL        -- the sums are of the revisions up to this id
     ) STRICT;
     CREATE TABLE transactions(
         tid INTEGER PRIMARY KEY,
@@ -58,7 +61,8 @@ const TABLES: &str = "
     CREATE INDEX blob_files ON revisions(oid, tid, blob_size) WHERE in_file;
 ";
 
-/// Brings a database of format 1 to format 2: there, small blobs were in a table of their own, and each commit kept the totals.
+/// Upgrades a database from format 1, which had small blobs in a table of their own, and saved the
+/// totals with each commit.
 const FROM_1_TO_2: &str = "
     ALTER TABLE revisions ADD COLUMN small_blob BLOB;
     UPDATE revisions SET small_blob = (SELECT bytes FROM small_blobs s WHERE s.id = revisions.id)
@@ -70,51 +74,49 @@ const FROM_1_TO_2: &str = "
     PRAGMA user_version = 2;
 ";
 
-/// An unsigned 64-bit id as SQLite can keep it: in the same order, from the most negative number on.
+/// Converts an unsigned 64-bit id to SQLite's signed integer, and keeps the order.
 pub(crate) fn key(id: u64) -> i64 {
     (id ^ (1 << 63)).cast_signed()
 }
 
-/// The inverse of [`key`].
+/// Converts an integer of SQLite to an id: the inverse of [`key`].
 pub(crate) fn id(key: i64) -> u64 {
     key.cast_unsigned() ^ (1 << 63)
 }
 
-/// [`id`], as an oid.
+/// Converts an integer of SQLite to an oid.
 pub(crate) fn oid(key: i64) -> Oid {
     Oid(id(key))
 }
 
-/// [`id`], as a tid.
+/// Converts an integer of SQLite to a tid.
 pub(crate) fn tid(key: i64) -> Tid {
     Tid(id(key))
 }
 
-/// Whether there is anything of a database.
+/// Returns whether there is a database file that is not empty.
 pub(crate) fn exists(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.len() > 0)
 }
 
-/// Where SQLite keeps the log of a database.
+/// Returns the path of a database's write-ahead log.
 pub(super) fn log_path(database: &Path) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
     path.push("-wal");
     path.into()
 }
 
-/// Opens the one connection that writes, and creates the database if there is none. One of an older format is brought to
-/// today's.
+/// Opens the one connection that writes. Creates the database if there is none, and upgrades one of an
+/// older format.
 pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let mut connection =
         open(path, OpenFlags::SQLITE_OPEN_CREATE).map_err(open_database_error("open the database", path))?;
     let format = check_format(&connection, path)?;
-    settle(&connection).map_err(open_database_error("set up the database", path))?;
+    configure(&connection).map_err(open_database_error("set up the database", path))?;
     match format {
         None => create_tables(&mut connection).map_err(open_database_error("create the tables", path))?,
         Some(FORMAT) => {}
-        Some(_) => {
-            upgrade(&mut connection).map_err(open_database_error("bring all rows to today's format", path))?
-        }
+        Some(_) => upgrade(&mut connection).map_err(open_database_error("upgrade the format", path))?,
     }
     Ok(connection)
 }
@@ -130,9 +132,9 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
         .map_err(open_database_error("open the database", path))
 }
 
-/// Opens a connection to a database that nobody else has open, and that is not to be changed. Where its log is empty
-/// not even the index of the log is made.
-pub(crate) fn open_to_look(path: &Path) -> Result<Connection, OpenError> {
+/// Opens a connection that does not change the database, which no other process has open. If the log
+/// is empty, not even the log's index is created.
+pub(crate) fn open_for_check(path: &Path) -> Result<Connection, OpenError> {
     let has_log = fs::metadata(log_path(path)).is_ok_and(|log| log.len() > 0);
     let name = uri(path) + if has_log { "" } else { "?immutable=1" };
     let flags =
@@ -151,7 +153,7 @@ pub(crate) fn open_to_look(path: &Path) -> Result<Connection, OpenError> {
     }
 }
 
-/// A path as SQLite takes it together with options.
+/// Converts a path to a URI, to which options can be appended.
 fn uri(path: &Path) -> String {
     let mut uri = "file:".to_owned();
     for byte in path.as_os_str().as_bytes() {
@@ -165,38 +167,39 @@ fn uri(path: &Path) -> String {
 }
 
 fn open(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection> {
-    // Readers, too, must be able to write: into the index of the log that they share with the writer.
+    // Readers must be able to write too: into the index of the log, which they share with the writer.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
     let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(Duration::from_secs(5))?; // for a person who looks into the file with another tool
-    // Checkpoints are made where a failed sync is noticed, and not at all after that.
+    connection.busy_timeout(Duration::from_secs(5))?; // another tool may have the database open
+    // A checkpoint at close would not notice a failed sync, and would run even after one.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    // Plans do not depend on what is asked for. Else statements are prepared again each time that it changes, which
-    // takes longer than what they do.
+    // Query plans must not depend on parameters. Otherwise SQLite prepares a statement again when they
+    // change, which takes longer than running it.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "mmap_size", 0)?;
     Ok(connection)
 }
 
-/// The format of a database; `None` where it is empty. One that is not ours, or of a later format, is refused. Changes nothing.
+/// Returns the format of a database; `None` if it is empty. Refuses foreign databases and later formats.
+/// Changes nothing.
 fn check_format(connection: &Connection, path: &Path) -> Result<Option<i64>, OpenError> {
-    let ask = |sql| {
+    let query = |sql| {
         connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(open_database_error("read", path))
     };
-    if ask("SELECT count(*) FROM sqlite_schema")? == 0 {
+    if query("SELECT count(*) FROM sqlite_schema")? == 0 {
         return Ok(None);
     }
-    if ask("PRAGMA application_id")? != APPLICATION_ID {
+    if query("PRAGMA application_id")? != APPLICATION_ID {
         return Err(OpenError::Foreign { path: path.to_owned() });
     }
-    match ask("PRAGMA user_version")? {
+    match query("PRAGMA user_version")? {
         found @ 1..=FORMAT => Ok(Some(found)),
         found => Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT }),
     }
 }
 
-/// The writer's settings.
-fn settle(connection: &Connection) -> rusqlite::Result<()> {
+/// Applies the writer's settings.
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| {
         match row.get::<_, String>(0)?.as_str() {
             "wal" => Ok(()),
@@ -243,7 +246,7 @@ mod tests {
         let names =
             || fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
         let before = (names(), fs::read(&path).unwrap());
-        let look = open_to_look(&path).unwrap();
+        let look = open_for_check(&path).unwrap();
         assert_eq!(look.query_row("SELECT count(*) FROM state", [], |row| row.get::<_, i64>(0)), Ok(1));
         assert!(look.execute("DELETE FROM state", []).is_err());
         drop(look);

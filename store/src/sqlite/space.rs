@@ -1,7 +1,8 @@
-//! Room for blobs that arrive: an upload that the disk can not take is refused before its first byte.
+//! Disk space for arriving blobs: an upload that does not fit is refused before its first byte.
 //!
-//! Most file systems reserve room for a whole file when it is made, and say at once when there is none. Where one can
-//! not do that, what all uploads have still to write is counted here, and held against what is free.
+//! Most file systems reserve space for a whole file when it is created, and fail at once if there is
+//! none. On others, the bytes that all uploads have still to write are counted here, and compared with
+//! the free space.
 
 use std::path::{Path, PathBuf};
 
@@ -13,24 +14,24 @@ use blobferry_protocol::RequestError;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-/// The room on one file system.
+/// The space on one file system.
 #[derive(Debug)]
 pub(super) struct DiskSpace {
     dir: PathBuf,
-    /// What uploads in progress have still to write; `None` where that is reserved for them already.
+    /// The bytes that uploads have still to write; `None` if the file system reserves space itself.
     outstanding: Option<Arc<AtomicU64>>,
 }
 
 impl DiskSpace {
-    /// Finds out whether the file system of a directory can reserve room.
+    /// Finds out whether the file system of a directory can reserve space.
     pub(super) fn of(dir: &Path) -> DiskSpace {
         let reserve = |file| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 1);
         let reserved = tempfile::tempfile_in(dir).map(reserve);
-        let can_not = matches!(reserved, Ok(Err(Errno::OPNOTSUPP | Errno::NOSYS)));
-        DiskSpace { dir: dir.to_owned(), outstanding: can_not.then(Arc::default) }
+        let cannot = matches!(reserved, Ok(Err(Errno::OPNOTSUPP | Errno::NOSYS)));
+        DiskSpace { dir: dir.to_owned(), outstanding: cannot.then(Arc::default) }
     }
 
-    /// Promises room for an upload, where the file system will not do so itself.
+    /// Reserves space for an upload, if the file system does not do that itself.
     pub(super) fn reserve(&self, size: u64) -> Result<SpaceReservation, RequestError> {
         let Some(outstanding) = &self.outstanding else { return Ok(SpaceReservation::default()) };
         let others = outstanding.fetch_add(size, Ordering::Relaxed);
@@ -48,19 +49,19 @@ impl DiskSpace {
         }
     }
 
-    /// What is told of a blob that the file system has reserved no room for.
+    /// Returns the error for a blob for which the file system could not reserve space.
     pub(super) fn not_reserved(&self, error: &WriteError) -> RequestError {
         let free = self.free().map_or_else(String::new, |free| format!("; {free} bytes are free"));
         RequestError::NoSpace { detail: format!("{error}{free}") }
     }
 
-    /// Free bytes, where the file system tells.
+    /// Returns the free bytes, if the file system reports them.
     fn free(&self) -> Option<u64> {
         files::free(&self.dir)
     }
 }
 
-/// Room for one upload, as far as it is not written yet.
+/// The space of one upload that is not written yet. Dropping it releases the space.
 #[derive(Debug, Default)]
 pub(super) struct SpaceReservation {
     outstanding: Option<Arc<AtomicU64>>,
@@ -68,7 +69,7 @@ pub(super) struct SpaceReservation {
 }
 
 impl SpaceReservation {
-    /// So many more bytes of it are written, and not free any more.
+    /// Notes that `written` more bytes are written, and so not free any more.
     pub(super) fn consume(&mut self, written: u64) {
         let written = written.min(self.left);
         self.left -= written;

@@ -1,4 +1,4 @@
-//! Staging blobs in files: bytes that arrive, and files that clients who share the directory have left.
+//! Stages blobs in files: arriving bytes, and files of clients that share the directory.
 
 use std::fs::File;
 use std::io;
@@ -21,7 +21,7 @@ use crate::sqlite::space::SpaceReservation;
 use crate::sqlite::sync_counter::SyncCounter;
 use crate::staging::{QuotaPermit, Stage, Staged, StagedContent, StagedFile, mismatch};
 
-/// A blob's file that is being filled.
+/// A stage that writes a blob's bytes to a file.
 pub(super) struct FileStage {
     writer: BlobWriter,
     upload_sync: UploadSync,
@@ -44,7 +44,7 @@ impl SqliteBackend {
         Ok(FileStage { writer, upload_sync, reservation, staging, poison, syncs, permit })
     }
 
-    /// Takes over a file that a client has left in `tmp`.
+    /// Takes over a file that a client has put into `tmp`.
     pub(super) fn adopt_file(
         &self,
         name: &str,
@@ -68,9 +68,10 @@ impl SqliteBackend {
         Ok(Staged { info, content: StagedContent::File(staged), permit: Some(permit) })
     }
 
-    /// Opens a file in `tmp` and gives it a name that no client can say, so that what was checked stays what it is.
+    /// Opens a file in `tmp` and renames it to a name that no client can use, so that the checked file
+    /// is not replaced.
     ///
-    /// The name is looked up beneath the directory, and nothing that it might lead to elsewhere is followed.
+    /// The name is resolved beneath the directory, and no link is followed.
     fn take_file(&self, name: &str, size: u64) -> Result<(File, StagedFile), RequestError> {
         let refused = |why: &str| mismatch(format!("{name:?} in the server's tmp {why}"));
         let failed = |operation, error: Errno| match error {
@@ -81,13 +82,13 @@ impl SqliteBackend {
         if !is_plain(name) {
             return Err(mismatch(format!("{name:?} is not the plain name of a file")));
         }
-        // Without blocking: a pipe would wait for somebody to write into it.
+        // Without NONBLOCK, opening a pipe would wait for a writer.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file =
             rustix::fs::openat(&self.tmp, name, flags, Mode::empty()).map_err(|e| failed("open", e))?;
         let file = File::from(file);
         let metadata =
-            file.metadata().map_err(|e| disk_error("look at", &self.layout.tmp().join(name), &e))?;
+            file.metadata().map_err(|e| disk_error("inspect", &self.layout.tmp().join(name), &e))?;
         if !metadata.is_file() {
             return Err(refused("is not a regular file"));
         }
@@ -105,15 +106,16 @@ impl SqliteBackend {
         let new_name = path.file_name().unwrap_or_default(); // it has one
         rustix::fs::renameat(&self.tmp, name, &self.tmp, new_name).map_err(|e| failed("rename", e))?;
         let taken = rustix::fs::statat(&self.tmp, new_name, AtFlags::SYMLINK_NOFOLLOW);
-        let taken = taken.map_err(|e| failed("look at", e))?;
+        let taken = taken.map_err(|e| failed("inspect", e))?;
         if (taken.st_dev, taken.st_ino) != (metadata.dev(), metadata.ino()) || taken.st_nlink != 1 {
-            return Err(refused("was replaced while it was looked at"));
+            return Err(refused("was replaced while it was checked"));
         }
         Ok((file, staged))
     }
 }
 
-/// One component of letters, digits, `.`, `_` and `-`, that is not hidden (as this crate's own files there are).
+/// Returns whether a name is one component of letters, digits, `.`, `_` and `-`, and not hidden. The
+/// store's own files in `tmp` are hidden.
 fn is_plain(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     !name.is_empty() && name.len() <= 255 && !name.starts_with('.') && name.bytes().all(plain)
@@ -134,13 +136,13 @@ impl Stage for FileStage {
         blob.sync().map_err(|error| self.poison.set(&error))?;
         let info = BlobInfo { size: blob.size(), digest };
         let staged = self.staging.reserve();
-        // Closed here: a transaction may stage more files than a process may have open.
+        // Closed here, since a transaction may stage more files than a process may have open.
         let _: File = blob.persist(&staged.path()).map_err(failed)?;
         Ok(Staged { info, content: StagedContent::File(staged), permit: Some(self.permit) })
     }
 }
 
-/// Opens the directory that names from clients are looked up in.
+/// Opens the directory in which names from clients are resolved.
 pub(super) fn open_dir(path: &std::path::Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))

@@ -1,14 +1,13 @@
-//! How often a store has had the system bring something to the disk, and wait for it: the one figure that says what a
-//! commit must cost.
+//! Counts the syncs of a store: how often it waited for the system to write to the disk.
 //!
-//! A commit of the database is one, with a second one where it begins the log anew; moving what is in the log to the
-//! database is two; each file and each directory is one, a large file one more for each step that is
-//! synced [ahead](super::ahead). What is done at open, before anybody is served, is not counted.
+//! A commit of the database is one sync, or two if it restarts the log. A checkpoint is two. Each file
+//! and each directory is one, and a large file one more for each [early sync](super::early_sync). Syncs
+//! at open are not counted.
 
 use blobferry_platform::sync::Arc;
 use blobferry_platform::sync::atomic::{AtomicU64, Ordering};
 
-/// So many. Clones count together.
+/// A number of syncs. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SyncCounter(Arc<AtomicU64>);
 

@@ -1,53 +1,53 @@
-//! What a store adds up to: kept in the database up to some revision, and counted from there on when it is opened.
+//! The totals of a store: saved in the database up to some revision, and counted from there at open.
 //!
-//! To keep it with every commit would be a page more for each. So it is kept when the log is long, and when the store is
-//! closed; what came after is never more than a log has.
+//! Saving them with every commit would write one more page each time. So they are saved before a
+//! checkpoint and at close. The revisions to count are never more than one log has.
 
 use rusqlite::{Connection, params};
 
 use crate::backend::Totals;
 use crate::sqlite::schema::{id, key};
 
-const KEPT: &str = "SELECT objects, revisions, blobs, blob_bytes, last_oid, counted FROM state";
+const SAVED: &str = "SELECT objects, revisions, blobs, blob_bytes, last_oid, counted FROM state";
 
-/// What revisions after one (1) add up to. An object has become one more where it was not there before, or one less. Rows are
-/// found without any index, so what is wrong with those hides none.
+/// The sums of the revisions after one (1). A revision adds an object if it did not exist before, and a
+/// deletion subtracts one. No index finds the rows, so that a damaged one hides none.
 const AFTER: &str = "
     SELECT coalesce(sum((r.size IS NOT NULL) - coalesce((
             SELECT n.size IS NOT NULL FROM revisions n WHERE n.oid = r.oid AND n.tid < r.tid ORDER BY n.tid DESC LIMIT 1
         ), 0)), 0), count(*), count(blob_size), coalesce(sum(blob_size), 0), max(oid)
     FROM revisions r NOT INDEXED WHERE r.id > ?1";
 
-const KEEP: &str = "
+const SAVE: &str = "
     UPDATE state SET last_oid = max(last_oid, ?1), objects = ?2, revisions = ?3, blobs = ?4, blob_bytes = ?5,
         counted = (SELECT coalesce(max(id), 0) FROM revisions)";
 
-/// What a database says that it adds up to.
+/// The totals of a database.
 pub(super) struct Sums {
     pub(super) totals: Totals,
-    /// No oid up to this one is given again.
+    /// No oid up to this one is allocated again.
     pub(super) last_oid: u64,
-    /// It is kept as it is, and not counted from some revision on.
-    pub(super) is_kept: bool,
+    /// They are saved up to the last revision.
+    pub(super) is_saved: bool,
 }
 
-/// What is kept, and what came after.
+/// Reads the saved totals, and adds the revisions that came after.
 pub(super) fn read(connection: &Connection) -> rusqlite::Result<Sums> {
-    let (kept, counted) = connection.query_row(KEPT, [], |row| {
+    let (saved, counted) = connection.query_row(SAVED, [], |row| {
         let number = |n: usize| row.get::<_, i64>(n).map(i64::cast_unsigned);
         let (objects, revisions, blobs, blob_bytes) = (number(0)?, number(1)?, number(2)?, number(3)?);
         let totals = Totals { objects, revisions, blobs, blob_bytes, damaged: 0 };
-        Ok((Sums { totals, last_oid: id(row.get(4)?), is_kept: true }, row.get(5)?))
+        Ok((Sums { totals, last_oid: id(row.get(4)?), is_saved: true }, row.get(5)?))
     })?;
-    add(connection, kept, counted)
+    add(connection, saved, counted)
 }
 
-/// What all revisions add up to, whatever is kept.
+/// Counts all revisions, whatever is saved.
 pub(super) fn count(connection: &Connection) -> rusqlite::Result<Sums> {
-    add(connection, Sums { totals: Totals::default(), last_oid: 0, is_kept: true }, i64::MIN)
+    add(connection, Sums { totals: Totals::default(), last_oid: 0, is_saved: true }, i64::MIN)
 }
 
-/// Adds what came after a revision.
+/// Adds the revisions after a given one.
 fn add(connection: &Connection, to: Sums, after: i64) -> rusqlite::Result<Sums> {
     connection.query_row(AFTER, [after], |row| {
         let sum = |n: usize, to: u64| row.get::<_, i64>(n).map(|more| to.wrapping_add_signed(more));
@@ -60,18 +60,18 @@ fn add(connection: &Connection, to: Sums, after: i64) -> rusqlite::Result<Sums> 
             damaged,
         };
         let used = row.get::<_, Option<i64>>(4)?.map(id);
-        Ok(Sums { totals, last_oid: to.last_oid.max(used.unwrap_or(0)), is_kept: used.is_none() })
+        Ok(Sums { totals, last_oid: to.last_oid.max(used.unwrap_or(0)), is_saved: used.is_none() })
     })
 }
 
-/// Keeps what all revisions add up to. An oid that was set aside stays so.
+/// Saves the totals of all revisions. Reserved oids stay reserved.
 pub(super) fn write(connection: &Connection, last_oid: u64, totals: Totals) -> rusqlite::Result<()> {
     let Totals { objects, revisions, blobs, blob_bytes, .. } = totals;
     // No disk holds 2^63 of anything.
     let [objects, revisions, blobs, blob_bytes] =
         [objects, revisions, blobs, blob_bytes].map(u64::cast_signed);
     connection
-        .prepare_cached(KEEP)?
+        .prepare_cached(SAVE)?
         .execute(params![key(last_oid), objects, revisions, blobs, blob_bytes])
         .map(drop)
 }
@@ -102,29 +102,29 @@ mod tests {
         answers.recv().unwrap().unwrap()
     }
 
-    fn look(dir: &Path) -> Sums {
-        read(&schema::open_to_look(&dir.join(DATABASE)).unwrap()).unwrap()
+    fn saved(dir: &Path) -> Sums {
+        read(&schema::open_for_check(&dir.join(DATABASE)).unwrap()).unwrap()
     }
 
     #[test]
     fn later_revisions_are_counted_and_a_close_saves_totals() {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(dir.path(), StoreConfig::default()).unwrap();
-        let sums = |sums: &Sums| (sums.totals.objects, sums.totals.revisions, sums.last_oid, sums.is_kept);
-        assert_eq!(sums(&look(dir.path())), (0, 0, 0, true));
+        let sums = |sums: &Sums| (sums.totals.objects, sums.totals.revisions, sums.last_oid, sums.is_saved);
+        assert_eq!(sums(&saved(dir.path())), (0, 0, 0, true));
         let first = commit(&store, 1, Tid::ZERO, Some(b"new"));
         let second = commit(&store, 1, first, Some(b"changed"));
         commit(&store, 7, Tid::ZERO, Some(b"another"));
-        assert_eq!(sums(&look(dir.path())), (2, 3, 7, false));
+        assert_eq!(sums(&saved(dir.path())), (2, 3, 7, false));
         let deleted = commit(&store, 1, second, None);
-        assert_eq!(sums(&look(dir.path())), (1, 4, 7, false));
+        assert_eq!(sums(&saved(dir.path())), (1, 4, 7, false));
         commit(&store, 1, Tid::ZERO, Some(b"again"));
-        assert_eq!(sums(&look(dir.path())), (2, 5, 7, false));
+        assert_eq!(sums(&saved(dir.path())), (2, 5, 7, false));
         store.pack(Tid(deleted.0 + 1)).unwrap();
-        assert_eq!(sums(&look(dir.path())), (2, 3, 7, true), "a pack keeps what it leaves");
+        assert_eq!(sums(&saved(dir.path())), (2, 3, 7, true), "a pack saves the totals");
         commit(&store, 3, Tid::ZERO, Some(b"third"));
-        assert_eq!(sums(&look(dir.path())), (3, 4, 7, false));
+        assert_eq!(sums(&saved(dir.path())), (3, 4, 7, false));
         store.close();
-        assert_eq!(sums(&look(dir.path())), (3, 4, 7, true));
+        assert_eq!(sums(&saved(dir.path())), (3, 4, 7, true));
     }
 }

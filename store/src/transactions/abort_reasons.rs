@@ -1,13 +1,13 @@
-//! Transactions that the store gave up: late calls are told why.
+//! Why the store aborted transactions, so that later calls for them get the reason.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use blobferry_protocol::TxnId;
 
-/// How many transactions that the store gave up are remembered, to tell late calls why.
-const REMEMBERED: usize = 4096;
+/// The most transactions that are remembered.
+const CAPACITY: usize = 4096;
 
-/// Why the store gave up the last transactions that it gave up.
+/// The reasons of the newest aborts that the store decided itself.
 #[derive(Default)]
 pub(crate) struct AbortReasons {
     reasons: BTreeMap<TxnId, String>,
@@ -23,7 +23,7 @@ impl AbortReasons {
         if self.reasons.insert(txn, reason.to_owned()).is_none() {
             self.order.push_back(txn);
         }
-        if self.order.len() > REMEMBERED
+        if self.order.len() > CAPACITY
             && let Some(oldest) = self.order.pop_front()
         {
             self.reasons.remove(&oldest);
@@ -37,13 +37,13 @@ mod tests {
 
     #[test]
     fn only_the_newest_abort_reasons_are_remembered() {
-        let mut given_up = AbortReasons::default();
+        let mut reasons = AbortReasons::default();
         let txn = |n: usize| TxnId((n as u128).to_le_bytes());
-        for n in 0..=REMEMBERED {
-            given_up.remember(txn(n), "late");
+        for n in 0..=CAPACITY {
+            reasons.remember(txn(n), "late");
         }
-        assert_eq!(given_up.reason(txn(0)), None);
-        assert_eq!(given_up.reason(txn(1)), Some("late"));
-        assert_eq!(given_up.reasons.len(), REMEMBERED);
+        assert_eq!(reasons.reason(txn(0)), None);
+        assert_eq!(reasons.reason(txn(1)), Some("late"));
+        assert_eq!(reasons.reasons.len(), CAPACITY);
     }
 }

@@ -1,56 +1,56 @@
-//! How long the committer waits for others, so that they share a sync.
+//! Group commit: how long the committer lingers for more transactions, so that they share a sync.
 //!
-//! Whoever was answered in the last batch, or waited behind it, will be back soon if it commits one thing after the
-//! other. A batch without them costs as much as one with them, and keeps them waiting for the next. So the committer waits
-//! until as many are there as were there before, at most as long as a batch takes: who is disappointed has waited
-//! twice as long, once. When nobody came it does not wait again for a while. One who is alone waits for nobody.
+//! A client that commits one transaction after the other comes back soon after its answer. A batch
+//! without it costs as much as one with it, and makes it wait for the next. So the committer lingers
+//! until as many jobs are queued as last time, but at most as long as a batch takes. If none came, it
+//! skips lingering for some batches. A single client is never delayed.
 
 use std::time::Duration;
 
-/// Nothing is waited for longer, however slow the disk is.
-const LONGEST: Duration = Duration::from_millis(2);
-/// Batches that are made without waiting after nobody came, again and again: so many at most.
-const MOST_SKIPPED: u32 = 32;
+/// The longest time to linger, however slow the disk is.
+const MAX_LINGER: Duration = Duration::from_millis(2);
+/// The most batches without lingering after lingering in vain.
+const MAX_SKIPPED: u32 = 32;
 
-/// What the committer knows of those who commit.
+/// What the committer has learned from its last batches.
 #[derive(Debug, Default)]
 pub(crate) struct GroupCommit {
-    /// Who was in the last batch, or waited behind it.
-    there: usize,
-    /// What a batch takes, smoothed.
-    takes: Duration,
-    /// Batches that are still to be made without waiting.
+    /// The jobs in the last batch, and those that were queued behind it.
+    expected: usize,
+    /// The time of a batch, smoothed.
+    batch_time: Duration,
+    /// The number of batches still to make without lingering.
     skip: u32,
-    /// And so many the next time that nobody comes.
+    /// The value of `skip` before it was counted down.
     skip_next: u32,
 }
 
 impl GroupCommit {
-    /// A batch was made of so many, and others wait behind it.
+    /// Notes a batch: its jobs, the jobs queued behind it, and the time that it took.
     pub(crate) fn batch_done(&mut self, batch: usize, behind: usize, took: Duration) {
-        self.there = batch + behind;
-        self.takes = if self.takes.is_zero() { took } else { (self.takes * 7 + took) / 8 };
+        self.expected = batch + behind;
+        self.batch_time = if self.batch_time.is_zero() { took } else { (self.batch_time * 7 + took) / 8 };
     }
 
-    /// So many are there now: until how many there are to wait, and for how long at most.
-    pub(crate) fn linger(&mut self, here: usize) -> Option<(usize, Duration)> {
-        let patience = self.takes.min(LONGEST);
-        if here >= self.there || patience.is_zero() {
+    /// Returns how many jobs to linger for and for how long at most, with `queued` jobs there now.
+    pub(crate) fn linger(&mut self, queued: usize) -> Option<(usize, Duration)> {
+        let patience = self.batch_time.min(MAX_LINGER);
+        if queued >= self.expected || patience.is_zero() {
             return None;
         }
         if self.skip > 0 {
             self.skip -= 1;
             return None;
         }
-        Some((self.there, patience))
+        Some((self.expected, patience))
     }
 
-    /// So many came while it waited.
+    /// Notes how many jobs came while the committer lingered.
     pub(crate) fn lingered(&mut self, came: usize) {
         if came > 0 {
             self.skip_next = 0;
         } else {
-            self.skip_next = (2 * self.skip_next).clamp(1, MOST_SKIPPED);
+            self.skip_next = (2 * self.skip_next).clamp(1, MAX_SKIPPED);
             self.skip = self.skip_next;
         }
     }
@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(group.linger(5), Some((8, SYNC)));
         group.lingered(3);
         group.batch_done(8, 0, Duration::from_secs(1));
-        assert_eq!(group.linger(1), Some((8, LONGEST)));
+        assert_eq!(group.linger(1), Some((8, MAX_LINGER)));
         assert_eq!(group.linger(8), None);
     }
 

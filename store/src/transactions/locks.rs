@@ -1,69 +1,72 @@
-//! Who may go ahead: locks on objects, taken all at once, first come first served.
+//! Locks on objects: a request takes all of its locks at once, first come first served.
 //!
-//! Every object that somebody wants has a queue. A request stands in the queues of all its objects from the moment
-//! it is made, and holds its locks as soon as it is first in each of them. So nobody is overtaken by a later request
-//! that wants one of the same objects, requests that have no object in common never wait for each other, and as
-//! whole requests queue up in one order, they cannot wait for each other in a circle.
+//! Every requested object has a queue. A request enters the queues of all its objects when it is made,
+//! and holds its locks when it is first in each of them. So no later request for one of its objects
+//! overtakes it, and requests without a common object never wait for each other. Whole requests are
+//! queued in one order, so there is no deadlock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use blobferry_protocol::Oid;
 
-/// The queues of all objects, by the names `K` of those who stand in them.
+/// The queues of all objects. `K` identifies a request.
 #[derive(Debug)]
 pub(crate) struct LockTable<K> {
-    /// The first in each object's queue. (Apart from the rest: most queues have no rest.)
+    /// The first request in each object's queue. Most queues have no others.
     first: BTreeMap<Oid, K>,
-    /// Those behind the first, where there are any.
+    /// The requests behind the first, if there are any.
     behind: BTreeMap<Oid, VecDeque<K>>,
     requests: BTreeMap<K, Request>,
-    asked: u64,
+    /// How many requests were made.
+    made: u64,
 }
 
 #[derive(Debug)]
 struct Request {
-    /// The order of requests.
+    /// The place in the order of all requests.
     number: u64,
     oids: Arc<[Oid]>,
-    /// In how many queues it is not the first.
+    /// The number of queues in which it is not the first.
     behind_in: usize,
 }
 
 impl<K: Copy + Ord> LockTable<K> {
     pub(crate) fn new() -> LockTable<K> {
-        LockTable { first: BTreeMap::new(), behind: BTreeMap::new(), requests: BTreeMap::new(), asked: 0 }
+        LockTable { first: BTreeMap::new(), behind: BTreeMap::new(), requests: BTreeMap::new(), made: 0 }
     }
 
-    /// Asks for locks on `oids` (each named once), for someone who has asked for none. Says whether it has them
-    /// now; otherwise a [`release`](LockTable::release) will say when.
-    pub(crate) fn request(&mut self, who: K, oids: Arc<[Oid]>) -> bool {
+    /// Requests locks on `oids`, which are distinct. `id` must have no request yet.
+    ///
+    /// Returns whether it holds them now. Otherwise a later [`release`](LockTable::release) returns
+    /// it when it does.
+    pub(crate) fn request(&mut self, id: K, oids: Arc<[Oid]>) -> bool {
         let mut behind_in = 0;
         for oid in oids.iter() {
             if self.first.contains_key(oid) {
-                self.behind.entry(*oid).or_default().push_back(who);
+                self.behind.entry(*oid).or_default().push_back(id);
                 behind_in += 1;
             } else {
-                self.first.insert(*oid, who);
+                self.first.insert(*oid, id);
             }
         }
-        self.asked += 1;
-        self.requests.insert(who, Request { number: self.asked, oids, behind_in });
+        self.made += 1;
+        self.requests.insert(id, Request { number: self.made, oids, behind_in });
         behind_in == 0
     }
 
-    /// Whether it has all the locks that it asked for.
-    pub(crate) fn holds(&self, who: K) -> bool {
-        self.requests.get(&who).is_some_and(|request| request.behind_in == 0)
+    /// Returns whether a request holds all its locks.
+    pub(crate) fn holds(&self, id: K) -> bool {
+        self.requests.get(&id).is_some_and(|request| request.behind_in == 0)
     }
 
-    /// Gives locks back, or the wish for them up. Returns those who hold theirs now because of it, in the order in
-    /// which they asked.
-    pub(crate) fn release(&mut self, who: K) -> Vec<K> {
-        let Some(request) = self.requests.remove(&who) else { return Vec::new() };
+    /// Removes a request, whether or not it holds its locks. Returns the requests that hold theirs
+    /// because of it, in the order in which they were made.
+    pub(crate) fn release(&mut self, id: K) -> Vec<K> {
+        let Some(request) = self.requests.remove(&id) else { return Vec::new() };
         let mut granted = Vec::new();
         for oid in request.oids.iter() {
-            if let Some(number) = self.leave(*oid, who) {
+            if let Some(number) = self.leave(*oid, id) {
                 granted.push(number);
             }
         }
@@ -71,11 +74,12 @@ impl<K: Copy + Ord> LockTable<K> {
         granted.into_iter().map(|(_, next)| next).collect()
     }
 
-    /// Leaves one queue. Returns the next one there, with the number of its request, if that now has all its locks.
-    fn leave(&mut self, oid: Oid, who: K) -> Option<(u64, K)> {
-        if self.first.get(&oid) != Some(&who) {
+    /// Removes a request from one queue. Returns the next one there, with its number, if it holds all
+    /// its locks now.
+    fn leave(&mut self, oid: Oid, id: K) -> Option<(u64, K)> {
+        if self.first.get(&oid) != Some(&id) {
             let behind = self.behind.get_mut(&oid)?;
-            behind.retain(|other| *other != who);
+            behind.retain(|other| *other != id);
             if behind.is_empty() {
                 self.behind.remove(&oid);
             }
@@ -135,7 +139,7 @@ mod tests {
         assert!(!table.request('b', oids(&[1, 2, 3])));
         assert!(!table.request('d', oids(&[3])));
         assert!(!table.request('c', oids(&[2])));
-        assert_eq!(table.release('b'), ['d', 'c'], "in the order in which they asked");
+        assert_eq!(table.release('b'), ['d', 'c'], "in the order in which they were made");
         assert_eq!(table.release('b'), []);
         assert_eq!(table.release('a'), []);
     }
@@ -153,7 +157,7 @@ mod tests {
         ]
     }
 
-    /// The rule in its own words: one holds its locks if no earlier one, still here, wants any of its objects.
+    /// The rule, stated directly: a request holds its locks if no earlier one wants any of its objects.
     fn holders(here: &[(u32, BTreeSet<u64>)]) -> Vec<u32> {
         let free = |at: usize| here[..at].iter().all(|(_, earlier)| earlier.is_disjoint(&here[at].1));
         (0..here.len()).filter(|at| free(*at)).map(|at| here[at].0).collect()
@@ -164,13 +168,13 @@ mod tests {
         fn locks_follow_the_rule_and_every_request_is_granted(steps in prop::collection::vec(step(), 0..60)) {
             let mut table = LockTable::new();
             let mut here: Vec<(u32, BTreeSet<u64>)> = Vec::new();
-            for (who, step) in (0u32..).zip(steps) {
+            for (id, step) in (0u32..).zip(steps) {
                 let before = holders(&here);
                 let granted = match step {
                     Step::Request(wanted) => {
                         let oids: Vec<u64> = wanted.iter().copied().collect();
-                        here.push((who, wanted));
-                        if table.request(who, super::tests::oids(&oids)) { vec![who] } else { vec![] }
+                        here.push((id, wanted));
+                        if table.request(id, super::tests::oids(&oids)) { vec![id] } else { vec![] }
                     }
                     Step::Release(index) if !here.is_empty() => {
                         let (gone, _) = here.remove(index.index(here.len()));
@@ -179,14 +183,14 @@ mod tests {
                     Step::Release(_) => continue,
                 };
                 let after = holders(&here);
-                let news: Vec<u32> = after.iter().copied().filter(|who| !before.contains(who)).collect();
-                prop_assert_eq!(granted, news);
-                for (who, _) in &here {
-                    prop_assert_eq!(table.holds(*who), after.contains(who));
+                let added: Vec<u32> = after.iter().copied().filter(|id| !before.contains(id)).collect();
+                prop_assert_eq!(granted, added);
+                for (id, _) in &here {
+                    prop_assert_eq!(table.holds(*id), after.contains(id));
                 }
             }
             while let Some((first, _)) = here.first().cloned() {
-                prop_assert!(table.holds(first), "the first in line never waits");
+                prop_assert!(table.holds(first), "the first request never waits");
                 table.release(first);
                 here.remove(0);
             }

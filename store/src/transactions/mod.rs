@@ -1,4 +1,4 @@
-//! What is true of transactions in every store: their phases, locks, order, commits and announcements.
+//! Transactions, the same in every store: their phases, locks, order, commits and announcements.
 
 pub(crate) mod abort_reasons;
 pub(crate) mod coordinator;

@@ -1,4 +1,4 @@
-//! Commits become visible: subscribers are told first, then readers see it.
+//! Announces commits: calls the subscribers first, then lets readers see it.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use blobferry_protocol::{Oid, Tid};
 
 use crate::store::{Subscriber, Subscription};
 
-/// The last transaction that readers see, and those who want to hear of the next.
+/// The last transaction that readers see, and the subscribers to the next ones.
 pub(crate) struct CommitPublisher {
     /// Written under the lock of `subscribers` only.
     last: AtomicU64,
@@ -18,8 +18,8 @@ pub(crate) struct CommitPublisher {
 #[derive(Default)]
 struct Subscribers {
     next: u64,
-    /// By number, in the order in which they came.
-    here: BTreeMap<u64, Subscriber>,
+    /// By number, in the order of subscription.
+    subscribed: BTreeMap<u64, Subscriber>,
 }
 
 impl CommitPublisher {
@@ -27,27 +27,29 @@ impl CommitPublisher {
         CommitPublisher { last: AtomicU64::new(last.0), subscribers: Mutex::default() }
     }
 
-    /// The last transaction that readers see.
+    /// Returns the last transaction that readers see.
     pub(crate) fn last(&self) -> Tid {
         Tid(self.last.load(Ordering::Acquire))
     }
 
-    /// Tells all subscribers of a commit, then lets readers see it. Called by one thread, in commit order.
+    /// Calls all subscribers with a commit, then lets readers see it. Only one thread calls this, in
+    /// commit order.
     ///
-    /// No lock is held while a subscriber runs. Whoever subscribes meanwhile is told as well: so after
-    /// subscribing, a reader who does not see a commit yet can rely on hearing of it.
+    /// No lock is held while a subscriber runs. A subscriber that is added in the meantime is called
+    /// too. So a reader that subscribes and does not see a commit yet is certain to be notified of it.
     pub(crate) fn publish(&self, tid: Tid, oids: &[Oid]) {
-        let mut told = 0;
+        let mut notified = 0;
         loop {
             let subscribers = self.subscribers.lock();
-            let untold: Vec<Subscriber> = subscribers.here.range(told..).map(|(_, to)| to.clone()).collect();
-            if untold.is_empty() {
+            let pending: Vec<Subscriber> =
+                subscribers.subscribed.range(notified..).map(|(_, to)| to.clone()).collect();
+            if pending.is_empty() {
                 self.last.store(tid.0, Ordering::Release);
                 return;
             }
-            told = subscribers.next;
+            notified = subscribers.next;
             drop(subscribers);
-            for to in untold {
+            for to in pending {
                 to(tid, oids);
             }
         }
@@ -57,12 +59,12 @@ impl CommitPublisher {
         let mut subscribers = self.subscribers.lock();
         let number = subscribers.next;
         subscribers.next += 1;
-        subscribers.here.insert(number, to);
+        subscribers.subscribed.insert(number, to);
         let publisher = Arc::downgrade(self);
         Subscription::new(move || {
             if let Some(publisher) = publisher.upgrade() {
-                // Taken out under the lock, dropped after it: what it holds may end other subscriptions.
-                let gone = publisher.subscribers.lock().here.remove(&number);
+                // Dropped without the lock, since dropping a subscriber may end other subscriptions.
+                let gone = publisher.subscribers.lock().subscribed.remove(&number);
                 drop(gone);
             }
         })
@@ -76,23 +78,23 @@ mod tests {
     #[test]
     fn a_subscriber_during_an_announcement_gets_it_too() {
         let publisher = Arc::new(CommitPublisher::new(Tid::ZERO));
-        let heard = Arc::new(Mutex::new(Vec::new()));
+        let received = Arc::new(Mutex::new(Vec::new()));
         let late = Arc::new(Mutex::new(None));
         let subscription = publisher.subscribe({
-            let (publisher, heard, late) = (publisher.clone(), heard.clone(), late.clone());
+            let (publisher, received, late) = (publisher.clone(), received.clone(), late.clone());
             Arc::new(move |_, _| {
-                assert_eq!(publisher.last(), Tid::ZERO, "told before it is visible");
-                let heard = heard.clone();
-                let second = publisher.subscribe(Arc::new(move |tid, _| heard.lock().push(tid)));
+                assert_eq!(publisher.last(), Tid::ZERO, "notified before it is visible");
+                let received = received.clone();
+                let second = publisher.subscribe(Arc::new(move |tid, _| received.lock().push(tid)));
                 *late.lock() = Some(second);
             })
         });
         publisher.publish(Tid(1), &[]);
-        assert_eq!(*heard.lock(), [Tid(1)]);
+        assert_eq!(*received.lock(), [Tid(1)]);
         assert_eq!(publisher.last(), Tid(1));
         drop(subscription);
         drop(late.lock().take());
         publisher.publish(Tid(2), &[]);
-        assert_eq!(*heard.lock(), [Tid(1)]);
+        assert_eq!(*received.lock(), [Tid(1)]);
     }
 }

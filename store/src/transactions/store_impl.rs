@@ -1,5 +1,4 @@
-//! The operations of a store, for whatever keeps its revisions: the rules of reading, and the way into
-//! transactions.
+//! Implements [`Store`] over any back end: the rules of reading, and the entry to transactions.
 
 use std::sync::atomic::Ordering;
 
@@ -14,7 +13,7 @@ use crate::store::{
 };
 use crate::transactions::coordinator::Coordinator;
 
-/// The revision that was found, unless it is a deletion.
+/// Returns the revision that was found, unless it is a deletion.
 fn existing(oid: Oid, found: Found) -> Result<Revision, RequestError> {
     let Found { tid, next, data, blob } = found;
     let data = data.ok_or(RequestError::NoSuchObject { oid })?;
@@ -155,7 +154,7 @@ impl<B: Backend> Store for Coordinator<B> {
 
     fn pack(&self, before: Tid) -> Result<Packed, RequestError> {
         self.core.check_writable()?;
-        // What is committed but not announced yet does not replace anything for readers.
+        // A commit that is not announced yet replaces nothing for readers.
         let next = Tid(self.last_tid().0.saturating_add(1));
         self.core.backend.pack(before.min(next))
     }

@@ -1,8 +1,8 @@
-//! Checking a store that nobody has open: is everything there that was committed, as it was, and nothing else?
+//! Checks a store that no server has open: everything committed is there unchanged, and nothing else.
 //!
-//! The order matters for a repair. First the database: only what a sound one says can be gone by. Then the blobs, every
-//! byte of them; then what there is of files that it does not speak of; at last its own totals. What is mended is
-//! only what can be made anew from what is there. No bytes are ever made up.
+//! The order matters for a repair. The database comes first, since only a sound one is relied on. Then
+//! come every byte of the blobs, files that no revision has, and the totals. A repair only rebuilds what
+//! follows from intact data. It never invents bytes.
 
 mod report;
 mod rows;
@@ -25,34 +25,36 @@ use crate::sqlite::{recover, schema, totals};
 /// How a store is checked.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CheckOptions {
-    /// Mend what can be mended without making anything up. Without it, nothing is changed.
+    /// Repairs what follows from intact data. Without this, a check changes nothing.
     pub repair: bool,
 }
 
-/// Checks the store in a directory that no server has open: SQLite's own check, what rows say of each other, every
-/// blob's size and digest (all bytes are read), files that nobody speaks of, and totals. `progress` is told of the
-/// bytes of blobs as they are read.
+/// Checks the store in a directory that no server has open.
+///
+/// It runs SQLite's own check, compares rows with each other, reads every blob for its size and digest,
+/// lists files that no revision has, and recounts the totals. It calls `progress` with the bytes of
+/// blobs that were read.
 ///
 /// # Errors
-/// [`OpenError::InUse`] while a server has the directory, and others where there is no store that could be looked at.
-/// What is wrong with the store itself is no error of the check: see [`CheckReport`].
+/// [`OpenError::InUse`] if a server has the directory open, and others if there is no store that can
+/// be checked. Damage to the store is not an error: see [`CheckReport`].
 pub fn check(
     dir: impl AsRef<Path>,
     options: CheckOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<CheckReport, OpenError> {
     let dir = dir.as_ref();
-    let _claim = recover::claim_as_it_is(dir)?;
+    let _lock = recover::lock_existing(dir)?;
     let layout = Layout::open_existing(dir.join("blobs"))?;
     let path = dir.join(DATABASE);
     if !schema::exists(&path) {
         return Err(OpenError::NoDatabase { path });
     }
     let connection = if options.repair {
-        recover::renew_log(&path)?;
+        recover::rewrite_log(&path)?;
         schema::open_writer(&path)?
     } else {
-        schema::open_to_look(&path)?
+        schema::open_for_check(&path)?
     };
     let report = CheckReport::default();
     let mut check = Check { path, layout, connection, repair: options.repair, report, progress };
@@ -96,9 +98,13 @@ impl Check<'_> {
         self.report.findings.push(Finding { kind, blob, path: path.to_owned(), detail, mended });
     }
 
-    /// Asks the database. That it can not answer is one more thing that is wrong with it.
-    fn attempt<T>(&mut self, what: &str, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Option<T> {
-        match ask(&self.connection) {
+    /// Queries the database. A failed query is one more finding.
+    fn attempt<T>(
+        &mut self,
+        what: &str,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Option<T> {
+        match query(&self.connection) {
             Ok(answer) => Some(answer),
             Err(error) => {
                 let path = self.path.clone();
@@ -108,13 +114,13 @@ impl Check<'_> {
         }
     }
 
-    /// Whether the database can be relied on.
+    /// Checks the database, and rebuilds its indexes in a repair. Returns whether it is sound.
     fn database(&mut self) -> bool {
         let Some(lines) = self.attempt("check it", rows::integrity) else { return false };
         let only_indexes = lines.iter().all(|line| rows::is_about_index(line));
         let mended = self.repair && only_indexes && !lines.is_empty() && {
-            let made_anew = self.attempt("make its indexes anew", |it| it.execute_batch("REINDEX"));
-            made_anew
+            let rebuilt = self.attempt("rebuild its indexes", |it| it.execute_batch("REINDEX"));
+            rebuilt
                 .and_then(|()| self.attempt("check it again", rows::integrity))
                 .is_some_and(|it| it.is_empty())
         };
@@ -155,11 +161,11 @@ impl Check<'_> {
         }
     }
 
-    /// What is wrong with a blob in a file.
+    /// Returns what is wrong with a blob in a file.
     fn file(&mut self, known: &Known, done: u64, total: u64) -> Option<(FindingKind, PathBuf, String)> {
         let path = self.layout.blob_path(known.blob);
-        let mut told = |read: u64| (self.progress)(Progress { done: done + read.min(known.size), total });
-        match hash(&path, &mut told) {
+        let mut read = |bytes: u64| (self.progress)(Progress { done: done + bytes.min(known.size), total });
+        match hash(&path, &mut read) {
             Ok((size, digest)) => Some((FindingKind::Damaged, path, difference(known, size, digest)?)),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 Some((FindingKind::Missing, path, format!("{} bytes are missing", known.size)))
@@ -168,7 +174,7 @@ impl Check<'_> {
         }
     }
 
-    /// What is wrong with a blob in the database.
+    /// Returns what is wrong with a blob in the database.
     fn small(&mut self, known: &Known) -> Option<(FindingKind, PathBuf, String)> {
         let read = |connection: &Connection| {
             let mut bytes =
@@ -183,7 +189,7 @@ impl Check<'_> {
         Some((FindingKind::Damaged, self.path.clone(), difference(known, bytes.len() as u64, digest)?))
     }
 
-    /// Blobs that no revision speaks of: a crash before a commit leaves such files.
+    /// Finds blobs that no revision has. A crash before a commit leaves such files.
     fn orphans(&mut self) {
         for blob in self.layout.clone().blobs() {
             let (blob, path) = match blob {
@@ -200,7 +206,7 @@ impl Check<'_> {
                     continue;
                 }
             };
-            let known = self.attempt("look for a blob", |connection| recover::has_file(connection, blob));
+            let known = self.attempt("find a blob", |connection| recover::has_file(connection, blob));
             if known == Some(false) {
                 let mended = self.repair && fs::remove_file(&path).is_ok();
                 let detail = "no committed revision has this blob".to_owned();
@@ -223,7 +229,7 @@ impl Check<'_> {
         }
     }
 
-    /// Staged files that a crash has left: they do no harm.
+    /// Finds staged files that a crash has left. They are harmless.
     fn leftovers(&mut self) -> Result<(), OpenError> {
         let tmp = self.layout.tmp().to_owned();
         let leftovers = match recover::leftovers(&tmp) {
@@ -246,13 +252,13 @@ impl Check<'_> {
     }
 }
 
-/// The bytes of all blobs together.
+/// Returns the bytes of all blobs together.
 fn count_bytes(connection: &Connection) -> rusqlite::Result<u64> {
     const BYTES: &str = "SELECT coalesce(sum(blob_size), 0) FROM revisions NOT INDEXED";
     connection.query_row(BYTES, [], |row| row.get::<_, i64>(0).map(i64::cast_unsigned))
 }
 
-/// The next blobs behind a row. They are found without any index, so what is wrong with those hides none.
+/// Returns the next blobs behind a row. No index is used, so that a damaged one hides none.
 fn known_blobs(connection: &Connection, after: i64) -> rusqlite::Result<Vec<Known>> {
     const BLOBS: &str = "
         SELECT id, oid, tid, blob_size, coalesce(blob_digest, x''), in_file
@@ -269,7 +275,7 @@ fn known_blobs(connection: &Connection, after: i64) -> rusqlite::Result<Vec<Know
     connection.prepare_cached(BLOBS)?.query_map([after], known)?.collect()
 }
 
-/// How bytes differ from those that were committed.
+/// Describes how bytes differ from the committed ones.
 fn difference(known: &Known, size: u64, digest: Digest) -> Option<String> {
     if size != known.size {
         return Some(format!("it has {size} bytes, not {}", known.size));
@@ -277,8 +283,8 @@ fn difference(known: &Known, size: u64, digest: Digest) -> Option<String> {
     (digest.0[..] != known.digest[..]).then(|| "its bytes have another digest".to_owned())
 }
 
-/// How many bytes a file has, and their digest.
-fn hash(path: &Path, told: &mut dyn FnMut(u64)) -> io::Result<(u64, Digest)> {
+/// Returns the size and digest of a file. Calls `progress` with the bytes read.
+fn hash(path: &Path, progress: &mut dyn FnMut(u64)) -> io::Result<(u64, Digest)> {
     let mut file = File::open(path)?;
     let (mut hasher, mut buffer) = (blake3::Hasher::new(), AlignedBuf::new(256 << 10));
     loop {
@@ -288,6 +294,6 @@ fn hash(path: &Path, told: &mut dyn FnMut(u64)) -> io::Result<(u64, Digest)> {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
-        told(hasher.count());
+        progress(hasher.count());
     }
 }

@@ -1,76 +1,77 @@
-//! What a check finds, in words for people and names for scripts.
+//! The report of a check: findings with a description, and a name for scripts.
 
 use std::path::PathBuf;
 
 use blobferry_protocol::BlobId;
 
-/// What a check has looked at, and found.
+/// What a check has examined and found.
 #[derive(Clone, Debug, Default)]
 pub struct CheckReport {
-    /// Revisions of objects there are.
+    /// The revisions of all objects.
     pub revisions: u64,
-    /// Blobs whose bytes were looked at.
+    /// The blobs whose bytes were read.
     pub blobs: u64,
-    /// How many bytes that were.
+    /// The bytes of those blobs.
     pub bytes: u64,
-    /// All that is not as it should be, or was not before it was mended.
+    /// All deviations, including those that were repaired.
     pub findings: Vec<Finding>,
 }
 
 impl CheckReport {
-    /// Is everything as it should be now?
+    /// Returns whether the store is undamaged now.
     #[must_use]
     pub fn is_well(&self) -> bool {
         !self.findings.iter().any(Finding::is_damage)
     }
 }
 
-/// One thing that is not as it should be.
+/// One deviation from what was committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What kind of thing.
+    /// Its kind.
     pub kind: FindingKind,
-    /// The revision that it is about, if it is about one.
+    /// The revision concerned, if there is one.
     pub blob: Option<BlobId>,
-    /// The file that it is about.
+    /// The file concerned.
     pub path: PathBuf,
-    /// What is wrong, exactly.
+    /// A description.
     pub detail: String,
-    /// Whether it was mended.
+    /// Whether it was repaired.
     pub mended: bool,
 }
 
 impl Finding {
-    /// Is it something that needs a person, or a repair?
+    /// Returns whether it is damage that needs a repair or a backup.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         !self.mended && self.kind != FindingKind::Leftover
     }
 }
 
-/// Kinds of things that can be wrong.
+/// The kinds of findings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FindingKind {
-    /// The database contradicts itself, or can not be read.
+    /// The database contradicts itself, or cannot be read.
     Database,
-    /// An index of the database does not agree with what it is an index of.
+    /// An index of the database does not agree with its table.
     Index,
     /// A row contradicts others.
     Row,
-    /// A blob's file is not there.
+    /// A blob's file is missing.
     Missing,
-    /// A blob's bytes are not those that were committed, or can not be read.
+    /// A blob's bytes are not the committed ones, or cannot be read.
     Damaged,
-    /// A blob that no revision speaks of.
+    /// A blob file that no revision has.
     Orphan,
-    /// A number that the database keeps of itself is wrong.
+    /// A saved total of the database is wrong.
     Totals,
-    /// What a crash has left of something that never happened.
+    /// A staged file that a crash has left.
     Leftover,
 }
 
 impl FindingKind {
-    /// Its name.
+    /// Returns its name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -85,7 +86,7 @@ impl FindingKind {
         }
     }
 
-    /// What can be done about it.
+    /// Returns what can be done about it.
     #[must_use]
     pub fn advice(self) -> &'static str {
         match self {

@@ -1,5 +1,4 @@
-//! What can be said of the database alone: whether SQLite finds it sound, whether its rows agree with each other, and
-//! whether its totals are those of its rows.
+//! Checks of the database alone: SQLite's own check, rows that contradict each other, and totals.
 
 use blobferry_protocol::{BlobId, Oid};
 use rusqlite::Connection;
@@ -8,21 +7,21 @@ use crate::sqlite::schema::{oid, tid};
 use crate::sqlite::totals;
 use crate::sqlite::totals::Sums;
 
-/// What SQLite's own check says; nothing where all is well.
+/// Returns the findings of SQLite's own check.
 pub(super) fn integrity(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     let mut statement = connection.prepare("PRAGMA integrity_check")?;
     let lines: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
     Ok(lines.into_iter().filter(|line| line != "ok").collect())
 }
 
-/// Whether a line of SQLite's check is about an index that can be made anew from its table.
+/// Returns whether a line of SQLite's check is about an index, which can be rebuilt from its table.
 pub(super) fn is_about_index(line: &str) -> bool {
     line.starts_with("wrong # of entries in index ")
         || line.starts_with("row ") && line.contains(" missing from index ")
 }
 
-/// What rows can not be like, each with what to say of it. They select an object and a transaction. Rows are found
-/// without any index, so what is wrong with those hides nothing.
+/// Queries for impossible rows, each with a description. They select an object and a transaction. No
+/// index is used, so that a damaged one hides no row.
 const CONTRADICTIONS: [(&str, &str); 4] = [
     (
         "SELECT oid, tid FROM revisions NOT INDEXED WHERE tid NOT IN (SELECT tid FROM transactions)",
@@ -45,13 +44,13 @@ const CONTRADICTIONS: [(&str, &str); 4] = [
     ),
 ];
 
-/// A row that can not be, and why.
+/// An impossible row, with a description.
 pub(super) struct Contradiction {
     pub(super) blob: Option<BlobId>,
     pub(super) detail: String,
 }
 
-/// Rows that contradict others, or themselves.
+/// Returns the rows that contradict others, or themselves.
 pub(super) fn contradictions(connection: &Connection) -> rusqlite::Result<Vec<Contradiction>> {
     let mut found = Vec::new();
     for (sql, what) in CONTRADICTIONS {
@@ -66,21 +65,21 @@ pub(super) fn contradictions(connection: &Connection) -> rusqlite::Result<Vec<Co
     Ok(found)
 }
 
-/// What the database says that it adds up to, where that is something else.
+/// Describes the saved totals that are wrong.
 pub(super) fn wrong_totals(connection: &Connection, sums: &Sums) -> rusqlite::Result<Vec<String>> {
-    let said = totals::read(connection)?;
-    let (kept, real) = (said.totals, sums.totals);
+    let saved = totals::read(connection)?;
+    let (kept, real) = (saved.totals, sums.totals);
     let numbers = [
         ("objects", kept.objects, real.objects),
         ("revisions", kept.revisions, real.revisions),
         ("blobs", kept.blobs, real.blobs),
         ("blob_bytes", kept.blob_bytes, real.blob_bytes),
     ];
-    let wrong = numbers.into_iter().filter(|(_, said, is)| said != is);
+    let wrong = numbers.into_iter().filter(|(_, saved, actual)| saved != actual);
     let mut wrong: Vec<String> =
-        wrong.map(|(name, said, is)| format!("{name} is kept as {said}, and is {is}")).collect();
-    if sums.last_oid > said.last_oid {
-        let (kept, used) = (Oid(said.last_oid), Oid(sums.last_oid));
+        wrong.map(|(name, saved, actual)| format!("{name} is kept as {saved}, and is {actual}")).collect();
+    if sums.last_oid > saved.last_oid {
+        let (kept, used) = (Oid(saved.last_oid), Oid(sums.last_oid));
         wrong.push(format!("last_oid is kept as {kept}, and {used} is in use"));
     }
     Ok(wrong)
