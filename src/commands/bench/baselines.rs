@@ -1,5 +1,6 @@
-//! What any program could do at most on this machine: bare loops around the system's calls, with the standard library's
-//! blocking sockets and two threads.
+//! Baselines: bare loops around system calls, which no program can exceed on this machine.
+//!
+//! They use the standard library's blocking sockets and two threads.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,19 +13,19 @@ use std::time::Instant;
 use blobferry_platform::aligned_buf::AlignedBuf;
 use rustix::fs::{FallocateFlags, fallocate, sendfile};
 
-/// Bytes that a loop reads and writes at once.
+/// The bytes of one read or write of a loop.
 const BLOCK: usize = 256 << 10;
 
-/// How many blocks there are between two threads of a loop.
+/// The number of blocks between two threads of a loop.
 const BLOCKS: usize = 8;
 
-/// Bytes of a small request.
+/// The bytes of a small request.
 const REQUEST: usize = 32;
 
-/// A loop that copies so many bytes from a file to a new one, and says how many seconds it took.
+/// A loop that copies a number of bytes from a file to a new one, and returns the time in seconds.
 pub(super) type CopyLoop = fn(&Path, &Path, u64) -> io::Result<f64>;
 
-/// Two connected ends of a stream over the loopback.
+/// Connects a stream over the loopback, and returns both ends.
 fn connected() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let near = TcpStream::connect(listener.local_addr()?)?;
@@ -38,10 +39,10 @@ fn joined<T>(thread: JoinHandle<io::Result<T>>) -> io::Result<T> {
     thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread of a bare loop panicked")))
 }
 
-/// Copies `size` bytes of a file over a socket into a new file, which has its room from the beginning; seconds. They
-/// begin with a request on a connection that is there already.
+/// Copies `size` bytes of a file over a socket into a new file, and returns the time in seconds.
 ///
-/// With `sync`, the file is also synced. It is removed afterwards.
+/// The connection exists before; the time begins with a request on it. The new file's space is allocated first. With
+/// `sync`, the file is also synced. It is removed afterwards.
 pub(super) fn copy(from: &Path, to: &Path, size: u64, sync: bool) -> io::Result<f64> {
     let (mut near, far) = connected()?;
     let source = File::open(from)?;
@@ -83,12 +84,14 @@ fn send(source: File, mut to: TcpStream, size: u64) -> io::Result<()> {
     }
 }
 
-/// The same, verified: what goes to the socket does so inside the kernel, and behind the thread that reads the socket another
-/// hashes and writes. It is in no other shape faster that was tried; it knows the length, and has nothing else to do.
+/// Like [`copy`], but hashes what it receives.
+///
+/// The sender uses `sendfile`. One thread reads the socket, and another hashes and writes. No faster arrangement is
+/// known.
 pub(super) fn copy_and_hash(from: &Path, to: &Path, size: u64) -> io::Result<f64> {
     let (mut near, far) = connected()?;
     let source = File::open(from)?;
-    let sender = std::thread::spawn(move || send_inside(&source, far, size));
+    let sender = std::thread::spawn(move || send_in_kernel(&source, far, size));
     let begun = Instant::now();
     near.write_all(&[0; REQUEST])?;
     let mut file = File::create(to)?;
@@ -100,7 +103,7 @@ pub(super) fn copy_and_hash(from: &Path, to: &Path, size: u64) -> io::Result<f64
         for (block, n) in (0..BLOCKS).map(|_| (AlignedBuf::new(BLOCK), 0)).chain(filled) {
             hasher.update(&block[..n]);
             file.write_all(&block[..n])?;
-            // Who reads may have all it wants.
+            // The reader may have ended.
             let _ = spare.send(block);
         }
         std::hint::black_box(hasher.finalize());
@@ -127,7 +130,7 @@ pub(super) fn copy_and_hash(from: &Path, to: &Path, size: u64) -> io::Result<f64
     Ok(seconds)
 }
 
-fn send_inside(source: &File, mut to: TcpStream, size: u64) -> io::Result<()> {
+fn send_in_kernel(source: &File, mut to: TcpStream, size: u64) -> io::Result<()> {
     to.read_exact(&mut [0; REQUEST])?;
     let mut sent = 0;
     while sent < size {
@@ -139,7 +142,7 @@ fn send_inside(source: &File, mut to: TcpStream, size: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Several loops at once, of one of the kinds above, each with files of its own: seconds until all are done.
+/// Runs several copy loops at once, each with its own files, and returns the time until all are done, in seconds.
 pub(super) fn copies(copy: CopyLoop, from: &[&Path], to: &Path, size: u64) -> io::Result<f64> {
     let begun = Instant::now();
     std::thread::scope(|scope| {
@@ -156,7 +159,8 @@ pub(super) fn copies(copy: CopyLoop, from: &[&Path], to: &Path, size: u64) -> io
     Ok(begun.elapsed().as_secs_f64())
 }
 
-/// Asks `times` for answers of so many bytes, `depth` of them at once on one connection; seconds for each.
+/// Makes `times` round trips on one connection, each with `depth` requests and answers of `answer` bytes. Returns the
+/// time per request, in seconds.
 pub(super) fn round_trip(answer: usize, depth: usize, times: usize) -> io::Result<f64> {
     let (mut near, mut far) = connected()?;
     let answering = std::thread::spawn(move || {
@@ -178,7 +182,7 @@ pub(super) fn round_trip(answer: usize, depth: usize, times: usize) -> io::Resul
     Ok(seconds / (times * depth) as f64)
 }
 
-/// Appends so many bytes to a file and syncs it, `times`; seconds for each.
+/// Appends `bytes` to a file and syncs it, `times` times. Returns the time of each, in seconds.
 pub(super) fn append_and_sync(dir: &Path, bytes: usize, times: usize) -> io::Result<f64> {
     let path = dir.join("appended");
     let mut file = File::create(&path)?;
@@ -193,7 +197,7 @@ pub(super) fn append_and_sync(dir: &Path, bytes: usize, times: usize) -> io::Res
     Ok(seconds / times as f64)
 }
 
-/// Hashes so many bytes, of which no more than a processor keeps beside itself are different; seconds.
+/// Hashes `size` bytes of a block that fits the processor's cache, and returns the time in seconds.
 pub(super) fn hash(size: u64) -> f64 {
     let block = vec![7; BLOCK];
     let mut hasher = blake3::Hasher::new();
@@ -208,7 +212,7 @@ pub(super) fn hash(size: u64) -> f64 {
     begun.elapsed().as_secs_f64()
 }
 
-/// Opens each of some files; how many a second.
+/// Opens files, and returns the number per second.
 pub(super) fn opens(paths: &[impl AsRef<Path>]) -> io::Result<f64> {
     let begun = Instant::now();
     for path in paths {
@@ -222,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bare_loop_copies_as_much_as_it_says_and_leaves_nothing() {
+    fn copy_loops_copy_everything_and_leave_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let from = dir.path().join("from");
         std::fs::write(&from, vec![1; 600_000]).unwrap();

@@ -1,4 +1,4 @@
-//! Several clients at once, each with a cache of its own, that load different large blobs from one server.
+//! Several clients, each with its own cache, load different large blobs from one server at the same time.
 
 use std::io;
 use std::path::Path;
@@ -12,10 +12,10 @@ use super::report::{RowId, Target, Unit};
 use super::{Bench, Setup, baselines, rate, size_name};
 use crate::transport::Transport;
 
-/// How many clients.
+/// The number of clients.
 const CLIENTS: usize = 4;
 
-/// Measures it.
+/// Measures the section.
 pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let size = bench.plan.shared;
     let name = size_name(size);
@@ -35,7 +35,7 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     std::fs::remove_file(file)
 }
 
-/// What they are compared with.
+/// The rows: one per baseline.
 #[derive(Clone, Copy)]
 struct Rows {
     bare: RowId,
@@ -45,10 +45,10 @@ struct Rows {
 fn one(bench: &mut Bench, rows: Rows, transport: Transport, file: &Path, size: u64) -> io::Result<()> {
     let all = size * CLIENTS as u64;
     let store = &Message::StoreFile { path: file.to_owned(), count: CLIENTS };
-    let site = bench.site()?;
+    let dir = bench.new_dir()?;
     bench.environment.doing(format!("storing what {CLIENTS} clients will load, {}", transport.name()))?;
-    let server = bench.serve(transport, site.path())?;
-    let setup = Setup { transport, server: &server, dir: site.path() };
+    let server = bench.serve(transport, dir.path())?;
+    let setup = Setup { transport, server: &server, dir: dir.path() };
     let stored: CallTimes = setup.client()?.ask(store)?;
     bench.environment.let_disk_recover(all)?;
 
@@ -60,12 +60,12 @@ fn one(bench: &mut Bench, rows: Rows, transport: Transport, file: &Path, size: u
     };
     let bare = bare_loops(|from, to, size| baselines::copy(from, to, size, false), "")?;
     let hashing = bare_loops(baselines::copy_and_hash, " that hash")?;
-    bench.warm_server(site.path())?;
+    bench.warm_server(dir.path())?;
 
     bench.environment.doing(format!("{CLIENTS} clients load, {}", transport.name()))?;
     let mut clients = (0..CLIENTS).map(|_| setup.client()).collect::<io::Result<Vec<Client>>>()?;
     for client in &mut clients {
-        // They are connected when they have answered.
+        // A client that has answered is connected.
         client.ask::<serde_json::Value>(&Message::Status)?;
     }
     let begun = Instant::now();
@@ -81,6 +81,6 @@ fn one(bench: &mut Bench, rows: Rows, transport: Transport, file: &Path, size: u
     bench.report.value_beside(rows.hashed, transport, reached, hashing);
     drop(clients);
     server.stop()?;
-    drop(site);
+    drop(dir);
     bench.environment.let_disk_recover(all)
 }

@@ -1,4 +1,4 @@
-//! Where a benchmark happens: its directory, what is shown meanwhile, and pauses for the disk.
+//! The environment of a benchmark: its directory, its progress on the terminal, and pauses for the disk.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -11,20 +11,26 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::fs::{Advice, fadvise, statvfs, syncfs};
 use tempfile::TempDir;
 
-/// The kind of a file system that has no disk.
+/// The type of a file system in memory.
 pub(super) const IN_MEMORY: &str = "tmpfs";
 
-/// The directory of a benchmark, on the disk that is measured. Gone when it is dropped.
+/// The shortest pause after a write.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The further pause for each MiB that was written.
+const PAUSE_PER_MIB: Duration = Duration::from_millis(12);
+
+/// The directory of a benchmark, on the disk that is measured. Dropping it removes the directory.
 pub(super) struct Environment {
     dir: TempDir,
     screen: ProgressBar,
-    /// Pauses in which a disk recovers from what was written.
+    /// Whether to pause after writes, so that the disk recovers.
     pauses: bool,
     interrupted: Arc<AtomicBool>,
 }
 
 impl Environment {
-    /// Makes the directory, in one that was named or the current one.
+    /// Makes the directory inside `within`.
     pub(super) fn new(within: &Path, pauses: bool, interrupted: Arc<AtomicBool>) -> io::Result<Environment> {
         let dir = tempfile::Builder::new().prefix("blobferry-bench-").tempdir_in(within)?;
         let target = if io::stderr().is_terminal() {
@@ -40,20 +46,20 @@ impl Environment {
         Ok(Environment { dir, screen, pauses, interrupted })
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub(super) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A new directory in it, for a while.
+    /// Makes a temporary directory inside the directory.
     pub(super) fn scratch(&self) -> io::Result<TempDir> {
         tempfile::tempdir_in(self.path())
     }
 
-    /// Shows what is being done.
+    /// Shows the current step.
     ///
     /// # Errors
-    /// The user wants no more.
+    /// The user has interrupted the benchmark.
     pub(super) fn doing(&self, what: impl Into<String>) -> io::Result<()> {
         self.screen.set_message(what.into());
         if self.interrupted.load(Ordering::Relaxed) {
@@ -62,22 +68,24 @@ impl Environment {
         Ok(())
     }
 
-    /// Lets what was written sink in, and the disk recover: it has bursts, and whoever writes next would else pay for
-    /// what was written before.
+    /// Syncs the file system, and pauses in proportion to the bytes `written`.
+    ///
+    /// Disks absorb bursts. Without the pause, the next measurement would pay for earlier writes.
     pub(super) fn let_disk_recover(&self, written: u64) -> io::Result<()> {
         syncfs(File::open(self.path())?)?;
         if !self.pauses {
             return self.doing("");
         }
-        let end = Instant::now() + Duration::from_millis(200 + (written >> 20) * 12);
+        let pause = PAUSE + PAUSE_PER_MIB.saturating_mul(u32::try_from(written >> 20).unwrap_or(u32::MAX));
+        let end = Instant::now() + pause;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
-            self.doing(format!("the disk pauses: {} s", left.as_secs() + 1))?;
+            self.doing(format!("pause for the disk: {} s", left.as_secs() + 1))?;
             std::thread::sleep(left.min(Duration::from_millis(200)));
         }
         Ok(())
     }
 
-    /// A file of so many bytes that look random, written out and read: it is in memory now.
+    /// Makes a file of `size` pseudorandom bytes, syncs it, and reads it into the page cache.
     pub(super) fn file(&self, name: &str, size: u64) -> io::Result<PathBuf> {
         self.doing(format!("making a file of {}", crate::format::size(size)))?;
         let path = self.path().join(name);
@@ -103,7 +111,7 @@ impl Drop for Environment {
     }
 }
 
-/// Reads a file, or all files of a directory: what is measured next is not the disk that they would be read from.
+/// Reads a file, or all files of a directory, into the page cache.
 pub(super) fn warm(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return std::fs::read_dir(path)?.try_for_each(|entry| warm(&entry?.path()));
@@ -111,28 +119,28 @@ pub(super) fn warm(path: &Path) -> io::Result<()> {
     io::copy(&mut File::open(path)?, &mut io::sink()).map(drop)
 }
 
-/// Has a file that was written out leave the memory: a machine that has to find memory first is another machine.
+/// Drops a synced file from the page cache, so that the next measurement has free memory.
 pub(super) fn forget(path: &Path) -> io::Result<()> {
     Ok(fadvise(File::open(path)?, 0, None, Advice::DontNeed)?)
 }
 
-/// A directory in memory, with room for so many bytes, if the system has one.
-pub(super) fn in_memory(room: u64) -> Option<TempDir> {
+/// Makes a directory in memory with `space` free bytes; `None` if the system has none.
+pub(super) fn in_memory(space: u64) -> Option<TempDir> {
     let memory = Path::new("/dev/shm");
     let free = statvfs(memory).ok()?;
-    if file_system(memory)? != IN_MEMORY || free.f_bavail.saturating_mul(free.f_frsize) < room {
+    if file_system(memory)? != IN_MEMORY || free.f_bavail.saturating_mul(free.f_frsize) < space {
         return None;
     }
     tempfile::Builder::new().prefix("blobferry-bench-").tempdir_in(memory).ok()
 }
 
-/// What kind of file system a directory is on: the last mount of the longest path that leads to it.
+/// Returns the type of the file system that a directory is on: the last mount of the longest matching path.
 pub(super) fn file_system(dir: &Path) -> Option<String> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    kind_of(&mounts, &dir.canonicalize().ok()?)
+    type_of(&mounts, &dir.canonicalize().ok()?)
 }
 
-fn kind_of(mounts: &str, dir: &Path) -> Option<String> {
+fn type_of(mounts: &str, dir: &Path) -> Option<String> {
     let mount = |line: &'_ str| {
         let (place, kind) = line.split_once(" - ")?;
         let place = place.split(' ').nth(4)?.to_owned();
@@ -147,18 +155,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kind_of_a_file_system_is_that_of_the_mount_nearest_to_it() {
+    fn file_system_type_is_that_of_the_nearest_mount() {
         let mounts = "22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n\
                       23 22 0:5 / /tmp rw - tmpfs tmpfs rw\n\
                       24 22 0:6 / /tmpfile rw - xfs x rw\n";
         for (path, kind) in [("/home", "ext4"), ("/tmp/a", "tmpfs"), ("/tmpfile", "xfs")] {
-            assert_eq!(kind_of(mounts, Path::new(path)).as_deref(), Some(kind), "{path}");
+            assert_eq!(type_of(mounts, Path::new(path)).as_deref(), Some(kind), "{path}");
         }
-        assert_eq!(kind_of("", Path::new("/")), None);
+        assert_eq!(type_of("", Path::new("/")), None);
     }
 
     #[test]
-    fn nothing_is_left_of_it_and_an_interrupt_ends_it() {
+    fn directory_is_removed_and_interrupts_end_steps() {
         let home = tempfile::tempdir().unwrap();
         let interrupted = Arc::new(AtomicBool::new(false));
         let environment = Environment::new(home.path(), false, interrupted.clone()).unwrap();

@@ -1,4 +1,4 @@
-//! Blobs that are in the cache: from the claim to the open file, by one thread. No server has a part in it.
+//! Cache hits: from the claim to the open file, by one thread, without a server.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,13 +10,13 @@ use blobferry_protocol::{BlobId, Digest, Oid, Tid};
 use super::report::{Target, Unit};
 use super::{Bench, SMALL, baselines};
 
-/// Measures it.
+/// Measures the section.
 pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let what = "cache hits, from claim to open file, one thread";
     let row = bench.row("cache-hits", what, Unit::PerSecond, Some(Target::AtLeast(150_000.0)));
     bench.environment.doing("filling a cache")?;
-    let site = bench.site()?;
-    let cache = Cache::open(site.path().join("cache"), CacheConfig::default()).map_err(io::Error::other)?;
+    let dir = bench.new_dir()?;
+    let cache = Cache::open(dir.path().join("cache"), CacheConfig::default()).map_err(io::Error::other)?;
     let blobs: Vec<BlobId> =
         (1..=bench.plan.blobs as u64).map(|n| BlobId { oid: Oid(n), tid: Tid(1) }).collect();
     let bytes = vec![7; SMALL];

@@ -1,4 +1,4 @@
-//! Connections that have said hello, and nothing since: what each of them costs a server in memory.
+//! Idle connections: the server's memory for each connection after its handshake.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -12,10 +12,10 @@ use super::report::{Target, Unit};
 use crate::commands::raise_descriptor_limit;
 use crate::memory::resident_of;
 
-/// Descriptors that this process needs for other things.
+/// The descriptors that this process needs for other purposes.
 const OTHERS: u64 = 64;
 
-/// Measures it.
+/// Measures the section.
 pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     if bench.server.is_some() {
         bench.leave_out("idle", "the server's process is not of our own");
@@ -35,10 +35,10 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     for round in 0..bench.plan.rounds {
         for transport in bench.transports(round) {
             bench.environment.doing(format!("{count} connections, {}", transport.name()))?;
-            let site = bench.site()?;
-            let server = bench.serve(transport, site.path())?;
+            let dir = bench.new_dir()?;
+            let server = bench.serve(transport, dir.path())?;
             let resident = || server.process().and_then(resident_of).unwrap_or_default();
-            // The first one has the server make what it needs for any number of them.
+            // The first connection lets the server allocate what all connections share.
             let first = connect(&server.address, &hello)?;
             let before = resident();
             let connections =
@@ -52,7 +52,7 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     Ok(())
 }
 
-/// What a client says first.
+/// Returns a client's first bytes.
 fn hello() -> Vec<u8> {
     let mut connection = client::Connection::new(Time::ZERO, Config::default(), b"");
     let mut bytes = Vec::new();
@@ -60,7 +60,7 @@ fn hello() -> Vec<u8> {
     bytes
 }
 
-/// Connects, says hello, and hears the welcome.
+/// Connects, sends `hello`, and reads the answer.
 fn connect(server: &str, hello: &[u8]) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(server)?;
     stream.write_all(hello)?;

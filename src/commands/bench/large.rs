@@ -1,12 +1,12 @@
-//! Large blobs: stored and loaded by one client, right behind a bare loop from a socket to a file; and what the largest costs
-//! in memory and processor time.
+//! Large blobs: stored and loaded by one client, right after a bare loop from a socket to a file. For the largest
+//! blob, also memory and processor time.
 //!
-//! What is stored is in memory before, and durable after. What is loaded is in the server's memory and not in the client's
-//! cache before, and verified and in a file of the cache after. A server hashes what it sends, unless it has done so within
-//! the hour: the first load after its start is a figure of its own. Servers are new for each way, and clients for each load,
-//! so that the most memory they ever had is what this took.
+//! A stored file is in the page cache before, and durable after. A loaded blob is in the server's page cache before, and
+//! verified and in a file of the client's cache after. A server hashes what it sends, unless it did so within the last
+//! hour; therefore the first load after its start is a separate figure. Each direction has a new server, and each load a
+//! new client, so that their peak memory is that of one measurement.
 //!
-//! No more is in memory than has to be: a virtual machine that needs much waits for its host, page by page.
+//! The page cache holds no more than necessary, because a virtual machine gets new memory slowly.
 
 use std::io;
 use std::path::PathBuf;
@@ -23,18 +23,18 @@ use crate::cli::Section;
 use crate::memory::peak_of;
 use crate::transport::Transport;
 
-/// Longer than any of it takes.
+/// A time limit that no load reaches.
 const LONG: Duration = Duration::from_secs(1 << 32);
 
-/// One size.
+/// One size of blobs.
 struct Subject {
     size: u64,
-    /// How many blobs of it are moved in a round: their median counts.
+    /// The number of blobs per round. The figure is their median.
     count: usize,
     file: PathBuf,
     rows: Option<Rows>,
     in_memory: Option<RowId>,
-    /// What it takes to look at all bytes, which each side does.
+    /// The rate of hashing, which each side does for all bytes.
     hash: Option<RowId>,
     costs: Option<Costs>,
 }
@@ -42,14 +42,14 @@ struct Subject {
 #[derive(Clone, Copy)]
 struct Rows {
     load: RowId,
-    /// The first load after the start of a server; `None` where it is not known when that was.
+    /// The first load after a server's start; `None` for a server that runs already.
     first: Option<RowId>,
-    /// Loads again, beside a bare loop that hashes what it receives.
+    /// Loads, compared with a bare loop that hashes what it receives.
     hashed: RowId,
     store: RowId,
 }
 
-/// What one way of the largest blob takes of both sides.
+/// Memory and processor time of both sides, for the largest blob.
 #[derive(Clone, Copy)]
 struct Costs {
     load: Cost,
@@ -63,7 +63,7 @@ struct Cost {
     processors: RowId,
 }
 
-/// Measures it.
+/// Measures the section.
 pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let mut sizes = bench.plan.sizes.clone();
     if !bench.plan.has(Section::Large) {
@@ -122,7 +122,7 @@ fn row_in_memory(bench: &mut Bench, size: u64, name: &str) -> Option<RowId> {
         bench.leave_out(&figure, "the server is not of our own");
         return None;
     }
-    // A blob and what a bare loop has written before, and as much again for whoever else needs memory.
+    // A blob, the file of a bare loop, and the same again for other programs.
     if in_memory(size.saturating_mul(4)).is_none() {
         bench.leave_out(&figure, "there is no directory in memory with enough room");
         return None;
@@ -156,10 +156,10 @@ fn costs(bench: &mut Bench, name: &str) -> Option<Costs> {
     Some(Costs { load: cost("load"), store: cost("store") })
 }
 
-/// What a bare loop is, at most, which is measured right before what it is the limit of.
+/// The baseline of a transfer, measured right before it.
 struct Bare {
     rate: f64,
-    /// Processor time for a GiB.
+    /// Processor time per GiB, in seconds.
     processors: Option<f64>,
 }
 
@@ -175,7 +175,7 @@ fn bare_loop(bench: &Bench, subject: &Subject, sync: bool) -> io::Result<Bare> {
     Ok(Bare { rate: rate(subject.size, seconds), processors: per_gib(subject, before, after) })
 }
 
-/// What it takes to look at all bytes.
+/// Measures the rate of hashing.
 fn hash(bench: &mut Bench, subject: &Subject) -> io::Result<()> {
     let Some(row) = subject.hash else { return Ok(()) };
     bench.environment.doing(format!("{}: a bare hash", size_name(subject.size)))?;
@@ -183,7 +183,7 @@ fn hash(bench: &mut Bench, subject: &Subject) -> io::Result<()> {
     Ok(())
 }
 
-/// What a bare loop is at most that verifies what it receives.
+/// Returns the rate of a bare loop that hashes what it receives.
 fn hashing_loop(bench: &Bench, subject: &Subject) -> io::Result<f64> {
     bench.environment.doing(format!("{}: a bare loop that hashes", size_name(subject.size)))?;
     warm(&subject.file)?;
@@ -193,14 +193,14 @@ fn hashing_loop(bench: &Bench, subject: &Subject) -> io::Result<f64> {
     Ok(rate(subject.size, seconds))
 }
 
-/// One transport: stores, then loads what it has stored.
+/// Measures one transport: stores blobs, then loads them.
 fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::Result<()> {
     let (name, by) = (size_name(subject.size), transport.name());
     let bare = bare_loop(bench, subject, true)?;
-    let site = bench.site()?;
+    let dir = bench.new_dir()?;
     let stored = {
-        let server = bench.serve(transport, site.path())?;
-        let setup = Setup { transport, server: &server, dir: site.path() };
+        let server = bench.serve(transport, dir.path())?;
+        let setup = Setup { transport, server: &server, dir: dir.path() };
         bench.environment.doing(format!("{name}: storing, {by}"))?;
         warm(&subject.file)?;
         let store = Message::StoreFile { path: subject.file.clone(), count: subject.count };
@@ -218,9 +218,9 @@ fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::
         None => None,
     };
     forget(&subject.file)?;
-    bench.warm_server(site.path())?;
-    let server = bench.serve(transport, site.path())?;
-    let setup = Setup { transport, server: &server, dir: site.path() };
+    bench.warm_server(dir.path())?;
+    let server = bench.serve(transport, dir.path())?;
+    let setup = Setup { transport, server: &server, dir: dir.path() };
     let blobs = stored.committed.iter().map(|(oid, tid)| BlobId { oid: *oid, tid: *tid }).collect();
     let load = Message::Call { what: Calls::LoadBlobs { blobs }, callers: 1, time: LONG };
     if let Some(first) = subject.rows.and_then(|rows| rows.first) {
@@ -235,7 +235,7 @@ fn both_ways(bench: &mut Bench, subject: &Subject, transport: Transport) -> io::
         bench.report.value_beside(row, transport, rate(subject.size, loaded.p50), hashing);
     }
     server.stop()?;
-    drop(site);
+    drop(dir);
     bench.environment.let_disk_recover(2 * written(subject))
 }
 
@@ -271,7 +271,7 @@ fn measure_transfer(
     Ok(ran)
 }
 
-/// Stores where a sync costs nothing, beside a bare loop into the same memory: what the disk hides.
+/// Stores into memory, where a sync costs nothing, and compares with a bare loop into memory.
 fn without_sync(bench: &mut Bench, subject: &Subject, round: usize) -> io::Result<()> {
     let Some(row) = subject.in_memory else { return Ok(()) };
     let gone = || io::Error::other("there is not enough memory any more for a directory in it");

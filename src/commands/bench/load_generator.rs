@@ -1,7 +1,7 @@
-//! Callers: tasks or threads that use one connection at once, in the way of its transport.
+//! Concurrent callers on one connection: tasks or threads, according to the transport.
 //!
-//! On tokio a caller is a task of the runtime that the connection lives on. On mio it is a thread of its own, that
-//! sleeps until its answer is there. What they call is written once: see [`Work::begin`].
+//! On tokio a caller is a task of the connection's runtime. On mio it is a thread that sleeps until its answer arrives.
+//! Both make the same calls: see [`Work::begin`].
 
 use std::error::Error;
 use std::io;
@@ -20,9 +20,9 @@ use hdrhistogram::Histogram;
 use super::messages::CallTimes;
 use crate::transport::Transport;
 
-/// What callers do, in numbered pieces.
+/// The work of callers, in numbered pieces.
 pub(super) enum Work {
-    /// Store a file, each time as a blob of its own.
+    /// Store a file, each time as another blob.
     StoreFile { path: PathBuf, oids: Vec<Oid> },
     /// Commit a small blob.
     CommitBlob { bytes: Bytes, oids: Vec<Oid> },
@@ -34,14 +34,14 @@ pub(super) enum Work {
     LoadBytes { blobs: Vec<BlobId> },
     /// Load an object.
     LoadObject { oids: Vec<Oid> },
-    /// Load the same object again and again, as long as others are busy.
+    /// Load the same object repeatedly, until other work ends.
     Ping { oid: Oid },
 }
 
 type Done = Completion<Tid, VoteError>;
 
 impl Work {
-    /// How many pieces there are.
+    /// Returns the number of pieces.
     fn count(&self) -> usize {
         match self {
             Work::StoreFile { oids, .. }
@@ -53,7 +53,7 @@ impl Work {
         }
     }
 
-    /// The object that a piece commits.
+    /// Returns the object that a piece commits.
     fn commits(&self, piece: usize) -> Option<Oid> {
         match self {
             Work::StoreFile { oids, .. }
@@ -65,7 +65,7 @@ impl Work {
         }
     }
 
-    /// Begins a piece. What this returns has to be kept until it is done.
+    /// Begins a piece. The caller keeps the returned transaction until the piece is done.
     fn begin(&self, session: &Session, piece: usize, done: Done) -> Option<Transaction> {
         match self {
             Work::StoreFile { path, oids } => {
@@ -95,8 +95,8 @@ impl Work {
     }
 }
 
-/// Commits a new object. That is asked for behind what is stored, without waiting for an answer to that: it costs one
-/// round trip. Where something can not be stored, the transaction is doomed, and the commit says so.
+/// Commits a new object in one round trip: sends the commit after the store, without waiting for the store's answer. If
+/// the store fails, so does the commit.
 fn commit(
     session: &Session,
     oid: Oid,
@@ -132,12 +132,12 @@ fn blob(blobs: &[BlobId], piece: usize) -> BlobId {
     blobs.get(piece).copied().unwrap_or(BlobId { oid: Oid::ROOT, tid: Tid::ZERO })
 }
 
-/// What was loaded is given up at once, as by a caller that needs it no longer.
+/// Drops a loaded value, and converts its result.
 fn nothing_committed<T>(loaded: Result<T, CallError>) -> Result<Tid, VoteError> {
     loaded.map(|_| Tid::ZERO).map_err(VoteError::Call)
 }
 
-/// Work that callers share.
+/// Runs callers that share one work.
 pub(super) struct LoadGenerator {
     session: Session,
     work: Work,
@@ -167,7 +167,7 @@ impl Log {
 }
 
 impl LoadGenerator {
-    /// Work that begins now.
+    /// Creates work whose time begins now.
     pub(super) fn new(session: &Session, work: Work, time: Duration) -> Arc<LoadGenerator> {
         Arc::new(LoadGenerator {
             session: session.clone(),
@@ -180,15 +180,15 @@ impl LoadGenerator {
         })
     }
 
-    /// Nobody begins anything any more.
+    /// Lets callers begin no further piece.
     pub(super) fn end(&self) {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    /// Has `callers` do it, and returns when all of them are done.
+    /// Runs `callers` callers, and returns when all of them are done.
     ///
     /// # Errors
-    /// The first error of any of them. The others then begin nothing any more.
+    /// The first error of any caller. The others then begin no further piece.
     pub(super) async fn run(
         self: Arc<LoadGenerator>,
         by: Transport,
@@ -204,8 +204,8 @@ impl LoadGenerator {
         let callers: Vec<_> = (0..callers).map(begin).collect();
         let mut failed = None;
         for caller in callers {
-            // One that has panicked was not answered either.
-            let done = caller.await.unwrap_or_else(|_| Err(CallError::Unanswered.into()));
+            // A caller that panicked got no answer.
+            let done = caller.await.unwrap_or_else(|_| Err(CallError::unanswered().into()));
             failed = failed.or(done.err());
         }
         failed.map_or_else(|| self.ran(), Err)

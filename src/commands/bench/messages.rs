@@ -1,5 +1,5 @@
-//! What is said between a benchmark and its clients, which are processes of their own: a message and its answer, each a
-//! line of JSON.
+//! Messages between a benchmark and its clients, which are child processes: a request and its answer, each one line of
+//! JSON.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,28 +7,28 @@ use std::time::Duration;
 use blobferry_protocol::{BlobId, Oid, Tid};
 use serde::{Deserialize, Serialize};
 
-/// What a client is to do.
+/// A request to a client.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Message {
-    /// Store a file as so many blobs, each in a transaction of its own. Answered with [`CallTimes`].
+    /// Store a file as `count` blobs, each in its own transaction. Answered with [`CallTimes`].
     StoreFile { path: PathBuf, count: usize },
-    /// Store so many objects with blobs of so many bytes (or none) in one transaction. Answered with [`Stored`].
+    /// Store `count` objects with blobs of `blob` bytes (or none) in one transaction. Answered with [`Stored`].
     Fill { count: usize, blob: Option<usize> },
-    /// Publish so many files of so many bytes, all in one new directory. Answered with [`Stored`].
+    /// Publish `count` files of `blob` bytes, all in one new directory. Answered with [`Stored`].
     Publish { directory: String, count: usize, blob: usize },
-    /// Let so many callers do something, until all of it is done or the time is over. Answered with [`CallTimes`].
+    /// Let `callers` callers make calls until all calls are made or the time is over. Answered with [`CallTimes`].
     Call { what: Calls, callers: usize, time: Duration },
-    /// Load a blob, and a small object again and again meanwhile, on the same connection or on another. Answered with
-    /// [`CallTimes`], of the small requests.
+    /// Load a blob, and meanwhile a small object repeatedly, on the same connection or on another. Answered with the
+    /// [`CallTimes`] of the small requests.
     Ping { oid: Oid, during: BlobId, on_another: bool },
-    /// Tell the server's counters. Answered with a map.
+    /// Return the server's counters. Answered with a map.
     Status,
 }
 
-/// What callers do.
+/// The calls of callers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Calls {
-    /// Commit blobs of so many bytes, one in each transaction.
+    /// Commit blobs of `size` bytes, one in each transaction.
     CommitBlobs { size: usize },
     /// Commit objects, one in each transaction.
     CommitObjects,
@@ -40,28 +40,28 @@ pub(super) enum Calls {
     LoadObjects { oids: Vec<Oid> },
 }
 
-/// What callers have done.
+/// The times of calls.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct CallTimes {
-    /// How often.
+    /// The number of calls.
     pub(super) done: u64,
-    /// How long all of it took.
+    /// The total time in seconds.
     pub(super) seconds: f64,
-    /// How long one took, in seconds: the median, and what one in a hundred passes.
+    /// The median and the 99th percentile of a call's time, in seconds.
     pub(super) p50: f64,
     pub(super) p99: f64,
-    /// What was committed: each with its transaction.
+    /// The committed objects, each with its transaction.
     pub(super) committed: Vec<(Oid, Tid)>,
 }
 
 impl CallTimes {
-    /// How many a second.
+    /// Returns the number of calls per second.
     pub(super) fn rate(&self) -> f64 {
         self.done as f64 / self.seconds
     }
 }
 
-/// What was stored at once.
+/// The objects of one transaction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
     pub(super) oids: Vec<Oid>,
@@ -69,7 +69,7 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// The blobs.
+    /// Returns the blobs of the objects.
     pub(super) fn blobs(&self) -> Vec<BlobId> {
         self.oids.iter().map(|oid| BlobId { oid: *oid, tid: self.tid }).collect()
     }

@@ -1,13 +1,20 @@
-//! `bench`: how fast it is, beside what this machine could do at most.
+//! `bench`: measure the performance, relative to the limits of this machine.
 //!
-//! Everything is measured in the same run and in turn: the bare loops of [`baselines`], then each transport, then the same
-//! again for every round, so that what slows the machine down for a while slows all of them. Servers and clients are
-//! processes of their own ([`processes`]), started as users start them; clients take [`messages`], which their [`worker`]
-//! has done by as many callers as are asked for ([`calls`]). It happens on a [`environment`] with rests between; [`plan`] says
-//! how much of everything, and [`report`] makes figures of what comes of it.
+//! A round measures the [`baselines`], then each transport, in the same run. Therefore a temporary slowdown of the
+//! machine affects all of them.
 //!
-//! Each section has a file, but for what is measured by the way: [`large`] has memory and processor time, too, and
-//! [`small`] has objects.
+//! | file | what |
+//! |---|---|
+//! | [`plan`] | sizes, counts and rounds |
+//! | [`environment`] | the directory, progress, pauses for the disk |
+//! | [`processes`] | servers and clients, which are child processes |
+//! | [`messages`] | what a client is told to do, and its answers |
+//! | [`worker`] | the client: carries out messages |
+//! | [`load_generator`] | concurrent callers on one connection |
+//! | [`report`] | figures: medians, ratios, targets |
+//!
+//! Every section has its own file, except that [`large`] also measures memory and processor time, and [`small`] also
+//! measures objects.
 
 mod baselines;
 mod clients;
@@ -63,7 +70,7 @@ struct Bench {
     left_out: Vec<LeftOut>,
 }
 
-/// Something that was asked for and can not be measured.
+/// A requested figure that cannot be measured.
 #[derive(Clone, Debug, Serialize)]
 struct LeftOut {
     left_out: String,
@@ -78,12 +85,12 @@ impl Render for LeftOut {
 
 impl Render for Figure<'_> {
     fn plain(&self) -> String {
-        // People get a table of all of them.
+        // The plain output is one table of all figures.
         serde_json::to_string(self).unwrap_or_default()
     }
 }
 
-/// Where all this was measured.
+/// The machine of the benchmark.
 #[derive(Serialize)]
 struct Machine {
     version: &'static str,
@@ -92,7 +99,7 @@ struct Machine {
     file_system: String,
     directory: PathBuf,
     rounds: usize,
-    /// Which part of the processors was busy before it began.
+    /// The part of the processors' time that was busy before the benchmark, from 0 to 1.
     busy: Option<f64>,
 }
 
@@ -123,20 +130,20 @@ pub(super) async fn run<W: Write>(
     global: &Global,
     output: &mut Output<W>,
 ) -> Result<(), Failure> {
-    // Its processes get an interrupt, too, and end; this one goes on to clean up.
+    // An interrupt also reaches the child processes, which end. This process continues, to clean up.
     let mut stop = Stop::new()?;
     let interrupted = Arc::new(AtomicBool::new(false));
-    let asked = interrupted.clone();
+    let flag = interrupted.clone();
     let listening = tokio::spawn(async move {
         stop.requested().await;
-        asked.store(true, Ordering::Relaxed);
+        flag.store(true, Ordering::Relaxed);
     });
     let done = measure(args, global, interrupted, output);
     listening.abort();
     done
 }
 
-/// All of it, on this thread: a benchmark waits for others.
+/// Runs the benchmark. It blocks this thread, because it waits for child processes.
 fn measure<W: Write>(
     args: &BenchArgs,
     global: &Global,
@@ -144,7 +151,7 @@ fn measure<W: Write>(
     output: &mut Output<W>,
 ) -> Result<(), Failure> {
     let plan = Plan::new(args, global);
-    let within = args.dir.clone().map_or_else(here, Ok).map_err(system("finding a directory"))?;
+    let within = args.dir.clone().map_or_else(default_dir, Ok).map_err(system("finding a directory"))?;
     let environment = Environment::new(&within, !args.quick, interrupted);
     let environment = environment.map_err(system(format!("making a directory in {}", within.display())))?;
     let machine = Machine {
@@ -162,14 +169,14 @@ fn measure<W: Write>(
     output.flush()?;
     let measured = bench.sections(output);
     if !output.is_json() {
-        // What was measured until then is told, also where something fails.
+        // Figures measured so far are printed even if a section fails.
         bench.print(output)?;
     }
     measured
 }
 
-/// The current directory, or the system's for temporary files where that can not be written to.
-fn here() -> io::Result<PathBuf> {
+/// Returns the current directory; the system's directory for temporary files if that is not writable.
+fn default_dir() -> io::Result<PathBuf> {
     let here = std::env::current_dir()?;
     let writable = rustix::fs::access(&here, rustix::fs::Access::WRITE_OK).is_ok();
     Ok(if writable { here } else { std::env::temp_dir() })
@@ -181,7 +188,7 @@ fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Failure {
 }
 
 impl Bench {
-    /// Measures what was asked for. Scripts get the figures of each section when it is done.
+    /// Measures the requested sections. With `--json`, prints the figures of each section when it is done.
     fn sections<W: Write>(&mut self, output: &mut Output<W>) -> Result<(), Failure> {
         type Measure = fn(&mut Bench) -> io::Result<()>;
         let all: [(&[Section], Measure); 7] = [
@@ -222,12 +229,12 @@ impl Bench {
         self.report.row(Row { figure: figure.into(), what: what.into(), unit, target })
     }
 
-    /// Something of what was asked for will not be measured.
+    /// Records that a requested figure will not be measured.
     fn leave_out(&mut self, what: &str, why: &str) {
         self.left_out.push(LeftOut { left_out: what.into(), why: why.into() });
     }
 
-    /// The transports in the order of a round: each is the first in its turn.
+    /// Returns the transports in the order of a round. The first one rotates.
     fn transports(&self, round: usize) -> Vec<Transport> {
         let mut transports = self.plan.transports.clone();
         let first = round % transports.len().max(1);
@@ -235,7 +242,7 @@ impl Bench {
         transports
     }
 
-    /// The server that is to be measured: with a directory of its own, or the one that runs already.
+    /// Returns the server to measure: a new one in `dir`, or the running one.
     fn serve(&self, transport: Transport, dir: &Path) -> io::Result<Server> {
         match &self.server {
             Some(address) => Ok(Server::running(address)),
@@ -243,19 +250,19 @@ impl Bench {
         }
     }
 
-    /// A place for a server and its clients.
-    fn site(&self) -> io::Result<TempDir> {
+    /// Makes a directory for a server and its clients.
+    fn new_dir(&self) -> io::Result<TempDir> {
         self.environment.scratch()
     }
 
-    /// Reads what a server of ours will be asked for, so that its disk has no part in it.
+    /// Reads the blobs of a server that this command started, so that they are in the page cache.
     fn warm_server(&self, dir: &Path) -> io::Result<()> {
         let blobs = dir.join("server/blobs");
         if self.server.is_none() && blobs.exists() { environment::warm(&blobs) } else { Ok(()) }
     }
 }
 
-/// A server, a transport to it, and where its clients have their caches.
+/// A server, a transport to it, and the directory for the caches of its clients.
 struct Setup<'a> {
     transport: Transport,
     server: &'a Server,
@@ -263,16 +270,16 @@ struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// A client, with an empty cache of its own.
+    /// Starts a client with an empty cache.
     fn client(&self) -> io::Result<Client> {
         let cache = tempfile::Builder::new().prefix("cache-").tempdir_in(self.dir)?;
         Client::start(self.transport, self.server, cache)
     }
 
-    /// A client whose cache has its directories already, which are made once in a cache's life: it has loaded as many
-    /// blobs as there are of those. What is left to be loaded comes with it.
+    /// Starts a client, and lets it load one blob per directory of its cache, so that all directories exist. Returns it
+    /// with the calls for the other blobs.
     fn client_that_has_loaded(&self, loads: Loads, blobs: &[BlobId]) -> io::Result<(Client, Calls)> {
-        // Those of consecutive objects are in different directories.
+        // Blobs of consecutive objects are in different directories.
         let (first, rest) = blobs.split_at((BlobId::BUCKETS as usize).min(blobs.len() / 2));
         let mut client = self.client()?;
         let order = Message::Call { what: loads(first), callers: 16, time: Duration::from_secs(60) };
@@ -281,10 +288,10 @@ impl Setup<'_> {
     }
 }
 
-/// How blobs are loaded.
+/// Makes the calls that load blobs.
 type Loads = fn(&[BlobId]) -> Calls;
 
-/// A size, as it is called in a figure's name: `64 MiB`.
+/// Formats a size for a figure's name: `64 MiB`.
 fn size_name(bytes: u64) -> String {
     for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
         if bytes != 0 && bytes.is_multiple_of(1 << shift) {
@@ -294,7 +301,7 @@ fn size_name(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
-/// Millions of bytes a second.
+/// Returns millions of bytes per second.
 fn rate(bytes: u64, seconds: f64) -> f64 {
     bytes as f64 / 1e6 / seconds
 }
@@ -304,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_have_names() {
+    fn sizes_are_named_in_the_largest_unit() {
         for (bytes, name) in
             [(1 << 30, "1 GiB"), (3 << 29, "1536 MiB"), (10 << 10, "10 KiB"), (1000, "1000 B")]
         {

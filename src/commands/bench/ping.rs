@@ -1,6 +1,6 @@
-//! How long a small request takes while a large blob is loaded, on the same connection and on another.
+//! The latency of a small request while a large blob is loaded, on the same connection and on another.
 //!
-//! The small request is to load an object: what any program asks for between its large transfers.
+//! The small request loads an object, as programs do between large transfers.
 
 use std::io;
 
@@ -11,17 +11,17 @@ use super::report::{RowId, Target, Unit};
 use super::{Bench, Setup, baselines, size_name};
 use crate::transport::Transport;
 
-/// Bytes of a small answer.
+/// The bytes of a small answer.
 const TINY: usize = 64;
 
-/// The figures of one of the ways.
+/// The figures for one choice of connection.
 struct Way {
     on_another: bool,
     p50: RowId,
     p99: RowId,
 }
 
-/// Measures it.
+/// Measures the section.
 pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let name = size_name(bench.plan.largest);
     let ways = [("same", false), ("other", true)].map(|(which, on_another)| {
@@ -51,10 +51,10 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
 
 fn one(bench: &mut Bench, ways: &[Way], transport: Transport, store: &Message) -> io::Result<()> {
     let size = bench.plan.largest;
-    let site = bench.site()?;
+    let dir = bench.new_dir()?;
     bench.environment.doing(format!("storing a blob and an object, {}", transport.name()))?;
-    let server = bench.serve(transport, site.path())?;
-    let setup = Setup { transport, server: &server, dir: site.path() };
+    let server = bench.serve(transport, dir.path())?;
+    let setup = Setup { transport, server: &server, dir: dir.path() };
     let mut client = setup.client()?;
     let stored: CallTimes = client.ask(store)?;
     let object: Stored = client.ask(&Message::Fill { count: 1, blob: None })?;
@@ -63,7 +63,7 @@ fn one(bench: &mut Bench, ways: &[Way], transport: Transport, store: &Message) -
     let (oid, tid) = stored.committed.first().copied().unwrap_or((Oid::ROOT, Tid::ZERO));
     let ping = object.oids.first().copied().unwrap_or(Oid::ROOT);
     for way in ways {
-        bench.warm_server(site.path())?;
+        bench.warm_server(dir.path())?;
         bench.environment.doing(format!("small requests beside a large one, {}", transport.name()))?;
         let message = Message::Ping { oid: ping, during: BlobId { oid, tid }, on_another: way.on_another };
         let pinged: CallTimes = setup.client()?.ask(&message)?;

@@ -1,4 +1,4 @@
-//! How much of everything a benchmark does: as the command line says, or what is usual.
+//! The sizes and counts of a benchmark: from the command line, or defaults.
 
 use std::num::NonZero;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::cli::{BenchArgs, Global, Section};
 use crate::transport::Transport;
 
-/// What is measured where nothing else is asked for: what takes neither long nor thousands of descriptors.
-const USUAL: [Section; 7] = [
+/// The default sections: those that take neither long nor thousands of descriptors.
+const DEFAULT_SECTIONS: [Section; 7] = [
     Section::Large,
     Section::Memory,
     Section::Clients,
@@ -17,34 +17,35 @@ const USUAL: [Section; 7] = [
     Section::Ping,
 ];
 
-/// How much of everything.
+/// The sizes and counts of a benchmark.
 pub(super) struct Plan {
     pub(super) sections: Vec<Section>,
     pub(super) transports: Vec<Transport>,
     pub(super) rounds: usize,
-    /// Sizes of large blobs, and how many of each: the last is the largest.
+    /// The sizes of large blobs, and the number of each. The last is the largest.
     pub(super) sizes: Vec<(u64, usize)>,
     /// The size of the largest blob.
     pub(super) largest: u64,
     /// The size of the blobs that several clients load.
     pub(super) shared: u64,
-    /// How long callers go on with small things.
+    /// The time that callers make small calls.
     pub(super) time: Duration,
-    /// How many small blobs there are to be loaded.
+    /// The number of small blobs to load.
     pub(super) blobs: usize,
-    /// How often a bare round trip and a bare sync are made to have their mean.
+    /// The numbers of bare round trips and bare syncs. Their figure is the mean.
     pub(super) trips: usize,
     pub(super) syncs: usize,
-    /// Connections that say nothing.
+    /// The number of idle connections.
     pub(super) connections: u64,
-    /// Blobs and names of a store that is full of them.
+    /// The number of blobs and names in the full store.
     pub(super) count: usize,
 }
 
 impl Plan {
-    /// What the command line says, and the usual for what it does not.
+    /// Returns the plan of the command line, with defaults.
     pub(super) fn new(args: &BenchArgs, global: &Global) -> Plan {
-        let mut sections = if args.sections.is_empty() { USUAL.to_vec() } else { args.sections.clone() };
+        let mut sections =
+            if args.sections.is_empty() { DEFAULT_SECTIONS.to_vec() } else { args.sections.clone() };
         sections.sort_unstable();
         sections.dedup();
         let transports = if global.explicit.transport {
@@ -95,7 +96,7 @@ impl Plan {
         }
     }
 
-    /// Is this to be measured?
+    /// Returns whether a section is measured.
     pub(super) fn has(&self, section: Section) -> bool {
         self.sections.contains(&section)
     }
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_long_or_many_descriptors_is_only_measured_where_it_is_asked_for() {
+    fn slow_sections_are_only_measured_on_request() {
         let usual = plan("");
         assert!(usual.has(Section::Large) && !usual.has(Section::Idle) && !usual.has(Section::Scale));
         let asked = plan("scale hits hits");
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn no_blob_is_larger_than_the_largest_and_no_size_comes_twice() {
+    fn sizes_are_unique_and_at_most_the_largest() {
         let sizes = |arguments| plan(arguments).sizes.iter().map(|(size, _)| *size).collect::<Vec<_>>();
         assert_eq!(sizes(""), [1 << 20, 64 << 20, 1 << 30]);
         assert_eq!(sizes("--size 64M"), [1 << 20, 64 << 20]);
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn quick_is_less_of_everything_but_what_is_said() {
+    fn quick_is_less_except_for_explicit_options() {
         let (quick, usual) = (plan("--quick"), plan(""));
         assert!(quick.rounds < usual.rounds && quick.time < usual.time && quick.count < usual.count);
         assert_eq!((plan("--quick --rounds 7").rounds, plan("--quick --count 9").count), (7, 9));

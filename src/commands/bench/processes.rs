@@ -1,4 +1,4 @@
-//! The servers and clients of a benchmark: processes of this very program, and what the system tells of them.
+//! The servers and clients of a benchmark, which are child processes of this program, and their processor time.
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,15 +14,15 @@ use super::messages::Message;
 use crate::process::Process;
 use crate::transport::Transport;
 
-/// A server. Dropped, it is ended.
+/// A server. Dropping it ends its process.
 pub(super) struct Server {
     process: Option<Process>,
-    /// Where it listens.
+    /// The listening address.
     pub(super) address: String,
 }
 
 impl Server {
-    /// Starts one with a directory, and returns when it listens.
+    /// Starts a server with a directory, and returns when it listens.
     pub(super) fn start(transport: Transport, dir: &Path) -> io::Result<Server> {
         let arguments = [OsStr::new("serve"), "--dir".as_ref(), dir.as_ref(), "--listen".as_ref()];
         let mut process = Process::start(program(transport)?.args(arguments).arg("127.0.0.1:0"))?;
@@ -32,30 +32,30 @@ impl Server {
         }
     }
 
-    /// One that runs already.
+    /// Returns a server that runs already.
     pub(super) fn running(address: &str) -> Server {
         Server { process: None, address: address.to_owned() }
     }
 
-    /// Its process, where it is one that was started here.
+    /// Returns the process id, if this command started the server.
     pub(super) fn process(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
     }
 
-    /// Ends it as its operator would.
+    /// Stops the server with SIGTERM.
     pub(super) fn stop(self) -> io::Result<()> {
         self.process.map_or(Ok(()), Process::stop)
     }
 }
 
-/// A client, with one connection and a cache of its own. Dropped, it is ended, and the cache is gone.
+/// A client, with one connection and its own cache. Dropping it ends its process and removes the cache.
 pub(super) struct Client {
     process: Process,
     _cache: TempDir,
 }
 
 impl Client {
-    /// Starts one.
+    /// Starts a client.
     pub(super) fn start(transport: Transport, server: &Server, cache: TempDir) -> io::Result<Client> {
         let mut command = program(transport)?;
         command.args([OsStr::new("--server"), server.address.as_ref(), "--cache".as_ref()]);
@@ -63,25 +63,25 @@ impl Client {
         Ok(Client { process, _cache: cache })
     }
 
-    /// Its process.
+    /// Returns the process id.
     pub(super) fn process(&self) -> u32 {
         self.process.id()
     }
 
-    /// Has it do something, and waits for the answer.
+    /// Sends a request, and waits for the answer.
     pub(super) fn ask<A: DeserializeOwned>(&mut self, message: &Message) -> io::Result<A> {
         self.send(message)?;
         self.answer()
     }
 
-    /// Has it do something.
+    /// Sends a request.
     pub(super) fn send(&mut self, message: &Message) -> io::Result<()> {
-        // One that has ended says why when it is asked for the answer.
+        // If the client has ended, `answer` reports why.
         let _ = self.process.send(&serde_json::to_string(message)?);
         Ok(())
     }
 
-    /// What came of the last message.
+    /// Reads the answer to the last request.
     pub(super) fn answer<A: DeserializeOwned>(&mut self) -> io::Result<A> {
         let line = self.process.receive()?;
         if line.is_empty() {
@@ -91,7 +91,7 @@ impl Client {
     }
 }
 
-/// This program, without what the environment says to it.
+/// Returns a command for this program, without its environment variables.
 fn program(transport: Transport) -> io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--transport", transport.name()]);
@@ -101,30 +101,33 @@ fn program(transport: Transport) -> io::Result<Command> {
     Ok(command)
 }
 
-/// The time that processors have worked for a process so far, for it and the system together, in seconds.
+/// Returns the user and system time of a process so far, in seconds.
 pub(super) fn processor_seconds(process: u32) -> Option<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     Some(ticks(&stat)? as f64 / clock_ticks_per_second() as f64)
 }
 
-/// The name of the program, in parentheses, may contain anything; user and system time are the 14th and 15th field.
+/// Parses user and system time: the 14th and 15th field. The program's name, in parentheses, may contain anything.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
-/// Which part of the time all processors were busy in a moment, with whatever it was; 1 is all of it.
+/// The time over which [`busy`] measures.
+const BUSY_INTERVAL: Duration = Duration::from_millis(300);
+
+/// Returns the part of the time that the processors are busy, from 0 to 1, measured over [`BUSY_INTERVAL`].
 pub(super) fn busy() -> Option<f64> {
     let before = std::fs::read_to_string("/proc/stat").ok()?;
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(BUSY_INTERVAL);
     let after = std::fs::read_to_string("/proc/stat").ok()?;
     let ((idle_before, all_before), (idle, all)) = (idle_and_all(&before)?, idle_and_all(&after)?);
     let part = idle.saturating_sub(idle_before) as f64 / (all.checked_sub(all_before)?) as f64;
     part.is_finite().then_some(1.0 - part)
 }
 
-/// Of all processors together. To wait for a disk is to be idle.
+/// Parses the idle time and the total time of all processors. Waiting for a disk counts as idle.
 fn idle_and_all(stat: &str) -> Option<(u64, u64)> {
     let line = stat.lines().next()?.strip_prefix("cpu ")?;
     let times: Vec<u64> = line.split_whitespace().take(8).map_while(|time| time.parse().ok()).collect();
@@ -136,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_of_processors_is_found_whatever_the_program_is_called() {
+    fn processor_time_is_parsed_for_any_program_name() {
         let stat = "7 (a ) 1 2) S 1 7 7 0 -1 4194304 100 0 0 0 30 12 0 0 20 0 1 0 100 1 1";
         assert_eq!(ticks(stat), Some(42));
         assert_eq!(ticks(""), None);
@@ -144,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn processors_are_busy_when_they_neither_idle_nor_wait_for_a_disk() {
+    fn waiting_for_a_disk_counts_as_idle() {
         let stat = "cpu  100 1 50 800 40 2 3 4 0 0\ncpu0 1 2 3 4\n";
         assert_eq!(idle_and_all(stat), Some((840, 1000)));
         assert_eq!(idle_and_all("cpu 1 2\n"), None);

@@ -1,40 +1,40 @@
-//! What comes of a benchmark: figures, each from several rounds, beside their baselines and what they should be.
+//! The figures of a benchmark, with their limits and targets.
 //!
-//! A figure is the median of its rounds, and its spread the least and the most of them. Its ratio is how much of the
-//! limit it reaches (1 is all of it, whether more is better or less): of each round by itself, since the machine changes
-//! from one to the next, and then the median. Where it changes within a round, too, a value has a limit of its own, which
-//! was measured beside it.
+//! A figure is the median of its rounds; its spread is their minimum and maximum. Its ratio says how much of the limit it
+//! reaches: 1 is all of it, whether more is better or less. The ratio is computed for each round, because the machine
+//! changes between rounds, and then the median is taken. If the machine changes within a round, a value has its own
+//! limit, measured beside it.
 
 use serde::Serialize;
 
 use crate::format;
 use crate::transport::Transport;
 
-/// What is measured.
+/// One row: what is measured.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
-    /// Its name, for scripts.
+    /// The name for scripts.
     pub(super) figure: String,
-    /// The same for people.
+    /// The name for people.
     pub(super) what: String,
     pub(super) unit: Unit,
     pub(super) target: Option<Target>,
 }
 
-/// What a number counts.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unit {
-    /// Millions of bytes a second.
+    /// Millions of bytes per second.
     Rate,
-    /// Of anything, a second.
+    /// Events per second.
     PerSecond,
     Milliseconds,
-    /// Seconds of a processor for a GiB.
+    /// Seconds of processor time per GiB.
     CpuSeconds,
     Seconds,
     MiB,
     Bytes,
-    /// So many of one for each of another.
+    /// A ratio of two counts.
     Each,
 }
 
@@ -52,16 +52,16 @@ impl Unit {
         }
     }
 
-    /// Is more of it better?
+    /// Returns whether more is better.
     fn more_is_better(self) -> bool {
         matches!(self, Unit::Rate | Unit::PerSecond | Unit::Each)
     }
 }
 
-/// What a figure should be.
+/// The target of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Target {
-    /// So much of its limit.
+    /// At least this part of its limit.
     Ratio(f64),
     AtLeast(f64),
     AtMost(f64),
@@ -99,7 +99,7 @@ impl Target {
     }
 }
 
-/// Which row of a [`Report`].
+/// A row of a [`Report`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RowId(usize);
 
@@ -116,17 +116,17 @@ struct Samples {
     measured: Vec<Measured>,
 }
 
-/// What came of the rounds of a row.
+/// The values of a row's rounds.
 #[derive(Debug, Default)]
 struct Measured {
-    /// What carries it; `None` for what no transport has a part in.
+    /// The transport; `None` for figures without one.
     by: Option<Transport>,
     values: Vec<f64>,
-    /// The limit of each, where it has one of its own.
+    /// The limit of each value, if each has its own.
     beside: Vec<f64>,
 }
 
-/// A figure as scripts read it.
+/// A figure in the JSON output.
 #[derive(Debug, Serialize)]
 pub(super) struct Figure<'a> {
     figure: &'a str,
@@ -143,13 +143,13 @@ pub(super) struct Figure<'a> {
 }
 
 impl Report {
-    /// A row that is to be measured.
+    /// Adds a row.
     pub(super) fn row(&mut self, row: Row) -> RowId {
         self.rows.push((row, Samples::default()));
         RowId(self.rows.len() - 1)
     }
 
-    /// How many rows there are.
+    /// Returns the number of rows.
     pub(super) fn len(&self) -> usize {
         self.rows.len()
     }
@@ -168,7 +168,7 @@ impl Report {
         }
     }
 
-    /// What came of a round, and the limit that was measured beside it.
+    /// Adds the value of a round, and the limit that was measured beside it.
     pub(super) fn value_beside(&mut self, row: RowId, transport: Transport, value: f64, limit: f64) {
         self.value(row, Some(transport), value);
         if let Some((_, samples)) = self.rows.get_mut(row.0) {
@@ -177,7 +177,7 @@ impl Report {
         self.limit(row, limit);
     }
 
-    /// The figures of the rows from one on. What is nothing but a limit is a figure, too.
+    /// Returns the figures of the rows from `from` on. A row that has only a limit is also a figure.
     pub(super) fn figures(&self, from: usize) -> impl Iterator<Item = Figure<'_>> {
         self.rows.iter().skip(from).flat_map(|(row, samples)| {
             let bare = samples.measured.is_empty().then(|| figure(row, None, &samples.limit, None));
@@ -186,7 +186,7 @@ impl Report {
         })
     }
 
-    /// The table for people.
+    /// Formats the table for people.
     pub(super) fn table(&self, transports: &[Transport]) -> String {
         let mut head = vec!["what".to_owned(), "unit".into(), "limit".into()];
         for transport in transports {
@@ -198,7 +198,7 @@ impl Report {
         format::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
     }
 
-    /// Was a target missed?
+    /// Returns whether a figure misses its target.
     pub(super) fn has_missed(&self) -> bool {
         self.figures(0).any(|figure| figure.met == Some(false))
     }
@@ -269,7 +269,7 @@ fn line(row: &Row, samples: &Samples, transports: &[Transport]) -> Vec<String> {
     cells
 }
 
-/// The middle of some numbers, and their ends.
+/// The median, minimum and maximum of numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Spread {
     pub(super) median: f64,
@@ -278,7 +278,7 @@ pub(super) struct Spread {
 }
 
 impl Spread {
-    /// `None` for no numbers.
+    /// Returns the spread of numbers; `None` if there are none.
     pub(super) fn of(values: &[f64]) -> Option<Spread> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -287,7 +287,7 @@ impl Spread {
         Some(Spread { median: f64::midpoint(*below, *above), low, high })
     }
 
-    /// The median, and how far the farthest is from it: `812 ±4%`.
+    /// Formats the median and the largest deviation from it: `812 ±4%`.
     fn plain(self) -> String {
         let far = (self.high - self.median).max(self.median - self.low) / self.median * 100.0;
         let text = number(self.median);
@@ -295,14 +295,14 @@ impl Spread {
     }
 }
 
-/// How much of its limit is reached.
+/// Returns how much of the limit is reached.
 fn ratio(values: &[f64], limit: &[f64], more_is_better: bool) -> Option<f64> {
     let each = |(value, limit): (&f64, &f64)| if more_is_better { value / limit } else { limit / value };
     let ratios: Vec<f64> = values.iter().zip(limit).map(each).filter(|ratio| ratio.is_finite()).collect();
     Spread::of(&ratios).map(|spread| spread.median)
 }
 
-/// A number with as many digits as mean anything.
+/// Formats a number with three or four significant digits.
 fn number(value: f64) -> String {
     match value {
         value if value >= 100.0 => format!("{value:.0}"),
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_median_is_the_middle_or_between_the_two_in_the_middle() {
+    fn median_is_the_middle_or_between_the_two_middle_values() {
         assert_eq!(spread(&[7.0]), (7.0, 7.0, 7.0));
         assert_eq!(spread(&[9.0, 1.0, 2.0]), (2.0, 1.0, 9.0));
         assert_eq!(spread(&[4.0, 1.0, 2.0, 100.0]), (3.0, 1.0, 100.0));
@@ -334,16 +334,16 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_of_each_round_and_says_how_much_of_the_limit_is_reached() {
-        // The machine was twice as fast in the second round: that is no spread of the ratio.
+    fn ratio_is_the_median_of_each_rounds_ratio() {
+        // The machine was twice as fast in the second round. The ratio stays the same.
         assert_eq!(ratio(&[50.0, 100.0, 40.0], &[100.0, 200.0, 100.0], true), Some(0.5));
-        assert_eq!(ratio(&[4.0], &[1.0], false), Some(0.25), "to take four times as long is a quarter");
+        assert_eq!(ratio(&[4.0], &[1.0], false), Some(0.25), "four times the time is a quarter");
         assert_eq!(ratio(&[4.0], &[], true), None);
         assert_eq!(ratio(&[4.0], &[0.0], true), None);
     }
 
     #[test]
-    fn a_value_with_a_limit_beside_it_is_compared_with_that_one() {
+    fn value_is_compared_with_the_limit_beside_it() {
         let mut report = Report::default();
         let load = report.row(row("load", Unit::PerSecond, None));
         for (slow, mio, tokio) in [(1.0, 60.0, 40.0), (2.0, 30.0, 20.0)] {
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_met_by_the_ratio_or_by_the_figure() {
+    fn targets_compare_the_ratio_or_the_figure() {
         assert!(Target::Ratio(0.8).is_met(1.0, Some(0.8)));
         assert!(!Target::Ratio(0.8).is_met(1.0, Some(0.79)));
         assert!(!Target::Ratio(0.8).is_met(1.0, None));
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn scripts_get_a_figure_for_every_transport_and_for_a_bare_limit() {
+    fn json_has_a_figure_per_transport_and_bare_limit() {
         let mut report = Report::default();
         let bare = report.row(row("bare", Unit::Milliseconds, None));
         report.limit(bare, 2.0);
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn people_get_a_line_for_every_row_and_see_what_misses_its_target() {
+    fn table_has_a_line_per_row_and_marks_missed_targets() {
         let mut report = Report::default();
         let load = report.row(row("load", Unit::Rate, Some(Target::Ratio(0.8))));
         report.limit(load, 1000.0);

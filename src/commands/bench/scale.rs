@@ -1,9 +1,8 @@
-//! A store that is full of small blobs and names: how long it takes to open, and what commits and loads come to, beside
-//! an empty one.
+//! A store with many small blobs and names: the time to open it, and its commits and loads, compared with an empty store.
 //!
-//! The store is filled through ordinary transactions, a directory of names in each. Both have a server at the same time, and
-//! are asked in turn, several times a round: what counts is the median of one beside the other. Blobs are loaded in no order,
-//! so that those of neither have just been read by the way.
+//! Ordinary transactions fill the store, each with one directory of names. Both stores have a server at the same time.
+//! They are measured alternately, [`TURNS`] times a round, and the figure is the median ratio. Blobs are loaded in random
+//! order, so that read-ahead does not help.
 
 use std::io;
 use std::path::Path;
@@ -17,16 +16,16 @@ use super::report::{RowId, Spread, Target, Unit};
 use super::{Bench, SMALL, Setup};
 use crate::transport::Transport;
 
-/// Blobs and names in a transaction.
+/// The number of blobs and names in a transaction.
 const BATCH: usize = 20_000;
 
-/// Bytes of a blob.
+/// The bytes of a blob.
 const SIZE: usize = 1 << 10;
 
-/// Callers that commit and load.
+/// The number of callers that commit and load.
 const CALLERS: usize = 16;
 
-/// How often the two stores are compared in a round, with other blobs each time.
+/// The number of comparisons in a round, each with other blobs.
 const TURNS: usize = 4;
 
 struct Rows {
@@ -36,14 +35,14 @@ struct Rows {
     load: RowId,
 }
 
-/// Measures it.
+/// Measures the section.
 pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     if bench.server.is_some() {
         bench.leave_out("scale", "the server's directory is not of our own");
         return Ok(());
     }
     let rows = rows(bench);
-    let full = bench.site()?;
+    let full = bench.new_dir()?;
     let blobs = fill(bench, full.path(), rows.fill)?;
     for round in 0..bench.plan.rounds {
         for transport in bench.transports(round) {
@@ -65,7 +64,7 @@ fn rows(bench: &mut Bench) -> Rows {
     }
 }
 
-/// Fills a store; the blobs that will be loaded, from everywhere in it.
+/// Fills a store, and returns the blobs to load, evenly spread over it.
 fn fill(bench: &mut Bench, dir: &Path, row: RowId) -> io::Result<Vec<BlobId>> {
     let count = bench.plan.count;
     let Some(transport) = bench.plan.transports.last().copied() else { return Ok(Vec::new()) };
@@ -86,11 +85,11 @@ fn fill(bench: &mut Bench, dir: &Path, row: RowId) -> io::Result<Vec<BlobId>> {
     drop(client);
     server.stop()?;
     bench.environment.let_disk_recover((count * SIZE) as u64)?;
-    Ok(mixed(blobs))
+    Ok(shuffled(blobs))
 }
 
-/// The same blobs in no order.
-fn mixed(mut blobs: Vec<BlobId>) -> Vec<BlobId> {
+/// Shuffles blobs, in the same way for every run.
+fn shuffled(mut blobs: Vec<BlobId>) -> Vec<BlobId> {
     blobs.sort_by_cached_key(|blob| *blake3::hash(&blob.oid.0.to_le_bytes()).as_bytes());
     blobs
 }
@@ -106,20 +105,20 @@ fn one(
     let begun = Instant::now();
     let server = bench.serve(transport, full)?;
     bench.report.value(rows.open, Some(transport), begun.elapsed().as_secs_f64());
-    let site = bench.site()?;
-    let of_empty = bench.serve(transport, site.path())?;
+    let dir = bench.new_dir()?;
+    let of_empty = bench.serve(transport, dir.path())?;
     let message = Message::Fill { count: blobs.len(), blob: Some(SIZE) };
     let [full, empty] =
-        [(&server, full), (&of_empty, site.path())].map(|(server, dir)| Setup { transport, server, dir });
+        [(&server, full), (&of_empty, dir.path())].map(|(server, dir)| Setup { transport, server, dir });
     let filled: Stored = empty.client()?.ask(&message)?;
-    let filled = mixed(filled.blobs());
+    let filled = shuffled(filled.blobs());
 
     let (mut commits, mut loads) = (Vec::new(), Vec::new());
     let size = blobs.len().div_ceil(TURNS).max(1);
     for (turn, (of_full, of_empty)) in blobs.chunks(size).zip(filled.chunks(size)).enumerate() {
         let full = || rates(bench, &full, of_full);
         let empty = || rates(bench, &empty, of_empty);
-        // Each is the first in its turn.
+        // The first store alternates.
         let (full, empty) = match turn % 2 {
             0 => (full()?, empty()?),
             _ => {
@@ -138,14 +137,14 @@ fn one(
     of_empty.stop()
 }
 
-/// A second.
+/// Commits and loads per second.
 struct Rates {
     commit: f64,
     load: f64,
 }
 
 fn rates(bench: &Bench, setup: &Setup<'_>, blobs: &[BlobId]) -> io::Result<Rates> {
-    let ask = |doing: &str, (mut client, what): (Client, Calls)| -> io::Result<f64> {
+    let measure = |doing: &str, (mut client, what): (Client, Calls)| -> io::Result<f64> {
         bench.environment.let_disk_recover(0)?;
         bench.environment.doing(format!("{doing}, {}", setup.transport.name()))?;
         let message = Message::Call { what, callers: CALLERS, time: bench.plan.time };
@@ -153,7 +152,7 @@ fn rates(bench: &Bench, setup: &Setup<'_>, blobs: &[BlobId]) -> io::Result<Rates
     };
     let loads = |blobs: &[BlobId]| Calls::LoadBytes { blobs: blobs.to_vec() };
     Ok(Rates {
-        commit: ask("commits", (setup.client()?, Calls::CommitBlobs { size: SMALL }))?,
-        load: ask("loads", setup.client_that_has_loaded(loads, blobs)?)?,
+        commit: measure("commits", (setup.client()?, Calls::CommitBlobs { size: SMALL }))?,
+        load: measure("loads", setup.client_that_has_loaded(loads, blobs)?)?,
     })
 }

@@ -1,9 +1,9 @@
 //! Small blobs and objects: committed and loaded, by one caller and by many on one connection.
 //!
-//! A commit waits for the disk once, and its limit is a bare append and sync of as many bytes, and a bare round trip: for
-//! 16 callers, of 16 times as many bytes, since one sync can be for all of them. The limit of a load is a bare round trip
-//! with as large an answer: for 16 callers, of 16 requests at once. It is measured right before and after what it is the
-//! limit of: such short times change with every moment of a machine that is not alone.
+//! A commit waits for the disk once. Its limit is a bare append and sync of the same bytes, plus a bare round trip. For 16
+//! callers it is an append of 16 times the bytes, because one sync can serve all of them. The limit of a load is a bare
+//! round trip with an answer of the same size, for 16 callers with 16 requests at once. The limit is measured right before
+//! and after the figure, because such short times vary on a shared machine.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,10 +17,10 @@ use super::{Bench, SMALL, Setup, baselines, size_name};
 use crate::cli::Section;
 use crate::transport::Transport;
 
-/// Bytes of a small answer, or of the record of an object.
+/// The bytes of a small answer, or of an object's record.
 const TINY: usize = 256;
 
-/// Callers on one connection.
+/// The numbers of callers on one connection.
 const CALLERS: [usize; 3] = [1, 16, 64];
 
 /// The figures for one number of callers.
@@ -32,7 +32,7 @@ struct Rows {
 
 struct SmallRows {
     commit: RowId,
-    /// What the server counts of that, where it counts syncs.
+    /// The server's counters of these commits, if it counts syncs.
     a_sync: RowId,
     a_batch: RowId,
     to_memory: RowId,
@@ -44,7 +44,7 @@ struct ObjectRows {
     load: RowId,
 }
 
-/// Measures it.
+/// Measures the section.
 pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     let bare = bare_rows(bench);
     let rows: Vec<Rows> = CALLERS.iter().map(|callers| rows(bench, *callers)).collect();
@@ -60,19 +60,19 @@ pub(super) fn run(bench: &mut Bench) -> io::Result<()> {
     Ok(())
 }
 
-/// What a machine has to do at least.
+/// The bare system calls of a figure's limit.
 #[derive(Clone, Copy)]
 enum Bare {
-    /// A round trip with so many bytes in its answer.
+    /// A round trip with an answer of this number of bytes.
     Trip(usize),
-    /// An append of so many bytes, and a sync.
+    /// An append of this number of bytes, and a sync.
     Sync(usize),
-    /// Both, as a commit of so many bytes needs them.
+    /// Both, as a commit of this number of bytes needs them.
     Commit(usize),
 }
 
 impl Bare {
-    /// For so many callers at once; seconds for each.
+    /// Measures for `callers` callers, and returns the time per caller in seconds.
     fn measure(self, bench: &Bench, callers: usize) -> io::Result<f64> {
         match self {
             Bare::Trip(bytes) => baselines::round_trip(bytes, callers, (bench.plan.trips / callers).max(1)),
@@ -136,11 +136,11 @@ fn rows(bench: &mut Bench, callers: usize) -> Rows {
     Rows { callers, small, objects }
 }
 
-/// One transport, on a server of its own. Every figure has a client of its own, with an empty cache.
+/// Measures one transport, on a new server. Every figure has a new client with an empty cache.
 fn one(bench: &mut Bench, rows: &[Rows], transport: Transport) -> io::Result<()> {
-    let site = bench.site()?;
-    let server = bench.serve(transport, site.path())?;
-    let setup = Setup { transport, server: &server, dir: site.path() };
+    let dir = bench.new_dir()?;
+    let server = bench.serve(transport, dir.path())?;
+    let setup = Setup { transport, server: &server, dir: dir.path() };
     let filled = |blob, bench: &Bench| -> io::Result<Stored> {
         bench.environment.doing(format!("storing what will be loaded, {}", transport.name()))?;
         setup.client()?.ask(&Message::Fill { count: bench.plan.blobs, blob })
@@ -208,7 +208,7 @@ fn objects(bench: &mut Bench, setup: &Setup<'_>, rows: &Rows, oids: &[Oid]) -> i
     Ok(())
 }
 
-/// Has calls made, between two measurements of their limit.
+/// Makes calls between two measurements of their limit.
 fn beside(
     bench: &mut Bench,
     setup: &Setup<'_>,

@@ -1,4 +1,4 @@
-//! A client of a benchmark, in a process of its own: it takes messages from its standard input until that ends.
+//! A client of a benchmark, in its own process: it carries out messages from its standard input until that ends.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -20,16 +20,16 @@ use crate::output::{Output, Render};
 use crate::remote::{CatalogError, Remote, RemoteError};
 use crate::transport::Transport;
 
-/// The most commits that callers make in one message.
+/// The most commits for one message.
 const COMMITS: u32 = 20_000;
 
-/// Bytes of the record of an object that has no blob.
+/// The bytes of the record of an object without a blob.
 const RECORD: usize = 256;
 
-/// Longer than anything takes.
-const FOR_EVER: Duration = Duration::from_secs(1 << 32);
+/// A time limit that no work reaches.
+const NO_LIMIT: Duration = Duration::from_secs(1 << 32);
 
-/// An answer, in the one form that there is.
+/// An answer. It is JSON in any case.
 #[derive(Serialize)]
 #[serde(transparent)]
 struct Answer<T>(T);
@@ -72,7 +72,7 @@ pub(in crate::commands) async fn run<W: Write>(
     Ok(())
 }
 
-/// `None` where the process that started this one is gone, or wants nothing more.
+/// Reads the next message; `None` if the parent process has ended or closed the pipe.
 async fn next_line() -> Option<String> {
     let read = || {
         let mut line = String::new();
@@ -82,11 +82,11 @@ async fn next_line() -> Option<String> {
     (!line.is_empty()).then_some(line)
 }
 
-/// Why a message was not done.
+/// Converts the error of a commit.
 fn failed(error: VoteError) -> RemoteError {
     match error {
         VoteError::Call(error) => error.into(),
-        // Nobody else knows of the objects that it writes.
+        // No other client knows the objects, so a conflict is a fault.
         conflict => RemoteError::Call(CallError::Stream(io::Error::other(conflict))),
     }
 }
@@ -115,7 +115,7 @@ impl Client<'_> {
 
     async fn store_file(&self, path: PathBuf, count: usize) -> Result<CallTimes, RemoteError> {
         let oids = self.oids(count as u32).await?;
-        self.work(Work::StoreFile { path, oids }, 1, FOR_EVER).await
+        self.work(Work::StoreFile { path, oids }, 1, NO_LIMIT).await
     }
 
     async fn fill(&self, count: usize, blob: Option<usize>) -> Result<Stored, RemoteError> {
@@ -180,8 +180,8 @@ impl Client<'_> {
             false => None,
         };
         let session = another.as_ref().map_or(self.session(), Remote::session);
-        let pings = LoadGenerator::new(session, Work::Ping { oid }, FOR_EVER);
-        let load = LoadGenerator::new(self.session(), Work::LoadBlob { blobs: vec![during] }, FOR_EVER);
+        let pings = LoadGenerator::new(session, Work::Ping { oid }, NO_LIMIT);
+        let load = LoadGenerator::new(self.session(), Work::LoadBlob { blobs: vec![during] }, NO_LIMIT);
         let loading = tokio::spawn(load.run(self.transport, 1));
         let pinging = tokio::spawn(pings.clone().run(self.transport, 1));
         let loaded = loading.await;
@@ -197,7 +197,7 @@ impl Client<'_> {
     }
 }
 
-/// Bytes that are not all the same.
+/// Returns `size` bytes that are not all the same.
 fn some_bytes(size: usize) -> Bytes {
     (0..size).map(|n| (n % 251) as u8).collect()
 }
