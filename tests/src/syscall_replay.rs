@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use blobferry_platform::sync::Mutex;
 use blobferry_protocol::{BlobId, Oid, Tid};
 
 use crate::child::Child;
@@ -140,10 +140,10 @@ impl<'a> Replay<'a> {
         }
         fs::create_dir(&base).context("could not make a directory")?;
         let statements: Mutex<Vec<Statement>> = Mutex::default();
-        prepare(role, &base, &|it| statements.lock().unwrap_or_else(PoisonError::into_inner).push(it))?;
+        prepare(role, &base, &|statement| statements.lock().push(statement))?;
         let mut ledger = Ledger::default();
-        for it in statements.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            ledger.record(it)?;
+        for statement in std::mem::take(&mut *statements.lock()) {
+            ledger.record(statement)?;
         }
         if role == Role::Recovery {
             crash(runner, &base, &mut ledger)?;

@@ -10,12 +10,11 @@ pub(crate) use self::server::examine_server;
 mod tests {
     //! It finds what it is there to find.
 
+    use blobferry_platform::blobdir::Layout;
+    use blobferry_platform::sync::Mutex;
+    use blobferry_protocol::{BlobId, Oid, Tid, TxnId};
     use std::fs;
     use std::path::Path;
-    use std::sync::Mutex;
-
-    use blobferry_platform::blobdir::Layout;
-    use blobferry_protocol::{BlobId, Oid, Tid, TxnId};
 
     use super::*;
     use crate::ledger::{Change, Ledger, Statement};
@@ -23,10 +22,11 @@ mod tests {
 
     /// A store, or a cache, with which all is well.
     fn sound(role: Role, dir: &Path) -> Ledger {
-        let said = Mutex::new(Vec::new());
-        prepare(role, dir, &|it| said.lock().unwrap().push(it)).unwrap();
+        let statements = Mutex::new(Vec::new());
+        prepare(role, dir, &|statement| statements.lock().push(statement)).unwrap();
         let mut ledger = Ledger::default();
-        said.into_inner().unwrap().into_iter().for_each(|it| ledger.record(it).unwrap());
+        let statements = std::mem::take(&mut *statements.lock());
+        statements.into_iter().for_each(|statement| ledger.record(statement).unwrap());
         ledger
     }
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
+use blobferry_platform::sync::Mutex;
 use blobferry_protocol::{BlobId, Oid, Outcome, Tid, TxnId};
 use blobferry_store::{CheckOptions, OpenBlob, SqliteStore, Store, StoredRevision, check};
 
@@ -123,14 +123,14 @@ fn read(store: &dyn Store, blob: BlobId) -> Result<Vec<u8>, Problem> {
 /// A new object, of a later transaction than all others, shows that the store goes on.
 fn commit_one_more(store: &dyn Store, dir: &Path, ledger: &mut Ledger) -> Result<(), Problem> {
     let statements: Mutex<Vec<Statement>> = Mutex::default();
-    let emit = |item| statements.lock().unwrap_or_else(PoisonError::into_inner).push(item);
+    let emit = |item| statements.lock().push(item);
     let mut committer = Committer::new(store, dir, 1 << 40 | ledger.transactions() as u64, &emit);
     let made = committer.new_oids(2).and_then(|oids| {
         let ops: Vec<_> = oids.into_iter().zip([100, 5000]).collect();
         let ops: Vec<_> = ops.into_iter().map(|(oid, size)| (oid, Op::Store(10, Some(size)))).collect();
         committer.commit(&ops)
     });
-    let statements: Vec<_> = std::mem::take(&mut *statements.lock().unwrap_or_else(PoisonError::into_inner));
+    let statements: Vec<_> = std::mem::take(&mut *statements.lock());
     statements.into_iter().try_for_each(|item| ledger.record(item))?;
     made.map(drop).context("a recovered store takes no transaction")
 }

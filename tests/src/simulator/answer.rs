@@ -2,10 +2,11 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
+use blobferry_platform::sync::Mutex;
 use blobferry_session::client::Completion;
 
 /// The answer to a call, when it has come; `None` when who had to give it was dropped without a word.
@@ -30,19 +31,15 @@ pub(super) fn call<T: Send + 'static, E: Send + 'static>(
     Answer(slot)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl<T, E> Promise<T, E> {
     fn keep(&self, result: Result<T, E>) {
-        lock(&self.0).result = Some(result);
+        self.0.lock().result = Some(result);
     }
 }
 
 impl<T, E> Drop for Promise<T, E> {
     fn drop(&mut self) {
-        let mut slot = lock(&self.0);
+        let mut slot = self.0.lock();
         slot.dropped = true;
         let waker = slot.waker.take();
         drop(slot);
@@ -56,7 +53,7 @@ impl<T, E> Future for Answer<T, E> {
     type Output = Option<Result<T, E>>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut slot = lock(&self.0);
+        let mut slot = self.0.lock();
         match (slot.result.take(), slot.dropped) {
             (None, false) => {
                 slot.waker = Some(context.waker().clone());

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use blobferry_cache::{Cache, CacheConfig, CacheError};
+use blobferry_platform::sync::Mutex;
 use blobferry_protocol::{BlobId, Oid, RequestError, Tid, TxnId, TxnMeta};
 use blobferry_store::{CheckOptions, OpenBlob, Store, StoredRevision, Vote, check};
 
@@ -29,7 +30,7 @@ pub(super) fn all_invalidations_arrived(cluster: &Cluster) -> Result<(), String>
     }
     let committed = cluster.ledger.borrow().commits();
     for invalidations in &cluster.invalidations {
-        let invalidations = invalidations.lock().unwrap_or_else(PoisonError::into_inner);
+        let invalidations = invalidations.lock();
         let mut before: Option<Tid> = None;
         for item in invalidations.iter() {
             if let Some(before) = before {
@@ -74,11 +75,11 @@ pub(super) struct LastVote(Arc<Mutex<Option<Result<Vote, RequestError>>>>);
 
 impl LastVote {
     pub(super) fn is_decided(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.0.lock().is_some()
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
-        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.0.lock() {
             Some(Err(error)) => Err(format!("somebody still has locks, although all are done: {error}")),
             Some(Ok(_)) | None => Ok(()),
         }
@@ -101,7 +102,7 @@ pub(super) fn vote_for_all_objects(cluster: &Cluster, scenario: &Scenario) -> Re
             txn,
             Box::new(move |vote| {
                 aborting.abort(txn);
-                *decide.lock().unwrap_or_else(PoisonError::into_inner) = Some(vote);
+                *decide.lock() = Some(vote);
             }),
         );
         Ok(())

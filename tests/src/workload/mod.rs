@@ -10,8 +10,8 @@ mod traffic;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use blobferry_platform::sync::Mutex;
 use blobferry_protocol::RequestError;
 use blobferry_store::{Done, StoreConfig};
 use rustix::net::{RecvFlags, SendFlags};
@@ -108,7 +108,7 @@ pub fn play(role: Role, dir: &Path, seed: u64) {
 /// Says something: a line is there as a whole, whoever else speaks.
 fn write_statement(statement: Statement) {
     static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = TURN.lock();
     let Ok(mut line) = serde_json::to_vec(&statement) else { return };
     line.push(b'\n');
     let mut rest = line.as_slice();

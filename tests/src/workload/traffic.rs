@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use blobferry_platform::sync::Mutex;
 use blobferry_protocol::{BlobId, Oid, RequestError};
 use blobferry_store::SqliteStore;
 use fastrand::Rng;
@@ -117,7 +117,7 @@ impl Worker<'_> {
     }
 
     fn new_oids(&self, count: u64) -> Result<Vec<Oid>, RequestError> {
-        let _turn = self.giving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.giving.lock();
         self.committer.new_oids(u32::try_from(count).unwrap_or(1))
     }
 }

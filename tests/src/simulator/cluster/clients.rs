@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl Cluster {
             let session = Session::new(cache, &config, Addresses::from("simulated:1"), 0);
             let listen = invalidations.clone();
             session.listen(Box::new(move |invalidation| {
-                listen.lock().unwrap_or_else(PoisonError::into_inner).push(invalidation.clone());
+                listen.lock().push(invalidation.clone());
                 true
             }));
             session

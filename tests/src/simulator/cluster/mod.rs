@@ -12,10 +12,11 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use blobferry_platform::sync::Mutex;
 use blobferry_session::client::{Invalidation, Session};
 use blobferry_session::server::ServerCore;
 use blobferry_store::{SqliteStore, Store};
