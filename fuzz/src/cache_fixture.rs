@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 /// What somebody puts somewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Thing {
+pub(crate) enum Entry {
     File(Vec<u8>),
     Dir,
     /// A symbolic link to a file outside of the cache.
@@ -45,16 +45,16 @@ pub(crate) enum Stamp {
 }
 
 /// The directory, and what was put there.
-pub(crate) struct House {
+pub(crate) struct CacheFixture {
     dir: TempDir,
-    things: BTreeMap<PathBuf, Thing>,
+    things: BTreeMap<PathBuf, Entry>,
     stamps: BTreeMap<PathBuf, Stamp>,
     /// The bytes of the file that links lead to.
     outside: Vec<u8>,
 }
 
-impl House {
-    pub(crate) fn new() -> House {
+impl CacheFixture {
+    pub(crate) fn new() -> CacheFixture {
         let memory = Path::new("/dev/shm");
         let dir = match memory.is_dir() {
             true => tempfile::tempdir_in(memory),
@@ -65,7 +65,7 @@ impl House {
         fs::create_dir(dir.path().join("cache")).unwrap();
         fs::set_permissions(dir.path().join("cache"), fs::Permissions::from_mode(0o700)).unwrap();
         fs::write(dir.path().join("outside"), &outside).unwrap();
-        House { dir, things: BTreeMap::new(), stamps: BTreeMap::new(), outside }
+        CacheFixture { dir, things: BTreeMap::new(), stamps: BTreeMap::new(), outside }
     }
 
     /// The cache's directory.
@@ -74,23 +74,23 @@ impl House {
     }
 
     /// Puts something somewhere in the cache, with the directories that it needs. `false` where that can not be.
-    pub(crate) fn put(&mut self, at: &Path, thing: Thing) -> bool {
+    pub(crate) fn put(&mut self, at: &Path, thing: Entry) -> bool {
         let path = self.root().join(at);
         if path.symlink_metadata().is_ok() || at.as_os_str().len() > 2000 {
             return false;
         }
         for parent in at.ancestors().skip(1).filter(|parent| *parent != Path::new("")) {
-            self.things.entry(parent.to_owned()).or_insert(Thing::Dir);
+            self.things.entry(parent.to_owned()).or_insert(Entry::Dir);
         }
         if path.parent().is_none_or(|parent| fs::create_dir_all(parent).is_err()) {
             self.things.retain(|at, _| self.dir.path().join("cache").join(at).symlink_metadata().is_ok());
             return false;
         }
         let put = match &thing {
-            Thing::File(bytes) => fs::write(&path, bytes).is_ok(),
-            Thing::Dir => fs::create_dir(&path).is_ok(),
-            Thing::Link => symlink(self.dir.path().join("outside"), &path).is_ok(),
-            Thing::Pipe => rustix::fs::mkfifoat(CWD, &path, Mode::RWXU).is_ok(),
+            Entry::File(bytes) => fs::write(&path, bytes).is_ok(),
+            Entry::Dir => fs::create_dir(&path).is_ok(),
+            Entry::Link => symlink(self.dir.path().join("outside"), &path).is_ok(),
+            Entry::Pipe => rustix::fs::mkfifoat(CWD, &path, Mode::RWXU).is_ok(),
         };
         if put {
             self.things.insert(at.to_owned(), thing);
@@ -100,7 +100,7 @@ impl House {
 
     /// Puts an account of the cache's room there that is believed: without one, all of the directory is counted first.
     pub(crate) fn put_account(&mut self) {
-        self.put(Path::new("tmp/.room"), Thing::File(account([u64::MAX, 1 << 20, 1], 0, this_boot())));
+        self.put(Path::new("tmp/.room"), Entry::File(account([u64::MAX, 1 << 20, 1], 0, this_boot())));
     }
 
     /// Gives a file the attribute of that name; `false` where files have none.
@@ -127,10 +127,10 @@ impl House {
             let path = root.join(at);
             let found = path.symlink_metadata().unwrap_or_else(|error| panic!("{at:?} was removed: {error}"));
             let same = match thing {
-                Thing::File(bytes) => found.is_file() && fs::read(&path).is_ok_and(|found| found == *bytes),
-                Thing::Dir => found.is_dir(),
-                Thing::Link => found.is_symlink(),
-                Thing::Pipe => !found.is_file() && !found.is_dir() && !found.is_symlink(),
+                Entry::File(bytes) => found.is_file() && fs::read(&path).is_ok_and(|found| found == *bytes),
+                Entry::Dir => found.is_dir(),
+                Entry::Link => found.is_symlink(),
+                Entry::Pipe => !found.is_file() && !found.is_dir() && !found.is_symlink(),
             };
             assert!(same, "{at:?} was changed");
         }
@@ -146,7 +146,7 @@ impl House {
     }
 
     /// What was handed out for a blob: its bytes, or what was put there and may be believed.
-    pub(crate) fn serves(&self, cached: &CachedBlob) {
+    pub(crate) fn check_served(&self, cached: &CachedBlob) {
         let at = path_of(cached.blob());
         assert_eq!(cached.path(), self.root().join(&at));
         let metadata = cached.file().metadata().unwrap();
@@ -154,12 +154,12 @@ impl House {
         assert_eq!(metadata.len(), cached.size());
         let mut bytes = Vec::new();
         cached.file().read_to_end(&mut bytes).unwrap();
-        if bytes == truth(cached.blob()) {
+        if bytes == expected_bytes(cached.blob()) {
             return;
         }
         match self.things.get(&at) {
-            Some(Thing::File(put)) => assert_eq!(&bytes, put, "nobody has written that"),
-            Some(Thing::Link) => assert_eq!(bytes, self.outside),
+            Some(Entry::File(put)) => assert_eq!(&bytes, put, "nobody has written that"),
+            Some(Entry::Link) => assert_eq!(bytes, self.outside),
             other => panic!("{at:?} was made up: {other:?}"),
         }
         match self.stamps.get(&at).unwrap_or(&Stamp::None) {
@@ -173,58 +173,58 @@ impl House {
     /// something is in its way that is not the cache's.
     pub(crate) fn fetch(&self, cache: &Cache, blob: BlobId, resume: bool) {
         match cache.claim(blob) {
-            Ok(Claim::Hit(cached)) => self.serves(&cached),
+            Ok(Claim::Hit(cached)) => self.check_served(&cached),
             Ok(Claim::Download(download)) => match finish(download, resume) {
                 Ok(cached) => {
-                    assert_eq!(cached.size(), truth(blob).len() as u64);
-                    self.serves(&cached);
+                    assert_eq!(cached.size(), expected_bytes(blob).len() as u64);
+                    self.check_served(&cached);
                 }
-                Err(error) => self.excuses(blob, &error),
+                Err(error) => self.check_refusal(blob, &error),
             },
-            Err(error) => self.excuses(blob, &error),
+            Err(error) => self.check_refusal(blob, &error),
         }
     }
 
     /// Claims a blob's bytes, and keeps them where they are not there.
     pub(crate) fn load(&self, cache: &Cache, blob: BlobId) {
-        let truth = truth(blob);
+        let expected_bytes = expected_bytes(blob);
         match cache.claim_small(blob) {
-            Ok(SmallClaim::Bytes(bytes)) => assert_eq!(bytes, truth, "only that was ever packed"),
-            Ok(SmallClaim::File(cached)) => self.serves(&cached),
+            Ok(SmallClaim::Bytes(bytes)) => assert_eq!(bytes, expected_bytes, "only that was ever packed"),
+            Ok(SmallClaim::File(cached)) => self.check_served(&cached),
             Ok(SmallClaim::Download(download)) => {
-                let digest = digest_of(&truth);
+                let digest = digest_of(&expected_bytes);
                 download
-                    .finish_small(&truth.into(), digest, |write| write())
+                    .keep(&expected_bytes.into(), digest, |write| write())
                     .expect("it is small, and right");
             }
-            Err(error) => self.excuses(blob, &error),
+            Err(error) => self.check_refusal(blob, &error),
         }
     }
 
     /// Is there a reason why this blob can not be had? Something is in its way, or there is no room.
-    fn excuses(&self, blob: BlobId, error: &CacheError) {
+    fn check_refusal(&self, blob: BlobId, error: &CacheError) {
         let full = matches!(error, CacheError::Write { .. } | CacheError::Quota(_));
         let at = path_of(blob);
-        let in_the_way = |at: &Path| !matches!(self.things.get(at), None | Some(Thing::File(_)));
+        let in_the_way = |at: &Path| !matches!(self.things.get(at), None | Some(Entry::File(_)));
         let lock = at.with_file_name(".lock");
         let bucket = at.parent().map(Path::to_owned).unwrap_or_default();
-        let no_bucket = self.things.get(&bucket).is_some_and(|thing| *thing != Thing::Dir);
+        let no_bucket = self.things.get(&bucket).is_some_and(|thing| *thing != Entry::Dir);
         let blocked = in_the_way(&at) || in_the_way(&lock) || no_bucket;
         assert!(full || blocked, "{blob} can not be had: {error}");
     }
 }
 
 fn finish(mut download: Download, resume: bool) -> Result<CachedBlob, CacheError> {
-    let truth = truth(download.blob());
+    let expected_bytes = expected_bytes(download.blob());
     if resume {
         download.resume()?;
     }
     // What was found may be something else: then it is asked for anew.
     for _ in 0..2 {
         let from = download.written();
-        let rest = truth.get(from as usize..).unwrap_or_default();
-        let started = download.start(from, truth.len() as u64).and_then(|()| download.write(rest));
-        match started.and_then(|()| download.finish(digest_of(&truth))) {
+        let rest = expected_bytes.get(from as usize..).unwrap_or_default();
+        let started = download.start(from, expected_bytes.len() as u64).and_then(|()| download.write(rest));
+        match started.and_then(|()| download.finish(digest_of(&expected_bytes))) {
             Err(CacheError::Stale { .. }) => {}
             done => return done,
         }
@@ -233,7 +233,7 @@ fn finish(mut download: Download, resume: bool) -> Result<CachedBlob, CacheError
 }
 
 /// The bytes that a blob has, wherever it was not damaged.
-pub(crate) fn truth(blob: BlobId) -> Vec<u8> {
+pub(crate) fn expected_bytes(blob: BlobId) -> Vec<u8> {
     let size = (blob.oid.0 ^ blob.tid.0) % 5 * 9;
     (0..size).map(|n| (n * 3).wrapping_add(blob.oid.0) as u8).collect()
 }
@@ -267,22 +267,22 @@ pub(crate) fn path_of(blob: BlobId) -> PathBuf {
 }
 
 /// Where the beginning of a blob is.
-pub(crate) fn part_of(blob: BlobId) -> PathBuf {
+pub(crate) fn partial_path_of(blob: BlobId) -> PathBuf {
     PathBuf::from(format!("tmp/partial/{}.{:016x}.part", blob.oid.0, blob.tid.0))
 }
 
 /// May a cache change or remove this?
-fn may_change(at: &Path, thing: &Thing) -> bool {
+fn may_change(at: &Path, thing: &Entry) -> bool {
     let names: Vec<&[u8]> = at.iter().map(|name| name.as_bytes()).collect();
     match names[..] {
-        [b"tmp", b".room"] => *thing != Thing::Dir,
-        [b"tmp", b"partial", part] => *thing != Thing::Dir && numbers(part, b".part").is_some(),
-        [b"packs", name] => *thing != Thing::Dir && (name == b"index" || name.ends_with(b".pack")),
+        [b"tmp", b".room"] => *thing != Entry::Dir,
+        [b"tmp", b"partial", part] => *thing != Entry::Dir && numbers(part, b".part").is_some(),
+        [b"packs", name] => *thing != Entry::Dir && (name == b"index" || name.ends_with(b".pack")),
         [b"tmp", scratch, ..] => scratch.starts_with(b"blobferry-"),
         // Where something else than a file is, the blob takes its place when it is downloaded.
         [bucket, blob] => {
             let bucket = number(bucket).is_some_and(|bucket| bucket < 997);
-            bucket && *thing != Thing::Dir && numbers(blob, b".blob").is_some()
+            bucket && *thing != Entry::Dir && numbers(blob, b".blob").is_some()
         }
         _ => false,
     }

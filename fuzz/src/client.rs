@@ -1,6 +1,6 @@
 //! The client's machine, under a server that was made up, and a caller who asks for things at any time.
 //!
-//! Beside what holds for every machine (`tried.rs`): requests stay within the server's limit, and each of them is
+//! Beside what holds for every machine (`harness.rs`): requests stay within the server's limit, and each of them is
 //! answered at most once, and only if it was made.
 //!
 //! The first byte chooses: whether the server has welcomed the client, the limits, and whether the rest is a list of
@@ -14,26 +14,27 @@ use blobferry_protocol::{
     Limits, Oid, Request, RequestId, Tid, Time, TransferEvent, TransferId, TxnId, TxnMeta, UsageError,
 };
 
-use crate::bytes::Bytes;
-use crate::say::{self, Speaker, Talk};
-use crate::tried::Tried;
+use crate::input::Input;
+use crate::machine_harness::MachineHarness;
+use crate::message_gen::{self, Conversation, Sender};
+use arbitrary::Unstructured;
 
-type Machine = Tried<Client>;
+type Machine = MachineHarness<Client>;
 
 /// Tries a client's machine.
 pub fn client(data: &[u8]) {
-    let mut bytes = Bytes::new(data);
-    let choice = bytes.byte();
-    let limits = if choice & 1 == 0 { say::tight() } else { Limits::default() };
+    let mut input = Unstructured::new(data);
+    let choice = input.byte();
+    let limits = if choice & 1 == 0 { message_gen::tight_limits() } else { Limits::default() };
     let thorough = choice & 12 == 12;
     let machine = match choice & 2 {
-        0 => say::client(limits),
-        _ => Connection::new(Time::ZERO, say::config(limits), b"key"),
+        0 => message_gen::client(limits),
+        _ => Connection::new(Time::ZERO, message_gen::config(limits), b"key"),
     };
-    let machine = Tried::new(machine, limits, thorough);
+    let machine = MachineHarness::new(machine, limits, thorough);
     match choice & 16 {
-        0 => acts(machine, bytes),
-        _ => stream(machine, bytes),
+        0 => acts(machine, input),
+        _ => stream(machine, input),
     }
 }
 
@@ -42,13 +43,13 @@ pub fn client(data: &[u8]) {
 struct Waiting(BTreeSet<RequestId>);
 
 impl Waiting {
-    fn asked(&mut self, id: Option<RequestId>) {
+    fn request_made(&mut self, id: Option<RequestId>) {
         if let Some(id) = id {
             assert!(self.0.insert(id), "{id:?} is made twice");
         }
     }
 
-    fn heard(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         let answered = match event {
             Event::Reply { id, .. } => *id,
             Event::Transfer(
@@ -65,109 +66,110 @@ impl Waiting {
 }
 
 /// A list of what is said, and done.
-fn acts(mut tried: Machine, mut bytes: Bytes<'_>) {
-    let (mut waiting, mut talk) = (Waiting::default(), Talk::default());
-    while let Some(act) = bytes.next() {
+fn acts(mut harness: Machine, mut input: Unstructured<'_>) {
+    let (mut waiting, mut conversation) = (Waiting::default(), Conversation::default());
+    while let Some(act) = input.next_byte() {
         if act < 128 {
-            let said = say::next(Speaker::Server, &mut bytes, &mut talk);
-            tried.say(&said, &mut |_: &mut Machine, event: Event| waiting.heard(&event));
+            let generated = message_gen::next_message(Sender::Server, &mut input, &mut conversation);
+            harness
+                .receive_generated(&generated, &mut |_: &mut Machine, event: Event| waiting.on_event(&event));
         } else {
-            act_of_caller(&mut tried, &mut waiting, &mut bytes);
+            act_of_caller(&mut harness, &mut waiting, &mut input);
         }
-        assert!(tried.machine.requests_in_flight() <= tried.machine.peer_limits().requests as usize);
-        if tried.is_dead() {
+        assert!(harness.machine.requests_in_flight() <= harness.machine.peer_limits().requests as usize);
+        if harness.is_dead() {
             return;
         }
-        assert!(waiting.0.len() <= tried.machine.requests_in_flight(), "one was forgotten");
+        assert!(waiting.0.len() <= harness.machine.requests_in_flight(), "one was forgotten");
     }
-    tried.send();
+    harness.send();
 }
 
-fn act_of_caller(tried: &mut Machine, waiting: &mut Waiting, bytes: &mut Bytes<'_>) {
-    match bytes.below(16) {
-        0..=4 => waiting.asked(ask(tried, say::request(bytes), bytes)),
+fn act_of_caller(harness: &mut Machine, waiting: &mut Waiting, input: &mut Unstructured<'_>) {
+    match input.below(16) {
+        0..=4 => waiting.request_made(make_request(harness, message_gen::request(input), input)),
         5 => {
-            let id = say::transfer(bytes).into();
-            if tried.call(|machine| machine.cancel(id)).is_some() {
-                tried.forget(id.into());
+            let id = message_gen::transfer(input).into();
+            if harness.call(|machine| machine.cancel(id)).is_some() {
+                harness.forget(id.into());
             }
         }
-        6 | 7 => tried.store(say::transfer(bytes), None),
-        8 => tried.store(say::transfer(bytes), Some(say::offset(bytes))),
+        6 | 7 => harness.store(message_gen::transfer(input), None),
+        8 => harness.store(message_gen::transfer(input), Some(message_gen::offset(input))),
         9 => {
-            let transfer = say::transfer(bytes);
-            tried.machine.discard(transfer);
-            tried.forget(transfer);
+            let transfer = message_gen::transfer(input);
+            harness.machine.discard(transfer);
+            harness.forget(transfer);
         }
         10 => {
-            let (transfer, reason) = (say::transfer(bytes), say::error(bytes));
-            tried.call(|machine| machine.abort_blob(transfer, reason));
+            let (transfer, reason) = (message_gen::transfer(input), message_gen::error(input));
+            harness.call(|machine| machine.abort_blob(transfer, reason));
         }
         11 => {
-            let time = Duration::from_secs(bytes.byte().into());
-            tried.pass(time, &mut |_, event| waiting.heard(&event));
+            let time = Duration::from_secs(input.byte().into());
+            harness.advance_time(time, &mut |_, event| waiting.on_event(&event));
         }
         12 => {
-            let transfer = say::transfer(bytes);
-            tried.call(|machine| machine.finish_blob(transfer, say::DIGEST));
+            let transfer = message_gen::transfer(input);
+            harness.call(|machine| machine.finish_blob(transfer, message_gen::DIGEST));
         }
-        13 if bytes.below(8) == 0 => drop(tried.call(|machine| machine.goodbye())),
-        _ => tried.send(),
+        13 if input.below(8) == 0 => drop(harness.call(|machine| machine.goodbye())),
+        _ => harness.send(),
     }
 }
 
 /// Makes a request; a blob is uploaded, whole or from somewhere on.
-fn ask(tried: &mut Machine, request: Request, bytes: &mut Bytes<'_>) -> Option<RequestId> {
+fn make_request(harness: &mut Machine, request: Request, input: &mut Unstructured<'_>) -> Option<RequestId> {
     match request {
         Request::StoreBlob { txn, oid, base, data } => {
-            let refused = tried.call(|machine| {
+            let refused = harness.call(|machine| {
                 let request = Request::StoreBlob { txn, oid, base, data: data.clone() };
                 machine.request(request)
             });
             assert_eq!(refused, None, "{:?}", UsageError::UseUpload);
-            let (from, size) = (say::offset(bytes), say::offset(bytes));
+            let (from, size) = (message_gen::offset(input), message_gen::offset(input));
             let rest = from.min(size)..size;
-            let digest = bytes.flag().then_some(say::DIGEST);
-            let begun = tried.call(|machine| machine.resume_upload(txn, oid, base, data, rest, digest));
+            let digest = input.flag().then_some(message_gen::DIGEST);
+            let begun = harness.call(|machine| machine.resume_upload(txn, oid, base, data, rest, digest));
             begun.map(RequestId::from)
         }
-        request => tried.call(|machine| machine.request(request)),
+        request => harness.call(|machine| machine.request(request)),
     }
 }
 
 /// A stream in reads of one size, for a client who has asked for one of everything.
-fn stream(mut tried: Machine, mut bytes: Bytes<'_>) {
-    let size = usize::from(bytes.byte().max(1));
+fn stream(mut harness: Machine, mut input: Unstructured<'_>) {
+    let size = usize::from(input.byte().max(1));
     let mut waiting = Waiting::default();
-    ask_for_everything(&mut tried, &mut waiting);
-    let stream = bytes.rest();
+    request_everything(&mut harness, &mut waiting);
+    let stream = input.take_rest();
     for read in stream.chunks(size) {
-        tried.hear(read, false, &mut |tried: &mut Machine, event: Event| {
-            waiting.heard(&event);
+        harness.receive(read, false, &mut |harness: &mut Machine, event: Event| {
+            waiting.on_event(&event);
             match event {
-                Event::Connected(_) => ask_for_everything(tried, &mut waiting),
-                Event::Transfer(TransferEvent::Stopped { transfer, .. }) => tried.store(transfer, None),
+                Event::Connected(_) => request_everything(harness, &mut waiting),
+                Event::Transfer(TransferEvent::Stopped { transfer, .. }) => harness.store(transfer, None),
                 _ => {}
             }
         });
-        if tried.is_dead() {
+        if harness.is_dead() {
             break;
         }
-        tried.send();
+        harness.send();
     }
 }
 
-fn ask_for_everything(tried: &mut Machine, waiting: &mut Waiting) {
+fn request_everything(harness: &mut Machine, waiting: &mut Waiting) {
     let (txn, oid) = (TxnId([0; 16]), Oid(1));
-    let blob = say::blob(&mut Bytes::new(&[1, 1]));
-    let upload = tried.call(|machine| {
+    let blob = message_gen::blob(&mut Unstructured::new(&[1, 1]));
+    let upload = harness.call(|machine| {
         machine.request(Request::Begin { txn, meta: TxnMeta::default() })?;
         let data = vec![1, 2, 3];
-        machine.upload(txn, oid, Tid::ZERO, data, 40, Some(say::DIGEST))
+        machine.upload(txn, oid, Tid::ZERO, data, 40, Some(message_gen::DIGEST))
     });
     if let Some(TransferId(upload)) = upload {
-        waiting.asked(Some(RequestId(upload - 1)));
-        waiting.asked(Some(RequestId(upload)));
+        waiting.request_made(Some(RequestId(upload - 1)));
+        waiting.request_made(Some(RequestId(upload)));
     }
     for request in [
         Request::SendBlob { blob, from: 0, upto: u64::MAX },
@@ -183,6 +185,6 @@ fn ask_for_everything(tried: &mut Machine, waiting: &mut Waiting) {
         Request::Pack { before: Tid(1) },
         Request::Attach { txn: TxnId([1; 16]) },
     ] {
-        waiting.asked(tried.call(|machine| machine.request(request)));
+        waiting.request_made(harness.call(|machine| machine.request(request)));
     }
 }

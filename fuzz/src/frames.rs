@@ -3,31 +3,33 @@
 //! However the stream is cut into reads, the machine takes the bytes that the other one says, waits for as many as are
 //! missing, and finds the same fault in the same frame. What it keeps meanwhile is no more than what has come.
 
-use blobferry_protocol::connection::{Connection, Side};
+use blobferry_protocol::connection::{Connection, Half};
 use blobferry_protocol::wire;
 use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{BlobId, Expect, Limits, Message, Oid, PeerError, Request, Tid, Time};
 
 use crate::memory::bounded;
-use crate::say;
+use crate::message_gen;
 
 /// The first byte chooses who hears the stream, and how it is cut.
 pub fn frames(data: &[u8]) {
     let Some((choice, stream)) = data.split_first() else { return };
-    let limits = if choice & 2 == 0 { say::tight() } else { Limits::default() };
+    let limits = if choice & 2 == 0 { message_gen::tight_limits() } else { Limits::default() };
     let size = match choice >> 2 {
         0 => stream.len().max(1),
         size => usize::from(size),
     };
     bounded(data.len(), 64 << 10, || match choice & 1 {
-        0 => hear(say::server(limits), stream, size, Longest { max: limits.frame, kinds: &[3, 9] }),
-        _ => hear(asking(limits), stream, size, Longest { max: limits.frame, kinds: &[4, 5, 9] }),
+        0 => feed(message_gen::server(limits), stream, size, Longest { max: limits.frame, kinds: &[3, 9] }),
+        _ => {
+            feed(client_with_requests(limits), stream, size, Longest { max: limits.frame, kinds: &[4, 5, 9] })
+        }
     });
 }
 
 /// A client with a few requests in flight.
-fn asking(limits: Limits) -> blobferry_protocol::client::Connection {
-    let mut client = say::client(limits);
+fn client_with_requests(limits: Limits) -> blobferry_protocol::client::Connection {
+    let mut client = message_gen::client(limits);
     let blob = BlobId { oid: Oid(1), tid: Tid(1) };
     for upto in [64, u64::MAX] {
         client.request(Request::SendBlob { blob, from: 0, upto }).unwrap();
@@ -54,7 +56,7 @@ enum Found {
     Bad(PeerError),
 }
 
-fn look(bytes: &[u8], longest: Longest) -> Found {
+fn find_frame(bytes: &[u8], longest: Longest) -> Found {
     let Longest { max, kinds } = longest;
     let Some(length) = bytes.first_chunk::<LENGTH_BYTES>() else {
         return Found::Part(LENGTH_BYTES - bytes.len());
@@ -77,7 +79,7 @@ fn look(bytes: &[u8], longest: Longest) -> Found {
     }
 }
 
-fn hear<H: Side>(mut machine: Connection<H>, stream: &[u8], size: usize, longest: Longest) {
+fn feed<H: Half>(mut machine: Connection<H>, stream: &[u8], size: usize, longest: Longest) {
     // Where the frame begins that is being read, and how far it was read.
     let (mut start, mut at) = (0, 0);
     while at < stream.len() {
@@ -90,7 +92,7 @@ fn hear<H: Side>(mut machine: Connection<H>, stream: &[u8], size: usize, longest
                 start = at;
             }
             Expect::Control { max: missing } => {
-                let Found::Part(expected) = look(&stream[start..at], longest) else {
+                let Found::Part(expected) = find_frame(&stream[start..at], longest) else {
                     panic!("it was not taken")
                 };
                 assert_eq!(missing, expected);
@@ -98,9 +100,10 @@ fn hear<H: Side>(mut machine: Connection<H>, stream: &[u8], size: usize, longest
                     Ok(used) => {
                         assert!(used > 0, "bytes that are not payload are taken");
                         at += used;
-                        start = accepted(stream, start, at, longest, machine.expect(), used < read.len());
+                        start =
+                            check_accepted(stream, start, at, longest, machine.expect(), used < read.len());
                     }
-                    Err(error) => return refused(&stream[start..at + read.len()], longest, &error),
+                    Err(error) => return check_refused(&stream[start..at + read.len()], longest, &error),
                 }
             }
         }
@@ -110,7 +113,7 @@ fn hear<H: Side>(mut machine: Connection<H>, stream: &[u8], size: usize, longest
 }
 
 /// The machine has taken the bytes up to `at`. Where the last frame begins that is not complete.
-fn accepted(
+fn check_accepted(
     stream: &[u8],
     start: usize,
     at: usize,
@@ -120,7 +123,7 @@ fn accepted(
 ) -> usize {
     let (mut start, mut last) = (start, None);
     loop {
-        match look(&stream[start..at], longest) {
+        match find_frame(&stream[start..at], longest) {
             Found::Whole(end, message) => (start, last) = (start + end, Some(message)),
             Found::Part(_) => break,
             Found::Bad(error) => panic!("it was not found: {error}"),
@@ -137,11 +140,11 @@ fn accepted(
 }
 
 /// The machine has found something in these bytes.
-fn refused(bytes: &[u8], longest: Longest, error: &PeerError) {
+fn check_refused(bytes: &[u8], longest: Longest, error: &PeerError) {
     let of_frames = matches!(error, PeerError::Malformed(_) | PeerError::FrameTooLong { .. });
     let (mut start, mut whole) = (0, 0);
     loop {
-        match look(&bytes[start..], longest) {
+        match find_frame(&bytes[start..], longest) {
             Found::Whole(end, _) => (start, whole) = (start + end, whole + 1),
             Found::Bad(found) if of_frames => return assert_eq!(&found, error),
             Found::Bad(_) | Found::Part(_) => break,

@@ -1,4 +1,4 @@
-//! What is tried with bytes that nobody has thought of. Each target is a function of some bytes that panics where a
+//! What is harness with bytes that nobody has thought of. Each target is a function of some bytes that panics where a
 //! promise is broken; libFuzzer makes the bytes up (`fuzz_targets/`), and what it has found worth keeping is replayed by
 //! `cargo test`, on any toolchain. See `fuzz/README.md`.
 //!
@@ -7,21 +7,21 @@
 // A target that panics has found something. Numbers of its own are small.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod bytes;
 mod cache_contents;
+mod cache_fixture;
 mod cache_names;
 mod client;
 mod frames;
-mod house;
+mod input;
+mod machine_harness;
 mod memory;
+mod message_gen;
 mod messages;
+mod outgoing_checks;
 mod pair;
-mod say;
 pub mod seeds;
-mod sent;
 mod server;
 mod split;
-mod tried;
 
 pub use cache_contents::cache_contents;
 pub use cache_names::cache_names;
@@ -32,7 +32,7 @@ pub use pair::pair;
 pub use server::server;
 pub use split::split;
 
-/// What is tried, and what it is called.
+/// What is harness, and what it is called.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.

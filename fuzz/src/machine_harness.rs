@@ -1,4 +1,4 @@
-//! One machine that is tried: its peer is made up, its caller makes mistakes, and whatever it does is looked at.
+//! One machine that is harness: its peer is made up, its caller makes mistakes, and whatever it does is looked at.
 //!
 //! * It takes bytes or says why not; what it sends keeps to the limits and the credit of its peer.
 //! * To hear some bytes takes no more memory than these account for.
@@ -20,8 +20,8 @@ use blobferry_protocol::{
 };
 
 use crate::memory::bounded;
-use crate::say::Said;
-use crate::sent::Sent;
+use crate::message_gen::Generated;
+use crate::outgoing_checks::OutgoingChecks;
 
 /// What a machine may let wait beyond its limit: the message that passed it, and what becomes of that.
 const BEYOND: usize = 8192;
@@ -33,11 +33,11 @@ const FIXED: usize = 16 << 10;
 const POLLS: usize = 40;
 
 /// A machine, and all that is known of it.
-pub(crate) struct Tried<S: Side> {
+pub(crate) struct MachineHarness<S: Side> {
     pub(crate) machine: Connection<S>,
     pub(crate) now: Time,
     limits: Limits,
-    sent: Sent,
+    outgoing: OutgoingChecks,
     sinks: BTreeMap<TransferId, Sink>,
     /// What has come of a frame.
     frame: Vec<u8>,
@@ -54,18 +54,18 @@ struct Sink {
     stored: u64,
 }
 
-impl<S: Side> Tried<S>
+impl<S: Side> MachineHarness<S>
 where
     Connection<S>: Debug,
 {
     /// A machine with these limits, whose peer has the same.
-    pub(crate) fn new(machine: Connection<S>, limits: Limits, thorough: bool) -> Tried<S> {
+    pub(crate) fn new(machine: Connection<S>, limits: Limits, thorough: bool) -> MachineHarness<S> {
         let sinks = BTreeMap::new();
-        Tried {
+        MachineHarness {
             machine,
             now: Time::ZERO,
             limits,
-            sent: Sent::to(limits),
+            outgoing: OutgoingChecks::new(limits),
             sinks,
             frame: Vec::new(),
             moved: 0,
@@ -78,16 +78,20 @@ where
     }
 
     /// The peer says something. Payload that it announces follows at once.
-    pub(crate) fn say(&mut self, said: &Said, event: &mut impl FnMut(&mut Tried<S>, S::Event)) {
-        self.hear(&said.bytes(), true, event);
+    pub(crate) fn receive_generated(
+        &mut self,
+        generated: &Generated,
+        event: &mut impl FnMut(&mut MachineHarness<S>, S::Event),
+    ) {
+        self.receive(&generated.bytes(), true, event);
     }
 
     /// Bytes arrive. `whole`: payload is not among them, but comes at once where it is expected.
-    pub(crate) fn hear(
+    pub(crate) fn receive(
         &mut self,
         bytes: &[u8],
         whole: bool,
-        event: &mut impl FnMut(&mut Tried<S>, S::Event),
+        event: &mut impl FnMut(&mut MachineHarness<S>, S::Event),
     ) {
         let mut rest = bytes;
         while !self.is_dead() {
@@ -101,7 +105,7 @@ where
                         sink.moved += n;
                     }
                     self.machine.payload_moved(self.now, n).expect("as much as was expected");
-                    self.within_windows();
+                    self.check_windows();
                 }
                 Expect::Control { max } if !rest.is_empty() => {
                     assert!(max > 0, "there is always something to read");
@@ -111,7 +115,7 @@ where
                     self.events(event);
                     let Ok(used) = used else { break };
                     assert!(used > 0, "bytes that are not payload are taken");
-                    self.note_terms(&rest[..used]);
+                    self.note_peer_limits(&rest[..used]);
                     rest = &rest[used..];
                 }
                 _ => break,
@@ -121,17 +125,17 @@ where
     }
 
     /// Notes the limits and the credit that the peer has given, in bytes that the machine had no objection to.
-    fn note_terms(&mut self, bytes: &[u8]) {
+    fn note_peer_limits(&mut self, bytes: &[u8]) {
         self.frame.extend_from_slice(bytes);
         while let Some(length) = self.frame.first_chunk::<LENGTH_BYTES>() {
             let end = LENGTH_BYTES + u32::from_le_bytes(*length) as usize;
             let Some(body) = self.frame.get(LENGTH_BYTES..end) else { break };
             match wire::decode(body) {
                 Ok(Message::Hello(Hello { limits, .. }) | Message::Welcome(Welcome { limits, .. })) => {
-                    self.sent.keeps_to(limits);
+                    self.outgoing.set_limits(limits);
                 }
-                Ok(Message::Credit { transfer, upto }) => self.sent.credit(transfer, upto),
-                Ok(Message::ConnectionCredit { upto }) => self.sent.connection_credit(upto),
+                Ok(Message::Credit { transfer, upto }) => self.outgoing.credit(transfer, upto),
+                Ok(Message::ConnectionCredit { upto }) => self.outgoing.connection_credit(upto),
                 _ => {}
             }
             self.frame.drain(..end);
@@ -139,7 +143,7 @@ where
     }
 
     /// Takes the events that wait.
-    pub(crate) fn events(&mut self, event: &mut impl FnMut(&mut Tried<S>, S::Event)) {
+    pub(crate) fn events(&mut self, event: &mut impl FnMut(&mut MachineHarness<S>, S::Event)) {
         while let Some(happened) = self.machine.poll_event() {
             match S::transfer_event(&happened) {
                 Some(&TransferEvent::Started { transfer, from, end, size, .. }) => {
@@ -197,15 +201,15 @@ where
             let mut head = Vec::new();
             let Some(transmit) = self.machine.poll_transmit(self.now, &mut head) else { break };
             assert_eq!(transmit.head, head.len());
-            self.sent.look(&head, transmit.body);
+            self.outgoing.check(&head, transmit.body);
         }
-        self.gives_what_is_stored();
+        self.check_credit_given();
         self.check();
     }
 
     /// Credit is given for what was stored, and a window more.
-    fn gives_what_is_stored(&self) {
-        let (given, all) = self.sent.given();
+    fn check_credit_given(&self) {
+        let (given, all) = self.outgoing.given();
         for (transfer, sink) in &self.sinks {
             let most = sink.stored.saturating_add(self.limits.transfer_window);
             let given = given.get(transfer).copied().unwrap_or(0);
@@ -216,7 +220,11 @@ where
     }
 
     /// Time passes; the machine is told, whether it has asked for that or not.
-    pub(crate) fn pass(&mut self, time: Duration, event: &mut impl FnMut(&mut Tried<S>, S::Event)) {
+    pub(crate) fn advance_time(
+        &mut self,
+        time: Duration,
+        event: &mut impl FnMut(&mut MachineHarness<S>, S::Event),
+    ) {
         self.now = self.now + time;
         let due = self.machine.poll_timeout().is_some_and(|due| due <= self.now);
         let before = (self.thorough && !due).then(|| self.machine.backlog());
@@ -250,7 +258,7 @@ where
     }
 
     /// What has come, and no sink has stored.
-    fn within_windows(&self) {
+    fn check_windows(&self) {
         let mut all = 0;
         for (transfer, sink) in &self.sinks {
             let held = sink.moved - sink.stored;

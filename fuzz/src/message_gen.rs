@@ -9,13 +9,14 @@ use blobferry_protocol::{
     Welcome, client, server, wire,
 };
 
-use crate::bytes::Bytes;
+use crate::input::Input;
+use arbitrary::Unstructured;
 
 /// The digest of every blob that nobody looks into.
 pub(crate) const DIGEST: Digest = Digest([0xd1; 32]);
 
 /// So little that a peer hits it all the time.
-pub(crate) fn tight() -> Limits {
+pub(crate) fn tight_limits() -> Limits {
     Limits {
         frame: 4096,
         chunk: 16,
@@ -71,7 +72,7 @@ pub(crate) fn framed(body: &[u8]) -> Vec<u8> {
 }
 
 /// What the peer says next.
-pub(crate) enum Said {
+pub(crate) enum Generated {
     Message(Message),
     /// A frame that need not be a message.
     Body(Vec<u8>),
@@ -79,66 +80,70 @@ pub(crate) enum Said {
     Raw(Vec<u8>),
 }
 
-impl Said {
+impl Generated {
     pub(crate) fn bytes(&self) -> Vec<u8> {
         match self {
-            Said::Message(message) => frame(message),
-            Said::Body(body) => framed(body),
-            Said::Raw(bytes) => bytes.clone(),
+            Generated::Message(message) => frame(message),
+            Generated::Body(body) => framed(body),
+            Generated::Raw(bytes) => bytes.clone(),
         }
     }
 }
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Speaker {
+pub(crate) enum Sender {
     Client,
     Server,
 }
 
 /// What one side has said so far, so that what it says next often goes on with that.
 #[derive(Debug, Default)]
-pub(crate) struct Talk {
+pub(crate) struct Conversation {
     last: u64,
     /// How far its blobs are.
     offsets: BTreeMap<TransferId, u64>,
 }
 
 /// What this side says next. A client numbers its requests in order, mostly.
-pub(crate) fn next(speaker: Speaker, bytes: &mut Bytes<'_>, talk: &mut Talk) -> Said {
-    let last = &mut talk.last;
-    Said::Message(match bytes.below(16) {
-        0..=4 if speaker == Speaker::Client => {
-            let id = if bytes.below(16) == 15 { bytes.number() } else { last.saturating_add(1) };
+pub(crate) fn next_message(
+    sender: Sender,
+    input: &mut Unstructured<'_>,
+    conversation: &mut Conversation,
+) -> Generated {
+    let last = &mut conversation.last;
+    Generated::Message(match input.below(16) {
+        0..=4 if sender == Sender::Client => {
+            let id = if input.below(16) == 15 { input.number() } else { last.saturating_add(1) };
             *last = id.max(*last);
-            Message::Request { id: RequestId(id), request: request(bytes) }
+            Message::Request { id: RequestId(id), request: request(input) }
         }
-        0..=4 => Message::Reply { id: RequestId(bytes.below(16).into()), result: result(bytes) },
-        5 if speaker == Speaker::Client => Message::Cancel { id: RequestId(bytes.below(16).into()) },
+        0..=4 => Message::Reply { id: RequestId(input.below(16).into()), result: result(input) },
+        5 if sender == Sender::Client => Message::Cancel { id: RequestId(input.below(16).into()) },
         5 => Message::Invalidate {
-            tid: Tid(bytes.number()),
-            oids: bytes.run().iter().map(|n| Oid((*n).into())).collect(),
+            tid: Tid(input.number()),
+            oids: input.prefixed().iter().map(|n| Oid((*n).into())).collect(),
         },
-        6 => start(bytes, talk),
-        7 | 8 => chunk(bytes, talk),
-        9 => Message::BlobStop { transfer: transfer(bytes), digest: DIGEST },
-        10 => Message::BlobAbort { transfer: transfer(bytes), reason: error(bytes) },
-        11 => Message::Credit { transfer: transfer(bytes), upto: offset(bytes) },
-        12 => Message::ConnectionCredit { upto: offset(bytes) },
-        13 => match bytes.below(8) {
+        6 => start(input, conversation),
+        7 | 8 => chunk(input, conversation),
+        9 => Message::BlobStop { transfer: transfer(input), digest: DIGEST },
+        10 => Message::BlobAbort { transfer: transfer(input), reason: error(input) },
+        11 => Message::Credit { transfer: transfer(input), upto: offset(input) },
+        12 => Message::ConnectionCredit { upto: offset(input) },
+        13 => match input.below(8) {
             0 => Message::Goodbye,
-            1 => Message::Pong { nonce: bytes.number() },
-            _ => Message::Ping { nonce: bytes.number() },
+            1 => Message::Pong { nonce: input.number() },
+            _ => Message::Ping { nonce: input.number() },
         },
-        14 => return Said::Body(bytes.run().to_vec()),
-        _ => return Said::Raw(bytes.run().to_vec()),
+        14 => return Generated::Body(input.prefixed().to_vec()),
+        _ => return Generated::Raw(input.prefixed().to_vec()),
     })
 }
 
-fn chunk(bytes: &mut Bytes<'_>, talk: &mut Talk) -> Message {
-    let (transfer, len) = (transfer(bytes), bytes.number());
-    let at = talk.offsets.entry(transfer).or_default();
-    let offset = if len % 16 == 15 { offset(bytes) } else { *at };
+fn chunk(input: &mut Unstructured<'_>, conversation: &mut Conversation) -> Message {
+    let (transfer, len) = (transfer(input), input.number());
+    let at = conversation.offsets.entry(transfer).or_default();
+    let offset = if len % 16 == 15 { offset(input) } else { *at };
     let len = match len {
         0..128 => len % 18,
         128..250 => len % 36,
@@ -148,47 +153,47 @@ fn chunk(bytes: &mut Bytes<'_>, talk: &mut Talk) -> Message {
     Message::BlobChunk { transfer, offset, len: u32::try_from(len).unwrap_or(u32::MAX) }
 }
 
-fn start(bytes: &mut Bytes<'_>, talk: &mut Talk) -> Message {
-    let (transfer, end) = (transfer(bytes), offset(bytes));
-    let (from, size) = match bytes.below(8) {
-        0 => (offset(bytes), end),
-        1 => (0, offset(bytes)),
+fn start(input: &mut Unstructured<'_>, conversation: &mut Conversation) -> Message {
+    let (transfer, end) = (transfer(input), offset(input));
+    let (from, size) = match input.below(8) {
+        0 => (offset(input), end),
+        1 => (0, offset(input)),
         _ => (0, end),
     };
-    talk.offsets.insert(transfer, from);
-    Message::BlobStart { transfer, from, end, size, digest: bytes.flag().then_some(DIGEST) }
+    conversation.offsets.insert(transfer, from);
+    Message::BlobStart { transfer, from, end, size, digest: input.flag().then_some(DIGEST) }
 }
 
-pub(crate) fn transfer(bytes: &mut Bytes<'_>) -> TransferId {
-    TransferId(bytes.below(16).into())
+pub(crate) fn transfer(input: &mut Unstructured<'_>) -> TransferId {
+    TransferId(input.below(16).into())
 }
 
-/// Often at the end of one of the chunks of [`tight`] limits.
-pub(crate) fn offset(bytes: &mut Bytes<'_>) -> u64 {
-    match bytes.number() {
+/// Often at the end of one of the chunks of [`tight_limits`] limits.
+pub(crate) fn offset(input: &mut Unstructured<'_>) -> u64 {
+    match input.number() {
         n @ 0..128 => n % 8 * 16,
         n => n,
     }
 }
 
-pub(crate) fn txn(bytes: &mut Bytes<'_>) -> TxnId {
-    TxnId([bytes.below(3); 16])
+pub(crate) fn txn(input: &mut Unstructured<'_>) -> TxnId {
+    TxnId([input.below(3); 16])
 }
 
-pub(crate) fn blob(bytes: &mut Bytes<'_>) -> BlobId {
-    BlobId { oid: Oid(bytes.below(4).into()), tid: Tid(bytes.below(4).into()) }
+pub(crate) fn blob(input: &mut Unstructured<'_>) -> BlobId {
+    BlobId { oid: Oid(input.below(4).into()), tid: Tid(input.below(4).into()) }
 }
 
 /// A request, of any kind.
-pub(crate) fn request(bytes: &mut Bytes<'_>) -> Request {
-    let kind = bytes.below(24);
-    let txn = txn(bytes);
+pub(crate) fn request(input: &mut Unstructured<'_>) -> Request {
+    let kind = input.below(24);
+    let txn = txn(input);
     let (oid, base) = (Oid(u64::from(kind)), Tid::ZERO);
     match kind {
         0 | 1 => {
-            Request::Begin { txn, meta: TxnMeta { user: bytes.run().to_vec(), description: Vec::new() } }
+            Request::Begin { txn, meta: TxnMeta { user: input.prefixed().to_vec(), description: Vec::new() } }
         }
-        2 => Request::Store { txn, oid, base, data: bytes.run().to_vec() },
+        2 => Request::Store { txn, oid, base, data: input.prefixed().to_vec() },
         3..=6 => Request::StoreBlob { txn, oid, base, data: vec![kind; 3] },
         7 => Request::StoreShared {
             txn,
@@ -196,7 +201,7 @@ pub(crate) fn request(bytes: &mut Bytes<'_>) -> Request {
             base,
             data: Vec::new(),
             name: "a-b".into(),
-            size: bytes.number(),
+            size: input.number(),
             digest: DIGEST,
         },
         8 => Request::Delete { txn, oid, base },
@@ -206,30 +211,30 @@ pub(crate) fn request(bytes: &mut Bytes<'_>) -> Request {
         12 => Request::Abort { txn },
         13 => Request::Outcome { txn },
         14 => Request::Load { oid },
-        15 => Request::LoadBefore { oid, before: Tid(bytes.number()) },
-        16 => Request::LoadSerial { oid, tid: Tid(bytes.number()) },
+        15 => Request::LoadBefore { oid, before: Tid(input.number()) },
+        16 => Request::LoadSerial { oid, tid: Tid(input.number()) },
         17 => Request::History { oid, limit: 9 },
-        18 => Request::NewOids { count: bytes.byte().into() },
+        18 => Request::NewOids { count: input.byte().into() },
         19 => Request::Status,
-        20 => Request::Pack { before: Tid(bytes.number()) },
+        20 => Request::Pack { before: Tid(input.number()) },
         21 => Request::Attach { txn },
         _ => Request::SendBlob {
-            blob: blob(bytes),
-            from: offset(bytes),
-            upto: if bytes.flag() { u64::MAX } else { offset(bytes) },
+            blob: blob(input),
+            from: offset(input),
+            upto: if input.flag() { u64::MAX } else { offset(input) },
         },
     }
 }
 
 /// An answer that may fit a request or not.
-pub(crate) fn result(bytes: &mut Bytes<'_>) -> Result<Reply, RequestError> {
-    match bytes.below(16) {
+pub(crate) fn result(input: &mut Unstructured<'_>) -> Result<Reply, RequestError> {
+    match input.below(16) {
         0..=4 => Ok(Reply::Done),
         5 => Ok(Reply::Voted),
-        6 => Ok(Reply::Conflicts(vec![conflict(); bytes.below(64).into()])),
+        6 => Ok(Reply::Conflicts(vec![conflict(); input.below(64).into()])),
         7 => Ok(Reply::Finished { tid: Tid(7) }),
-        8 => Err(error(bytes)),
-        _ => Ok(other(bytes)),
+        8 => Err(error(input)),
+        _ => Ok(other(input)),
     }
 }
 
@@ -237,10 +242,10 @@ fn conflict() -> Conflict {
     Conflict { oid: Oid(1), committed: Tid(2), base: Tid(1) }
 }
 
-fn other(bytes: &mut Bytes<'_>) -> Reply {
+fn other(input: &mut Unstructured<'_>) -> Reply {
     let blob = Some(BlobInfo { size: 64, digest: DIGEST });
-    let revision = Revision { tid: Tid(1), next: None, data: bytes.run().to_vec(), blob };
-    match bytes.below(8) {
+    let revision = Revision { tid: Tid(1), next: None, data: input.prefixed().to_vec(), blob };
+    match input.below(8) {
         0 => Reply::Outcome(Outcome::NotCommitted),
         1 => Reply::Revision(revision),
         2 => Reply::RevisionBefore(Some(revision)),
@@ -256,7 +261,7 @@ fn other(bytes: &mut Bytes<'_>) -> Reply {
 }
 
 /// The answer that a server gives that has no objection; `None` to what wants a blob.
-pub(crate) fn fitting(request: &Request) -> Option<Reply> {
+pub(crate) fn matching_reply(request: &Request) -> Option<Reply> {
     let revision = || Revision { tid: Tid(1), next: None, data: vec![1, 2, 3], blob: None };
     Some(match request {
         Request::Vote { .. } => Reply::Voted,
@@ -275,13 +280,13 @@ pub(crate) fn fitting(request: &Request) -> Option<Reply> {
 }
 
 /// Why something is not done.
-pub(crate) fn error(bytes: &mut Bytes<'_>) -> RequestError {
-    let txn = txn(bytes);
-    match bytes.below(8) {
+pub(crate) fn error(input: &mut Unstructured<'_>) -> RequestError {
+    let txn = txn(input);
+    match input.below(8) {
         0 => RequestError::Doomed { txn },
         // Sometimes longer than a frame may be.
-        1 => RequestError::Failed { detail: "x".repeat(if bytes.byte() > 250 { 5000 } else { 5 }) },
-        2 => RequestError::NoSuchBlob { blob: blob(bytes) },
+        1 => RequestError::Failed { detail: "x".repeat(if input.byte() > 250 { 5000 } else { 5 }) },
+        2 => RequestError::NoSuchBlob { blob: blob(input) },
         3 => RequestError::WrongPhase { txn, phase: Phase::Voting },
         4 => RequestError::Aborted { txn, reason: String::new() },
         5 => RequestError::Stopping,

@@ -9,7 +9,7 @@ use blobferry_protocol::{Limits, Message, RequestId, Slice, TransferId};
 
 /// What it has sent so far.
 #[derive(Debug)]
-pub(crate) struct Sent {
+pub(crate) struct OutgoingChecks {
     /// The limits of who hears it.
     limits: Limits,
     transfers: BTreeMap<TransferId, Flow>,
@@ -34,9 +34,9 @@ struct Flow {
     window: u64,
 }
 
-impl Sent {
-    pub(crate) fn to(limits: Limits) -> Sent {
-        Sent {
+impl OutgoingChecks {
+    pub(crate) fn new(limits: Limits) -> OutgoingChecks {
+        OutgoingChecks {
             limits,
             transfers: BTreeMap::new(),
             begun: BTreeSet::new(),
@@ -52,7 +52,7 @@ impl Sent {
     }
 
     /// Who hears it has announced other limits.
-    pub(crate) fn keeps_to(&mut self, limits: Limits) {
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
         self.credit = limits.connection_window;
     }
@@ -73,7 +73,7 @@ impl Sent {
     }
 
     /// Looks at a run of frames, and the payload that follows it.
-    pub(crate) fn look(&mut self, head: &[u8], body: Option<Slice>) {
+    pub(crate) fn check(&mut self, head: &[u8], body: Option<Slice>) {
         let mut rest = head;
         let mut last = None;
         while !rest.is_empty() {

@@ -15,25 +15,26 @@ use blobferry_protocol::{
     Limits, Oid, Request, RequestError, RequestId, Tid, TransferEvent, TransferId, client, server,
 };
 
-use crate::bytes::Bytes;
-use crate::say;
+use crate::input::Input;
+use crate::message_gen;
+use arbitrary::Unstructured;
 
 /// Rounds after which everything has come to its end, if it ever does.
 const ROUNDS: usize = 400;
 
 /// Tries a client and a server together.
 pub fn pair(data: &[u8]) {
-    let mut bytes = Bytes::new(data);
-    let mut world = World::new(&mut bytes);
-    while let Some(act) = bytes.next() {
-        world.act(act, &mut bytes);
-        world.look();
+    let mut input = Unstructured::new(data);
+    let mut harness = Harness::new(&mut input);
+    while let Some(act) = input.next_byte() {
+        harness.act(act, &mut input);
+        harness.check_events();
     }
-    world.settle();
+    harness.settle();
 }
 
 /// Both ends, and what is known of them.
-struct World {
+struct Harness {
     pair: Pair,
     /// What the client waits for.
     waiting: BTreeMap<RequestId, Request>,
@@ -44,59 +45,59 @@ struct World {
     cut: bool,
 }
 
-impl World {
-    fn new(bytes: &mut Bytes<'_>) -> World {
+impl Harness {
+    fn new(input: &mut Unstructured<'_>) -> Harness {
         let mut config = || {
-            let limits = say::tight();
+            let limits = message_gen::tight_limits();
             // What is asked for in one go must not be more than may wait.
-            say::config(if bytes.flag() {
+            message_gen::config(if input.flag() {
                 Limits::default()
             } else {
                 Limits { control_queue: 1 << 20, ..limits }
             })
         };
         let (client, server) = (config(), config());
-        let mut style = || if bytes.flag() { Style::Splicing } else { Style::Buffered };
+        let mut style = || if input.flag() { Style::Splicing } else { Style::Buffered };
         let (client_style, server_style) = (style(), style());
-        let (up, down) = (link(bytes), link(bytes));
+        let (up, down) = (link(input), link(input));
         let config = PairConfig { client, server, client_style, server_style, up, down };
         let pair = Pair::connected(config);
-        World { pair, waiting: BTreeMap::new(), asked: BTreeMap::new(), last: 0, cut: false }
+        Harness { pair, waiting: BTreeMap::new(), asked: BTreeMap::new(), last: 0, cut: false }
     }
 
-    fn act(&mut self, act: u8, bytes: &mut Bytes<'_>) {
+    fn act(&mut self, act: u8, input: &mut Unstructured<'_>) {
         match act % 24 {
-            0..=4 => self.request(bytes),
-            5 => self.give_up(bytes),
-            6..=9 => self.answer(bytes),
+            0..=4 => self.request(input),
+            5 => self.client_gives_up(input),
+            6..=9 => self.answer(input),
             10 => drop(self.pair.step()),
             11 | 12 => self.pair.run(),
-            13 => self.pair.advance(Duration::from_millis(1 << (bytes.byte() % 19))),
+            13 => self.pair.advance(Duration::from_millis(1 << (input.byte() % 19))),
             14 => self.pair.client.hold_sinks(),
             15 => self.pair.server.hold_sinks(),
             16 => self.pair.client.release_sinks(),
             17 => self.pair.server.release_sinks(),
-            18 => self.pair.set_up(link(bytes)),
-            19 => self.pair.set_down(link(bytes)),
-            20 => self.invalidate(bytes),
-            21 => self.server_gives_up(bytes),
-            22 => self.rare(bytes),
+            18 => self.pair.set_up(link(input)),
+            19 => self.pair.set_down(link(input)),
+            20 => self.invalidate(input),
+            21 => self.server_gives_up(input),
+            22 => self.rare(input),
             _ => {
-                for _ in 0..bytes.below(16) {
+                for _ in 0..input.below(16) {
                     self.pair.step();
                 }
             }
         }
     }
 
-    fn request(&mut self, bytes: &mut Bytes<'_>) {
-        let request = say::request(bytes);
+    fn request(&mut self, input: &mut Unstructured<'_>) {
+        let request = message_gen::request(input);
         let made = match &request {
             Request::StoreBlob { txn, base, .. } => {
-                let oid = Oid(bytes.byte().into());
+                let oid = Oid(input.byte().into());
                 let source = Source {
-                    digest_at_end: bytes.flag(),
-                    fails_at: bytes.flag().then(|| bytes.number()),
+                    digest_at_end: input.flag(),
+                    fails_at: input.flag().then(|| input.number()),
                     ..Source::new(&content(oid))
                 };
                 let begun = self.pair.upload(*txn, oid, *base, source);
@@ -112,27 +113,27 @@ impl World {
     }
 
     /// The client wants something no more.
-    fn give_up(&mut self, bytes: &mut Bytes<'_>) {
-        let id = self.recent(bytes);
+    fn client_gives_up(&mut self, input: &mut Unstructured<'_>) {
+        let id = self.recent(input);
         let client = &mut self.pair.client.connection;
-        match bytes.below(4) {
-            0 => drop(client.abort_blob(id.into(), say::error(bytes))),
+        match input.below(4) {
+            0 => drop(client.abort_blob(id.into(), message_gen::error(input))),
             1 => client.discard(id.into()),
             _ => drop(client.cancel(id)),
         }
     }
 
-    fn recent(&self, bytes: &mut Bytes<'_>) -> RequestId {
-        RequestId(self.last.saturating_sub(bytes.below(6).into()))
+    fn recent(&self, input: &mut Unstructured<'_>) -> RequestId {
+        RequestId(self.last.saturating_sub(input.below(6).into()))
     }
 
     /// The server answers one of the requests, perhaps before its time.
-    fn answer(&mut self, bytes: &mut Bytes<'_>) {
-        let nth = usize::from(bytes.byte()) % self.asked.len().max(1);
+    fn answer(&mut self, input: &mut Unstructured<'_>) {
+        let nth = usize::from(input.byte()) % self.asked.len().max(1);
         let Some((&id, request)) = self.asked.iter().nth(nth) else { return };
         let request = request.clone();
-        let error = match bytes.below(8) {
-            0 => Some(say::error(bytes)),
+        let error = match input.below(8) {
+            0 => Some(message_gen::error(input)),
             _ => None,
         };
         self.answer_with(id, &request, error);
@@ -140,7 +141,7 @@ impl World {
 
     fn answer_with(&mut self, id: RequestId, request: &Request, error: Option<RequestError>) {
         let server = &mut self.pair.server.connection;
-        let answered = match (error, request, say::fitting(request)) {
+        let answered = match (error, request, message_gen::matching_reply(request)) {
             (Some(error), ..) => server.reply(id, Err(error)).is_ok(),
             (None, Request::SendBlob { blob, .. }, _) => {
                 let source = Source::new(&content(blob.oid));
@@ -157,17 +158,17 @@ impl World {
         }
     }
 
-    fn invalidate(&mut self, bytes: &mut Bytes<'_>) {
-        let oids: Vec<Oid> = bytes.run().iter().map(|n| Oid((*n).into())).collect();
-        let told = self.pair.server.connection.invalidate(Tid(bytes.number()), &oids);
+    fn invalidate(&mut self, input: &mut Unstructured<'_>) {
+        let oids: Vec<Oid> = input.prefixed().iter().map(|n| Oid((*n).into())).collect();
+        let told = self.pair.server.connection.invalidate(Tid(input.number()), &oids);
         assert!(told.is_ok() || self.is_lost());
     }
 
-    fn server_gives_up(&mut self, bytes: &mut Bytes<'_>) {
-        let id = self.recent(bytes);
+    fn server_gives_up(&mut self, input: &mut Unstructured<'_>) {
+        let id = self.recent(input);
         let server = &mut self.pair.server.connection;
-        match bytes.below(2) {
-            0 => drop(server.abort_blob(id.into(), say::error(bytes))),
+        match input.below(2) {
+            0 => drop(server.abort_blob(id.into(), message_gen::error(input))),
             _ if self.asked.contains_key(&id) => {
                 server.discard(id.into());
                 if server.reply(id, Err(RequestError::Cancelled)).is_ok() {
@@ -178,15 +179,15 @@ impl World {
         }
     }
 
-    fn rare(&mut self, bytes: &mut Bytes<'_>) {
-        match bytes.below(16) {
+    fn rare(&mut self, input: &mut Unstructured<'_>) {
+        match input.below(16) {
             0 => {
                 self.pair.cut();
                 self.cut = true;
             }
             1 => drop(self.pair.client.connection.goodbye()),
             2 => drop(self.pair.server.connection.goodbye()),
-            3 => self.pair.oversleep(Duration::from_secs(bytes.byte().into())),
+            3 => self.pair.oversleep(Duration::from_secs(input.byte().into())),
             _ => {}
         }
     }
@@ -198,7 +199,7 @@ impl World {
     }
 
     /// Takes what both have to tell.
-    fn look(&mut self) {
+    fn check_events(&mut self) {
         for error in [self.pair.client.connection.error(), self.pair.server.connection.error()] {
             assert!(
                 error.is_none_or(|error| !error.is_protocol_violation()),
@@ -255,7 +256,7 @@ impl World {
         self.pair.server.release_sinks();
         for _ in 0..ROUNDS {
             self.pair.run();
-            self.look();
+            self.check_events();
             let Some((id, request)) = self.asked.iter().map(|(id, request)| (*id, request.clone())).next()
             else {
                 break;
@@ -285,16 +286,16 @@ fn content(oid: Oid) -> Vec<u8> {
     (0..size).map(|n| (n * 7 + oid.0) as u8).collect()
 }
 
-fn link(bytes: &mut Bytes<'_>) -> Link {
-    let fragments = match bytes.below(4) {
+fn link(input: &mut Unstructured<'_>) -> Link {
+    let fragments = match input.below(4) {
         0 => vec![1, 30],
         1 => vec![3, 1, usize::MAX],
-        2 => bytes.take(4).iter().map(|size| usize::from(*size)).collect(),
+        2 => input.up_to(4).iter().map(|size| usize::from(*size)).collect(),
         _ => vec![usize::MAX],
     };
     Link {
-        delay: Duration::from_millis(bytes.byte().into()),
+        delay: Duration::from_millis(input.byte().into()),
         fragments,
-        capacity: bytes.one_of(&[1, 40, 1 << 10, 64 << 10]),
+        capacity: input.one_of(&[1, 40, 1 << 10, 64 << 10]),
     }
 }

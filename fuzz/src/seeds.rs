@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-use crate::say;
+use crate::message_gen;
 
 /// Inputs for the target of this name, the same every time.
 #[must_use]
@@ -17,9 +17,10 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     let mut runner = TestRunner::deterministic();
     let messages = many(&mut runner, 400, &any::<Message>());
     match target {
-        "messages" => messages.iter().map(|message| say::frame(message)[4..].to_vec()).collect(),
+        "messages" => messages.iter().map(|message| message_gen::frame(message)[4..].to_vec()).collect(),
         "frames" => {
-            let runs = messages.chunks(4).map(|run| run.iter().flat_map(say::frame).collect::<Vec<u8>>());
+            let runs =
+                messages.chunks(4).map(|run| run.iter().flat_map(message_gen::frame).collect::<Vec<u8>>());
             let all = runs.chain(longest()).chain([upload(), download()]);
             all.zip(0_u8..).flat_map(|(stream, n)| behind(&[&[n % 4], &[(n % 4) | 12]], &stream)).collect()
         }
@@ -50,52 +51,53 @@ fn with_acts(runner: &mut TestRunner, mut seeds: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
 
 /// The beginnings of frames that are as long as they may be, and of those that are too long by a byte.
 fn longest() -> Vec<Vec<u8>> {
-    let len = say::tight().frame;
+    let len = message_gen::tight_limits().frame;
     let begins = |(len, kind): (u32, u8)| [&len.to_le_bytes()[..], &[kind, 1, 1]].concat();
     [(len, 3), (len + 1, 3), (len, 13), (len + 1, 13)].map(begins).into()
 }
 
 /// What a client says that stores blobs, as if more and more credit had been given.
 fn upload() -> Vec<u8> {
-    let mut client = client::Connection::new(Time::ZERO, say::config(say::tight()), b"key");
-    let mut stream = said(&mut client);
-    let roomy = Limits { transfer_window: 1000, connection_window: 5000, ..say::tight() };
-    client.handle_control(Time::ZERO, &say::frame(&say::welcome(roomy))).unwrap();
+    let mut client =
+        client::Connection::new(Time::ZERO, message_gen::config(message_gen::tight_limits()), b"key");
+    let mut stream = transmitted(&mut client);
+    let roomy = Limits { transfer_window: 1000, connection_window: 5000, ..message_gen::tight_limits() };
+    client.handle_control(Time::ZERO, &message_gen::frame(&message_gen::welcome(roomy))).unwrap();
     let txn = blobferry_protocol::TxnId([0; 16]);
     client.request(Request::Begin { txn, meta: Default::default() }).unwrap();
     for size in [0_u64, 20, 100] {
         let digest = digest_of(&vec![7; size as usize]);
         client.upload(txn, Oid(size), Tid(3), vec![1, 2], size, Some(digest)).unwrap();
-        stream.extend(said(&mut client));
+        stream.extend(transmitted(&mut client));
     }
     client.request(Request::Commit { txn }).unwrap();
-    stream.extend(said(&mut client));
+    stream.extend(transmitted(&mut client));
     stream
 }
 
-/// What a server says to a client that has asked for everything.
+/// What a server says to a client that has request for everything.
 fn download() -> Vec<u8> {
-    let mut server = say::server(say::tight());
-    let mut stream = say::frame(&say::welcome(say::tight()));
+    let mut server = message_gen::server(message_gen::tight_limits());
+    let mut stream = message_gen::frame(&message_gen::welcome(message_gen::tight_limits()));
     let blob = BlobId { oid: Oid(1), tid: Tid(1) };
     for id in 1..=3 {
         let request = Request::SendBlob { blob, from: 0, upto: u64::MAX };
-        let asked = Message::Request { id: RequestId(id), request };
-        server.handle_control(Time::ZERO, &say::frame(&asked)).unwrap();
+        let request = Message::Request { id: RequestId(id), request };
+        server.handle_control(Time::ZERO, &message_gen::frame(&request)).unwrap();
         let size = id * 8;
         server.start_blob(TransferId(id), size, digest_of(&vec![7; size as usize])).unwrap();
         server.invalidate(Tid(id), &[Oid(id)]).unwrap();
-        stream.extend(said(&mut server));
+        stream.extend(transmitted(&mut server));
     }
-    let asked = Message::Request { id: RequestId(4), request: Request::Status };
-    server.handle_control(Time::ZERO, &say::frame(&asked)).unwrap();
+    let request = Message::Request { id: RequestId(4), request: Request::Status };
+    server.handle_control(Time::ZERO, &message_gen::frame(&request)).unwrap();
     server.reply(RequestId(4), Ok(Reply::Status(vec![("a".into(), 1)]))).unwrap();
-    stream.extend(said(&mut server));
+    stream.extend(transmitted(&mut server));
     stream
 }
 
 /// All that a machine has to say, with its payload.
-fn said<H: blobferry_protocol::connection::Side>(
+fn transmitted<H: blobferry_protocol::connection::Half>(
     machine: &mut blobferry_protocol::connection::Connection<H>,
 ) -> Vec<u8> {
     let mut stream = Vec::new();

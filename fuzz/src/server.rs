@@ -1,6 +1,6 @@
 //! The server's machine, under a client that was made up, and a caller who answers early, late, wrongly or not at all.
 //!
-//! Beside what holds for every machine (`tried.rs`): requests and transactions stay within their limits, nobody hears
+//! Beside what holds for every machine (`harness.rs`): requests and transactions stay within their limits, nobody hears
 //! of a request twice, and every request that was answered was asked.
 //!
 //! The first byte chooses: whether the client comes with a proper hello, its limits, and whether the rest is a list of
@@ -14,135 +14,138 @@ use blobferry_protocol::{
     Limits, Oid, Refusal, Reply, Request, RequestError, RequestId, Tid, Time, TransferEvent, TransferId,
 };
 
-use crate::bytes::Bytes;
-use crate::say::{self, Speaker, Talk};
-use crate::tried::Tried;
+use crate::input::Input;
+use crate::machine_harness::MachineHarness;
+use crate::message_gen::{self, Conversation, Sender};
+use arbitrary::Unstructured;
 
-type Machine = Tried<Server>;
+type Machine = MachineHarness<Server>;
 
 /// Tries a server's machine.
 pub fn server(data: &[u8]) {
-    let mut bytes = Bytes::new(data);
-    let choice = bytes.byte();
-    let limits = if choice & 1 == 0 { say::tight() } else { Limits::default() };
+    let mut input = Unstructured::new(data);
+    let choice = input.byte();
+    let limits = if choice & 1 == 0 { message_gen::tight_limits() } else { Limits::default() };
     let thorough = choice & 12 == 12;
     let machine = match choice & 2 {
-        0 => say::server(limits),
-        _ => Connection::new(Time::ZERO, say::config(limits)),
+        0 => message_gen::server(limits),
+        _ => Connection::new(Time::ZERO, message_gen::config(limits)),
     };
-    let machine = Tried::new(machine, limits, thorough);
+    let machine = MachineHarness::new(machine, limits, thorough);
     match choice & 16 {
-        0 => acts(machine, limits, bytes),
-        _ => stream(machine, bytes),
+        0 => acts(machine, limits, input),
+        _ => stream(machine, input),
     }
 }
 
 /// A list of what is said, and done.
-fn acts(mut tried: Machine, limits: Limits, mut bytes: Bytes<'_>) {
-    let mut talk = Talk::default();
+fn acts(mut harness: Machine, limits: Limits, mut input: Unstructured<'_>) {
+    let mut conversation = Conversation::default();
     let mut told = BTreeSet::new();
-    while let Some(act) = bytes.next() {
+    while let Some(act) = input.next_byte() {
         let mut event = |_: &mut Machine, event: Event| {
             if let Event::Request { id, .. } = event {
                 assert!(told.insert(id), "{id:?} is told twice");
             }
         };
         if act < 128 {
-            let said = say::next(Speaker::Client, &mut bytes, &mut talk);
-            tried.say(&said, &mut event);
+            let generated = message_gen::next_message(Sender::Client, &mut input, &mut conversation);
+            harness.receive_generated(&generated, &mut event);
         } else {
-            act_of_caller(&mut tried, &mut bytes);
-            tried.events(&mut event);
+            act_of_caller(&mut harness, &mut input);
+            harness.events(&mut event);
         }
-        assert!(tried.machine.requests_in_flight() <= limits.requests as usize);
-        assert!(tried.machine.transactions().count() <= limits.transactions as usize);
-        if tried.is_dead() {
+        assert!(harness.machine.requests_in_flight() <= limits.requests as usize);
+        assert!(harness.machine.transactions().count() <= limits.transactions as usize);
+        if harness.is_dead() {
             return;
         }
     }
-    tried.send();
+    harness.send();
 }
 
-fn act_of_caller(tried: &mut Machine, bytes: &mut Bytes<'_>) {
-    let transfer = say::transfer(bytes);
+fn act_of_caller(harness: &mut Machine, input: &mut Unstructured<'_>) {
+    let transfer = message_gen::transfer(input);
     let id = RequestId::from(transfer);
-    match bytes.below(16) {
-        0..=3 => reply(tried, id, bytes),
+    match input.below(16) {
+        0..=3 => reply(harness, id, input),
         4 | 5 => {
-            let size = say::offset(bytes);
-            let started = tried.call(|machine| machine.start_blob(transfer, size, say::DIGEST));
+            let size = message_gen::offset(input);
+            let started = harness.call(|machine| machine.start_blob(transfer, size, message_gen::DIGEST));
             assert!(started.is_none_or(|range| range.start <= range.end && range.end <= size));
         }
-        6 | 7 => tried.store(transfer, None),
-        8 => tried.store(transfer, Some(say::offset(bytes))),
+        6 | 7 => harness.store(transfer, None),
+        8 => harness.store(transfer, Some(message_gen::offset(input))),
         9 => {
-            tried.machine.discard(transfer);
-            tried.forget(transfer);
+            harness.machine.discard(transfer);
+            harness.forget(transfer);
         }
         10 => {
-            let reason = say::error(bytes);
-            tried.call(|machine| machine.abort_blob(transfer, reason));
+            let reason = message_gen::error(input);
+            harness.call(|machine| machine.abort_blob(transfer, reason));
         }
         11 => {
-            let time = Duration::from_secs(bytes.byte().into());
-            tried.pass(time, &mut |_, _| {});
+            let time = Duration::from_secs(input.byte().into());
+            harness.advance_time(time, &mut |_, _| {});
         }
-        12 => handshake(tried, bytes),
-        _ => tried.send(),
+        12 => handshake(harness, input),
+        _ => harness.send(),
     }
 }
 
-fn reply(tried: &mut Machine, id: RequestId, bytes: &mut Bytes<'_>) {
-    let result = say::result(bytes);
-    if tried.call(|machine| machine.reply(id, result)).is_some() {
-        tried.forget(id.into());
+fn reply(harness: &mut Machine, id: RequestId, input: &mut Unstructured<'_>) {
+    let result = message_gen::result(input);
+    if harness.call(|machine| machine.reply(id, result)).is_some() {
+        harness.forget(id.into());
     }
 }
 
-fn handshake(tried: &mut Machine, bytes: &mut Bytes<'_>) {
-    match bytes.below(8) {
-        0 => tried.call(|machine| machine.refuse(Refusal::Full)),
-        1 => tried.call(|machine| machine.goodbye()),
-        2 => tried.call(|machine| machine.finish_blob(TransferId(3), say::DIGEST)),
+fn handshake(harness: &mut Machine, input: &mut Unstructured<'_>) {
+    match input.below(8) {
+        0 => harness.call(|machine| machine.refuse(Refusal::Full)),
+        1 => harness.call(|machine| machine.goodbye()),
+        2 => harness.call(|machine| machine.finish_blob(TransferId(3), message_gen::DIGEST)),
         3..5 => {
-            let oids: Vec<Oid> = bytes.run().iter().map(|n| Oid(u64::MAX - u64::from(*n))).collect();
-            tried.call(|machine| machine.invalidate(Tid::MAX, &oids.repeat(4)))
+            let oids: Vec<Oid> = input.prefixed().iter().map(|n| Oid(u64::MAX - u64::from(*n))).collect();
+            harness.call(|machine| machine.invalidate(Tid::MAX, &oids.repeat(4)))
         }
-        _ => tried.call(|machine| machine.welcome(Tid(3))),
+        _ => harness.call(|machine| machine.welcome(Tid(3))),
     };
 }
 
 /// A stream in reads of one size, and a caller who does at once whatever is asked for.
-fn stream(mut tried: Machine, mut bytes: Bytes<'_>) {
-    let size = usize::from(bytes.byte().max(1));
-    let stream = bytes.rest();
+fn stream(mut harness: Machine, mut input: Unstructured<'_>) {
+    let size = usize::from(input.byte().max(1));
+    let stream = input.take_rest();
     for read in stream.chunks(size) {
-        tried.hear(read, false, &mut oblige);
-        if tried.is_dead() {
+        harness.receive(read, false, &mut respond);
+        if harness.is_dead() {
             break;
         }
-        tried.store_all();
-        tried.send();
+        harness.store_all();
+        harness.send();
     }
 }
 
-fn oblige(tried: &mut Machine, event: Event) {
+fn respond(harness: &mut Machine, event: Event) {
     match event {
-        Event::Hello { .. } => drop(tried.call(|machine| machine.welcome(Tid(3)))),
+        Event::Hello { .. } => drop(harness.call(|machine| machine.welcome(Tid(3)))),
         Event::Request { request: Request::StoreBlob { .. }, .. } => {}
         Event::Request { id, request } => {
-            let answered = match say::fitting(&request) {
-                Some(reply) => tried.call(|machine| machine.reply(id, Ok(reply))),
-                None => tried.call(|machine| machine.start_blob(id.into(), 100, say::DIGEST)).map(drop),
+            let answered = match message_gen::matching_reply(&request) {
+                Some(reply) => harness.call(|machine| machine.reply(id, Ok(reply))),
+                None => {
+                    harness.call(|machine| machine.start_blob(id.into(), 100, message_gen::DIGEST)).map(drop)
+                }
             };
             if answered.is_none() {
-                tried.call(|machine| machine.reply(id, Err(RequestError::Cancelled)));
+                harness.call(|machine| machine.reply(id, Err(RequestError::Cancelled)));
             }
         }
         Event::Transfer(TransferEvent::Stopped { transfer, .. }) => {
-            tried.store(transfer, None);
-            tried.call(|machine| machine.reply(transfer.into(), Ok(Reply::Done)));
-            tried.forget(transfer);
+            harness.store(transfer, None);
+            harness.call(|machine| machine.reply(transfer.into(), Ok(Reply::Done)));
+            harness.forget(transfer);
         }
         _ => {}
     }

@@ -1,4 +1,4 @@
-//! One stream, cut into reads in different ways, and moved through buffers or past them: both sides hear the same, answer
+//! One stream, cut into reads in different ways, and moved through buffers or past them: both sides feed_read the same, answer
 //! the same, and die of the same.
 //!
 //! The first byte chooses who hears the stream and whether it is a stream of arbitrary bytes or one of messages with
@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::iter;
 
-use blobferry_protocol::connection::{Connection, Side};
-use blobferry_protocol::testing::Style;
+use blobferry_protocol::connection::{Connection, Half};
+use blobferry_protocol::testing::{Side, Style};
 use blobferry_protocol::wire;
 use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{
@@ -17,35 +17,36 @@ use blobferry_protocol::{
     Time, TransferEvent, TransferId, client, server,
 };
 
-use crate::bytes::Bytes;
-use crate::say::{self, Said, Speaker, Talk};
+use crate::input::Input;
+use crate::message_gen::{self, Conversation, Generated, Sender};
+use arbitrary::Unstructured;
 
 /// Cuts a stream in several ways.
 pub fn split(data: &[u8]) {
-    let mut bytes = Bytes::new(data);
-    let choice = bytes.byte();
+    let mut input = Unstructured::new(data);
+    let choice = input.byte();
     // A chunk may fill more than half of a transfer's window, and less of the connection's.
-    let tight = Limits { chunk: 34, connection_window: 100, ..say::tight() };
-    let limits = if choice & 1 == 0 { tight } else { Limits::default() };
-    let sizes: Vec<usize> = bytes.take(4).iter().map(|size| usize::from(*size).max(1)).collect();
-    let speaker = if choice & 2 == 0 { Speaker::Client } else { Speaker::Server };
+    let tight_limits = Limits { chunk: 34, connection_window: 100, ..message_gen::tight_limits() };
+    let limits = if choice & 1 == 0 { tight_limits } else { Limits::default() };
+    let sizes: Vec<usize> = input.up_to(4).iter().map(|size| usize::from(*size).max(1)).collect();
+    let sender = if choice & 2 == 0 { Sender::Client } else { Sender::Server };
     let stream = match choice & 4 {
-        0 => messages(speaker, bytes),
-        _ => bytes.rest().to_vec(),
+        0 => messages(sender, input),
+        _ => input.take_rest().to_vec(),
     };
-    match speaker {
-        Speaker::Client => all_the_same(|| say::server(limits), &stream, &sizes),
-        Speaker::Server => all_the_same(|| asking(limits), &stream, &sizes),
+    match sender {
+        Sender::Client => check_all_cuts(|| message_gen::server(limits), &stream, &sizes),
+        Sender::Server => check_all_cuts(|| client_with_requests(limits), &stream, &sizes),
     }
 }
 
 /// Messages, and behind each chunk what may be its payload.
-fn messages(speaker: Speaker, mut bytes: Bytes<'_>) -> Vec<u8> {
-    let (mut stream, mut talk) = (Vec::new(), Talk::default());
-    while let Some(payload) = bytes.next() {
-        let said = say::next(speaker, &mut bytes, &mut talk);
-        stream.extend(said.bytes());
-        if let Said::Message(Message::BlobChunk { len, .. }) = said {
+fn messages(sender: Sender, mut input: Unstructured<'_>) -> Vec<u8> {
+    let (mut stream, mut conversation) = (Vec::new(), Conversation::default());
+    while let Some(payload) = input.next_byte() {
+        let generated = message_gen::next_message(sender, &mut input, &mut conversation);
+        stream.extend(generated.bytes());
+        if let Generated::Message(Message::BlobChunk { len, .. }) = generated {
             stream.extend(vec![payload; len.min(300) as usize]);
         }
     }
@@ -53,8 +54,8 @@ fn messages(speaker: Speaker, mut bytes: Bytes<'_>) -> Vec<u8> {
 }
 
 /// A client that has asked for a few things.
-fn asking(limits: Limits) -> client::Connection {
-    let mut client = say::client(limits);
+fn client_with_requests(limits: Limits) -> client::Connection {
+    let mut client = message_gen::client(limits);
     let blob = BlobId { oid: Oid(1), tid: Tid(1) };
     for (from, upto) in [(0, u64::MAX), (0, u64::MAX), (16, 64)] {
         client.request(Request::SendBlob { blob, from, upto }).unwrap();
@@ -66,20 +67,20 @@ fn asking(limits: Limits) -> client::Connection {
 }
 
 /// A half that does what it is asked for.
-trait Obliging: Side {
-    fn oblige(connection: &mut Connection<Self>, event: &Self::Event);
+trait Responder: Side {
+    fn respond(connection: &mut Connection<Self>, event: &Self::Event);
 }
 
-impl Obliging for client::Client {
-    fn oblige(_: &mut client::Connection, _: &client::Event) {}
+impl Responder for client::Client {
+    fn respond(_: &mut client::Connection, _: &client::Event) {}
 }
 
-impl Obliging for server::Server {
-    fn oblige(connection: &mut server::Connection, event: &server::Event) {
+impl Responder for server::Server {
+    fn respond(connection: &mut server::Connection, event: &server::Event) {
         // What was answered by the machine itself is refused.
         let _ = match event {
             server::Event::Request { request: Request::StoreBlob { .. }, .. } => Ok(()),
-            server::Event::Request { id, request } => match say::fitting(request) {
+            server::Event::Request { id, request } => match message_gen::matching_reply(request) {
                 Some(reply) => connection.reply(*id, Ok(reply)),
                 None => connection.reply(*id, Err(RequestError::Cancelled)),
             },
@@ -97,12 +98,12 @@ struct Seen<E> {
     events: Vec<E>,
     payload: BTreeMap<TransferId, Vec<u8>>,
     error: Option<PeerError>,
-    said: Vec<Message>,
+    sent: Vec<Message>,
 }
 
-fn all_the_same<H>(connection: impl Fn() -> Connection<H>, stream: &[u8], sizes: &[usize])
+fn check_all_cuts<H>(connection: impl Fn() -> Connection<H>, stream: &[u8], sizes: &[usize])
 where
-    H: Obliging<Event: PartialEq + Debug>,
+    H: Responder<Event: PartialEq + Debug>,
 {
     let whole = feed(connection(), stream, Style::Buffered, &[usize::MAX]);
     for (style, sizes) in [(Style::Buffered, sizes), (Style::Splicing, sizes), (Style::Buffered, &[1])] {
@@ -113,13 +114,13 @@ where
 }
 
 /// Feeds a stream to a machine in reads of these sizes, over and over.
-fn feed<H: Obliging>(
+fn feed<H: Responder>(
     mut connection: Connection<H>,
     stream: &[u8],
     style: Style,
     sizes: &[usize],
 ) -> Seen<H::Event> {
-    let mut seen = Seen { events: Vec::new(), payload: BTreeMap::new(), error: None, said: Vec::new() };
+    let mut seen = Seen { events: Vec::new(), payload: BTreeMap::new(), error: None, sent: Vec::new() };
     let mut sinks = BTreeMap::new();
     let mut rest = stream;
     for size in sizes.iter().cycle() {
@@ -133,21 +134,21 @@ fn feed<H: Obliging>(
         };
         let (read, left) = rest.split_at((*size).min(max).min(rest.len()).max(1));
         rest = left;
-        seen.error = hear(&mut connection, read, style, &mut seen, &mut sinks).err();
+        seen.error = feed_read(&mut connection, read, style, &mut seen, &mut sinks).err();
     }
     // Not before: what a request comes to may depend on what was answered when it came.
     for event in &seen.events {
-        H::oblige(&mut connection, event);
+        H::respond(&mut connection, event);
     }
     seen.events.extend(iter::from_fn(|| connection.poll_event()));
-    seen.said = said(&mut connection);
+    seen.sent = sent_messages(&mut connection);
     seen
 }
 
 /// How far the sinks are.
 type Sinks = BTreeMap<TransferId, u64>;
 
-fn hear<H: Obliging>(
+fn feed_read<H: Responder>(
     connection: &mut Connection<H>,
     read: &[u8],
     style: Style,
@@ -160,7 +161,7 @@ fn hear<H: Obliging>(
             Expect::Control { .. } => {
                 let used = connection.handle_control(Time::ZERO, rest);
                 while let Some(event) = connection.poll_event() {
-                    if let Some(&TransferEvent::Started { transfer, from, .. }) = H::transfer_event(&event) {
+                    if let Some(&TransferEvent::Started { transfer, from, .. }) = H::transfer(&event) {
                         sinks.insert(transfer, from);
                     }
                     seen.events.push(event);
@@ -188,15 +189,15 @@ fn hear<H: Obliging>(
 }
 
 /// All that a machine has to say but for credit.
-fn said<H: Side>(connection: &mut Connection<H>) -> Vec<Message> {
+fn sent_messages<H: Half>(connection: &mut Connection<H>) -> Vec<Message> {
     let mut heads = Vec::new();
     while connection.poll_transmit(Time::ZERO, &mut heads).is_some() {}
-    let (mut said, mut rest) = (Vec::new(), &heads[..]);
+    let (mut sent, mut rest) = (Vec::new(), &heads[..]);
     while let Some((length, frames)) = rest.split_first_chunk::<LENGTH_BYTES>() {
         let (frame, more) = frames.split_at(u32::from_le_bytes(*length) as usize);
-        said.push(wire::decode(frame).unwrap());
+        sent.push(wire::decode(frame).unwrap());
         rest = more;
     }
-    said.retain(|message| !matches!(message, Message::Credit { .. } | Message::ConnectionCredit { .. }));
-    said
+    sent.retain(|message| !matches!(message, Message::Credit { .. } | Message::ConnectionCredit { .. }));
+    sent
 }
