@@ -194,7 +194,7 @@ impl CacheFixture {
             Ok(SmallClaim::Download(download)) => {
                 let digest = digest_of(&expected_bytes);
                 download
-                    .keep(&expected_bytes.into(), digest, |write| write())
+                    .finish_small(&expected_bytes.into(), digest, |write| write())
                     .expect("it is small, and right");
             }
             Err(error) => self.check_refusal(blob, &error),

@@ -3,7 +3,7 @@
 //! However the stream is cut into reads, the machine takes the bytes that the other one says, waits for as many as are
 //! missing, and finds the same fault in the same frame. What it keeps meanwhile is no more than what has come.
 
-use blobferry_protocol::connection::{Connection, Half};
+use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::wire;
 use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{BlobId, Expect, Limits, Message, Oid, PeerError, Request, Tid, Time};
@@ -79,7 +79,7 @@ fn find_frame(bytes: &[u8], longest: Longest) -> Found {
     }
 }
 
-fn feed<H: Half>(mut machine: Connection<H>, stream: &[u8], size: usize, longest: Longest) {
+fn feed<H: Side>(mut machine: Connection<H>, stream: &[u8], size: usize, longest: Longest) {
     // Where the frame begins that is being read, and how far it was read.
     let (mut start, mut at) = (0, 0);
     while at < stream.len() {

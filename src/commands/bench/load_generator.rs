@@ -205,7 +205,7 @@ impl LoadGenerator {
         let mut failed = None;
         for caller in callers {
             // A caller that panicked got no answer.
-            let done = caller.await.unwrap_or_else(|_| Err(CallError::unanswered().into()));
+            let done = caller.await.unwrap_or_else(|_| Err(CallError::Unanswered.into()));
             failed = failed.or(done.err());
         }
         failed.map_or_else(|| self.ran(), Err)
