@@ -1,6 +1,6 @@
-//! How much the machines cost by themselves: frames a second, chunks a second, and allocations for each.
+//! The cost of the state machines: frames per second, chunks per second, and allocations for each.
 //!
-//! No byte of payload is moved here, and no socket: a transport adds that to it.
+//! The benchmark moves no payload and uses no socket. A transport adds those costs.
 
 use std::hint::black_box;
 
@@ -12,13 +12,13 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const NOW: Time = Time::ZERO;
 
-/// A blob that has no end for a benchmark.
+/// The size in bytes of a blob that a benchmark never finishes.
 const ENDLESS: u64 = 1 << 60;
 
-/// Rounds after which nothing grows any more.
+/// The rounds after which no buffer grows any more.
 const WARM: usize = 1000;
 
-/// Both machines, and the bytes between them.
+/// Both connections, and the bytes between them.
 struct Pair {
     client: client::Connection,
     server: server::Connection,
@@ -39,7 +39,7 @@ impl Pair {
         pair
     }
 
-    /// All that the client has to say.
+    /// Moves all messages of the client to the server.
     fn carry_up(&mut self) {
         self.up.clear();
         while self.client.poll_transmit(NOW, &mut self.up).is_some() {}
@@ -47,7 +47,7 @@ impl Pair {
         assert_eq!(used, Ok(self.up.len()));
     }
 
-    /// What the server has to say, up to the head of one chunk: says whether there was one.
+    /// Moves the messages of the server to the client, up to the head of one chunk; returns true if there was a chunk.
     fn carry_down(&mut self) -> bool {
         self.down.clear();
         let mut chunk = false;
@@ -59,31 +59,31 @@ impl Pair {
         chunk
     }
 
-    /// A small request and its answer: two frames.
+    /// Exchanges a small request and its answer: two frames.
     fn round_trip(&mut self, revision: &Revision) {
-        let asked = self.client.request(Request::Load { oid: Oid(1) });
+        let sent = self.client.request(Request::Load { oid: Oid(1) });
         self.carry_up();
         let Some(server::Event::Request { id, .. }) = self.server.poll_event() else { return };
-        assert_eq!(asked, Ok(id));
+        assert_eq!(sent, Ok(id));
         assert_eq!(self.server.reply(id, Ok(Reply::Revision(revision.clone()))), Ok(()));
         self.carry_down();
         let Some(client::Event::Reply { result, .. }) = self.client.poll_event() else { return };
         assert!(black_box(result).is_ok());
     }
 
-    /// Begins a download that has no end.
+    /// Starts a download of [`ENDLESS`] bytes.
     fn download(&mut self) -> TransferId {
         let blob = BlobId { oid: Oid(1), tid: Tid(1) };
-        let asked = self.client.request(Request::SendBlob { blob, from: 0, upto: u64::MAX });
+        let sent = self.client.request(Request::SendBlob { blob, from: 0, upto: u64::MAX });
         self.carry_up();
         while self.server.poll_event().is_some() {}
-        let transfer: Option<TransferId> = asked.ok().map(Into::into);
+        let transfer: Option<TransferId> = sent.ok().map(Into::into);
         let transfer = transfer.unwrap_or(TransferId(0));
         assert!(self.server.start_blob(transfer, ENDLESS, Digest([0; 32])).is_ok());
         transfer
     }
 
-    /// A chunk goes to the client, is stored there, and gives the server its credit back.
+    /// Moves a chunk to the client, stores it there, and moves the credit back.
     fn chunk(&mut self) {
         assert!(self.carry_down(), "there is credit");
         while self.client.poll_event().is_some() {}
@@ -94,8 +94,8 @@ impl Pair {
     }
 }
 
-/// How often a piece of work allocates when nothing grows any more.
-fn tell_allocations(what: &str, mut work: impl FnMut()) {
+/// Prints how often `work` allocates after [`WARM`] rounds.
+fn print_allocations(what: &str, mut work: impl FnMut()) {
     (0..WARM).for_each(|_| work());
     let allocations = measure(|| (0..WARM).for_each(|_| work())).count_total;
     println!("{what}: {} allocations each", allocations as f64 / WARM as f64);
@@ -104,7 +104,7 @@ fn tell_allocations(what: &str, mut work: impl FnMut()) {
 fn frames(criterion: &mut Criterion) {
     let mut pair = Pair::connected();
     let revision = Revision { tid: Tid(1), data: vec![7; 100], blob: None, next: None };
-    tell_allocations("a small request and its answer", || pair.round_trip(&revision));
+    print_allocations("a small request and its answer", || pair.round_trip(&revision));
     let mut group = criterion.benchmark_group("frames");
     group.throughput(Throughput::Elements(2));
     group.bench_function("request and answer", |bencher| bencher.iter(|| pair.round_trip(&revision)));
@@ -114,7 +114,7 @@ fn frames(criterion: &mut Criterion) {
 fn chunks(criterion: &mut Criterion) {
     let mut pair = Pair::connected();
     pair.download();
-    tell_allocations("a chunk and its credit", || pair.chunk());
+    print_allocations("a chunk and its credit", || pair.chunk());
     let mut group = criterion.benchmark_group("chunks");
     group.throughput(Throughput::Elements(1));
     group.bench_function("chunk and credit", |bencher| bencher.iter(|| pair.chunk()));

@@ -1,4 +1,4 @@
-//! Transactions that go on after their connection was lost, and uploads that go on in the middle.
+//! Transactions that go on after their connection was lost, and uploads that are resumed.
 
 use blobferry_protocol::server::Event;
 use blobferry_protocol::{
@@ -6,7 +6,7 @@ use blobferry_protocol::{
     TransferId, Unfinished, UsageError, client, server,
 };
 
-use crate::support::{self, begin, client_of, events, hear, request, said, store, txn};
+use crate::support::{self, begin, client_of, events, receive, request, said, store, txn};
 
 const ATTACH: Request = Request::Attach { txn: blobferry_protocol::TxnId([1; 16]) };
 
@@ -19,15 +19,15 @@ fn unknown() -> Result<Reply, RequestError> {
     Err(RequestError::NoSuchTransaction { txn: txn(1) })
 }
 
-/// A server that was asked to attach transaction 1, as request 1.
+/// Returns a server that has received an `Attach` of transaction 1, as request 1.
 fn server_asked() -> server::Connection {
     let mut server = support::server();
-    hear(&mut server, &request(1, ATTACH));
+    receive(&mut server, &request(1, ATTACH));
     assert_eq!(events(&mut server), [Event::Request { id: RequestId(1), request: ATTACH }]);
     server
 }
 
-/// A client that has asked the same.
+/// Returns a client that has sent the same request.
 fn client_asking() -> client::Connection {
     let mut client = support::client();
     assert_eq!(client.request(ATTACH), Ok(RequestId(1)));
@@ -35,16 +35,16 @@ fn client_asking() -> client::Connection {
 }
 
 fn answer(client: &mut client::Connection, result: Result<Reply, RequestError>) {
-    hear(client, &Message::Reply { id: RequestId(1), result });
+    receive(client, &Message::Reply { id: RequestId(1), result });
 }
 
 #[test]
-fn a_transaction_that_is_attached_is_as_open_as_one_that_has_begun() {
+fn an_attached_transaction_is_open() {
     let mut server = server_asked();
     server.reply(RequestId(1), attached()).unwrap();
     assert_eq!(server.transactions().collect::<Vec<_>>(), [(txn(1), Phase::Open)]);
-    hear(&mut server, &request(2, store(1)));
-    hear(&mut server, &request(3, Request::Commit { txn: txn(1) }));
+    receive(&mut server, &request(2, store(1)));
+    receive(&mut server, &request(3, Request::Commit { txn: txn(1) }));
     assert_eq!(events(&mut server), [Event::Request { id: RequestId(2), request: store(1) }]);
     server.reply(RequestId(2), Ok(Reply::Done)).unwrap();
     let commit = Request::Commit { txn: txn(1) };
@@ -57,16 +57,16 @@ fn a_transaction_that_is_attached_is_as_open_as_one_that_has_begun() {
 }
 
 #[test]
-fn a_vote_that_comes_too_early_waits_until_the_transaction_is_attached() {
+fn an_early_vote_waits_for_the_attach() {
     let vote = Request::Vote { txn: txn(1) };
     let mut server = server_asked();
-    hear(&mut server, &request(2, vote.clone()));
+    receive(&mut server, &request(2, vote.clone()));
     assert_eq!(events(&mut server), []);
     server.reply(RequestId(1), attached()).unwrap();
     assert_eq!(events(&mut server), [Event::Request { id: RequestId(2), request: vote.clone() }]);
 
     let mut server = server_asked();
-    hear(&mut server, &request(2, vote));
+    receive(&mut server, &request(2, vote));
     server.reply(RequestId(1), unknown()).unwrap();
     assert_eq!(events(&mut server), [Event::Abandoned { txn: txn(1) }]);
     let doomed = Message::Reply { id: RequestId(2), result: Err(RequestError::Doomed { txn: txn(1) }) };
@@ -74,12 +74,12 @@ fn a_vote_that_comes_too_early_waits_until_the_transaction_is_attached() {
 }
 
 #[test]
-fn a_transaction_that_can_not_be_attached_is_not_open_and_its_name_can_begin() {
+fn after_a_failed_attach_the_name_can_begin() {
     let mut server = server_asked();
     server.reply(RequestId(1), unknown()).unwrap();
     assert_eq!(server.transactions().count(), 0);
     said(&mut server);
-    hear(&mut server, &request(2, begin(1)));
+    receive(&mut server, &request(2, begin(1)));
     assert_eq!(events(&mut server), [Event::Request { id: RequestId(2), request: begin(1) }]);
 
     let mut client = client_asking();
@@ -90,12 +90,12 @@ fn a_transaction_that_can_not_be_attached_is_not_open_and_its_name_can_begin() {
 }
 
 #[test]
-fn transactions_that_are_attached_count_like_those_that_have_begun() {
+fn attached_transactions_count_as_open() {
     let limits = Limits { transactions: 1, ..Limits::default() };
     let mut server = support::server_for(support::with(limits), Limits::default());
-    hear(&mut server, &request(1, begin(2)));
+    receive(&mut server, &request(1, begin(2)));
     events(&mut server);
-    hear(&mut server, &request(2, ATTACH));
+    receive(&mut server, &request(2, ATTACH));
     assert_eq!(events(&mut server), []);
     assert!(matches!(
         said(&mut server)[..],
@@ -115,7 +115,7 @@ fn only_an_answer_about_what_has_arrived_fits() {
 }
 
 #[test]
-fn an_upload_goes_on_in_the_middle_within_a_window_of_its_own() {
+fn a_resumed_upload_has_a_window_from_its_offset() {
     let limits = Limits { transfer_window: 100, ..Limits::default() };
     let mut client = client_of(Default::default(), limits);
     client.request(ATTACH).unwrap();
@@ -132,17 +132,17 @@ fn an_upload_goes_on_in_the_middle_within_a_window_of_its_own() {
     let mut server = server_asked();
     server.reply(RequestId(1), attached()).unwrap();
     for message in &heads[..2] {
-        hear(&mut server, message);
+        receive(&mut server, message);
     }
     let started = TransferEvent::Started { transfer, from: 300, end: 1000, size: 1000, digest: None };
     assert_eq!(events(&mut server).pop(), Some(Event::Transfer(started)));
-    hear(&mut server, &heads[2]);
+    receive(&mut server, &heads[2]);
     assert_eq!(server.payload_moved(Time::ZERO, 100), Ok(()));
     assert_eq!(server.stored(transfer, 400), Ok(()));
 }
 
 #[test]
-fn an_upload_of_which_all_bytes_had_arrived_is_only_ended() {
+fn a_resumed_upload_without_rest_only_ends() {
     let mut client = client_asking();
     answer(&mut client, attached());
     said(&mut client);
@@ -154,13 +154,13 @@ fn an_upload_of_which_all_bytes_had_arrived_is_only_ended() {
 }
 
 #[test]
-fn requests_after_a_connection_have_higher_numbers_than_all_that_were_made_on_it() {
+fn a_new_connection_numbers_above_the_old_one() {
     let mut client = client_asking();
     let last = client.request(Request::Status).unwrap();
     assert_eq!(client.last_request(), last);
     let mut next = client::Connection::after(Time::ZERO, Default::default(), b"", last);
     let welcome = blobferry_protocol::Welcome { version: 1, limits: Limits::default(), last_tid: Tid::ZERO };
-    hear(&mut next, &Message::Welcome(welcome));
+    receive(&mut next, &Message::Welcome(welcome));
     assert_eq!(next.request(ATTACH), Ok(RequestId(last.0 + 1)));
 }
 
@@ -170,7 +170,7 @@ fn an_upload_has_to_go_on_to_its_end() {
         let mut server = server_asked();
         server.reply(RequestId(1), attached()).unwrap();
         let blob = Request::StoreBlob { txn: txn(1), oid: Oid(1), base: Tid::ZERO, data: vec![] };
-        hear(&mut server, &request(2, blob));
+        receive(&mut server, &request(2, blob));
         let start = Message::BlobStart { transfer: TransferId(2), from, end, size, digest: None };
         support::refuses(&mut server, &start);
     }

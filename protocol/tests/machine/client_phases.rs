@@ -1,17 +1,17 @@
-//! The phases of a transaction on the client: what its half does not even send. And the bounds that both halves keep.
+//! The phases of a transaction on the client: what the client does not send. And the limits that both sides keep.
 
 use blobferry_protocol::{
     Limits, Message, Oid, PeerError, Phase, Reply, Request, RequestError, RequestId, Tid, UsageError, client,
 };
 
-use crate::support::{self, begin, events, hear, request, said, store, txn};
+use crate::support::{self, begin, events, receive, request, said, store, txn};
 use crate::transactions::requests;
 
-/// A client whose transaction 1 is in this phase; everything it said so far was heard.
+/// Returns a client whose transaction 1 is in this phase, and whose messages and events so far were taken.
 fn client_in(phase: Option<Phase>) -> client::Connection {
     let mut client = support::client();
     let txn = txn(1);
-    let reply = |client: &mut client::Connection, id, result| hear(client, &Message::Reply { id, result });
+    let reply = |client: &mut client::Connection, id, result| receive(client, &Message::Reply { id, result });
     if phase.is_some() {
         let id = client.request(begin(1)).unwrap();
         reply(&mut client, id, Ok(Reply::Done));
@@ -39,7 +39,7 @@ fn client_in(phase: Option<Phase>) -> client::Connection {
 }
 
 #[test]
-fn the_client_sends_nothing_that_its_phase_does_not_allow() {
+fn the_client_sends_only_what_its_phase_allows() {
     let phases = [
         None,
         Some(Phase::Open),
@@ -61,7 +61,7 @@ fn the_client_sends_nothing_that_its_phase_does_not_allow() {
             };
             let allowed = match (&request, phase) {
                 (Request::Begin { .. }, phase) => phase.is_none(),
-                // The server may have it still, from a connection that was lost.
+                // The transaction may be open at the server, from a lost connection.
                 (Request::Abort { .. } | Request::Attach { .. }, None) => true,
                 (Request::Attach { .. }, Some(_)) => false,
                 (_, None) => false,
@@ -82,23 +82,23 @@ fn the_client_sends_nothing_that_its_phase_does_not_allow() {
 fn an_error_ends_a_vote_on_the_clients_side_too() {
     for error in [RequestError::Doomed { txn: txn(1) }, RequestError::Stopping] {
         let mut client = client_in(Some(Phase::Voting));
-        hear(&mut client, &Message::Reply { id: RequestId(2), result: Err(error) });
+        receive(&mut client, &Message::Reply { id: RequestId(2), result: Err(error) });
         assert_eq!(client.phase(txn(1)), None);
         assert!(client.request(begin(1)).is_ok());
     }
 }
 
 #[test]
-fn a_late_vote_is_not_taken_for_that_of_another_transaction_of_the_same_name() {
+fn a_late_vote_does_not_reach_a_new_transaction() {
     let mut client = client_in(Some(Phase::Voting));
     client.request(Request::Abort { txn: txn(1) }).unwrap();
     client.request(begin(1)).unwrap();
-    hear(&mut client, &Message::Reply { id: RequestId(2), result: Ok(Reply::Voted) });
+    receive(&mut client, &Message::Reply { id: RequestId(2), result: Ok(Reply::Voted) });
     assert_eq!(client.phase(txn(1)), Some(Phase::Open));
 }
 
 #[test]
-fn bounds_on_transactions_and_requests_are_kept_by_both_sides() {
+fn both_sides_limit_transactions_and_requests() {
     let limits = Limits { transactions: 2, requests: 3, ..Limits::default() };
     let mut client = support::client_of(Default::default(), limits);
     client.request(begin(1)).unwrap();
@@ -110,13 +110,13 @@ fn bounds_on_transactions_and_requests_are_kept_by_both_sides() {
     assert_eq!(error, UsageError::Limit { what: "requests", limit: 3 });
 
     let mut server = support::server_for(support::with(limits), Limits::default());
-    hear(&mut server, &request(1, begin(1)));
-    hear(&mut server, &request(2, begin(2)));
-    hear(&mut server, &request(3, begin(3)));
+    receive(&mut server, &request(1, begin(1)));
+    receive(&mut server, &request(2, begin(2)));
+    receive(&mut server, &request(3, begin(3)));
     let refused =
         |message: &Message| matches!(message, Message::Reply { result: Err(RequestError::Limit { .. }), .. });
     assert!(said(&mut server).iter().all(refused));
-    hear(&mut server, &request(4, Request::Status));
+    receive(&mut server, &request(4, Request::Status));
     let error = support::refuses(&mut server, &request(5, Request::Status));
     assert_eq!(error, PeerError::TooManyRequests { limit: 3 });
 }
@@ -125,7 +125,7 @@ fn bounds_on_transactions_and_requests_are_kept_by_both_sides() {
 fn request_ids_only_go_up() {
     for id in [0, 3, 4] {
         let mut server = support::server();
-        hear(&mut server, &request(4, Request::Status));
+        receive(&mut server, &request(4, Request::Status));
         let error = support::refuses(&mut server, &request(id, Request::Status));
         assert_eq!(error, PeerError::RequestOrder { id: RequestId(id), last: RequestId(4) });
     }

@@ -1,5 +1,4 @@
-//! Whole conversations, in any order: every byte arrives once and in order, every request gets one answer, and
-//! everything comes to its end.
+//! Random conversations: every byte arrives once and in order, every request has one answer, and everything ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use proptest::prelude::*;
 
 use crate::support::{begin, txn};
 
-/// One thing that happens.
+/// One step of a conversation.
 #[derive(Clone, Debug)]
 enum Op {
     Upload {
@@ -43,23 +42,23 @@ enum Op {
     Abort {
         txn: u8,
     },
-    /// One of the requests that were made.
+    /// Cancels one of the requests.
     Cancel {
         request: usize,
     },
-    /// The client gives up the sending of one.
+    /// The client aborts an upload.
     AbortUpload {
         request: usize,
     },
-    /// The server gives up the sending of one.
+    /// The server aborts a download.
     AbortDownload {
         request: usize,
     },
-    /// The server has an error for one of its requests at once.
+    /// The server answers one of its requests with an error at once.
     Fail {
         request: usize,
     },
-    /// The server answers what waits.
+    /// The server answers the requests that wait.
     Answer,
     HoldSinks {
         client: bool,
@@ -136,16 +135,16 @@ fn setting() -> impl Strategy<Value = PairConfig> {
     )
 }
 
-/// A client's application and a server's, and what both have seen.
+/// The applications of a client and a server, and what both have received.
 struct World {
     pair: Pair,
-    /// Requests that were made, and how many answers each has had.
+    /// The requests of the client, and the number of answers to each.
     asked: BTreeMap<RequestId, usize>,
     uploads: BTreeMap<TransferId, Source>,
     downloads: BTreeMap<TransferId, Source>,
-    /// Requests that the server has heard and not answered.
+    /// Requests that the server has received and not answered.
     waiting: BTreeMap<RequestId, Request>,
-    /// Uploads that the server answered before their end: it hears no more of them.
+    /// Uploads that the server answered before their end: it gets no more events of them.
     failed: BTreeSet<TransferId>,
     last_tid: u64,
 }
@@ -163,7 +162,7 @@ impl World {
         }
     }
 
-    /// What can not be asked now is not: that is no news.
+    /// Sends a request, if it is possible now.
     fn ask(&mut self, request: Request) -> Option<RequestId> {
         let id = self.pair.client.connection.request(request).ok()?;
         assert_eq!(self.asked.insert(id, 0), None);
@@ -223,7 +222,7 @@ impl World {
             Op::Steps(steps) => drop((0..steps).map(|_| self.pair.step()).collect::<Vec<_>>()),
             Op::Pass(time) => self.pair.advance(time),
         }
-        self.hear();
+        self.receive();
     }
 
     fn release(&mut self) {
@@ -231,15 +230,15 @@ impl World {
         self.pair.server.release_sinks();
     }
 
-    /// Both applications take what their machines tell them.
-    fn hear(&mut self) {
+    /// Both applications handle the events of their connections.
+    fn receive(&mut self) {
         while let Some(event) = self.pair.server.event() {
             match event {
                 server::Event::Request { id, request } => assert_eq!(self.waiting.insert(id, request), None),
                 server::Event::Transfer(TransferEvent::Aborted { transfer, .. }) => {
                     assert!(
                         self.waiting.remove(&transfer.into()).is_some(),
-                        "the machine has answered for us"
+                        "the connection has answered the request"
                     );
                 }
                 _ => {}
@@ -257,7 +256,7 @@ impl World {
         }
     }
 
-    /// The server answers all that can be answered.
+    /// The server answers every request that it can answer.
     fn answer(&mut self) {
         for (id, request) in std::mem::take(&mut self.waiting) {
             let stopped =
@@ -290,12 +289,12 @@ impl World {
         }
     }
 
-    /// Everybody is willing, until nothing is left to do.
+    /// Lets both sides answer and store until nothing is left to do.
     fn settle(&mut self) {
         for _ in 0..100 {
             self.release();
             self.pair.run();
-            self.hear();
+            self.receive();
             self.answer();
         }
     }
@@ -325,8 +324,9 @@ impl World {
 }
 
 proptest! {
+    /// Whatever happens in between, in any order.
     #[test]
-    fn whatever_happens_every_request_is_answered_once_and_every_byte_arrives_once(
+    fn requests_are_answered_once_and_bytes_arrive_once(
         setting in setting(),
         ops in vec(op(), 0..60),
     ) {
@@ -337,7 +337,7 @@ proptest! {
         world.settle();
         world.check();
 
-        // No credit was lost on the way: blobs much larger than all windows still go through, both ways at once.
+        // No credit was lost: blobs much larger than all windows still arrive, in both directions at once.
         let large = Source::new(&[42; 5_000]);
         world.happen(Op::Abort { txn: 0 });
         world.happen(Op::Begin { txn: 9 });
@@ -348,7 +348,7 @@ proptest! {
         let last = *world.downloads.keys().last().unwrap();
         prop_assert!(world.pair.client.sink(last).is_some_and(|sink| sink.bytes.len() == 5_000));
 
-        // And nothing is left over that would keep the connection from its end.
+        // Nothing is left over that would keep the connection from finishing.
         for n in [0, 1, 2, 9] {
             world.happen(Op::Abort { txn: n });
         }
@@ -360,7 +360,7 @@ proptest! {
     }
 
     #[test]
-    fn the_same_conversation_is_the_same_conversation(setting in setting(), ops in vec(op(), 0..40)) {
+    fn the_same_calls_produce_the_same_conversation(setting in setting(), ops in vec(op(), 0..40)) {
         let run = || {
             let mut world = World::new(setting.clone());
             ops.iter().cloned().for_each(|op| world.happen(op));

@@ -1,6 +1,8 @@
-//! Hostile bytes, one lie at a time: every message cut off at every byte, with something behind it, with any one byte
-//! another, with a count that lies; every length that a frame can claim. Nothing of it panics, and no memory is taken
-//! because something says that it will be needed.
+//! Hostile bytes, with one fault at a time. None of them panics, and none makes a connection allocate memory for bytes
+//! that have not arrived.
+//!
+//! The faults: every message cut off at every byte, with bytes behind it, with one byte changed, and with a wrong count;
+//! and every length that a frame can claim.
 
 use std::fmt::Debug;
 
@@ -14,29 +16,29 @@ use blobferry_protocol::{
 };
 
 use crate::golden_table::table;
-use crate::support::{self, begin, events, frame, hear, said, store_blob};
+use crate::support::{self, begin, events, frame, receive, said, store_blob};
 
-/// What anything in here may cost beside what arrives.
+/// The memory in bytes that a step may use besides the bytes that arrive.
 const OWN: u64 = 64 << 10;
 
-/// The golden messages are about this request.
+/// The request that the golden messages belong to.
 const FIVE: u64 = 5;
 
-/// What happens when bytes arrive: how many are taken, the events, and what is said to it.
-type Heard = (Result<usize, PeerError>, Vec<String>, Vec<Message>);
+/// The effect of bytes that arrive: how many are taken, the events, and the messages in reply.
+type Effect = (Result<usize, PeerError>, Vec<String>, Vec<Message>);
 
-/// A machine of either kind.
-trait Ear {
-    fn hear(&mut self, bytes: &[u8]) -> Heard;
+/// A connection of either side.
+trait Receiver {
+    fn receive(&mut self, bytes: &[u8]) -> Effect;
     fn take(&mut self, bytes: &[u8]) -> Result<usize, PeerError>;
     fn expect(&self) -> Expect;
 }
 
-impl<S: Side> Ear for Connection<S>
+impl<S: Side> Receiver for Connection<S>
 where
     S::Event: Debug,
 {
-    fn hear(&mut self, bytes: &[u8]) -> Heard {
+    fn receive(&mut self, bytes: &[u8]) -> Effect {
         let used = self.take(bytes);
         (used, events(self).iter().map(|event| format!("{event:?}")).collect(), said(self))
     }
@@ -50,14 +52,14 @@ where
     }
 }
 
-/// A machine that hears, and whether the handshake is done there.
+/// A kind of connection that receives bytes, and whether its handshake is done.
 struct Listener {
     name: &'static str,
     connected: bool,
-    begin: fn() -> Box<dyn Ear>,
+    begin: fn() -> Box<dyn Receiver>,
 }
 
-/// Machines that take as many of the golden messages as possible.
+/// Connections that accept as many of the golden messages as possible.
 const LISTENERS: [Listener; 4] = [
     Listener {
         name: "a server that waits for a hello",
@@ -87,9 +89,9 @@ const LISTENERS: [Listener; 4] = [
 
 fn receiving_server() -> server::Connection {
     let mut server = support::server_for(support::wide(), Limits::default());
-    hear(&mut server, &support::request(1, begin(1)));
-    hear(&mut server, &support::request(FIVE, store_blob(1)));
-    hear(&mut server, &crate::receiving::start(TransferId(FIVE), 1000));
+    receive(&mut server, &support::request(1, begin(1)));
+    receive(&mut server, &support::request(FIVE, store_blob(1)));
+    receive(&mut server, &crate::receiving::start(TransferId(FIVE), 1000));
     events(&mut server);
     server
 }
@@ -100,7 +102,7 @@ fn receiving_client() -> client::Connection {
     for _ in 0..FIVE {
         client.request(Request::SendBlob { blob, from: 0, upto: u64::MAX }).unwrap();
     }
-    hear(&mut client, &crate::receiving::start(TransferId(FIVE), 1000));
+    receive(&mut client, &crate::receiving::start(TransferId(FIVE), 1000));
     events(&mut client);
     said(&mut client);
     client
@@ -110,22 +112,22 @@ fn frames() -> Vec<Vec<u8>> {
     table().iter().map(|(_, message, _)| frame(message)).collect()
 }
 
-/// A frame whose length is that of its body, whatever the body is.
+/// Returns a frame with this body and its length.
 fn framed(body: &[u8]) -> Vec<u8> {
     [&(body.len() as u32).to_le_bytes(), body].concat()
 }
 
-/// Has a new machine hear something, at no greater cost than that of what arrives; what it says to that.
+/// Passes bytes to a new connection, checks that the memory used is bounded by their number, and returns the effect.
 #[track_caller]
-fn cheaply(listener: &Listener, bytes: &[u8]) -> Heard {
-    let (mut ear, mut heard) = ((listener.begin)(), None);
-    let cost = measure(|| heard = Some(ear.take(bytes))).bytes_max;
+fn cheaply(listener: &Listener, bytes: &[u8]) -> Effect {
+    let (mut receiver, mut result) = ((listener.begin)(), None);
+    let cost = measure(|| result = Some(receiver.take(bytes))).bytes_max;
     assert!(cost <= OWN + bytes.len() as u64, "{}: {cost} bytes for {:x?}", listener.name, head(bytes));
-    let (_, events, said) = ear.hear(&[]);
-    (heard.unwrap(), events, said)
+    let (_, events, said) = receiver.receive(&[]);
+    (result.unwrap(), events, said)
 }
 
-/// As much of it as tells what it is.
+/// Returns the first 100 bytes, for messages of assertions.
 fn head(bytes: &[u8]) -> &[u8] {
     &bytes[..bytes.len().min(100)]
 }
@@ -134,14 +136,19 @@ fn head(bytes: &[u8]) -> &[u8] {
 fn a_message_that_is_cut_off_anywhere_is_waited_for() {
     for listener in &LISTENERS {
         for frame in frames() {
-            let (whole, events, said) = (listener.begin)().hear(&frame);
+            let (whole, events, said) = (listener.begin)().receive(&frame);
             for at in 0..frame.len() {
-                let mut ear = (listener.begin)();
+                let mut receiver = (listener.begin)();
                 let (begun, rest) = frame.split_at(at);
-                assert_eq!(ear.hear(begun), (Ok(at), vec![], vec![]), "{}: {begun:x?}", listener.name);
-                let Expect::Control { max } = ear.expect() else { panic!("payload behind {begun:x?}") };
+                assert_eq!(
+                    receiver.receive(begun),
+                    (Ok(at), vec![], vec![]),
+                    "{}: {begun:x?}",
+                    listener.name
+                );
+                let Expect::Control { max } = receiver.expect() else { panic!("payload behind {begun:x?}") };
                 assert!(max <= LENGTH_BYTES.max(rest.len()), "{max} bytes more of {begun:x?}");
-                let (result, late_events, late_said) = ear.hear(rest);
+                let (result, late_events, late_said) = receiver.receive(rest);
                 let used = result.map(|used| at + used);
                 assert_eq!((used, &late_events, &late_said), (whole.clone(), &events, &said), "{begun:x?}");
             }
@@ -150,14 +157,14 @@ fn a_message_that_is_cut_off_anywhere_is_waited_for() {
 }
 
 #[test]
-fn a_body_that_is_not_exactly_one_message_ends_the_connection() {
+fn a_body_that_is_not_one_message_ends_the_connection() {
     for listener in &LISTENERS {
         for frame in frames() {
             let body = &frame[LENGTH_BYTES..];
             for end in 0..body.len() {
-                let (heard, events, said) = cheaply(listener, &framed(&body[..end]));
+                let (result, events, said) = cheaply(listener, &framed(&body[..end]));
                 assert_eq!(
-                    heard,
+                    result,
                     Err(DecodeError::Malformed.into()),
                     "{}: {:x?}",
                     listener.name,
@@ -166,8 +173,8 @@ fn a_body_that_is_not_exactly_one_message_ends_the_connection() {
                 assert_eq!((events, said), (vec![], vec![]));
             }
             for more in [1, 2, 100, 3000] {
-                let (heard, events, said) = cheaply(listener, &framed(&[body, &vec![0; more]].concat()));
-                assert_eq!(heard, Err(DecodeError::Trailing(more).into()), "{}: {body:x?}", listener.name);
+                let (result, events, said) = cheaply(listener, &framed(&[body, &vec![0; more]].concat()));
+                assert_eq!(result, Err(DecodeError::Trailing(more).into()), "{}: {body:x?}", listener.name);
                 assert_eq!((events, said), (vec![], vec![]));
             }
         }
@@ -175,7 +182,7 @@ fn a_body_that_is_not_exactly_one_message_ends_the_connection() {
 }
 
 #[test]
-fn a_message_with_another_byte_in_it_is_another_message_or_an_error() {
+fn a_changed_byte_makes_another_message_or_an_error() {
     for frame in frames() {
         let mut body = frame[LENGTH_BYTES..].to_vec();
         for at in 0..body.len() {
@@ -195,7 +202,7 @@ fn a_message_with_another_byte_in_it_is_another_message_or_an_error() {
 }
 
 #[test]
-fn a_frame_with_another_byte_in_it_does_no_harm_to_a_machine() {
+fn a_changed_byte_in_a_frame_does_no_harm() {
     for listener in &LISTENERS {
         for mut frame in frames() {
             for at in 0..frame.len() {
@@ -203,9 +210,9 @@ fn a_frame_with_another_byte_in_it_does_no_harm_to_a_machine() {
                 let bits = (0..8).map(|bit| right ^ (1 << bit));
                 for wrong in bits.chain([0, u8::MAX]) {
                     frame[at] = wrong;
-                    // What follows may be taken for the rest of it.
-                    let (heard, _, said) = cheaply(listener, &[&frame[..], &[0; 8]].concat());
-                    assert!(heard.is_err() || heard.is_ok_and(|used| used > 0), "{frame:x?}");
+                    // The bytes that follow may count as the rest of the frame.
+                    let (result, _, said) = cheaply(listener, &[&frame[..], &[0; 8]].concat());
+                    assert!(result.is_err() || result.is_ok_and(|used| used > 0), "{frame:x?}");
                     assert!(said.len() <= 2, "{frame:x?}: {said:?}");
                 }
                 frame[at] = right;
@@ -215,7 +222,7 @@ fn a_frame_with_another_byte_in_it_does_no_harm_to_a_machine() {
 }
 
 #[test]
-fn every_length_that_is_beyond_the_limits_is_refused_as_soon_as_it_is_known() {
+fn a_length_beyond_the_limits_is_refused_at_once() {
     let frame_limit = support::wide().limits.frame;
     let edges = [0, 4095, 4096, frame_limit - 1, frame_limit, 1 << 31, u32::MAX - 1, u32::MAX];
     for listener in &LISTENERS {
@@ -226,7 +233,7 @@ fn every_length_that_is_beyond_the_limits_is_refused_as_soon_as_it_is_known() {
                 let may_be_long = if server { matches!(kind, 3 | 9) } else { matches!(kind, 4 | 5 | 9) };
                 let max = if may_be_long { first } else { 4096 };
                 let start = [&len.to_le_bytes()[..], &[kind]].concat();
-                let (heard, ..) = cheaply(listener, &start);
+                let (result, ..) = cheaply(listener, &start);
                 let mut slow = (listener.begin)();
                 let known = slow.take(&start[..LENGTH_BYTES]);
                 match len {
@@ -240,11 +247,11 @@ fn every_length_that_is_beyond_the_limits_is_refused_as_soon_as_it_is_known() {
                         } else {
                             PeerError::NotBlobferry { said: len.to_le_bytes() }
                         };
-                        assert_eq!(heard, Err(error.clone()), "{}: {start:x?}", listener.name);
+                        assert_eq!(result, Err(error.clone()), "{}: {start:x?}", listener.name);
                         assert_eq!(known, Err(error), "{}: {start:x?}", listener.name);
                     }
                     _ => {
-                        assert_eq!((heard, known), (Ok(5), Ok(4)), "{}: {start:x?}", listener.name);
+                        assert_eq!((result, known), (Ok(5), Ok(4)), "{}: {start:x?}", listener.name);
                         assert_eq!(slow.take(&[kind]), Ok(1));
                         assert_eq!(slow.expect(), Expect::Control { max: len as usize - 1 });
                     }
@@ -254,7 +261,7 @@ fn every_length_that_is_beyond_the_limits_is_refused_as_soon_as_it_is_known() {
     }
 }
 
-/// Counts that no list, text or record behind them has, and integers that fit no type.
+/// Counts that are larger than the list, text or record behind them, and integers that fit no type.
 fn lies() -> Vec<Vec<u8>> {
     let numbers = [127, 128, 4096, (1 << 20) + 1, u64::from(u32::MAX), 1 << 32, 1 << 62, u64::MAX];
     let varint = |mut number: u64| {
@@ -267,14 +274,14 @@ fn lies() -> Vec<Vec<u8>> {
         bytes
     };
     let mut lies: Vec<Vec<u8>> = numbers.into_iter().map(varint).collect();
-    // A bit too much for a `u64`, far too much, one without an end, and a zero that is written at great length.
+    // A little above `u64`, far above it, one without an end, and a zero with needless bytes.
     lies.extend([[&[0xff; 9][..], &[2]].concat(), [&[0xff; 9][..], &[0x7f]].concat(), vec![0xff; 30]]);
     lies.push([&[0x80; 9][..], &[0]].concat());
     lies
 }
 
 #[test]
-fn a_count_that_lies_is_not_believed_wherever_it_stands() {
+fn a_wrong_count_anywhere_costs_nothing() {
     for listener in &LISTENERS {
         for frame in frames() {
             let body = &frame[LENGTH_BYTES..];
@@ -282,9 +289,9 @@ fn a_count_that_lies_is_not_believed_wherever_it_stands() {
                 for lie in lies() {
                     for rest in [&body[at + 1..], &[], &[0; 40], &[0xff; 40]] {
                         let bytes = framed(&[&body[..at], &lie, rest].concat());
-                        // Most of these are no messages. What is one after all may be heard or refused.
-                        let (heard, ..) = cheaply(listener, &bytes);
-                        assert!(heard.is_err() || heard == Ok(bytes.len()), "{bytes:x?}");
+                        // Most of these are not messages. One that is may be accepted or refused.
+                        let (result, ..) = cheaply(listener, &bytes);
+                        assert!(result.is_err() || result == Ok(bytes.len()), "{bytes:x?}");
                     }
                 }
             }
@@ -292,7 +299,7 @@ fn a_count_that_lies_is_not_believed_wherever_it_stands() {
     }
 }
 
-/// The longest lists that there are, of the smallest elements that there are.
+/// Returns messages with lists of this length, of the smallest elements.
 fn long_lists(len: usize) -> Vec<Message> {
     let reply = |reply| Message::Reply { id: RequestId(1), result: Ok(reply) };
     let conflict = Conflict { oid: Oid(0), committed: Tid::ZERO, base: Tid::ZERO };
@@ -308,20 +315,20 @@ fn long_lists(len: usize) -> Vec<Message> {
 }
 
 #[test]
-fn the_longest_lists_are_for_clients_and_cost_a_server_nothing() {
+fn the_longest_lists_cost_a_server_nothing() {
     let lists =
         |len: usize| long_lists(len).into_iter().map(|message| frame(&message)[LENGTH_BYTES..].to_vec());
     let elements = lists(1).zip(lists(2)).map(|(one, two)| two.len() - one.len());
     for (mut body, element) in lists(Limits::LIST).zip(elements) {
-        let heard = cheaply(&LISTENERS[1], &framed(&body)).0;
-        assert!(matches!(heard, Err(PeerError::FrameTooLong { max: 4096, .. })), "{:x?}", head(&body));
+        let result = cheaply(&LISTENERS[1], &framed(&body)).0;
+        assert!(matches!(result, Err(PeerError::FrameTooLong { max: 4096, .. })), "{:x?}", head(&body));
         let mut decoded = Ok(Message::Goodbye);
         let cost = measure(|| decoded = wire::decode(&body)).bytes_max;
         assert!(decoded.is_ok());
-        // Memory grows with the elements that are really there: none of them is 64 times as large as on the wire, and
-        // a list that grows is there twice for a moment.
+        // Memory grows with the elements that have arrived. None is 64 times as large as on the wire, and a list exists
+        // twice while it grows.
         assert!(cost <= OWN + 3 * 64 * body.len() as u64, "{cost} bytes for {}", body.len());
-        // One element more than may be, which no honest peer encodes.
+        // One element more than allowed, which `encode` refuses.
         let count = body.windows(3).position(|bytes| bytes == [0x80, 0x80, 0x40]).unwrap();
         body[count] |= 1;
         body.resize(body.len() + element, 0);
@@ -330,7 +337,7 @@ fn the_longest_lists_are_for_clients_and_cost_a_server_nothing() {
 }
 
 #[test]
-fn a_frame_as_long_as_may_be_is_taken_and_costs_no_more_than_its_length() {
+fn the_longest_frame_costs_no_more_than_its_length() {
     let limits = Limits { frame: 1_000_000, ..support::wide().limits };
     let record = |data: usize| {
         let request = Request::Store { txn: support::txn(1), oid: Oid(1), base: Tid(1), data: vec![7; data] };
@@ -341,13 +348,13 @@ fn a_frame_as_long_as_may_be_is_taken_and_costs_no_more_than_its_length() {
         let bytes = record(data);
         for piece in [1 << 20, 65_536, 1000] {
             let mut server = support::server_for(support::with(limits), Limits::default());
-            let mut heard = Ok(0);
+            let mut result = Ok(0);
             let cost = measure(|| {
-                heard = bytes.chunks(piece).try_fold(0, |sum, piece| {
+                result = bytes.chunks(piece).try_fold(0, |sum, piece| {
                     server.handle_control(Time::ZERO, piece).map(|used| sum + used)
                 });
             });
-            match heard {
+            match result {
                 Ok(used) => assert!(fits && used == bytes.len()),
                 Err(error) => {
                     assert!(!fits);
@@ -355,7 +362,7 @@ fn a_frame_as_long_as_may_be_is_taken_and_costs_no_more_than_its_length() {
                     assert!(cost.bytes_max <= OWN);
                 }
             }
-            // The frame in pieces, in a buffer that grows, and the record in it.
+            // The pieces of the frame, in a buffer that grows, and the record in it.
             assert!(cost.bytes_max <= OWN + 4 * bytes.len() as u64, "{} bytes", cost.bytes_max);
         }
     }
@@ -375,10 +382,10 @@ fn small_messages_without_end_leave_nothing_behind() {
     for listener in LISTENERS.iter().filter(|listener| listener.connected) {
         for message in &small {
             let flood = frame(message).repeat(100_000);
-            let (mut ear, mut heard) = ((listener.begin)(), Ok(0));
-            let cost = measure(|| heard = ear.take(&flood));
+            let (mut receiver, mut result) = ((listener.begin)(), Ok(0));
+            let cost = measure(|| result = receiver.take(&flood));
             assert!(cost.bytes_max <= OWN, "{}: {} for {message:?}", listener.name, cost.bytes_max);
-            let (_, events, said) = ear.hear(&[]);
+            let (_, events, said) = receiver.receive(&[]);
             assert!(events.len() <= 2 && said.len() <= 64, "{message:?}: {events:?}, {said:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! Frames: what is too long, what is no message, and what was announced but is a lie.
+//! Frames: those that are too long, those that are not messages, and those with wrong lengths or counts.
 
 use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::wire;
@@ -9,7 +9,7 @@ use blobferry_protocol::{
 };
 use proptest::prelude::*;
 
-use crate::support::{self, client, frame, hear, messages, refuses, request, server, store};
+use crate::support::{self, client, frame, messages, receive, refuses, request, server, store};
 
 proptest! {
     #[test]
@@ -23,7 +23,7 @@ proptest! {
     }
 
     #[test]
-    fn no_prefix_of_a_message_and_nothing_longer_is_a_message(message: Message, more in 1usize..9) {
+    fn only_the_exact_bytes_are_a_message(message: Message, more in 1usize..9) {
         let frame = frame(&message);
         let body = &frame[LENGTH_BYTES..];
         for end in 0..body.len() {
@@ -36,7 +36,7 @@ proptest! {
     #[test]
     fn any_bytes_are_a_message_or_an_error(body in proptest::collection::vec(any::<u8>(), 0..300)) {
         if let Ok(message) = wire::decode(&body) {
-            // Numbers may be written longer than need be, but nothing is made up.
+            // A number may be encoded with needless bytes, but the message has no additional content.
             prop_assert!(frame(&message).len() - LENGTH_BYTES <= body.len());
         }
     }
@@ -55,9 +55,9 @@ fn what_decode_refuses_is_not_encoded() {
 }
 
 #[test]
-fn a_count_that_lies_costs_nothing() {
+fn a_wrong_count_costs_nothing() {
     for count in [[0xff, 0xff, 0xff, 0xff, 0x0f], [0x80, 0x80, 0x80, 0x80, 0x08]] {
-        // Invalidate, Reply(Ok(Conflicts)), Store's data, an error's text.
+        // `Invalidate`, `Reply(Ok(Conflicts))`, the data of `Store`, the text of an error.
         let store = [&[3, 1, 1][..], &[0; 18]].concat();
         for head in [&[5, 1][..], &[4, 1, 0, 3], &store, &[4, 1, 1, 10]] {
             let body = [head, &count, &[0; 64]].concat();
@@ -76,7 +76,7 @@ fn before_the_handshake_frames_are_short() {
     let error = server.handle_control(Time::ZERO, &length(Limits::HANDSHAKE_FRAME + 1));
     assert_eq!(error, Err(PeerError::NotBlobferry { said: [1, 16, 0, 0] }));
     let mut server = server::Connection::new(Time::ZERO, support::wide());
-    hear(&mut server, &support::hello(Limits::default()));
+    receive(&mut server, &support::hello(Limits::default()));
     let error = server.handle_control(Time::ZERO, &length(Limits::HANDSHAKE_FRAME + 1));
     assert_eq!(error, Err(PeerError::FrameTooLong { len: 4097, max: 4096 }), "it has said hello");
     let mut client = client::Connection::new(Time::ZERO, support::wide(), &[0; 10_000]);
@@ -89,7 +89,7 @@ fn before_the_handshake_frames_are_short() {
 }
 
 #[test]
-fn what_is_not_blobferry_is_told_at_once() {
+fn another_protocol_is_recognised_at_once() {
     let mut server = server::Connection::new(Time::ZERO, support::wide());
     let error = server.handle_control(Time::ZERO, b"GET / HTTP/1.1\r\n").unwrap_err();
     assert_eq!(error, PeerError::NotBlobferry { said: *b"GET " });
@@ -104,7 +104,7 @@ fn what_is_not_blobferry_is_told_at_once() {
 }
 
 #[test]
-fn a_length_prefix_of_4_gib_is_refused_when_it_is_read() {
+fn a_length_prefix_of_4_gib_is_refused_at_once() {
     let max = Limits::default().frame;
     let error = server().handle_control(Time::ZERO, &length(u32::MAX));
     assert_eq!(error, Err(PeerError::FrameTooLong { len: u32::MAX, max }));
@@ -115,7 +115,7 @@ fn a_length_prefix_of_4_gib_is_refused_when_it_is_read() {
     assert_eq!(
         server.expect(),
         Expect::Control { max: max as usize },
-        "the longest there may be is waited for"
+        "the longest allowed frame is expected"
     );
 }
 
@@ -141,7 +141,7 @@ fn an_empty_frame_is_no_message() {
 }
 
 #[test]
-fn bytes_left_over_behind_a_message_kill_the_connection() {
+fn bytes_behind_a_message_end_the_connection() {
     let mut bytes = frame(&Message::Ping { nonce: 1 });
     bytes[0] += 2;
     bytes.extend([0, 0]);
@@ -150,9 +150,9 @@ fn bytes_left_over_behind_a_message_kill_the_connection() {
 }
 
 #[test]
-fn an_answer_too_long_for_the_client_becomes_an_error_that_fits() {
+fn an_answer_that_is_too_long_becomes_an_error() {
     let mut server = support::server_for(support::wide(), Limits { frame: 4096, ..Limits::default() });
-    hear(&mut server, &request(1, Request::History { oid: Oid(1), limit: 1000 }));
+    receive(&mut server, &request(1, Request::History { oid: Oid(1), limit: 1000 }));
     let entry = HistoryEntry { tid: Tid::MAX, meta: Default::default(), size: None, blob: None };
     server.reply(RequestId(1), Ok(Reply::History(vec![entry; 1000]))).unwrap();
     let said = support::said(&mut server);
@@ -163,7 +163,7 @@ fn an_answer_too_long_for_the_client_becomes_an_error_that_fits() {
 }
 
 #[test]
-fn a_reason_too_long_for_the_peer_does_not_keep_an_abort_from_it() {
+fn an_abort_with_a_long_reason_reaches_the_peer() {
     let mut client = support::client_of(support::wide(), Limits { frame: 4096, ..Limits::default() });
     client.request(support::begin(1)).unwrap();
     let transfer = client.upload(support::txn(1), Oid(1), Tid::ZERO, Vec::new(), 10, None).unwrap();
@@ -187,7 +187,7 @@ fn a_request_longer_than_the_server_takes_is_not_sent() {
 }
 
 #[test]
-fn requests_wait_while_the_socket_does_and_kill_nothing() {
+fn requests_that_wait_do_not_end_the_connection() {
     let limits = Limits { control_queue: 8192, ..Limits::default() };
     let mut client = support::client_of(support::with(limits), Limits::default());
     client.request(support::begin(1)).unwrap();
@@ -218,12 +218,12 @@ fn a_long_invalidation_is_split_into_frames_that_fit() {
     let mut server = support::server_for(support::wide(), Limits { frame: 4096, ..Limits::default() });
     let oids: Vec<Oid> = (0..10_000).map(|n| Oid(u64::MAX - n)).collect();
     server.invalidate(Tid::MAX, &oids).unwrap();
-    let mut told = Vec::new();
+    let mut announced = Vec::new();
     for message in support::said(&mut server) {
         let Message::Invalidate { tid: Tid::MAX, oids } = message else { panic!("{message:?}") };
-        told.extend(oids);
+        announced.extend(oids);
     }
-    assert_eq!(told, oids);
+    assert_eq!(announced, oids);
 }
 
 #[test]
@@ -250,11 +250,11 @@ fn a_peer_that_does_not_read_is_given_up() {
 }
 
 #[test]
-fn pings_without_end_are_a_flood_unless_somebody_reads_the_answers() {
+fn endless_pings_are_a_flood_unless_pongs_are_sent() {
     let mut server = server();
     for round in 0..3 {
         for nonce in 0..64 {
-            hear(&mut server, &Message::Ping { nonce });
+            receive(&mut server, &Message::Ping { nonce });
         }
         assert_eq!(support::said(&mut server).len(), 64, "round {round}");
     }
@@ -263,7 +263,7 @@ fn pings_without_end_are_a_flood_unless_somebody_reads_the_answers() {
 }
 
 #[test]
-fn a_side_hears_nothing_that_only_itself_may_say() {
+fn a_side_accepts_only_messages_of_the_other() {
     let for_servers = [Message::Cancel { id: RequestId(1) }, request(1, Request::Status)];
     for message in for_servers {
         assert!(matches!(refuses(&mut client(), &message), PeerError::Unexpected { .. }));

@@ -1,4 +1,4 @@
-//! Golden bytes: every message, and every variant in them, as they are on the wire for ever. PROTOCOL.md shows the same.
+//! The golden bytes of every message and every variant on the wire. They never change, and PROTOCOL.md shows them too.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn every_message_has_the_bytes_that_it_always_had() {
+fn the_bytes_of_messages_never_change() {
     for (name, message, golden) in table() {
         let mut frame = Vec::new();
         wire::encode(&message, u32::MAX, &mut frame).unwrap();
@@ -29,7 +29,7 @@ fn the_specification_shows_the_golden_bytes() {
     }
 }
 
-/// The numbers of a message's variants, as PROTOCOL.md counts them: whoever adds a variant has to add it here.
+/// Returns the numbers of a message's variants, as PROTOCOL.md counts them. A new variant has to be added here.
 fn numbers(message: &Message) -> Vec<u8> {
     match message {
         Message::Hello(_) => vec![0],
@@ -131,7 +131,7 @@ fn error_number(error: &RequestError) -> u8 {
 }
 
 #[test]
-fn variants_have_the_numbers_that_they_always_had_and_none_is_missing_here() {
+fn variant_numbers_never_change_and_none_is_missing() {
     let mut seen = BTreeSet::new();
     for (name, message, _) in table() {
         let numbers = numbers(&message);

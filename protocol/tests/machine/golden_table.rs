@@ -31,7 +31,7 @@ fn reply(result: Result<Reply, RequestError>) -> Message {
     Message::Reply { id: RequestId(5), result }
 }
 
-/// What it is called in PROTOCOL.md, the message, and its frame in hexadecimal.
+/// Returns the name of each message in PROTOCOL.md, the message, and its frame in hexadecimal.
 pub(crate) fn table() -> Vec<(&'static str, Message, &'static str)> {
     let mut table = handshake();
     table.extend(requests());

@@ -1,5 +1,5 @@
-//! A peer that knows the protocol well and keeps to none of it: messages that nearly make sense, in any order. Nothing
-//! panics, nothing grows, nothing gets stuck.
+//! A hostile peer that knows the protocol: messages that are nearly allowed, in any order. Nothing panics, nothing grows
+//! without bounds, and nothing gets stuck.
 
 use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::{
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use crate::support::{self, begin, frame, said, store, store_blob, txn};
 
-/// So little that a peer hits it all the time.
+/// Limits that are so low that a peer often reaches them.
 fn tight() -> Limits {
     Limits {
         frame: 4096,
@@ -25,7 +25,7 @@ fn tight() -> Limits {
     }
 }
 
-/// Offsets and lengths that often fit, and sometimes are absurd.
+/// Offsets and lengths that often fit, and sometimes are extreme.
 fn offset() -> impl Strategy<Value = u64> {
     prop_oneof![8 => (0u64..6).prop_map(|n| n * 16), 1 => Just(u64::MAX), 1 => any::<u64>()]
 }
@@ -72,13 +72,13 @@ fn request() -> impl Strategy<Value = Request> {
     })
 }
 
-/// What a hostile client does; ids are given out in order, for that rule alone would hide all others.
+/// What a hostile client does. Its request ids are in order, since wrong ids would hide every other fault.
 #[derive(Clone, Debug)]
 enum Act {
     Ask(Request),
     Cancel(u64),
     Say(Message),
-    /// The server's own side: an answer to a request.
+    /// The server answers a request.
     Answer(u64, bool),
     Send(u64),
     Abort(u64),
@@ -101,7 +101,7 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// Says something to a machine, moves the payload that it wants, and takes its events.
+/// Passes a message to a connection, moves the payload that it expects, and takes its events.
 fn say<S: Side>(connection: &mut Connection<S>, message: &Message) -> bool {
     let frame = frame(message);
     let mut rest = &frame[..];
@@ -117,7 +117,7 @@ fn say<S: Side>(connection: &mut Connection<S>, message: &Message) -> bool {
     true
 }
 
-/// How much a machine remembers, once it has said what it had to say.
+/// Returns the length of the `Debug` text of a connection after it has sent everything: a measure of its state.
 fn weight<S: Side>(connection: &mut Connection<S>) -> usize
 where
     Connection<S>: std::fmt::Debug,
@@ -137,7 +137,7 @@ fn answer(server: &mut server::Connection, id: u64, ok: bool) {
         Reply::Conflicts(vec![conflict]),
         Reply::Status(vec![]),
     ];
-    // The first that fits is it.
+    // The first state that fits.
     let answered = ok && replies.into_iter().any(|reply| server.reply(id, Ok(reply)).is_ok());
     if !answered {
         let _ = server.reply(id, Err(RequestError::Cancelled));
@@ -213,26 +213,26 @@ proptest! {
 }
 
 #[test]
-fn a_goodbye_that_is_said_again_and_again_is_told_once() {
+fn repeated_goodbyes_are_reported_once() {
     let goodbyes = frame(&Message::Goodbye).repeat(10_000);
     let (mut server, mut client) = (support::server(), support::client());
     assert_eq!(server.handle_control(Time::ZERO, &goodbyes), Ok(goodbyes.len()));
     assert_eq!(support::events(&mut server), [server::Event::Goodbye]);
     assert_eq!(client.handle_control(Time::ZERO, &goodbyes), Ok(goodbyes.len()));
     assert_eq!(support::events(&mut client), [client::Event::Goodbye]);
-    // Who has said it first hears it, too.
+    // A side that has said goodbye first is notified too.
     let mut server = support::server();
     server.goodbye().unwrap();
-    support::hear(&mut server, &Message::Goodbye);
+    support::receive(&mut server, &Message::Goodbye);
     assert_eq!(support::events(&mut server), [server::Event::Goodbye]);
 }
 
 #[test]
-fn an_upload_that_was_given_up_is_not_answered_with_success() {
+fn an_aborted_upload_is_not_answered_with_success() {
     type GiveUp = fn(&mut client::Connection, TransferId);
     let ways: [(&str, GiveUp); 3] = [
         ("its source fails", |client, id| client.abort_blob(id, RequestError::Cancelled).unwrap()),
-        ("nobody wants it", |client, id| client.cancel(id.into()).unwrap()),
+        ("it is cancelled", |client, id| client.cancel(id.into()).unwrap()),
         ("its transaction is given up", |client, _| {
             client.request(Request::Abort { txn: txn(1) }).unwrap();
         }),
@@ -296,7 +296,7 @@ fn a_long_life_leaves_nothing_behind() {
 }
 
 #[test]
-fn uploads_that_are_given_up_while_no_credit_is_left_leave_nothing_behind() {
+fn uploads_aborted_without_credit_leave_nothing_behind() {
     let mut client =
         support::client_of(support::wide(), Limits { connection_window: 1, ..Limits::default() });
     client.request(begin(1)).unwrap();

@@ -8,7 +8,7 @@ use blobferry_protocol::{
     Tid, Time, UsageError, Welcome, client, server,
 };
 
-use crate::support::{self, begin, events, hear, refuses, said, txn};
+use crate::support::{self, begin, events, receive, refuses, said, txn};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -47,7 +47,7 @@ fn a_peer_that_is_gone_is_given_up_after_its_silence() {
 }
 
 #[test]
-fn a_ping_is_sent_once_and_a_call_too_early_does_nothing() {
+fn a_ping_is_sent_once_and_early_calls_do_nothing() {
     let mut client = support::client();
     let due = client.poll_timeout().unwrap();
     assert_eq!(due, Time(Config::default().ping_after));
@@ -60,7 +60,7 @@ fn a_ping_is_sent_once_and_a_call_too_early_does_nothing() {
 }
 
 #[test]
-fn a_process_that_was_asleep_for_an_hour_asks_before_it_gives_up() {
+fn a_process_that_was_stopped_pings_before_it_gives_up() {
     let mut pair = Pair::connected(PairConfig::default());
     pair.oversleep(Duration::from_secs(3600));
     pair.handle_timeouts();
@@ -71,13 +71,13 @@ fn a_process_that_was_asleep_for_an_hour_asks_before_it_gives_up() {
 }
 
 #[test]
-fn payload_counts_as_a_sign_of_life_and_nothing_does_not() {
+fn payload_counts_as_a_sign_of_life() {
     let mut server = support::server();
-    hear(&mut server, &support::request(1, begin(1)));
-    hear(&mut server, &support::request(2, support::store_blob(1)));
+    receive(&mut server, &support::request(1, begin(1)));
+    receive(&mut server, &support::request(2, support::store_blob(1)));
     let transfer = blobferry_protocol::TransferId(2);
-    hear(&mut server, &Message::BlobStart { transfer, from: 0, end: 9, size: 9, digest: None });
-    hear(&mut server, &Message::BlobChunk { transfer, offset: 0, len: 9 });
+    receive(&mut server, &Message::BlobStart { transfer, from: 0, end: 9, size: 9, digest: None });
+    receive(&mut server, &Message::BlobChunk { transfer, offset: 0, len: 9 });
     let before = server.poll_timeout();
     let later = Time(Duration::from_secs(15));
     server.payload_moved(later, 0).unwrap();
@@ -100,7 +100,7 @@ fn time_that_goes_backwards_does_no_harm() {
 }
 
 #[test]
-fn after_a_goodbye_what_is_under_way_ends_and_nothing_begins() {
+fn after_a_goodbye_nothing_begins() {
     for from_server in [false, true] {
         let mut pair = Pair::connected(PairConfig::default());
         let blob = BlobId { oid: Oid(1), tid: Tid(1) };
@@ -139,7 +139,7 @@ fn after_a_goodbye_what_is_under_way_ends_and_nothing_begins() {
 }
 
 #[test]
-fn what_crosses_with_a_goodbye_is_answered_as_stopping() {
+fn a_request_that_crosses_a_goodbye_gets_stopping() {
     let mut pair = Pair::connected(PairConfig::default());
     let id = pair.client.connection.request(Request::Status).unwrap();
     pair.server.connection.goodbye().unwrap();
@@ -150,7 +150,7 @@ fn what_crosses_with_a_goodbye_is_answered_as_stopping() {
 }
 
 #[test]
-fn a_refused_client_learns_why_and_the_server_is_done_with_it() {
+fn a_refused_client_learns_why() {
     let mut pair =
         Pair::new(PairConfig { up: Link { fragments: vec![1], ..Link::default() }, ..PairConfig::default() });
     pair.run();
@@ -171,8 +171,8 @@ fn greeted(
 ) -> (server::Connection, Result<usize, PeerError>) {
     let mut server = server::Connection::new(Time::ZERO, Config::default());
     let hello = Hello { magic: MAGIC, version_min, version_max, limits, credentials: b"me".to_vec() };
-    let heard = server.handle_control(Time::ZERO, &support::frame(&Message::Hello(hello)));
-    (server, heard)
+    let result = server.handle_control(Time::ZERO, &support::frame(&Message::Hello(hello)));
+    (server, result)
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn nothing_can_be_asked_before_the_handshake_is_done() {
 }
 
 #[test]
-fn a_pair_comes_to_rest_when_one_end_has_died_with_bytes_on_their_way_to_it() {
+fn a_pair_stops_when_an_end_dies_with_bytes_under_way() {
     let mut pair = Pair::connected(PairConfig::default());
     pair.set_down(Link { delay: Duration::from_secs(100), ..Link::default() });
     pair.advance(Duration::from_secs(200));

@@ -1,4 +1,4 @@
-//! The machines as a whole: the wire format, and conversations between a client and a server.
+//! Tests of both state machines: the wire format, and conversations between a client and a server.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
 
@@ -6,6 +6,7 @@ mod attaching;
 mod client_phases;
 mod conversation;
 mod corpus;
+mod embedding;
 mod frames;
 mod golden;
 mod golden_table;

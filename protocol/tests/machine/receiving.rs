@@ -1,4 +1,4 @@
-//! Transfers towards a side: where chunks may be, what credit allows, and how it is given.
+//! Transfers to a side: which chunks are allowed, what credit allows, and when it is granted.
 
 use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::{
@@ -6,7 +6,7 @@ use blobferry_protocol::{
     Tid, Time, TransferId, UsageError, server,
 };
 
-use crate::support::{self, begin, events, hear, refuses, request, said, store_blob, txn};
+use crate::support::{self, begin, events, receive, refuses, request, said, store_blob, txn};
 
 pub(crate) const T: TransferId = TransferId(2);
 
@@ -30,23 +30,23 @@ pub(crate) fn abort(transfer: TransferId) -> Message {
     Message::BlobAbort { transfer, reason: RequestError::Cancelled }
 }
 
-/// A server with these limits, and an upload of 1000 bytes that has begun under the number 2, another under 3.
+/// Returns a server with these limits, and two uploads of 1000 bytes that have begun, with the numbers 2 and 3.
 fn receiving(limits: Limits) -> server::Connection {
     let mut server = support::server_for(support::with(limits), Limits::default());
-    hear(&mut server, &request(1, begin(1)));
+    receive(&mut server, &request(1, begin(1)));
     server.reply(RequestId(1), Ok(Reply::Done)).unwrap();
     for id in [2, 3] {
-        hear(&mut server, &request(id, store_blob(1)));
-        hear(&mut server, &start(TransferId(id), 1000));
+        receive(&mut server, &request(id, store_blob(1)));
+        receive(&mut server, &start(TransferId(id), 1000));
     }
     said(&mut server);
     events(&mut server);
     server
 }
 
-/// A chunk arrives with all its payload.
+/// Passes a chunk with all its payload to the connection.
 pub(crate) fn arrives<S: Side>(connection: &mut Connection<S>, transfer: TransferId, offset: u64, len: u32) {
-    hear(connection, &chunk(transfer, offset, len));
+    receive(connection, &chunk(transfer, offset, len));
     let slice = Slice { transfer, offset, len: u64::from(len) };
     assert_eq!(connection.expect(), Expect::Payload(slice));
     assert_eq!(connection.handle_control(Time::ZERO, b"payload"), Ok(0), "payload is not for the machine");
@@ -78,7 +78,7 @@ fn chunks_follow_each_other_within_their_transfer() {
 }
 
 #[test]
-fn transfers_begin_once_in_the_range_that_was_asked_for_and_end_once() {
+fn transfers_begin_once_in_their_range_and_end_once() {
     let begin =
         |from, end, size| Message::BlobStart { transfer: TransferId(4), from, end, size, digest: None };
     for message in [start(T, 1000), begin(0, 9, 9), stop(T), stop(TransferId(9)), abort(TransferId(1))] {
@@ -89,13 +89,13 @@ fn transfers_begin_once_in_the_range_that_was_asked_for_and_end_once() {
     }
     for message in [begin(0, 8, 9), begin(0, 9, 8), begin(9, 8, 9), begin(9, 9, u64::MAX)] {
         let mut server = receiving(small());
-        hear(&mut server, &request(4, store_blob(1)));
+        receive(&mut server, &request(4, store_blob(1)));
         assert!(matches!(refuses(&mut server, &message), PeerError::BadTransfer { .. }), "{message:?}");
     }
     for ended in [abort(T), stop(T)] {
         let mut server = receiving(Limits { chunk: 1000, ..support::wide().limits });
         arrives(&mut server, T, 0, 1000);
-        hear(&mut server, &ended);
+        receive(&mut server, &ended);
         assert!(matches!(refuses(&mut server, &chunk(T, 1000, 1)), PeerError::BadTransfer { .. }));
     }
     // A download, of bytes 10 to 20.
@@ -120,7 +120,7 @@ fn the_scenario_that_the_specification_works_through() {
     server.stored(first, 100).unwrap();
     let credit = Message::Credit { transfer: first, upto: 200 };
     assert_eq!(said(&mut server), [credit, Message::ConnectionCredit { upto: 250 }]);
-    hear(&mut server, &abort(second));
+    receive(&mut server, &abort(second));
     assert!(matches!(said(&mut server)[..], [Message::Reply { .. }]));
     arrives(&mut server, first, 100, 50);
     server.stored(first, 150).unwrap();
@@ -143,10 +143,10 @@ fn nobody_may_send_beyond_either_credit() {
 }
 
 #[test]
-fn only_what_was_moved_can_be_stored_and_only_what_is_expected_moved() {
+fn only_moved_bytes_store_and_only_expected_ones_move() {
     let mut server = receiving(small());
     assert_eq!(server.payload_moved(Time::ZERO, 1), Err(UsageError::NotExpected { moved: 1, expected: 0 }));
-    hear(&mut server, &chunk(T, 0, 50));
+    receive(&mut server, &chunk(T, 0, 50));
     server.payload_moved(Time::ZERO, 20).unwrap();
     assert_eq!(server.expect(), Expect::Payload(Slice { transfer: T, offset: 20, len: 30 }));
     assert_eq!(
@@ -161,15 +161,15 @@ fn only_what_was_moved_can_be_stored_and_only_what_is_expected_moved() {
 }
 
 #[test]
-fn however_a_transfer_ends_the_connections_window_opens_again() {
+fn every_end_of_a_transfer_reopens_the_window() {
     type End = fn(&mut server::Connection);
     let ends: [(&str, End); 5] = [
-        ("the sender aborts", |server| hear(server, &abort(T))),
+        ("the sender aborts", |server| receive(server, &abort(T))),
         ("the sink is given up", |server| server.discard(T)),
         ("it is answered early", |server| {
             server.reply(T.into(), Err(RequestError::Cancelled)).unwrap();
         }),
-        ("its transaction is aborted", |server| hear(server, &request(9, Request::Abort { txn: txn(1) }))),
+        ("its transaction is aborted", |server| receive(server, &request(9, Request::Abort { txn: txn(1) }))),
         ("it is stored", |server| server.stored(T, 100).unwrap()),
     ];
     for (name, end) in ends {
@@ -183,12 +183,12 @@ fn however_a_transfer_ends_the_connections_window_opens_again() {
 }
 
 #[test]
-fn a_sink_may_be_given_up_or_finish_after_its_transfer_has_stopped() {
+fn a_sink_may_end_after_its_transfer_has_stopped() {
     for give_up in [false, true] {
         let mut server =
             receiving(Limits { chunk: 1000, transfer_window: 1000, connection_window: 1000, ..small() });
         arrives(&mut server, T, 0, 1000);
-        hear(&mut server, &stop(T));
+        receive(&mut server, &stop(T));
         assert_eq!(said(&mut server), []);
         if give_up {
             server.discard(T);
@@ -203,18 +203,18 @@ fn a_sink_may_be_given_up_or_finish_after_its_transfer_has_stopped() {
 }
 
 #[test]
-fn a_slow_sink_takes_no_place_from_transfers_that_are_under_way() {
+fn a_slow_sink_does_not_count_as_a_transfer() {
     let limits = Limits { transfers: 1, ..support::wide().limits };
     let mut server = support::server_for(support::with(limits), Limits::default());
-    hear(&mut server, &request(1, begin(1)));
+    receive(&mut server, &request(1, begin(1)));
     for id in 2..9 {
-        hear(&mut server, &request(id, store_blob(1)));
-        hear(&mut server, &start(TransferId(id), 10));
+        receive(&mut server, &request(id, store_blob(1)));
+        receive(&mut server, &start(TransferId(id), 10));
         arrives(&mut server, TransferId(id), 0, 10);
-        hear(&mut server, &stop(TransferId(id)));
+        receive(&mut server, &stop(TransferId(id)));
     }
     assert_eq!(server.requests_in_flight(), 8);
-    hear(&mut server, &request(9, store_blob(1)));
+    receive(&mut server, &request(9, store_blob(1)));
     let error = refuses(&mut server, &request(10, store_blob(1)));
     assert_eq!(error, PeerError::TooManyTransfers { limit: 1 });
 }
@@ -225,8 +225,8 @@ fn credit_is_never_lowered_and_only_for_what_was_sent() {
     client.request(begin(1)).unwrap();
     let transfer = client.upload(txn(1), Oid(1), Tid(0), vec![], 10, None).unwrap();
     let window = Limits::default().transfer_window;
-    hear(&mut client, &Message::Credit { transfer, upto: window });
-    hear(&mut client, &Message::Credit { transfer, upto: u64::MAX });
+    receive(&mut client, &Message::Credit { transfer, upto: window });
+    receive(&mut client, &Message::Credit { transfer, upto: u64::MAX });
     let error = refuses(&mut client, &Message::Credit { transfer, upto: window });
     assert_eq!(error, PeerError::BadCredit { upto: window, before: u64::MAX });
 
@@ -239,12 +239,12 @@ fn credit_is_never_lowered_and_only_for_what_was_sent() {
 }
 
 #[test]
-fn a_discarded_upload_is_answered_by_whoever_discarded_it() {
+fn a_discarded_upload_is_answered_by_the_caller() {
     for end in [stop(T), abort(T)] {
         let mut server = receiving(Limits { chunk: 1000, ..support::wide().limits });
         server.discard(T);
         arrives(&mut server, T, 0, 1000);
-        hear(&mut server, &end);
+        receive(&mut server, &end);
         assert_eq!((events(&mut server), said(&mut server)), (vec![], vec![]));
         server.reply(T.into(), Err(RequestError::NoSpace { detail: "full".into() })).unwrap();
         assert_eq!(said(&mut server).len(), 1);

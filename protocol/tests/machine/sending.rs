@@ -1,4 +1,4 @@
-//! Transfers from a side: whose turn it is, what waits for credit, and what becomes of a source that fails.
+//! Transfers from a side: the order of turns, waiting for credit, and sources that fail.
 
 use blobferry_protocol::testing::{Pair, PairConfig, Source, Style, digest_of};
 use blobferry_protocol::{
@@ -6,11 +6,11 @@ use blobferry_protocol::{
     TransferEvent, TransferId, UsageError, buffered, client, server,
 };
 
-use crate::support::{self, begin, hear, refuses, request, said, txn};
+use crate::support::{self, begin, receive, refuses, request, said, txn};
 
 use crate::receiving::{T, abort, arrives, chunk, start, stop};
 
-/// A client that uploads blobs of these sizes under the numbers from 2 on, to a server with these limits.
+/// Returns a client that uploads blobs of these sizes, numbered from 2, to a server with these limits.
 fn uploading(server: Limits, sizes: &[u64]) -> client::Connection {
     let mut client = support::client_of(Config::default(), server);
     client.request(begin(1)).unwrap();
@@ -24,7 +24,7 @@ fn uploading(server: Limits, sizes: &[u64]) -> client::Connection {
 }
 
 #[test]
-fn transfers_take_turns_and_small_messages_overtake_them() {
+fn transfers_take_turns_and_messages_overtake_them() {
     let limits = Limits { chunk: 10, ..Limits::default() };
     let mut client = uploading(limits, &[30, 20, 40]);
     let mut turns = Vec::new();
@@ -52,7 +52,7 @@ fn transfers_take_turns_and_small_messages_overtake_them() {
 }
 
 #[test]
-fn a_transfer_without_credit_does_not_hold_up_the_others() {
+fn a_transfer_without_credit_does_not_block_others() {
     let limits = Limits { chunk: 50, transfer_window: 50, connection_window: 120, ..Limits::default() };
     let mut client = uploading(limits, &[200, 50, 200]);
     let next = |client: &mut client::Connection| {
@@ -62,16 +62,16 @@ fn a_transfer_without_credit_does_not_hold_up_the_others() {
     assert_eq!(next(&mut client), slice(3, 0, 50));
     assert_eq!(next(&mut client), slice(4, 0, 20), "what the connection still allows");
     assert_eq!(next(&mut client), None);
-    hear(&mut client, &Message::Credit { transfer: T, upto: 70 });
+    receive(&mut client, &Message::Credit { transfer: T, upto: 70 });
     assert_eq!(next(&mut client), None, "the connection allows nothing");
-    hear(&mut client, &Message::ConnectionCredit { upto: 1000 });
+    receive(&mut client, &Message::ConnectionCredit { upto: 1000 });
     assert_eq!(next(&mut client), slice(2, 50, 20));
     assert_eq!(next(&mut client), slice(4, 20, 30));
     assert_eq!(next(&mut client), None);
 }
 
 #[test]
-fn a_source_that_fails_is_filled_with_zeros_and_aborted_even_at_the_very_end() {
+fn a_failed_source_is_zeroed_and_aborted() {
     for style in [Style::Buffered, Style::Splicing] {
         for fails_at in [0, 1, 300_000, 599_999] {
             let mut pair = Pair::connected(PairConfig { client_style: style, ..PairConfig::default() });
@@ -94,7 +94,7 @@ fn a_source_that_fails_is_filled_with_zeros_and_aborted_even_at_the_very_end() {
 }
 
 #[test]
-fn a_digest_may_be_told_when_all_bytes_are_read_and_not_before() {
+fn a_digest_is_set_when_all_bytes_are_read() {
     for size in [0, 1, 600_000] {
         let mut client = support::client();
         client.request(begin(1)).unwrap();
@@ -119,26 +119,26 @@ fn a_digest_may_be_told_when_all_bytes_are_read_and_not_before() {
 }
 
 #[test]
-fn sizes_and_offsets_at_the_end_of_their_range_do_no_harm() {
+fn extreme_sizes_and_offsets_do_no_harm() {
     let mut client = support::client();
     client.request(begin(1)).unwrap();
     client.upload(txn(1), Oid(1), Tid(0), vec![], u64::MAX, None).unwrap();
     let blob = BlobId { oid: Oid(1), tid: Tid(1) };
     let id = client.request(Request::SendBlob { blob, from: u64::MAX - 5, upto: u64::MAX }).unwrap();
     let (transfer, from, end) = (TransferId::from(id), u64::MAX - 5, u64::MAX);
-    hear(&mut client, &Message::BlobStart { transfer, from, end, size: end, digest: None });
+    receive(&mut client, &Message::BlobStart { transfer, from, end, size: end, digest: None });
     arrives(&mut client, transfer, from, 5);
     client.stored(transfer, end).unwrap();
-    hear(&mut client, &stop(transfer));
+    receive(&mut client, &stop(transfer));
 
     let mut server = support::server();
-    hear(&mut server, &request(1, Request::SendBlob { blob, from, upto: end }));
+    receive(&mut server, &request(1, Request::SendBlob { blob, from, upto: end }));
     assert_eq!(server.start_blob(TransferId(1), end, Digest([0; 32])), Ok(from..end));
     let last = server.poll_transmit(Time::ZERO, &mut Vec::new()).unwrap().body;
     assert_eq!(last, Some(Slice { transfer: TransferId(1), offset: from, len: 5 }));
     for (from, upto) in [(2, 1), (101, 200), (u64::MAX, 0)] {
         let mut server = support::server();
-        hear(&mut server, &request(1, Request::SendBlob { blob, from, upto }));
+        receive(&mut server, &request(1, Request::SendBlob { blob, from, upto }));
         let refused = server.start_blob(TransferId(1), 100, Digest([0; 32]));
         assert_eq!(refused, Err(UsageError::BadRange(TransferId(1))));
         assert_eq!(server.requests_in_flight(), 1, "it still wants an answer");
@@ -146,7 +146,7 @@ fn sizes_and_offsets_at_the_end_of_their_range_do_no_harm() {
 }
 
 #[test]
-fn a_download_that_was_cancelled_before_it_began_is_not_sent() {
+fn a_download_cancelled_before_it_began_is_not_sent() {
     let mut pair = Pair::connected(PairConfig::default());
     let blob = BlobId { oid: Oid(1), tid: Tid(1) };
     let id = pair.client.connection.request(Request::SendBlob { blob, from: 0, upto: u64::MAX }).unwrap();
@@ -170,7 +170,7 @@ fn an_answer_while_its_transfer_runs_is_refused() {
     let mut client = support::client();
     let blob = BlobId { oid: Oid(1), tid: Tid(1) };
     let id = client.request(Request::SendBlob { blob, from: 0, upto: u64::MAX }).unwrap();
-    hear(&mut client, &start(id.into(), 10));
+    receive(&mut client, &start(id.into(), 10));
     let error = Message::Reply { id, result: Err(RequestError::Cancelled) };
     assert!(matches!(refuses(&mut client, &error), PeerError::WrongReply { .. }));
 
@@ -178,14 +178,14 @@ fn an_answer_while_its_transfer_runs_is_refused() {
     let done = Message::Reply { id: T.into(), result: Ok(Reply::Done) };
     assert!(matches!(refuses(&mut client, &done), PeerError::WrongReply { .. }));
     let mut client = uploading(Limits::default(), &[10_000_000]);
-    hear(&mut client, &Message::Reply { id: T.into(), result: Err(RequestError::Cancelled) });
+    receive(&mut client, &Message::Reply { id: T.into(), result: Err(RequestError::Cancelled) });
     assert_eq!(said(&mut client), [abort(T)], "the server wants no more of it");
     let done = Message::Reply { id: T.into(), result: Ok(Reply::Done) };
     assert!(matches!(refuses(&mut client, &done), PeerError::WrongReply { .. }), "nothing is answered twice");
 }
 
 #[test]
-fn a_cancelled_download_is_dropped_and_gives_its_credit_back() {
+fn a_cancelled_download_gives_its_credit_back() {
     let limits = Limits { transfer_window: 1000, connection_window: 1000, ..Limits::default() };
     let mut pair = Pair::connected(PairConfig { client: support::with(limits), ..PairConfig::default() });
     pair.client.hold_sinks();
@@ -201,7 +201,7 @@ fn a_cancelled_download_is_dropped_and_gives_its_credit_back() {
     let granted = Message::ConnectionCredit { upto: 2000 };
     let transfer = Message::Credit { transfer: id.into(), upto: 2000 };
     assert_eq!(said(&mut pair.client.connection), [Message::Cancel { id }, transfer, granted], "once");
-    hear(&mut pair.server.connection, &Message::Cancel { id });
+    receive(&mut pair.server.connection, &Message::Cancel { id });
     assert!(!pair.server.connection.is_sending(id.into()));
     pair.run();
     let outcome = pair.client.sink(id.into()).unwrap().outcome.clone();

@@ -1,4 +1,4 @@
-//! Transfers that get nowhere, in virtual time: who gives them up, when, and what is left of them.
+//! Transfers without progress, in virtual time: which side gives them up, when, and what remains.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::receiving::{arrives, start, stop};
-use crate::support::{self, begin, events, hear, request, said, store_blob, txn};
+use crate::support::{self, begin, events, receive, request, said, store_blob, txn};
 
 const TIMEOUT: Duration = Duration::from_secs(120);
 const MOMENT: Duration = Duration::from_nanos(1);
@@ -21,17 +21,17 @@ fn late() -> RequestError {
     RequestError::Deadline { what: Deadline::Transfer, after_ms: 120_000 }
 }
 
-/// Gives up transfers after this time.
+/// Returns settings with this transfer timeout.
 fn within(transfer_timeout: Duration) -> Config {
     Config { transfer_timeout, ..Config::default() }
 }
 
-/// Never gives up a transfer: what a test sees is the other side's doing.
+/// Returns settings of a side that never gives a transfer up, so that the other side does.
 fn patient() -> Config {
     within(Duration::MAX)
 }
 
-/// A pair with an upload of three windows under way, to a server whose sinks take nothing.
+/// Returns a pair with an upload of three windows under way, to a server whose sinks store nothing.
 fn stalled_upload(client: Config, server: Config) -> (Pair, TransferId) {
     let mut pair = Pair::connected(PairConfig { client, server, ..PairConfig::default() });
     pair.server.hold_sinks();
@@ -45,7 +45,7 @@ fn stalled_upload(client: Config, server: Config) -> (Pair, TransferId) {
     (pair, transfer)
 }
 
-/// A pair with a download of three windows under way, to a client whose sinks take nothing.
+/// Returns a pair with a download of three windows under way, to a client whose sinks store nothing.
 fn stalled_download(client: Config, server: Config) -> (Pair, TransferId) {
     let mut pair = Pair::connected(PairConfig { client, server, ..PairConfig::default() });
     pair.client.hold_sinks();
@@ -58,10 +58,10 @@ fn stalled_download(client: Config, server: Config) -> (Pair, TransferId) {
     (pair, transfer)
 }
 
-/// Lets the time pass that is left of the timeout after the last byte, but for a moment; then the moment, and half a
-/// second for what there is to say about it.
+/// Advances the time to just before the timeout after the last byte, and then past it, with half a second for the
+/// messages that follow.
 fn advance(pair: &mut Pair, happened: impl Fn(&mut Pair) -> bool) {
-    // The last bytes were sent, and arrived, within the last few milliseconds.
+    // The last bytes were sent and have arrived within the last few milliseconds.
     pair.advance(TIMEOUT - Duration::from_millis(500));
     assert!(!happened(pair), "it is too early");
     pair.advance(Duration::from_secs(1));
@@ -96,7 +96,7 @@ fn a_client_gives_an_upload_up_that_gets_nowhere() {
     let (mut pair, transfer) = stalled_upload(Config::default(), patient());
     advance(&mut pair, |pair| pair.client.event().is_some());
     let answer = client::Event::Reply { id: transfer.into(), result: Err(late()) };
-    assert_eq!((pair.client.event(), pair.client.event()), (Some(answer), None), "it is told once");
+    assert_eq!((pair.client.event(), pair.client.event()), (Some(answer), None), "it is reported once");
     assert_eq!(pair.client.connection.phase(txn(1)), Some(Phase::Doomed));
     let aborted = TransferEvent::Aborted { transfer, reason: late() };
     assert_eq!(pair.server.event(), Some(server::Event::Transfer(aborted)));
@@ -111,7 +111,7 @@ fn a_client_gives_a_download_up_that_gets_nowhere() {
     advance(&mut pair, |pair| pair.client.event().is_some());
     let aborted = TransferEvent::Aborted { transfer, reason: late() };
     assert_eq!(pair.client.event(), Some(client::Event::Transfer(aborted)));
-    assert_eq!(pair.client.event(), None, "it is told once");
+    assert_eq!(pair.client.event(), None, "it is reported once");
     assert_eq!(pair.server.event(), Some(server::Event::SendingAborted { transfer }));
     assert_eq!(pair.client.connection.requests_in_flight(), 0);
     both_are_well(&mut pair);
@@ -129,11 +129,11 @@ fn a_server_gives_a_download_up_that_gets_nowhere() {
 }
 
 #[test]
-fn an_upload_whose_transfer_does_not_begin_is_given_up_to_the_moment() {
+fn an_upload_that_never_begins_is_given_up_on_time() {
     let mut server = support::server();
-    hear(&mut server, &request(1, begin(1)));
+    receive(&mut server, &request(1, begin(1)));
     server.reply(RequestId(1), Ok(Reply::Done)).unwrap();
-    hear(&mut server, &request(2, store_blob(1)));
+    receive(&mut server, &request(2, store_blob(1)));
     said(&mut server);
     events(&mut server);
     // The peer is alive.
@@ -147,24 +147,24 @@ fn an_upload_whose_transfer_does_not_begin_is_given_up_to_the_moment() {
     let aborted = TransferEvent::Aborted { transfer, reason: late() };
     assert_eq!(events(&mut server), [server::Event::Transfer(aborted)]);
     assert_eq!(said(&mut server), [Message::Reply { id: RequestId(2), result: Err(late()) }]);
-    // It begins after all, as the two have crossed on their way: nobody wants it.
-    hear(&mut server, &start(transfer, 10));
+    // The transfer begins after all, because the messages have crossed. It has no sink.
+    receive(&mut server, &start(transfer, 10));
     arrives(&mut server, transfer, 0, 10);
-    hear(&mut server, &stop(transfer));
+    receive(&mut server, &stop(transfer));
     assert_eq!((events(&mut server), said(&mut server)), (vec![], vec![]));
     let idle = server.poll_timeout();
     assert_eq!(idle, Some(Time(TIMEOUT) + Config::default().ping_after), "nothing is watched any more");
 }
 
 #[test]
-fn every_byte_that_is_moved_or_stored_gives_a_transfer_the_whole_time_again() {
+fn every_moved_or_stored_byte_restarts_the_timeout() {
     let mut server = support::server();
-    hear(&mut server, &request(1, begin(1)));
-    hear(&mut server, &request(2, store_blob(1)));
+    receive(&mut server, &request(1, begin(1)));
+    receive(&mut server, &request(2, store_blob(1)));
     let transfer = TransferId(2);
-    hear(&mut server, &start(transfer, 100));
-    hear(&mut server, &Message::BlobChunk { transfer, offset: 0, len: 50 });
-    // A byte is moved just in time, again and again; then stored, with nothing else going on.
+    receive(&mut server, &start(transfer, 100));
+    receive(&mut server, &Message::BlobChunk { transfer, offset: 0, len: 50 });
+    // A byte is moved just in time, again and again. Then bytes are stored, and nothing else happens.
     let mut now = Time::ZERO;
     for _ in 0..50 {
         now = now + (TIMEOUT - MOMENT);
@@ -173,13 +173,13 @@ fn every_byte_that_is_moved_or_stored_gives_a_transfer_the_whole_time_again() {
     }
     for stored in 1..=50 {
         now = now + (TIMEOUT - MOMENT);
-        hear(&mut server, &Message::Pong { nonce: 1 });
+        receive(&mut server, &Message::Pong { nonce: 1 });
         server.stored(transfer, stored).unwrap();
         let _ = server.poll_transmit(now, &mut Vec::new());
         server.handle_timeout(now).unwrap();
     }
-    hear(&mut server, &Message::Pong { nonce: 1 });
-    // To store nothing more is no progress.
+    receive(&mut server, &Message::Pong { nonce: 1 });
+    // A call of `stored` without more bytes is no progress.
     server.stored(transfer, 50).unwrap();
     server.payload_moved(now, 0).unwrap();
     let is_aborted =
@@ -190,7 +190,7 @@ fn every_byte_that_is_moved_or_stored_gives_a_transfer_the_whole_time_again() {
 }
 
 #[test]
-fn credit_gives_a_sender_more_time_only_where_it_opens_the_window() {
+fn credit_restarts_the_timeout_only_if_it_is_new() {
     let small = Limits { transfer_window: 10, ..Limits::default() };
     let mut client = support::client_of(Config::default(), small);
     client.request(begin(1)).unwrap();
@@ -208,7 +208,7 @@ fn credit_gives_a_sender_more_time_only_where_it_opens_the_window() {
 
 #[test]
 fn what_waits_for_this_sides_own_work_is_not_given_up() {
-    // A sender that has sent all, and has to find the digest.
+    // A sender that has sent all bytes, and has to compute the digest.
     let mut client = support::client();
     client.request(begin(1)).unwrap();
     client.upload(txn(1), Oid(1), Tid(0), vec![], 10, None).unwrap();
@@ -217,20 +217,20 @@ fn what_waits_for_this_sides_own_work_is_not_given_up() {
     client.handle_control(Time(TIMEOUT), &support::frame(&Message::Pong { nonce: 1 })).unwrap();
     client.handle_timeout(Time(TIMEOUT)).unwrap();
     assert_eq!(events(&mut client), []);
-    // A receiver that has everything, and has to store it.
+    // A receiver that has received all bytes, and has to store them.
     let mut server = support::server();
-    hear(&mut server, &request(1, begin(1)));
-    hear(&mut server, &request(2, store_blob(1)));
-    hear(&mut server, &start(TransferId(2), 10));
+    receive(&mut server, &request(1, begin(1)));
+    receive(&mut server, &request(2, store_blob(1)));
+    receive(&mut server, &start(TransferId(2), 10));
     arrives(&mut server, TransferId(2), 0, 10);
-    hear(&mut server, &stop(TransferId(2)));
+    receive(&mut server, &stop(TransferId(2)));
     events(&mut server);
     server.handle_control(Time(TIMEOUT), &support::frame(&Message::Pong { nonce: 1 })).unwrap();
     server.handle_timeout(Time(TIMEOUT)).unwrap();
     assert_eq!(events(&mut server), []);
 }
 
-/// Fifty downloads over a link that carries five chunks a second: a round of all takes ten seconds. How many fail?
+/// Returns how many of fifty downloads fail on a link of five chunks a second, where a round takes ten seconds.
 fn failures_on_a_slow_link(timeout: Duration) -> usize {
     let limits = Limits { chunk: 1000, ..Limits::default() };
     let config = Config { limits, ..within(timeout) };
@@ -250,7 +250,7 @@ fn failures_on_a_slow_link(timeout: Duration) -> usize {
 }
 
 #[test]
-fn many_transfers_share_a_slow_link_and_none_is_given_up_that_gets_its_turn() {
+fn transfers_that_share_a_slow_link_are_not_given_up() {
     assert_eq!(failures_on_a_slow_link(Duration::from_secs(11)), 0);
     assert!(failures_on_a_slow_link(Duration::from_secs(9)) > 0, "or this test shows nothing");
 }
@@ -286,10 +286,10 @@ fn a_transfer_that_is_over_is_not_waited_for() {
     }
 }
 
-/// What happens to a download: after so long, so many bytes are taken by the client's sink.
+/// One step of a download: after this time, the client's sink stores this number of bytes.
 type Takes = Vec<(u64, bool)>;
 
-/// When the client was told that its download is given up, if it was, and what it has got by then.
+/// Returns when the download was given up, if it was, and the number of bytes that had arrived by then.
 fn run(takes: &Takes, timeout: Duration) -> (Option<Time>, usize) {
     let (mut pair, transfer) = stalled_download(within(timeout), patient());
     for (seconds, takes) in takes {
@@ -312,15 +312,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_download_is_given_up_if_and_only_if_it_gets_nowhere(
+    fn a_download_is_given_up_only_without_progress(
         takes in vec((1u64..30, any::<bool>()), 0..6),
         seconds in 5u64..40,
     ) {
-        // What happens takes milliseconds, and is looked at every second: the time is up in between.
+        // The events take milliseconds, and the test checks every second: the timeout lies in between.
         let timeout = Duration::from_secs(seconds) + Duration::from_millis(500);
         let (given_up, bytes) = run(&takes, timeout);
         prop_assert_eq!((given_up, bytes), run(&takes, timeout), "the same again");
-        // The window is full when the sink has taken nothing; to take it lets as much again in, up to the end.
+        // The window is full while the sink stores nothing. Storing it opens it again, up to the end.
         let (mut idle, mut passed, mut windows, mut expected) = (0, 0, 1, None);
         for (waits, takes) in &takes {
             if windows == 3 {

@@ -1,4 +1,4 @@
-//! However a stream is cut into reads, and however payload is moved, the events are the same.
+//! The events do not depend on how a stream is cut into reads, or on how payload is moved.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use crate::support::{self, begin, txn, wide};
 
-/// All that a side has seen of a stream.
+/// What a side has received from a stream.
 #[derive(Debug, PartialEq)]
 struct Seen<E> {
     events: Vec<E>,
@@ -22,7 +22,7 @@ struct Seen<E> {
     error: Option<PeerError>,
 }
 
-/// Feeds a stream to a machine in reads of these sizes, over and over.
+/// Passes a stream to a connection in reads of these sizes, repeated.
 fn feed<S: Side>(
     mut connection: Connection<S>,
     stream: &[u8],
@@ -86,7 +86,7 @@ fn feed_spliced<S: Side>(
     Ok(())
 }
 
-/// What a machine has to send, with its payload.
+/// Returns all bytes that a connection sends, with the payload.
 fn stream_of<S: Side>(connection: &mut Connection<S>, sources: &BTreeMap<TransferId, Source>) -> Vec<u8> {
     let mut stream = Vec::new();
     buffered::transmit(connection, Time::ZERO, &mut stream, usize::MAX, |slice, into| {
@@ -105,12 +105,12 @@ fn source() -> impl Strategy<Value = Source> {
         .prop_map(|(bytes, fails_at)| Source { fails_at, ..Source::new(&bytes) })
 }
 
-/// Small chunks, so that there are many.
+/// Limits with small chunks, so that there are many.
 fn chunky() -> Limits {
     Limits { chunk: 64, ..wide().limits }
 }
 
-/// What a client says that stores these blobs and a few other things between.
+/// Returns the stream of a client that stores these blobs, with a few other requests in between.
 fn client_stream(sources: Vec<Source>) -> Vec<u8> {
     let mut client = support::client_of(wide(), chunky());
     let mut stream = Vec::new();
@@ -134,19 +134,19 @@ fn client_stream(sources: Vec<Source>) -> Vec<u8> {
     stream
 }
 
-/// A server that has welcomed the client of [`client_stream`].
+/// Returns a server that has welcomed the client of [`client_stream`].
 fn hearing_server() -> server::Connection {
     support::server_for(support::with(chunky()), wide().limits)
 }
 
-/// What a server says to a client that has asked for these blobs.
+/// Returns the stream of a server to a client that has requested these blobs.
 fn server_stream(sources: Vec<Source>) -> Vec<u8> {
     let mut server = support::server_for(wide(), chunky());
     let mut sending = BTreeMap::new();
     for (source, id) in sources.into_iter().zip(1..) {
         let whole = Request::SendBlob { blob: BlobId { oid: Oid(id), tid: Tid(1) }, from: 0, upto: u64::MAX };
-        support::hear(&mut server, &support::request(id * 2 - 1, whole));
-        support::hear(&mut server, &support::request(id * 2, Request::Status));
+        support::receive(&mut server, &support::request(id * 2 - 1, whole));
+        support::receive(&mut server, &support::request(id * 2, Request::Status));
         server
             .start_blob(TransferId(id * 2 - 1), source.bytes.len() as u64, digest_of(&source.bytes))
             .unwrap();
@@ -157,7 +157,7 @@ fn server_stream(sources: Vec<Source>) -> Vec<u8> {
     stream_of(&mut server, &sending)
 }
 
-/// A client that has asked for so many blobs as [`server_stream`] sends.
+/// Returns a client that has requested the blobs that [`server_stream`] sends.
 fn hearing_client(blobs: usize) -> client::Connection {
     let mut client = support::client_of(support::with(chunky()), wide().limits);
     for id in 1..=blobs as u64 {
@@ -168,7 +168,7 @@ fn hearing_client(blobs: usize) -> client::Connection {
     client
 }
 
-/// The same stream, whole and in pieces, through buffers and past them.
+/// Checks that a stream has the same events whole and in pieces, through buffers and past them.
 fn all_the_same<S: Side<Event: PartialEq + Debug>>(
     connection: impl Fn() -> Connection<S>,
     stream: &[u8],
@@ -181,7 +181,7 @@ fn all_the_same<S: Side<Event: PartialEq + Debug>>(
     whole
 }
 
-/// Changes to a stream: where (as a part of its length), and what is done there.
+/// Applies changes to a stream: the place (as a part of its length), and the change.
 fn damage(stream: &mut Vec<u8>, damages: Vec<(usize, u8, u8)>) {
     for (at, kind, byte) in damages {
         let at = at % stream.len().max(1);
@@ -196,7 +196,7 @@ fn damage(stream: &mut Vec<u8>, damages: Vec<(usize, u8, u8)>) {
 
 proptest! {
     #[test]
-    fn a_server_hears_the_same_however_its_stream_is_cut(
+    fn a_server_has_the_same_events_in_all_cuts(
         sources in vec(source(), 0..5),
         sizes in vec(1usize..90, 1..20),
     ) {
@@ -212,7 +212,7 @@ proptest! {
     }
 
     #[test]
-    fn a_client_hears_the_same_however_its_stream_is_cut(
+    fn a_client_has_the_same_events_in_all_cuts(
         sources in vec(source(), 0..5),
         sizes in vec(1usize..90, 1..20),
     ) {
@@ -222,7 +222,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_stream_is_heard_the_same_too_and_kills_no_more_than_its_connection(
+    fn a_damaged_stream_has_the_same_events_in_all_cuts(
         sources in vec(source(), 1..4),
         sizes in vec(1usize..90, 1..20),
         damages in vec(any::<(usize, u8, u8)>(), 1..4),
@@ -258,11 +258,11 @@ proptest! {
 }
 
 #[test]
-fn a_client_that_counts_on_credit_for_dropped_bytes_hears_the_same_however_its_stream_is_cut() {
+fn credit_for_dropped_bytes_does_not_depend_on_cuts() {
     let limits = Limits { chunk: 34, transfer_window: 32, connection_window: 100, ..Limits::default() };
     let server = || support::server_for(support::with(limits), limits);
     let transfer = TransferId(1);
-    // Refused at once, so that its bytes are dropped; and more of them than the first window has room for.
+    // The upload is refused at once, so that its bytes are dropped. They are more than the first window.
     let mut stream = support::frame(&support::request(1, support::store_blob(1)));
     stream.extend(support::frame(&Message::BlobStart { transfer, from: 0, end: 64, size: 64, digest: None }));
     for (offset, len) in [(0, 20), (20, 30)] {

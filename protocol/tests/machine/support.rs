@@ -1,4 +1,4 @@
-//! Machines that are connected to nobody, and what they say.
+//! Connections without a peer, and the messages that they send.
 
 use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::{
@@ -6,7 +6,7 @@ use blobferry_protocol::{
     client, server, wire,
 };
 
-/// Room for everything: nobody waits for credit.
+/// Settings with windows that never fill.
 pub(crate) fn wide() -> Config {
     let windows = Limits { transfer_window: 1 << 40, connection_window: 1 << 40, ..Limits::default() };
     Config { limits: windows, ..Config::default() }
@@ -46,10 +46,10 @@ pub(crate) fn store_blob(n: u8) -> Request {
     Request::StoreBlob { txn: txn(n), oid: Oid(1), base: Tid::ZERO, data: vec![1, 2, 3] }
 }
 
-/// A server that has welcomed a client with these limits.
+/// Returns a server that has welcomed a client with these limits.
 pub(crate) fn server_for(config: Config, client: Limits) -> server::Connection {
     let mut server = server::Connection::new(Time::ZERO, config);
-    hear(&mut server, &hello(client));
+    receive(&mut server, &hello(client));
     assert!(matches!(server.poll_event(), Some(server::Event::Hello { .. })));
     server.welcome(Tid::ZERO).unwrap();
     said(&mut server);
@@ -60,11 +60,11 @@ pub(crate) fn server() -> server::Connection {
     server_for(Config::default(), Limits::default())
 }
 
-/// A client that was welcomed by a server with these limits.
+/// Returns a client that was welcomed by a server with these limits.
 pub(crate) fn client_of(config: Config, server: Limits) -> client::Connection {
     let mut client = client::Connection::new(Time::ZERO, config, b"key");
     said(&mut client);
-    hear(&mut client, &Message::Welcome(Welcome { version: 1, limits: server, last_tid: Tid::ZERO }));
+    receive(&mut client, &Message::Welcome(Welcome { version: 1, limits: server, last_tid: Tid::ZERO }));
     assert!(matches!(client.poll_event(), Some(client::Event::Connected(_))));
     client
 }
@@ -73,13 +73,13 @@ pub(crate) fn client() -> client::Connection {
     client_of(Config::default(), Limits::default())
 }
 
-/// The machine hears a message that it has no objection to.
-pub(crate) fn hear<S: Side>(connection: &mut Connection<S>, message: &Message) {
+/// Passes a message to a connection, which accepts it.
+pub(crate) fn receive<S: Side>(connection: &mut Connection<S>, message: &Message) {
     let frame = frame(message);
     assert_eq!(connection.handle_control(Time::ZERO, &frame), Ok(frame.len()), "{message:?}");
 }
 
-/// The machine hears one that it dies of.
+/// Passes a message to a connection, and returns the error with which it ends.
 pub(crate) fn refuses<S: Side>(
     connection: &mut Connection<S>,
     message: &Message,
@@ -92,14 +92,14 @@ pub(crate) fn refuses<S: Side>(
     error
 }
 
-/// All that the machine has to say, without the payload that follows its chunks.
+/// Returns all messages that the connection sends, without the payload behind its chunks.
 pub(crate) fn said<S: Side>(connection: &mut Connection<S>) -> Vec<Message> {
     let mut heads = Vec::new();
     while connection.poll_transmit(Time::ZERO, &mut heads).is_some() {}
     messages(&heads)
 }
 
-/// The messages in a run of frames.
+/// Returns the messages in a sequence of frames.
 pub(crate) fn messages(mut frames: &[u8]) -> Vec<Message> {
     let mut messages = Vec::new();
     while let Some((length, rest)) = frames.split_first_chunk() {
@@ -110,7 +110,7 @@ pub(crate) fn messages(mut frames: &[u8]) -> Vec<Message> {
     messages
 }
 
-/// All events that wait.
+/// Returns all events that wait.
 pub(crate) fn events<S: Side>(connection: &mut Connection<S>) -> Vec<S::Event> {
     std::iter::from_fn(|| connection.poll_event()).collect()
 }

@@ -1,4 +1,4 @@
-//! The phases of a transaction on the server: what its half lets through, and what it answers itself.
+//! The phases of a transaction on the server: which requests it passes on, and which it answers itself.
 
 use blobferry_protocol::server::Event;
 use blobferry_protocol::{
@@ -6,9 +6,9 @@ use blobferry_protocol::{
     TransferEvent, TransferId, UsageError, server,
 };
 
-use crate::support::{self, begin, events, hear, request, said, store, store_blob, txn};
+use crate::support::{self, begin, events, receive, request, said, store, store_blob, txn};
 
-/// Where a transaction can be when a request comes.
+/// The state of a transaction when a request arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Unknown,
@@ -21,12 +21,12 @@ enum State {
     Finishing,
 }
 
-/// What comes of the request.
+/// What the server does with the request.
 #[derive(Debug, PartialEq, Eq)]
-enum Fate {
-    /// The caller gets it.
+enum Verdict {
+    /// The caller gets the request.
     Passed,
-    /// It is neither passed nor answered yet.
+    /// The request is neither passed on nor answered yet.
     Kept,
     Refused(RequestError),
 }
@@ -34,7 +34,7 @@ enum Fate {
 const STATES: [State; 7] =
     [State::Unknown, State::Open, State::Doomed, State::Held, State::Voting, State::Voted, State::Finishing];
 
-/// One of each that belongs to a transaction.
+/// Returns one request of each kind that belongs to a transaction.
 pub(crate) fn requests() -> Vec<Request> {
     let (txn, oid, base, data) = (txn(1), Oid(1), Tid::ZERO, Vec::new());
     let digest = Digest([0; 32]);
@@ -52,53 +52,53 @@ pub(crate) fn requests() -> Vec<Request> {
     ]
 }
 
-/// What the specification says, row by row; everything else is refused.
-fn expected(state: State, request: &Request) -> Fate {
+/// Returns what the specification says.
+fn expected(state: State, request: &Request) -> Verdict {
     let txn = txn(1);
-    let wrong = |phase| Fate::Refused(RequestError::WrongPhase { txn, phase });
+    let wrong = |phase| Verdict::Refused(RequestError::WrongPhase { txn, phase });
     match (request, state) {
-        (Request::Begin { .. } | Request::Attach { .. }, State::Unknown) => Fate::Passed,
+        (Request::Begin { .. } | Request::Attach { .. }, State::Unknown) => Verdict::Passed,
         (Request::Begin { .. } | Request::Attach { .. }, _) => {
-            Fate::Refused(RequestError::TransactionExists { txn })
+            Verdict::Refused(RequestError::TransactionExists { txn })
         }
         (Request::Abort { .. }, State::Finishing) => wrong(Phase::Finishing),
-        (Request::Abort { .. }, _) => Fate::Passed,
-        (_, State::Unknown) => Fate::Refused(RequestError::NoSuchTransaction { txn }),
-        (Request::Finish { .. }, State::Voted) => Fate::Passed,
+        (Request::Abort { .. }, _) => Verdict::Passed,
+        (_, State::Unknown) => Verdict::Refused(RequestError::NoSuchTransaction { txn }),
+        (Request::Finish { .. }, State::Voted) => Verdict::Passed,
         (Request::Finish { .. }, State::Doomed | State::Open) => wrong(Phase::Open),
         (_, State::Voting | State::Held) => wrong(Phase::Voting),
         (_, State::Voted) => wrong(Phase::Voted),
         (_, State::Finishing) => wrong(Phase::Finishing),
-        (_, State::Open) => Fate::Passed,
-        (_, State::Doomed) => Fate::Refused(RequestError::Doomed { txn }),
+        (_, State::Open) => Verdict::Passed,
+        (_, State::Doomed) => Verdict::Refused(RequestError::Doomed { txn }),
     }
 }
 
-/// A server whose transaction 1 is in this state. Requests up to 9 are used up.
+/// Returns a server whose transaction 1 is in this state. The next request has the number 10.
 fn server_in(state: State) -> server::Connection {
     let mut server = support::server();
     let done = |server: &mut server::Connection, id, result| server.reply(RequestId(id), result).unwrap();
     if state != State::Unknown {
-        hear(&mut server, &request(1, begin(1)));
+        receive(&mut server, &request(1, begin(1)));
         done(&mut server, 1, Ok(Reply::Done));
     }
     match state {
         State::Unknown | State::Open => {}
         State::Doomed => {
-            hear(&mut server, &request(2, store(1)));
+            receive(&mut server, &request(2, store(1)));
             done(&mut server, 2, Err(RequestError::Cancelled));
         }
         State::Held => {
-            hear(&mut server, &request(2, store(1)));
-            hear(&mut server, &request(3, Request::Vote { txn: txn(1) }));
+            receive(&mut server, &request(2, store(1)));
+            receive(&mut server, &request(3, Request::Vote { txn: txn(1) }));
         }
         State::Voting | State::Voted | State::Finishing => {
-            hear(&mut server, &request(2, Request::Vote { txn: txn(1) }));
+            receive(&mut server, &request(2, Request::Vote { txn: txn(1) }));
             if state != State::Voting {
                 done(&mut server, 2, Ok(Reply::Voted));
             }
             if state == State::Finishing {
-                hear(&mut server, &request(3, Request::Finish { txn: txn(1) }));
+                receive(&mut server, &request(3, Request::Finish { txn: txn(1) }));
             }
         }
     }
@@ -107,8 +107,8 @@ fn server_in(state: State) -> server::Connection {
     server
 }
 
-fn fate(server: &mut server::Connection, asked: &Request) -> Fate {
-    hear(server, &request(10, asked.clone()));
+fn verdict(server: &mut server::Connection, asked: &Request) -> Verdict {
+    receive(server, &request(10, asked.clone()));
     let passed = events(server).contains(&Event::Request { id: RequestId(10), request: asked.clone() });
     let answers: Vec<_> = said(server)
         .into_iter()
@@ -118,25 +118,25 @@ fn fate(server: &mut server::Connection, asked: &Request) -> Fate {
         })
         .collect();
     match (passed, &answers[..]) {
-        (true, []) => Fate::Passed,
-        (false, []) => Fate::Kept,
-        (false, [error]) => Fate::Refused(error.clone()),
+        (true, []) => Verdict::Passed,
+        (false, []) => Verdict::Kept,
+        (false, [error]) => Verdict::Refused(error.clone()),
         _ => panic!("{asked:?} was passed on and answered {answers:?}"),
     }
 }
 
 #[test]
-fn every_request_in_every_phase_is_passed_on_or_refused_as_specified() {
+fn every_phase_passes_or_refuses_requests_as_specified() {
     for state in STATES {
         for request in requests() {
-            let got = fate(&mut server_in(state), &request);
+            let got = verdict(&mut server_in(state), &request);
             assert_eq!(got, expected(state, &request), "{request:?} in {state:?}");
         }
     }
 }
 
 #[test]
-fn after_a_goodbye_only_what_ends_a_transaction_is_let_through() {
+fn after_a_goodbye_only_ending_requests_pass() {
     for state in STATES {
         for request in requests() {
             let mut server = server_in(state);
@@ -149,41 +149,41 @@ fn after_a_goodbye_only_what_ends_a_transaction_is_let_through() {
                     | Request::Abort { .. }
             );
             let expected =
-                if ends { expected(state, &request) } else { Fate::Refused(RequestError::Stopping) };
-            assert_eq!(fate(&mut server, &request), expected, "{request:?} in {state:?}");
+                if ends { expected(state, &request) } else { Verdict::Refused(RequestError::Stopping) };
+            assert_eq!(verdict(&mut server, &request), expected, "{request:?} in {state:?}");
         }
     }
 }
 
 #[test]
-fn a_vote_is_held_until_everything_stored_before_it_is_answered() {
+fn a_vote_is_held_until_earlier_stores_are_answered() {
     for vote in [Request::Vote { txn: txn(1) }, Request::Commit { txn: txn(1) }] {
         let mut server = server_in(State::Open);
-        hear(&mut server, &request(10, store(1)));
-        hear(&mut server, &request(11, store(1)));
+        receive(&mut server, &request(10, store(1)));
+        receive(&mut server, &request(11, store(1)));
         assert_eq!(events(&mut server).len(), 2);
-        assert_eq!(fate_of(&mut server, 12, &vote), Fate::Kept);
+        assert_eq!(verdict_of(&mut server, 12, &vote), Verdict::Kept);
         server.reply(RequestId(11), Ok(Reply::Done)).unwrap();
         assert_eq!(events(&mut server), []);
         assert_eq!(
             server.reply(RequestId(12), Err(RequestError::Cancelled)),
             Err(UsageError::WrongReply(RequestId(12))),
-            "nobody can answer what was not asked yet"
+            "a held vote cannot be answered"
         );
         server.reply(RequestId(10), Ok(Reply::Done)).unwrap();
         assert_eq!(events(&mut server), [Event::Request { id: RequestId(12), request: vote.clone() }]);
     }
 }
 
-fn fate_of(server: &mut server::Connection, id: u64, asked: &Request) -> Fate {
-    hear(server, &request(id, asked.clone()));
+fn verdict_of(server: &mut server::Connection, id: u64, asked: &Request) -> Verdict {
+    receive(server, &request(id, asked.clone()));
     assert_eq!(events(server), []);
     assert_eq!(said(server), []);
-    Fate::Kept
+    Verdict::Kept
 }
 
 #[test]
-fn a_held_vote_of_a_doomed_transaction_is_refused_and_the_transaction_given_up() {
+fn a_held_vote_of_a_doomed_transaction_is_refused() {
     let mut server = server_in(State::Held);
     server.reply(RequestId(2), Err(RequestError::NoSuchObject { oid: Oid(1) })).unwrap();
     assert_eq!(events(&mut server), [Event::Abandoned { txn: txn(1) }]);
@@ -193,34 +193,34 @@ fn a_held_vote_of_a_doomed_transaction_is_refused_and_the_transaction_given_up()
 }
 
 #[test]
-fn a_store_behind_a_held_vote_dooms_it_rather_than_being_left_out() {
+fn a_store_behind_a_held_vote_dooms_it() {
     let mut server = server_in(State::Held);
-    assert!(matches!(fate(&mut server, &store(1)), Fate::Refused(RequestError::WrongPhase { .. })));
+    assert!(matches!(verdict(&mut server, &store(1)), Verdict::Refused(RequestError::WrongPhase { .. })));
     server.reply(RequestId(2), Ok(Reply::Done)).unwrap();
     assert_eq!(events(&mut server), [Event::Abandoned { txn: txn(1) }]);
 }
 
 #[test]
-fn a_transaction_that_votes_again_after_conflicts_can_be_finished() {
+fn a_second_vote_after_conflicts_can_be_finished() {
     let mut server = server_in(State::Voting);
     let conflict = Conflict { oid: Oid(1), committed: Tid(2), base: Tid(1) };
     server.reply(RequestId(2), Ok(Reply::Conflicts(vec![conflict]))).unwrap();
-    assert_eq!(fate(&mut server, &store(1)), Fate::Passed);
+    assert_eq!(verdict(&mut server, &store(1)), Verdict::Passed);
     server.reply(RequestId(10), Ok(Reply::Done)).unwrap();
-    hear(&mut server, &request(11, Request::Vote { txn: txn(1) }));
+    receive(&mut server, &request(11, Request::Vote { txn: txn(1) }));
     server.reply(RequestId(11), Ok(Reply::Voted)).unwrap();
-    hear(&mut server, &request(12, Request::Finish { txn: txn(1) }));
+    receive(&mut server, &request(12, Request::Finish { txn: txn(1) }));
     assert_eq!(events(&mut server).len(), 2);
     server.reply(RequestId(12), Ok(Reply::Finished { tid: Tid(3) })).unwrap();
     assert_eq!(server.transactions().count(), 0);
 }
 
 #[test]
-fn conflicts_that_do_not_fit_end_the_transaction_on_both_sides() {
+fn conflicts_that_do_not_fit_end_the_transaction() {
     let mut server = support::server_for(Default::default(), Limits { frame: 4096, ..Limits::default() });
-    hear(&mut server, &request(1, begin(1)));
+    receive(&mut server, &request(1, begin(1)));
     server.reply(RequestId(1), Ok(Reply::Done)).unwrap();
-    hear(&mut server, &request(2, Request::Commit { txn: txn(1) }));
+    receive(&mut server, &request(2, Request::Commit { txn: txn(1) }));
     events(&mut server);
     let conflict = Conflict { oid: Oid(1), committed: Tid::MAX, base: Tid::MAX };
     server.reply(RequestId(2), Ok(Reply::Conflicts(vec![conflict; 1000]))).unwrap();
@@ -229,52 +229,55 @@ fn conflicts_that_do_not_fit_end_the_transaction_on_both_sides() {
 }
 
 #[test]
-fn an_abort_answers_the_uploads_that_are_under_way_and_drops_their_bytes() {
+fn an_abort_answers_uploads_and_drops_their_bytes() {
     let mut server = server_in(State::Open);
     for id in [10, 11, 12] {
-        hear(&mut server, &request(id, store_blob(1)));
+        receive(&mut server, &request(id, store_blob(1)));
     }
     let start = |id| Message::BlobStart { transfer: TransferId(id), from: 0, end: 8, size: 8, digest: None };
-    hear(&mut server, &start(10));
-    hear(&mut server, &start(11));
-    hear(&mut server, &Message::BlobChunk { transfer: TransferId(10), offset: 0, len: 4 });
+    receive(&mut server, &start(10));
+    receive(&mut server, &start(11));
+    receive(&mut server, &Message::BlobChunk { transfer: TransferId(10), offset: 0, len: 4 });
     server.payload_moved(Time::ZERO, 4).unwrap();
     events(&mut server);
     let abort = Request::Abort { txn: txn(1) };
-    hear(&mut server, &request(13, abort.clone()));
-    let told = events(&mut server);
+    receive(&mut server, &request(13, abort.clone()));
+    let reported = events(&mut server);
     for id in [10, 11, 12] {
         let aborted = |event: &&Event| matches!(event, Event::Transfer(TransferEvent::Aborted { transfer, .. }) if transfer.0 == id);
-        assert_eq!(told.iter().filter(aborted).count(), 1);
+        assert_eq!(reported.iter().filter(aborted).count(), 1);
         assert_eq!(
             server.reply(RequestId(id), Ok(Reply::Done)),
             Err(UsageError::NoSuchRequest(RequestId(id)))
         );
     }
     assert_eq!(
-        told.last(),
+        reported.last(),
         Some(&Event::Request { id: RequestId(13), request: abort }),
         "the store hears it last"
     );
     assert_eq!(said(&mut server).len(), 3);
-    // What the client had sent before it heard of it: the third begins only now.
-    hear(&mut server, &start(12));
-    hear(&mut server, &Message::BlobChunk { transfer: TransferId(10), offset: 4, len: 4 });
+    // The client sent these before the answer arrived: the third transfer begins only now.
+    receive(&mut server, &start(12));
+    receive(&mut server, &Message::BlobChunk { transfer: TransferId(10), offset: 4, len: 4 });
     server.payload_moved(Time::ZERO, 4).unwrap();
-    hear(&mut server, &Message::BlobStop { transfer: TransferId(10), digest: Digest([0; 32]) });
+    receive(&mut server, &Message::BlobStop { transfer: TransferId(10), digest: Digest([0; 32]) });
     for id in [11, 12] {
-        hear(&mut server, &Message::BlobAbort { transfer: TransferId(id), reason: RequestError::Cancelled });
+        receive(
+            &mut server,
+            &Message::BlobAbort { transfer: TransferId(id), reason: RequestError::Cancelled },
+        );
     }
-    assert_eq!((events(&mut server), said(&mut server)), (vec![], vec![]), "nobody hears of them again");
+    assert_eq!((events(&mut server), said(&mut server)), (vec![], vec![]), "they are not reported again");
 }
 
 #[test]
-fn late_answers_do_not_count_for_another_transaction_of_the_same_name() {
+fn late_answers_do_not_reach_a_new_transaction() {
     let mut server = server_in(State::Open);
-    hear(&mut server, &request(10, store(1)));
-    hear(&mut server, &request(11, Request::Abort { txn: txn(1) }));
-    hear(&mut server, &request(12, begin(1)));
-    hear(&mut server, &request(13, Request::Vote { txn: txn(1) }));
+    receive(&mut server, &request(10, store(1)));
+    receive(&mut server, &request(11, Request::Abort { txn: txn(1) }));
+    receive(&mut server, &request(12, begin(1)));
+    receive(&mut server, &request(13, Request::Vote { txn: txn(1) }));
     events(&mut server);
     server.reply(RequestId(10), Ok(Reply::Done)).unwrap();
     assert_eq!(events(&mut server), [], "the begin is not answered yet");
@@ -283,7 +286,7 @@ fn late_answers_do_not_count_for_another_transaction_of_the_same_name() {
 }
 
 #[test]
-fn what_a_broken_connection_leaves_behind_is_known_with_its_phases() {
+fn open_transactions_are_listed_with_their_phases() {
     for (state, phase) in [
         (State::Open, Phase::Open),
         (State::Doomed, Phase::Doomed),
@@ -297,10 +300,10 @@ fn what_a_broken_connection_leaves_behind_is_known_with_its_phases() {
 }
 
 #[test]
-fn a_cancel_is_told_once_and_not_at_all_for_what_the_caller_has_not_heard_of() {
+fn a_cancel_is_reported_once_and_only_for_passed_requests() {
     let mut server = server_in(State::Held);
     for id in [2, 2, 3, 9] {
-        hear(&mut server, &Message::Cancel { id: RequestId(id) });
+        receive(&mut server, &Message::Cancel { id: RequestId(id) });
     }
     assert_eq!(events(&mut server), [Event::Cancelled { id: RequestId(2) }]);
     assert_eq!(

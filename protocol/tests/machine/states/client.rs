@@ -1,4 +1,4 @@
-//! The states of a client: of its connection, of every request that waits for its answer, of a download, of an upload.
+//! The states of a client: of its connection, of each request that waits for its answer, of a download, of an upload.
 
 use blobferry_protocol::client::{Connection, Event};
 use blobferry_protocol::{
@@ -6,9 +6,9 @@ use blobferry_protocol::{
     Time,
 };
 
-use super::{Machine, Scene, State, TXN, of_transfer, variant};
+use super::{Machine, Setup, State, TXN, of_transfer, variant};
 use crate::receiving::{abort, arrives, start, stop};
-use crate::support::{self, begin, events, hear, said, store};
+use crate::support::{self, begin, events, receive, said, store};
 
 impl Machine for Connection {
     fn take(&mut self, bytes: &[u8]) -> Result<usize, PeerError> {
@@ -20,7 +20,7 @@ impl Machine for Connection {
             Event::Connected(_) => "connected".into(),
             Event::Refused(_) => "refused".into(),
             Event::Reply { .. } => "answered".into(),
-            Event::Invalidate { .. } => "told".into(),
+            Event::Invalidate { .. } => "invalidate".into(),
             Event::Transfer(event) => of_transfer(&event),
             Event::Goodbye => "goodbye".into(),
         });
@@ -40,7 +40,7 @@ impl Machine for Connection {
     }
 }
 
-type Client = Scene<Connection>;
+type Client = Setup<Connection>;
 
 fn connected() -> Client {
     connected_to(Limits::default())
@@ -48,17 +48,17 @@ fn connected() -> Client {
 
 fn connected_to(server: Limits) -> Client {
     let connection = support::client_of(support::wide(), server);
-    Scene { connection, next: 1, about: RequestId(1), offset: 0 }
+    Setup { connection, next: 1, about: RequestId(1), offset: 0 }
 }
 
 fn calling() -> Client {
     let mut connection = Connection::new(Time::ZERO, support::wide(), b"key");
     said(&mut connection);
-    Scene { connection, next: 1, about: RequestId(1), offset: 0 }
+    Setup { connection, next: 1, about: RequestId(1), offset: 0 }
 }
 
 impl Client {
-    /// Asks for something, which the state is about from here on.
+    /// Sends a request, which becomes the one of this state.
     fn ask(mut self, request: Request) -> Client {
         self.about = self.connection.request(request).unwrap();
         self
@@ -66,11 +66,11 @@ impl Client {
 
     fn answer(self, result: Result<Reply, RequestError>) -> Client {
         let id = self.about;
-        self.hear(&Message::Reply { id, result })
+        self.receive(&Message::Reply { id, result })
     }
 
-    fn hear(mut self, message: &Message) -> Client {
-        hear(&mut self.connection, message);
+    fn receive(mut self, message: &Message) -> Client {
+        receive(&mut self.connection, message);
         self
     }
 
@@ -79,7 +79,7 @@ impl Client {
         self
     }
 
-    /// So many bytes of the download arrive.
+    /// Receives `len` bytes of the download.
     fn gets(mut self, len: u32) -> Client {
         arrives(&mut self.connection, self.about.into(), self.offset, len);
         self.offset += u64::from(len);
@@ -93,13 +93,13 @@ impl Client {
         self
     }
 
-    /// All of it was given to the socket.
+    /// Takes all messages that wait to be sent.
     fn said(mut self) -> Client {
         said(&mut self.connection);
         self
     }
 
-    /// It gets nowhere until it is given up.
+    /// Lets the timeout of the transfer pass.
     fn stalls(mut self) -> Client {
         said(&mut self.connection);
         let at = Time(support::wide().transfer_timeout);
@@ -113,7 +113,7 @@ fn open() -> Client {
     connected().ask(begin(1)).answer(Ok(Reply::Done))
 }
 
-/// One that uploads a blob of which the server takes a part.
+/// Returns a client that uploads a blob, part of which the server has received.
 fn uploading() -> Client {
     let server = Limits { transfer_window: 500, ..Limits::default() };
     connected_to(server).ask(begin(1)).answer(Ok(Reply::Done)).upload().said()
@@ -131,21 +131,21 @@ fn wanted() -> Client {
 fn receiving() -> Client {
     let wanted = wanted();
     let start = start(wanted.about.into(), 1000);
-    wanted.hear(&start)
+    wanted.receive(&start)
 }
 
 fn arrived() -> Client {
     receiving().gets(1000)
 }
 
-/// A state of a connection, which takes nothing but this.
-fn bare(name: &'static str, takes: &str, scene: fn() -> Client) -> State<Connection> {
-    State { name, takes: takes.to_owned(), scene }
+/// Returns a state that accepts only these messages.
+fn bare(name: &'static str, takes: &str, setup: fn() -> Client) -> State<Connection> {
+    State { name, takes: takes.to_owned(), setup }
 }
 
-/// A state of a connection that goes on: it takes what always is, and this.
-fn state(name: &'static str, takes: &str, scene: fn() -> Client) -> State<Connection> {
-    bare(name, &format!("Invalidate ConnectionCredit Ping Pong Goodbye {takes}"), scene)
+/// Returns a state of a connected client: it accepts what every such state does, and these messages.
+fn state(name: &'static str, takes: &str, setup: fn() -> Client) -> State<Connection> {
+    bare(name, &format!("Invalidate ConnectionCredit Ping Pong Goodbye {takes}"), setup)
 }
 
 pub(super) fn states() -> Vec<State<Connection>> {
@@ -159,21 +159,21 @@ fn of_connections() -> Vec<State<Connection>> {
     vec![
         bare("a connection that waits for its welcome", "Welcome", calling),
         bare("one that was refused", "", || {
-            let mut scene = calling();
-            support::refuses(&mut scene.connection, &Message::Refuse(Refusal::Full));
-            scene
+            let mut setup = calling();
+            support::refuses(&mut setup.connection, &Message::Refuse(Refusal::Full));
+            setup
         }),
         state("one that is connected, and has asked for nothing", "", connected),
-        state("one whose server has said goodbye", "", || connected().hear(&Message::Goodbye)),
+        state("one whose server has said goodbye", "", || connected().receive(&Message::Goodbye)),
         state("one that has said goodbye", "", || {
-            let mut scene = connected();
-            scene.connection.goodbye().unwrap();
-            scene
+            let mut setup = connected();
+            setup.connection.goodbye().unwrap();
+            setup
         }),
         bare("one that is dead", "", || {
-            let mut scene = connected();
-            support::refuses(&mut scene.connection, &support::hello(Limits::default()));
-            scene
+            let mut setup = connected();
+            support::refuses(&mut setup.connection, &support::hello(Limits::default()));
+            setup
         }),
     ]
 }
@@ -212,9 +212,9 @@ fn of_requests() -> Vec<State<Connection>> {
         state("Status, cancelled", "=Status =error", || connected().ask(Request::Status).cancel()),
         state("Status, answered", "", || connected().ask(Request::Status).answer(Ok(Reply::Status(vec![])))),
         state("Store, asked in a transaction that is given up", "=Done =error", || {
-            let scene = open().ask(store(1));
-            let about = scene.about;
-            Scene { about, ..scene.ask(Request::Abort { txn: TXN }) }
+            let setup = open().ask(store(1));
+            let about = setup.about;
+            Setup { about, ..setup.ask(Request::Abort { txn: TXN }) }
         }),
     ]
 }
@@ -229,12 +229,12 @@ fn of_transfers() -> Vec<State<Connection>> {
         state("one that was stopped", "", || {
             let arrived = arrived();
             let stop = stop(arrived.about.into());
-            arrived.hear(&stop)
+            arrived.receive(&stop)
         }),
         state("one that the server has aborted", "", || {
             let receiving = receiving();
             let abort = abort(receiving.about.into());
-            receiving.hear(&abort)
+            receiving.receive(&abort)
         }),
         state("one that was cancelled halfway", "BlobChunk BlobAbort", || receiving().gets(500).cancel()),
         state("one that has got nowhere and was given up", "BlobChunk BlobAbort", || {
@@ -243,15 +243,15 @@ fn of_transfers() -> Vec<State<Connection>> {
         state("StoreBlob, of which a part was sent", "=error Credit", uploading),
         state("StoreBlob, of which all was sent", "=Done =error Credit", || open().upload().said()),
         state("StoreBlob, aborted by the client", "=error Credit", || {
-            let mut scene = uploading();
-            scene.connection.abort_blob(scene.about.into(), RequestError::Cancelled).unwrap();
-            scene
+            let mut setup = uploading();
+            setup.connection.abort_blob(setup.about.into(), RequestError::Cancelled).unwrap();
+            setup
         }),
         state("StoreBlob, cancelled by the client", "=error Credit", || uploading().cancel()),
         state("StoreBlob, whose transaction is given up", "=error Credit", || {
-            let scene = uploading();
-            let about = scene.about;
-            Scene { about, ..scene.ask(Request::Abort { txn: TXN }) }
+            let setup = uploading();
+            let about = setup.about;
+            Setup { about, ..setup.ask(Request::Abort { txn: TXN }) }
         }),
         state("StoreBlob, given up as it got nowhere", "=error Credit", || uploading().stalls()),
         state("StoreBlob, answered", "Credit", || open().upload().said().answer(Ok(Reply::Done))),

@@ -1,7 +1,7 @@
-//! Every message in every state of both machines. Each state names what it takes; everything else must be refused, by a
-//! typed error that changes nothing, or end the connection. The whole table is in `states.txt`, for people to read:
-//! where a machine does something else than stands there, that is for them to judge.
+//! Every message in every state of both state machines.
 //!
+//! Each state names the messages that it accepts. Every other message must be refused, with a typed error that changes
+//! nothing, or end the connection. The whole table is in `states.txt`, where a reviewer sees each change of behaviour.
 //! `BLOBFERRY_WRITE_STATES=1 cargo test -p blobferry-protocol --test machine states` writes it again.
 
 mod client;
@@ -14,36 +14,36 @@ use blobferry_protocol::{Message, PeerError, Request, RequestId, TransferEvent, 
 use crate::golden_table::table;
 use crate::support::frame;
 
-/// A machine in a state, and what messages have to be about to make as much sense there as they can.
-struct Scene<C> {
+/// A connection in a state, with the ids and offsets that a message needs to fit this state.
+struct Setup<C> {
     connection: C,
     /// The number of the next request.
     next: u64,
-    /// The request, and transfer, that this state is about.
+    /// The request, and transfer, of this state.
     about: RequestId,
-    /// Where the next byte of that belongs.
+    /// The offset of the next byte of that transfer.
     offset: u64,
 }
 
-/// A state, and the kinds of message that it takes, by their names.
+/// A state, and the names of the messages that it accepts.
 struct State<C> {
     name: &'static str,
     takes: String,
-    scene: fn() -> Scene<C>,
+    setup: fn() -> Setup<C>,
 }
 
-/// The transaction that everything is about.
+/// The transaction of all states.
 const TXN: TxnId = TxnId([1; 16]);
 
-/// The name of a variant.
+/// Returns the name of a variant.
 fn variant(value: &impl Debug) -> String {
     format!("{value:?}").split(|c: char| !c.is_alphanumeric()).next().unwrap().to_owned()
 }
 
-/// A message, and what it is called in the table.
+/// The name of a message in the table, and the message.
 type Row = (String, Message);
 
-/// One message of each kind, one request of each, and one answer of each, in the order of the specification.
+/// Returns one message, one request and one reply of each kind, in the order of the specification.
 fn rows() -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for (_, message, _) in table() {
@@ -60,18 +60,18 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-/// The same message, about what a scene is about. Whoever adds a message has to say here how that is.
-fn aimed<C>(message: Message, scene: &Scene<C>) -> Message {
-    let (id, transfer) = (scene.about, TransferId::from(scene.about));
+/// Returns the message with the ids and offsets of a setup. A new kind of message has to be added here.
+fn aimed<C>(message: Message, setup: &Setup<C>) -> Message {
+    let (id, transfer) = (setup.about, TransferId::from(setup.about));
     match message {
         Message::Request { request, .. } => {
-            Message::Request { id: RequestId(scene.next), request: of_txn(request) }
+            Message::Request { id: RequestId(setup.next), request: of_txn(request) }
         }
         Message::Reply { result, .. } => Message::Reply { id, result },
         Message::BlobStart { digest, .. } => {
             Message::BlobStart { transfer, from: 0, end: 1000, size: 1000, digest }
         }
-        Message::BlobChunk { len, .. } => Message::BlobChunk { transfer, offset: scene.offset, len },
+        Message::BlobChunk { len, .. } => Message::BlobChunk { transfer, offset: setup.offset, len },
         Message::BlobStop { digest, .. } => Message::BlobStop { transfer, digest },
         Message::BlobAbort { reason, .. } => Message::BlobAbort { transfer, reason },
         Message::Credit { .. } => Message::Credit { transfer, upto: 1 << 40 },
@@ -87,7 +87,7 @@ fn aimed<C>(message: Message, scene: &Scene<C>) -> Message {
     }
 }
 
-/// The same request, in the transaction that everything is about.
+/// Returns the request with the transaction of all states.
 fn of_txn(request: Request) -> Request {
     let txn = TXN;
     match request {
@@ -125,16 +125,16 @@ fn is_store(request: &Request) -> bool {
     )
 }
 
-/// A machine of either kind, as the table looks at it.
+/// What the table needs of a connection of either side.
 trait Machine {
     fn take(&mut self, bytes: &[u8]) -> Result<usize, PeerError>;
-    /// What has happened since the last time, and what was said about it, in words; `own`: the request just made.
+    /// Returns the names of the events and messages since the last call. `own` is the latest request.
     fn happened(&mut self, own: RequestId) -> Vec<String>;
-    /// The phase of the transaction, as far as this side knows, and all that can be seen beside it.
+    /// Returns the phase of the transaction on this side, and the rest of the visible state.
     fn seen(&self) -> (String, String);
 }
 
-/// What is told of a transfer.
+/// Returns the name of a transfer event in the table.
 fn of_transfer(event: &TransferEvent) -> String {
     match event {
         TransferEvent::Started { .. } => "begins".into(),
@@ -143,43 +143,47 @@ fn of_transfer(event: &TransferEvent) -> String {
     }
 }
 
-/// What comes of a message.
+/// The effect of a message.
 struct Cell {
     text: String,
     refused: bool,
 }
 
 impl<C: Machine> State<C> {
-    fn hear(&self, message: &Message) -> Cell {
-        let mut scene = (self.scene)();
-        scene.connection.happened(RequestId(0));
-        let frame = frame(&aimed(message.clone(), &scene));
-        let before = scene.connection.seen();
-        let taken = scene.connection.take(&frame);
-        let happened = scene.connection.happened(RequestId(scene.next));
+    fn receive(&self, message: &Message) -> Cell {
+        let mut setup = (self.setup)();
+        setup.connection.happened(RequestId(0));
+        let frame = frame(&aimed(message.clone(), &setup));
+        let before = setup.connection.seen();
+        let taken = setup.connection.take(&frame);
+        let happened = setup.connection.happened(RequestId(setup.next));
         if let Err(error) = taken {
             assert_eq!(happened.iter().find(|what| *what != "refused"), None, "{}: {message:?}", self.name);
-            assert_eq!(scene.connection.take(&frame), Err(error.clone()), "the dead hear nothing");
+            assert_eq!(
+                setup.connection.take(&frame),
+                Err(error.clone()),
+                "a dead connection accepts nothing"
+            );
             return Cell { text: format!("dies: {}", variant(&error)), refused: true };
         }
         assert_eq!(taken, Ok(frame.len()));
-        let after = scene.connection.seen();
+        let after = setup.connection.seen();
         let refused = matches!(&happened[..], [only] if only.starts_with("no: "));
         assert!(!refused || before.1 == after.1, "{}: {message:?}: {before:?} {after:?}", self.name);
-        let mut text = if happened.is_empty() { "heard".to_owned() } else { happened.join(", ") };
+        let mut text = if happened.is_empty() { "accepted".to_owned() } else { happened.join(", ") };
         if before.0 != after.0 {
             write!(text, " > {}", after.0).unwrap();
         }
-        // A refusal that changes something is none, but for this: what should have been stored and is not dooms.
+        // A refusal changes nothing, except that a refused store dooms its transaction.
         let dooms = matches!(message, Message::Request { request, .. } if is_store(request));
         Cell { text, refused: refused && (before.0 == after.0 || dooms && after.0 == "doomed") }
     }
 
-    /// This state's part of the table: what comes of which messages, and where that is not what the state takes.
+    /// Returns this state's part of the table, and adds to `wrong` what differs from the messages that it accepts.
     fn render(&self, rows: &[Row], wrong: &mut Vec<String>) -> String {
         let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
         for (name, message) in rows {
-            let cell = self.hear(message);
+            let cell = self.receive(message);
             let takes = self.takes.split_whitespace().any(|taken| taken == name);
             if takes == cell.refused {
                 wrong.push(format!("{}: {name}: {}", self.name, cell.text));
@@ -206,7 +210,7 @@ impl<C: Machine> State<C> {
     }
 }
 
-/// Names, with one word for all requests, and one for all replies, where none is missing.
+/// Replaces all requests by one word, and all replies by another, if none is missing.
 fn in_short<'a>(names: &[&'a str], rows: &[Row]) -> Vec<&'a str> {
     type IsOfIt = fn(&Message) -> bool;
     let mut short = names.to_vec();
@@ -225,22 +229,22 @@ fn in_short<'a>(names: &[&'a str], rows: &[Row]) -> Vec<&'a str> {
 }
 
 const HEAD: &str = "\
-What comes of every message in every state of both machines. Generated, and compared, by the tests beside this file.
+The effect of every message in every state of both state machines. The tests beside this file write and compare it.
 
-    asked, begins, ...      the caller hears of it         no: X       refused with the request error X
-    answered: X             the machine itself says so     dies: X     ends the connection, with the peer error X
-    heard                   taken, with nothing to tell    > phase     what the transaction is from then on
+    passed, begins, ...     an event for the caller        no: X       refused with the request error X
+    answered: X             the connection itself answers  dies: X     ends the connection, with the peer error X
+    accepted                without an event               > phase     the phase of the transaction from then on
 ";
 
 #[test]
-fn every_message_in_every_state_is_taken_or_refused_as_written_down() {
+fn every_state_accepts_and_refuses_what_states_txt_says() {
     let rows = rows();
     let (mut written, mut wrong) = (HEAD.to_owned(), Vec::new());
-    written += "\n\nA SERVER. Messages by their names, requests by theirs, and =X: a reply X.\n";
+    written += "\n\nA SERVER. Messages and requests have their names; =X is a reply X.\n";
     server::states().iter().for_each(|state| written += &state.render(&rows, &mut wrong));
     written += "\n\nA CLIENT. The same.\n";
     client::states().iter().for_each(|state| written += &state.render(&rows, &mut wrong));
-    assert!(wrong.is_empty(), "taken or refused against what is said here:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "accepted or refused, unlike the states here say:\n{}", wrong.join("\n"));
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machine/states/states.txt");
     if std::env::var_os("BLOBFERRY_WRITE_STATES").is_some() {
         std::fs::write(path, &written).unwrap();
@@ -253,13 +257,13 @@ fn every_message_in_every_state_is_taken_or_refused_as_written_down() {
 }
 
 #[test]
-fn every_error_that_answers_a_request_is_the_same_to_a_client() {
+fn every_request_error_has_the_same_effect_on_a_client() {
     let errors = table().into_iter().map(|(_, message, _)| message);
     let errors: Vec<Message> =
         errors.filter(|message| matches!(message, Message::Reply { result: Err(_), .. })).collect();
     assert!(errors.len() >= 21);
     for state in client::states() {
-        let texts = errors.iter().map(|error| state.hear(error).text);
+        let texts = errors.iter().map(|error| state.receive(error).text);
         assert_eq!(texts.collect::<std::collections::BTreeSet<_>>().len(), 1, "{}", state.name);
     }
 }

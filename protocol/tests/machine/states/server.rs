@@ -6,9 +6,9 @@ use blobferry_protocol::{
     RequestId, Tid, Time,
 };
 
-use super::{Machine, Scene, State, TXN, of_transfer, variant};
+use super::{Machine, Setup, State, TXN, of_transfer, variant};
 use crate::receiving::{abort, arrives, start, stop};
-use crate::support::{self, begin, events, hear, said, store, store_blob};
+use crate::support::{self, begin, events, receive, said, store, store_blob};
 
 impl Machine for Connection {
     fn take(&mut self, bytes: &[u8]) -> Result<usize, PeerError> {
@@ -18,8 +18,8 @@ impl Machine for Connection {
     fn happened(&mut self, own: RequestId) -> Vec<String> {
         let events = events(self).into_iter().map(|event| match event {
             Event::Hello { .. } => "hello".into(),
-            Event::Request { id, .. } if id == own => "asked".into(),
-            Event::Request { request, .. } => format!("asked: {}", variant(&request)),
+            Event::Request { id, .. } if id == own => "passed".into(),
+            Event::Request { request, .. } => format!("passed: {}", variant(&request)),
             Event::Cancelled { .. } => "cancelled".into(),
             Event::Abandoned { .. } => "abandoned".into(),
             Event::Transfer(event) => of_transfer(&event),
@@ -34,7 +34,7 @@ impl Machine for Connection {
             Message::Reply { result: Err(error), .. } => Some(format!("answered: {}", variant(&error))),
             Message::Refuse(_) => Some("refused".into()),
             Message::Pong { .. } => Some("pong".into()),
-            // What it says of itself, at its own time.
+            // The connection sends these by itself.
             Message::Credit { .. } | Message::ConnectionCredit { .. } | Message::BlobChunk { .. } => None,
             other => Some(variant(&other)),
         }));
@@ -49,41 +49,41 @@ impl Machine for Connection {
     }
 }
 
-type Server = Scene<Connection>;
+type Server = Setup<Connection>;
 
-/// A connection on which nothing was asked yet.
+/// Returns a connection without requests.
 fn on(connection: Connection) -> Server {
-    Scene { connection, next: 1, about: RequestId(1), offset: 0 }
+    Setup { connection, next: 1, about: RequestId(1), offset: 0 }
 }
 
 fn connected() -> Server {
     on(support::server_for(support::wide(), Limits::default()))
 }
 
-/// A client that has called, and waits.
+/// Returns a server that has received a hello.
 fn greeted() -> Server {
     let mut connection = Connection::new(Time::ZERO, support::wide());
-    hear(&mut connection, &support::hello(Limits::default()));
+    receive(&mut connection, &support::hello(Limits::default()));
     on(connection)
 }
 
 impl Server {
-    /// Asks for something, which the state is about from here on.
+    /// Receives a request, which becomes the one of this state.
     fn ask(mut self, request: Request) -> Server {
-        hear(&mut self.connection, &support::request(self.next, request));
+        receive(&mut self.connection, &support::request(self.next, request));
         self.about = RequestId(self.next);
         self.next += 1;
         self
     }
 
-    /// Answers what the state is about.
+    /// Answers the request of this state.
     fn answer(mut self, result: Result<Reply, RequestError>) -> Server {
         self.connection.reply(self.about, result).unwrap();
         self
     }
 
-    fn hear(mut self, message: &Message) -> Server {
-        hear(&mut self.connection, message);
+    fn receive(mut self, message: &Message) -> Server {
+        receive(&mut self.connection, message);
         self
     }
 
@@ -96,10 +96,10 @@ impl Server {
     }
 
     fn goodbye(self) -> Server {
-        self.hear(&Message::Goodbye)
+        self.receive(&Message::Goodbye)
     }
 
-    /// So many bytes of the upload arrive.
+    /// Receives `len` bytes of the upload.
     fn gets(mut self, len: u32) -> Server {
         arrives(&mut self.connection, self.about.into(), self.offset, len);
         self.offset += u64::from(len);
@@ -108,10 +108,10 @@ impl Server {
 
     fn cancel(self) -> Server {
         let id = self.about;
-        self.hear(&Message::Cancel { id })
+        self.receive(&Message::Cancel { id })
     }
 
-    /// The blob that was asked for is sent.
+    /// Starts to send the requested blob.
     fn sends(mut self) -> Server {
         self.connection.start_blob(self.about.into(), 1000, Digest([0; 32])).unwrap();
         self
@@ -153,7 +153,7 @@ fn requested() -> Server {
 fn uploading() -> Server {
     let requested = requested();
     let start = start(requested.about.into(), 1000);
-    requested.hear(&start)
+    requested.receive(&start)
 }
 
 fn arrived() -> Server {
@@ -163,14 +163,14 @@ fn arrived() -> Server {
 fn stopped() -> Server {
     let arrived = arrived();
     let stop = stop(arrived.about.into());
-    arrived.hear(&stop)
+    arrived.receive(&stop)
 }
 
 fn wanted() -> Server {
     wanted_with(500)
 }
 
-/// A download to a client whose window for it is this.
+/// Returns a download to a client with this window.
 fn wanted_with(transfer_window: u64) -> Server {
     let client = Limits { transfer_window, ..Limits::default() };
     let blob = BlobId { oid: Oid(1), tid: Tid(1) };
@@ -178,23 +178,23 @@ fn wanted_with(transfer_window: u64) -> Server {
 }
 
 const READS: &str = "Outcome Load LoadBefore LoadSerial History NewOids SendBlob Status Pack";
-/// What is taken whatever is under way. (`Cancel`: of what is not, which comes too late.)
+/// What every connected state accepts. (`Cancel` is for a request that has ended already.)
 const ALWAYS: &str = "ConnectionCredit Cancel Ping Pong Goodbye";
 const STORES: &str = "Store StoreBlob StoreShared Delete";
 
-/// A state of a connection, which takes nothing but this.
-fn bare(name: &'static str, takes: &str, scene: fn() -> Server) -> State<Connection> {
-    State { name, takes: takes.to_owned(), scene }
+/// Returns a state that accepts only these messages.
+fn bare(name: &'static str, takes: &str, setup: fn() -> Server) -> State<Connection> {
+    State { name, takes: takes.to_owned(), setup }
 }
 
-/// A state of a connection that goes on: it takes what always is, and reads, and this.
-fn state(name: &'static str, takes: &str, scene: fn() -> Server) -> State<Connection> {
-    bare(name, &format!("{ALWAYS} {READS} {takes}"), scene)
+/// Returns a state of a connected server: it accepts what every such state does, reads, and these messages.
+fn state(name: &'static str, takes: &str, setup: fn() -> Server) -> State<Connection> {
+    bare(name, &format!("{ALWAYS} {READS} {takes}"), setup)
 }
 
-/// The same while it comes to its end.
-fn closing(name: &'static str, takes: &str, scene: fn() -> Server) -> State<Connection> {
-    bare(name, &format!("{ALWAYS} Outcome {takes}"), scene)
+/// Returns such a state after a goodbye.
+fn closing(name: &'static str, takes: &str, setup: fn() -> Server) -> State<Connection> {
+    bare(name, &format!("{ALWAYS} Outcome {takes}"), setup)
 }
 
 pub(super) fn states() -> Vec<State<Connection>> {
@@ -212,28 +212,28 @@ fn of_connections() -> Vec<State<Connection>> {
         }),
         bare("one that has said hello and is not welcome yet", "", greeted),
         bare("one that was refused", "", || {
-            let mut scene = greeted();
-            scene.connection.refuse(Refusal::Full).unwrap();
-            scene
+            let mut setup = greeted();
+            setup.connection.refuse(Refusal::Full).unwrap();
+            setup
         }),
         bare("one that speaks no version in common", "", || {
-            let mut scene = on(Connection::new(Time::ZERO, support::wide()));
+            let mut setup = on(Connection::new(Time::ZERO, support::wide()));
             let Message::Hello(mut hello) = support::hello(Limits::default()) else { unreachable!() };
             (hello.version_min, hello.version_max) = (7, 9);
-            hear(&mut scene.connection, &Message::Hello(hello));
-            scene
+            receive(&mut setup.connection, &Message::Hello(hello));
+            setup
         }),
         state("one that is connected", "Begin Abort Attach", connected),
         closing("one whose client has said goodbye", "Abort", || connected().goodbye()),
-        closing("one that is told goodbye", "Abort", || {
-            let mut scene = connected();
-            scene.connection.goodbye().unwrap();
-            scene
+        closing("one that receives a goodbye", "Abort", || {
+            let mut setup = connected();
+            setup.connection.goodbye().unwrap();
+            setup
         }),
         bare("one that is dead", "", || {
-            let mut scene = connected();
-            support::refuses(&mut scene.connection, &support::hello(Limits::default()));
-            scene
+            let mut setup = connected();
+            support::refuses(&mut setup.connection, &support::hello(Limits::default()));
+            setup
         }),
     ]
 }
@@ -281,28 +281,28 @@ fn of_uploads() -> Vec<State<Connection>> {
         state("one that has arrived", &with("BlobStop BlobAbort"), arrived),
         state("one that was stopped", &open, stopped),
         state("one that is stored and answered", &open, || {
-            let mut scene = stopped();
-            scene.connection.stored(scene.about.into(), 1000).unwrap();
-            scene.done()
+            let mut setup = stopped();
+            setup.connection.stored(setup.about.into(), 1000).unwrap();
+            setup.done()
         }),
         state("one that its client has aborted", &doomed(""), || {
             let uploading = uploading();
             let abort = abort(uploading.about.into());
-            uploading.hear(&abort)
+            uploading.receive(&abort)
         }),
         state("one whose sink has failed", &with("BlobChunk BlobAbort"), || {
-            let mut scene = uploading().gets(500);
-            scene.connection.discard(scene.about.into());
-            scene
+            let mut setup = uploading().gets(500);
+            setup.connection.discard(setup.about.into());
+            setup
         }),
         state("one that was refused before it began", &doomed("BlobStart"), || requested().fails()),
         state("one that was refused halfway", &doomed("BlobChunk BlobAbort"), || {
             uploading().gets(500).fails()
         }),
         state("one whose transaction was given up halfway", "Begin Abort Attach BlobChunk BlobAbort", || {
-            let scene = uploading().gets(500);
-            let about = scene.about;
-            Scene { about, ..scene.ask(Request::Abort { txn: TXN }).done() }
+            let setup = uploading().gets(500);
+            let about = setup.about;
+            Setup { about, ..setup.ask(Request::Abort { txn: TXN }).done() }
         }),
         state("one of no transaction", "Begin Abort Attach BlobStart", || connected().ask(store_blob(1))),
     ]
