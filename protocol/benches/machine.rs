@@ -47,7 +47,8 @@ impl Pair {
         assert_eq!(used, Ok(self.up.len()));
     }
 
-    /// Moves the messages of the server to the client, up to the head of one chunk; returns true if there was a chunk.
+    /// Moves the messages of the server to the client, up to the head of one chunk; returns true if
+    /// there was a chunk.
     fn carry_down(&mut self) -> bool {
         self.down.clear();
         let mut chunk = false;

@@ -1,7 +1,8 @@
 //! The inner loops of a transport that reads and writes through buffers.
 //!
-//! The two functions do no I/O: bytes come in as slices and go out into a `Vec`. A transport that moves payload past
-//! user space (`splice`, buffers of an io_uring) drives the [`Connection`] itself, and gets the same events.
+//! The two functions do no I/O: bytes come in as slices and go out into a `Vec`. A transport that
+//! moves payload past user space (`splice`, buffers of an io_uring) drives the [`Connection`]
+//! itself, and gets the same events.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -12,14 +13,15 @@ use crate::error::{PeerError, UsageError};
 use crate::message::RequestError;
 use crate::time::Time;
 
-/// Appends what is to be sent to `out`, until `out` holds at least `enough` bytes or nothing is left to send.
+/// Appends what is to be sent to `out`, until `out` holds at least `enough` bytes or nothing is
+/// left to send.
 ///
-/// `read` appends all bytes of a slice. It appends, and does not fill a buffer, because zeroing that buffer would be one
-/// more pass over every byte. If `read` fails, the peer gets zeros in their place, and the transfer is aborted with the
-/// error.
+/// `read` appends all bytes of a slice. It appends, and does not fill a buffer, because zeroing
+/// that buffer would be one more pass over every byte. If `read` fails, the peer gets zeros in
+/// their place, and the transfer is aborted with the error.
 ///
-/// If `read` appends nothing and succeeds, the function returns that slice. The caller then sends its bytes directly
-/// behind those in `out`.
+/// If `read` appends nothing and succeeds, the function returns that slice. The caller then sends
+/// its bytes directly behind those in `out`.
 pub fn transmit<S: Side>(
     connection: &mut Connection<S>,
     now: Time,
@@ -55,8 +57,8 @@ fn wrong_length(slice: Slice) -> RequestError {
 
 /// Processes `bytes` from the peer.
 ///
-/// Control goes to the connection, and payload to `payload`, as the slice and its range in `bytes`. Each event goes to
-/// `event` before the payload that follows it.
+/// Control goes to the connection, and payload to `payload`, as the slice and its range in `bytes`.
+/// Each event goes to `event` before the payload that follows it.
 ///
 /// # Errors
 /// The rule that the peer broke. The connection is dead; `event` has had the events before that.
@@ -82,7 +84,8 @@ pub fn receive<S: Side, State>(
                 let n = slice.len.min((bytes.len() - at) as u64);
                 let end = at + n as usize;
                 payload(state, Slice { len: n, ..slice }, at..end);
-                // No more is moved than is expected, so the only error is a connection that has died meanwhile.
+                // No more is moved than is expected, so the only error is a connection that has
+                // died meanwhile.
                 if let Err(UsageError::Dead(error)) = connection.payload_moved(now, n) {
                     return Err(error);
                 }

@@ -6,7 +6,8 @@ use crate::message::{Reply, Request};
 /// The kind of a request in flight, with what its answer needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
-    /// A request that puts something into a transaction: `Begin`, `Store`, `StoreBlob`, `StoreShared`, `Delete`.
+    /// A request that puts something into a transaction: `Begin`, `Store`, `StoreBlob`,
+    /// `StoreShared`, `Delete`.
     Put(TxnId),
     Vote(TxnId),
     Finish(TxnId),

@@ -41,8 +41,8 @@ pub enum Event {
         /// The objects that it changed.
         oids: Vec<Oid>,
     },
-    /// A requested blob arrives. [`TransferEvent::Stopped`] or [`TransferEvent::Aborted`] is the one answer to its
-    /// request.
+    /// A requested blob arrives. [`TransferEvent::Stopped`] or [`TransferEvent::Aborted`] is the
+    /// one answer to its request.
     Transfer(TransferEvent),
     /// The server is about to stop: it begins nothing new, and what is under way goes on.
     Goodbye,
@@ -58,7 +58,8 @@ pub struct Client {
 
 #[derive(Debug)]
 struct Txn {
-    /// Its `Begin` or `Attach`: an answer to an earlier request belongs to another transaction of the same name.
+    /// Its `Begin` or `Attach`: an answer to an earlier request belongs to another transaction of
+    /// the same name.
     begun: RequestId,
     phase: Phase,
 }
@@ -78,9 +79,11 @@ impl From<TransferEvent> for Event {
 }
 
 impl connection::Connection<Client> {
-    /// Returns a connection that sends its hello with the first [`poll_transmit`](Self::poll_transmit).
+    /// Returns a connection that sends its hello with the first
+    /// [`poll_transmit`](Self::poll_transmit).
     ///
-    /// `credentials` identify the client to the server. They have at most 2048 bytes; the rest is cut off.
+    /// `credentials` identify the client to the server. They have at most 2048 bytes; the rest is
+    /// cut off.
     #[must_use]
     pub fn new(now: Time, config: Config, credentials: &[u8]) -> Connection {
         let side = Client { last_request: 0, requests: BTreeMap::new(), transactions: BTreeMap::new() };
@@ -97,8 +100,8 @@ impl connection::Connection<Client> {
 
     /// Like [`new`](Self::new), for a client that resumes transactions of an earlier connection.
     ///
-    /// Requests are numbered above `last`, which was the [`last_request`](Self::last_request) of that connection. So
-    /// each number in a [`Reply::Attached`] belongs to one request only.
+    /// Requests are numbered above `last`, which was the [`last_request`](Self::last_request) of
+    /// that connection. So each number in a [`Reply::Attached`] belongs to one request only.
     #[must_use]
     pub fn after(now: Time, config: Config, credentials: &[u8], last: RequestId) -> Connection {
         let mut connection = Connection::new(now, config, credentials);
@@ -140,10 +143,12 @@ impl connection::Connection<Client> {
         self.send_request(request)
     }
 
-    /// Stores an object's record with a blob of exactly `size` bytes. The transfer of the blob begins at once.
+    /// Stores an object's record with a blob of exactly `size` bytes. The transfer of the blob
+    /// begins at once.
     ///
-    /// If `digest` is `None`, call [`finish_blob`](Self::finish_blob) when all bytes have been read. The answer comes
-    /// under the number of the transfer, when the server has the whole blob on disk.
+    /// If `digest` is `None`, call [`finish_blob`](Self::finish_blob) when all bytes have been
+    /// read. The answer comes under the number of the transfer, when the server has the whole blob
+    /// on disk.
     ///
     /// # Errors
     /// A [`UsageError`] if the upload is not possible now. Nothing was queued then.
@@ -231,7 +236,8 @@ impl connection::Connection<Client> {
         }
     }
 
-    /// Cancels a request. Its answer comes all the same, perhaps early; the bytes of a blob are dropped.
+    /// Cancels a request. Its answer comes all the same, perhaps early; the bytes of a blob are
+    /// dropped.
     ///
     /// # Errors
     /// [`UsageError::NoSuchRequest`] if the request does not wait for an answer.
@@ -253,7 +259,8 @@ impl connection::Connection<Client> {
 }
 
 impl Client {
-    /// Returns the phase that a request leads its transaction to; `Some((txn, None))` if the request ends it.
+    /// Returns the phase that a request leads its transaction to; `Some((txn, None))` if the
+    /// request ends it.
     fn next_phase(
         &self,
         request: &Request,

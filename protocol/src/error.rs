@@ -7,7 +7,8 @@ use crate::limits::Limits;
 use crate::message::{Phase, Refusal};
 use crate::wire::DecodeError;
 
-/// The peer has broken a rule of the protocol, or is gone. The connection is dead: close the socket.
+/// The peer has broken a rule of the protocol, or is gone. The connection is dead: close the
+/// socket.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeerError {
@@ -28,7 +29,7 @@ pub enum PeerError {
     BadVersion(u16),
     /// A frame is not a message.
     #[error("the peer sent what is not a message: {0}")]
-    Malformed(#[from] DecodeError),
+    Malformed(DecodeError),
     /// A frame is longer than its kind may be.
     #[error("the peer sent a frame of {len} bytes where at most {max} are allowed")]
     FrameTooLong {
@@ -108,7 +109,8 @@ pub enum PeerError {
         /// The number of control bytes that wait.
         waiting: u64,
     },
-    /// The handshake has taken longer than [`Config::handshake_timeout`](crate::Config::handshake_timeout).
+    /// The handshake has taken longer than
+    /// [`Config::handshake_timeout`](crate::Config::handshake_timeout).
     #[error("the peer did not finish the handshake in time: it has {after:?}")]
     HandshakeTimeout {
         /// The limit.
@@ -117,7 +119,8 @@ pub enum PeerError {
     /// The client has continued its transactions on another connection.
     #[error("the client has gone on to another connection")]
     Replaced,
-    /// No bytes have arrived for [`Config::silence_limit`](crate::Config::silence_limit), not even the answer to a ping.
+    /// No bytes have arrived for [`Config::silence_limit`](crate::Config::silence_limit), not even
+    /// the answer to a ping.
     #[error("the peer has gone silent: nothing was heard of it for {after:?}")]
     Silent {
         /// The limit.
@@ -125,8 +128,15 @@ pub enum PeerError {
     },
 }
 
+impl From<DecodeError> for PeerError {
+    fn from(error: DecodeError) -> PeerError {
+        PeerError::Malformed(error)
+    }
+}
+
 impl PeerError {
-    /// Returns true if the peer has broken a rule. Otherwise it is gone, busy or full, and a later attempt may succeed.
+    /// Returns true if the peer has broken a rule. Otherwise it is gone, busy or full, and a later
+    /// attempt may succeed.
     #[must_use]
     pub fn is_protocol_violation(&self) -> bool {
         !matches!(
@@ -156,8 +166,8 @@ pub enum UsageError {
     /// A side has said goodbye, so nothing new begins.
     #[error("the connection is closing: nothing new begins on it")]
     Closing,
-    /// The call would pass a limit of the peer or of this side. Wait for an answer first. If the limit is about bytes
-    /// that wait to be sent, send those.
+    /// The call would pass a limit of the peer or of this side. Wait for an answer first. If the
+    /// limit is about bytes that wait to be sent, send those.
     #[error("{what}: {limit} at once are allowed on this connection")]
     Limit {
         /// What the limit is for.

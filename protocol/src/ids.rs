@@ -9,22 +9,24 @@ use serde::{Deserialize, Serialize};
 
 /// The id of an object, whose revisions are stored by transactions.
 ///
-/// The server allocates oids ([`Request::NewOids`](crate::Request::NewOids)) and never reuses one. It never allocates
-/// oid 0, [`Oid::ROOT`].
+/// The server allocates oids ([`Request::NewOids`](crate::Request::NewOids)) and never reuses one.
+/// It never allocates oid 0, [`Oid::ROOT`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Oid(pub u64);
 
 impl Oid {
     /// The root object: the application stores in it what leads to all other objects.
     ///
-    /// As in ZODB, the oid 0 is fixed so that every client finds the root. The protocol treats it as any other oid.
+    /// As in ZODB, the oid 0 is fixed so that every client finds the root. The protocol treats it
+    /// as any other oid.
     pub const ROOT: Oid = Oid(0);
 }
 
-/// The id of a committed transaction, assigned at commit. Tids are strictly increasing, and time stamps in ZODB's format.
+/// The id of a committed transaction, assigned at commit. Tids are strictly increasing, and time
+/// stamps in ZODB's format.
 ///
-/// The upper 32 bits count minutes from 1900, on a calendar in which every month has 31 days. The lower 32 bits are the
-/// fraction of that minute.
+/// The upper 32 bits count minutes from 1900, on a calendar in which every month has 31 days. The
+/// lower 32 bits are the fraction of that minute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Tid(pub u64);
 
@@ -36,7 +38,8 @@ impl Tid {
 
     /// Returns the tid of a moment, given as the time since the Unix epoch (UTC).
     ///
-    /// A moment after the year 9892 counts as the last one of that range: the minutes must fit 32 bits.
+    /// A moment after the year 9892 counts as the last one of that range: the minutes must fit 32
+    /// bits.
     #[must_use]
     pub fn from_unix(since_epoch: Duration) -> Tid {
         const LAST_SECOND: u64 = 250_000_000_000; // in the year 9892
@@ -65,7 +68,8 @@ impl Tid {
 
     /// Returns the tid directly after this one; [`Tid::MAX`] stays as it is.
     ///
-    /// [`Request::LoadBefore`](crate::Request::LoadBefore) with `tid.successor()` loads the state as of `tid`.
+    /// [`Request::LoadBefore`](crate::Request::LoadBefore) with `tid.successor()` loads the state
+    /// as of `tid`.
     #[must_use]
     pub const fn successor(self) -> Tid {
         Tid(self.0.saturating_add(1))
@@ -77,15 +81,16 @@ impl Tid {
         Tid(self.0.saturating_sub(1))
     }
 
-    /// Returns the tid for the next commit at the moment `now`: `now` itself if the clock has advanced, else
-    /// [`successor`](Tid::successor).
+    /// Returns the tid for the next commit at the moment `now`: `now` itself if the clock has
+    /// advanced, else [`successor`](Tid::successor).
     #[must_use]
     pub fn next(self, now: Tid) -> Tid {
         now.max(self.successor())
     }
 }
 
-/// Returns year, month and day of a day counted from 1970-01-01 (proleptic Gregorian; Howard Hinnant's algorithm).
+/// Returns year, month and day of a day counted from 1970-01-01 (proleptic Gregorian; Howard
+/// Hinnant's algorithm).
 fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
     let era = z / 146_097;
@@ -136,8 +141,8 @@ impl BlobId {
         alloc::format!("{}.{}.blob", self.oid.0 / Self::BUCKETS, self.tid)
     }
 
-    /// Returns the blob with this [`bucket`](BlobId::bucket) and [`file_name`](BlobId::file_name); `None` for any
-    /// other name.
+    /// Returns the blob with this [`bucket`](BlobId::bucket) and [`file_name`](BlobId::file_name);
+    /// `None` for any other name.
     #[must_use]
     pub fn from_file_name(bucket: u64, name: &str) -> Option<BlobId> {
         let (quotient, tid) = name.strip_suffix(".blob")?.split_once('.')?;
@@ -147,7 +152,8 @@ impl BlobId {
     }
 }
 
-/// The name of a transaction: 128 random bits that the client chooses before the transaction has a [`Tid`].
+/// The name of a transaction: 128 random bits that the client chooses before the transaction has a
+/// [`Tid`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TxnId(pub [u8; 16]);
 
@@ -157,7 +163,8 @@ pub struct Digest(pub [u8; 32]);
 
 /// The number of a request on one connection.
 ///
-/// The client numbers its requests in strictly increasing order from 1. The default, 0, is before the first.
+/// The client numbers its requests in strictly increasing order from 1. The default, 0, is before
+/// the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId(pub u64);
 
@@ -300,7 +307,8 @@ mod tests {
 
     #[test]
     fn a_tid_is_zodbs_time_stamp() {
-        // ZODB: TimeStamp(2007, 5, 18, 14, 2, 22.0): ((107*12 + 4)*31 + 17)*1440 + 14*60 + 2, and 22 s of a minute.
+        // ZODB: TimeStamp(2007, 5, 18, 14, 2, 22.0): ((107*12 + 4)*31 + 17)*1440 + 14*60 + 2, and
+        // 22 s of a minute.
         let tid = Tid::from_unix(Duration::from_secs(1_179_496_942));
         assert_eq!(tid.0 >> 32, ((107 * 12 + 4) * 31 + 17) * 1440 + 14 * 60 + 2);
         assert_eq!(tid.0 & 0xffff_ffff, (22 << 32) / 60);

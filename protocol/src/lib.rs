@@ -1,15 +1,17 @@
-//! The blobferry protocol as pure state machines: bytes and calls in, bytes and events out. The crate uses no sockets,
-//! files, clocks, threads or runtimes. It is deterministic: the same calls produce the same bytes.
+//! The blobferry protocol as pure state machines: bytes and calls in, bytes and events out. The
+//! crate uses no sockets, files, clocks, threads or runtimes. It is deterministic: the same calls
+//! produce the same bytes.
 //!
-//! Most programs use a transport crate, and this one only through it. Use it directly to write a transport, to embed the
-//! protocol in another event loop (an io_uring, an actor system, a simulator), or to test such code. `PROTOCOL.md` in the
-//! repository specifies what is on the wire.
+//! Most programs use a transport crate, and this one only through it. Use it directly to write a
+//! transport, to embed the protocol in another event loop (an io_uring, an actor system, a
+//! simulator), or to test such code. `PROTOCOL.md` in the repository specifies what is on the wire.
 //!
 //! # Two state machines
 //!
-//! [`client::Connection`] sends requests, and [`server::Connection`] answers them. Both are the same
-//! [`connection::Connection`] with another [side](connection::Side). In this example they exchange bytes through two
-//! vectors, and [`buffered`] runs the inner loops. A transaction stores a blob, then the blob is loaded.
+//! [`client::Connection`] sends requests, and [`server::Connection`] answers them. Both are the
+//! same [`connection::Connection`] with another [side](connection::Side). In this example they
+//! exchange bytes through two vectors, and [`buffered`] runs the inner loops. A transaction stores
+//! a blob, then the blob is loaded.
 //!
 //! ```
 //! use blobferry_protocol::{
@@ -111,37 +113,40 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! (The example never calls [`stored`](connection::Connection::stored), so a blob larger than the window would not
-//! arrive. A real program has to call it: see below.)
+//! (The example never calls [`stored`](connection::Connection::stored), so a blob larger than the
+//! window would not arrive. A real program has to call it: see below.)
 //!
 //! # The run loop
 //!
-//! Every embedding is this loop. Only the wait in its middle differs: a blocking read, `epoll`, an io_uring, a simulator.
+//! Every embedding is this loop. Only the wait in its middle differs: a blocking read, `epoll`, an
+//! io_uring, a simulator.
 //!
-//! 1. **Send.** Call [`poll_transmit`](connection::Connection::poll_transmit) until it returns `None`. Each time send the
-//!    head, then all of the body, then call it again: between two chunks other messages are sent, so that none waits
-//!    behind more than one chunk. When the socket accepts no more, stop. What was not polled stays in the connection.
-//! 2. **Wait** until there is something to read, or room to write if step 1 was interrupted, or a call of the
-//!    application, or the connection's timeout.
+//! 1. **Send.** Call [`poll_transmit`](connection::Connection::poll_transmit) until it returns
+//!    `None`. Each time send the head, then all of the body, then call it again: between two chunks
+//!    other messages are sent, so that none waits behind more than one chunk. When the socket
+//!    accepts no more, stop. What was not polled stays in the connection.
+//! 2. **Wait** until there is something to read, or room to write if step 1 was interrupted, or a
+//!    call of the application, or the connection's timeout.
 //! 3. **Receive.** Call [`expect`](connection::Connection::expect).
-//!    * Control goes to [`handle_control`](connection::Connection::handle_control), which processes the bytes up to the
-//!      next payload. Then call [`poll_event`](connection::Connection::poll_event) until it returns `None`. On a server
-//!      do the same after every answer: it may release a vote that has waited.
+//!    * Control goes to [`handle_control`](connection::Connection::handle_control), which processes
+//!      the bytes up to the next payload. Then call
+//!      [`poll_event`](connection::Connection::poll_event) until it returns `None`. On a server do
+//!      the same after every answer: it may release a vote that has waited.
 //!    * Payload goes to the sink of its transfer. Then call
-//!      [`payload_moved`](connection::Connection::payload_moved), and when the sink has stored the bytes
-//!      [`stored`](connection::Connection::stored), at once or later.
+//!      [`payload_moved`](connection::Connection::payload_moved), and when the sink has stored the
+//!      bytes [`stored`](connection::Connection::stored), at once or later.
 //!
 //!    Repeat this until all bytes that were read are processed.
-//! 4. **Time.** Call [`handle_timeout`](connection::Connection::handle_timeout) when the timeout has passed, or in every
-//!    round. Then call `poll_event` again, since the timeout may have given a transfer up. Then begin with step 1: every
-//!    call may have queued a message.
+//! 4. **Time.** Call [`handle_timeout`](connection::Connection::handle_timeout) when the timeout
+//!    has passed, or in every round. Then call `poll_event` again, since the timeout may have given
+//!    a transfer up. Then begin with step 1: every call may have queued a message.
 //!
 //! The loop ends with an error, or with the end of the stream. After a goodbye it ends when
-//! [`is_finished`](connection::Connection::is_finished) returns true and step 1 is done. A blob has arrived when
-//! [`TransferEvent::Stopped`] has come and the digest is right, not before.
+//! [`is_finished`](connection::Connection::is_finished) returns true and step 1 is done. A blob has
+//! arrived when [`TransferEvent::Stopped`] has come and the digest is right, not before.
 //!
-//! [`buffered`] has steps 1 and 3 for a transport that reads into a buffer and writes from one. These examples are
-//! complete loops with different waits. Each downloads a blob and checks it:
+//! [`buffered`] has steps 1 and 3 for a transport that reads into a buffer and writes from one.
+//! These examples are complete loops with different waits. Each downloads a blob and checks it:
 //!
 //! | `cargo run -p blobferry-examples --bin …` | is | shows |
 //! |---|---|---|
@@ -152,10 +157,11 @@
 //!
 //! # Who owns which bytes
 //!
-//! Payload never enters the state machine, which handles only heads and ranges. `poll_transmit` writes a head and names
-//! the [`Slice`] that follows. `expect` says whether the next bytes are control or payload of a transfer. So a transport
-//! can read into buffers, use `splice`, or give the kernel buffers that it owns. A [`Slice`] is `Copy` and borrows
-//! nothing: it can travel with an operation and come back with its completion.
+//! Payload never enters the state machine, which handles only heads and ranges. `poll_transmit`
+//! writes a head and names the [`Slice`] that follows. `expect` says whether the next bytes are
+//! control or payload of a transfer. So a transport can read into buffers, use `splice`, or give
+//! the kernel buffers that it owns. A [`Slice`] is `Copy` and borrows nothing: it can travel with
+//! an operation and come back with its completion.
 //!
 //! | bytes | owner |
 //! |---|---|
@@ -168,19 +174,20 @@
 //!
 //! # Time
 //!
-//! The crate has no clock. The caller chooses an epoch for each connection, and passes the [`Time`] to the calls that
-//! need it. Call [`poll_timeout`](connection::Connection::poll_timeout) before every wait, because every call that takes
-//! `&mut self` may move the timeout. There is one timeout for everything: the handshake, pings, stalled transfers and
-//! silence. A call of `handle_timeout` that comes early or twice does nothing. If a process was stopped for an hour, its
-//! late call sends a ping first, and does not end the connection.
+//! The crate has no clock. The caller chooses an epoch for each connection, and passes the [`Time`]
+//! to the calls that need it. Call [`poll_timeout`](connection::Connection::poll_timeout) before
+//! every wait, because every call that takes `&mut self` may move the timeout. There is one timeout
+//! for everything: the handshake, pings, stalled transfers and silence. A call of `handle_timeout`
+//! that comes early or twice does nothing. If a process was stopped for an hour, its late call
+//! sends a ping first, and does not end the connection.
 //!
 //! # Errors
 //!
 //! There are three kinds of errors, which differ in what the caller has to do.
 //!
-//! **[`RequestError`]: a request has failed.** It comes in an event, and the connection goes on. `PROTOCOL.md`, section 8,
-//! says what each means for its transaction. One of them comes from the connection itself, whatever the peer does:
-//! [`Deadline::Transfer`].
+//! **[`RequestError`]: a request has failed.** It comes in an event, and the connection goes on.
+//! `PROTOCOL.md`, section 8, says what each means for its transaction. One of them comes from the
+//! connection itself, whatever the peer does: [`Deadline::Transfer`].
 //!
 //! **[`UsageError`]: a call was not possible now.** The call has changed nothing.
 //!
@@ -193,10 +200,11 @@
 //! | `Dead` | handle the `PeerError` in it |
 //! | all others | correct the caller, which has lost track of the connection's state |
 //!
-//! **[`PeerError`]: the connection is dead.** Close the socket. A client that was committing requests the [`Outcome`] on
-//! another connection. A client that was downloading requests the rest, with `from`. A server aborts the remaining
-//! [transactions](server::Connection::transactions), except those that it is finishing already. Do the same when the
-//! stream ends or fails, which the connection itself does not notice.
+//! **[`PeerError`]: the connection is dead.** Close the socket. A client that was committing
+//! requests the [`Outcome`] on another connection. A client that was downloading requests the rest,
+//! with `from`. A server aborts the remaining [transactions](server::Connection::transactions),
+//! except those that it is finishing already. Do the same when the stream ends or fails, which the
+//! connection itself does not notice.
 //!
 //! | error | meaning |
 //! |---|---|
@@ -209,19 +217,21 @@
 //!
 //! # Five mistakes, and how they show
 //!
-//! 1. **Payload is passed to `handle_control`.** It stops at payload, and returns fewer bytes than it was given; the next
-//!    call returns 0. A loop that ignores the number loses its place in the stream.
-//! 2. **`stored` is never called.** A download stops after exactly one window ([`Limits::transfer_window`]) without an
-//!    error: pings are answered, and no byte comes. After [`Config::transfer_timeout`] the transfer is given up. A call
-//!    that is too early, before the bytes were moved, returns [`UsageError::BadRange`].
-//! 3. **A head is sent without all of its body.** The peer takes the next head for payload, and ends the connection or
-//!    finds a wrong digest. [`Transmit`] is `#[must_use]` for this reason. If a source fails, send zeros and call
-//!    [`abort_blob`](connection::Connection::abort_blob).
+//! 1. **Payload is passed to `handle_control`.** It stops at payload, and returns fewer bytes than
+//!    it was given; the next call returns 0. A loop that ignores the number loses its place in the
+//!    stream.
+//! 2. **`stored` is never called.** A download stops after exactly one window
+//!    ([`Limits::transfer_window`]) without an error: pings are answered, and no byte comes. After
+//!    [`Config::transfer_timeout`] the transfer is given up. A call that is too early, before the
+//!    bytes were moved, returns [`UsageError::BadRange`].
+//! 3. **A head is sent without all of its body.** The peer takes the next head for payload, and
+//!    ends the connection or finds a wrong digest. [`Transmit`] is `#[must_use]` for this reason.
+//!    If a source fails, send zeros and call [`abort_blob`](connection::Connection::abort_blob).
 //! 4. **Events wait while payload is moved.** Then `expect` names an unknown transfer, because its
-//!    [`TransferEvent::Started`] was not polled. (If all events were polled, a transfer without a sink is one that was
-//!    cancelled. Drop its bytes, and call `payload_moved` all the same.)
-//! 5. **The timeout is polled only once.** Then a peer that is gone is never noticed, or `handle_timeout` is called all
-//!    the time, which has no effect.
+//!    [`TransferEvent::Started`] was not polled. (If all events were polled, a transfer without a
+//!    sink is one that was cancelled. Drop its bytes, and call `payload_moved` all the same.)
+//! 5. **The timeout is polled only once.** Then a peer that is gone is never noticed, or
+//!    `handle_timeout` is called all the time, which has no effect.
 //!
 //! What the connection returns for each of them:
 //!
@@ -273,19 +283,21 @@
 //!
 //! # Invariants
 //!
-//! * **Everything is bounded.** Frames, lists, waiting control bytes, requests, transfers and transactions have
-//!   [`Limits`]. A length or a count in a message allocates nothing. The bytes of one `handle_control` bound the events.
+//! * **Everything is bounded.** Frames, lists, waiting control bytes, requests, transfers and
+//!   transactions have [`Limits`]. A length or a count in a message allocates nothing. The bytes of
+//!   one `handle_control` bound the events.
 //! * **A call at the wrong time changes nothing.** It returns a [`UsageError`], and never panics.
-//! * **A peer that breaks a rule ends the connection.** A [`PeerError`] names the rule. Afterwards every call returns that
-//!   error, nothing is sent, and only earlier events can be polled.
-//! * **Every request has exactly one answer** while the connection lives: one event on a client, one call on a server.
+//! * **A peer that breaks a rule ends the connection.** A [`PeerError`] names the rule. Afterwards
+//!   every call returns that error, nothing is sent, and only earlier events can be polled.
+//! * **Every request has exactly one answer** while the connection lives: one event on a client,
+//!   one call on a server.
 //! * **The events do not depend on how the stream is cut into reads.**
 //! * **Deterministic.** There is no clock, no randomness, and no order of a hash map.
 //!
 //! # Features
 //!
-//! The crate is `no_std` (with `alloc`). The feature `testing` adds the module `testing`: strategies for
-//! [proptest](https://docs.rs/proptest), and a simulated link. It needs `std`.
+//! The crate is `no_std` (with `alloc`). The feature `testing` adds the module `testing`:
+//! strategies for [proptest](https://docs.rs/proptest), and a simulated link. It needs `std`.
 #![no_std]
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 

@@ -1,7 +1,8 @@
 //! Bugs that are planted on purpose, to check that the tests find them: see `tests/README.md`.
 //!
-//! Only builds with the feature `__planted` contain them, and only tests use that feature. At most one bug is active at
-//! a time. In every other build [`planted`] is `false`, and the compiler removes the code that depends on it.
+//! Only builds with the feature `__planted` contain them, and only tests use that feature. At most
+//! one bug is active at a time. In every other build [`planted`] is `false`, and the compiler
+//! removes the code that depends on it.
 
 macro_rules! bugs {
     ($($(#[doc = $what:literal])+ $bug:ident = $name:literal,)+) => {

@@ -5,8 +5,9 @@ use core::time::Duration;
 
 /// A moment: the time since an epoch that the caller chooses once for each connection.
 ///
-/// `Instant::elapsed` of an instant that the caller keeps is such a time. The time should not go backwards in the calls
-/// to one connection. If it does, the connection uses the latest moment that it was given.
+/// `Instant::elapsed` of an instant that the caller keeps is such a time. The time should not go
+/// backwards in the calls to one connection. If it does, the connection uses the latest moment that
+/// it was given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub Duration);
 

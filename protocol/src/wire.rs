@@ -1,7 +1,8 @@
 //! Framing: a little-endian `u32` length, then one message in postcard's format.
 //!
-//! [`decode`] does not trust what has arrived: it allocates nothing because of a length or a count, and refuses bytes
-//! that are left over behind a message. It accepts everything that [`encode`] writes.
+//! [`decode`] does not trust what has arrived: it allocates nothing because of a length or a count,
+//! and refuses bytes that are left over behind a message. It accepts everything that [`encode`]
+//! writes.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -44,7 +45,8 @@ pub enum DecodeError {
 /// Appends a message to `out` as a frame: the length, then the body.
 ///
 /// # Errors
-/// [`EncodeError`] if the body is longer than `max` bytes or a list is too long. `out` is unchanged then.
+/// [`EncodeError`] if the body is longer than `max` bytes or a list is too long. `out` is unchanged
+/// then.
 pub fn encode(message: &Message, max: u32, out: &mut Vec<u8>) -> Result<(), EncodeError> {
     let start = out.len();
     out.extend_from_slice(&[0; LENGTH_BYTES]);

@@ -9,21 +9,23 @@ use crate::limits::Limits;
 /// The default has [`Limits::default`] and the timeouts that each field names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
-    /// What this side accepts. The connection announces it to the peer. Default: [`Limits::default`].
+    /// What this side accepts. The connection announces it to the peer. Default:
+    /// [`Limits::default`].
     pub limits: Limits,
     /// How long the handshake may take, counted from the creation of the connection. Default: 10 s.
     pub handshake_timeout: Duration,
-    /// The time without any bytes from the peer after which the connection sends a ping. Default: 20 s.
+    /// The time without any bytes from the peer after which the connection sends a ping. Default:
+    /// 20 s.
     pub ping_after: Duration,
-    /// The time without any bytes from the peer after which the connection is dead. It must be longer than
-    /// `ping_after`: the ping has the difference for its answer. Default: 60 s.
+    /// The time without any bytes from the peer after which the connection is dead. It must be
+    /// longer than `ping_after`: the ping has the difference for its answer. Default: 60 s.
     pub silence_limit: Duration,
-    /// The time without progress after which the connection gives a transfer up, in either direction, with
-    /// [`Deadline::Transfer`](crate::Deadline::Transfer).
+    /// The time without progress after which the connection gives a transfer up, in either
+    /// direction, with [`Deadline::Transfer`](crate::Deadline::Transfer).
     ///
-    /// Progress is any byte of it that was sent, moved or stored. A slow transfer is no error as long as it moves.
-    /// Transfers take turns, one chunk each, so this must be longer than one round of all of them on the slowest link.
-    /// Default: 120 s.
+    /// Progress is any byte of it that was sent, moved or stored. A slow transfer is no error as
+    /// long as it moves. Transfers take turns, one chunk each, so this must be longer than one
+    /// round of all of them on the slowest link. Default: 120 s.
     pub transfer_timeout: Duration,
 }
 

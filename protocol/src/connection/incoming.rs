@@ -2,18 +2,23 @@
 //!
 //! An example, with a window of 100 bytes for each transfer and 150 for the connection:
 //!
-//! 1. Two transfers begin. Each sender may send below offset 100 of its transfer, and 150 bytes together.
-//! 2. 100 bytes of the first and 50 of the second arrive. Neither may send more: the connection's 150 are used up.
-//! 3. The first sink stores its 100 bytes: `stored(first, 100)`. At most half of both windows is left, so both are
-//!    opened again: `Credit {first, 200}`, `ConnectionCredit {250}`.
+//! 1. Two transfers begin. Each sender may send below offset 100 of its transfer, and 150 bytes
+//!    together.
+//! 2. 100 bytes of the first and 50 of the second arrive. Neither may send more: the connection's
+//!    150 are used up.
+//! 3. The first sink stores its 100 bytes: `stored(first, 100)`. At most half of both windows is
+//!    left, so both are opened again: `Credit {first, 200}`, `ConnectionCredit {250}`.
 //! 4. The sender aborts the second transfer. Its bytes count as stored: `ConnectionCredit {300}`.
 //!
-//! Credit is absolute: a message that says "up to 200" can be repeated or merged without another meaning.
+//! Credit is absolute: a message that says "up to 200" can be repeated or merged without another
+//! meaning.
 //!
-//! The sides limit the number of transfers: each transfer needs a request, and the requests are counted.
+//! The sides limit the number of transfers: each transfer needs a request, and the requests are
+//! counted.
 //!
-//! Invariants: `stored <= moved <= announced <= min(end, granted)` for each transfer. The connection's `stored` is its
-//! `announced`, less the bytes that have not been moved yet, and less those that a sink still holds.
+//! Invariants: `stored <= moved <= announced <= min(end, granted)` for each transfer. The
+//! connection's `stored` is its `announced`, less the bytes that have not been moved yet, and less
+//! those that a sink still holds.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -66,7 +71,8 @@ pub(crate) struct Incoming {
     transfers: BTreeMap<TransferId, Transfer>,
     /// Transfers whose window may have to be opened.
     to_grant: BTreeSet<TransferId>,
-    /// The transfers whose sender has to make progress. Stored bytes count too: the sender may have waited for credit.
+    /// The transfers whose sender has to make progress. Stored bytes count too: the sender may have
+    /// waited for credit.
     pub(crate) progress: Progress,
     /// Payload bytes since the connection began: announced, stored and granted.
     announced: u64,

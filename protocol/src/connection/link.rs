@@ -1,4 +1,5 @@
-//! The state that both sides share: one queue of control bytes, transfers in both directions, liveness, and errors.
+//! The state that both sides share: one queue of control bytes, transfers in both directions,
+//! liveness, and errors.
 
 use alloc::vec::Vec;
 
@@ -15,7 +16,8 @@ use crate::message::{Deadline, Message, RequestError};
 use crate::time::Time;
 use crate::wire::EncodeError;
 
-/// The most pongs that may wait for one write. A peer that sends more pings without reading floods the connection.
+/// The most pongs that may wait for one write. A peer that sends more pings without reading floods
+/// the connection.
 const PONGS: u32 = 64;
 
 /// A message that is longer than the peer takes. Nothing was queued.
@@ -130,8 +132,8 @@ impl Link {
     /// Queues a message.
     ///
     /// # Errors
-    /// The message is longer than the peer accepts. If too many bytes wait, the connection ends, which is not an error
-    /// of this call.
+    /// The message is longer than the peer accepts. If too many bytes wait, the connection ends,
+    /// which is not an error of this call.
     pub(crate) fn queue(&mut self, message: &Message) -> Result<(), TooLong> {
         let max = if self.connected { self.peer.frame } else { Limits::HANDSHAKE_FRAME };
         let waiting = self.outgoing.queue(message, max).map_err(|error| TooLong { error, max })?;
@@ -141,8 +143,8 @@ impl Link {
         Ok(())
     }
 
-    /// Queues a message that can be sent later, unless more than half of the queue would be full then. The other half is
-    /// reserved for messages that cannot wait.
+    /// Queues a message that can be sent later, unless more than half of the queue would be full
+    /// then. The other half is reserved for messages that cannot wait.
     pub(crate) fn queue_if_room(&mut self, message: &Message) -> Result<(), UsageError> {
         let room = self.config.limits.control_queue / 2;
         let (before, max) = (self.outgoing.backlog(), self.peer.frame.min(room));

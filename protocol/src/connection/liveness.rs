@@ -1,4 +1,5 @@
-//! The liveness of the peer: the deadlines of the handshake and of silence, and the ping before the latter.
+//! The liveness of the peer: the deadlines of the handshake and of silence, and the ping before the
+//! latter.
 
 use crate::connection::config::Config;
 use crate::time::Time;
@@ -62,7 +63,8 @@ impl Liveness {
         }
     }
 
-    /// Returns what is due. Silence counts from the ping on, so a process that was stopped for an hour pings first.
+    /// Returns what is due. Silence counts from the ping on, so a process that was stopped for an
+    /// hour pings first.
     pub(crate) fn due(&mut self, now: Time, config: &Config) -> Due {
         self.tick(now);
         if self.now < self.next(config) {

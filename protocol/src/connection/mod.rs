@@ -1,8 +1,8 @@
 //! One connection: what both sides share.
 //!
-//! [`Connection`] is generic over its [`Side`]: [`client::Connection`](crate::client::Connection) and
-//! [`server::Connection`](crate::server::Connection) are the two kinds. Everything on this page is the same for
-//! both. The module of each side has what only that side can do.
+//! [`Connection`] is generic over its [`Side`]: [`client::Connection`](crate::client::Connection)
+//! and [`server::Connection`](crate::server::Connection) are the two kinds. Everything on this page
+//! is the same for both. The module of each side has what only that side can do.
 
 mod config;
 mod incoming;
@@ -29,21 +29,27 @@ pub use side::Side;
 pub(crate) use side::{Events, Sealed};
 pub use transfer::{Expect, Slice, TransferEvent, Transmit};
 
-/// A connection as a state machine: bytes and calls in, bytes and events out. It uses no socket, file or clock.
+/// A connection as a state machine: bytes and calls in, bytes and events out. It uses no socket,
+/// file or clock.
 ///
 /// A transport makes these calls, in any order and as often as it likes:
 ///
 /// 1. [`poll_transmit`](Self::poll_transmit) until it returns `None`. Send what each call returns.
-/// 2. Bytes that arrive go where [`expect`](Self::expect) says: to [`handle_control`](Self::handle_control), or to the
-///    sink of a transfer, followed by [`payload_moved`](Self::payload_moved).
-/// 3. [`poll_event`](Self::poll_event) until it returns `None`, after every `handle_control` and before payload is
-///    moved. On a server also after every `reply` and `start_blob`: the last answer to a store may release a vote.
-/// 4. When [`poll_timeout`](Self::poll_timeout) has passed, [`handle_timeout`](Self::handle_timeout), then `poll_event`
-///    again. The timeout changes only with calls that take `&mut self`.
-/// 5. When [`error`](Self::error) returns an error, or [`is_finished`](Self::is_finished) returns true, close the
-///    socket. Any call that queues a message may find that the peer does not read, which is an error too.
+/// 2. Bytes that arrive go where [`expect`](Self::expect) says: to
+///    [`handle_control`](Self::handle_control), or to the sink of a transfer, followed by
+///    [`payload_moved`](Self::payload_moved).
+/// 3. [`poll_event`](Self::poll_event) until it returns `None`, after every `handle_control` and
+///    before payload is moved. On a server also after every `reply` and `start_blob`: the last
+///    answer to a store may release a vote.
+/// 4. When [`poll_timeout`](Self::poll_timeout) has passed,
+///    [`handle_timeout`](Self::handle_timeout), then `poll_event` again. The timeout changes only
+///    with calls that take `&mut self`.
+/// 5. When [`error`](Self::error) returns an error, or [`is_finished`](Self::is_finished) returns
+///    true, close the socket. Any call that queues a message may find that the peer does not read,
+///    which is an error too.
 ///
-/// After a [`PeerError`] the connection is dead: every call returns that error, and nothing is sent any more.
+/// After a [`PeerError`] the connection is dead: every call returns that error, and nothing is sent
+/// any more.
 #[derive(Debug)]
 pub struct Connection<S: Side> {
     pub(crate) link: Link,
@@ -56,8 +62,9 @@ impl<S: Side> Connection<S> {
         Connection { link: Link::new(now, config), side, events: alloc::collections::VecDeque::new() }
     }
 
-    /// Appends what is to be sent next to `head`: all control messages that wait, then the head of at most one chunk.
-    /// The transport sends the payload of the chunk behind it. Returns `None` if there is nothing to send now.
+    /// Appends what is to be sent next to `head`: all control messages that wait, then the head of
+    /// at most one chunk. The transport sends the payload of the chunk behind it. Returns `None` if
+    /// there is nothing to send now.
     pub fn poll_transmit(&mut self, now: Time, head: &mut Vec<u8>) -> Option<Transmit> {
         self.link.poll_transmit(now, head)
     }
@@ -68,8 +75,8 @@ impl<S: Side> Connection<S> {
         self.link.receive.expect()
     }
 
-    /// Processes bytes from the peer up to the next payload, and returns their number. The rest belongs where
-    /// [`expect`](Self::expect) says.
+    /// Processes bytes from the peer up to the next payload, and returns their number. The rest
+    /// belongs where [`expect`](Self::expect) says.
     ///
     /// The events do not depend on how the stream is cut into calls.
     ///
@@ -164,14 +171,16 @@ impl<S: Side> Connection<S> {
         Ok(())
     }
 
-    /// Reports that the sink of a transfer to this side has stored all bytes below the offset `upto` of the blob.
+    /// Reports that the sink of a transfer to this side has stored all bytes below the offset
+    /// `upto` of the blob.
     ///
-    /// Only this call opens the window for more bytes. Every transfer needs it for all its bytes, also after its end, or
-    /// a [`discard`](Self::discard). Otherwise the connection's window stays smaller by the missing bytes.
+    /// Only this call opens the window for more bytes. Every transfer needs it for all its bytes,
+    /// also after its end, or a [`discard`](Self::discard). Otherwise the connection's window stays
+    /// smaller by the missing bytes.
     ///
     /// # Errors
-    /// * [`UsageError::NoSuchTransfer`] if the transfer is over, and either stored or aborted. A slow sink may ignore
-    ///   this.
+    /// * [`UsageError::NoSuchTransfer`] if the transfer is over, and either stored or aborted. A
+    ///   slow sink may ignore this.
     /// * [`UsageError::BadRange`] if those bytes have not arrived, or `upto` is lower than before.
     ///
     /// Nothing has changed then.
@@ -182,10 +191,12 @@ impl<S: Side> Connection<S> {
         Ok(())
     }
 
-    /// Drops the rest of a transfer to this side as it arrives. Does nothing if the transfer is over.
+    /// Drops the rest of a transfer to this side as it arrives. Does nothing if the transfer is
+    /// over.
     ///
-    /// A client should also [`cancel`](crate::client::Connection::cancel) the request, so that the server does not send
-    /// the rest. A server gets no more events of the transfer, and has to answer its request with the reason.
+    /// A client should also [`cancel`](crate::client::Connection::cancel) the request, so that the
+    /// server does not send the rest. A server gets no more events of the transfer, and has to
+    /// answer its request with the reason.
     pub fn discard(&mut self, transfer: TransferId) {
         self.link.incoming.drop_rest(transfer);
         if self.link.usable().is_ok() {
@@ -203,19 +214,21 @@ impl<S: Side> Connection<S> {
         event
     }
 
-    /// Returns the time of the next [`handle_timeout`](Self::handle_timeout); `None` on a dead connection.
+    /// Returns the time of the next [`handle_timeout`](Self::handle_timeout); `None` on a dead
+    /// connection.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         self.link.poll_timeout()
     }
 
-    /// Does what is due: sends a ping, gives up transfers without progress, or ends the connection. May produce events.
+    /// Does what is due: sends a ping, gives up transfers without progress, or ends the connection.
+    /// May produce events.
     ///
     /// A call before [`poll_timeout`](Self::poll_timeout) does nothing.
     ///
     /// # Errors
-    /// [`PeerError::Silent`] or [`PeerError::HandshakeTimeout`] if the peer has been silent for too long. The connection
-    /// is dead.
+    /// [`PeerError::Silent`] or [`PeerError::HandshakeTimeout`] if the peer has been silent for too
+    /// long. The connection is dead.
     pub fn handle_timeout(&mut self, now: Time) -> Result<(), PeerError> {
         self.link.handle_timeout(now)?;
         for transfer in self.link.stalled() {
@@ -230,8 +243,8 @@ impl<S: Side> Connection<S> {
     /// Needed if the digest was not known when the transfer began.
     ///
     /// # Errors
-    /// [`UsageError::NoSuchTransfer`] if the transfer is not under way, [`UsageError::BadRange`] if bytes of it are
-    /// still to be sent.
+    /// [`UsageError::NoSuchTransfer`] if the transfer is not under way, [`UsageError::BadRange`] if
+    /// bytes of it are still to be sent.
     pub fn finish_blob(&mut self, transfer: TransferId, digest: Digest) -> Result<(), UsageError> {
         self.link.usable()?;
         self.link.outgoing.finish(transfer, digest)
@@ -271,8 +284,8 @@ impl<S: Side> Connection<S> {
         self.side.requests_in_flight()
     }
 
-    /// Returns true if a side has said goodbye, or the server has refused the client, and everything under way has
-    /// ended: the caller can close the socket.
+    /// Returns true if a side has said goodbye, or the server has refused the client, and
+    /// everything under way has ended: the caller can close the socket.
     ///
     /// A transaction that is voted is under way; one that is only open is not.
     #[must_use]
@@ -310,8 +323,8 @@ impl<S: Side> Connection<S> {
 
     /// Returns the number of control bytes that wait to be sent.
     ///
-    /// While it is large, a server should read nothing: beyond [`Limits::control_queue`] the connection ends with
-    /// [`PeerError::NotReading`].
+    /// While it is large, a server should read nothing: beyond [`Limits::control_queue`] the
+    /// connection ends with [`PeerError::NotReading`].
     #[must_use]
     pub fn backlog(&self) -> usize {
         self.link.outgoing.backlog()

@@ -33,8 +33,8 @@ pub(crate) struct Outgoing {
     pub(crate) progress: Progress,
     /// The latest transfer that began.
     last: Option<TransferId>,
-    /// The transfer of the chunk that the last poll returned. The end of a transfer is queued by the next poll, because
-    /// its source may fail until then.
+    /// The transfer of the chunk that the last poll returned. The end of a transfer is queued by
+    /// the next poll, because its source may fail until then.
     polled: Option<TransferId>,
     /// Payload bytes since the connection began: sent and allowed.
     sent: u64,

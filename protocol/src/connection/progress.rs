@@ -1,8 +1,9 @@
-//! The time of the last progress of each transfer of one direction, and which transfers are overdue.
+//! The time of the last progress of each transfer of one direction, and which transfers are
+//! overdue.
 //!
-//! Not every call has a time. Progress in a call without one is dated by the next call with a time, so no transfer is
-//! overdue too early. Deadlines move with every byte, so they are not kept in order. One time is kept, before which no
-//! transfer is overdue; at that time all are checked.
+//! Not every call has a time. Progress in a call without one is dated by the next call with a time,
+//! so no transfer is overdue too early. Deadlines move with every byte, so they are not kept in
+//! order. One time is kept, before which no transfer is overdue; at that time all are checked.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -11,8 +12,8 @@ use core::time::Duration;
 use crate::ids::TransferId;
 use crate::time::Time;
 
-/// A process that is late for a deadline by more than this, and by more than the timeout, was stopped meanwhile. It has
-/// not read yet what has arrived, so every transfer gets a new deadline.
+/// A process that is late for a deadline by more than this, and by more than the timeout, was
+/// stopped meanwhile. It has not read yet what has arrived, so every transfer gets a new deadline.
 const STOPPED: Duration = Duration::from_secs(1);
 
 /// The transfers of one direction that have to make progress.

@@ -54,9 +54,11 @@ impl Receive {
         Ok(before)
     }
 
-    /// Takes bytes up to the end of at most one frame. Returns their number, and the message if it is complete.
+    /// Takes bytes up to the end of at most one frame. Returns their number, and the message if it
+    /// is complete.
     ///
-    /// No frame may be longer than `max`, and only the kinds in `long` longer than [`Limits::SMALL_FRAME`].
+    /// No frame may be longer than `max`, and only the kinds in `long` longer than
+    /// [`Limits::SMALL_FRAME`].
     pub(crate) fn take(
         &mut self,
         bytes: &[u8],
@@ -100,9 +102,9 @@ impl Receive {
 
     /// Checks as much of a frame as has arrived.
     ///
-    /// Only the kinds in `long` may be longer than [`Limits::SMALL_FRAME`]. The first byte of the body is the number of
-    /// the kind, so a frame that is too long is refused after five bytes. A first frame that is too long does not come
-    /// from blobferry.
+    /// Only the kinds in `long` may be longer than [`Limits::SMALL_FRAME`]. The first byte of the
+    /// body is the number of the kind, so a frame that is too long is refused after five bytes. A
+    /// first frame that is too long does not come from blobferry.
     fn check(&self, frame: &[u8], max: u32, long: &[u8]) -> Result<(), PeerError> {
         let Some(length) = frame.first_chunk::<LENGTH_BYTES>() else { return Ok(()) };
         let len = u32::from_le_bytes(*length);

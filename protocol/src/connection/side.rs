@@ -19,7 +19,8 @@ pub trait Side: Sealed {
     fn transfer_event(event: &Self::Event) -> Option<&TransferEvent>;
 }
 
-/// The decisions that a side makes for the connection: which message is allowed when, and what follows from it.
+/// The decisions that a side makes for the connection: which message is allowed when, and what
+/// follows from it.
 pub trait Sealed: Sized {
     /// The kinds of message to this side that may be long, by their numbers.
     const LONG: &'static [u8];

@@ -1,4 +1,5 @@
-//! What a transport and a connection exchange about payload: what to send, what to expect, and events of transfers.
+//! What a transport and a connection exchange about payload: what to send, what to expect, and
+//! events of transfers.
 
 #[cfg(doc)]
 use crate::connection::Connection;
@@ -18,8 +19,9 @@ pub struct Slice {
 
 /// What to send now: the `head` bytes that were appended to the caller's buffer, then `body`.
 ///
-/// When the head is on the wire, the peer takes the following bytes for the body. If the source fails in the middle,
-/// send zeros for the rest of the body and call [`Connection::abort_blob`]: the receiver drops them.
+/// When the head is on the wire, the peer takes the following bytes for the body. If the source
+/// fails in the middle, send zeros for the rest of the body and call [`Connection::abort_blob`]:
+/// the receiver drops them.
 #[must_use = "the peer loses its place in the stream if these bytes are not sent"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transmit {
@@ -33,8 +35,9 @@ pub struct Transmit {
 /// What the next bytes from the peer are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// Bytes for [`Connection::handle_control`]. Only the first `max` of them certainly come before the next payload.
-    /// A transport that moves payload past user space therefore reads at most `max` bytes.
+    /// Bytes for [`Connection::handle_control`]. Only the first `max` of them certainly come before
+    /// the next payload. A transport that moves payload past user space therefore reads at most
+    /// `max` bytes.
     Control {
         /// At least 1.
         max: usize,
@@ -48,8 +51,9 @@ pub enum Expect {
 impl Expect {
     /// Returns how many of the next bytes are certainly payload.
     ///
-    /// The peer cannot send anything else before them. A transport can sleep until all of them are there, if it reads
-    /// what has arrived before it calls [`handle_timeout`](Connection::handle_timeout).
+    /// The peer cannot send anything else before them. A transport can sleep until all of them are
+    /// there, if it reads what has arrived before it calls
+    /// [`handle_timeout`](Connection::handle_timeout).
     #[must_use]
     pub fn payload_due(&self) -> u64 {
         match self {

@@ -49,7 +49,8 @@ pub enum RequestError {
         /// The transaction.
         txn: TxnId,
     },
-    /// The transaction's name was used before, or its [`Outcome`](crate::Outcome) was requested before.
+    /// The transaction's name was used before, or its [`Outcome`](crate::Outcome) was requested
+    /// before.
     #[error("transaction {txn} cannot begin: the name was used before")]
     TransactionExists {
         /// The transaction.
@@ -159,7 +160,8 @@ pub enum RequestError {
 /// What has a time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Deadline {
-    /// The time without progress of a transfer: see [`Config::transfer_timeout`](crate::Config::transfer_timeout).
+    /// The time without progress of a transfer: see
+    /// [`Config::transfer_timeout`](crate::Config::transfer_timeout).
     Transfer,
     /// The time that a vote waits for its locks. After it, the server ends the transaction.
     Locks,

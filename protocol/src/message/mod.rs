@@ -1,8 +1,8 @@
 //! All messages, as they are on the wire.
 //!
-//! The order of an enum's variants is the wire format, so new variants are only appended. Both directions share one
-//! [`Message`]. [`client`](crate::client), [`server`](crate::server) and [`connection`](crate::connection) decide which
-//! side may send which message, and when.
+//! The order of an enum's variants is the wire format, so new variants are only appended. Both
+//! directions share one [`Message`]. [`client`](crate::client), [`server`](crate::server) and
+//! [`connection`](crate::connection) decide which side may send which message, and when.
 
 mod bounded;
 mod error;
@@ -35,8 +35,9 @@ pub enum Message {
     Welcome(Welcome),
     /// Server: the connection is refused, and ends.
     Refuse(Refusal),
-    /// Client: a request. Exactly one answer follows: a [`Message::Reply`], or for [`Request::SendBlob`] a transfer
-    /// that ends in [`Message::BlobStop`] or [`Message::BlobAbort`].
+    /// Client: a request. Exactly one answer follows: a [`Message::Reply`], or for
+    /// [`Request::SendBlob`] a transfer that ends in [`Message::BlobStop`] or
+    /// [`Message::BlobAbort`].
     Request {
         /// Greater than every id before it on this connection.
         id: RequestId,
@@ -50,8 +51,8 @@ pub enum Message {
         /// The answer, or why the request failed.
         result: Result<Reply, RequestError>,
     },
-    /// Server: a transaction was committed. The server sends these in commit order, and each before any reply that
-    /// exposes the transaction.
+    /// Server: a transaction was committed. The server sends these in commit order, and each before
+    /// any reply that exposes the transaction.
     Invalidate {
         /// The transaction.
         tid: Tid,
@@ -95,16 +96,16 @@ pub enum Message {
         /// Why.
         reason: RequestError,
     },
-    /// Receiver of a blob: the sender may send the bytes of this transfer below the offset `upto`. The value is
-    /// absolute, and never lower than before.
+    /// Receiver of a blob: the sender may send the bytes of this transfer below the offset `upto`.
+    /// The value is absolute, and never lower than before.
     Credit {
         /// The transfer.
         transfer: TransferId,
         /// The first offset that may not be sent yet.
         upto: u64,
     },
-    /// Receiver of blobs: the sender may have sent `upto` payload bytes since the connection began, all transfers
-    /// together. The value is absolute, and never lower than before.
+    /// Receiver of blobs: the sender may have sent `upto` payload bytes since the connection began,
+    /// all transfers together. The value is absolute, and never lower than before.
     ConnectionCredit {
         /// The first byte of the connection's payload that may not be sent yet.
         upto: u64,
@@ -124,7 +125,8 @@ pub enum Message {
         /// The nonce of the ping.
         nonce: u64,
     },
-    /// Either side: no new requests from now on. What is under way is finished, then the connection is closed.
+    /// Either side: no new requests from now on. What is under way is finished, then the connection
+    /// is closed.
     Goodbye,
 }
 

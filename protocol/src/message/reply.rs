@@ -46,8 +46,8 @@ pub enum Reply {
     Packed(Packed),
     /// The transaction goes on, on this connection.
     ///
-    /// Of the requests that the client sent for it on the lost connection, those up to `last` arrived. They are done,
-    /// except the `unfinished` ones.
+    /// Of the requests that the client sent for it on the lost connection, those up to `last`
+    /// arrived. They are done, except the `unfinished` ones.
     Attached {
         /// The last request of this transaction that arrived on the lost connection.
         last: RequestId,
@@ -57,12 +57,14 @@ pub enum Reply {
     },
 }
 
-/// A request of a transaction that was not done when its connection was lost. The client has to send it again.
+/// A request of a transaction that was not done when its connection was lost. The client has to
+/// send it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unfinished {
     /// The number of the request on that connection.
     pub request: RequestId,
-    /// For a blob, the offset where its upload can go on: the server has kept the bytes below it. Else 0.
+    /// For a blob, the offset where its upload can go on: the server has kept the bytes below it.
+    /// Else 0.
     pub upto: u64,
 }
 

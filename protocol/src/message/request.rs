@@ -31,7 +31,8 @@ pub enum Request {
         #[serde(with = "serde_bytes")]
         data: Vec<u8>,
     },
-    /// Stores an object's record with a blob. Reply, when the blob is complete and durable: [`Reply::Done`].
+    /// Stores an object's record with a blob. Reply, when the blob is complete and durable:
+    /// [`Reply::Done`].
     ///
     /// A transfer with the same number follows. An empty blob is a transfer without chunks.
     StoreBlob {
@@ -45,8 +46,8 @@ pub enum Request {
         #[serde(with = "serde_bytes")]
         data: Vec<u8>,
     },
-    /// Stores an object's record with a blob that the client has moved into the server's `tmp` directory. Reply:
-    /// [`Reply::Done`].
+    /// Stores an object's record with a blob that the client has moved into the server's `tmp`
+    /// directory. Reply: [`Reply::Done`].
     StoreShared {
         /// The transaction.
         txn: TxnId,
@@ -66,7 +67,8 @@ pub enum Request {
     },
     /// Deletes an object: from this transaction on it does not exist. Reply: [`Reply::Done`].
     ///
-    /// With the base [`Tid::ZERO`] it undoes what this transaction has stored for the object, or its deletion.
+    /// With the base [`Tid::ZERO`] it undoes what this transaction has stored for the object, or
+    /// its deletion.
     Delete {
         /// The transaction.
         txn: TxnId,
@@ -75,8 +77,8 @@ pub enum Request {
         /// The revision that the client deletes; [`Tid::ZERO`] to undo.
         base: Tid,
     },
-    /// Prepares the transaction, so that [`Request::Finish`] cannot fail. Reply: [`Reply::Voted`], or
-    /// [`Reply::Conflicts`] with the transaction open as before.
+    /// Prepares the transaction, so that [`Request::Finish`] cannot fail. Reply: [`Reply::Voted`],
+    /// or [`Reply::Conflicts`] with the transaction open as before.
     Vote {
         /// The transaction.
         txn: TxnId,
@@ -86,8 +88,8 @@ pub enum Request {
         /// The transaction.
         txn: TxnId,
     },
-    /// Votes and finishes in one round trip. Reply: [`Reply::Finished`], or [`Reply::Conflicts`] with the transaction
-    /// open as before.
+    /// Votes and finishes in one round trip. Reply: [`Reply::Finished`], or [`Reply::Conflicts`]
+    /// with the transaction open as before.
     Commit {
         /// The transaction.
         txn: TxnId,
@@ -137,7 +139,8 @@ pub enum Request {
         /// The number of oids, at least 1. The server may allocate fewer.
         count: u32,
     },
-    /// Downloads a blob. The answer is a transfer with the same number, or a [`Message::Reply`] with an error.
+    /// Downloads a blob. The answer is a transfer with the same number, or a [`Message::Reply`]
+    /// with an error.
     SendBlob {
         /// The blob.
         blob: BlobId,
@@ -153,7 +156,8 @@ pub enum Request {
         /// The pack keeps what was current just before this transaction, and everything after that.
         before: Tid,
     },
-    /// Moves an open transaction, whose connection was lost, to this connection. Reply: [`Reply::Attached`].
+    /// Moves an open transaction, whose connection was lost, to this connection. Reply:
+    /// [`Reply::Attached`].
     Attach {
         /// The transaction.
         txn: TxnId,

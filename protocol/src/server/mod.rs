@@ -1,6 +1,7 @@
 //! The server side of a connection: it answers requests and sends blobs.
 //!
-//! It knows the phase of every transaction of its connection, and passes only requests on that fit the phase.
+//! It knows the phase of every transaction of its connection, and passes only requests on that fit
+//! the phase.
 
 mod side;
 mod transactions;
@@ -20,47 +21,52 @@ use crate::time::Time;
 use transactions::Transactions;
 
 /// A server's connection: [`connection::Connection`] with [`welcome`](Connection::welcome),
-/// [`reply`](Connection::reply), [`start_blob`](Connection::start_blob) and [`invalidate`](Connection::invalidate).
+/// [`reply`](Connection::reply), [`start_blob`](Connection::start_blob) and
+/// [`invalidate`](Connection::invalidate).
 pub type Connection = connection::Connection<Server>;
 
 /// An event of a server's connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A client has said hello: [`welcome`](Connection::welcome) it or [`refuse`](Connection::refuse) it.
+    /// A client has said hello: [`welcome`](Connection::welcome) it or
+    /// [`refuse`](Connection::refuse) it.
     Hello {
         /// What identifies the client.
         credentials: Vec<u8>,
     },
-    /// A request. Answer it exactly once: with a [`reply`](Connection::reply), or a [`Request::SendBlob`] with a
-    /// [`start_blob`](Connection::start_blob).
+    /// A request. Answer it exactly once: with a [`reply`](Connection::reply), or a
+    /// [`Request::SendBlob`] with a [`start_blob`](Connection::start_blob).
     ///
     /// * Answer a [`Request::StoreBlob`] when its transfer has stopped and its bytes are durable.
-    /// * The requests of one transaction come in an allowed order. A vote or a commit comes only after every earlier
-    ///   store was answered.
-    /// * An error in answer to a vote, a finish or a commit ends the transaction on both sides. So abort the
-    ///   transaction in the store first, and then send the error.
+    /// * The requests of one transaction come in an allowed order. A vote or a commit comes only
+    ///   after every earlier store was answered.
+    /// * An error in answer to a vote, a finish or a commit ends the transaction on both sides. So
+    ///   abort the transaction in the store first, and then send the error.
     Request {
         /// The request.
         id: RequestId,
         /// The request itself.
         request: Request,
     },
-    /// The client has cancelled this request. The server may answer it early with [`RequestError::Cancelled`].
+    /// The client has cancelled this request. The server may answer it early with
+    /// [`RequestError::Cancelled`].
     ///
-    /// A blob that the server sends all the same is aborted by the connection ([`Event::SendingAborted`]).
+    /// A blob that the server sends all the same is aborted by the connection
+    /// ([`Event::SendingAborted`]).
     Cancelled {
         /// The request.
         id: RequestId,
     },
-    /// The connection has ended this transaction without a request of the client. Abort it, and answer nothing.
+    /// The connection has ended this transaction without a request of the client. Abort it, and
+    /// answer nothing.
     Abandoned {
         /// The transaction.
         txn: TxnId,
     },
     /// The blob of a [`Request::StoreBlob`] arrives.
     ///
-    /// At [`TransferEvent::Aborted`] the connection has answered the request already. That event may come without a
-    /// [`TransferEvent::Started`].
+    /// At [`TransferEvent::Aborted`] the connection has answered the request already. That event
+    /// may come without a [`TransferEvent::Started`].
     Transfer(TransferEvent),
     /// The transfer of this blob to the client has ended early: drop its source.
     SendingAborted {
@@ -121,7 +127,8 @@ impl connection::Connection<Server> {
     /// Accepts the client, which learns the last committed transaction.
     ///
     /// # Errors
-    /// [`UsageError::NotConnected`] if no hello has arrived, [`UsageError::Connected`] if the handshake is done.
+    /// [`UsageError::NotConnected`] if no hello has arrived, [`UsageError::Connected`] if the
+    /// handshake is done.
     pub fn welcome(&mut self, last_tid: Tid) -> Result<(), UsageError> {
         let Greeting { version, limits: peer } = self.greeted()?;
         let limits = self.link.config.limits;
@@ -130,10 +137,12 @@ impl connection::Connection<Server> {
         Ok(())
     }
 
-    /// Refuses the client. Send what [`poll_transmit`](Self::poll_transmit) returns, then close the socket.
+    /// Refuses the client. Send what [`poll_transmit`](Self::poll_transmit) returns, then close the
+    /// socket.
     ///
     /// # Errors
-    /// [`UsageError::NotConnected`] if no hello has arrived, [`UsageError::Connected`] if the handshake is done.
+    /// [`UsageError::NotConnected`] if no hello has arrived, [`UsageError::Connected`] if the
+    /// handshake is done.
     pub fn refuse(&mut self, refusal: Refusal) -> Result<(), UsageError> {
         self.greeted()?;
         self.side.greeting = None;
@@ -155,8 +164,8 @@ impl connection::Connection<Server> {
     /// May produce an event: a vote that has waited for this answer.
     ///
     /// # Errors
-    /// * [`UsageError::NoSuchRequest`] if the request does not wait for an answer. The connection itself answers the
-    ///   uploads of an aborted transaction.
+    /// * [`UsageError::NoSuchRequest`] if the request does not wait for an answer. The connection
+    ///   itself answers the uploads of an aborted transaction.
     /// * [`UsageError::WrongReply`] if the reply does not fit the request.
     pub fn reply(&mut self, id: RequestId, result: Result<Reply, RequestError>) -> Result<(), UsageError> {
         self.link.usable()?;
@@ -170,14 +179,16 @@ impl connection::Connection<Server> {
         Ok(())
     }
 
-    /// Answers a [`Request::SendBlob`] with a blob of `size` bytes, and returns the range of it that is sent.
+    /// Answers a [`Request::SendBlob`] with a blob of `size` bytes, and returns the range of it
+    /// that is sent.
     ///
-    /// The transport reads the bytes when [`poll_transmit`](Self::poll_transmit) returns a slice of them.
+    /// The transport reads the bytes when [`poll_transmit`](Self::poll_transmit) returns a slice of
+    /// them.
     ///
     /// # Errors
     /// * [`UsageError::NoSuchTransfer`] if the request does not wait for a blob.
-    /// * [`UsageError::BadRange`] if the requested range is not in the blob. [`reply`](Self::reply) with
-    ///   [`RequestError::BadRange`] then.
+    /// * [`UsageError::BadRange`] if the requested range is not in the blob. [`reply`](Self::reply)
+    ///   with [`RequestError::BadRange`] then.
     /// * [`UsageError::Limit`] if the client accepts no more transfers at once.
     pub fn start_blob(
         &mut self,
@@ -210,8 +221,8 @@ impl connection::Connection<Server> {
 
     /// Notifies the client of a commit and the objects that it changed.
     ///
-    /// Call this in commit order, and before any answer that exposes the commit. A commit that changed no object is
-    /// announced too.
+    /// Call this in commit order, and before any answer that exposes the commit. A commit that
+    /// changed no object is announced too.
     ///
     /// # Errors
     /// [`UsageError::Dead`] or [`UsageError::NotConnected`].
@@ -228,7 +239,8 @@ impl connection::Connection<Server> {
         Ok(())
     }
 
-    /// Returns the open transactions and their phases: what remains to be done when the connection breaks.
+    /// Returns the open transactions and their phases: what remains to be done when the connection
+    /// breaks.
     pub fn transactions(&self) -> impl Iterator<Item = (TxnId, Phase)> + '_ {
         self.side.transactions.phases()
     }

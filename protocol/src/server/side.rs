@@ -58,7 +58,8 @@ impl Sealed for Server {
     fn transfer_ends(&mut self, link: &mut Link, events: &mut Events, event: TransferEvent, wanted: bool) {
         let transfer = event.transfer();
         self.uploads.remove(&transfer);
-        // If the transfer has no sink, the caller has answered its request, or has discarded it and will answer.
+        // If the transfer has no sink, the caller has answered its request, or has discarded it and
+        // will answer.
         if wanted {
             if let TransferEvent::Aborted { reason, .. } = &event {
                 self.answer(link, events, transfer.into(), Err(reason.clone()));
@@ -144,8 +145,8 @@ impl Server {
                 self.requests.insert(id, call.into());
                 self.admitted(link, events, id, request, admit);
             }
-            // The request never becomes a part of its transaction, so its answer does not count there. But a commit
-            // must not succeed without what this request should have stored.
+            // The request never becomes a part of its transaction, so its answer does not count
+            // there. But a commit must not succeed without what this request should have stored.
             Err(error) => {
                 self.transactions.refused(&request);
                 self.answer(link, events, id, Err(error));
@@ -275,7 +276,8 @@ impl Server {
             Some(Call::Vote(txn) | Call::Finish(txn) | Call::Commit(txn)) => {
                 self.transactions.decided(txn, id, phase);
                 if conflicts && !ok {
-                    // The conflicts did not fit. The caller has left the transaction open, and the client has ended it.
+                    // The conflicts did not fit. The caller has left the transaction open, and the
+                    // client has ended it.
                     events.push_back(Event::Abandoned { txn });
                 }
             }
@@ -284,7 +286,8 @@ impl Server {
     }
 }
 
-/// Returns the phase of a transaction after an answer to a vote, finish or commit; `None` if it is over.
+/// Returns the phase of a transaction after an answer to a vote, finish or commit; `None` if it is
+/// over.
 fn phase_after(result: &Result<Reply, RequestError>) -> Option<Phase> {
     match result {
         Ok(Reply::Voted) => Some(Phase::Voted),

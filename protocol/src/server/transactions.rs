@@ -1,4 +1,5 @@
-//! The rules of transactions: which request is allowed in which phase. Every other request is refused.
+//! The rules of transactions: which request is allowed in which phase. Every other request is
+//! refused.
 //!
 //! A transaction is opened by `Begin`, or by `Attach` after its connection was lost.
 //!
@@ -10,8 +11,8 @@
 //! | voted | no | no | yes | yes |
 //! | finishing | no | no | no | no |
 //!
-//! A vote that finds conflicts leads back to open. Any error in answer to an allowed vote, finish or commit ends the
-//! transaction.
+//! A vote that finds conflicts leads back to open. Any error in answer to an allowed vote, finish
+//! or commit ends the transaction.
 
 use alloc::collections::BTreeMap;
 
@@ -30,7 +31,8 @@ pub(super) struct Transactions {
 
 #[derive(Debug)]
 struct Txn {
-    /// Its `Begin` or `Attach`: an answer to an earlier request belongs to another transaction of the same name.
+    /// Its `Begin` or `Attach`: an answer to an earlier request belongs to another transaction of
+    /// the same name.
     begun: RequestId,
     phase: Phase,
     /// A store of this transaction has failed.
@@ -134,7 +136,8 @@ impl Transactions {
         Ok(())
     }
 
-    /// Handles the answer to an `Attach`. If it failed, the transaction is not open, and its vote is refused.
+    /// Handles the answer to an `Attach`. If it failed, the transaction is not open, and its vote
+    /// is refused.
     pub(super) fn attached(&mut self, txn: TxnId, id: RequestId, ok: bool) -> Option<Decision> {
         if ok {
             return self.put_answered(txn, id, ok);
@@ -151,7 +154,8 @@ impl Transactions {
         }
     }
 
-    /// Handles the answer to a store: a failure dooms the transaction, and the last answer releases a held vote.
+    /// Handles the answer to a store: a failure dooms the transaction, and the last answer releases
+    /// a held vote.
     pub(super) fn put_answered(&mut self, txn: TxnId, id: RequestId, ok: bool) -> Option<Decision> {
         let state = self.open.get_mut(&txn).filter(|state| state.begun <= id)?;
         state.pending = state.pending.saturating_sub(1);
@@ -167,7 +171,8 @@ impl Transactions {
         Some(Decision::Pass(vote, request))
     }
 
-    /// Handles the answer to a vote, finish or commit, which leads its transaction to a phase or ends it.
+    /// Handles the answer to a vote, finish or commit, which leads its transaction to a phase or
+    /// ends it.
     pub(super) fn decided(&mut self, txn: TxnId, id: RequestId, phase: Option<Phase>) {
         let Some(state) = self.open.get_mut(&txn).filter(|state| state.begun <= id) else { return };
         match phase {
@@ -181,7 +186,8 @@ impl Transactions {
         self.open.values().any(|txn| matches!(txn.held, Some((vote, _)) if vote == id))
     }
 
-    /// Returns the open transactions, with their phases as the caller knows them: it does not know a held vote.
+    /// Returns the open transactions, with their phases as the caller knows them: it does not know
+    /// a held vote.
     pub(super) fn phases(&self) -> impl Iterator<Item = (TxnId, Phase)> + '_ {
         self.open.iter().map(|(txn, state)| match state {
             Txn { doomed: true, .. } => (*txn, Phase::Doomed),

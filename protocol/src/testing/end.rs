@@ -19,11 +19,13 @@ pub enum Style {
     /// Through buffers, with [`buffered`](crate::buffered).
     #[default]
     Buffered,
-    /// As with `splice`: reads at most as many control bytes as [`Expect::Control`] says, and moves payload separately.
+    /// As with `splice`: reads at most as many control bytes as [`Expect::Control`] says, and moves
+    /// payload separately.
     Splicing,
 }
 
-/// Returns a digest for tests, which differs between two blobs. It is not BLAKE3: connections never compute digests.
+/// Returns a digest for tests, which differs between two blobs. It is not BLAKE3: connections never
+/// compute digests.
 #[must_use]
 pub fn digest_of(bytes: &[u8]) -> Digest {
     let mut state = [0xcbf2_9ce4_8422_2325_u64, 1, 2, bytes.len() as u64];
@@ -149,7 +151,8 @@ impl<S: Side> End<S> {
         }
     }
 
-    /// Sends the control messages that wait and at most one chunk; returns true if there was anything to send.
+    /// Sends the control messages that wait and at most one chunk; returns true if there was
+    /// anything to send.
     pub(super) fn transmit(&mut self, now: Time, wire: &mut Wire) -> bool {
         if !wire.has_room() {
             return false;

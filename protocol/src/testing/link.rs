@@ -9,14 +9,17 @@ use crate::time::Time;
 
 /// The behaviour of one direction of a link.
 ///
-/// The default has a delay of 1 ms, reads that return all bytes that have arrived, and a capacity of 64 KiB.
+/// The default has a delay of 1 ms, reads that return all bytes that have arrived, and a capacity
+/// of 64 KiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// The time from the send of a byte to its arrival. Default: 1 ms.
     pub delay: Duration,
-    /// The most bytes of each read, for one read after the other, repeated; 0 counts as 1. Default: no limit.
+    /// The most bytes of each read, for one read after the other, repeated; 0 counts as 1. Default:
+    /// no limit.
     pub fragments: Vec<usize>,
-    /// The number of unread bytes at which nothing more is sent, as with a peer that does not read. Default: 64 KiB.
+    /// The number of unread bytes at which nothing more is sent, as with a peer that does not read.
+    /// Default: 64 KiB.
     pub capacity: usize,
 }
 

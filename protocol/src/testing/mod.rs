@@ -2,13 +2,13 @@
 //!
 //! The feature `testing` enables this module. It opens no socket, never sleeps, and reads no clock.
 //!
-//! * Every id and every message is [`Arbitrary`](proptest::arbitrary::Arbitrary): `any::<Message>()` is any message,
-//!   `any::<Request>()` any request.
-//! * [`Pair`] joins a client and a server by two [`Link`]s, with a delay, a capacity and the sizes of the reads. Each
-//!   [`End`] has sources and sinks in memory, and moves payload through buffers or past them ([`Style`]).
-//!   [`Pair::reconnect`] replaces both connections by new ones.
-//! * [`Link::pair`] returns two ends that implement [`Read`](std::io::Read) and [`Write`](std::io::Write), to test a run
-//!   loop without sockets.
+//! * Every id and every message is [`Arbitrary`](proptest::arbitrary::Arbitrary):
+//!   `any::<Message>()` is any message, `any::<Request>()` any request.
+//! * [`Pair`] joins a client and a server by two [`Link`]s, with a delay, a capacity and the sizes
+//!   of the reads. Each [`End`] has sources and sinks in memory, and moves payload through buffers
+//!   or past them ([`Style`]). [`Pair::reconnect`] replaces both connections by new ones.
+//! * [`Link::pair`] returns two ends that implement [`Read`](std::io::Read) and
+//!   [`Write`](std::io::Write), to test a run loop without sockets.
 //!
 //! A download over a link that delivers three bytes, then one, then all that have arrived:
 //!

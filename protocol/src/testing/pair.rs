@@ -62,7 +62,8 @@ impl Pair {
         }
     }
 
-    /// Returns a client and a server whose handshake is done, and whose handshake events were polled.
+    /// Returns a client and a server whose handshake is done, and whose handshake events were
+    /// polled.
     #[must_use]
     pub fn connected(config: PairConfig) -> Pair {
         let mut pair = Pair::new(config);
@@ -80,9 +81,10 @@ impl Pair {
 
     /// Replaces both connections by new ones, and does their handshake.
     ///
-    /// Bytes on the old link are lost, and so are the sources, the sinks and the events of both ends. The new client
-    /// numbers its requests [after](client::Connection::after) those of the old one, so that it can attach to
-    /// transactions. The links behave as in the [`PairConfig`], and the time goes on.
+    /// Bytes on the old link are lost, and so are the sources, the sinks and the events of both
+    /// ends. The new client numbers its requests [after](client::Connection::after) those of the
+    /// old one, so that it can attach to transactions. The links behave as in the [`PairConfig`],
+    /// and the time goes on.
     pub fn reconnect(&mut self) {
         let (now, last) = (self.now, self.client.connection.last_request());
         let PairConfig { client, server, client_style, server_style, up, down } = self.config.clone();
@@ -98,7 +100,8 @@ impl Pair {
         self.now
     }
 
-    /// Lets each end send its control messages and at most one chunk, and then do one read. Time does not advance.
+    /// Lets each end send its control messages and at most one chunk, and then do one read. Time
+    /// does not advance.
     ///
     /// Returns true if any bytes moved.
     pub fn step(&mut self) -> bool {
@@ -126,7 +129,8 @@ impl Pair {
         }
     }
 
-    /// Advances the time: bytes arrive, and both connections handle their timeouts when those are due.
+    /// Advances the time: bytes arrive, and both connections handle their timeouts when those are
+    /// due.
     pub fn advance(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
@@ -155,7 +159,8 @@ impl Pair {
         self.server.handle_timeout(self.now);
     }
 
-    /// Cuts the link: nothing arrives any more, in either direction, until a [`reconnect`](Pair::reconnect).
+    /// Cuts the link: nothing arrives any more, in either direction, until a
+    /// [`reconnect`](Pair::reconnect).
     pub fn cut(&mut self) {
         self.up.cut();
         self.down.cut();

@@ -23,10 +23,11 @@ fn lock(shared: &SharedLink) -> MutexGuard<'_, Shared> {
 
 /// One end of a link, like a socket that does not block. See [`Link::pair`].
 ///
-/// * A read returns bytes that have arrived, [`WouldBlock`](io::ErrorKind::WouldBlock) if there are none, and 0 bytes
+/// * A read returns bytes that have arrived, [`WouldBlock`](io::ErrorKind::WouldBlock) if there are
+///   none, and 0 bytes after the other end was dropped or the link was cut.
+/// * A write sends all its bytes, or returns `WouldBlock` if the link's
+///   [`capacity`](Link::capacity) is used up. It returns [`BrokenPipe`](io::ErrorKind::BrokenPipe)
 ///   after the other end was dropped or the link was cut.
-/// * A write sends all its bytes, or returns `WouldBlock` if the link's [`capacity`](Link::capacity) is used up. It
-///   returns [`BrokenPipe`](io::ErrorKind::BrokenPipe) after the other end was dropped or the link was cut.
 #[derive(Debug)]
 pub struct LinkEnd {
     shared: SharedLink,
@@ -43,8 +44,8 @@ pub struct LinkClock {
 impl Link {
     /// Returns two ends of a link that implement [`Read`] and [`Write`], and the clock of the link.
     ///
-    /// `self` is the direction from the first end to the second, and `back` the other one. Bytes arrive only when the
-    /// clock is advanced by the link's [`delay`](Link::delay).
+    /// `self` is the direction from the first end to the second, and `back` the other one. Bytes
+    /// arrive only when the clock is advanced by the link's [`delay`](Link::delay).
     ///
     /// ```
     /// use std::io::{Read, Write};

@@ -1,4 +1,5 @@
-//! The phases of a transaction on the client: what the client does not send. And the limits that both sides keep.
+//! The phases of a transaction on the client: what the client does not send. And the limits that
+//! both sides keep.
 
 use blobferry_protocol::{
     Limits, Message, Oid, PeerError, Phase, Reply, Request, RequestError, RequestId, Tid, UsageError, client,
@@ -7,7 +8,8 @@ use blobferry_protocol::{
 use crate::support::{self, begin, events, receive, request, said, store, txn};
 use crate::transactions::requests;
 
-/// Returns a client whose transaction 1 is in this phase, and whose messages and events so far were taken.
+/// Returns a client whose transaction 1 is in this phase, and whose messages and events so far were
+/// taken.
 fn client_in(phase: Option<Phase>) -> client::Connection {
     let mut client = support::client();
     let txn = txn(1);

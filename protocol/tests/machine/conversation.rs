@@ -1,4 +1,5 @@
-//! Random conversations: every byte arrives once and in order, every request has one answer, and everything ends.
+//! Random conversations: every byte arrives once and in order, every request has one answer, and
+//! everything ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -337,7 +338,8 @@ proptest! {
         world.settle();
         world.check();
 
-        // No credit was lost: blobs much larger than all windows still arrive, in both directions at once.
+        // No credit was lost: blobs much larger than all windows still arrive, in both directions
+        // at once.
         let large = Source::new(&[42; 5_000]);
         world.happen(Op::Abort { txn: 0 });
         world.happen(Op::Begin { txn: 9 });

@@ -1,8 +1,8 @@
-//! Hostile bytes, with one fault at a time. None of them panics, and none makes a connection allocate memory for bytes
-//! that have not arrived.
+//! Hostile bytes, with one fault at a time. None of them panics, and none makes a connection
+//! allocate memory for bytes that have not arrived.
 //!
-//! The faults: every message cut off at every byte, with bytes behind it, with one byte changed, and with a wrong count;
-//! and every length that a frame can claim.
+//! The faults: every message cut off at every byte, with bytes behind it, with one byte changed,
+//! and with a wrong count; and every length that a frame can claim.
 
 use std::fmt::Debug;
 
@@ -117,7 +117,8 @@ fn framed(body: &[u8]) -> Vec<u8> {
     [&(body.len() as u32).to_le_bytes(), body].concat()
 }
 
-/// Passes bytes to a new connection, checks that the memory used is bounded by their number, and returns the effect.
+/// Passes bytes to a new connection, checks that the memory used is bounded by their number, and
+/// returns the effect.
 #[track_caller]
 fn cheaply(listener: &Listener, bytes: &[u8]) -> Effect {
     let (mut receiver, mut result) = ((listener.begin)(), None);
@@ -325,8 +326,8 @@ fn the_longest_lists_cost_a_server_nothing() {
         let mut decoded = Ok(Message::Goodbye);
         let cost = measure(|| decoded = wire::decode(&body)).bytes_max;
         assert!(decoded.is_ok());
-        // Memory grows with the elements that have arrived. None is 64 times as large as on the wire, and a list exists
-        // twice while it grows.
+        // Memory grows with the elements that have arrived. None is 64 times as large as on the
+        // wire, and a list exists twice while it grows.
         assert!(cost <= OWN + 3 * 64 * body.len() as u64, "{cost} bytes for {}", body.len());
         // One element more than allowed, which `encode` refuses.
         let count = body.windows(3).position(|bytes| bytes == [0x80, 0x80, 0x40]).unwrap();

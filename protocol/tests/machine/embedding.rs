@@ -1,4 +1,5 @@
-//! What a program that embeds the crate relies on: threads, generic loops, and the simulated links of `testing`.
+//! What a program that embeds the crate relies on: threads, generic loops, and the simulated links
+//! of `testing`.
 
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Frames: those that are too long, those that are not messages, and those with wrong lengths or counts.
+//! Frames: those that are too long, those that are not messages, and those with wrong lengths or
+//! counts.
 
 use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::wire;
@@ -36,7 +37,8 @@ proptest! {
     #[test]
     fn any_bytes_are_a_message_or_an_error(body in proptest::collection::vec(any::<u8>(), 0..300)) {
         if let Ok(message) = wire::decode(&body) {
-            // A number may be encoded with needless bytes, but the message has no additional content.
+            // A number may be encoded with needless bytes, but the message has no additional
+            // content.
             prop_assert!(frame(&message).len() - LENGTH_BYTES <= body.len());
         }
     }

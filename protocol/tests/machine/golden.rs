@@ -1,4 +1,5 @@
-//! The golden bytes of every message and every variant on the wire. They never change, and PROTOCOL.md shows them too.
+//! The golden bytes of every message and every variant on the wire. They never change, and
+//! PROTOCOL.md shows them too.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +30,8 @@ fn the_specification_shows_the_golden_bytes() {
     }
 }
 
-/// Returns the numbers of a message's variants, as PROTOCOL.md counts them. A new variant has to be added here.
+/// Returns the numbers of a message's variants, as PROTOCOL.md counts them. A new variant has to be
+/// added here.
 fn numbers(message: &Message) -> Vec<u8> {
     match message {
         Message::Hello(_) => vec![0],
@@ -146,7 +148,8 @@ fn variant_numbers_never_change_and_none_is_missing() {
         [4, 19, 12, 21]
     );
     assert_eq!(seen.iter().map(|numbers| numbers[0]).collect::<BTreeSet<_>>().len(), 16);
-    // These two enums are non-exhaustive, so the compiler does not find a variant that is missing above.
+    // These two enums are non-exhaustive, so the compiler does not find a variant that is missing
+    // above.
     for (prefix, count) in [(&[2][..], 4), (&[4, 5, 1], 21)] {
         let with = |number: u8| wire::decode(&[prefix, &[number], &[0; 100]].concat());
         assert!(matches!(with(count - 1), Err(DecodeError::Trailing(_))), "{prefix:?} has {count} variants");

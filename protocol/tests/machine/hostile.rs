@@ -1,5 +1,5 @@
-//! A hostile peer that knows the protocol: messages that are nearly allowed, in any order. Nothing panics, nothing grows
-//! without bounds, and nothing gets stuck.
+//! A hostile peer that knows the protocol: messages that are nearly allowed, in any order. Nothing
+//! panics, nothing grows without bounds, and nothing gets stuck.
 
 use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::{
@@ -72,12 +72,13 @@ fn request() -> impl Strategy<Value = Request> {
     })
 }
 
-/// What a hostile client does. Its request ids are in order, since wrong ids would hide every other fault.
+/// What a hostile client does. Its request ids are in order, since wrong ids would hide every other
+/// fault.
 #[derive(Clone, Debug)]
 enum Act {
     Ask(Request),
     Cancel(u64),
-    Say(Message),
+    Deliver(Message),
     /// The server answers a request.
     Answer(u64, bool),
     Send(u64),
@@ -91,7 +92,7 @@ fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         6 => request().prop_map(Act::Ask),
         1 => (0u64..12).prop_map(Act::Cancel),
-        8 => transfer_message().prop_map(Act::Say),
+        8 => transfer_message().prop_map(Act::Deliver),
         6 => (1u64..12, any::<bool>()).prop_map(|(id, ok)| Act::Answer(id, ok)),
         2 => (1u64..12).prop_map(Act::Send),
         1 => (1u64..12).prop_map(Act::Abort),
@@ -102,7 +103,7 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 /// Passes a message to a connection, moves the payload that it expects, and takes its events.
-fn say<S: Side>(connection: &mut Connection<S>, message: &Message) -> bool {
+fn deliver<S: Side>(connection: &mut Connection<S>, message: &Message) -> bool {
     let frame = frame(message);
     let mut rest = &frame[..];
     while !rest.is_empty() {
@@ -117,7 +118,8 @@ fn say<S: Side>(connection: &mut Connection<S>, message: &Message) -> bool {
     true
 }
 
-/// Returns the length of the `Debug` text of a connection after it has sent everything: a measure of its state.
+/// Returns the length of the `Debug` text of a connection after it has sent everything: a measure
+/// of its state.
 fn weight<S: Side>(connection: &mut Connection<S>) -> usize
 where
     Connection<S>: std::fmt::Debug,
@@ -153,10 +155,10 @@ proptest! {
             let alive = match act {
                 Act::Ask(request) => {
                     last += 1;
-                    say(&mut server, &support::request(last, request))
+                    deliver(&mut server, &support::request(last, request))
                 }
-                Act::Cancel(id) => say(&mut server, &Message::Cancel { id: RequestId(id) }),
-                Act::Say(message) => say(&mut server, &message),
+                Act::Cancel(id) => deliver(&mut server, &Message::Cancel { id: RequestId(id) }),
+                Act::Deliver(message) => deliver(&mut server, &message),
                 Act::Answer(id, ok) => { answer(&mut server, id, ok); true }
                 Act::Send(id) => { let _ = server.start_blob(TransferId(id), 64, Digest([0; 32])); true }
                 Act::Abort(id) => { let _ = server.abort_blob(TransferId(id), RequestError::Cancelled); true }
@@ -190,12 +192,12 @@ proptest! {
                 }
                 Act::Ask(request) => { let _ = client.request(request); true }
                 Act::Cancel(id) => { let _ = client.cancel(RequestId(id)); true }
-                Act::Say(message) => say(&mut client, &message),
+                Act::Deliver(message) => deliver(&mut client, &message),
                 Act::Answer(id, ok) => {
                     let result = if ok { Ok(Reply::Done) } else { Err(RequestError::Cancelled) };
-                    say(&mut client, &Message::Reply { id: RequestId(id), result })
+                    deliver(&mut client, &Message::Reply { id: RequestId(id), result })
                 }
-                Act::Send(_) => say(&mut client, &Message::Reply { id, result: Ok(reply) }),
+                Act::Send(_) => deliver(&mut client, &Message::Reply { id, result: Ok(reply) }),
                 Act::Abort(id) => { let _ = client.abort_blob(TransferId(id), RequestError::Cancelled); true }
                 Act::Store(id, upto) => { let _ = client.stored(TransferId(id), upto); true }
                 Act::Discard(id) => { client.discard(TransferId(id)); true }
@@ -254,7 +256,7 @@ fn a_long_life_leaves_nothing_behind() {
     let mut after_one = 0;
     for round in 0..500u64 {
         let ask = |server: &mut server::Connection, n, request| {
-            assert!(say(server, &support::request(round * 10 + n, request)));
+            assert!(deliver(server, &support::request(round * 10 + n, request)));
             TransferId(round * 10 + n)
         };
         let begun = ask(&mut server, 1, begin(1));
@@ -263,20 +265,20 @@ fn a_long_life_leaves_nothing_behind() {
         for (n, end) in [(2, 0), (3, 1), (4, 2)] {
             let transfer = ask(&mut server, n, store_blob(1));
             let digest = Digest([0; 32]);
-            assert!(say(
+            assert!(deliver(
                 &mut server,
                 &Message::BlobStart { transfer, from: 0, end: 16, size: 16, digest: None }
             ));
-            assert!(say(&mut server, &Message::BlobChunk { transfer, offset: 0, len: 16 }));
+            assert!(deliver(&mut server, &Message::BlobChunk { transfer, offset: 0, len: 16 }));
             match end {
-                0 => assert!(say(&mut server, &Message::BlobStop { transfer, digest })),
-                1 => assert!(say(
+                0 => assert!(deliver(&mut server, &Message::BlobStop { transfer, digest })),
+                1 => assert!(deliver(
                     &mut server,
                     &Message::BlobAbort { transfer, reason: RequestError::Cancelled }
                 )),
                 _ => {
                     answer(&mut server, transfer.0, false);
-                    assert!(say(&mut server, &Message::BlobStop { transfer, digest }));
+                    assert!(deliver(&mut server, &Message::BlobStop { transfer, digest }));
                 }
             }
             let _ = server.stored(transfer, 16);
@@ -284,7 +286,7 @@ fn a_long_life_leaves_nothing_behind() {
         }
         let sent = ask(&mut server, 5, Request::SendBlob { blob, from: 0, upto: 16 });
         server.start_blob(sent, 64, Digest([0; 32])).unwrap();
-        assert!(say(&mut server, &Message::Cancel { id: sent.into() }));
+        assert!(deliver(&mut server, &Message::Cancel { id: sent.into() }));
         let aborted = ask(&mut server, 6, Request::Abort { txn: txn(1) });
         answer(&mut server, aborted.0, true);
         let weight = weight(&mut server);
@@ -305,14 +307,14 @@ fn uploads_aborted_without_credit_leave_nothing_behind() {
         let transfer = client.upload(txn(1), Oid(1), Tid::ZERO, Vec::new(), 100, None).unwrap();
         said(&mut client);
         client.abort_blob(transfer, RequestError::Cancelled).unwrap();
-        assert!(say(
+        assert!(deliver(
             &mut client,
             &Message::Reply { id: transfer.into(), result: Err(RequestError::Cancelled) }
         ));
         client.request(Request::Abort { txn: txn(1) }).unwrap();
         let begun = client.request(begin(1)).unwrap();
         for id in [begun.0 - 1, begun.0] {
-            assert!(say(&mut client, &Message::Reply { id: RequestId(id), result: Ok(Reply::Done) }));
+            assert!(deliver(&mut client, &Message::Reply { id: RequestId(id), result: Ok(Reply::Done) }));
         }
         let weight = weight(&mut client);
         if round == 0 {

@@ -30,7 +30,8 @@ pub(crate) fn abort(transfer: TransferId) -> Message {
     Message::BlobAbort { transfer, reason: RequestError::Cancelled }
 }
 
-/// Returns a server with these limits, and two uploads of 1000 bytes that have begun, with the numbers 2 and 3.
+/// Returns a server with these limits, and two uploads of 1000 bytes that have begun, with the
+/// numbers 2 and 3.
 fn receiving(limits: Limits) -> server::Connection {
     let mut server = support::server_for(support::with(limits), Limits::default());
     receive(&mut server, &request(1, begin(1)));

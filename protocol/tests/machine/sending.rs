@@ -10,7 +10,8 @@ use crate::support::{self, begin, receive, refuses, request, said, txn};
 
 use crate::receiving::{T, abort, arrives, chunk, start, stop};
 
-/// Returns a client that uploads blobs of these sizes, numbered from 2, to a server with these limits.
+/// Returns a client that uploads blobs of these sizes, numbered from 2, to a server with these
+/// limits.
 fn uploading(server: Limits, sizes: &[u64]) -> client::Connection {
     let mut client = support::client_of(Config::default(), server);
     client.request(begin(1)).unwrap();

@@ -45,7 +45,8 @@ fn stalled_upload(client: Config, server: Config) -> (Pair, TransferId) {
     (pair, transfer)
 }
 
-/// Returns a pair with a download of three windows under way, to a client whose sinks store nothing.
+/// Returns a pair with a download of three windows under way, to a client whose sinks store
+/// nothing.
 fn stalled_download(client: Config, server: Config) -> (Pair, TransferId) {
     let mut pair = Pair::connected(PairConfig { client, server, ..PairConfig::default() });
     pair.client.hold_sinks();
@@ -58,8 +59,8 @@ fn stalled_download(client: Config, server: Config) -> (Pair, TransferId) {
     (pair, transfer)
 }
 
-/// Advances the time to just before the timeout after the last byte, and then past it, with half a second for the
-/// messages that follow.
+/// Advances the time to just before the timeout after the last byte, and then past it, with half a
+/// second for the messages that follow.
 fn advance(pair: &mut Pair, happened: impl Fn(&mut Pair) -> bool) {
     // The last bytes were sent and have arrived within the last few milliseconds.
     pair.advance(TIMEOUT - Duration::from_millis(500));
@@ -164,7 +165,8 @@ fn every_moved_or_stored_byte_restarts_the_timeout() {
     let transfer = TransferId(2);
     receive(&mut server, &start(transfer, 100));
     receive(&mut server, &Message::BlobChunk { transfer, offset: 0, len: 50 });
-    // A byte is moved just in time, again and again. Then bytes are stored, and nothing else happens.
+    // A byte is moved just in time, again and again. Then bytes are stored, and nothing else
+    // happens.
     let mut now = Time::ZERO;
     for _ in 0..50 {
         now = now + (TIMEOUT - MOMENT);
@@ -230,7 +232,8 @@ fn what_waits_for_this_sides_own_work_is_not_given_up() {
     assert_eq!(events(&mut server), []);
 }
 
-/// Returns how many of fifty downloads fail on a link of five chunks a second, where a round takes ten seconds.
+/// Returns how many of fifty downloads fail on a link of five chunks a second, where a round takes
+/// ten seconds.
 fn failures_on_a_slow_link(timeout: Duration) -> usize {
     let limits = Limits { chunk: 1000, ..Limits::default() };
     let config = Config { limits, ..within(timeout) };
@@ -289,7 +292,8 @@ fn a_transfer_that_is_over_is_not_waited_for() {
 /// One step of a download: after this time, the client's sink stores this number of bytes.
 type Takes = Vec<(u64, bool)>;
 
-/// Returns when the download was given up, if it was, and the number of bytes that had arrived by then.
+/// Returns when the download was given up, if it was, and the number of bytes that had arrived by
+/// then.
 fn run(takes: &Takes, timeout: Duration) -> (Option<Time>, usize) {
     let (mut pair, transfer) = stalled_download(within(timeout), patient());
     for (seconds, takes) in takes {
@@ -316,11 +320,13 @@ proptest! {
         takes in vec((1u64..30, any::<bool>()), 0..6),
         seconds in 5u64..40,
     ) {
-        // The events take milliseconds, and the test checks every second: the timeout lies in between.
+        // The events take milliseconds, and the test checks every second: the timeout lies in
+        // between.
         let timeout = Duration::from_secs(seconds) + Duration::from_millis(500);
         let (given_up, bytes) = run(&takes, timeout);
         prop_assert_eq!((given_up, bytes), run(&takes, timeout), "the same again");
-        // The window is full while the sink stores nothing. Storing it opens it again, up to the end.
+        // The window is full while the sink stores nothing. Storing it opens it again, up to the
+        // end.
         let (mut idle, mut passed, mut windows, mut expected) = (0, 0, 1, None);
         for (waits, takes) in &takes {
             if windows == 3 {

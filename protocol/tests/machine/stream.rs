@@ -135,7 +135,7 @@ fn client_stream(sources: Vec<Source>) -> Vec<u8> {
 }
 
 /// Returns a server that has welcomed the client of [`client_stream`].
-fn hearing_server() -> server::Connection {
+fn connected_server() -> server::Connection {
     support::server_for(support::with(chunky()), wide().limits)
 }
 
@@ -158,7 +158,7 @@ fn server_stream(sources: Vec<Source>) -> Vec<u8> {
 }
 
 /// Returns a client that has requested the blobs that [`server_stream`] sends.
-fn hearing_client(blobs: usize) -> client::Connection {
+fn connected_client(blobs: usize) -> client::Connection {
     let mut client = support::client_of(support::with(chunky()), wide().limits);
     for id in 1..=blobs as u64 {
         let blob = BlobId { oid: Oid(id), tid: Tid(1) };
@@ -201,7 +201,7 @@ proptest! {
         sizes in vec(1usize..90, 1..20),
     ) {
         let stream = client_stream(sources.clone());
-        let seen = all_the_same(hearing_server, &stream, &sizes);
+        let seen = all_the_same(connected_server, &stream, &sizes);
         prop_assert_eq!(seen.error, None);
         for (id, bytes) in seen.payload {
             let source = &sources[id.0 as usize / 2 - 1];
@@ -217,7 +217,7 @@ proptest! {
         sizes in vec(1usize..90, 1..20),
     ) {
         let stream = server_stream(sources.clone());
-        let seen = all_the_same(|| hearing_client(sources.len()), &stream, &sizes);
+        let seen = all_the_same(|| connected_client(sources.len()), &stream, &sizes);
         prop_assert_eq!(seen.error, None);
     }
 
@@ -229,10 +229,10 @@ proptest! {
     ) {
         let mut stream = client_stream(sources.clone());
         damage(&mut stream, damages.clone());
-        all_the_same(hearing_server, &stream, &sizes);
+        all_the_same(connected_server, &stream, &sizes);
         let mut stream = server_stream(sources.clone());
         damage(&mut stream, damages);
-        all_the_same(|| hearing_client(sources.len()), &stream, &sizes);
+        all_the_same(|| connected_client(sources.len()), &stream, &sizes);
     }
 
     #[test]
@@ -240,8 +240,8 @@ proptest! {
         stream in vec(any::<u8>(), 0..200),
         sizes in vec(1usize..90, 1..20),
     ) {
-        all_the_same(hearing_server, &stream, &sizes);
-        all_the_same(|| hearing_client(2), &stream, &sizes);
+        all_the_same(connected_server, &stream, &sizes);
+        all_the_same(|| connected_client(2), &stream, &sizes);
         all_the_same(|| server::Connection::new(Time::ZERO, wide()), &stream, &sizes);
         all_the_same(|| client::Connection::new(Time::ZERO, wide(), &[]), &stream, &sizes);
     }
@@ -252,8 +252,8 @@ proptest! {
         sizes in vec(1usize..90, 1..20),
     ) {
         let stream: Vec<u8> = messages.iter().flat_map(support::frame).collect();
-        all_the_same(hearing_server, &stream, &sizes);
-        all_the_same(|| hearing_client(2), &stream, &sizes);
+        all_the_same(connected_server, &stream, &sizes);
+        all_the_same(|| connected_client(2), &stream, &sizes);
     }
 }
 
@@ -262,7 +262,8 @@ fn credit_for_dropped_bytes_does_not_depend_on_cuts() {
     let limits = Limits { chunk: 34, transfer_window: 32, connection_window: 100, ..Limits::default() };
     let server = || support::server_for(support::with(limits), limits);
     let transfer = TransferId(1);
-    // The upload is refused at once, so that its bytes are dropped. They are more than the first window.
+    // The upload is refused at once, so that its bytes are dropped. They are more than the first
+    // window.
     let mut stream = support::frame(&support::request(1, support::store_blob(1)));
     stream.extend(support::frame(&Message::BlobStart { transfer, from: 0, end: 64, size: 64, digest: None }));
     for (offset, len) in [(0, 20), (20, 30)] {

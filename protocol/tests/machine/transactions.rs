@@ -1,4 +1,5 @@
-//! The phases of a transaction on the server: which requests it passes on, and which it answers itself.
+//! The phases of a transaction on the server: which requests it passes on, and which it answers
+//! itself.
 
 use blobferry_protocol::server::Event;
 use blobferry_protocol::{
@@ -254,7 +255,7 @@ fn an_abort_answers_uploads_and_drops_their_bytes() {
     assert_eq!(
         reported.last(),
         Some(&Event::Request { id: RequestId(13), request: abort }),
-        "the store hears it last"
+        "the caller gets it last"
     );
     assert_eq!(said(&mut server).len(), 3);
     // The client sent these before the answer arrived: the third transfer begins only now.

@@ -1,4 +1,5 @@
-//! The states of a client: of its connection, of each request that waits for its answer, of a download, of an upload.
+//! The states of a client: of its connection, of each request that waits for its answer, of a
+//! download, of an upload.
 
 use blobferry_protocol::client::{Connection, Event};
 use blobferry_protocol::{
@@ -143,7 +144,8 @@ fn bare(name: &'static str, takes: &str, setup: fn() -> Client) -> State<Connect
     State { name, takes: takes.to_owned(), setup }
 }
 
-/// Returns a state of a connected client: it accepts what every such state does, and these messages.
+/// Returns a state of a connected client: it accepts what every such state does, and these
+/// messages.
 fn state(name: &'static str, takes: &str, setup: fn() -> Client) -> State<Connection> {
     bare(name, &format!("Invalidate ConnectionCredit Ping Pong Goodbye {takes}"), setup)
 }

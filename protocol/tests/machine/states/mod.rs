@@ -1,8 +1,10 @@
 //! Every message in every state of both state machines.
 //!
-//! Each state names the messages that it accepts. Every other message must be refused, with a typed error that changes
-//! nothing, or end the connection. The whole table is in `states.txt`, where a reviewer sees each change of behaviour.
-//! `BLOBFERRY_WRITE_STATES=1 cargo test -p blobferry-protocol --test machine states` writes it again.
+//! Each state names the messages that it accepts. Every other message must be refused, with a typed
+//! error that changes nothing, or end the connection. The whole table is in `states.txt`, where a
+//! reviewer sees each change of behaviour.
+//! `BLOBFERRY_WRITE_STATES=1 cargo test -p blobferry-protocol --test machine states` writes it
+//! again.
 
 mod client;
 mod server;
@@ -60,7 +62,8 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-/// Returns the message with the ids and offsets of a setup. A new kind of message has to be added here.
+/// Returns the message with the ids and offsets of a setup. A new kind of message has to be added
+/// here.
 fn aimed<C>(message: Message, setup: &Setup<C>) -> Message {
     let (id, transfer) = (setup.about, TransferId::from(setup.about));
     match message {
@@ -128,7 +131,8 @@ fn is_store(request: &Request) -> bool {
 /// What the table needs of a connection of either side.
 trait Machine {
     fn take(&mut self, bytes: &[u8]) -> Result<usize, PeerError>;
-    /// Returns the names of the events and messages since the last call. `own` is the latest request.
+    /// Returns the names of the events and messages since the last call. `own` is the latest
+    /// request.
     fn happened(&mut self, own: RequestId) -> Vec<String>;
     /// Returns the phase of the transaction on this side, and the rest of the visible state.
     fn seen(&self) -> (String, String);
@@ -179,7 +183,8 @@ impl<C: Machine> State<C> {
         Cell { text, refused: refused && (before.0 == after.0 || dooms && after.0 == "doomed") }
     }
 
-    /// Returns this state's part of the table, and adds to `wrong` what differs from the messages that it accepts.
+    /// Returns this state's part of the table, and adds to `wrong` what differs from the messages
+    /// that it accepts.
     fn render(&self, rows: &[Row], wrong: &mut Vec<String>) -> String {
         let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
         for (name, message) in rows {

@@ -187,7 +187,8 @@ fn bare(name: &'static str, takes: &str, setup: fn() -> Server) -> State<Connect
     State { name, takes: takes.to_owned(), setup }
 }
 
-/// Returns a state of a connected server: it accepts what every such state does, reads, and these messages.
+/// Returns a state of a connected server: it accepts what every such state does, reads, and these
+/// messages.
 fn state(name: &'static str, takes: &str, setup: fn() -> Server) -> State<Connection> {
     bare(name, &format!("{ALWAYS} {READS} {takes}"), setup)
 }
