@@ -269,7 +269,7 @@ impl CacheDir {
                 Err(WriteError::NoSpace { .. }) if quota.evict_one()? => {}
                 created => {
                     let file = created?;
-                    let reservation = quota.adopt(file.file())?;
+                    let reservation = quota.reserve(file.file())?;
                     return Ok(file.with_reservation(reservation));
                 }
             }

@@ -24,8 +24,7 @@ use crate::error::CacheError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {
     /// Removes the file from its path. It is renamed if possible. It is copied and then removed if
-    /// it is on another file system, belongs to another user, has a second name, or is a symbolic
-    /// link.
+    /// it is on another file system, has another owner or a second name, or is a symbolic link.
     Move,
     /// Leaves the file at its path. If the file system supports it, the copy shares the blocks of
     /// the original.
@@ -104,7 +103,7 @@ impl TransactionBuffer {
             && !file.has_reservation()
         {
             let reservation =
-                quota.admit_filled(file.file()).map_err(|source| CacheError::Take { oid, source })?;
+                quota.reserve_filled(file.file()).map_err(|source| CacheError::Take { oid, source })?;
             file = file.with_reservation(reservation);
         }
         Ok(self.insert(oid, Buffered { file, size, digest }))
@@ -251,7 +250,7 @@ fn admit(
     put: impl FnOnce(TempFile) -> Result<Option<TempFile>, WriteError>,
 ) -> Result<Option<TempFile>, WriteError> {
     let Some(quota) = dir.quota() else { return put(place) };
-    let admitted = quota.admit(file.len(), file.blocks().saturating_mul(512), || put(place))?;
+    let admitted = quota.reserve_with(file.len(), file.blocks().saturating_mul(512), || put(place))?;
     Ok(admitted.map(|(file, reservation)| file.with_reservation(reservation)))
 }
 

@@ -10,10 +10,10 @@ const OFFSET: usize = 64;
 
 /// A buffer to read files and sockets into, aligned for fast copies from the kernel.
 ///
-/// Some processors (AMD's since Zen 3) copy several times slower if the target lies 1 to 31 bytes
-/// further in its page than the source in its own. A file in memory begins at a page. Large
-/// allocations mostly begin 16 bytes behind a page: 2 GB/s were measured there, and 13 GB/s at the
-/// alignment of this buffer.
+/// Some processors (AMD's since Zen 3) copy several times slower to certain targets: those that lie
+/// 1 to 31 bytes further in their page than the source in its own. A file in memory begins at a
+/// page. Large allocations mostly begin 16 bytes behind a page: 2 GB/s were measured there, and 13
+/// GB/s at the alignment of this buffer.
 ///
 /// # Example
 /// ```

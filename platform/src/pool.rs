@@ -2,7 +2,7 @@
 //! for such work.
 //!
 //! [`BlockingPool`] is a small pool of threads. A [`Strand`] on top of it runs jobs one after the
-//! other, in the order in which they came, and occupies no thread while it has no jobs. Each
+//! other, in the order in which they came. It occupies no thread while it has no jobs. Each
 //! transfer and each transaction has a strand of its own.
 
 use std::collections::VecDeque;

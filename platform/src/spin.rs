@@ -1,8 +1,8 @@
 //! How long a waiting thread spins before it sleeps.
 //!
 //! A large blob passes several threads, and each of them waits for the one before it every few
-//! microseconds. Waking a thread whose processor sleeps takes longer than most of these waits,
-//! above all on a virtual machine, where the host has to wake the processor. So a thread polls
+//! microseconds. Waking a thread whose processor sleeps takes longer than most of these waits. It
+//! is worst on a virtual machine, because the host has to wake the processor. So a thread polls
 //! first, and yields to other threads in between; only then it sleeps. If a sleep was long, polling
 //! was useless: the thread then sleeps at once, until a sleep is short again. So a slow network
 //! costs no processor time.

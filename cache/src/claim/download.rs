@@ -18,7 +18,7 @@ use crate::error::CacheError;
 /// partial file were not the blob's and are gone: request the bytes from [`Download::written`] on,
 /// which is then 0.
 ///
-/// Dropped before it is finished, a download removes the bytes that it has worked on, and the next
+/// Dropped before it is finished, a download removes the bytes that it has worked on. The next
 /// waiting claim, in this process or another, becomes the downloader. [`Download::leave`] leaves
 /// the bytes to that claim. If the process dies, the bytes stay as well: [`Download::found`]
 /// returns their number.

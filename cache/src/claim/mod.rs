@@ -94,8 +94,8 @@ impl Cache {
     /// A thread that owns a [`Download`] must not wait for another claim. A claim of the same blob
     /// would wait for that very download, forever. In other processes even claims of different
     /// blobs wait if the blobs share a bucket: the directory has 997 buckets (object id modulo
-    /// 997), and the file lock of a bucket stays locked while this process downloads a blob of it.
-    /// Use [`Cache::try_claim`] or [`Cache::claim_timeout`] to avoid waiting without end.
+    /// 997). The file lock of a bucket stays locked while this process downloads a blob of it. Use
+    /// [`Cache::try_claim`] or [`Cache::claim_timeout`] to avoid waiting without end.
     ///
     /// # Errors
     /// Returns [`CacheError::NotShared`] if the blob is missing in shared mode; [`CacheError::Io`]

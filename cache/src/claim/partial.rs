@@ -81,7 +81,7 @@ impl Partial {
         let file = TempFile::adopt(file, &self.path)?;
         match quota {
             Some(quota) => {
-                let reservation = quota.adopt(file.file())?;
+                let reservation = quota.reserve(file.file())?;
                 Ok(file.with_reservation(reservation))
             }
             None => Ok(file),

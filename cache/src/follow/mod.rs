@@ -33,8 +33,8 @@ use blobferry_platform::blobdir::integrity;
 /// A blob that is read while it is downloaded: see [`Cache::follow`].
 ///
 /// It reads like a file that still grows: [`Read::read`] blocks until bytes come. **The end of the
-/// file is a promise.** It is reported only if the complete blob with the right digest is in the
-/// cache, and the bytes that were read are the blob's. Everything else ends with an error that
+/// file is a promise.** It is reported only if the complete blob is in the cache and has the right
+/// digest. The bytes that were read are then the blob's. Everything else ends with an error that
 /// contains a [`FollowError`]. If a caller must not use wrong bytes, it must read to the end before
 /// it uses them.
 #[derive(Debug)]
@@ -73,9 +73,9 @@ impl Cache {
     /// Reads a blob that is in the cache, or is being downloaded by any thread or process of this
     /// machine, as its bytes arrive. Returns at once.
     ///
-    /// If the downloader dies or gives up, and this follower's claim is next, the follower lets the
-    /// claims behind it go on, and ends with [`FollowError::Unattended`]. If the caller can
-    /// download the blob itself, use [`Cache::follow_with`].
+    /// If the downloader dies or gives up, this follower's claim may be next. It then lets the
+    /// claims behind it go on, and the follower ends with [`FollowError::Unattended`]. If the
+    /// caller can download the blob itself, use [`Cache::follow_with`].
     ///
     /// # Example
     /// ```

@@ -240,7 +240,7 @@ impl Cache {
         let quota = self.0.own_quota("pin blobs")?;
         let path = self.layout().blob_path(blob);
         let Some((file, _)) = self.0.open_blob(blob)? else { return Err(CacheError::NotCached { blob }) };
-        match quota.change(&file, ATTRIBUTES, || change(&file)).map_err(CacheError::Quota)? {
+        match quota.grow(&file, ATTRIBUTES, || change(&file)).map_err(CacheError::Quota)? {
             Err(error) if pin::is_unsupported(&error) => Err(CacheError::NoPins { path }),
             changed => changed.map_err(CacheError::io("pin or unpin", &path)),
         }

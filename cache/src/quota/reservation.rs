@@ -40,6 +40,12 @@ const GROWTH: (u64, u64) = (1 << 20, 64 << 20);
 const EVICTIONS_PER_LOCK: u64 = 64;
 
 /// The quota of one cache. Clones share it.
+///
+/// * [`CacheQuota::reserve`] begins a reservation for a file that is going to be written. Its
+///   variants are for files that have their bytes already.
+/// * [`CacheQuota::grow`] is for a file without a reservation: a segment, the index, an attribute.
+/// * [`CacheQuota::shrink`] evicts, and [`CacheQuota::remove`] removes one file.
+/// * [`CacheQuota::lock`] returns the guard that these use.
 #[derive(Clone, Debug)]
 pub(crate) struct CacheQuota(Arc<Inner>);
 
@@ -138,7 +144,7 @@ impl CacheQuota {
 
     /// Begins a reservation for a file of the cache with the bytes that it occupies already. They
     /// may be 0.
-    pub(crate) fn adopt(&self, file: &File) -> Result<Box<QuotaReservation>, WriteError> {
+    pub(crate) fn reserve(&self, file: &File) -> Result<Box<QuotaReservation>, WriteError> {
         let guard = self.lock()?;
         let bytes = on_disk(file).map_err(self.failed())?;
         let recounts = guard.usage.recounts();
@@ -147,7 +153,7 @@ impl CacheQuota {
 
     /// Takes space for a file that has its length and blocks already, and puts it into the cache
     /// with `place`, under one lock. If `place` returns `None`, nothing is taken.
-    pub(crate) fn admit<T>(
+    pub(crate) fn reserve_with<T>(
         &self,
         size: u64,
         blocks: u64,
@@ -171,15 +177,15 @@ impl CacheQuota {
     }
 
     /// Takes space for a file in the cache that was filled without a reservation.
-    pub(crate) fn admit_filled(&self, file: &File) -> Result<Box<QuotaReservation>, WriteError> {
+    pub(crate) fn reserve_filled(&self, file: &File) -> Result<Box<QuotaReservation>, WriteError> {
         let metadata = file.metadata().map_err(self.failed())?;
         let blocks = metadata.blocks().saturating_mul(512);
-        let admitted = self.admit(metadata.len(), blocks, || Ok(Some(())))?;
+        let admitted = self.reserve_with(metadata.len(), blocks, || Ok(Some(())))?;
         admitted.map(|((), reservation)| reservation).ok_or_else(|| self.no_space(blocks, Errno::NOSPC))
     }
 
     /// Changes a file, which may occupy up to `more` bytes more afterwards.
-    pub(crate) fn change<T>(
+    pub(crate) fn grow<T>(
         &self,
         file: &File,
         more: u64,
@@ -404,7 +410,7 @@ mod tests {
         quota.lock().unwrap();
         let before = recount(&quota);
         let (path, mut file) = file(&quota, "file");
-        let mut reservation = quota.adopt(&file).unwrap();
+        let mut reservation = quota.reserve(&file).unwrap();
         assert_eq!(used(&quota), before);
         reservation.extend(&file, 100_000).unwrap();
         assert_eq!(used(&quota), before + quota.cost(100_000));
@@ -414,7 +420,7 @@ mod tests {
         let settled = before + on_disk(&file).unwrap();
         assert!((settled..=settled + slack(200_000)).contains(&used(&quota)));
 
-        let mut again = quota.adopt(&file).unwrap();
+        let mut again = quota.reserve(&file).unwrap();
         again.extend(&file, 200_000).unwrap();
         std::fs::remove_file(path).unwrap();
         drop(again);
@@ -430,7 +436,7 @@ mod tests {
         // Removed after a recount, and before one.
         for recounted_before in [true, false] {
             let (path, file) = file(&quota, "file");
-            let mut reservation = quota.adopt(&file).unwrap();
+            let mut reservation = quota.reserve(&file).unwrap();
             reservation.extend(&file, 100_000).unwrap();
             if recounted_before {
                 recount(&quota);
@@ -446,7 +452,7 @@ mod tests {
         }
         // Grown, and settled, after a recount.
         let (_, mut file) = file(&quota, "file");
-        let mut reservation = quota.adopt(&file).unwrap();
+        let mut reservation = quota.reserve(&file).unwrap();
         reservation.extend(&file, 100_000).unwrap();
         recount(&quota);
         reservation.extend(&file, 300_000).unwrap();
@@ -463,7 +469,7 @@ mod tests {
         quota.lock().unwrap();
         let before = recount(&quota);
         let (_, mut file) = file(&quota, "file");
-        let mut reservation = quota.adopt(&file).unwrap();
+        let mut reservation = quota.reserve(&file).unwrap();
         reservation.grow(&file, 10).unwrap();
         assert_eq!(used(&quota), before + quota.cost(1 << 20));
         reservation.grow(&file, 1 << 20).unwrap();
@@ -480,7 +486,7 @@ mod tests {
         quota.lock().unwrap();
         let before = recount(&quota);
         let (_, file) = file(&quota, "file");
-        let mut reservation = quota.adopt(&file).unwrap();
+        let mut reservation = quota.reserve(&file).unwrap();
         reservation.make_placeholder(100_000).unwrap();
         reservation.make_placeholder(200_000).unwrap();
         assert_eq!(recount(&quota), before + 200_000);
@@ -494,7 +500,7 @@ mod tests {
         quota.lock().unwrap().usage.set_limit(Some(1 << 20)).unwrap();
         let before = recount(&quota);
         let (_, file) = file(&quota, "file");
-        let mut reservation = quota.adopt(&file).unwrap();
+        let mut reservation = quota.reserve(&file).unwrap();
         for size in [1 << 20, u64::MAX] {
             let full = reservation.extend(&file, size);
             assert!(matches!(full, Err(WriteError::Full { limit, .. }) if limit == 1 << 20), "{full:?}");

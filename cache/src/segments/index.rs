@@ -154,7 +154,7 @@ impl Index {
         }
         // The file system may need another page to record where this one is.
         let more = 2 * PAGE * new.len() as u64;
-        quota.change(&self.file, more, write)?.map_err(self.failed())?;
+        quota.grow(&self.file, more, write)?.map_err(self.failed())?;
         let mut counted = self.counted();
         new.into_iter().for_each(|page| counted.add(page..page + 1));
         Ok(())
@@ -168,7 +168,7 @@ impl Index {
         let begin = page * PAGE / REGION * REGION;
         let size = REGION.min((self.buckets * BUCKET as u64).saturating_sub(begin));
         let allocate = || Ok(allocate(&self.file, begin, size, None)?);
-        match quota.change(&self.file, size + slack(size), allocate) {
+        match quota.grow(&self.file, size + slack(size), allocate) {
             Ok(Ok(true)) => self.counted().add(begin / PAGE..(begin + size).div_ceil(PAGE)),
             // The quota may still have space for a page.
             Ok(_) | Err(WriteError::Full { .. } | WriteError::NoSpace { .. }) => {

@@ -126,7 +126,7 @@ impl Active {
         }
         if end > self.max_len {
             // The segment is full: return the space reserved behind its end.
-            quota.change(&self.file, 0, || self.file.set_len(begin))?.map_err(failed)?;
+            quota.grow(&self.file, 0, || self.file.set_len(begin))?.map_err(failed)?;
             return Ok(Written::Elsewhere);
         }
         let on_disk = metadata.blocks().saturating_mul(512);
@@ -138,7 +138,7 @@ impl Active {
             Ok(true) => files::write(&self.file, bytes).map_err(failed)?,
             Ok(false) => {
                 let more = quota.cost(bytes.len() as u64);
-                quota.change(&self.file, more, || files::write(&self.file, bytes))?.map_err(failed)?;
+                quota.grow(&self.file, more, || files::write(&self.file, bytes))?.map_err(failed)?;
             }
             Err(WriteError::NoSpace { .. }) if quota.evict_one()? => return Ok(Written::Elsewhere),
             // Everything else that can be evicted is gone: only this segment is left.
@@ -158,7 +158,7 @@ impl Active {
         let up_to = |size: u64| {
             let more = quota.cost(size.saturating_sub(on_disk));
             quota
-                .change(&self.file, more, || Ok(allocate(&self.file, 0, size, None)?))?
+                .grow(&self.file, more, || Ok(allocate(&self.file, 0, size, None)?))?
                 .map_err(WriteError::space("reserve quota in", quota.layout().tmp(), size - begin))
         };
         match up_to(ample) {
