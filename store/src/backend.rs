@@ -1,7 +1,7 @@
 //! The trait [`Backend`]: what differs between stores, which is where they keep revisions.
 //!
-//! Everything about transactions is in the [coordinator](crate::transactions::coordinator), which is
-//! the only caller of a back end.
+//! Everything about transactions is in the [coordinator](crate::transactions::coordinator), which
+//! is the only caller of a back end.
 
 use blobferry_platform::os;
 use blobferry_protocol::{

@@ -8,8 +8,8 @@ pub struct StoreConfig {
     /// The largest blob, in bytes, that is kept inside the database.
     ///
     /// Creating and syncing a file costs more than all else that a commit does. 0 gives every
-    /// non-empty blob a file of its own, as clients that share the directory need. Larger values than
-    /// [`StoreConfig::INLINE_LIMIT`] count as that. Default: 64 KiB.
+    /// non-empty blob a file of its own, as clients that share the directory need. Larger values
+    /// than [`StoreConfig::INLINE_LIMIT`] count as that. Default: 64 KiB.
     pub inline_max: u64,
     /// The bytes of an arriving blob from one early sync to the next, which shorten the sync at its
     /// end. 0: a blob is synced only at its end. Default: 8 MiB.
@@ -18,8 +18,8 @@ pub struct StoreConfig {
     /// Default: 30 seconds.
     pub vote_timeout: Duration,
     /// How long a vote may wait for its locks. Then it fails with
-    /// [`Deadline::Locks`](blobferry_protocol::Deadline::Locks), and the store aborts its transaction.
-    /// Default: 30 seconds.
+    /// [`Deadline::Locks`](blobferry_protocol::Deadline::Locks), and the store aborts its
+    /// transaction. Default: 30 seconds.
     pub lock_timeout: Duration,
     /// The most objects in one transaction. Each takes about 100 bytes of memory until the commit.
     /// Default: 1,000,000.
@@ -34,8 +34,8 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    /// The largest blob, in bytes, that can be kept inside the database: 1 MiB. Such blobs are held in
-    /// memory.
+    /// The largest blob, in bytes, that can be kept inside the database: 1 MiB. Such blobs are held
+    /// in memory.
     pub const INLINE_LIMIT: u64 = 1 << 20;
 }
 

@@ -58,16 +58,16 @@
 //!
 //! # Features
 //!
-//! * `sqlite` (on by default): the store in SQLite, and the check of its directory. It builds SQLite
-//!   and so needs a C compiler. Set `LIBSQLITE3_FLAGS=-DHAVE_FDATASYNC=1` in your build's
+//! * `sqlite` (on by default): the store in SQLite, and the check of its directory. It builds
+//!   SQLite and so needs a C compiler. Set `LIBSQLITE3_FLAGS=-DHAVE_FDATASYNC=1` in your build's
 //!   environment (for example in `.cargo/config.toml`): commits are slower without it.
 //!
 //! # Internals
 //!
 //! `transactions/` has what holds for transactions in every store. `table` has the state of each
-//! open transaction, and `locks` its locks. `write_set` has what it stored. `coordinator` runs votes
-//! and commits, in batches that `group_commit` sizes, and `publisher` announces them. A `backend`
-//! keeps the revisions: `memory` in memory, `sqlite/` on the disk.
+//! open transaction, and `locks` its locks. `write_set` has what it stored. `coordinator` runs
+//! votes and commits, in batches that `group_commit` sizes, and `publisher` announces them. A
+//! `backend` keeps the revisions: `memory` in memory, `sqlite/` on the disk.
 
 mod backend;
 mod config;

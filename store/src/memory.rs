@@ -1,5 +1,5 @@
-//! A store in memory, for tests and for servers whose data may be lost. Other stores must behave the
-//! same.
+//! A store in memory, for tests and for servers whose data may be lost. Other stores must behave
+//! the same.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -229,7 +229,8 @@ impl Backend for MemoryBackend {
         let mut tables = self.0.lock();
         let mut packed = Packed::default();
         let mut kept = BTreeMap::new();
-        // In descending order: of each object, the first revision before `before` is the one to keep.
+        // In descending order: of each object, the first revision before `before` is the one to
+        // keep.
         let mut current_of = None;
         for ((oid, tid), revision) in std::mem::take(&mut tables.revisions).into_iter().rev() {
             let newest_of_all =

@@ -167,7 +167,8 @@ impl StagedFile {
         StagedFile { location: Location::Path(path), persisted: false }
     }
 
-    /// A file whose name is hidden, since clients that share the directory cannot name hidden files.
+    /// A file whose name is hidden, since clients that share the directory cannot name hidden
+    /// files.
     #[cfg(feature = "sqlite")]
     pub(crate) fn numbered(dir: Arc<Path>, number: u64) -> StagedFile {
         StagedFile { location: Location::Numbered { dir, number }, persisted: false }

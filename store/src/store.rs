@@ -53,7 +53,8 @@ pub enum OpenBlob {
     File {
         /// Its size (which is the file's) and digest.
         info: BlobInfo,
-        /// The file, open for reading. It stays readable if the blob is packed away in the meantime.
+        /// The file, open for reading. It stays readable if the blob is packed away in the
+        /// meantime.
         file: File,
         /// Where it is, for reports of damage.
         path: PathBuf,
@@ -194,10 +195,11 @@ fn read_only() -> RequestError {
 /// transaction: it is incomplete, so it can only be aborted.
 ///
 /// A call that does not fit its transaction fails with
-/// [`NoSuchTransaction`](RequestError::NoSuchTransaction), [`WrongPhase`](RequestError::WrongPhase),
-/// [`Doomed`](RequestError::Doomed), or [`Aborted`](RequestError::Aborted) if the store has aborted
-/// it. After a failed sync, every write is refused with [`ReadOnly`](RequestError::ReadOnly). After
-/// [`close`](Store::close), every write is refused with [`Stopping`](RequestError::Stopping).
+/// [`NoSuchTransaction`](RequestError::NoSuchTransaction),
+/// [`WrongPhase`](RequestError::WrongPhase), [`Doomed`](RequestError::Doomed), or
+/// [`Aborted`](RequestError::Aborted) if the store has aborted it. After a failed sync, every write
+/// is refused with [`ReadOnly`](RequestError::ReadOnly). After [`close`](Store::close), every write
+/// is refused with [`Stopping`](RequestError::Stopping).
 ///
 /// # Implementing it
 ///
@@ -273,7 +275,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Opens a transaction, in memory only.
     ///
-    /// A name that was committed under, or whose outcome was asked for, is refused here or at the
+    /// A name that was committed under, or whose outcome was requested, is refused here or at the
     /// vote.
     ///
     /// # Errors
@@ -376,8 +378,8 @@ pub trait Store: Send + Sync + 'static {
         done(Err(read_only()));
     }
 
-    /// Commits a transaction that was voted for. The store calls `done` from another thread when the
-    /// commit is durable, its subscribers were notified, and readers see it.
+    /// Commits a transaction that was voted for. The store calls `done` from another thread when
+    /// the commit is durable, its subscribers were notified, and readers see it.
     fn finish(&self, txn: TxnId, done: Done<Tid>) {
         let _ = txn;
         done(Err(read_only()));

@@ -1,7 +1,7 @@
-//! How threads work together in a store, tried under thousands of schedules: see `explore` in the cache's `sync`.
+//! Tests of the store's threads under thousands of schedules: see `explore` in `platform::sync`.
 //!
-//! Every scene ends only when everybody was answered and all threads are gone, so whoever is forgotten is found. What is
-//! asserted beyond that is in the scenes.
+//! Every test ends only when each call was answered and all threads have ended. So a forgotten
+//! answer or wake-up fails it as a deadlock.
 
 mod announcements;
 mod transactions;
@@ -13,10 +13,10 @@ use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
 
 use crate::{Done, MemoryStore, Store, StoreConfig, Vote};
 
-/// No time is so long.
+/// A time that never passes.
 const NEVER: Duration = Duration::MAX;
 
-/// A store in which nothing takes too long.
+/// Settings of a store in which no deadline passes.
 pub(crate) fn patient() -> StoreConfig {
     StoreConfig { vote_timeout: NEVER, lock_timeout: NEVER, ..StoreConfig::default() }
 }
@@ -25,10 +25,10 @@ pub(crate) fn txn(n: u8) -> TxnId {
     TxnId([n; 16])
 }
 
-/// Waits for an answer. That there is none is an error of its own.
-fn wait<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
+/// Waits for an answer, and panics if the completion was dropped.
+fn wait<T: Send + 'static>(call: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
     let (answer, answered) = mpsc::channel();
-    ask(Box::new(move |result| answer.send(result).unwrap()));
+    call(Box::new(move |result| answer.send(result).unwrap()));
     answered.recv().expect("an answer was forgotten")
 }
 
@@ -50,7 +50,7 @@ fn begin(store: &impl Store, n: u8, oids: &[u64]) -> Result<(), RequestError> {
     oids.iter().try_for_each(|oid| store.store(txn(n), Oid(*oid), Tid::ZERO, vec![n]))
 }
 
-/// From begin to finish.
+/// Runs a transaction from begin to finish.
 fn commit(store: &impl Store, n: u8, oids: &[u64]) -> Result<Result<Tid, Vote>, RequestError> {
     begin(store, n, oids)?;
     match vote(store, n)? {
@@ -62,7 +62,7 @@ fn commit(store: &impl Store, n: u8, oids: &[u64]) -> Result<Result<Tid, Vote>, 
     }
 }
 
-/// Nothing is open any more.
+/// Asserts that no transaction is open.
 fn check(store: &MemoryStore) {
     let counts = store.counts();
     assert_eq!((counts.open, counts.staged_bytes), (0, 0), "{counts:?}");

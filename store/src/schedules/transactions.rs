@@ -1,4 +1,4 @@
-//! Votes, commits, deadlines and the end.
+//! Votes, commits, deadlines and closing.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ fn of_rival_creators_one_commits_and_all_others_conflict() {
                         let seen = store.last_tid();
                         assert!(
                             conflicts.iter().all(|conflict| conflict.committed <= seen),
-                            "told too early"
+                            "answered before the commit is visible"
                         );
                     }
                     result
@@ -56,15 +56,15 @@ fn of_rival_creators_one_commits_and_all_others_conflict() {
     });
 }
 
-/// All finish at once: whatever batches come of it, everybody gets his own answer, and each tid is given once.
+/// All transactions finish at once. Whatever the batches are, each gets its own answer and tid.
 #[test]
 fn each_transaction_of_a_batch_gets_its_own_answer() {
     explore(2000, || {
         let store = Arc::new(MemoryStore::new(patient()).unwrap());
-        let heard = Arc::new(Mutex::new(Vec::new()));
+        let received = Arc::new(Mutex::new(Vec::new()));
         let _subscription = store.subscribe({
-            let heard = heard.clone();
-            Arc::new(move |tid, oids| heard.lock().push((tid, oids[0].0)))
+            let received = received.clone();
+            Arc::new(move |tid, oids| received.lock().push((tid, oids[0].0)))
         });
         let threads: Vec<_> = (1..=4)
             .map(|n| {
@@ -73,14 +73,14 @@ fn each_transaction_of_a_batch_gets_its_own_answer() {
             .collect();
         let mut answers: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
         answers.sort_unstable();
-        assert_eq!(*heard.lock(), answers, "told in the order of tids");
+        assert_eq!(*received.lock(), answers, "notified in the order of tids");
         assert!(answers.is_sorted_by(|one, next| one.0 < next.0));
         store.close();
         check(&store);
     });
 }
 
-/// Time passes only when everybody waits for it: so the deadline has to be known to who waits for deadlines.
+/// Time passes only when all threads wait for it. So the maintenance thread must know the deadline.
 #[test]
 fn a_vote_without_locks_fails_at_its_deadline() {
     explore(2000, || {
@@ -107,7 +107,7 @@ fn locks_of_an_unfinished_vote_go_to_the_next() {
         match (&late, &next) {
             (Ok(_), Ok(Vote::Conflicts(_))) => {}
             (Err(RequestError::Aborted { .. }), Ok(Vote::Ready)) => {}
-            // Nor did the next one finish in time, or so late that nobody remembers.
+            // The next one has expired too, or its abort was so late that its reason is forgotten.
             (_, Err(RequestError::Aborted { .. })) => {}
             other => panic!("{other:?}"),
         }
@@ -116,7 +116,7 @@ fn locks_of_an_unfinished_vote_go_to_the_next() {
     });
 }
 
-/// There is nobody else whom the steward would see to, and so find this one's deadline.
+/// The maintenance thread has no other task in which it would find this deadline.
 #[test]
 fn a_vote_that_is_never_finished_expires() {
     explore(2000, || {
@@ -132,7 +132,7 @@ fn a_vote_that_is_never_finished_expires() {
     });
 }
 
-/// Nothing times out here: who waits must be told.
+/// No deadline passes here, so a waiting vote must be notified.
 #[test]
 fn waiting_votes_continue_when_their_locks_are_free() {
     explore(2000, || {
@@ -165,10 +165,10 @@ fn an_outcome_never_changes() {
     explore(2000, || {
         let store = Arc::new(MemoryStore::new(patient()).unwrap());
         let commits = with(&store, |store| commit(store, 1, &[1]));
-        let asks: Vec<_> = (0..2).map(|_| with(&store, |store| outcome(store, 1).unwrap())).collect();
+        let outcomes: Vec<_> = (0..2).map(|_| with(&store, |store| outcome(store, 1).unwrap())).collect();
         let aborts = with(&store, |store| store.abort(txn(1)));
         let committed = commits.join().unwrap();
-        let asked: Vec<_> = asks.into_iter().map(|asks| asks.join().unwrap()).collect();
+        let answers: Vec<_> = outcomes.into_iter().map(|outcomes| outcomes.join().unwrap()).collect();
         aborts.join().unwrap();
         let last = outcome(&*store, 1).unwrap();
         let expected = match committed {
@@ -176,13 +176,13 @@ fn an_outcome_never_changes() {
             _ => Outcome::NotCommitted,
         };
         assert_eq!(last, expected, "{committed:?}");
-        assert!(asked.iter().all(|outcome| *outcome == expected), "{asked:?}, {committed:?}");
+        assert!(answers.iter().all(|outcome| *outcome == expected), "{answers:?}, {committed:?}");
         store.close();
         check(&store);
     });
 }
 
-/// The end comes at any moment, and twice. Nobody is left without an answer, and what was answered is true.
+/// The store is closed at any moment, and twice. Every call is answered, and every answer is true.
 #[test]
 fn closing_answers_every_pending_call() {
     explore(3000, || {
@@ -190,12 +190,12 @@ fn closing_answers_every_pending_call() {
         let store = Arc::new(MemoryStore::new(config).unwrap());
         let commits: Vec<_> =
             (1..=3).map(|n| with(&store, move |store| commit(store, n, &[1, u64::from(n) + 1]))).collect();
-        let asks = with(&store, |store| outcome(store, 1));
+        let outcomes = with(&store, |store| outcome(store, 1));
         let closes = with(&store, MemoryStore::close);
         store.close();
         let committed = commits.into_iter().map(|thread| thread.join().unwrap());
         let committed = committed.filter(|result| matches!(result, Ok(Ok(_)))).count();
-        if let Ok(Outcome::Committed { .. }) = asks.join().unwrap() {
+        if let Ok(Outcome::Committed { .. }) = outcomes.join().unwrap() {
             assert!(committed > 0);
         }
         closes.join().unwrap();
@@ -205,7 +205,7 @@ fn closing_answers_every_pending_call() {
     });
 }
 
-/// Whoever has the store last may be one of its own threads, which gives the answer that held it.
+/// The last owner of the store may be a completion that runs on one of its own threads.
 #[test]
 fn a_completion_may_drop_the_last_store() {
     explore(2000, || {

@@ -1,9 +1,9 @@
 //! Makes a batch of transactions durable with one commit of the database.
 //!
-//! **A row is committed only after its blob's bytes and name are durable.** The bytes were synced when
-//! the blob was staged. Here its file gets its final name, then the directory is synced, then the
-//! database commits. The transactions happen at that moment. A crash before it leaves files without a
-//! row, which the next open removes.
+//! **A row is committed only after its blob's bytes and name are durable.** The bytes were synced
+//! when the blob was staged. Here its file gets its final name, then the directory is synced, then
+//! the database commits. The transactions happen at that moment. A crash before it leaves files
+//! without a row, which the next open removes.
 
 use blobferry_platform::sync::Mutex;
 use blobferry_protocol::{BlobId, BlobInfo, Conflict, Oid, Outcome, RequestError, Tid, TxnId, TxnMeta};
@@ -112,7 +112,8 @@ impl SqliteBackend {
         })
     }
 
-    /// Returns the result of an item of a batch that was not written. Earlier outcomes are still known.
+    /// Returns the result of an item of a batch that was not written. Earlier outcomes are still
+    /// known.
     fn not_written(&self, work: &Work, error: &RequestError) -> Result<Outcome, RequestError> {
         if let Work::Fence(txn) = work
             && let Ok(Some(outcome)) =
@@ -206,7 +207,8 @@ impl SqliteBackend {
         (txn, meta, changes): (TxnId, &TxnMeta, &Mutex<WriteSet>),
     ) -> Result<(), RequestError> {
         let failed = |error: rusqlite::Error| self.database.error("write a transaction", &error);
-        // Cached, unlike the library's savepoints: preparing these takes as long as what they enclose.
+        // Cached, unlike the library's savepoints: preparing these takes as long as what they
+        // enclose.
         let run = |sql| -> Result<(), RequestError> {
             transaction.prepare_cached(sql).and_then(|mut it| it.execute([])).map(drop).map_err(failed)
         };

@@ -45,8 +45,8 @@ struct Readers {
     waiting: usize,
 }
 
-/// A connection that reads. Its snapshot stays open from one read to the next while the database does
-/// not change, since opening one costs as much as a small read.
+/// A connection that reads. Its snapshot stays open from one read to the next while the database
+/// does not change, since opening one costs as much as a small read.
 struct Reader {
     connection: Connection,
     /// The version of its open snapshot.
@@ -188,7 +188,8 @@ impl Database {
 
     /// Finds out why SQLite could not write, if no sync has failed and the cause can be removed.
     ///
-    /// SQLite does not report the cause. So this lets a file beside the database grow to its length.
+    /// SQLite does not report the cause. So this lets a file beside the database grow to its
+    /// length.
     fn find_cause(&self, error: &rusqlite::Error) -> Option<io::Error> {
         let code = error.sqlite_error().map(|error| error.extended_code);
         if matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)) {
@@ -211,8 +212,8 @@ impl Database {
         self.poison.set(&format!("could not {operation} in {path}: {error} (SQLite's code {code})"))
     }
 
-    /// Checkpoints the log if it has more than [`CHECKPOINT`] bytes, so that the next commit restarts
-    /// it. Overwriting a file takes less than growing it.
+    /// Checkpoints the log if it has more than [`CHECKPOINT`] bytes, so that the next commit
+    /// restarts it. Overwriting a file takes less than growing it.
     pub(super) fn checkpoint_if_large(&self) {
         let mut writer = self.writer.lock();
         if needs_checkpoint(writer.written) {
@@ -239,7 +240,8 @@ impl Database {
         match writer.connection.query_row(pragma, [], frames) {
             Ok((all, moved)) => {
                 self.wal_restart.store(all == moved, Ordering::Relaxed);
-                // Snapshots that began in the meantime read the log, so they would prevent its restart.
+                // Snapshots that began in the meantime read the log, so they would prevent its
+                // restart.
                 self.version.fetch_add(1, Ordering::Release);
                 self.end_snapshots();
                 all == moved

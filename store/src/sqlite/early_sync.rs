@@ -1,7 +1,8 @@
 //! Syncs a blob's bytes while more of them arrive, so that the sync at its end is short.
 //!
-//! Only the sync at the end makes the blob durable. It uses the descriptor that the bytes were written
-//! through. Early syncs use another one, since the system reports a failed write-back once to each.
+//! Only the sync at the end makes the blob durable. It uses the descriptor that the bytes were
+//! written through. Early syncs use another one, since the system reports a failed write-back once
+//! to each.
 
 use std::fs::File;
 use std::io;
@@ -50,8 +51,8 @@ pub(super) struct UploadSync {
 }
 
 impl UploadSync {
-    /// Queues a sync if it is due after `written` bytes. `open` opens the file again. The last bytes
-    /// are left to the sync at the end.
+    /// Queues a sync if it is due after `written` bytes. `open` opens the file again. The last
+    /// bytes are left to the sync at the end.
     pub(super) fn written(&mut self, written: u64, open: impl FnOnce() -> io::Result<File>) {
         if written < self.next || written == self.size || self.busy.load(Ordering::Acquire) {
             return;

@@ -33,11 +33,12 @@ impl Staging {
     }
 }
 
-/// The files that a batch has given their final names. Dropped without [`keep`](Files::keep), they are removed.
+/// The files that a batch has given their final names. Dropped without [`keep`](Files::keep), they
+/// are removed.
 pub(super) struct Files<'a> {
     layout: &'a Layout,
-    /// Whether a bucket was created whose own name is not durable yet. This outlives a failed batch,
-    /// since its buckets stay and the next batch uses them.
+    /// Whether a bucket was created whose own name is not durable yet. This outlives a failed
+    /// batch, since its buckets stay and the next batch uses them.
     new_bucket: &'a AtomicBool,
     named: Vec<BlobId>,
     buckets: BTreeSet<u64>,

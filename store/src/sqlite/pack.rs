@@ -1,9 +1,9 @@
 //! Pack: removes revisions that were replaced before a given transaction.
 //!
-//! It goes through all objects in steps of [`STEP`] revisions, each with a commit of its own, so that
-//! other transactions commit in between. **Files are removed after the commit that removes their
-//! rows.** A crash in between leaves files without rows, which the next open removes. No current
-//! revision is removed.
+//! It goes through all objects in steps of [`STEP`] revisions, each with a commit of its own, so
+//! that other transactions commit in between. **Files are removed after the commit that removes
+//! their rows.** A crash in between leaves files without rows, which the next open removes. No
+//! current revision is removed.
 
 use std::io::ErrorKind;
 
@@ -20,8 +20,9 @@ const STEP: u32 = 500;
 
 /// Revisions behind an object (1) and its tid (2) that are obsolete at a tid (3); at most (4).
 ///
-/// Obsolete are those with a later revision before (3), and deletions with no later revision at all.
-/// The order is by object and tid, so that a revision is removed before the one that replaced it.
+/// Obsolete are those with a later revision before (3), and deletions with no later revision at
+/// all. The order is by object and tid, so that a revision is removed before the one that replaced
+/// it.
 const OBSOLETE: &str = "
     SELECT r.id, r.oid, r.tid, r.blob_size, r.in_file FROM revisions r
     WHERE (r.oid, r.tid) > (?1, ?2) AND r.tid < ?3 AND (

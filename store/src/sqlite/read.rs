@@ -25,8 +25,8 @@ const HISTORY: &str = "
     FROM revisions r JOIN transactions t ON t.tid = r.tid
     WHERE r.oid = ?1 AND r.tid <= ?2 ORDER BY r.tid DESC LIMIT ?3";
 
-/// Revisions behind one (tid 1, oid 2) up to a tid (3), in order; at most (4). If that one was packed
-/// away, the search starts at the first.
+/// Revisions behind one (tid 1, oid 2) up to a tid (3), in order; at most (4). If that one was
+/// packed away, the search starts at the first.
 pub(super) const REVISIONS: &str = "
     SELECT tid, size, blob_size, blob_digest, oid
     FROM revisions WHERE id > coalesce((SELECT id FROM revisions WHERE oid = ?2 AND tid = ?1), 0)

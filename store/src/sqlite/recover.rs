@@ -1,8 +1,8 @@
 //! Recovery at open: locks the directory, and removes what a crash has left.
 //!
-//! The database decides what has happened. A blob file without a row belongs to a transaction that did
-//! not happen, or to a revision that was packed away: it is removed. A row whose file is missing or cut
-//! is damage that no crash explains: it is logged, and everything else is served.
+//! The database decides what has happened. A blob file without a row belongs to a transaction that
+//! did not happen, or to a revision that was packed away: it is removed. A row whose file is
+//! missing or cut is damage that no crash explains: it is logged, and everything else is served.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
@@ -38,7 +38,8 @@ pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
     lock_file(file.map_err(open_io_error("open", &path))?, dir)
 }
 
-/// Locks a store's directory without changing it. Returns `None` if it has no lock file: it is a copy.
+/// Locks a store's directory without changing it. Returns `None` if it has no lock file: it is a
+/// copy.
 pub(super) fn lock_existing(dir: &Path) -> Result<Option<File>, OpenError> {
     let path = dir.join(STORE_LOCK);
     match File::open(&path) {
@@ -67,7 +68,8 @@ fn try_lock(file: &File) -> io::Result<bool> {
 /// Rewrites the database's log and syncs it, before the database is read.
 ///
 /// If a sync of the log has failed, its bytes may exist only in memory, in pages that the system
-/// treats as clean. No later sync would write them. Rewritten bytes reach the disk, or the sync fails.
+/// treats as clean. No later sync would write them. Rewritten bytes reach the disk, or the sync
+/// fails.
 pub(super) fn rewrite_log(database: &Path) -> Result<(), OpenError> {
     let path = log_path(database);
     let file = match OpenOptions::new().read(true).write(true).open(&path) {
@@ -139,8 +141,8 @@ pub(super) fn remove_orphans(layout: &Layout, database: &Database) -> Result<u64
     Ok(removed)
 }
 
-/// Returns whether a row has a blob in a file. Two indexes are searched: if one is damaged, the other
-/// keeps the file.
+/// Returns whether a row has a blob in a file. Two indexes are searched: if one is damaged, the
+/// other keeps the file.
 pub(super) fn has_file(connection: &Connection, blob: BlobId) -> rusqlite::Result<bool> {
     const ROW: [&str; 2] = [
         "SELECT 1 FROM revisions INDEXED BY revisions_by_object WHERE oid = ?1 AND tid = ?2 AND in_file",

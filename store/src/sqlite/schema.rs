@@ -23,10 +23,10 @@ const FORMAT: i64 = 2;
 
 /// The tables.
 ///
-/// Finding an object's current revision is one seek in `revisions_by_object`. Revisions get their ids
-/// in the order of their transactions, so that order needs no index. A record and a small blob come
-/// last in their row, so that histories, votes and lists read neither. Both are in the same row, so that
-/// a commit writes few pages.
+/// Finding an object's current revision is one seek in `revisions_by_object`. Revisions get their
+/// ids in the order of their transactions, so that order needs no index. A record and a small blob
+/// come last in their row, so that histories, votes and lists read neither. Both are in the same
+/// row, so that a commit writes few pages.
 const TABLES: &str = "
     CREATE TABLE state(
         one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -106,8 +106,8 @@ pub(super) fn log_path(database: &Path) -> PathBuf {
     path.into()
 }
 
-/// Opens the one connection that writes. Creates the database if there is none, and upgrades one of an
-/// older format.
+/// Opens the one connection that writes. Creates the database if there is none, and upgrades one of
+/// an older format.
 pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let mut connection =
         open(path, OpenFlags::SQLITE_OPEN_CREATE).map_err(open_database_error("open the database", path))?;
@@ -132,8 +132,8 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
         .map_err(open_database_error("open the database", path))
 }
 
-/// Opens a connection that does not change the database, which no other process has open. If the log
-/// is empty, not even the log's index is created.
+/// Opens a connection that does not change the database, which no other process has open. If the
+/// log is empty, not even the log's index is created.
 pub(crate) fn open_for_check(path: &Path) -> Result<Connection, OpenError> {
     let has_log = fs::metadata(log_path(path)).is_ok_and(|log| log.len() > 0);
     let name = uri(path) + if has_log { "" } else { "?immutable=1" };
@@ -167,21 +167,22 @@ fn uri(path: &Path) -> String {
 }
 
 fn open(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection> {
-    // Readers must be able to write too: into the index of the log, which they share with the writer.
+    // Readers must be able to write too: into the index of the log, which they share with the
+    // writer.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(Duration::from_secs(5))?; // another tool may have the database open
     // A checkpoint at close would not notice a failed sync, and would run even after one.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    // Query plans must not depend on parameters. Otherwise SQLite prepares a statement again when they
-    // change, which takes longer than running it.
+    // Query plans must not depend on parameters. Otherwise SQLite prepares a statement again when
+    // they change, which takes longer than running it.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "mmap_size", 0)?;
     Ok(connection)
 }
 
-/// Returns the format of a database; `None` if it is empty. Refuses foreign databases and later formats.
-/// Changes nothing.
+/// Returns the format of a database; `None` if it is empty. Refuses foreign databases and later
+/// formats. Changes nothing.
 fn check_format(connection: &Connection, path: &Path) -> Result<Option<i64>, OpenError> {
     let query = |sql| {
         connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(open_database_error("read", path))
@@ -246,10 +247,10 @@ mod tests {
         let names =
             || fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
         let before = (names(), fs::read(&path).unwrap());
-        let look = open_for_check(&path).unwrap();
-        assert_eq!(look.query_row("SELECT count(*) FROM state", [], |row| row.get::<_, i64>(0)), Ok(1));
-        assert!(look.execute("DELETE FROM state", []).is_err());
-        drop(look);
+        let connection = open_for_check(&path).unwrap();
+        assert_eq!(connection.query_row("SELECT count(*) FROM state", [], |row| row.get::<_, i64>(0)), Ok(1));
+        assert!(connection.execute("DELETE FROM state", []).is_err());
+        drop(connection);
         assert_eq!((names(), fs::read(&path).unwrap()), before);
     }
 
@@ -264,7 +265,7 @@ mod tests {
     fn foreign_and_newer_databases_are_left_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let text = dir.path().join("text");
-        std::fs::write(&text, "not a database, but long enough to be looked at ".repeat(100)).unwrap();
+        std::fs::write(&text, "not a database, but long enough to be inspected ".repeat(100)).unwrap();
         assert!(matches!(open_writer(&text), Err(OpenError::Foreign { .. })));
 
         let other = dir.path().join("other");

@@ -1,8 +1,8 @@
 //! Disk space for arriving blobs: an upload that does not fit is refused before its first byte.
 //!
-//! Most file systems reserve space for a whole file when it is created, and fail at once if there is
-//! none. On others, the bytes that all uploads have still to write are counted here, and compared with
-//! the free space.
+//! Most file systems reserve space for a whole file when it is created, and fail at once if there
+//! is none. On others, the bytes that all uploads have still to write are counted here, and
+//! compared with the free space.
 
 use std::path::{Path, PathBuf};
 

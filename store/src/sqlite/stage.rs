@@ -68,8 +68,8 @@ impl SqliteBackend {
         Ok(Staged { info, content: StagedContent::File(staged), permit: Some(permit) })
     }
 
-    /// Opens a file in `tmp` and renames it to a name that no client can use, so that the checked file
-    /// is not replaced.
+    /// Opens a file in `tmp` and renames it to a name that no client can use, so that the checked
+    /// file is not replaced.
     ///
     /// The name is resolved beneath the directory, and no link is followed.
     fn take_file(&self, name: &str, size: u64) -> Result<(File, StagedFile), RequestError> {
@@ -114,8 +114,8 @@ impl SqliteBackend {
     }
 }
 
-/// Returns whether a name is one component of letters, digits, `.`, `_` and `-`, and not hidden. The
-/// store's own files in `tmp` are hidden.
+/// Returns whether a name is one component of letters, digits, `.`, `_` and `-`, and not hidden.
+/// The store's own files in `tmp` are hidden.
 fn is_plain(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     !name.is_empty() && name.len() <= 255 && !name.starts_with('.') && name.bytes().all(plain)

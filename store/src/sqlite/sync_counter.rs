@@ -1,8 +1,8 @@
 //! Counts the syncs of a store: how often it waited for the system to write to the disk.
 //!
-//! A commit of the database is one sync, or two if it restarts the log. A checkpoint is two. Each file
-//! and each directory is one, and a large file one more for each [early sync](super::early_sync). Syncs
-//! at open are not counted.
+//! A commit of the database is one sync, or two if it restarts the log. A checkpoint is two. Each
+//! file and each directory is one, and a large file one more for each [early
+//! sync](super::early_sync). Syncs at open are not counted.
 
 use blobferry_platform::sync::Arc;
 use blobferry_platform::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,5 @@
-//! The totals of a store: saved in the database up to some revision, and counted from there at open.
+//! The totals of a store: saved in the database up to some revision, and counted from there at
+//! open.
 //!
 //! Saving them with every commit would write one more page each time. So they are saved before a
 //! checkpoint and at close. The revisions to count are never more than one log has.
@@ -10,8 +11,8 @@ use crate::sqlite::schema::{id, key};
 
 const SAVED: &str = "SELECT objects, revisions, blobs, blob_bytes, last_oid, counted FROM state";
 
-/// The sums of the revisions after one (1). A revision adds an object if it did not exist before, and a
-/// deletion subtracts one. No index finds the rows, so that a damaged one hides none.
+/// The sums of the revisions after one (1). A revision adds an object if it did not exist before,
+/// and a deletion subtracts one. No index finds the rows, so that a damaged one hides none.
 const AFTER: &str = "
     SELECT coalesce(sum((r.size IS NOT NULL) - coalesce((
             SELECT n.size IS NOT NULL FROM revisions n WHERE n.oid = r.oid AND n.tid < r.tid ORDER BY n.tid DESC LIMIT 1

@@ -251,7 +251,7 @@ impl<B: Backend> Core<B> {
         match task {
             MaintenanceTask::Compare(vote) => self.advance(VoteStep::Compare(vote)),
             MaintenanceTask::Expire(txn, ended) => {
-                tracing::warn!(%txn, reason = %ended.error(), "gave up a transaction");
+                tracing::warn!(%txn, reason = %ended.error(), "aborted a transaction whose deadline has passed");
                 settle(Some(ended));
             }
         }

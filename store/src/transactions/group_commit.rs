@@ -1,9 +1,9 @@
 //! Group commit: how long the committer lingers for more transactions, so that they share a sync.
 //!
 //! A client that commits one transaction after the other comes back soon after its answer. A batch
-//! without it costs as much as one with it, and makes it wait for the next. So the committer lingers
-//! until as many jobs are queued as last time, but at most as long as a batch takes. If none came, it
-//! skips lingering for some batches. A single client is never delayed.
+//! without it costs as much as one with it, and makes it wait for the next. So the committer
+//! lingers until as many jobs are queued as last time, but at most as long as a batch takes. If
+//! none came, it skips lingering for some batches. A single client is never delayed.
 
 use std::time::Duration;
 

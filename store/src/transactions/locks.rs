@@ -1,9 +1,9 @@
 //! Locks on objects: a request takes all of its locks at once, first come first served.
 //!
-//! Every requested object has a queue. A request enters the queues of all its objects when it is made,
-//! and holds its locks when it is first in each of them. So no later request for one of its objects
-//! overtakes it, and requests without a common object never wait for each other. Whole requests are
-//! queued in one order, so there is no deadlock.
+//! Every requested object has a queue. A request enters the queues of all its objects when it is
+//! made, and holds its locks when it is first in each of them. So no later request for one of its
+//! objects overtakes it, and requests without a common object never wait for each other. Whole
+//! requests are queued in one order, so there is no deadlock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -74,8 +74,8 @@ impl<K: Copy + Ord> LockTable<K> {
         granted.into_iter().map(|(_, next)| next).collect()
     }
 
-    /// Removes a request from one queue. Returns the next one there, with its number, if it holds all
-    /// its locks now.
+    /// Removes a request from one queue. Returns the next one there, with its number, if it holds
+    /// all its locks now.
     fn leave(&mut self, oid: Oid, id: K) -> Option<(u64, K)> {
         if self.first.get(&oid) != Some(&id) {
             let behind = self.behind.get_mut(&oid)?;
@@ -157,7 +157,8 @@ mod tests {
         ]
     }
 
-    /// The rule, stated directly: a request holds its locks if no earlier one wants any of its objects.
+    /// The rule, stated directly: a request holds its locks if no earlier one wants any of its
+    /// objects.
     fn holders(here: &[(u32, BTreeSet<u64>)]) -> Vec<u32> {
         let free = |at: usize| here[..at].iter().all(|(_, earlier)| earlier.is_disjoint(&here[at].1));
         (0..here.len()).filter(|at| free(*at)).map(|at| here[at].0).collect()

@@ -32,11 +32,12 @@ impl CommitPublisher {
         Tid(self.last.load(Ordering::Acquire))
     }
 
-    /// Calls all subscribers with a commit, then lets readers see it. Only one thread calls this, in
-    /// commit order.
+    /// Calls all subscribers with a commit, then lets readers see it. Only one thread calls this,
+    /// in commit order.
     ///
-    /// No lock is held while a subscriber runs. A subscriber that is added in the meantime is called
-    /// too. So a reader that subscribes and does not see a commit yet is certain to be notified of it.
+    /// No lock is held while a subscriber runs. A subscriber that is added in the meantime is
+    /// called too. So a reader that subscribes and does not see a commit yet is certain to be
+    /// notified of it.
     pub(crate) fn publish(&self, tid: Tid, oids: &[Oid]) {
         let mut notified = 0;
         loop {
@@ -63,7 +64,8 @@ impl CommitPublisher {
         let publisher = Arc::downgrade(self);
         Subscription::new(move || {
             if let Some(publisher) = publisher.upgrade() {
-                // Dropped without the lock, since dropping a subscriber may end other subscriptions.
+                // Dropped without the lock, since dropping a subscriber may end other
+                // subscriptions.
                 let gone = publisher.subscribers.lock().subscribed.remove(&number);
                 drop(gone);
             }

@@ -25,7 +25,8 @@ const BY_CLIENT: &str = "it was aborted by its client";
 
 /// How often the committer polls for jobs after it was woken, before it sleeps again.
 ///
-/// The committer is woken when a vote begins, because waking a thread takes about as long as a vote.
+/// The committer is woken when a vote begins, because waking a thread takes about as long as a
+/// vote.
 const SPINS: u32 = if cfg!(feature = "shuttle") { 1 } else { 40 };
 
 /// The changes of a transaction. A thread that needs both locks this one before the table.
@@ -47,7 +48,8 @@ impl TransactionTable {
         }
     }
 
-    /// Does something under the lock, then wakes the threads that have something to do because of it.
+    /// Does something under the lock, then wakes the threads that have something to do because of
+    /// it.
     pub(crate) fn with_table<T>(&self, act: impl FnOnce(&mut Transactions) -> T) -> T {
         let mut table = self.transactions.lock();
         let done = act(&mut table);
@@ -132,7 +134,8 @@ pub(crate) struct Transactions {
     locks: LockTable<TxnId>,
     /// Votes that waited for their locks and were granted them: the maintenance thread checks them.
     granted: VecDeque<TxnId>,
-    /// When votes must have their locks, and when transactions that were voted for must be finished.
+    /// When votes must have their locks, and when transactions that were voted for must be
+    /// finished.
     deadlines: BTreeSet<(Instant, TxnId)>,
     /// What the committer takes next, all at once.
     queue: Vec<Job>,
@@ -334,8 +337,8 @@ impl Transactions {
 
     /// Fails unless the transaction takes stores.
     ///
-    /// The caller holds the lock of its changes. Until it unlocks them, the transaction keeps taking
-    /// stores, or has left the table.
+    /// The caller holds the lock of its changes. Until it unlocks them, the transaction keeps
+    /// taking stores, or has left the table.
     pub(crate) fn check_open(&self, txn: TxnId, changes: &SharedChanges) -> Result<(), RequestError> {
         match self.open.get(&txn).filter(|found| Arc::ptr_eq(&found.changes, changes)) {
             None => Err(self.missing(txn)),
@@ -372,8 +375,8 @@ impl Transactions {
         VoteStep::Wait
     }
 
-    /// Decides a vote whose bases were compared. If there are no conflicts, it keeps its locks until
-    /// the deadline. Returns the answer.
+    /// Decides a vote whose bases were compared. If there are no conflicts, it keeps its locks
+    /// until the deadline. Returns the answer.
     pub(crate) fn finish_vote(
         &mut self,
         vote: &PendingVote,

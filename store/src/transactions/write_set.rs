@@ -1,8 +1,9 @@
-//! The write set: what one open transaction has stored. Its index is in memory, all else in a spool.
+//! The write set: what one open transaction has stored. Its index is in memory, all else in a
+//! spool.
 //!
-//! Records and small blobs are appended to one unnamed file, of which nothing is left if the process
-//! dies. Per object, only its base and an offset in the spool are in memory, so a large transaction
-//! needs little of it.
+//! Records and small blobs are appended to one unnamed file, of which nothing is left if the
+//! process dies. Per object, only its base and an offset in the spool are in memory, so a large
+//! transaction needs little of it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -45,7 +46,8 @@ pub(crate) struct WriteSet {
     end: u64,
     max_objects: u64,
     quota: Quota,
-    /// The bytes in the spool and in the files. It only grows, since replaced entries stay in the spool.
+    /// The bytes in the spool and in the files. It only grows, since replaced entries stay in the
+    /// spool.
     permit: QuotaPermit,
 }
 
@@ -175,8 +177,8 @@ impl WriteSet {
         self.index.last_key_value().map(|(oid, _)| *oid)
     }
 
-    /// Returns the change of the first object behind `after`. Repeated calls return all in the order of
-    /// oids.
+    /// Returns the change of the first object behind `after`. Repeated calls return all in the
+    /// order of oids.
     pub(crate) fn entry_after(&mut self, after: Option<Oid>) -> Result<Option<Entry>, RequestError> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let Some((oid, change)) = self.index.range((from, Bound::Unbounded)).next() else { return Ok(None) };

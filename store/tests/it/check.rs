@@ -1,4 +1,4 @@
-//! What a check finds in a database, and what a repair makes of it.
+//! The findings of a check, and what a repair does about them.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ fn config() -> StoreConfig {
     StoreConfig { inline_max: 10, ..StoreConfig::default() }
 }
 
-/// A store that is closed, with a blob in a file, a small one, and a deletion; the tid of the first.
+/// Makes a closed store with a blob in a file, a small one, and a deletion. Returns the first tid.
 fn closed(dir: &Path) -> Tid {
     let store = open(dir, config());
     let tid = store.put_blob(1, Tid::ZERO, &[1; 5000]);
@@ -24,7 +24,7 @@ fn closed(dir: &Path) -> Tid {
     tid
 }
 
-fn look(dir: &Path) -> CheckReport {
+fn inspect(dir: &Path) -> CheckReport {
     check(dir, CheckOptions::default(), &mut |_| {}).unwrap()
 }
 
@@ -36,8 +36,8 @@ fn kinds(report: &CheckReport) -> Vec<FindingKind> {
     report.findings.iter().map(|finding| finding.kind).collect()
 }
 
-/// Changes the database behind everybody's back.
-fn meddle(dir: &Path, sql: &str) {
+/// Changes the database from outside.
+fn change(dir: &Path, sql: &str) {
     Connection::open(dir.join("store.sqlite")).unwrap().execute_batch(sql).unwrap();
 }
 
@@ -68,8 +68,8 @@ fn a_check_reads_the_log_and_leaves_it_unchanged() {
     fs::copy(blob.path(), copy.path().join("blobs/1").join(blob.file_name())).unwrap();
     let contents = || names.map(|name| fs::read(copy.path().join(name)).unwrap());
     let before = contents();
-    assert!(!before[1].is_empty(), "the log has something in it");
-    let report = look(copy.path());
+    assert!(!before[1].is_empty(), "the log is not empty");
+    let report = inspect(copy.path());
     assert!(report.findings.is_empty(), "{report:?}");
     assert_eq!((report.revisions, report.blobs), (1, 1));
     assert!(contents() == before);
@@ -80,7 +80,7 @@ fn a_damaged_index_loses_no_blob_and_is_rebuilt() {
     let dir = tempfile::tempdir().unwrap();
     let tid = closed(dir.path());
     // The index is hidden while a row comes.
-    meddle(
+    change(
         dir.path(),
         "CREATE TABLE row AS SELECT * FROM revisions WHERE oid = (SELECT min(oid) FROM revisions);
          DELETE FROM revisions WHERE id IN (SELECT id FROM row);
@@ -88,24 +88,24 @@ fn a_damaged_index_loses_no_blob_and_is_rebuilt() {
          PRAGMA writable_schema = ON;
          DELETE FROM sqlite_schema WHERE name = 'revisions_by_object';",
     );
-    meddle(dir.path(), "INSERT INTO revisions SELECT * FROM row;");
-    meddle(
+    change(dir.path(), "INSERT INTO revisions SELECT * FROM row;");
+    change(
         dir.path(),
         "PRAGMA writable_schema = ON;
          INSERT INTO sqlite_schema SELECT * FROM hidden;
          DROP TABLE hidden;
          DROP TABLE row;",
     );
-    let report = look(dir.path());
+    let report = inspect(dir.path());
     assert!(!report.is_well());
     assert!(kinds(&report).iter().all(|kind| *kind == FindingKind::Index), "{report:?}");
 
     let file = dir.path().join(format!("blobs/1/0.{:016x}.blob", tid.0));
     drop(open(dir.path(), config()));
-    assert!(file.exists(), "a start removes no blob because of an index");
+    assert!(file.exists(), "no blob is removed because of an index");
     let report = repair(dir.path());
     assert!(report.is_well() && report.findings.iter().all(|it| it.mended), "{report:?}");
-    assert!(look(dir.path()).findings.is_empty());
+    assert!(inspect(dir.path()).findings.is_empty());
     assert_eq!(open(dir.path(), config()).blob(1, tid), Ok(vec![1; 5000]));
 }
 
@@ -113,14 +113,14 @@ fn a_damaged_index_loses_no_blob_and_is_rebuilt() {
 fn wrong_totals_are_recounted() {
     let dir = tempfile::tempdir().unwrap();
     closed(dir.path());
-    meddle(
+    change(
         dir.path(),
         "UPDATE state SET objects = 9, revisions = 9, blobs = 9, blob_bytes = 9, last_oid = 0;",
     );
-    meddle(dir.path(), "UPDATE state SET last_oid = (SELECT min(oid) FROM revisions);");
-    assert_eq!(kinds(&look(dir.path())), [FindingKind::Totals; 5]);
+    change(dir.path(), "UPDATE state SET last_oid = (SELECT min(oid) FROM revisions);");
+    assert_eq!(kinds(&inspect(dir.path())), [FindingKind::Totals; 5]);
     assert!(repair(dir.path()).is_well());
-    assert!(look(dir.path()).findings.is_empty());
+    assert!(inspect(dir.path()).findings.is_empty());
     let counts = open(dir.path(), config()).counts();
     assert_eq!((counts.objects, counts.revisions, counts.blobs, counts.blob_bytes), (2, 4, 2, 5005));
     assert!(open(dir.path(), config()).new_oids(1).unwrap().0 > Oid(3));
@@ -130,7 +130,7 @@ fn wrong_totals_are_recounted() {
 fn rows_that_contradict_each_other_stay_listed() {
     let dir = tempfile::tempdir().unwrap();
     closed(dir.path());
-    meddle(
+    change(
         dir.path(),
         "DELETE FROM transactions WHERE tid = (SELECT max(tid) FROM transactions);
          INSERT INTO fences SELECT txn FROM transactions LIMIT 1;
@@ -138,12 +138,12 @@ fn rows_that_contradict_each_other_stay_listed() {
          UPDATE revisions SET small_blob = x'00' WHERE in_file;",
     );
     let contradictions = [FindingKind::Row; 4];
-    assert_eq!(kinds(&look(dir.path())), contradictions);
+    assert_eq!(kinds(&inspect(dir.path())), contradictions);
     let report = repair(dir.path());
     assert!(!report.is_well());
     let left: Vec<_> = report.findings.iter().filter(|it| it.is_damage()).map(|it| it.kind).collect();
     assert_eq!(left, contradictions);
-    assert_eq!(kinds(&look(dir.path())), contradictions);
+    assert_eq!(kinds(&inspect(dir.path())), contradictions);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn a_database_of_format_1_is_upgraded_completely() {
     let dir = tempfile::tempdir().unwrap();
     let first = |dir: &Path| {
         let tid = closed(dir);
-        meddle(
+        change(
             dir,
             "CREATE TABLE small_blobs(id INTEGER PRIMARY KEY, bytes BLOB NOT NULL) STRICT;
              INSERT INTO small_blobs SELECT id, small_blob FROM revisions WHERE small_blob IS NOT NULL;
@@ -170,12 +170,12 @@ fn a_database_of_format_1_is_upgraded_completely() {
     let small = store.load(Oid(2)).unwrap().tid;
     assert_eq!(store.blob(2, small), Ok(b"small".to_vec()));
     drop(store);
-    assert!(look(dir.path()).findings.is_empty());
+    assert!(inspect(dir.path()).findings.is_empty());
 
     let other = tempfile::tempdir().unwrap();
     first(other.path());
     assert!(repair(other.path()).findings.is_empty());
-    assert!(look(other.path()).findings.is_empty());
+    assert!(inspect(other.path()).findings.is_empty());
 }
 
 #[test]
@@ -189,8 +189,8 @@ fn a_torn_page_is_damage_and_removes_no_blob() {
         bytes[page * 4096..page * 4096 + 100].fill(0xff);
     }
     fs::write(&database, bytes).unwrap();
-    for mend in [false, true] {
-        let report = check(dir.path(), CheckOptions { repair: mend }, &mut |_| {}).unwrap();
+    for repair in [false, true] {
+        let report = check(dir.path(), CheckOptions { repair }, &mut |_| {}).unwrap();
         assert!(!report.is_well());
         assert!(kinds(&report).contains(&FindingKind::Database), "{report:?}");
         assert!(!kinds(&report).contains(&FindingKind::Orphan), "{report:?}");

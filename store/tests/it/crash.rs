@@ -1,4 +1,4 @@
-//! Killed at any moment, a store is whole when it is opened again.
+//! A store that is killed at any moment is consistent when it is opened again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,7 +23,7 @@ fn bytes(oid: Oid) -> Vec<u8> {
     (0..size).map(|n: u64| (n * 31 + oid.0) as u8).collect()
 }
 
-/// Commits, and says what is finished, until it is killed.
+/// Commits, and prints what is finished, until the process is killed.
 fn commit_for_ever(store: &dyn Store) {
     loop {
         let (first, _) = store.new_oids(2 * OBJECTS as u32).unwrap();
@@ -45,7 +45,7 @@ fn commit_for_ever(store: &dyn Store) {
     }
 }
 
-/// Not a test of its own: what the other process of the test below does.
+/// Runs in the child process of the test below: not a test of its own.
 #[test]
 fn child() {
     let Some(dir) = role() else { return };
@@ -53,7 +53,7 @@ fn child() {
     std::thread::scope(|scope| (0..3).for_each(|_| _ = scope.spawn(|| commit_for_ever(&*store))));
 }
 
-/// Starts the child, and kills it after so many commits. Returns what was finished.
+/// Starts the child, and kills it after a number of commits. Returns what was finished.
 fn kill_after(commits: usize, dir: &Path) -> Vec<(Tid, Oid)> {
     let mut child = spawn("crash::child", dir);
     let mut finished = Vec::new();
@@ -71,7 +71,7 @@ fn kill_after(commits: usize, dir: &Path) -> Vec<(Tid, Oid)> {
         }
     }
     child.wait().unwrap();
-    assert!(finished.len() >= commits, "the child has died of something else");
+    assert!(finished.len() >= commits, "the child has failed by itself");
     finished
 }
 
@@ -108,7 +108,7 @@ fn a_killed_store_has_whole_transactions_only() {
         }
         let mut files = BTreeSet::new();
         for (tid, oids) in &found {
-            assert_eq!(oids.len() as u64, OBJECTS, "{tid} is there by halves");
+            assert_eq!(oids.len() as u64, OBJECTS, "{tid} is incomplete");
             for oid in oids {
                 assert_eq!(store.load(*oid).unwrap().data, oid.0.to_le_bytes());
                 let expected = bytes(*oid);

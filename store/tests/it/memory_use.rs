@@ -1,4 +1,4 @@
-//! Memory stays flat, however large a transaction is.
+//! Memory use does not grow with the size of a transaction.
 
 use std::fs;
 
@@ -9,10 +9,10 @@ use crate::support::{StoreExt, open, role, spawn};
 
 const SMALL_BLOBS: u64 = 20_000;
 const LARGE_BLOB: u64 = 200 << 20;
-/// More than this a server must never need (in KiB, as the system counts).
-const MOST: u64 = 32 << 10;
+/// The most memory that a server may need, in KiB.
+const MAX_MEMORY: u64 = 32 << 10;
 
-/// The most memory that this process has had, in KiB.
+/// Returns the peak memory of this process, in KiB.
 fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -30,7 +30,7 @@ fn stage_large(store: &dyn Store) -> blobferry_store::Staged {
     stage.complete(blobferry_protocol::Digest(*hasher.finalize().as_bytes())).unwrap()
 }
 
-/// Not a test of its own: what the other process of the test below does.
+/// Runs in the child process of the test below: not a test of its own.
 #[test]
 fn child() {
     let Some(dir) = role() else { return };
@@ -44,13 +44,13 @@ fn child() {
     store.close();
     assert_eq!(store.counts().objects, SMALL_BLOBS + 1);
     println!("\npeak {} KiB", peak());
-    assert!(peak() < MOST, "{} KiB", peak());
+    assert!(peak() < MAX_MEMORY, "{} KiB", peak());
 }
 
 #[test]
 fn a_huge_transaction_takes_little_memory() {
     let dir = tempfile::tempdir().unwrap();
     let output = spawn("memory_use::child", dir.path()).wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("peak"), "{said}");
+    let output_text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && output_text.contains("peak"), "{output_text}");
 }

@@ -1,5 +1,4 @@
-//! Files that clients leave in the server's `tmp`: taken over, and only if they are what they should be
-//! (CVE-2009-2701).
+//! Files that clients put into the server's `tmp`: taken over only after checks (CVE-2009-2701).
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -14,7 +13,7 @@ fn tmp(it: &Fixture) -> PathBuf {
     it.dir.as_ref().unwrap().path().join("blobs/tmp")
 }
 
-/// Stores the file `name`, said to contain `bytes`, in a transaction of its own.
+/// Stores the file `name`, announced with `bytes`, in a transaction of its own.
 fn store_shared(it: &Fixture, name: &str, bytes: &[u8]) -> Result<Tid, RequestError> {
     let txn = it.store.begin_new();
     let (size, digest) = (bytes.len() as u64, digest(bytes));
@@ -37,7 +36,11 @@ fn a_file_in_tmp_is_taken_over_as_the_blob() {
     assert_eq!(it.store.blob(1, tid), Ok(b"shared".to_vec()));
     assert_eq!(fs::read_dir(tmp(&it)).unwrap().count(), 0);
     let file = it.dir.as_ref().unwrap().path().join(format!("blobs/1/0.{tid}.blob"));
-    assert_eq!(fs::metadata(file).unwrap().mode() & 0o222, 0, "small as it is, it is a file, and read-only");
+    assert_eq!(
+        fs::metadata(file).unwrap().mode() & 0o222,
+        0,
+        "even a small one stays a file, and is read-only"
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What only a store on a disk can promise: what it finds when it is opened.
+//! The promises of the store on disk: what it does at open, and with its files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// The path of a blob's file, made here in its own way.
+/// Returns the path of a blob's file, computed independently of the store.
 fn blob_path(it: &Fixture, oid: u64, tid: Tid) -> PathBuf {
     it.path(&format!("blobs/{}/{}.{:016x}.blob", oid % 997, oid / 997, tid.0))
 }
@@ -79,7 +79,7 @@ fn no_oid_is_allocated_again_after_a_reopen() {
         }
         it = reopen(it, StoreConfig::default());
         let (next, _) = it.store.new_oids(1).unwrap();
-        assert!(next > last, "{next} was given or used before {last}");
+        assert!(next > last, "{next} was allocated or used before {last}");
         last = next;
     }
     let tid = it.store.put(1 << 50, Tid::ZERO, b"");
@@ -94,7 +94,7 @@ fn an_open_directory_is_refused() {
     let it = sqlite(StoreConfig::default());
     let refused = SqliteStore::open(it.path(""), StoreConfig::default()).unwrap_err();
     assert!(matches!(&refused, OpenError::InUse { .. }), "{refused}");
-    it.store.put(1, Tid::ZERO, b"the refused one has done no harm");
+    it.store.put(1, Tid::ZERO, b"the refused open has done no harm");
     reopen(it, StoreConfig::default());
 }
 
@@ -226,7 +226,7 @@ fn one_transaction_of_a_batch_can_fail_alone() {
     let gate = Gate::close(&*it.store);
     let held_up = it.store.ask_finish(it.store.voted(1, Tid::ZERO));
     gate.wait();
-    // A file where a bucket should be: nothing can get a name in it.
+    // A file in place of a bucket: no blob can be renamed into it.
     fs::write(it.path("blobs/5"), "in the way").unwrap();
     let voted = |oids: &[u64]| {
         let txn = new_txn();

@@ -1,4 +1,4 @@
-//! What the tests share: stores to try, and short words for what clients do.
+//! Shared by the tests: stores to test, and short names for what clients do.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -12,13 +12,13 @@ use blobferry_store::{
 };
 use tempfile::TempDir;
 
-/// A store of its own, and the directory that it is in. Fields are dropped in this order.
+/// A store, and the directory that it is in. Fields are dropped in this order.
 pub(crate) struct Fixture {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) dir: Option<TempDir>,
 }
 
-/// Makes a fixture of one kind.
+/// Makes a fixture with one kind of store.
 pub(crate) type Make = fn(StoreConfig) -> Fixture;
 
 pub(crate) fn memory(config: StoreConfig) -> Fixture {
@@ -34,7 +34,7 @@ pub(crate) fn open(dir: &Path, config: StoreConfig) -> Arc<dyn Store> {
     Arc::new(SqliteStore::open(dir, config).unwrap())
 }
 
-/// A name that no other transaction of this process has.
+/// Returns a name that no other transaction of this process has.
 pub(crate) fn new_txn() -> TxnId {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let mut name = [0; 16];
@@ -47,16 +47,16 @@ pub(crate) fn digest(bytes: &[u8]) -> Digest {
     Digest(*blake3::hash(bytes).as_bytes())
 }
 
-/// Asks, and returns where the answer comes.
+/// Makes a call, and returns the receiver of its answer.
 pub(crate) fn ask<T: Send + 'static>(call: impl FnOnce(Done<T>)) -> Receiver<Result<T, RequestError>> {
     let (answer, answers) = mpsc::channel();
     call(Box::new(move |result| _ = answer.send(result)));
     answers
 }
 
-/// Asks, and waits for the answer.
+/// Makes a call, and waits for the answer.
 pub(crate) fn wait<T: Send + 'static>(call: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
-    ask(call).recv().expect("every question is answered")
+    ask(call).recv().expect("every call is answered")
 }
 
 pub(crate) trait StoreExt {
@@ -68,9 +68,9 @@ pub(crate) trait StoreExt {
     fn outcome_now(&self, txn: TxnId) -> Result<Outcome, RequestError>;
     /// Votes and finishes, without conflicts.
     fn commit(&self, txn: TxnId) -> Tid;
-    /// A transaction that was voted for, with new data for one object.
+    /// Begins a transaction with new data for one object, and votes for it.
     fn voted(&self, oid: u64, base: Tid) -> TxnId;
-    /// A transaction that changes one object.
+    /// Commits a change of one object.
     fn put(&self, oid: u64, base: Tid, data: &[u8]) -> Tid;
     fn put_blob(&self, oid: u64, base: Tid, bytes: &[u8]) -> Tid;
     fn remove(&self, oid: u64, base: Tid) -> Tid;
@@ -157,7 +157,8 @@ impl StoreExt for dyn Store {
     }
 }
 
-/// Holds the committer up in the announcement of the next commit, so that what is finished meanwhile makes one batch.
+/// Blocks the committer in the announcement of the next commit, so that all transactions finished
+/// in the meantime are one batch.
 pub(crate) struct Gate {
     reached: Receiver<Tid>,
     open: Option<mpsc::Sender<()>>,
@@ -171,12 +172,12 @@ impl Gate {
         let opened = Mutex::new(opened);
         let subscription = store.subscribe(Arc::new(move |tid, _| {
             _ = reach.send(tid);
-            _ = opened.lock().unwrap().recv(); // an error once the gate is open for good
+            _ = opened.lock().unwrap().recv(); // an error once the gate is open
         }));
         Gate { reached, open: Some(open), _subscription: subscription }
     }
 
-    /// Waits until a commit is held up here.
+    /// Waits until a commit is blocked here.
     pub(crate) fn wait(&self) -> Tid {
         self.reached.recv().unwrap()
     }
@@ -186,7 +187,7 @@ impl Gate {
     }
 }
 
-/// Runs one test of this binary in another process, where [`role`] is `Some(dir)`.
+/// Runs one test of this binary in another process, in which [`role`] is `Some(dir)`.
 pub(crate) fn spawn(test: &str, dir: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
@@ -196,7 +197,7 @@ pub(crate) fn spawn(test: &str, dir: &Path) -> Child {
         .unwrap()
 }
 
-/// The directory to work in, if this is a process that a test has started.
+/// Returns the directory to work in, if a test has started this process.
 pub(crate) fn role() -> Option<std::path::PathBuf> {
     std::env::var_os("BLOBFERRY_STORE_TEST_DIR").map(Into::into)
 }

@@ -1,8 +1,9 @@
-//! Checks a store that no server has open: everything committed is there unchanged, and nothing else.
+//! Checks a store that no server has open: everything committed is there unchanged, and nothing
+//! else.
 //!
-//! The order matters for a repair. The database comes first, since only a sound one is relied on. Then
-//! come every byte of the blobs, files that no revision has, and the totals. A repair only rebuilds what
-//! follows from intact data. It never invents bytes.
+//! The order matters for a repair. The database comes first, since only a sound one is relied on.
+//! Then come every byte of the blobs, files that no revision has, and the totals. A repair only
+//! rebuilds what follows from intact data. It never invents bytes.
 
 mod report;
 mod rows;
@@ -31,13 +32,12 @@ pub struct CheckOptions {
 
 /// Checks the store in a directory that no server has open.
 ///
-/// It runs SQLite's own check, compares rows with each other, reads every blob for its size and digest,
-/// lists files that no revision has, and recounts the totals. It calls `progress` with the bytes of
-/// blobs that were read.
+/// It runs SQLite's own check, compares rows with each other, reads every blob for its size and
+/// digest, lists files that no revision has, and recounts the totals. It calls `progress` with the
+/// bytes of blobs that were read.
 ///
-/// # Errors
-/// [`OpenError::InUse`] if a server has the directory open, and others if there is no store that can
-/// be checked. Damage to the store is not an error: see [`CheckReport`].
+/// # Errors [`OpenError::InUse`] if a server has the directory open, and others if there is no
+/// store that can be checked. Damage to the store is not an error: see [`CheckReport`].
 pub fn check(
     dir: impl AsRef<Path>,
     options: CheckOptions,
@@ -170,7 +170,7 @@ impl Check<'_> {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 Some((FindingKind::Missing, path, format!("{} bytes are missing", known.size)))
             }
-            Err(error) => Some((FindingKind::Damaged, path, format!("can not be read: {error}"))),
+            Err(error) => Some((FindingKind::Damaged, path, format!("cannot be read: {error}"))),
         }
     }
 
@@ -196,13 +196,7 @@ impl Check<'_> {
                 Ok(found) => found,
                 Err(error) => {
                     let root = self.layout.root().to_owned();
-                    self.find(
-                        FindingKind::Damaged,
-                        None,
-                        &root,
-                        format!("can not be listed: {error}"),
-                        false,
-                    );
+                    self.find(FindingKind::Damaged, None, &root, format!("cannot be listed: {error}"), false);
                     continue;
                 }
             };

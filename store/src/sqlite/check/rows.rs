@@ -20,8 +20,8 @@ pub(super) fn is_about_index(line: &str) -> bool {
         || line.starts_with("row ") && line.contains(" missing from index ")
 }
 
-/// Queries for impossible rows, each with a description. They select an object and a transaction. No
-/// index is used, so that a damaged one hides no row.
+/// Queries for impossible rows, each with a description. They select an object and a transaction.
+/// No index is used, so that a damaged one hides no row.
 const CONTRADICTIONS: [(&str, &str); 4] = [
     (
         "SELECT oid, tid FROM revisions NOT INDEXED WHERE tid NOT IN (SELECT tid FROM transactions)",

@@ -26,7 +26,7 @@ promises![
     a_deadline_that_never_comes_is_no_deadline,
 ];
 
-/// A transaction with new data for some objects that do not exist.
+/// Begins a transaction with new data for some objects that do not exist.
 fn creating(store: &dyn Store, oids: &[u64]) -> TxnId {
     let txn = store.begin_new();
     for oid in oids {
@@ -176,7 +176,7 @@ fn a_vote_not_finished_in_time_is_aborted(make: Make) {
     assert!(it.store.counts().timeouts >= 1);
 }
 
-/// Gives up soon who waits for locks, and nobody else.
+/// Settings with a short deadline for locks, and no other.
 fn impatient() -> StoreConfig {
     StoreConfig {
         lock_timeout: Duration::from_millis(30),
@@ -191,11 +191,11 @@ fn a_vote_that_waits_too_long_is_aborted(make: Make) {
     let late = creating(&*it.store, &[1, 2]);
     let deadline = RequestError::Deadline { what: Deadline::Locks, after_ms: 30 };
     assert_eq!(it.store.vote_now(late), Err(deadline));
-    // It is over, and whatever is asked of it is told why.
-    let is_told = |error: RequestError| matches!(&error, RequestError::Aborted { txn, reason } if *txn == late && reason.contains("locks"));
-    assert!(is_told(it.store.finish_now(late).unwrap_err()));
-    assert!(is_told(it.store.vote_now(late).unwrap_err()));
-    assert!(is_told(it.store.store(late, Oid(2), Tid::ZERO, vec![]).unwrap_err()));
+    // The transaction has ended, and later calls get the reason.
+    let has_reason = |error: RequestError| matches!(&error, RequestError::Aborted { txn, reason } if *txn == late && reason.contains("locks"));
+    assert!(has_reason(it.store.finish_now(late).unwrap_err()));
+    assert!(has_reason(it.store.vote_now(late).unwrap_err()));
+    assert!(has_reason(it.store.store(late, Oid(2), Tid::ZERO, vec![]).unwrap_err()));
     assert_eq!(it.store.outcome_now(late), Ok(Outcome::NotCommitted));
     let counts = it.store.counts();
     assert_eq!((counts.timeouts, counts.open), (1, 1));
@@ -211,7 +211,7 @@ fn an_expired_waiting_vote_lets_later_votes_pass(make: Make) {
     let wide_vote = it.store.ask_vote(wide);
     let narrow_vote = it.store.ask_vote(narrow);
     assert!(matches!(wide_vote.recv().unwrap(), Err(RequestError::Deadline { .. })));
-    // Its own deadline may have passed, too. But now it is its turn.
+    // Its own deadline may have passed too, but it has its locks now.
     assert_eq!(narrow_vote.recv().unwrap(), Ok(Vote::Ready));
     it.store.finish_now(narrow).unwrap();
     it.store.finish_now(holder).unwrap();
@@ -219,13 +219,14 @@ fn an_expired_waiting_vote_lets_later_votes_pass(make: Make) {
 
 fn a_vote_granted_late_has_its_full_time_to_finish(make: Make) {
     let it = make(StoreConfig { lock_timeout: Duration::from_millis(200), ..impatient() });
-    // The first gets its turn, then the second waits out a whole deadline: the first is not given up with it.
+    // The first is granted its locks, then the second waits for a whole deadline. The first does
+    // not expire with it.
     let holder = it.store.voted(1, Tid::ZERO);
     let first = creating(&*it.store, &[1]);
     let first_vote = it.store.ask_vote(first);
     it.store.abort(holder);
     if first_vote.recv().unwrap().is_err() {
-        return; // this machine has slept over it
+        return; // the machine was too slow
     }
     let second = creating(&*it.store, &[1]);
     assert!(matches!(it.store.vote_now(second), Err(RequestError::Deadline { .. })));

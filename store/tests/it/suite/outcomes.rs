@@ -1,4 +1,4 @@
-//! What has become of a transaction: the answer is definite, whatever its phase.
+//! Outcomes: definite, whatever the phase of the transaction.
 
 use blobferry_protocol::{Oid, Outcome, RequestError, Tid, TxnMeta};
 use blobferry_store::{StoreConfig, Vote};
@@ -19,7 +19,7 @@ fn an_unknown_name_is_never_committed_under(make: Make) {
     let it = make(StoreConfig::default());
     let txn = new_txn();
     assert_eq!(it.store.outcome_now(txn), Ok(Outcome::NotCommitted));
-    // Whether this is noticed now or at the vote, it never commits.
+    // The name is refused here or at the vote: it never commits.
     let exists = Err(RequestError::TransactionExists { txn });
     if it.store.begin(txn, TxnMeta::default()).is_ok() {
         assert_eq!(it.store.vote_now(txn).map(drop), exists.clone());

@@ -1,4 +1,4 @@
-//! Pack: what is current at a time stays, and all that came later.
+//! Pack: the revision that was current at a time stays, with all later ones.
 
 use blobferry_protocol::{BlobId, Oid, Packed, RequestError, Tid};
 use blobferry_store::{Store, StoreConfig};

@@ -76,7 +76,7 @@ fn a_name_is_not_taken_twice(make: Make) {
     it.store.abort(txn);
     it.store.begin(txn, TxnMeta::default()).unwrap();
     it.store.commit(txn);
-    // What was committed is looked up at the vote: begin asks nobody.
+    // Committed names are found at the vote: begin does not search the database.
     it.store.begin(txn, TxnMeta::default()).unwrap();
     assert_eq!(it.store.vote_now(txn), Err(exists));
     assert_eq!(it.store.vote_now(txn), Err(RequestError::Doomed { txn }));
@@ -128,9 +128,9 @@ fn an_abort_releases_everything(make: Make) {
 fn subscribers_get_a_commit_before_readers_see_it(make: Make) {
     let it = make(StoreConfig::default());
     let first = it.store.put(1, Tid::ZERO, b"old");
-    let heard = Arc::new(Mutex::new(Vec::new()));
+    let received = Arc::new(Mutex::new(Vec::new()));
     let _subscription = it.store.subscribe({
-        let (store, heard) = (Arc::downgrade(&it.store), heard.clone());
+        let (store, received) = (Arc::downgrade(&it.store), received.clone());
         Arc::new(move |tid, oids| {
             let store = store.upgrade().unwrap();
             let current = store.load(Oid(1)).unwrap();
@@ -141,24 +141,24 @@ fn subscribers_get_a_commit_before_readers_see_it(make: Make) {
             assert_eq!(store.revisions(None, 10).unwrap().len(), 1);
             assert!(store.blob(1, tid).is_err());
             store.pack(Tid::MAX).unwrap();
-            assert_eq!(store.load(Oid(1)).unwrap().tid, first, "not even a pack takes away what is seen");
-            heard.lock().unwrap().push((tid, oids.to_vec()));
+            assert_eq!(store.load(Oid(1)).unwrap().tid, first, "not even a pack removes a visible revision");
+            received.lock().unwrap().push((tid, oids.to_vec()));
         })
     });
     let txn = it.store.begin_new();
     it.store.store_blob(txn, Oid(1), first, b"new".to_vec(), it.store.staged(b"blob")).unwrap();
     it.store.store(txn, Oid(2), Tid::ZERO, b"new".to_vec()).unwrap();
     let tid = it.store.commit(txn);
-    assert_eq!(*heard.lock().unwrap(), [(tid, vec![Oid(1), Oid(2)])]);
+    assert_eq!(*received.lock().unwrap(), [(tid, vec![Oid(1), Oid(2)])]);
     assert_eq!(it.store.load(Oid(1)).unwrap().tid, tid);
 }
 
 fn a_subscription_ends_when_it_is_dropped(make: Make) {
     let it = make(StoreConfig::default());
-    let heard = Arc::new(Mutex::new(Vec::new()));
+    let received = Arc::new(Mutex::new(Vec::new()));
     let subscribe = |name: char| {
-        let heard = heard.clone();
-        it.store.subscribe(Arc::new(move |_, oids| heard.lock().unwrap().push((name, oids[0].0))))
+        let received = received.clone();
+        it.store.subscribe(Arc::new(move |_, oids| received.lock().unwrap().push((name, oids[0].0))))
     };
     let (a, b) = (subscribe('a'), subscribe('b'));
     it.store.put(1, Tid::ZERO, b"");
@@ -166,7 +166,7 @@ fn a_subscription_ends_when_it_is_dropped(make: Make) {
     it.store.put(2, Tid::ZERO, b"");
     drop(b);
     it.store.put(3, Tid::ZERO, b"");
-    assert_eq!(*heard.lock().unwrap(), [('a', 1), ('b', 1), ('b', 2)]);
+    assert_eq!(*received.lock().unwrap(), [('a', 1), ('b', 1), ('b', 2)]);
 }
 
 fn transactions_that_finish_together_are_one_batch(make: Make) {
@@ -179,13 +179,13 @@ fn transactions_that_finish_together_are_one_batch(make: Make) {
     let mut last = first.recv().unwrap().unwrap();
     for other in others {
         let tid = other.recv().unwrap().unwrap();
-        assert!(tid > last, "tids are given in the order of finishes");
+        assert!(tid > last, "tids follow the order of finishes");
         last = tid;
     }
     assert_eq!((it.store.counts().commits, it.store.counts().batches), (11, 2));
 }
 
-/// Adds one to a number that others change, too.
+/// Adds one to a number that other threads change too.
 fn increment(store: &dyn Store, oid: Oid) {
     let txn = store.begin_new();
     loop {
@@ -220,7 +220,7 @@ fn a_completion_may_call_the_store(make: Make) {
     let it = make(StoreConfig::default());
     let txn = it.store.begin_new();
     it.store.store(txn, Oid(1), Tid::ZERO, b"data".to_vec()).unwrap();
-    // Vote, finish, read, and commit once more: each from the answer before.
+    // Vote, finish, read, and vote once more: each in the completion of the call before.
     let data = wait(|done| {
         let store = it.store.clone();
         it.store.vote(
@@ -279,8 +279,8 @@ fn no_oid_is_allocated_twice(make: Make) {
         assert_eq!((first, given), (Oid(next), count.clamp(1, 10_000)));
         next += u64::from(given);
     }
-    it.store.put(5_000_000, Tid::ZERO, b"a number of its own");
+    it.store.put(5_000_000, Tid::ZERO, b"an oid of its own");
     assert_eq!(it.store.new_oids(2), Ok((Oid(5_000_001), 2)));
-    it.store.put(1000, Tid::ZERO, b"a low number");
+    it.store.put(1000, Tid::ZERO, b"a low oid");
     assert_eq!(it.store.new_oids(1), Ok((Oid(5_000_003), 1)));
 }
