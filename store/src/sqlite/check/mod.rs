@@ -36,8 +36,9 @@ pub struct CheckOptions {
 /// digest, lists files that no revision has, and recounts the totals. It calls `progress` with the
 /// bytes of blobs that were read.
 ///
-/// # Errors [`OpenError::InUse`] if a server has the directory open, and others if there is no
-/// store that can be checked. Damage to the store is not an error: see [`CheckReport`].
+/// # Errors
+/// [`OpenError::InUse`] if a server has the directory open, and others if there is no store that
+/// can be checked. Damage to the store is not an error: see [`CheckReport`].
 pub fn check(
     dir: impl AsRef<Path>,
     options: CheckOptions,
