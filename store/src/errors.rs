@@ -19,7 +19,7 @@ pub enum OpenError {
         dir: PathBuf,
     },
     /// The directory of blobs cannot be used.
-    #[error("the directory of blobs cannot be used: {0}")]
+    #[error("the directory of blobs cannot be used")]
     Layout(#[from] LayoutError),
     /// There is no database, but there are blobs.
     #[error(
@@ -61,7 +61,7 @@ pub enum OpenError {
         needed: i64,
     },
     /// The database failed.
-    #[error("could not {operation} in {path}: {source}")]
+    #[error("could not {operation} in {path}")]
     Database {
         /// What was attempted.
         operation: &'static str,
@@ -71,7 +71,7 @@ pub enum OpenError {
         source: DatabaseError,
     },
     /// The file system failed.
-    #[error("could not {operation} {path}: {source}")]
+    #[error("could not {operation} {path}")]
     Io {
         /// What was attempted.
         operation: &'static str,
@@ -81,8 +81,8 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The store's threads could not be started.
-    #[error("could not start a thread: {0}")]
-    Thread(io::Error),
+    #[error("could not start a thread")]
+    Thread(#[source] io::Error),
 }
 
 impl OpenError {
@@ -171,5 +171,13 @@ mod tests {
         assert!(matches!(reported(Errno::ROFS), RequestError::ReadOnly { .. }));
         assert!(matches!(reported(Errno::IO), RequestError::Failed { .. }));
         assert!(reported(Errno::IO).to_string().contains("could not write to blobs/1/x: Input/output error"));
+    }
+
+    #[test]
+    fn a_cause_is_the_source_and_not_in_the_message() {
+        let source = io::Error::other("the cause");
+        let error = OpenError::Io { operation: "open", path: "a/file".into(), source };
+        assert_eq!(error.to_string(), "could not open a/file");
+        assert_eq!(error.source().unwrap().to_string(), "the cause");
     }
 }
