@@ -312,7 +312,7 @@ mod tests {
         far.write_all(b"2").await.unwrap();
         timeout(Duration::from_secs(60), woken.0.notified()).await.expect("it is woken");
         assert!(driver.poll(&mut context).is_pending());
-        assert_eq!(driver.carrier.endpoint().0, 1);
+        assert_eq!(driver.carrier.handler().0, 1);
     }
 
     #[tokio::test]
@@ -330,7 +330,7 @@ mod tests {
             // It is polled only when it was woken, and sleeps in the end.
             let asleep = poll_fn(|context| {
                 assert!(driver.poll(context).is_pending());
-                let all = driver.carrier.endpoint().0 == expected;
+                let all = driver.carrier.handler().0 == expected;
                 if all && !driver.looking { Poll::Ready(()) } else { Poll::Pending }
             });
             timeout(patience, asleep).await.expect("it is woken");

@@ -1,4 +1,4 @@
-//! The server: accepts connections, and drives a session on each.
+//! A server on tokio: accepts connections, and drives each in a task of its own.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,19 +15,28 @@ use crate::driver::drive;
 use crate::wakeup::TaskWaker;
 
 /// A server that runs until it is stopped or dropped.
+///
+/// [`stop`](Self::stop) ends it gracefully. A dropped server closes its connections at once.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    service: ServerCore,
+    core: ServerCore,
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
 }
 
 impl Server {
-    /// Listens, and answers from the store. Runs in tasks of its own on the runtime that this is called in.
+    /// Listens on an address, and answers from a store. The server runs in tasks of its own, on the runtime of the caller.
+    /// Port 0 stands for any free port: see [`local_addr`](Self::local_addr).
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves nothing behind.
     ///
     /// # Errors
-    /// The address can not be listened on.
+    /// The address cannot be listened on.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with IO and time enabled.
     pub async fn bind(
         addr: impl ToSocketAddrs,
         store: Arc<dyn Store>,
@@ -36,25 +45,30 @@ impl Server {
         let listener = TcpListener::bind(addr).await?;
         set_accept_backlog(&listener)?;
         let address = listener.local_addr()?;
-        let service = ServerCore::new(store, config);
+        let core = ServerCore::new(store, config);
         let (stop, stopped) = watch::channel(false);
-        let accepting = tokio::spawn(accept(listener, service.clone(), stopped));
-        Ok(Server { address, service, stop, accepting })
+        let accepting = tokio::spawn(accept(listener, core.clone(), stopped));
+        Ok(Server { address, core, stop, accepting })
     }
 
-    /// The address that it listens on, with the port that it was given.
+    /// Returns the address that the server listens on, with the port that it was given.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Stops gracefully: accepts nobody any more, begins nothing new, finishes what is under way (for at most the
-    /// configured time), and closes the store.
+    /// Stops gracefully, and returns when that is done.
+    ///
+    /// The server accepts no more connections and begins nothing new. It finishes what is under way, for at most
+    /// `ServerConfig::grace`. Then it closes the store.
+    ///
+    /// # Cancel safety
+    /// The drop of the future closes the connections at once, and leaves the store open.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        // A task that has panicked has stopped, too.
+        // A task that panicked has ended as well.
         let _ = (&mut self.accepting).await;
-        let store = self.service.store().clone();
+        let store = self.core.store().clone();
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
     }
 }
@@ -65,16 +79,16 @@ impl Drop for Server {
     }
 }
 
-/// Accepts until it is told to stop, then waits for the connections to end.
-async fn accept(listener: TcpListener, service: ServerCore, mut stop: watch::Receiver<bool>) {
+/// Accepts connections until the server stops, then waits for the end of the connections.
+async fn accept(listener: TcpListener, core: ServerCore, mut stop: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => drop(connections.spawn(serve(stream, peer, service.clone()))),
+                Ok((stream, peer)) => drop(connections.spawn(serve(stream, peer, core.clone()))),
                 Err(error) => {
-                    // Neither missing descriptors nor a peer that was gone at once is a reason to stop.
-                    tokio::time::sleep(service.not_accepted(&error)).await;
+                    // Missing descriptors and peers that left at once are no reason to stop.
+                    tokio::time::sleep(core.not_accepted(&error)).await;
                 }
             },
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
@@ -82,34 +96,34 @@ async fn accept(listener: TcpListener, service: ServerCore, mut stop: watch::Rec
         }
     }
     drop(listener);
-    service.stop();
+    core.stop();
     let ended = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(service.config().grace, ended).await.is_err() {
-        service.grace_is_over(connections.len());
+    if tokio::time::timeout(core.config().grace, ended).await.is_err() {
+        core.grace_is_over(connections.len());
     }
     connections.shutdown().await;
 }
 
-/// Waits until it is said, or nobody is left who could.
+/// Waits until the server is stopped or dropped.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn serve(mut stream: TcpStream, peer: SocketAddr, service: ServerCore) {
-    let bell = Arc::new(TaskWaker::default());
-    let ended = match begin(&stream, &service, &bell) {
-        Ok(mut carrier) => drive(&mut stream, &mut carrier, &bell, || false).await,
+async fn serve(mut stream: TcpStream, peer: SocketAddr, core: ServerCore) {
+    let waker = Arc::new(TaskWaker::default());
+    let reason = match begin(&stream, &core, &waker) {
+        Ok(mut io) => drive(&mut stream, &mut io, &waker, || false).await,
         Err(error) => CloseReason::Stream(error),
     };
-    ended.log(peer);
+    reason.log(peer);
 }
 
-/// Begins a conversation; in a box, because a task has room for everything that is moved in it twice.
+/// Begins a connection. It is boxed because a task reserves memory twice for each value that is moved in it.
 fn begin(
     stream: &TcpStream,
-    service: &ServerCore,
-    bell: &Arc<TaskWaker>,
+    core: &ServerCore,
+    waker: &Arc<TaskWaker>,
 ) -> io::Result<Box<ConnectionIo<Handler>>> {
-    let ring = bell.clone();
-    ConnectionIo::begin(stream, |now| Handler::new(service, now, move || ring.ring())).map(Box::new)
+    let waker = waker.clone();
+    ConnectionIo::begin(stream, |now| Handler::new(core, now, move || waker.wake())).map(Box::new)
 }

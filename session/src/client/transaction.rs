@@ -379,6 +379,8 @@ fn finished(reply: Reply) -> Tid {
 
 #[cfg(test)]
 mod tests {
+    use blobferry_protocol::{Config, Time, buffered, server};
+    use std::path::Path;
     use std::sync::mpsc;
 
     use blobferry_cache::{Cache, CacheConfig};
@@ -387,6 +389,8 @@ mod tests {
     use super::*;
     use crate::client::config::ClientConfig;
     use crate::client::dial::Addresses;
+    use crate::client::handler::Handler;
+    use crate::io::ConnectionHandler;
 
     #[test]
     fn requests_are_sent_behind_a_file_that_is_being_taken() {
@@ -418,5 +422,140 @@ mod tests {
             Queued::Upload { .. } => "blob",
             _ => "something else",
         }
+    }
+
+    /// A session on a connection to a server that answers every request, and has received these.
+    struct Conversation {
+        session: Session,
+        handler: Handler,
+        server: server::Connection,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Conversation {
+        fn new() -> Conversation {
+            let dir = tempfile::tempdir().unwrap();
+            let cache = Cache::open(dir.path(), CacheConfig::default()).unwrap();
+            let session = Session::new(cache, &ClientConfig::default(), Addresses::from("server:1"), 0);
+            let handler = session.converse(Time::ZERO, || {});
+            let server = server::Connection::new(Time::ZERO, Config::default());
+            Conversation { session, handler, server, _dir: dir }
+        }
+
+        /// Moves all bytes, both ways, until the call is answered.
+        fn wait<T>(&mut self, answers: &mpsc::Receiver<T>) -> T {
+            let on_event = |(): &mut (), server: &mut server::Connection, event| match event {
+                server::Event::Hello { .. } => server.welcome(Tid::ZERO).unwrap(),
+                server::Event::Request { id, request } => {
+                    let reply = match request {
+                        Request::Vote { .. } => Reply::Voted,
+                        Request::Finish { .. } | Request::Commit { .. } => Reply::Finished { tid: Tid(7) },
+                        _ => Reply::Done,
+                    };
+                    server.reply(id, Ok(reply)).unwrap();
+                }
+                _ => {}
+            };
+            loop {
+                if let Ok(answer) = answers.try_recv() {
+                    return answer;
+                }
+                let (mut up, mut down) = (Vec::new(), Vec::new());
+                self.handler.transmit(Time::ZERO, &mut up, usize::MAX, false);
+                buffered::receive(&mut self.server, Time::ZERO, &up, &mut (), on_event, |_, _, _| {})
+                    .unwrap();
+                buffered::transmit(&mut self.server, Time::ZERO, &mut down, usize::MAX, |_, _| Ok(()));
+                self.handler.receive(Time::ZERO, Bytes::from(down)).unwrap();
+                std::thread::yield_now();
+            }
+        }
+
+        /// Commits a transaction in which `store` has stored something, and returns the error.
+        fn commit(&mut self, store: impl FnOnce(&Transaction)) -> Result<Tid, VoteError> {
+            let mut transaction = self.session.begin(TxnMeta::default()).unwrap();
+            transaction.store(Oid(1), Tid::ZERO, vec![1], |_| {});
+            store(&transaction);
+            let (answer, answers) = mpsc::channel();
+            transaction.commit(move |committed| answer.send(committed).unwrap());
+            self.wait(&answers)
+        }
+    }
+
+    fn is_doomed(committed: &Result<Tid, VoteError>) -> bool {
+        matches!(committed, Err(VoteError::Call(CallError::Refused(RequestError::Doomed { .. }))))
+    }
+
+    fn commit_after_storing(source: impl FnOnce(&Path) -> BlobSource) -> Result<Tid, VoteError> {
+        let (mut conversation, files) = (Conversation::new(), tempfile::tempdir().unwrap());
+        let source = source(files.path());
+        conversation.commit(|transaction| {
+            transaction.store_blob(Oid(2), Tid::ZERO, Vec::new(), source, None, |stored| {
+                assert!(stored.is_err());
+            });
+        })
+    }
+
+    #[test]
+    fn commit_succeeds_if_nothing_failed() {
+        assert_eq!(Conversation::new().commit(|_| {}).unwrap(), Tid(7));
+    }
+
+    #[test]
+    fn commit_fails_if_a_source_is_missing() {
+        for source in [BlobSource::streamed, BlobSource::moved, BlobSource::copied] {
+            let committed = commit_after_storing(|dir| source(dir.join("missing")));
+            assert!(is_doomed(&committed), "{committed:?}");
+        }
+    }
+
+    #[test]
+    fn commit_fails_if_a_source_is_a_directory() {
+        for source in [BlobSource::streamed, BlobSource::moved, BlobSource::copied] {
+            let committed = commit_after_storing(|dir| source(dir.to_owned()));
+            assert!(is_doomed(&committed), "{committed:?}");
+        }
+    }
+
+    #[test]
+    fn commit_fails_if_a_record_is_too_large() {
+        // Both before the handshake, with the commit right behind, and after it.
+        let mut conversation = Conversation::new();
+        for _ in 0..2 {
+            let committed = conversation.commit(|transaction| {
+                transaction.store(Oid(2), Tid::ZERO, vec![0; (16 << 20) + 1], |stored| {
+                    assert!(stored.is_err());
+                });
+            });
+            assert!(is_doomed(&committed), "{committed:?}");
+        }
+        let committed = conversation.commit(|transaction| {
+            let (data, source) = (vec![0; (16 << 20) + 1], Bytes::from_static(b"bytes"));
+            transaction.store_blob(Oid(2), Tid::ZERO, data, source, None, |stored| {
+                assert!(stored.is_err());
+            });
+        });
+        assert!(is_doomed(&committed), "{committed:?}");
+    }
+
+    #[test]
+    fn commit_fails_if_the_caller_dooms_it() {
+        let committed = Conversation::new().commit(Transaction::doom);
+        assert!(is_doomed(&committed), "{committed:?}");
+    }
+
+    #[test]
+    fn finish_of_a_doomed_transaction_fails_and_aborts() {
+        let mut conversation = Conversation::new();
+        let mut transaction = conversation.session.begin(TxnMeta::default()).unwrap();
+        transaction.store(Oid(1), Tid::ZERO, vec![1], |_| {});
+        let (answer, answers) = mpsc::channel();
+        transaction.vote(move |voted| answer.send(voted).unwrap());
+        conversation.wait(&answers).unwrap();
+        transaction.store(Oid(2), Tid::ZERO, vec![2], |stored| assert!(stored.is_err()));
+        let (answer, answers) = mpsc::channel();
+        transaction.finish(move |finished| answer.send(finished).unwrap());
+        let finished = conversation.wait(&answers);
+        assert!(matches!(finished, Err(CallError::Refused(RequestError::Doomed { .. }))), "{finished:?}");
+        assert!(conversation.session.lock().state.transactions.is_empty());
     }
 }

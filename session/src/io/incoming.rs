@@ -1,5 +1,5 @@
-//! Sinks: where transfers that arrive go, in order, on threads that may block; those that are at hand at once take no
-//! thread.
+//! Sinks of the transfers that arrive. A sink is called in order, on a thread that may block. A quick sink is called on
+//! the thread that receives the bytes.
 
 use std::collections::BTreeMap;
 
@@ -9,26 +9,26 @@ use bytes::Bytes;
 use blobferry_platform::pool::{BlockingPool, Strand};
 use blobferry_platform::sync::{Arc, Mutex};
 
-/// Where the bytes of one transfer go. Called on threads that may block, one call at a time, in order.
+/// The receiver of one transfer. It is called on threads that may block, one call at a time, in order.
 ///
-/// A sink that fails says so itself to whoever waits for it, and answers `false`: the rest is dropped.
+/// A sink that fails reports the error itself, and returns `false`; the rest of the transfer is dropped.
 pub trait Sink: Send {
-    /// Does it take a blob of `size` bytes without waiting for a disk? Then it is called on the thread that receives
-    /// them, inside of [`ConnectionHandler::receive`](super::ConnectionHandler::receive): a thread's time costs more than so few bytes.
+    /// Returns whether the sink takes a blob of `size` bytes without waiting for a disk. Then it is called inside
+    /// [`ConnectionHandler::receive`](super::ConnectionHandler::receive), which is cheaper than a thread switch.
     fn is_quick(&self, _size: u64) -> bool {
         false
     }
-    /// The transfer begins: bytes `from..end` of a blob of `size` bytes will come.
+    /// Begins the transfer: bytes `from..end` of a blob of `size` bytes will arrive.
     fn start(&mut self, from: u64, end: u64, size: u64) -> bool;
-    /// The next bytes.
+    /// Takes the next bytes.
     fn write(&mut self, bytes: &[u8]) -> bool;
-    /// All bytes have come; they are worth something only if the blob has this digest.
+    /// Takes the end. The bytes are valid only if the blob has this digest.
     fn stop(self: Box<Self>, digest: Digest);
-    /// The transfer failed, or with `None` the connection did.
+    /// Aborts the transfer, for this reason; with `None`, because the connection was lost.
     fn abort(self: Box<Self>, reason: Option<RequestError>);
 }
 
-/// What an inlet reports, from any thread.
+/// The progress of a sink, which is reported from any thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SinkEvent {
     /// The sink has taken all bytes below this offset.
@@ -38,7 +38,7 @@ pub enum SinkEvent {
         /// The offset.
         upto: u64,
     },
-    /// The sink takes no more.
+    /// The sink has failed.
     Failed {
         /// The transfer.
         transfer: TransferId,
@@ -49,47 +49,47 @@ pub enum SinkEvent {
 pub struct IncomingTransfers {
     workers: BlockingPool,
     report: Arc<dyn Fn(SinkEvent) + Send + Sync>,
-    inlets: BTreeMap<TransferId, Inlet>,
+    transfers: BTreeMap<TransferId, Transfer>,
 }
 
-struct Inlet {
-    lane: Strand,
-    /// `None` when the sink has failed or is done.
+struct Transfer {
+    strand: Strand,
+    /// Empty when the sink has failed or is done.
     sink: Arc<Slot>,
     waiting: Arc<Mutex<Waiting>>,
     is_quick: bool,
 }
 
-impl Inlet {
+impl Transfer {
     fn run(&self, job: impl FnOnce() + Send + 'static) {
         match self.is_quick {
-            true => self.lane.dispatch(job),
-            false => self.lane.post(job),
+            true => self.strand.run_in_turn(job),
+            false => self.strand.run(job),
         }
     }
 }
 
-/// Payload that waits for its sink, each run with the offset behind it. There is one job for all of it: a peer may send
-/// its bytes one by one, and what waits must not be much larger than they are.
+/// Payload that waits for its sink, each run with the offset behind it. One job takes all of it. A peer may send its bytes
+/// one by one, so the queue must not be much larger than they are.
 #[derive(Default)]
 struct Waiting(Vec<(Run, u64)>);
 
 /// A run of payload bytes.
 enum Run {
-    /// A good part of what was read at once.
+    /// A large part of one read buffer.
     Read(Bytes),
-    /// Smaller ones, copied: each would keep all that was read with it.
+    /// Smaller parts, copied: each would keep its whole read buffer.
     Gathered(Vec<u8>),
 }
 
-/// Bytes that are worth keeping what was read with them, and the most that are gathered before.
-const WORTH: usize = 32 << 10;
+/// Bytes from which a part keeps its read buffer, and up to which smaller parts are gathered.
+const GATHER: usize = 32 << 10;
 
 impl Waiting {
     fn push(&mut self, bytes: Bytes, upto: u64) {
         match self.0.last_mut() {
-            _ if bytes.len() >= WORTH => self.0.push((Run::Read(bytes), upto)),
-            Some((Run::Gathered(gathered), end)) if gathered.len() < WORTH => {
+            _ if bytes.len() >= GATHER => self.0.push((Run::Read(bytes), upto)),
+            Some((Run::Gathered(gathered), end)) if gathered.len() < GATHER => {
                 gathered.extend_from_slice(&bytes);
                 *end = upto;
             }
@@ -109,43 +109,43 @@ impl AsRef<[u8]> for Run {
 
 impl std::fmt::Debug for IncomingTransfers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.inlets.keys()).finish()
+        f.debug_set().entries(self.transfers.keys()).finish()
     }
 }
 
 impl IncomingTransfers {
-    /// No sinks yet. `report` is called from the workers.
+    /// Creates an empty set. `report` is called from the threads of the pool, and from the receiving thread.
     #[must_use]
     pub fn new(workers: &BlockingPool, report: Arc<dyn Fn(SinkEvent) + Send + Sync>) -> IncomingTransfers {
-        IncomingTransfers { workers: workers.clone(), report, inlets: BTreeMap::new() }
+        IncomingTransfers { workers: workers.clone(), report, transfers: BTreeMap::new() }
     }
 
-    /// Whether there is none: nothing arrives.
+    /// Returns whether no transfer is expected.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.inlets.is_empty()
+        self.transfers.is_empty()
     }
 
-    /// Has a sink ready for a transfer that may begin.
+    /// Registers the sink of a transfer that may begin.
     pub fn expect(&mut self, transfer: TransferId, sink: Box<dyn Sink>) {
         let sink = Arc::new(Mutex::new(Some(sink)));
-        let (lane, waiting) = (Strand::new(&self.workers), Arc::default());
-        self.inlets.insert(transfer, Inlet { lane, sink, waiting, is_quick: false });
+        let (strand, waiting) = (Strand::new(&self.workers), Arc::default());
+        self.transfers.insert(transfer, Transfer { strand, sink, waiting, is_quick: false });
     }
 
-    /// Passes on what the connection says about a transfer.
+    /// Passes on an event of a transfer.
     pub fn event(&mut self, event: TransferEvent) {
         match event {
             TransferEvent::Started { transfer, from, end, size, .. } => {
-                let Some(inlet) = self.inlets.get_mut(&transfer) else { return };
-                inlet.is_quick = inlet.sink.lock().as_ref().is_some_and(|sink| sink.is_quick(size));
-                let (sink, report) = (inlet.sink.clone(), self.report.clone());
-                inlet.run(move || attempt(&sink, &report, transfer, |sink| sink.start(from, end, size)));
+                let Some(entry) = self.transfers.get_mut(&transfer) else { return };
+                entry.is_quick = entry.sink.lock().as_ref().is_some_and(|sink| sink.is_quick(size));
+                let (sink, report) = (entry.sink.clone(), self.report.clone());
+                entry.run(move || attempt(&sink, &report, transfer, |sink| sink.start(from, end, size)));
             }
             TransferEvent::Stopped { transfer, digest } => {
-                let Some(inlet) = self.inlets.remove(&transfer) else { return };
-                let sink = inlet.sink.clone();
-                inlet.run(move || {
+                let Some(entry) = self.transfers.remove(&transfer) else { return };
+                let sink = entry.sink.clone();
+                entry.run(move || {
                     if let Some(sink) = take(&sink) {
                         sink.stop(digest);
                     }
@@ -155,46 +155,46 @@ impl IncomingTransfers {
         }
     }
 
-    /// Gives up a transfer, whether it has begun or not; with `None` because the connection is gone.
+    /// Aborts a transfer, whether it has begun or not; with `None`, because the connection was lost.
     pub fn abort(&mut self, transfer: TransferId, reason: Option<RequestError>) {
-        let Some(inlet) = self.inlets.remove(&transfer) else { return };
-        inlet.lane.post(move || {
-            if let Some(sink) = take(&inlet.sink) {
+        let Some(entry) = self.transfers.remove(&transfer) else { return };
+        entry.strand.run(move || {
+            if let Some(sink) = take(&entry.sink) {
                 sink.abort(reason);
             }
         });
     }
 
-    /// Gives up every transfer: the connection is gone.
+    /// Aborts all transfers, because the connection was lost.
     pub fn abort_all(&mut self) {
-        while let Some(transfer) = self.inlets.keys().next().copied() {
+        while let Some(transfer) = self.transfers.keys().next().copied() {
             self.abort(transfer, None);
         }
     }
 
-    /// Drops the sink of a transfer that has failed by itself.
+    /// Removes a transfer whose sink has failed.
     pub fn remove(&mut self, transfer: TransferId) {
-        self.inlets.remove(&transfer);
+        self.transfers.remove(&transfer);
     }
 
-    /// Passes on payload. Bytes that nobody has a sink for are dropped.
+    /// Passes on payload. Bytes without a sink are dropped.
     pub fn payload(&mut self, slice: Slice, bytes: Bytes) {
         let Slice { transfer, offset, len } = slice;
-        let Some(inlet) = self.inlets.get(&transfer) else { return };
-        let (sink, report) = (inlet.sink.clone(), self.report.clone());
-        if inlet.is_quick {
-            return inlet.lane.dispatch(move || {
+        let Some(entry) = self.transfers.get(&transfer) else { return };
+        let (sink, report) = (entry.sink.clone(), self.report.clone());
+        if entry.is_quick {
+            return entry.strand.run_in_turn(move || {
                 attempt(&sink, &report, transfer, |sink| sink.write(&bytes));
                 report(SinkEvent::Stored { transfer, upto: offset + len });
             });
         }
-        let mut waiting = inlet.waiting.lock();
+        let mut waiting = entry.waiting.lock();
         let is_first = waiting.0.is_empty();
         waiting.push(bytes, offset + len);
         drop(waiting);
         if is_first {
-            let waiting = inlet.waiting.clone();
-            inlet.lane.post(move || {
+            let waiting = entry.waiting.clone();
+            entry.strand.run(move || {
                 let Waiting(runs) = std::mem::take(&mut *waiting.lock());
                 for (run, upto) in runs {
                     attempt(&sink, &report, transfer, |sink| sink.write(run.as_ref()));
@@ -212,14 +212,14 @@ fn take(slot: &Slot) -> Option<Box<dyn Sink>> {
     slot.lock().take()
 }
 
-/// Lets a sink do something; where it fails, drops it and says so.
+/// Calls a sink. If it fails, drops it and reports the failure.
 fn attempt(
     slot: &Slot,
     report: &Arc<dyn Fn(SinkEvent) + Send + Sync>,
     transfer: TransferId,
     act: impl FnOnce(&mut dyn Sink) -> bool,
 ) {
-    // Only this lane uses the sink: taking it out keeps a panic in it from being met twice.
+    // Only this strand uses the sink. If it panics, it is not called again.
     let Some(mut sink) = take(slot) else { return };
     if act(sink.as_mut()) {
         *slot.lock() = Some(sink);
@@ -240,10 +240,10 @@ mod tests {
         Slice { transfer: T, offset, len }
     }
 
-    /// Says what happens to it; fails at the byte `!`. Is quick with blobs of four bytes.
-    struct Teller(Sender<String>);
+    /// Reports its calls; fails at the byte `!`. Is quick with blobs of four bytes.
+    struct Recorder(Sender<String>);
 
-    impl Sink for Teller {
+    impl Sink for Recorder {
         fn is_quick(&self, size: u64) -> bool {
             size == 4
         }
@@ -261,95 +261,95 @@ mod tests {
         }
     }
 
-    fn inlets() -> (IncomingTransfers, mpsc::Receiver<String>, mpsc::Receiver<SinkEvent>) {
+    fn incoming() -> (IncomingTransfers, mpsc::Receiver<String>, mpsc::Receiver<SinkEvent>) {
         let (report, reports) = mpsc::channel();
-        let (tell, told) = mpsc::channel();
-        let mut inlets =
+        let (call, calls) = mpsc::channel();
+        let mut incoming =
             IncomingTransfers::new(&BlockingPool::new(2), Arc::new(move |what| report.send(what).unwrap()));
-        inlets.expect(T, Box::new(Teller(tell)));
-        inlets.event(TransferEvent::Started { transfer: T, from: 0, end: 3, size: 3, digest: None });
-        (inlets, told, reports)
+        incoming.expect(T, Box::new(Recorder(call)));
+        incoming.event(TransferEvent::Started { transfer: T, from: 0, end: 3, size: 3, digest: None });
+        (incoming, calls, reports)
     }
 
     #[test]
-    fn a_sink_is_told_everything_in_order_and_what_it_took_is_reported() {
-        let (mut inlets, told, reports) = inlets();
+    fn sink_is_called_in_order_and_its_progress_reported() {
+        let (mut incoming, calls, reports) = incoming();
         let stored = |upto| SinkEvent::Stored { transfer: T, upto };
-        inlets.payload(slice(0, 2), Bytes::from_static(b"ab"));
+        incoming.payload(slice(0, 2), Bytes::from_static(b"ab"));
         assert_eq!(reports.recv().unwrap(), stored(2));
-        inlets.payload(slice(2, 1), Bytes::from_static(b"c"));
-        inlets.event(TransferEvent::Stopped { transfer: T, digest: Digest([0; 32]) });
-        drop(inlets);
-        let told: Vec<String> = told.iter().collect();
-        assert_eq!(told, ["start 0..3 of 3", "write ab", "write c", "stop"]);
+        incoming.payload(slice(2, 1), Bytes::from_static(b"c"));
+        incoming.event(TransferEvent::Stopped { transfer: T, digest: Digest([0; 32]) });
+        drop(incoming);
+        let calls: Vec<String> = calls.iter().collect();
+        assert_eq!(calls, ["start 0..3 of 3", "write ab", "write c", "stop"]);
         assert_eq!(reports.iter().collect::<Vec<_>>(), [stored(3)]);
     }
 
     #[test]
-    fn a_quick_sink_has_taken_everything_when_the_call_returns_and_no_thread_was_needed() {
-        let (tell, told) = mpsc::channel();
+    fn quick_sink_is_called_inline() {
+        let (call, calls) = mpsc::channel();
         let (report, reports) = mpsc::channel();
-        // Its only thread is busy to the end.
+        // The only thread of the pool is busy to the end.
         let workers = BlockingPool::new(1);
         let (go, wait) = mpsc::channel::<()>();
         workers.run(move || wait.recv().unwrap());
-        let mut inlets = IncomingTransfers::new(&workers, Arc::new(move |what| report.send(what).unwrap()));
-        inlets.expect(T, Box::new(Teller(tell)));
-        inlets.event(TransferEvent::Started { transfer: T, from: 0, end: 4, size: 4, digest: None });
-        inlets.payload(slice(0, 1), Bytes::from_static(b"a"));
-        inlets.payload(slice(1, 3), Bytes::from_static(b"bcd"));
-        inlets.event(TransferEvent::Stopped { transfer: T, digest: Digest([0; 32]) });
-        let told: Vec<String> = told.try_iter().collect();
-        assert_eq!(told, ["start 0..4 of 4", "write a", "write bcd", "stop"]);
+        let mut incoming = IncomingTransfers::new(&workers, Arc::new(move |what| report.send(what).unwrap()));
+        incoming.expect(T, Box::new(Recorder(call)));
+        incoming.event(TransferEvent::Started { transfer: T, from: 0, end: 4, size: 4, digest: None });
+        incoming.payload(slice(0, 1), Bytes::from_static(b"a"));
+        incoming.payload(slice(1, 3), Bytes::from_static(b"bcd"));
+        incoming.event(TransferEvent::Stopped { transfer: T, digest: Digest([0; 32]) });
+        let calls: Vec<String> = calls.try_iter().collect();
+        assert_eq!(calls, ["start 0..4 of 4", "write a", "write bcd", "stop"]);
         let reported: Vec<SinkEvent> = reports.try_iter().collect();
         assert_eq!(reported, [1, 4].map(|upto| SinkEvent::Stored { transfer: T, upto }));
         go.send(()).unwrap();
     }
 
     #[test]
-    fn bytes_that_come_one_by_one_wait_in_one_piece() {
+    fn single_bytes_are_gathered() {
         let workers = BlockingPool::new(1);
-        let (tell, told) = mpsc::channel();
+        let (call, calls) = mpsc::channel();
         let (go, wait) = mpsc::channel::<()>();
         workers.run(move || wait.recv().unwrap());
-        let mut inlets = IncomingTransfers::new(&workers, Arc::new(|_| {}));
-        inlets.expect(T, Box::new(Teller(tell)));
-        let read = Bytes::from(vec![b'a'; 2 * WORTH]);
-        for at in 0..3 * WORTH {
-            inlets.payload(slice(at as u64, 1), read.slice(at % 7..at % 7 + 1));
+        let mut incoming = IncomingTransfers::new(&workers, Arc::new(|_| {}));
+        incoming.expect(T, Box::new(Recorder(call)));
+        let read = Bytes::from(vec![b'a'; 2 * GATHER]);
+        for at in 0..3 * GATHER {
+            incoming.payload(slice(at as u64, 1), read.slice(at % 7..at % 7 + 1));
         }
-        inlets.payload(slice(3 * WORTH as u64, 2 * WORTH as u64), read.clone());
-        inlets.payload(slice(5 * WORTH as u64, 1), read.slice(..1));
-        let waiting = inlets.inlets[&T].waiting.clone();
+        incoming.payload(slice(3 * GATHER as u64, 2 * GATHER as u64), read.clone());
+        incoming.payload(slice(5 * GATHER as u64, 1), read.slice(..1));
+        let waiting = incoming.transfers[&T].waiting.clone();
         let runs: Vec<(usize, u64)> =
             waiting.lock().0.iter().map(|(run, upto)| (run.as_ref().len(), *upto)).collect();
-        let worth = WORTH as u64;
-        let gathered = [(WORTH, worth), (WORTH, 2 * worth), (WORTH, 3 * worth)];
+        let most = GATHER as u64;
+        let gathered = [(GATHER, most), (GATHER, 2 * most), (GATHER, 3 * most)];
         assert_eq!(runs[..3], gathered);
-        assert_eq!(runs[3..], [(2 * WORTH, 5 * worth), (1, 5 * worth + 1)]);
+        assert_eq!(runs[3..], [(2 * GATHER, 5 * most), (1, 5 * most + 1)]);
         go.send(()).unwrap();
-        drop(inlets);
-        let written: usize = told.iter().map(|told| told.trim_start_matches("write ").len()).sum();
-        assert_eq!(written, 5 * WORTH + 1);
+        drop(incoming);
+        let written: usize = calls.iter().map(|call| call.trim_start_matches("write ").len()).sum();
+        assert_eq!(written, 5 * GATHER + 1);
     }
 
     #[test]
-    fn a_sink_that_fails_is_told_nothing_more() {
-        let (mut inlets, told, reports) = inlets();
-        inlets.payload(slice(0, 1), Bytes::from_static(b"!"));
+    fn failed_sink_is_not_called_again() {
+        let (mut incoming, calls, reports) = incoming();
+        incoming.payload(slice(0, 1), Bytes::from_static(b"!"));
         assert_eq!(reports.recv().unwrap(), SinkEvent::Failed { transfer: T });
-        inlets.payload(slice(1, 1), Bytes::from_static(b"x"));
-        inlets.abort_all();
-        drop(inlets);
-        assert_eq!(told.iter().collect::<Vec<_>>(), ["start 0..3 of 3", "write !"]);
+        incoming.payload(slice(1, 1), Bytes::from_static(b"x"));
+        incoming.abort_all();
+        drop(incoming);
+        assert_eq!(calls.iter().collect::<Vec<_>>(), ["start 0..3 of 3", "write !"]);
         assert!(reports.iter().all(|report| matches!(report, SinkEvent::Stored { .. })));
     }
 
     #[test]
-    fn a_connection_that_breaks_aborts_its_sinks() {
-        let (mut inlets, told, _reports) = inlets();
-        inlets.abort_all();
-        drop(inlets);
-        assert_eq!(told.iter().collect::<Vec<_>>(), ["start 0..3 of 3", "abort None"]);
+    fn lost_connection_aborts_its_sinks() {
+        let (mut incoming, calls, _reports) = incoming();
+        incoming.abort_all();
+        drop(incoming);
+        assert_eq!(calls.iter().collect::<Vec<_>>(), ["start 0..3 of 3", "abort None"]);
     }
 }

@@ -1,8 +1,9 @@
-//! Sources: where transfers that leave come from, read when the socket takes them. What is in a file is lent: it goes from
-//! there to the socket inside the kernel. Where it is to be hashed as well, it is read a little before, for that alone, into
-//! a buffer that stays in the processor's cache: that costs less than to copy all of it to the socket.
+//! Sources of the transfers that leave, read when the socket accepts bytes. The bytes of a file go to the socket inside
+//! the kernel, with `sendfile` (zero-copy). If they must be hashed, they are read shortly before into a buffer that stays
+//! in the processor's cache; that is cheaper than copying all of them to the socket.
 //!
-//! So bytes that change in between are sent as they are then. The receiver, who hashes for itself, refuses them.
+//! Bytes that change between hashing and sending are sent as they are then. The receiver hashes them as well, and refuses
+//! them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,24 +13,23 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use blobferry_platform::aligned_buf::AlignedBuf;
+use blobferry_platform::os::FileStamp;
+use blobferry_platform::progress::{OnProgress, Progress};
 use blobferry_protocol::{BlobId, Digest, RequestError, Slice, TransferId};
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use blobferry_platform::aligned_buf::AlignedBuf;
-use blobferry_platform::os::FileStamp;
-use blobferry_platform::progress::{OnProgress, Progress};
-
-/// Where the bytes of one transfer come from.
+/// The source of one transfer: a file, or bytes in memory.
 pub struct Source {
     bytes: SourceBytes,
     end: u64,
     hashing: Option<Box<Hashing>>,
-    /// The file must be like this when the last byte was read.
+    /// The file must still have this stamp when its last byte is read.
     unchanged: Option<FileStamp>,
-    /// The blob that is kept there, and where that is.
-    kept: Option<Arc<Kept>>,
-    /// What the bytes must have hashed to when the last one was read.
+    /// The stored blob, and the path of its file.
+    stored: Option<Arc<Stored>>,
+    /// The digest that all bytes must have when the last one is read.
     expected: Option<Digest>,
     progress: Option<OnProgress>,
 }
@@ -46,31 +46,31 @@ enum SourceBytes {
     File(Arc<File>),
 }
 
-/// Hashes what is read, or lent.
+/// Hashes bytes that are read, or sent without being read.
 #[derive(Debug, Default)]
 struct Hashing {
     hasher: blake3::Hasher,
-    /// Where bytes that are lent are read to.
+    /// A buffer for bytes that are read only to be hashed.
     buffer: Option<AlignedBuf>,
 }
 
 /// Bytes that are read at once only to be hashed.
-const HASHED: usize = 64 << 10;
+const HASH_BUFFER: usize = 64 << 10;
 
 impl Hashing {
-    /// Bytes from an offset on were read. What is read again, because a connection was lost, was hashed before.
+    /// Hashes bytes that were read at an offset. Bytes that are read again after a lost connection are skipped.
     fn update(&mut self, offset: u64, read: &[u8]) {
         let known = self.hasher.count().saturating_sub(offset);
         let new = usize::try_from(known).ok().and_then(|known| read.get(known..));
         self.hasher.update(new.unwrap_or_default());
     }
 
-    /// Reads bytes that are going to be lent.
-    fn look_at(&mut self, file: &File, slice: Slice) -> io::Result<()> {
+    /// Hashes a slice of a file that is going to be sent without being read.
+    fn hash_slice(&mut self, file: &File, slice: Slice) -> io::Result<()> {
         let (mut offset, end) = (self.hasher.count().max(slice.offset), slice.offset + slice.len);
-        let block = self.buffer.get_or_insert_with(|| AlignedBuf::new(HASHED));
+        let block = self.buffer.get_or_insert_with(|| AlignedBuf::new(HASH_BUFFER));
         while offset < end {
-            let len = usize::try_from(end - offset).map_or(HASHED, |rest| rest.min(HASHED));
+            let len = usize::try_from(end - offset).map_or(HASH_BUFFER, |rest| rest.min(HASH_BUFFER));
             let buffer = block.get_mut(..len).unwrap_or_default();
             file.read_exact_at(buffer, offset)?;
             self.hasher.update(buffer);
@@ -84,33 +84,34 @@ impl Hashing {
     }
 }
 
+/// A stored blob, for error messages.
 #[derive(Debug)]
-struct Kept {
+struct Stored {
     blob: BlobId,
     path: PathBuf,
 }
 
-/// A slice of a file that is to go from there to a socket, and what is left of it.
+/// What is left of a slice of a file, to be sent with `sendfile`.
 #[derive(Debug)]
 pub struct FileSlice {
     file: Arc<File>,
     slice: Slice,
-    kept: Option<Arc<Kept>>,
+    stored: Option<Arc<Stored>>,
 }
 
 impl FileSlice {
-    /// The transfer.
+    /// Returns the transfer.
     #[must_use]
     pub fn transfer(&self) -> TransferId {
         self.slice.transfer
     }
 
-    /// Bytes that are still to be moved.
+    /// Returns the bytes that are still to be sent.
     pub(super) fn left(&self) -> u64 {
         self.slice.len
     }
 
-    /// Moves as many bytes as the socket takes at once.
+    /// Sends as many bytes as the socket accepts at once.
     pub(super) fn send(&mut self, socket: &impl AsFd) -> io::Result<usize> {
         let (mut offset, most) = (self.slice.offset, usize::try_from(self.slice.len).unwrap_or(usize::MAX));
         match rustix::fs::sendfile(socket, &self.file, Some(&mut offset), most)? {
@@ -126,23 +127,23 @@ impl FileSlice {
     /// Appends what is left to a buffer.
     ///
     /// # Errors
-    /// Why the file can not be read: abort the transfer with it.
+    /// Why the file cannot be read: abort the transfer with it.
     pub(super) fn read(&self, into: &mut Vec<u8>) -> Result<(), RequestError> {
         let read = append(&self.file, self.slice, into);
-        read.map_err(|error| unreadable(self.kept.as_deref(), not_read(&error)))
+        read.map_err(|error| unreadable(self.stored.as_deref(), not_read(&error)))
     }
 }
 
 fn not_read(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::UnexpectedEof => "the file became shorter while it was read".into(),
-        _ => format!("the file can not be read: {error}"),
+        _ => format!("the file cannot be read: {error}"),
     }
 }
 
-fn unreadable(kept: Option<&Kept>, detail: String) -> RequestError {
-    match kept {
-        Some(Kept { blob, path }) => {
+fn unreadable(stored: Option<&Stored>, detail: String) -> RequestError {
+    match stored {
+        Some(Stored { blob, path }) => {
             RequestError::Damaged { blob: *blob, detail: format!("{}: {detail}", path.display()) }
         }
         None => RequestError::Source { detail },
@@ -150,20 +151,20 @@ fn unreadable(kept: Option<&Kept>, detail: String) -> RequestError {
 }
 
 impl Source {
-    /// A file that is read up to the offset `end`.
+    /// Creates a source that reads a file up to the offset `end`.
     #[must_use]
     pub fn file(file: File, end: u64) -> Source {
         Source::new(SourceBytes::File(Arc::new(file)), end)
     }
 
-    /// Bytes in memory; offsets are those of the whole blob, `end` is where reading stops.
+    /// Creates a source of bytes in memory. Offsets are those of the whole blob; reading stops at `end`.
     #[must_use]
     pub fn memory(bytes: Bytes, end: u64) -> Source {
         Source::new(SourceBytes::Memory(bytes), end)
     }
 
     fn new(bytes: SourceBytes, end: u64) -> Source {
-        Source { bytes, end, hashing: None, unchanged: None, kept: None, expected: None, progress: None }
+        Source { bytes, end, hashing: None, unchanged: None, stored: None, expected: None, progress: None }
     }
 
     /// Hashes the bytes as they are read, all of them from 0 on.
@@ -173,18 +174,18 @@ impl Source {
         self
     }
 
-    /// Fails if the file does not look like this any more when its last byte was read.
+    /// Fails if the file has another stamp when its last byte is read.
     #[must_use]
     pub fn unchanged(mut self, stamp: FileStamp) -> Source {
         self.unchanged = Some(stamp);
         self
     }
 
-    /// The file is the only copy of a blob that others rely on: whatever is wrong with it is damage, and told as
+    /// Declares the file the stored copy of a blob: every error in reading it is reported as
     /// [`Damaged`](RequestError::Damaged).
     #[must_use]
-    pub fn kept(mut self, blob: BlobId, path: PathBuf) -> Source {
-        self.kept = Some(Arc::new(Kept { blob, path }));
+    pub fn stored(mut self, blob: BlobId, path: PathBuf) -> Source {
+        self.stored = Some(Arc::new(Stored { blob, path }));
         self
     }
 
@@ -196,16 +197,16 @@ impl Source {
         self.hashed()
     }
 
-    /// Why the receiver did not want what was sent: a file that has changed behind our back is the reason that helps.
+    /// Returns why the receiver refused the bytes. If the file has changed meanwhile, that is the reason to report.
     #[must_use]
     pub fn explain(&self, error: RequestError) -> RequestError {
         match (&error, self.check_unchanged()) {
-            (RequestError::Mismatch { .. }, Err(detail)) => unreadable(self.kept.as_deref(), detail),
+            (RequestError::Mismatch { .. }, Err(detail)) => unreadable(self.stored.as_deref(), detail),
             _ => error,
         }
     }
 
-    /// Tells how far it is after every read.
+    /// Reports progress after every read.
     #[must_use]
     pub fn on_progress(mut self, progress: Option<OnProgress>) -> Source {
         self.progress = progress;
@@ -213,23 +214,23 @@ impl Source {
     }
 
     fn read(&mut self, slice: Slice, into: &mut Vec<u8>) -> Result<(), RequestError> {
-        self.try_read(slice, into).map_err(|detail| unreadable(self.kept.as_deref(), detail))
+        self.try_read(slice, into).map_err(|detail| unreadable(self.stored.as_deref(), detail))
     }
 
-    /// Lends what is in a file.
-    fn lend(&mut self, slice: Slice) -> Result<Option<FileSlice>, RequestError> {
+    /// Returns the slice of a file, hashed if it has to be. Returns `None` for bytes in memory.
+    fn slice(&mut self, slice: Slice) -> Result<Option<FileSlice>, RequestError> {
         let SourceBytes::File(file) = &self.bytes else { return Ok(None) };
-        let body = FileSlice { file: file.clone(), slice, kept: self.kept.clone() };
-        let looked = match &mut self.hashing {
-            Some(hashing) => hashing.look_at(file, slice).map_err(|error| not_read(&error)),
+        let body = FileSlice { file: file.clone(), slice, stored: self.stored.clone() };
+        let hashed = match &mut self.hashing {
+            Some(hashing) => hashing.hash_slice(file, slice).map_err(|error| not_read(&error)),
             None => Ok(()),
         };
-        let looked = looked.and_then(|()| self.have_read(slice));
-        looked.map_err(|detail| unreadable(self.kept.as_deref(), detail))?;
+        let hashed = hashed.and_then(|()| self.have_read(slice));
+        hashed.map_err(|detail| unreadable(self.stored.as_deref(), detail))?;
         Ok(Some(body))
     }
 
-    fn tell_progress(&self, slice: Slice) {
+    fn report_progress(&self, slice: Slice) {
         if let Some(progress) = &self.progress {
             progress(Progress { done: slice.offset + slice.len, total: self.end });
         }
@@ -252,7 +253,7 @@ impl Source {
     }
 
     fn have_read(&self, slice: Slice) -> Result<(), String> {
-        self.tell_progress(slice);
+        self.report_progress(slice);
         if slice.offset + slice.len == self.end { self.check_whole() } else { Ok(()) }
     }
 
@@ -265,7 +266,7 @@ impl Source {
         }
     }
 
-    /// What can be said only when the last byte was read.
+    /// Checks what is known only after the last byte was read.
     fn check_whole(&self) -> Result<(), String> {
         self.check_unchanged()?;
         match (&self.hashing, self.expected) {
@@ -279,15 +280,15 @@ impl Source {
     }
 }
 
-/// Appends a slice of a file to a buffer. The kernel fills memory that was never written to: to fill that with zeros
-/// first would be one more pass over every byte.
+/// Appends a slice of a file to a buffer. The kernel writes into memory that is not initialized, which saves a pass of
+/// zeros over every byte.
 fn append(file: &File, slice: Slice, into: &mut Vec<u8>) -> io::Result<()> {
-    /// So many bytes may be read in vain behind the slice.
-    const VAIN: usize = 4096;
+    /// Bytes behind the slice that may be read and dropped, at most.
+    const MAX_EXCESS: usize = 4096;
     let len = usize::try_from(slice.len).unwrap_or(usize::MAX);
     let (start, end) = (into.len(), into.len().saturating_add(len));
     into.reserve_exact(len);
-    if into.capacity() - end > VAIN {
+    if into.capacity() - end > MAX_EXCESS {
         into.resize(end, 0);
         return file.read_exact_at(into.get_mut(start..).unwrap_or_default(), slice.offset);
     }
@@ -303,59 +304,59 @@ fn append(file: &File, slice: Slice, into: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// A source that was read to its end.
+/// A transfer whose source was read to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drained {
     /// The transfer.
     pub transfer: TransferId,
-    /// The digest of its bytes, where they were hashed.
+    /// The digest of its bytes, if they were hashed.
     pub digest: Option<Digest>,
 }
 
 /// The sources of one connection.
 #[derive(Debug, Default)]
 pub struct OutgoingTransfers {
-    outlets: BTreeMap<TransferId, Source>,
+    sources: BTreeMap<TransferId, Source>,
     drained: Vec<Drained>,
 }
 
 impl OutgoingTransfers {
-    /// Has the source of a transfer that has begun; it is kept until it is removed. One without bytes must not be inserted.
+    /// Adds the source of a transfer that has begun, until it is removed. A source without bytes must not be added.
     pub fn insert(&mut self, transfer: TransferId, source: Source) {
-        self.outlets.insert(transfer, source);
+        self.sources.insert(transfer, source);
     }
 
-    /// Drops the source of a transfer that is over.
+    /// Removes the source of a transfer that is over.
     pub fn remove(&mut self, transfer: TransferId) {
-        self.outlets.remove(&transfer);
+        self.sources.remove(&transfer);
     }
 
-    /// Gives back the source of a transfer that was cut off.
+    /// Takes the source of a transfer that was cut off.
     pub fn take(&mut self, transfer: TransferId) -> Option<Source> {
-        self.outlets.remove(&transfer)
+        self.sources.remove(&transfer)
     }
 
-    /// Gives what is to be sent: appended to a buffer, or, where that is wanted and it is in a file, lent: then the caller
-    /// moves it to the socket. If that fails, abort the transfer.
+    /// Supplies a slice of a transfer. The bytes are appended to `into`; or, with `zero_copy` and if they are in a file, a
+    /// file slice is returned, which the caller sends. If sending fails, abort the transfer.
     ///
     /// # Errors
-    /// Why the source fails: abort the transfer with it. The source is dropped.
+    /// Why the source failed: abort the transfer with it. The source is dropped.
     pub fn give(
         &mut self,
         slice: Slice,
         into: &mut Vec<u8>,
-        lend: bool,
+        zero_copy: bool,
     ) -> Result<Option<FileSlice>, RequestError> {
         let transfer = slice.transfer;
-        let source = self.outlets.get_mut(&transfer);
+        let source = self.sources.get_mut(&transfer);
         let source = source.ok_or_else(|| RequestError::Source { detail: "it is gone".into() })?;
-        let lent = if lend { source.lend(slice) } else { Ok(None) };
-        let given = match lent {
+        let file_slice = if zero_copy { source.slice(slice) } else { Ok(None) };
+        let given = match file_slice {
             Ok(None) => source.read(slice, into).map(|()| None),
-            lent => lent,
+            file_slice => file_slice,
         };
         if given.is_err() {
-            self.outlets.remove(&transfer);
+            self.sources.remove(&transfer);
         } else if slice.offset + slice.len == source.end {
             let digest = source.hashing.as_ref().map(|hashing| hashing.digest());
             self.drained.push(Drained { transfer, digest });
@@ -363,7 +364,7 @@ impl OutgoingTransfers {
         given
     }
 
-    /// The sources that were read to their ends since the last call.
+    /// Returns the transfers whose sources were read to their ends since the last call.
     pub fn take_drained(&mut self) -> Vec<Drained> {
         std::mem::take(&mut self.drained)
     }
@@ -381,14 +382,14 @@ mod tests {
         Slice { transfer: T, offset, len }
     }
 
-    fn take(outlets: &mut OutgoingTransfers, slice: Slice, into: &mut Vec<u8>) -> Result<(), RequestError> {
-        outlets.give(slice, into, false).map(|lent| assert!(lent.is_none()))
+    fn take(outgoing: &mut OutgoingTransfers, slice: Slice, into: &mut Vec<u8>) -> Result<(), RequestError> {
+        outgoing.give(slice, into, false).map(|body| assert!(body.is_none()))
     }
 
-    fn outlets(source: Source) -> OutgoingTransfers {
-        let mut outlets = OutgoingTransfers::default();
-        outlets.insert(T, source);
-        outlets
+    fn outgoing(source: Source) -> OutgoingTransfers {
+        let mut outgoing = OutgoingTransfers::default();
+        outgoing.insert(T, source);
+        outgoing
     }
 
     fn file(bytes: &[u8]) -> (tempfile::NamedTempFile, File) {
@@ -399,27 +400,27 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_read_in_pieces_and_hashed_on_the_way() {
+    fn source_is_hashed_while_it_is_read() {
         let (_named, file) = file(b"hello world");
-        let mut outlets = outlets(Source::file(file, 11).hashed());
+        let mut outgoing = outgoing(Source::file(file, 11).hashed());
         let mut read = Vec::new();
-        take(&mut outlets, slice(0, 6), &mut read).unwrap();
+        take(&mut outgoing, slice(0, 6), &mut read).unwrap();
         assert_eq!(&read, b"hello ");
-        assert_eq!(outlets.take_drained(), []);
-        take(&mut outlets, slice(6, 5), &mut read).unwrap();
+        assert_eq!(outgoing.take_drained(), []);
+        take(&mut outgoing, slice(6, 5), &mut read).unwrap();
         assert_eq!(&read, b"hello world");
         let digest = Some(Digest(*blake3::hash(b"hello world").as_bytes()));
-        assert_eq!(outlets.take_drained(), [Drained { transfer: T, digest }]);
-        outlets.remove(T);
-        assert_eq!(outlets.outlets.len(), 0);
+        assert_eq!(outgoing.take_drained(), [Drained { transfer: T, digest }]);
+        outgoing.remove(T);
+        assert_eq!(outgoing.sources.len(), 0);
     }
 
     #[test]
-    fn what_is_read_again_is_hashed_once() {
-        let mut outlets = outlets(Source::memory(Bytes::from_static(b"hello world"), 11).hashed());
-        take(&mut outlets, slice(0, 8), &mut Vec::new()).unwrap();
+    fn bytes_read_again_are_hashed_once() {
+        let mut outgoing = outgoing(Source::memory(Bytes::from_static(b"hello world"), 11).hashed());
+        take(&mut outgoing, slice(0, 8), &mut Vec::new()).unwrap();
         let mut again = OutgoingTransfers::default();
-        again.insert(T, outlets.take(T).unwrap());
+        again.insert(T, outgoing.take(T).unwrap());
         take(&mut again, slice(2, 3), &mut Vec::new()).unwrap();
         take(&mut again, slice(5, 6), &mut Vec::new()).unwrap();
         let digest = Some(Digest(*blake3::hash(b"hello world").as_bytes()));
@@ -427,75 +428,75 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_has_become_shorter_fails() {
+    fn shortened_file_fails() {
         let (named, file) = file(b"hello world");
         named.as_file().set_len(5).unwrap();
-        let mut outlets = outlets(Source::file(file, 11));
-        let error = take(&mut outlets, slice(0, 11), &mut Vec::new()).unwrap_err();
+        let mut outgoing = outgoing(Source::file(file, 11));
+        let error = take(&mut outgoing, slice(0, 11), &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("shorter"), "{error}");
-        assert_eq!((outlets.outlets.len(), outlets.take_drained()), (0, Vec::new()));
+        assert_eq!((outgoing.sources.len(), outgoing.take_drained()), (0, Vec::new()));
     }
 
     #[test]
-    fn a_file_that_was_written_to_fails_at_its_end() {
+    fn changed_file_fails_at_its_end() {
         let (mut named, file) = file(b"hello world");
         let stamp = FileStamp::of(&file).unwrap();
-        let mut outlets = outlets(Source::file(file, 11).unchanged(stamp));
-        take(&mut outlets, slice(0, 5), &mut Vec::new()).unwrap();
+        let mut outgoing = outgoing(Source::file(file, 11).unchanged(stamp));
+        take(&mut outgoing, slice(0, 5), &mut Vec::new()).unwrap();
         named.write_all(b" and more").unwrap();
-        let error = take(&mut outlets, slice(5, 6), &mut Vec::new()).unwrap_err();
+        let error = take(&mut outgoing, slice(5, 6), &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("changed"), "{error}");
     }
 
     #[test]
-    fn a_kept_blob_with_other_bytes_is_damage_before_its_last_byte_is_given_out() {
+    fn damaged_blob_fails_before_its_last_byte() {
         let blob = BlobId { oid: blobferry_protocol::Oid(1), tid: blobferry_protocol::Tid(2) };
-        let kept = |bytes: &[u8], end| {
+        let stored = |bytes: &[u8], end| {
             let (named, file) = file(bytes);
             let digest = Digest(*blake3::hash(b"hello world").as_bytes());
             let path = named.path().to_owned();
-            (named, outlets(Source::file(file, end).kept(blob, path).expecting(digest)))
+            (named, outgoing(Source::file(file, end).stored(blob, path).expecting(digest)))
         };
-        let (_named, mut right) = kept(b"hello world", 11);
+        let (_named, mut right) = stored(b"hello world", 11);
         take(&mut right, slice(0, 6), &mut Vec::new()).unwrap();
         take(&mut right, slice(6, 5), &mut Vec::new()).unwrap();
         assert_eq!(right.take_drained().len(), 1);
 
         for (bytes, wrong) in [(&b"hello_world"[..], "digest"), (b"hello", "shorter")] {
-            let (_named, mut wrong_one) = kept(bytes, 11);
+            let (_named, mut wrong_one) = stored(bytes, 11);
             let read = take(&mut wrong_one, slice(0, 6), &mut Vec::new());
             let read = read.and_then(|()| take(&mut wrong_one, slice(6, 5), &mut Vec::new()));
             let error = read.unwrap_err();
             assert!(matches!(error, RequestError::Damaged { blob: it, .. } if it == blob), "{error}");
             assert!(error.to_string().contains(wrong), "{error}");
-            assert_eq!((wrong_one.outlets.len(), wrong_one.take_drained()), (0, Vec::new()));
+            assert_eq!((wrong_one.sources.len(), wrong_one.take_drained()), (0, Vec::new()));
         }
     }
 
     #[test]
-    fn what_is_lent_is_hashed_once_and_looked_at_before_its_last_byte_is_given_out() {
+    fn file_slice_is_hashed_once_before_last_byte() {
         let bytes: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8).collect();
         let digest = Digest(*blake3::hash(&bytes).as_bytes());
-        let lend = |outlets: &mut OutgoingTransfers, offset, len| {
-            outlets.give(slice(offset, len), &mut Vec::new(), true).map(|lent| lent.unwrap().left())
+        let body = |outgoing: &mut OutgoingTransfers, offset, len| {
+            outgoing.give(slice(offset, len), &mut Vec::new(), true).map(|body| body.unwrap().left())
         };
         let (mut named, first) = file(&bytes);
         let stamp = FileStamp::of(&first).unwrap();
-        let mut outlets = outlets(Source::file(first, 300_000).hashed().unchanged(stamp));
-        assert_eq!(lend(&mut outlets, 0, 100_000), Ok(100_000));
-        // A connection was lost; a part is read for another one, in which nothing is lent.
-        assert_eq!(lend(&mut outlets, 50_000, 100_000), Ok(100_000));
-        take(&mut outlets, slice(150_000, 50_000), &mut Vec::new()).unwrap();
-        assert_eq!(lend(&mut outlets, 200_000, 100_000), Ok(100_000));
-        assert_eq!(outlets.take_drained(), [Drained { transfer: T, digest: Some(digest) }]);
+        let mut outgoing = outgoing(Source::file(first, 300_000).hashed().unchanged(stamp));
+        assert_eq!(body(&mut outgoing, 0, 100_000), Ok(100_000));
+        // After a lost connection, a part is read for another one without zero-copy.
+        assert_eq!(body(&mut outgoing, 50_000, 100_000), Ok(100_000));
+        take(&mut outgoing, slice(150_000, 50_000), &mut Vec::new()).unwrap();
+        assert_eq!(body(&mut outgoing, 200_000, 100_000), Ok(100_000));
+        assert_eq!(outgoing.take_drained(), [Drained { transfer: T, digest: Some(digest) }]);
 
-        // It may change when it was looked at, and before it is moved: the receiver finds that out.
+        // If the file changes between hashing and sending, the receiver finds that out.
         named.write_all(b"more").unwrap();
         let refused = RequestError::Mismatch { detail: "another digest".into() };
-        let explained = outlets.outlets[&T].explain(refused.clone());
+        let explained = outgoing.sources[&T].explain(refused.clone());
         assert!(explained.to_string().contains("changed"), "{explained}");
-        assert_eq!(outlets.outlets[&T].explain(RequestError::Stopping), RequestError::Stopping);
-        let error = lend(&mut outlets, 200_000, 100_000).unwrap_err();
+        assert_eq!(outgoing.sources[&T].explain(RequestError::Stopping), RequestError::Stopping);
+        let error = body(&mut outgoing, 200_000, 100_000).unwrap_err();
         assert!(error.to_string().contains("changed"), "{error}");
         let (_named, fine) = file(&bytes);
         let stamp = FileStamp::of(&fine).unwrap();
@@ -503,21 +504,22 @@ mod tests {
 
         let blob = BlobId { oid: blobferry_protocol::Oid(1), tid: blobferry_protocol::Tid(2) };
         let source = Source::file(named.reopen().unwrap(), 300_000);
-        let mut wrong = self::outlets(source.kept(blob, named.path().to_owned()).expecting(Digest([7; 32])));
-        assert_eq!(lend(&mut wrong, 0, 200_000), Ok(200_000));
-        let error = lend(&mut wrong, 200_000, 100_000).unwrap_err();
+        let mut wrong =
+            self::outgoing(source.stored(blob, named.path().to_owned()).expecting(Digest([7; 32])));
+        assert_eq!(body(&mut wrong, 0, 200_000), Ok(200_000));
+        let error = body(&mut wrong, 200_000, 100_000).unwrap_err();
         assert!(matches!(error, RequestError::Damaged { blob: it, .. } if it == blob), "{error}");
-        assert_eq!((wrong.outlets.len(), wrong.take_drained()), (0, Vec::new()));
+        assert_eq!((wrong.sources.len(), wrong.take_drained()), (0, Vec::new()));
     }
 
     #[test]
-    fn bytes_in_memory_are_never_read_beyond_their_end() {
-        let mut outlets = outlets(Source::memory(Bytes::from_static(b"hello"), 5));
-        assert!(take(&mut outlets, slice(3, 4), &mut Vec::new()).is_err());
+    fn memory_is_not_read_beyond_its_end() {
+        let mut outgoing = outgoing(Source::memory(Bytes::from_static(b"hello"), 5));
+        assert!(take(&mut outgoing, slice(3, 4), &mut Vec::new()).is_err());
     }
 
     #[test]
-    fn a_slice_is_read_whole_whatever_the_buffer_has_room_for_and_nothing_behind_it_stays() {
+    fn append_reads_exactly_the_slice() {
         let bytes: Vec<u8> = (0..100_000u32).map(|n| (n % 251) as u8).collect();
         let (_named, file) = file(&bytes);
         for (before, room) in [(0, 0), (10, 0), (10, 5_000), (10, 10_100), (10, 90_000)] {

@@ -1,4 +1,4 @@
-//! Whole conversations: a client and a server with all that lies behind them, while the connection is cut.
+//! A client and a server with everything behind them, while their connections are cut.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read};
@@ -18,23 +18,23 @@ use crate::schedules::{finish, patient, txn, vote};
 use crate::server::{Handler, ServerConfig, ServerCore};
 use blobferry_store::{MemoryStore, OpenBlob, Store};
 
-/// What has a bell waits until it is rung.
+/// A flag that a thread waits for.
 #[derive(Default)]
-struct Bell {
-    rung: Mutex<bool>,
-    heard: Condvar,
+struct Signal {
+    is_set: Mutex<bool>,
+    changed: Condvar,
 }
 
-impl Bell {
-    fn ring(&self) {
-        *self.rung.lock() = true;
-        self.heard.notify_one();
+impl Signal {
+    fn wake(&self) {
+        *self.is_set.lock() = true;
+        self.changed.notify_one();
     }
 
     fn wait(&self) {
-        let mut rung = self.rung.lock();
-        while !std::mem::take(&mut *rung) {
-            rung = self.heard.wait(rung);
+        let mut is_set = self.is_set.lock();
+        while !std::mem::take(&mut *is_set) {
+            is_set = self.changed.wait(is_set);
         }
     }
 }
@@ -43,8 +43,8 @@ impl Bell {
 #[derive(Default)]
 struct Pipe {
     state: Mutex<(VecDeque<u8>, Way)>,
-    /// Of who reads.
-    bell: Arc<Bell>,
+    /// Wakes the reader.
+    signal: Arc<Signal>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -62,11 +62,11 @@ impl Pipe {
             state.1 = how;
         }
         drop(state);
-        self.bell.ring();
+        self.signal.wake();
     }
 }
 
-/// One end of a connection. Dropped, it is closed.
+/// One end of a connection. Dropping it closes the connection.
 struct Stream {
     from: Arc<Pipe>,
     to: Arc<Pipe>,
@@ -92,11 +92,11 @@ impl Stream {
         let some = bytes.len().min(200);
         state.0.extend(&bytes[..some]);
         drop(state);
-        self.to.bell.ring();
+        self.to.signal.wake();
         Ok(some)
     }
 
-    /// Writes all that can be read from a socket now; whether nothing more will come there.
+    /// Writes all that can be read from a socket now. Returns whether the socket is at its end.
     fn pass_on(&self, mut from: &UnixStream) -> io::Result<bool> {
         let mut buffer = [0; 4096];
         loop {
@@ -121,67 +121,70 @@ impl Stream {
         }
     }
 
-    /// What a transport does.
-    fn drive(&self, carrier: &mut ConnectionIo<impl ConnectionHandler>) -> CloseReason {
-        // A carrier writes to a socket only: what it has written there is passed on at once.
+    /// Drives a connection, as a transport does.
+    fn drive(&self, connection: &mut ConnectionIo<impl ConnectionHandler>) -> CloseReason {
+        // A connection writes to a socket only. What it has written there is passed on at once.
         let (near, far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         far.set_nonblocking(true).unwrap();
         loop {
-            let written = carrier.write(&near, |write| write());
+            let written = connection.write(&near, |write| write());
             match (self.pass_on(&far), written) {
                 (Err(error), _) => return error.into(),
                 (Ok(_), Err(ended)) => return ended,
-                // Everything was said. Nobody waits here until the other end has closed, too.
+                // Everything is sent. This thread does not wait until the other end is closed as well.
                 (Ok(true), Ok(())) => return CloseReason::Finished,
                 (Ok(false), Ok(())) => {}
             }
-            let read =
-                if carrier.wants_input() { carrier.read(|buffer| self.read(buffer)) } else { Ok(false) };
+            let read = if connection.wants_input() {
+                connection.read(|buffer| self.read(buffer))
+            } else {
+                Ok(false)
+            };
             match read {
                 Ok(true) => {}
-                Ok(false) => self.from.bell.wait(),
+                Ok(false) => self.from.signal.wait(),
                 Err(ended) => return ended,
             }
         }
     }
 }
 
-/// A socket that is not connected, to be tuned.
+/// Returns a socket that is not connected, to set options on.
 fn socket() -> OwnedFd {
     rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap()
 }
 
 /// Serves one connection to its end.
-fn serve(service: &ServerCore, stream: &Stream) {
-    let bell = stream.from.bell.clone();
-    let session = |now: Time| Handler::new(service, now, move || bell.ring());
-    let mut carrier = ConnectionIo::begin(&socket(), session).unwrap();
-    stream.drive(&mut carrier);
+fn serve(core: &ServerCore, stream: &Stream) {
+    let signal = stream.from.signal.clone();
+    let handler = |now: Time| Handler::new(core, now, move || signal.wake());
+    let mut connection = ConnectionIo::begin(&socket(), handler).unwrap();
+    stream.drive(&mut connection);
 }
 
-/// Connects a client to a server, again and again, until the client has had enough. The first connections are cut.
-fn connect(session: &client::Session, service: &ServerCore, cuts: usize) {
+/// Connects a client to a server until the session is over. The first `cuts` connections are cut.
+fn connect(session: &client::Session, core: &ServerCore, cuts: usize) {
     let mut others = Vec::new();
     for attempt in 0.. {
         let (near, far) = Stream::pair();
         if attempt < cuts {
             let (near, far) = (near.to.clone(), near.from.clone());
-            let (has_input, session) = (mpsc::channel(), session.clone());
-            session.connected(Box::new(move |connected| _ = has_input.0.send(connected.is_ok())));
+            let (connected, is_connected) = mpsc::channel();
+            session.connected(move |result| _ = connected.send(result.is_ok()));
             others.push(thread::spawn(move || {
-                // Who never was connected does not try again.
-                _ = has_input.1.recv();
+                // A session that never was connected does not try again.
+                _ = is_connected.recv();
                 (0..3).for_each(|_| thread::yield_now());
                 near.end(Way::Cut);
                 far.end(Way::Cut);
             }));
         }
-        let service = service.clone();
-        others.push(thread::spawn(move || serve(&service, &far)));
-        let bell = near.from.bell.clone();
-        let mut carrier = session.connect(&socket(), move || bell.ring()).unwrap();
-        let ended = near.drive(&mut carrier);
+        let core = core.clone();
+        others.push(thread::spawn(move || serve(&core, &far)));
+        let signal = near.from.signal.clone();
+        let mut connection = session.connect(&socket(), move || signal.wake()).unwrap();
+        let ended = near.drive(&mut connection);
         session.lost(&ended);
         if session.next_dial().is_none() {
             break;
@@ -194,13 +197,13 @@ fn connect(session: &client::Session, service: &ServerCore, cuts: usize) {
 fn wait<T: Send + 'static, E: Send + 'static>(call: impl FnOnce(Completion<T, E>)) -> Result<T, E> {
     let (answer, answered) = mpsc::channel();
     call(Box::new(move |result| answer.send(result).unwrap()));
-    answered.recv().expect("a call was forgotten")
+    answered.recv().expect("a call has no answer")
 }
 
 const BLOB: Oid = Oid(1);
 const BYTES: [u8; 700] = [7; 700];
 
-/// A store with a blob.
+/// Returns a store with a blob.
 fn store() -> (Arc<MemoryStore>, BlobId) {
     let store = MemoryStore::new(patient()).unwrap();
     store.begin(txn(1), TxnMeta::default()).unwrap();
@@ -213,8 +216,8 @@ fn store() -> (Arc<MemoryStore>, BlobId) {
     (Arc::new(store), BlobId { oid: BLOB, tid })
 }
 
-/// One client loads a blob, twice at once, and commits something, while the first so many of its connections are cut; and
-/// `meanwhile` this happens. All goes well in the end where it `goes_on`.
+/// Loads a blob twice at once with one client, and commits, while the first `cuts` of its connections are cut and
+/// `meanwhile` runs. If the session `goes_on`, everything succeeds in the end.
 fn converse(
     cache: &Cache,
     cuts: usize,
@@ -224,18 +227,18 @@ fn converse(
     let (store, blob) = store();
     let config =
         ServerConfig { workers: 2, detach_timeout: Duration::from_secs(1), ..ServerConfig::default() };
-    let service = ServerCore::new(store.clone(), config);
-    let patience = if goes_on { Duration::MAX } else { Duration::ZERO };
-    let reconnect = Some(Reconnect { patience, ..Reconnect::default() });
+    let core = ServerCore::new(store.clone(), config);
+    let unreachable_timeout = if goes_on { Duration::MAX } else { Duration::ZERO };
+    let reconnect = Some(Reconnect { unreachable_timeout, ..Reconnect::default() });
     let config = ClientConfig { reconnect, ..ClientConfig::default() };
     let session = client::Session::new(cache.clone(), &config, Addresses::from("server:1"), 0);
     let connects = {
-        let (session, service) = (session.clone(), service.clone());
-        thread::spawn(move || connect(&session, &service, cuts))
+        let (session, core) = (session.clone(), core.clone());
+        thread::spawn(move || connect(&session, &core, cuts))
     };
     let happens = {
-        let (session, service) = (session.clone(), service.clone());
-        thread::spawn(move || meanwhile(session, service))
+        let (session, core) = (session.clone(), core.clone());
+        thread::spawn(move || meanwhile(session, core))
     };
     let load = move |session: client::Session| match wait(|done| session.load_blob(blob, None, done)) {
         Ok(cached) => assert_eq!(cached.size(), BYTES.len() as u64),
@@ -247,16 +250,16 @@ fn converse(
     happens.join().unwrap();
     session.goodbye();
     connects.join().unwrap();
-    service.stop();
-    drop(service);
+    core.stop();
+    drop(core);
     while store.counts().open > 0 {
-        thread::yield_now(); // what was lost is kept for a second
+        thread::yield_now(); // a lost transaction is detached for a second
     }
     store.close();
     _ = std::fs::remove_file(cache.layout().blob_path(blob));
 }
 
-/// Commits, and compares what the client is told with what the server knows.
+/// Commits, and compares the answers to the client with the state of the server.
 fn commit(session: &client::Session, store: &MemoryStore, goes_on: bool) {
     let mut transaction = session.begin(TxnMeta::default()).unwrap();
     let name = transaction.id();
@@ -268,12 +271,12 @@ fn commit(session: &client::Session, store: &MemoryStore, goes_on: bool) {
         vec![2],
         Box::new(move |result| stored.send(result.is_ok()).unwrap()),
     );
-    let source = BlobSource::Bytes(BYTES.to_vec().into());
+    let source = BlobSource::bytes(BYTES.to_vec());
     let done = Box::new(move |result: Result<BlobInfo, CallError>| stored_too.send(result.is_ok()).unwrap());
     transaction.store_blob(Oid(3), Tid::ZERO, Vec::new(), source, None, done);
     let committed = wait(|done| transaction.commit(done));
     let stored: Vec<bool> = is_stored.iter().collect();
-    assert_eq!(stored.len(), 2, "a call was forgotten");
+    assert_eq!(stored.len(), 2, "a call has no answer");
     drop(transaction);
     let outcome = super::wait(|done| store.outcome(name, done)).unwrap();
     if let Outcome::Committed { tid } = outcome {
@@ -283,39 +286,39 @@ fn commit(session: &client::Session, store: &MemoryStore, goes_on: bool) {
     match (&committed, outcome) {
         (Ok(tid), Outcome::Committed { tid: at }) => assert_eq!((*tid, stored), (at, vec![true, true])),
         (Err(VoteError::Call(CallError::OutcomeUnknown { .. })), _) => assert!(!goes_on),
-        // Its time was over before the client was back, for instance.
+        // For instance, the transaction expired before the client was back.
         (Err(VoteError::Call(_)), Outcome::NotCommitted) => {}
         other => panic!("{other:?}"),
     }
 }
 
-fn with_cache(schedules: usize, scene: impl Fn(&Cache) + Send + Sync + 'static) {
+fn with_cache(schedules: usize, test: impl Fn(&Cache) + Send + Sync + 'static) {
     let home = tempfile::tempdir().unwrap();
-    explore(schedules, move || scene(&Cache::open(home.path(), CacheConfig::default()).unwrap()));
+    explore(schedules, move || test(&Cache::open(home.path(), CacheConfig::default()).unwrap()));
 }
 
 #[test]
-fn a_conversation_comes_to_its_end() {
+fn all_calls_are_answered() {
     with_cache(200, |cache| converse(cache, 0, true, |_, _| {}));
 }
 
 #[test]
-fn a_conversation_goes_on_after_each_cut() {
+fn calls_go_on_after_each_cut() {
     with_cache(500, |cache| converse(cache, 2, true, |_, _| {}));
 }
 
 #[test]
-fn everybody_is_answered_when_the_server_stops() {
+fn all_calls_are_answered_when_the_server_stops() {
     with_cache(300, |cache| {
-        converse(cache, 0, false, |_, service| {
+        converse(cache, 0, false, |_, core| {
             (0..3).for_each(|_| thread::yield_now());
-            service.stop();
+            core.stop();
         });
     });
 }
 
 #[test]
-fn everybody_is_answered_when_the_client_is_closed() {
+fn all_calls_are_answered_when_the_client_is_closed() {
     with_cache(300, |cache| {
         converse(cache, 1, false, |session, _| {
             (0..3).for_each(|_| thread::yield_now());

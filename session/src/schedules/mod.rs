@@ -1,8 +1,7 @@
-//! How threads work together in a session, tried under thousands of schedules: see
+//! The threads of a client and a server under thousands of schedules: see
 //! [`explore`](blobferry_platform::sync::explore).
 //!
-//! Every scene ends only when every call was answered and all threads are gone, so a forgotten call is found. What is asserted
-//! beyond that is in the scenes.
+//! A test ends only when every call is answered and all threads have ended, so it finds a call without an answer.
 
 mod conversations;
 
@@ -12,7 +11,7 @@ use blobferry_platform::sync::mpsc;
 use blobferry_protocol::{RequestError, Tid, TxnId};
 use blobferry_store::{Done, Store, StoreConfig, Vote};
 
-/// A store in which nothing takes too long.
+/// Returns the configuration of a store without timeouts.
 pub(crate) fn patient() -> StoreConfig {
     StoreConfig { vote_timeout: Duration::MAX, lock_timeout: Duration::MAX, ..StoreConfig::default() }
 }
@@ -21,11 +20,11 @@ pub(crate) fn txn(n: u8) -> TxnId {
     TxnId([n; 16])
 }
 
-/// Waits for an answer. That there is none is an error of its own.
-fn wait<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
+/// Waits for an answer. Panics if there is none.
+fn wait<T: Send + 'static>(call: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
     let (answer, answered) = mpsc::channel();
-    ask(Box::new(move |result| answer.send(result).unwrap()));
-    answered.recv().expect("an answer was forgotten")
+    call(Box::new(move |result| answer.send(result).unwrap()));
+    answered.recv().expect("no answer came")
 }
 
 fn vote(store: &impl Store, n: u8) -> Result<Vote, RequestError> {

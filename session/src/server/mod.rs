@@ -27,8 +27,7 @@ mod mailbox;
 mod message;
 mod reads;
 mod requests;
-#[cfg(test)]
-#[cfg(feature = "shuttle")]
+#[cfg(all(test, feature = "shuttle", feature = "client"))]
 mod schedules;
 mod strands;
 mod upload;

@@ -162,7 +162,7 @@ fn open(core: &ServerCore, blob: BlobId, from: u64, upto: u64) -> Result<Opened,
             let verified = stamp.map(|stamp| VerifiedFile { oid: blob.oid, digest: info.digest, stamp });
             let is_known = verified.is_some_and(|file| core.verified().contains(file));
             verifies = verified.filter(|_| !is_known);
-            let source = Source::file(file, end).kept(blob, path);
+            let source = Source::file(file, end).stored(blob, path);
             if is_whole && !is_known { source.expecting(info.digest) } else { source }
         }
     });

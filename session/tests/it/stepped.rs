@@ -1,5 +1,5 @@
-//! A server and its client in one thread, in which no time passes: whatever a worker would do is counted, and done only
-//! when it is asked for, and so are the steps of the store's own threads.
+//! A server and its client in one thread, in which no time passes. Jobs for the pool, and steps of the store's threads, are
+//! counted, and run only on demand.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -24,14 +24,14 @@ use tempfile::TempDir;
 
 use crate::support::{digest, new_txn};
 
-type Servant = Box<dyn FnMut() -> Next + Send>;
+type ThreadStep = Box<dyn FnMut() -> Next + Send>;
 
-/// The operating system.
+/// The simulated operating system.
 struct World {
     moment: Instant,
     jobs: RefCell<VecDeque<Job>>,
-    servants: RefCell<Vec<Servant>>,
-    /// Jobs there have been.
+    steps: RefCell<Vec<ThreadStep>>,
+    /// The number of jobs until now.
     count: Cell<u64>,
 }
 
@@ -52,8 +52,8 @@ impl Simulation for World {
         self.count.set(self.count.get() + 1);
         self.jobs.borrow_mut().push_back(job);
     }
-    fn serve(&self, step: Servant) {
-        self.servants.borrow_mut().push(step);
+    fn serve(&self, step: ThreadStep) {
+        self.steps.borrow_mut().push(step);
     }
     fn free(&self) -> u64 {
         1 << 40
@@ -66,21 +66,21 @@ impl Simulation for World {
     }
 }
 
-/// What a server has done.
+/// The cost of what a server has done.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
-    /// Jobs that were given to workers.
+    /// Jobs for the pool.
     pub(crate) jobs: u64,
-    /// Times that the session was woken.
+    /// Wake-ups of the handler.
     pub(crate) woken: u64,
-    /// What the session has taken of memory on the thread that drives it.
+    /// Allocations of the handler on the thread that drives it.
     pub(crate) session: AllocationInfo,
-    /// What the store's own threads have.
+    /// Allocations of the store's own threads.
     pub(crate) store: AllocationInfo,
 }
 
-/// A server with one client, and all that they stand on.
-pub(crate) struct Still {
+/// A server with one client.
+pub(crate) struct Stepped {
     pub(crate) store: Arc<dyn Store>,
     client: client::Connection,
     session: Handler,
@@ -93,27 +93,27 @@ pub(crate) struct Still {
     _entered: Entered,
 }
 
-impl Still {
-    /// One on a new store, whose client stores these bytes.
-    pub(crate) fn new(blob: Vec<u8>) -> Still {
+impl Stepped {
+    /// Creates a server on a new store. Its client stores these bytes.
+    pub(crate) fn new(blob: Vec<u8>) -> Stepped {
         let world = Rc::new(World {
             moment: Instant::now(),
             jobs: RefCell::default(),
-            servants: RefCell::default(),
+            steps: RefCell::default(),
             count: Cell::new(0),
         });
         let entered = enter(world.clone());
         let dir = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(dir.path(), StoreConfig::default()).unwrap());
-        let service = ServerCore::new(store.clone(), ServerConfig::default());
+        let core = ServerCore::new(store.clone(), ServerConfig::default());
         let woken = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let count = woken.clone();
-        let session = Handler::new(&service, Time::ZERO, move || {
+        let session = Handler::new(&core, Time::ZERO, move || {
             count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         });
         let client = client::Connection::new(Time::ZERO, Config::default(), b"");
         let (answered, received) = (Vec::new(), Vec::new());
-        let mut still = Still {
+        let mut stepped = Stepped {
             store,
             client,
             session,
@@ -125,11 +125,11 @@ impl Still {
             world,
             _entered: entered,
         };
-        still.settle();
-        still
+        stepped.settle();
+        stepped
     }
 
-    /// Says what the client has to say, once, and hears what is answered at once.
+    /// Moves the bytes of the client to the server once, and the immediate answers back.
     pub(crate) fn exchange(&mut self) -> Done {
         let (mut up, mut down, blob) = (Vec::new(), Vec::with_capacity(1 << 20), &self.blob);
         buffered::transmit(&mut self.client, Time::ZERO, &mut up, usize::MAX, |slice, into| {
@@ -144,16 +144,17 @@ impl Still {
             }
             self.session.transmit(Time::ZERO, &mut down, 1 << 20, false);
         });
-        let mut heard = (&mut self.answered, &mut self.received);
-        let event = |heard: &mut (&mut Vec<_>, &mut Vec<u8>), _: &mut client::Connection, event| match event {
-            client::Event::Reply { id, result } => heard.0.push((id, Some(result))),
-            client::Event::Transfer(TransferEvent::Stopped { transfer, .. }) => {
-                heard.0.push((transfer.into(), None));
-            }
-            _ => {}
-        };
-        let payload = |heard: &mut (&mut Vec<_>, &mut Vec<u8>), _, at| heard.1.extend(&down[at]);
-        buffered::receive(&mut self.client, Time::ZERO, &down, &mut heard, event, payload).unwrap();
+        let mut received = (&mut self.answered, &mut self.received);
+        let event =
+            |received: &mut (&mut Vec<_>, &mut Vec<u8>), _: &mut client::Connection, event| match event {
+                client::Event::Reply { id, result } => received.0.push((id, Some(result))),
+                client::Event::Transfer(TransferEvent::Stopped { transfer, .. }) => {
+                    received.0.push((transfer.into(), None));
+                }
+                _ => {}
+            };
+        let payload = |received: &mut (&mut Vec<_>, &mut Vec<u8>), _, at| received.1.extend(&down[at]);
+        buffered::receive(&mut self.client, Time::ZERO, &down, &mut received, event, payload).unwrap();
         Done {
             jobs: self.world.count.get() - jobs,
             woken: self.woken.load(std::sync::atomic::Ordering::Relaxed) - woken,
@@ -162,21 +163,21 @@ impl Still {
         }
     }
 
-    /// Lets each of the store's own threads do what there is for it.
+    /// Runs the steps of the store's threads that are due.
     pub(crate) fn serve(&mut self) -> Done {
         let woken = self.woken.load(std::sync::atomic::Ordering::Relaxed);
-        let mut servants = self.world.servants.take();
+        let mut steps = self.world.steps.take();
         let store = measure(|| {
-            for servant in &mut servants {
-                while servant() == Next::Now {}
+            for step in &mut steps {
+                while step() == Next::Now {}
             }
         });
-        self.world.servants.borrow_mut().extend(servants);
+        self.world.steps.borrow_mut().extend(steps);
         let woken = self.woken.load(std::sync::atomic::Ordering::Relaxed) - woken;
         Done { woken, store, ..Done::default() }
     }
 
-    /// Does all there is to do.
+    /// Runs everything that is pending.
     pub(crate) fn settle(&mut self) {
         let mut rest = 3;
         while rest > 0 {
@@ -190,13 +191,13 @@ impl Still {
         }
     }
 
-    /// What the client was told of a request; `None` where it has not been answered.
+    /// Returns the answer to a request; `None` if there is none yet.
     pub(crate) fn answer(&mut self, id: RequestId) -> Option<Option<Result<Reply, RequestError>>> {
         let at = self.answered.iter().position(|(answered, _)| *answered == id)?;
         Some(self.answered.swap_remove(at).1)
     }
 
-    /// A commit of the blob, in one go.
+    /// Requests a commit of the blob.
     pub(crate) fn commit_blob(&mut self, oid: u64, base: Tid) -> (TxnId, RequestId) {
         let (txn, digest, size) = (new_txn(), digest(&self.blob), self.blob.len() as u64);
         self.ask(Request::Begin { txn, meta: TxnMeta::default() });
@@ -204,7 +205,7 @@ impl Still {
         (txn, self.ask(Request::Commit { txn }))
     }
 
-    /// A commit of a record, in one go.
+    /// Requests a commit of a record.
     pub(crate) fn commit_record(&mut self, oid: u64, base: Tid) -> RequestId {
         let txn = new_txn();
         self.ask(Request::Begin { txn, meta: TxnMeta::default() });
