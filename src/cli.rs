@@ -42,15 +42,17 @@ pub(crate) struct Global {
     /// The server to connect to. Several, separated by commas, are tried in order.
     #[arg(long, global = true, env = "BLOBFERRY_SERVER", value_name = "HOST:PORT", default_value = DEFAULT_SERVER)]
     pub(crate) server: String,
-    /// The cache directory, which all processes of this machine share [default: the user's cache directory].
+    /// The cache directory, which all processes of this machine share [default: the user's cache
+    /// directory].
     #[arg(long, global = true, env = "BLOBFERRY_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
-    /// The cache's limit of disk space: 10G, 500M, or a number of bytes. It is recorded in the cache, for all processes
-    /// that use it. When space is needed, the blobs that were used longest ago are removed.
+    /// The cache's limit of disk space: 10G, 500M, or a number of bytes. It is recorded in the
+    /// cache, for all processes that use it. When space is needed, the blobs that were used longest
+    /// ago are removed.
     #[arg(long, global = true, env = "BLOBFERRY_CACHE_LIMIT", value_name = "SIZE")]
     pub(crate) cache_limit: Option<Size>,
-    /// The implementation of connections, for a server or a client. `tokio` uses all processors. `mio` uses one thread
-    /// and no runtime. Both have the same behaviour.
+    /// The implementation of connections, for a server or a client. `tokio` uses all processors.
+    /// `mio` uses one thread and no runtime. Both have the same behaviour.
     #[arg(long, global = true, value_enum, default_value_t)]
     pub(crate) transport: Transport,
     /// Print one JSON object per line.
@@ -103,16 +105,19 @@ pub(crate) enum Command {
     Ls(LsArgs),
     /// Print the revisions of a file, newest first: tid, time, size, user, message.
     Log(LogArgs),
-    /// Remove names: all of them at once, or none. The files can still be read as of earlier transactions.
+    /// Remove names: all of them at once, or none. The files can still be read as of earlier
+    /// transactions.
     Rm(RmArgs),
     /// Print the server's counters.
     Status,
-    /// Delete the revisions that were replaced before a point in time. Revisions that were current then stay.
+    /// Delete the revisions that were replaced before a point in time. Revisions that were current
+    /// then stay.
     Pack(PackArgs),
-    /// Check that everything in a server's directory is as it was committed, while no server has it open.
+    /// Check that everything in a server's directory is as it was committed, while no server has it
+    /// open.
     ///
-    /// Reads every byte. Prints one line per finding (kind, oid, tid, path, what is wrong, what can be done), and exits
-    /// with code 6 if any finding is damage.
+    /// Reads every byte. Prints one line per finding (kind, oid, tid, path, what is wrong, what can
+    /// be done), and exits with code 6 if any finding is damage.
     Check(CheckArgs),
     /// Manage this machine's cache, without a server. Without a subcommand, prints its disk usage.
     Cache(CacheArgs),
@@ -123,14 +128,16 @@ pub(crate) enum Command {
     DemoWorker(DemoWorkerArgs),
     /// Measure the performance, relative to the limits of this machine.
     ///
-    /// Starts its own servers and clients, with each transport. In the same run it measures baselines that no program can
-    /// exceed: a bare loop from a socket to a file, a sync of the disk, a bare round trip. Prints a table with the median
-    /// of every figure, how much its runs differ, and its ratio to the baseline.
+    /// Starts its own servers and clients, with each transport. In the same run it measures
+    /// baselines that no program can exceed: a bare loop from a socket to a file, a sync of the
+    /// disk, a bare round trip. Prints a table with the median of every figure, how much its runs
+    /// differ, and its ratio to the baseline.
     ///
-    /// With --server it measures a running server, as far as possible from outside. The objects that it stores there
-    /// remain.
+    /// With --server it measures a running server, as far as possible from outside. The objects
+    /// that it stores there remain.
     ///
-    /// Takes about half an hour. Much of that are pauses, because disks are faster in short bursts than over a long time.
+    /// Takes about half an hour. Much of that are pauses, because disks are faster in short bursts
+    /// than over a long time.
     Bench(BenchArgs),
     /// One of the clients that `bench` starts.
     #[command(hide = true)]
@@ -226,7 +233,8 @@ pub(crate) struct RmArgs {
 /// Arguments of `pack`.
 #[derive(Debug, Args)]
 pub(crate) struct PackArgs {
-    /// Keep the revisions that were current just before this transaction, and all later ones [default: now].
+    /// Keep the revisions that were current just before this transaction, and all later ones
+    /// [default: now].
     #[arg(long, value_name = "TID", conflicts_with = "keep_days")]
     pub(crate) before: Option<Tid>,
     /// Keep the revisions that were current N days ago, and all later ones.
@@ -240,8 +248,8 @@ pub(crate) struct CheckArgs {
     /// The server's directory.
     #[arg(long)]
     pub(crate) dir: PathBuf,
-    /// Repair what can be repaired without inventing data: remove files that belong to no transaction, rebuild indexes and
-    /// totals. Without this option nothing is changed.
+    /// Repair what can be repaired without inventing data: remove files that belong to no
+    /// transaction, rebuild indexes and totals. Without this option nothing is changed.
     #[arg(long)]
     pub(crate) repair: bool,
 }
@@ -258,7 +266,8 @@ pub(crate) struct CacheArgs {
 pub(crate) enum CacheCommand {
     /// List the blobs: one OID@TID per line.
     Ls(CacheLsArgs),
-    /// Remove leftovers, and blobs beyond the limit: those used longest ago first. Blobs in use or pinned stay.
+    /// Remove leftovers, and blobs beyond the limit: those used longest ago first. Blobs in use or
+    /// pinned stay.
     Gc(CacheGcArgs),
     /// Read every blob, and remove damaged ones. The exit code is 6 if there were any.
     Verify,
@@ -279,7 +288,8 @@ pub(crate) struct CacheLsArgs {
 /// Arguments of `cache gc`.
 #[derive(Debug, Args)]
 pub(crate) struct CacheGcArgs {
-    /// First set the cache's limit, for all processes that use it: 10G, 500M, a number of bytes, or `none`.
+    /// First set the cache's limit, for all processes that use it: 10G, 500M, a number of bytes, or
+    /// `none`.
     #[arg(long, value_name = "SIZE")]
     pub(crate) limit: Option<Limit>,
     /// Remove down to this size, instead of the limit.
@@ -320,8 +330,8 @@ pub(crate) struct BenchArgs {
     /// What to measure [default: all but idle and scale].
     #[arg(value_enum, value_name = "SECTION")]
     pub(crate) sections: Vec<Section>,
-    /// A directory on the disk to measure [default: the current directory]. All files are made in one subdirectory, which
-    /// is removed at the end.
+    /// A directory on the disk to measure [default: the current directory]. All files are made in
+    /// one subdirectory, which is removed at the end.
     #[arg(long)]
     pub(crate) dir: Option<PathBuf>,
     /// The number of rounds [default: 3; with --quick: 1].
@@ -330,7 +340,8 @@ pub(crate) struct BenchArgs {
     /// The size of the largest blob [default: 1G; with --quick: 32M].
     #[arg(long, value_name = "SIZE")]
     pub(crate) size: Option<Size>,
-    /// The number of blobs and names in the full store of `scale` [default: 1000000; with --quick: 2000].
+    /// The number of blobs and names in the full store of `scale` [default: 1000000; with --quick:
+    /// 2000].
     #[arg(long, value_name = "N")]
     pub(crate) count: Option<NonZero<u32>>,
     /// The number of connections of `idle` [default: 10000; with --quick: 200].

@@ -93,7 +93,8 @@ fn advice(error: &CatalogError) -> String {
     }
 }
 
-/// Returns an error and its causes as one text. A cause that the text so far contains is not repeated.
+/// Returns an error and its causes as one text. A cause that the text so far contains is not
+/// repeated.
 pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -164,7 +165,8 @@ impl Failure {
         format!("{}{advice}", chain(self))
     }
 
-    /// Returns whether nothing is printed: the reader of the output has closed its end (`blobferry ls | head`).
+    /// Returns whether nothing is printed: the reader of the output has closed its end (`blobferry
+    /// ls | head`).
     pub(crate) fn quiet(&self) -> bool {
         matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }

@@ -32,7 +32,8 @@ pub(crate) fn iso(since_epoch: Duration) -> String {
     timestamp.map_or_else(|| "-".into(), |timestamp| timestamp.to_string())
 }
 
-/// Formats rows in aligned columns, two spaces apart. A column of numbers and `-` is aligned to the right.
+/// Formats rows in aligned columns, two spaces apart. A column of numbers and `-` is aligned to the
+/// right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();

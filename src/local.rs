@@ -90,7 +90,8 @@ pub(crate) struct Source {
 /// Everything to put.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sources {
-    /// The files in the order of the command line; those of a directory in the order of their names.
+    /// The files in the order of the command line; those of a directory in the order of their
+    /// names.
     pub(crate) files: Vec<Source>,
     /// The directories, including empty ones.
     pub(crate) directories: Vec<NamePath>,

@@ -1,7 +1,9 @@
-//! The command `blobferry`: publish large files atomically, and read them everywhere at local-disk speed.
+//! The command `blobferry`: publish large files atomically, and read them everywhere at local-disk
+//! speed.
 //!
-//! [`cli`] defines the command line, and [`commands`] has one file per subcommand. [`remote`] is the client's end of
-//! a connection, [`server`] the other. [`failure`] turns errors into text and exit codes.
+//! [`cli`] defines the command line, and [`commands`] has one file per subcommand. [`remote`] is
+//! the client's end of a connection, [`server`] the other. [`failure`] turns errors into text and
+//! exit codes.
 
 mod cli;
 mod commands;
@@ -61,11 +63,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
 /// The most threads for the connections of a server.
 const MOST: usize = 4;
 
-/// Returns the number of runtime threads, which carry connections. The pool has other threads for disks.
+/// Returns the number of runtime threads, which carry connections. The pool has other threads for
+/// disks.
 ///
-/// A client has one: it answers its server even while the main thread is blocked on standard output. A server has one
-/// per processor, at most [`MOST`]. The clients of a benchmark have as many as a server, because they stand for
-/// programs that work on what they load.
+/// A client has one: it answers its server even while the main thread is blocked on standard
+/// output. A server has one per processor, at most [`MOST`]. The clients of a benchmark have as
+/// many as a server, because they stand for programs that work on what they load.
 fn threads(command: &Command) -> usize {
     match command {
         Command::Serve(_) | Command::BenchWorker => {

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-/// Returns the peak resident memory of this process, in bytes; `None` if the system does not report it.
+/// Returns the peak resident memory of this process, in bytes; `None` if the system does not report
+/// it.
 pub(crate) fn peak() -> Option<u64> {
     read("/proc/self/status", "VmHWM:")
 }

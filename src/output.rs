@@ -1,7 +1,8 @@
 //! Standard output: plain lines, or JSON with `--json`.
 //!
-//! The fields of a plain line are separated by tabs. With `--json` every line is one JSON object, so that a script can
-//! read a list as it arrives. Nothing else goes to standard output: progress and errors go to standard error.
+//! The fields of a plain line are separated by tabs. With `--json` every line is one JSON object,
+//! so that a script can read a list as it arrives. Nothing else goes to standard output: progress
+//! and errors go to standard error.
 
 use std::io::{BufWriter, Write};
 

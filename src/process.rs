@@ -48,8 +48,8 @@ impl Process {
         Ok(line.trim_end().to_owned())
     }
 
-    /// Waits for the end of a process that did not report, and returns its exit status as an error. The process has
-    /// printed the cause on standard error.
+    /// Waits for the end of a process that did not report, and returns its exit status as an error.
+    /// The process has printed the cause on standard error.
     pub(crate) fn ended(&mut self) -> io::Error {
         match self.child.wait() {
             Ok(status) => io::Error::other(format!("a process ended before it had reported ({status})")),

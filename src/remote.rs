@@ -65,7 +65,8 @@ pub(crate) enum RemoteError {
     /// The connection was lost during a commit, and the server has not committed the transaction.
     #[error("the connection to the server was lost, and nothing was changed: try again")]
     NotCommitted,
-    /// The connection was lost during a commit, and the server cannot be reached to ask for the outcome.
+    /// The connection was lost during a commit, and the server cannot be reached to ask for the
+    /// outcome.
     #[error(
         "the connection to {server} was lost in the commit ({reason}), and does not come back: everything was changed \
          or nothing, and `blobferry log NAME` will show which"
@@ -102,7 +103,8 @@ impl From<RequestError> for RemoteError {
     }
 }
 
-/// A connection to the server. Dropping it without [`Remote::close`] abandons the requests under way.
+/// A connection to the server. Dropping it without [`Remote::close`] abandons the requests under
+/// way.
 pub(crate) struct Remote {
     server: String,
     link: Link,
@@ -172,9 +174,11 @@ impl Remote {
         Ok(wait(|done| self.session().pack(before, done)).await?)
     }
 
-    /// Loads a blob of `size` bytes into the cache. Returns its path, and the open file, which keeps it from eviction.
+    /// Loads a blob of `size` bytes into the cache. Returns its path, and the open file, which
+    /// keeps it from eviction.
     ///
-    /// Calls `progress` with the number of downloaded bytes. If the cache has no space for the blob, no request is sent.
+    /// Calls `progress` with the number of downloaded bytes. If the cache has no space for the
+    /// blob, no request is sent.
     pub(crate) async fn fetch(
         &self,
         blob: BlobId,

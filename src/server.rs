@@ -14,7 +14,8 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    /// Opens the store of a directory, and listens. It refuses a directory that another server has open.
+    /// Opens the store of a directory, and listens. It refuses a directory that another server has
+    /// open.
     ///
     /// # Errors
     /// [`Failure::Store`]; [`Failure::System`] if it cannot listen on the address.

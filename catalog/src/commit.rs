@@ -1,9 +1,10 @@
 //! Committing an edit, and merging it with what other transactions commit at the same time.
 //!
-//! [`commit`] first applies the edit to the directories of its view. If another transaction was faster, the server
-//! returns the objects in conflict. A conflict about a file of this transaction is returned to the caller. If all
-//! conflicts are about directories, [`commit`] applies the edit to the current directories, in the same transaction,
-//! and tries again. Blobs that were stored before stay stored.
+//! [`commit`] first applies the edit to the directories of its view. If another transaction was
+//! faster, the server returns the objects in conflict. A conflict about a file of this transaction
+//! is returned to the caller. If all conflicts are about directories, [`commit`] applies the edit
+//! to the current directories, in the same transaction, and tries again. Blobs that were stored
+//! before stay stored.
 
 use std::collections::BTreeMap;
 
@@ -22,11 +23,13 @@ const ATTEMPTS: u32 = 32;
 
 /// Commits `txn`, with the directories changed as the edit says, and returns its transaction id.
 ///
-/// The caller has stored the edit's files in `txn` before. `view` is the view that the edit was made from.
+/// The caller has stored the edit's files in `txn` before. `view` is the view that the edit was
+/// made from.
 ///
 /// # Errors
-/// [`CatalogError::Conflict`] if another transaction has changed the same files; [`CatalogError::Contention`] if
-/// other transactions changed the same directories before each of 32 attempts. Nothing is changed then.
+/// [`CatalogError::Conflict`] if another transaction has changed the same files;
+/// [`CatalogError::Contention`] if other transactions changed the same directories before each of
+/// 32 attempts. Nothing is changed then.
 pub async fn commit<'a, O: Objects, W: Writes<Error = O::Error>>(
     view: View<'a, O>,
     txn: &mut W,
@@ -56,7 +59,8 @@ fn newest(last: Tid, conflicts: &[Conflict]) -> Tid {
     conflicts.iter().map(|conflict| conflict.committed).fold(last, Tid::max)
 }
 
-/// What the transaction holds at the server beside the files. It keeps fingerprints, because records may be many.
+/// What the transaction holds at the server beside the files. It keeps fingerprints, because
+/// records may be many.
 #[derive(Default)]
 struct Stored(BTreeMap<Oid, Fingerprint>);
 

@@ -1,7 +1,7 @@
 //! What one transaction does to names, independent of the records of the directories.
 //!
-//! An [`Edit`] is made once, from the names that the user saw. [`commit`](crate::commit()) applies it to the current
-//! directories, and again if another transaction was faster.
+//! An [`Edit`] is made once, from the names that the user saw. [`commit`](crate::commit()) applies
+//! it to the current directories, and again if another transaction was faster.
 
 use std::collections::BTreeMap;
 
@@ -47,8 +47,8 @@ pub struct Edit {
     files: BTreeMap<Oid, Touched>,
 }
 
-/// A file that a transaction stores or deletes. Two transactions that touch one file conflict, and only users can
-/// resolve that.
+/// A file that a transaction stores or deletes. Two transactions that touch one file conflict, and
+/// only users can resolve that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Touched {
     /// The file's path.
@@ -69,12 +69,13 @@ pub struct Target {
 impl Edit {
     /// Puts files under `paths`, and returns the object of each, in the same order.
     ///
-    /// A path that is a file in `view` gets a new revision. Any other path is added with a new object. Missing
-    /// directories are made. The caller then stores each target's record and blob in the transaction, and calls
-    /// [`commit`](crate::commit()).
+    /// A path that is a file in `view` gets a new revision. Any other path is added with a new
+    /// object. Missing directories are made. The caller then stores each target's record and blob
+    /// in the transaction, and calls [`commit`](crate::commit()).
     ///
     /// # Errors
-    /// [`CatalogError::IsADirectory`] if a path is a directory; the errors of [`View::find`], and of the requests.
+    /// [`CatalogError::IsADirectory`] if a path is a directory; the errors of [`View::find`], and
+    /// of the requests.
     pub async fn put_files<O: Objects>(
         &mut self,
         view: &View<'_, O>,
@@ -111,7 +112,8 @@ impl Edit {
         self.change(path, Change::AddFile { oid });
     }
 
-    /// Records that the transaction stores a new revision of a file. The file's directory does not change.
+    /// Records that the transaction stores a new revision of a file. The file's directory does not
+    /// change.
     pub fn revise_file(&mut self, path: &NamePath, oid: Oid, base: Tid) {
         self.files.insert(oid, Touched { path: path.clone(), base });
     }
@@ -127,8 +129,8 @@ impl Edit {
         self.change(path, Change::RemoveFile { oid });
     }
 
-    /// Removes a directory and everything in it. `files` are the files that the user has seen below it, with their
-    /// revisions.
+    /// Removes a directory and everything in it. `files` are the files that the user has seen below
+    /// it, with their revisions.
     pub fn remove_directory(
         &mut self,
         path: &NamePath,

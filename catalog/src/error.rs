@@ -8,7 +8,8 @@ use thiserror::Error;
 use crate::path::{NameAt, NamePath};
 use crate::record::RecordError;
 
-/// Why an operation on names failed. `E` is the error of the client or store: [`Objects::Error`](crate::Objects).
+/// Why an operation on names failed. `E` is the error of the client or store:
+/// [`Objects::Error`](crate::Objects).
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CatalogError<E> {
@@ -41,7 +42,8 @@ pub enum CatalogError<E> {
     /// Other transactions have changed the same files. Nothing was committed.
     #[error("{}", conflicts(.0))]
     Conflict(Vec<NameConflict>),
-    /// Other transactions have changed the same directories before every attempt. Nothing was committed.
+    /// Other transactions have changed the same directories before every attempt. Nothing was
+    /// committed.
     #[error("nothing was changed: others were faster {attempts} times in the same directories; try again")]
     Contention {
         /// The number of attempts.

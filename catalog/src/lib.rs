@@ -1,7 +1,8 @@
 //! Names for the objects of a store: a tree of directories and files, over any client or store.
 //!
-//! The command `blobferry` publishes files under names. This crate is the library behind that: a program can
-//! [publish](commit()), [resolve](View::get_file), [list](View::list) and [watch](Watch) the same names.
+//! The command `blobferry` publishes files under names. This crate is the library behind that: a
+//! program can [publish](commit()), [resolve](View::get_file), [list](View::list) and
+//! [watch](Watch) the same names.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -54,25 +55,30 @@
 //!
 //! The tree lies in ordinary objects and is changed by ordinary transactions.
 //!
-//! * The root directory is object 0, [`Oid::ROOT`](blobferry_protocol::Oid::ROOT). The first commit creates it.
-//! * A directory is a trie of small records, so that it can hold 100,000 names without a large record.
-//! * A file is an object with a small [`Record`] and a blob. A new revision of the file is a new revision of the
-//!   same object; its directory does not change.
+//! * The root directory is object 0, [`Oid::ROOT`](blobferry_protocol::Oid::ROOT). The first commit
+//!   creates it.
+//! * A directory is a trie of small records, so that it can hold 100,000 names without a large
+//!   record.
+//! * A file is an object with a small [`Record`] and a blob. A new revision of the file is a new
+//!   revision of the same object; its directory does not change.
 //! * A [`View`] reads everything as of one transaction.
-//! * An [`Edit`] says what a transaction does to names. [`commit()`] applies it, and merges it with what other
-//!   transactions commit at the same time. Two writers of one directory both succeed. Two writers of one *file*
-//!   conflict.
+//! * An [`Edit`] says what a transaction does to names. [`commit()`] applies it, and merges it with
+//!   what other transactions commit at the same time. Two writers of one directory both succeed.
+//!   Two writers of one *file* conflict.
 //!
-//! **Two transactions that disagree about a name write at least one object in common.** A transaction that adds
-//! or removes a name writes the leaf that contains the name. A transaction that removes a directory deletes
-//! every object of its trie and every file below it. Nothing else takes an object out of a trie. The server
-//! therefore reports a conflict to the later transaction, and no name is lost. `tests/model.rs` checks this.
+//! **Two transactions that disagree about a name write at least one object in common.** A
+//! transaction that adds or removes a name writes the leaf that contains the name. A transaction
+//! that removes a directory deletes every object of its trie and every file below it. Nothing else
+//! takes an object out of a trie. The server therefore reports a conflict to the later transaction,
+//! and no name is lost. `tests/model.rs` checks this.
 //!
 //! # What it runs on
 //!
-//! The crate needs an implementation of [`Objects`] and [`Writes`] and nothing else: no sockets, no runtime. With
-//! the feature `session` (the default), [`Session`](blobferry_session::client::Session) and
-//! [`Transaction`](blobferry_session::client::Transaction) implement them; their futures run on any executor.
+//! The crate needs an implementation of [`Objects`] and [`Writes`] and nothing else: no sockets, no
+//! runtime. With the feature `session` (the default),
+//! [`Session`](blobferry_session::client::Session) and
+//! [`Transaction`](blobferry_session::client::Transaction) implement them; their futures run on any
+//! executor.
 
 mod commit;
 mod edit;
@@ -91,7 +97,8 @@ pub mod memory;
 #[cfg(test)]
 mod tests;
 
-/// The number of small requests that one operation has under way at once. It hides the round-trip time.
+/// The number of small requests that one operation has under way at once. It hides the round-trip
+/// time.
 pub const REQUESTS: usize = 32;
 
 pub use commit::commit;

@@ -22,8 +22,8 @@ pub struct Memory {
     last_oid: Cell<u64>,
     /// The number of attempts to commit.
     pub attempts: Cell<u32>,
-    /// Other writers that are faster: each is called before one of the next commits, the last first. Their own
-    /// commits call none.
+    /// Other writers that are faster: each is called before one of the next commits, the last
+    /// first. Their own commits call none.
     pub before_commit: RefCell<Vec<Others>>,
 }
 

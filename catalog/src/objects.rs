@@ -11,11 +11,12 @@ pub trait Objects {
     /// Why a request failed.
     type Error: Error + 'static;
 
-    /// Returns the last transaction that this client knows of. Everything up to it can be read. It never decreases.
+    /// Returns the last transaction that this client knows of. Everything up to it can be read. It
+    /// never decreases.
     fn last_tid(&self) -> Tid;
 
-    /// Returns the last revision of an object that is older than a transaction; `None` if the object did not exist
-    /// then.
+    /// Returns the last revision of an object that is older than a transaction; `None` if the
+    /// object did not exist then.
     fn load_before(
         &self,
         oid: Oid,
@@ -36,7 +37,8 @@ pub trait Writes {
 
     /// Stores an object's record with the bytes of a file, which stays in its place.
     ///
-    /// Calls `progress` with the number of bytes sent so far. The number can go back if a transfer starts again.
+    /// Calls `progress` with the number of bytes sent so far. The number can go back if a transfer
+    /// starts again.
     fn store_file(
         &self,
         oid: Oid,
@@ -46,11 +48,12 @@ pub trait Writes {
         progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> impl Future<Output = Result<BlobInfo, Self::Error>>;
 
-    /// Deletes an object. With `base` [`Tid::ZERO`], it takes back what this transaction has stored or deleted of it.
+    /// Deletes an object. With `base` [`Tid::ZERO`], it takes back what this transaction has stored
+    /// or deleted of it.
     fn delete(&self, oid: Oid, base: Tid) -> impl Future<Output = Result<(), Self::Error>>;
 
-    /// Commits, or returns the objects that other transactions have changed. After a conflict the transaction is
-    /// still open.
+    /// Commits, or returns the objects that other transactions have changed. After a conflict the
+    /// transaction is still open.
     fn commit(&mut self) -> impl Future<Output = Result<Attempt, Self::Error>>;
 }
 

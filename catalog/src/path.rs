@@ -1,7 +1,7 @@
 //! Names, and paths of names: which names are valid, and how they are written.
 //!
-//! A [`Name`] is one component, a [`NamePath`] is `a/b/c` from the root, and [`NameAt`] is a path as of a
-//! transaction: `a/b/c@0400a1b2c3d4e5f6`.
+//! A [`Name`] is one component, a [`NamePath`] is `a/b/c` from the root, and [`NameAt`] is a path
+//! as of a transaction: `a/b/c@0400a1b2c3d4e5f6`.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -11,7 +11,8 @@ use blobferry_protocol::Tid;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The longest name in bytes. File systems have the same limit, so every file can be copied out under its name.
+/// The longest name in bytes. File systems have the same limit, so every file can be copied out
+/// under its name.
 pub const MAX_NAME: usize = 255;
 
 /// Why a text is not a name.
@@ -27,7 +28,8 @@ pub enum NameError {
     /// A slash inside a name.
     #[error("`{0}` has a slash: one name was expected, not a path")]
     Slash(String),
-    /// A control character, for example NUL or a line break. Output has one name a line, often on a terminal.
+    /// A control character, for example NUL or a line break. Output has one name a line, often on a
+    /// terminal.
     #[error("{0:?} has a control character: rename the file first")]
     Control(String),
     /// Longer than [`MAX_NAME`].
@@ -43,7 +45,8 @@ pub enum NameError {
     NotUtf8(std::ffi::OsString),
 }
 
-/// One component of a path: 1 to [`MAX_NAME`] bytes of UTF-8, not `.` or `..`, without slashes and control characters.
+/// One component of a path: 1 to [`MAX_NAME`] bytes of UTF-8, not `.` or `..`, without slashes and
+/// control characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
@@ -158,7 +161,8 @@ impl From<&[Name]> for NamePath {
 impl FromStr for NamePath {
     type Err = NameError;
 
-    /// Parses a path. A slash at the beginning or the end is allowed, because shells complete names with one.
+    /// Parses a path. A slash at the beginning or the end is allowed, because shells complete names
+    /// with one.
     fn from_str(text: &str) -> Result<NamePath, NameError> {
         let inner = text.strip_prefix('/').unwrap_or(text);
         let inner = inner.strip_suffix('/').unwrap_or(inner);
@@ -185,8 +189,8 @@ impl Serialize for NamePath {
 
 /// A path now, or as of a transaction: `NAME` or `NAME@TID`.
 ///
-/// A transaction is an `@` and exactly 16 hexadecimal digits at the end of the text. Any other `@` belongs to the
-/// name.
+/// A transaction is an `@` and exactly 16 hexadecimal digits at the end of the text. Any other `@`
+/// belongs to the name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NameAt {
     /// The path.

@@ -1,8 +1,9 @@
-//! Applying an edit to the current directories: which records to store, and which objects to delete.
+//! Applying an edit to the current directories: which records to store, and which objects to
+//! delete.
 //!
-//! [`plan`] only reads and computes. Its result is complete, so that the caller can make a new plan if another
-//! transaction has changed the directories. This is why two writers merge: an edit says what the user wants, and it
-//! does not depend on the records of its first attempt.
+//! [`plan`] only reads and computes. Its result is complete, so that the caller can make a new plan
+//! if another transaction has changed the directories. This is why two writers merge: an edit says
+//! what the user wants, and it does not depend on the records of its first attempt.
 
 use std::collections::BTreeMap;
 
@@ -64,7 +65,8 @@ impl<'a, O: Objects> OidPool<'a, O> {
 /// Applies `edit` to the directories of `view`.
 ///
 /// # Errors
-/// [`CatalogError::Conflict`] if a name of the edit no longer stands for what it did when the edit was made.
+/// [`CatalogError::Conflict`] if a name of the edit no longer stands for what it did when the edit
+/// was made.
 pub(crate) async fn plan<'a, O: Objects>(
     view: &View<'a, O>,
     edit: &Edit,
@@ -238,8 +240,8 @@ impl<'p, O: Objects> Planner<'p, '_, O> {
         Ok(())
     }
 
-    /// Deletes a file's object, based on the revision that the user has seen. A file that the user has not seen is
-    /// a conflict.
+    /// Deletes a file's object, based on the revision that the user has seen. A file that the user
+    /// has not seen is a conflict.
     async fn remove_file(&mut self, path: NamePath, oid: Oid) -> Result<(), CatalogError<O::Error>> {
         match self.edit.file(oid) {
             Some(file) => {
@@ -253,7 +255,8 @@ impl<'p, O: Objects> Planner<'p, '_, O> {
         }
     }
 
-    /// Returns the conflict about a name that no longer stands for what it did when the edit was made.
+    /// Returns the conflict about a name that no longer stands for what it did when the edit was
+    /// made.
     async fn conflict(
         &self,
         path: NamePath,

@@ -1,12 +1,13 @@
 //! The encoding of the catalog's objects in the store.
 //!
-//! A directory is a trie over the hashes of its names. It holds 100,000 names while every record stays small, and two
-//! writers seldom write the same record. A small directory is one [`Directory::Leaf`]. A leaf that grows beyond
-//! [`LEAF_NAMES`] becomes a [`Directory::Branch`] to 16 new leaves. **An object of a trie exists until its directory is
-//! removed.** A branch never becomes a leaf again; therefore a writer can change one leaf without locking the path to
-//! it.
+//! A directory is a trie over the hashes of its names. It holds 100,000 names while every record
+//! stays small, and two writers seldom write the same record. A small directory is one
+//! [`Directory::Leaf`]. A leaf that grows beyond [`LEAF_NAMES`] becomes a [`Directory::Branch`] to
+//! 16 new leaves. **An object of a trie exists until its directory is removed.** A branch never
+//! becomes a leaf again; therefore a writer can change one leaf without locking the path to it.
 //!
-//! A record is one byte for the format, then postcard. Only what [`Record::encode`] would write is accepted.
+//! A record is one byte for the format, then postcard. Only what [`Record::encode`] would write is
+//! accepted.
 
 use std::collections::BTreeMap;
 
@@ -99,7 +100,8 @@ impl Record {
     /// Decodes a record.
     ///
     /// # Errors
-    /// [`RecordError`] for anything that [`Record::encode`] does not write, for example names out of order.
+    /// [`RecordError`] for anything that [`Record::encode`] does not write, for example names out
+    /// of order.
     pub fn decode(data: &[u8]) -> Result<Record, RecordError> {
         let (&format, body) = data.split_first().ok_or(RecordError::Damaged)?;
         if format != FORMAT {
@@ -113,7 +115,8 @@ impl Record {
     }
 }
 
-/// Returns the child of a branch at `depth` that contains a name. Depth 0 is the top of the directory.
+/// Returns the child of a branch at `depth` that contains a name. Depth 0 is the top of the
+/// directory.
 pub(crate) fn child_of(name: &Name, depth: usize) -> usize {
     let hash = blake3::hash(name.as_str().as_bytes());
     let byte = hash.as_bytes().get(depth / 2).copied().unwrap_or(0);

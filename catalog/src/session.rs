@@ -36,7 +36,8 @@ fn begin<T: Send + 'static, E: Send + 'static>(
     answer
 }
 
-/// Stores an object's record with a blob from memory, made from revision `base` ([`Tid::ZERO`] for a new object).
+/// Stores an object's record with a blob from memory, made from revision `base` ([`Tid::ZERO`] for
+/// a new object).
 ///
 /// # Errors
 /// The call's.

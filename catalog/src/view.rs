@@ -1,7 +1,7 @@
 //! The names as of one transaction.
 //!
-//! Everything read through one [`View`] is consistent: it is what was committed at the view's snapshot. Later
-//! commits are not visible in it.
+//! Everything read through one [`View`] is consistent: it is what was committed at the view's
+//! snapshot. Later commits are not visible in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,12 +17,14 @@ use crate::objects::Objects;
 use crate::path::{Name, NameAt, NamePath};
 use crate::record::{Directory, Entry, FileRecord, MAX_DEPTH, Record, RecordError, child_of};
 
-/// The number of names that a view keeps in memory. Many lookups in one directory then load it only once.
+/// The number of names that a view keeps in memory. Many lookups in one directory then load it only
+/// once.
 const CACHED_NAMES: usize = 1 << 16;
 
 /// The names as of one transaction, its *snapshot*.
 ///
-/// The futures of a view are `Send` if those of its objects are, so that a task of any runtime can use it.
+/// The futures of a view are `Send` if those of its objects are, so that a task of any runtime can
+/// use it.
 pub struct View<'a, O> {
     objects: &'a O,
     snapshot: Tid,
@@ -78,7 +80,8 @@ impl<'a, O: Objects> View<'a, O> {
     /// Returns the names as of a transaction.
     ///
     /// # Errors
-    /// [`CatalogError::NotYet`] if the transaction is newer than the last one: the answer could still change.
+    /// [`CatalogError::NotYet`] if the transaction is newer than the last one: the answer could
+    /// still change.
     pub fn at(objects: &'a O, at: Tid) -> Result<View<'a, O>, CatalogError<O::Error>> {
         let last = objects.last_tid();
         if at > last { Err(CatalogError::NotYet { at, last }) } else { Ok(View::upto(objects, at)) }
@@ -104,7 +107,8 @@ impl<'a, O: Objects> View<'a, O> {
         Ok(self.objects.load_before(oid, before).await?)
     }
 
-    /// Returns a part of a directory. The root is `None` until the first commit; any other part must exist.
+    /// Returns a part of a directory. The root is `None` until the first commit; any other part
+    /// must exist.
     pub(crate) async fn node(&self, oid: Oid) -> Result<Option<Arc<Node>>, CatalogError<O::Error>> {
         if let Some(node) = self.nodes().by_oid.get(&oid).cloned() {
             return Ok(node);
@@ -160,7 +164,8 @@ impl<'a, O: Objects> View<'a, O> {
         Ok(Some(at))
     }
 
-    /// Resolves a path that must exist. The transaction of `name` is used for the error only: the view has its own.
+    /// Resolves a path that must exist. The transaction of `name` is used for the error only: the
+    /// view has its own.
     ///
     /// # Errors
     /// [`CatalogError::NoSuchName`], or the errors of [`View::find`].
@@ -248,8 +253,8 @@ impl<'a, O: Objects> View<'a, O> {
         Ok(files)
     }
 
-    /// Returns the error for an object that a directory refers to and that does not exist. In the newest view that
-    /// is damage. In an older view a pack may have removed it.
+    /// Returns the error for an object that a directory refers to and that does not exist. In the
+    /// newest view that is damage. In an older view a pack may have removed it.
     pub(crate) fn missing(&self, oid: Oid) -> CatalogError<O::Error> {
         if self.snapshot < self.objects.last_tid() {
             CatalogError::PackedAway { at: self.snapshot }

@@ -12,8 +12,9 @@ use crate::view::{File, View};
 
 /// A name whose revision is followed from one invalidation to the next.
 ///
-/// A client reports every commit as an invalidation: the transaction, and the objects that it changed. Pass each of
-/// them to [`update`](Self::update), in order. It loads something only if the name may be affected.
+/// A client reports every commit as an invalidation: the transaction, and the objects that it
+/// changed. Pass each of them to [`update`](Self::update), in order. It loads something only if the
+/// name may be affected.
 ///
 /// ```
 /// # use blobferry_catalog::{CatalogError, Objects, Watch};
@@ -45,8 +46,8 @@ impl Watch {
     /// Subscribe to the client's invalidations before this call, so that no commit is missed.
     ///
     /// # Errors
-    /// [`CatalogError::IsADirectory`] if the name is a directory; the errors of [`View::find`] except
-    /// [`CatalogError::NotADirectory`].
+    /// [`CatalogError::IsADirectory`] if the name is a directory; the errors of [`View::find`]
+    /// except [`CatalogError::NotADirectory`].
     pub async fn new<O: Objects>(objects: &O, name: NamePath) -> Result<Watch, CatalogError<O::Error>> {
         let tid = objects.last_tid();
         let mut watch = Watch { name, tid, file: None, objects: BTreeSet::new() };
@@ -66,19 +67,21 @@ impl Watch {
         self.file
     }
 
-    /// Returns whether a commit may have changed the name. `oids` are the changed objects; `None` means that any
-    /// object may have changed.
+    /// Returns whether a commit may have changed the name. `oids` are the changed objects; `None`
+    /// means that any object may have changed.
     #[must_use]
     pub fn may_change(&self, tid: Tid, oids: Option<&[Oid]>) -> bool {
         tid > self.tid && oids.is_none_or(|oids| oids.iter().any(|oid| self.objects.contains(oid)))
     }
 
-    /// Takes an invalidation, and returns whether the name has another revision now, or is new, or was removed.
+    /// Takes an invalidation, and returns whether the name has another revision now, or is new, or
+    /// was removed.
     ///
     /// Invalidations that are not newer than the last one are ignored.
     ///
     /// # Errors
-    /// As [`Watch::new`]. The watch then stays as it was, and the same invalidation can be passed again.
+    /// As [`Watch::new`]. The watch then stays as it was, and the same invalidation can be passed
+    /// again.
     pub async fn update<O: Objects>(
         &mut self,
         objects: &O,

@@ -1,7 +1,7 @@
 //! `cache`: manage this machine's cache: list, limit, pin, verify and remove blobs.
 //!
-//! It sends no request to a server, so blobs have no names here. `OID@TID` identifies a blob, or the path that `get`
-//! prints.
+//! It sends no request to a server, so blobs have no names here. `OID@TID` identifies a blob, or
+//! the path that `get` prints.
 
 use std::io::Write;
 use std::path::Path;

@@ -85,8 +85,8 @@ async fn get(
     copied.await.map_err(|error| Failure::System { doing: "copying".into(), source: error.into() })?
 }
 
-/// Returns the paths of the copies. If `path` is a directory or there are several names, each copy is in it under its
-/// base name; otherwise `path` is the copy.
+/// Returns the paths of the copies. If `path` is a directory or there are several names, each copy
+/// is in it under its base name; otherwise `path` is the copy.
 fn copies(path: &Path, names: &[NameAt]) -> Result<Vec<PathBuf>, Failure> {
     if names.len() == 1 && !path.is_dir() {
         return Ok(vec![path.to_owned()]);

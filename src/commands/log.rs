@@ -39,7 +39,8 @@ impl From<HistoryEntry> for Logged {
 }
 
 impl Render for Logged {
-    /// The size of a removal is `-`. Control characters are replaced by spaces, to protect the line and the terminal.
+    /// The size of a removal is `-`. Control characters are replaced by spaces, to protect the line
+    /// and the terminal.
     fn plain(&self) -> String {
         let size = self.size.map_or_else(|| "-".into(), |size| size.to_string());
         let one_line = |text: &str| text.replace(char::is_control, " ");

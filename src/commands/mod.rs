@@ -1,4 +1,5 @@
-//! The subcommands, one file each. This file selects the subcommand, and has the functions that they share.
+//! The subcommands, one file each. This file selects the subcommand, and has the functions that
+//! they share.
 
 mod bench;
 mod cache;
@@ -62,7 +63,8 @@ pub(crate) async fn run(cli: Cli, stdout: impl Write) -> Result<(), Failure> {
     output.flush()
 }
 
-/// Connects, runs `work`, and closes the connection. If `work` fails, requests under way are abandoned.
+/// Connects, runs `work`, and closes the connection. If `work` fails, requests under way are
+/// abandoned.
 async fn connected(
     global: &Global,
     work: impl AsyncFnOnce(&Remote) -> Result<(), Failure>,
@@ -107,7 +109,8 @@ fn meta(message: &str) -> TxnMeta {
     TxnMeta { user: user.unwrap_or_default().into_bytes(), description: message.as_bytes().to_vec() }
 }
 
-/// Resolves names, in the same order. All names without a transaction are read as of one transaction.
+/// Resolves names, in the same order. All names without a transaction are read as of one
+/// transaction.
 async fn find_files<O: Objects>(objects: &O, names: &[NameAt]) -> Result<Vec<File>, CatalogError<O::Error>> {
     let mut views: BTreeMap<Option<Tid>, View<'_, O>> = BTreeMap::new();
     for at in names.iter().map(|name| name.at) {
@@ -122,10 +125,11 @@ async fn find_files<O: Objects>(objects: &O, names: &[NameAt]) -> Result<Vec<Fil
 /// The number of blobs that a command transfers at the same time.
 const TRANSFERS: usize = 16;
 
-/// Runs `transfer` for every item, for at most `limit` items at once. Returns the results in the items' order.
+/// Runs `transfer` for every item, for at most `limit` items at once. Returns the results in the
+/// items' order.
 ///
-/// An item can overtake earlier ones, so that a large blob does not delay small ones. Everything runs in the
-/// caller's task.
+/// An item can overtake earlier ones, so that a large blob does not delay small ones. Everything
+/// runs in the caller's task.
 ///
 /// # Errors
 /// The first error. The other transfers are then dropped.

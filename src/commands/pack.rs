@@ -42,8 +42,8 @@ pub(super) async fn run<W: Write>(
     output.line(&PackResult { before, revisions, blobs, bytes })
 }
 
-/// Returns the transaction to pack before. The default is just after the server's last transaction: the clock of this
-/// machine may differ from the server's.
+/// Returns the transaction to pack before. The default is just after the server's last transaction:
+/// the clock of this machine may differ from the server's.
 fn before(args: &PackArgs, last: Tid, now: Duration) -> Tid {
     let days = |days: u32| Tid::from_unix(now.saturating_sub(Duration::from_secs(u64::from(days) * 86_400)));
     args.before.or_else(|| args.keep_days.map(days)).unwrap_or(Tid(last.0.saturating_add(1)))

@@ -51,7 +51,7 @@ where
     let mut edit = Edit::default();
     for path in names {
         if path.is_root() {
-            return Err(Failure::Usage("the root directory can not be removed: name what is in it".into()));
+            return Err(Failure::Usage("the root directory cannot be removed: name what is in it".into()));
         }
         match view.get(&NameAt { path: path.clone(), at: None }).await? {
             Entry::File { oid } => edit.remove_file(path, oid, view.file(oid).await?.tid),

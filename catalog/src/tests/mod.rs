@@ -1,4 +1,5 @@
-//! The catalog as a whole, on objects in memory: names that are put are found, and damage is reported.
+//! The catalog as a whole, on objects in memory: names that are put are found, and damage is
+//! reported.
 
 mod merge;
 mod model;
@@ -93,7 +94,8 @@ fn remove(name: &str) -> Vec<Act> {
     vec![Act::Remove(name.into())]
 }
 
-/// Returns every file's path, and checks that the objects that exist are exactly the reachable ones.
+/// Returns every file's path, and checks that the objects that exist are exactly the reachable
+/// ones.
 async fn files(memory: &Memory) -> BTreeSet<String> {
     let view = View::now(memory);
     let mut reached = BTreeSet::new();

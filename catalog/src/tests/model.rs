@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Generates names from a small alphabet, so that writers meet: files and directories of the same names.
+/// Generates names from a small alphabet, so that writers meet: files and directories of the same
+/// names.
 fn any_act() -> impl Strategy<Value = Act> {
     let name = prop_oneof!["[a-d]", "[a-d]/[a-d]", "[a-d]/[a-d]/[a-d]", "many/[0-9]{3}"];
     (name, 0..4u8).prop_map(|(name, kind)| if kind == 0 { Act::Remove(name) } else { Act::Put(name) })
@@ -15,8 +16,8 @@ fn any_act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Writers on old views either merge or fail as a whole. A model applies the same actions to a plain map, and
-    /// decides which names must exist.
+    /// Writers on old views either merge or fail as a whole. A model applies the same actions to a
+    /// plain map, and decides which names must exist.
     #[test]
     fn writers_on_old_views_merge_or_change_nothing(
         full in 0..200usize,

@@ -6,7 +6,8 @@ async fn watch(memory: &Memory, name: &str) -> Watch {
     Watch::new(memory, path(name)).await.unwrap()
 }
 
-/// Acts, and passes the commit to the watch with the objects that it changed; returns whether the name changed.
+/// Acts, and passes the commit to the watch with the objects that it changed; returns whether the
+/// name changed.
 async fn seen(memory: &Memory, watch: &mut Watch, acts: &[Act]) -> bool {
     let tid = act(memory, acts).await.unwrap();
     let oids = memory.changed_by(tid);

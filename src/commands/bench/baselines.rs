@@ -41,8 +41,8 @@ fn joined<T>(thread: JoinHandle<io::Result<T>>) -> io::Result<T> {
 
 /// Copies `size` bytes of a file over a socket into a new file, and returns the time in seconds.
 ///
-/// The connection exists before; the time begins with a request on it. The new file's space is allocated first. With
-/// `sync`, the file is also synced. It is removed afterwards.
+/// The connection exists before; the time begins with a request on it. The new file's space is
+/// allocated first. With `sync`, the file is also synced. It is removed afterwards.
 pub(super) fn copy(from: &Path, to: &Path, size: u64, sync: bool) -> io::Result<f64> {
     let (mut near, far) = connected()?;
     let source = File::open(from)?;
@@ -86,8 +86,8 @@ fn send(source: File, mut to: TcpStream, size: u64) -> io::Result<()> {
 
 /// Like [`copy`], but hashes what it receives.
 ///
-/// The sender uses `sendfile`. One thread reads the socket, and another hashes and writes. No faster arrangement is
-/// known.
+/// The sender uses `sendfile`. One thread reads the socket, and another hashes and writes. No
+/// faster arrangement is known.
 pub(super) fn copy_and_hash(from: &Path, to: &Path, size: u64) -> io::Result<f64> {
     let (mut near, far) = connected()?;
     let source = File::open(from)?;
@@ -142,7 +142,8 @@ fn send_in_kernel(source: &File, mut to: TcpStream, size: u64) -> io::Result<()>
     Ok(())
 }
 
-/// Runs several copy loops at once, each with its own files, and returns the time until all are done, in seconds.
+/// Runs several copy loops at once, each with its own files, and returns the time until all are
+/// done, in seconds.
 pub(super) fn copies(copy: CopyLoop, from: &[&Path], to: &Path, size: u64) -> io::Result<f64> {
     let begun = Instant::now();
     std::thread::scope(|scope| {
@@ -159,8 +160,8 @@ pub(super) fn copies(copy: CopyLoop, from: &[&Path], to: &Path, size: u64) -> io
     Ok(begun.elapsed().as_secs_f64())
 }
 
-/// Makes `times` round trips on one connection, each with `depth` requests and answers of `answer` bytes. Returns the
-/// time per request, in seconds.
+/// Makes `times` round trips on one connection, each with `depth` requests and answers of `answer`
+/// bytes. Returns the time per request, in seconds.
 pub(super) fn round_trip(answer: usize, depth: usize, times: usize) -> io::Result<f64> {
     let (mut near, mut far) = connected()?;
     let answering = std::thread::spawn(move || {

@@ -1,4 +1,5 @@
-//! Several clients, each with its own cache, load different large blobs from one server at the same time.
+//! Several clients, each with its own cache, load different large blobs from one server at the same
+//! time.
 
 use std::io;
 use std::path::Path;

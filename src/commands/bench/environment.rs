@@ -1,4 +1,5 @@
-//! The environment of a benchmark: its directory, its progress on the terminal, and pauses for the disk.
+//! The environment of a benchmark: its directory, its progress on the terminal, and pauses for the
+//! disk.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -134,7 +135,8 @@ pub(super) fn in_memory(space: u64) -> Option<TempDir> {
     tempfile::Builder::new().prefix("blobferry-bench-").tempdir_in(memory).ok()
 }
 
-/// Returns the type of the file system that a directory is on: the last mount of the longest matching path.
+/// Returns the type of the file system that a directory is on: the last mount of the longest
+/// matching path.
 pub(super) fn file_system(dir: &Path) -> Option<String> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     type_of(&mounts, &dir.canonicalize().ok()?)

@@ -1,10 +1,11 @@
-//! Large blobs: stored and loaded by one client, right after a bare loop from a socket to a file. For the largest
-//! blob, also memory and processor time.
+//! Large blobs: stored and loaded by one client, right after a bare loop from a socket to a file.
+//! For the largest blob, also memory and processor time.
 //!
-//! A stored file is in the page cache before, and durable after. A loaded blob is in the server's page cache before, and
-//! verified and in a file of the client's cache after. A server hashes what it sends, unless it did so within the last
-//! hour; therefore the first load after its start is a separate figure. Each direction has a new server, and each load a
-//! new client, so that their peak memory is that of one measurement.
+//! A stored file is in the page cache before, and durable after. A loaded blob is in the server's
+//! page cache before, and verified and in a file of the client's cache after. A server hashes what
+//! it sends, unless it did so within the last hour; therefore the first load after its start is a
+//! separate figure. Each direction has a new server, and each load a new client, so that their peak
+//! memory is that of one measurement.
 //!
 //! The page cache holds no more than necessary, because a virtual machine gets new memory slowly.
 

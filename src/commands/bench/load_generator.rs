@@ -1,7 +1,7 @@
 //! Concurrent callers on one connection: tasks or threads, according to the transport.
 //!
-//! On tokio a caller is a task of the connection's runtime. On mio it is a thread that sleeps until its answer arrives.
-//! Both make the same calls: see [`Work::begin`].
+//! On tokio a caller is a task of the connection's runtime. On mio it is a thread that sleeps until
+//! its answer arrives. Both make the same calls: see [`Work::begin`].
 
 use std::error::Error;
 use std::io;
@@ -95,8 +95,8 @@ impl Work {
     }
 }
 
-/// Commits a new object in one round trip: sends the commit after the store, without waiting for the store's answer. If
-/// the store fails, so does the commit.
+/// Commits a new object in one round trip: sends the commit after the store, without waiting for
+/// the store's answer. If the store fails, so does the commit.
 fn commit(
     session: &Session,
     oid: Oid,

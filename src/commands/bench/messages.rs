@@ -1,5 +1,5 @@
-//! Messages between a benchmark and its clients, which are child processes: a request and its answer, each one line of
-//! JSON.
+//! Messages between a benchmark and its clients, which are child processes: a request and its
+//! answer, each one line of JSON.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,14 +12,16 @@ use serde::{Deserialize, Serialize};
 pub(super) enum Message {
     /// Store a file as `count` blobs, each in its own transaction. Answered with [`CallTimes`].
     StoreFile { path: PathBuf, count: usize },
-    /// Store `count` objects with blobs of `blob` bytes (or none) in one transaction. Answered with [`Stored`].
+    /// Store `count` objects with blobs of `blob` bytes (or none) in one transaction. Answered with
+    /// [`Stored`].
     Fill { count: usize, blob: Option<usize> },
     /// Publish `count` files of `blob` bytes, all in one new directory. Answered with [`Stored`].
     Publish { directory: String, count: usize, blob: usize },
-    /// Let `callers` callers make calls until all calls are made or the time is over. Answered with [`CallTimes`].
+    /// Let `callers` callers make calls until all calls are made or the time is over. Answered with
+    /// [`CallTimes`].
     Call { what: Calls, callers: usize, time: Duration },
-    /// Load a blob, and meanwhile a small object repeatedly, on the same connection or on another. Answered with the
-    /// [`CallTimes`] of the small requests.
+    /// Load a blob, and meanwhile a small object repeatedly, on the same connection or on another.
+    /// Answered with the [`CallTimes`] of the small requests.
     Ping { oid: Oid, during: BlobId, on_another: bool },
     /// Return the server's counters. Answered with a map.
     Status,

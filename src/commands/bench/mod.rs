@@ -1,20 +1,20 @@
 //! `bench`: measure the performance, relative to the limits of this machine.
 //!
-//! A round measures the [`baselines`], then each transport, in the same run. Therefore a temporary slowdown of the
-//! machine affects all of them.
+//! A round measures the [`baselines`], then each transport, in the same run. Therefore a temporary
+//! slowdown of the machine affects all of them.
 //!
 //! | file | what |
 //! |---|---|
 //! | [`plan`] | sizes, counts and rounds |
 //! | [`environment`] | the directory, progress, pauses for the disk |
 //! | [`processes`] | servers and clients, which are child processes |
-//! | [`messages`] | what a client is told to do, and its answers |
+//! | [`messages`] | requests to a client, and its answers |
 //! | [`worker`] | the client: carries out messages |
 //! | [`load_generator`] | concurrent callers on one connection |
 //! | [`report`] | figures: medians, ratios, targets |
 //!
-//! Every section has its own file, except that [`large`] also measures memory and processor time, and [`small`] also
-//! measures objects.
+//! Every section has its own file, except that [`large`] also measures memory and processor time,
+//! and [`small`] also measures objects.
 
 mod baselines;
 mod clients;
@@ -65,7 +65,7 @@ struct Bench {
     plan: Plan,
     environment: Environment,
     report: Report,
-    /// The server that is measured, where it is not one of its own.
+    /// The address of a running server to measure; `None` if the command starts its own.
     server: Option<String>,
     left_out: Vec<LeftOut>,
 }
@@ -130,7 +130,8 @@ pub(super) async fn run<W: Write>(
     global: &Global,
     output: &mut Output<W>,
 ) -> Result<(), Failure> {
-    // An interrupt also reaches the child processes, which end. This process continues, to clean up.
+    // An interrupt also reaches the child processes, which end. This process continues, to clean
+    // up.
     let mut stop = Stop::new()?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = interrupted.clone();
@@ -175,7 +176,8 @@ fn measure<W: Write>(
     measured
 }
 
-/// Returns the current directory; the system's directory for temporary files if that is not writable.
+/// Returns the current directory; the system's directory for temporary files if that is not
+/// writable.
 fn default_dir() -> io::Result<PathBuf> {
     let here = std::env::current_dir()?;
     let writable = rustix::fs::access(&here, rustix::fs::Access::WRITE_OK).is_ok();
@@ -188,7 +190,8 @@ fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Failure {
 }
 
 impl Bench {
-    /// Measures the requested sections. With `--json`, prints the figures of each section when it is done.
+    /// Measures the requested sections. With `--json`, prints the figures of each section when it
+    /// is done.
     fn sections<W: Write>(&mut self, output: &mut Output<W>) -> Result<(), Failure> {
         type Measure = fn(&mut Bench) -> io::Result<()>;
         let all: [(&[Section], Measure); 7] = [
@@ -276,8 +279,8 @@ impl Setup<'_> {
         Client::start(self.transport, self.server, cache)
     }
 
-    /// Starts a client, and lets it load one blob per directory of its cache, so that all directories exist. Returns it
-    /// with the calls for the other blobs.
+    /// Starts a client, and lets it load one blob per directory of its cache, so that all
+    /// directories exist. Returns it with the calls for the other blobs.
     fn client_that_has_loaded(&self, loads: Loads, blobs: &[BlobId]) -> io::Result<(Client, Calls)> {
         // Blobs of consecutive objects are in different directories.
         let (first, rest) = blobs.split_at((BlobId::BUCKETS as usize).min(blobs.len() / 2));

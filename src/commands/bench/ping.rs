@@ -1,4 +1,5 @@
-//! The latency of a small request while a large blob is loaded, on the same connection and on another.
+//! The latency of a small request while a large blob is loaded, on the same connection and on
+//! another.
 //!
 //! The small request loads an object, as programs do between large transfers.
 

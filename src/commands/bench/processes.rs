@@ -1,4 +1,5 @@
-//! The servers and clients of a benchmark, which are child processes of this program, and their processor time.
+//! The servers and clients of a benchmark, which are child processes of this program, and their
+//! processor time.
 
 use std::ffi::OsStr;
 use std::io;
@@ -48,7 +49,8 @@ impl Server {
     }
 }
 
-/// A client, with one connection and its own cache. Dropping it ends its process and removes the cache.
+/// A client, with one connection and its own cache. Dropping it ends its process and removes the
+/// cache.
 pub(super) struct Client {
     process: Process,
     _cache: TempDir,
@@ -107,7 +109,8 @@ pub(super) fn processor_seconds(process: u32) -> Option<f64> {
     Some(ticks(&stat)? as f64 / clock_ticks_per_second() as f64)
 }
 
-/// Parses user and system time: the 14th and 15th field. The program's name, in parentheses, may contain anything.
+/// Parses user and system time: the 14th and 15th field. The program's name, in parentheses, may
+/// contain anything.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);
@@ -117,7 +120,8 @@ fn ticks(stat: &str) -> Option<u64> {
 /// The time over which [`busy`] measures.
 const BUSY_INTERVAL: Duration = Duration::from_millis(300);
 
-/// Returns the part of the time that the processors are busy, from 0 to 1, measured over [`BUSY_INTERVAL`].
+/// Returns the part of the time that the processors are busy, from 0 to 1, measured over
+/// [`BUSY_INTERVAL`].
 pub(super) fn busy() -> Option<f64> {
     let before = std::fs::read_to_string("/proc/stat").ok()?;
     std::thread::sleep(BUSY_INTERVAL);

@@ -1,9 +1,9 @@
 //! The figures of a benchmark, with their limits and targets.
 //!
-//! A figure is the median of its rounds; its spread is their minimum and maximum. Its ratio says how much of the limit it
-//! reaches: 1 is all of it, whether more is better or less. The ratio is computed for each round, because the machine
-//! changes between rounds, and then the median is taken. If the machine changes within a round, a value has its own
-//! limit, measured beside it.
+//! A figure is the median of its rounds; its spread is their minimum and maximum. Its ratio says
+//! how much of the limit it reaches: 1 is all of it, whether more is better or less. The ratio is
+//! computed for each round, because the machine changes between rounds, and then the median is
+//! taken. If the machine changes within a round, a value has its own limit, measured beside it.
 
 use serde::Serialize;
 
@@ -177,7 +177,8 @@ impl Report {
         self.limit(row, limit);
     }
 
-    /// Returns the figures of the rows from `from` on. A row that has only a limit is also a figure.
+    /// Returns the figures of the rows from `from` on. A row that has only a limit is also a
+    /// figure.
     pub(super) fn figures(&self, from: usize) -> impl Iterator<Item = Figure<'_>> {
         self.rows.iter().skip(from).flat_map(|(row, samples)| {
             let bare = samples.measured.is_empty().then(|| figure(row, None, &samples.limit, None));

@@ -1,8 +1,9 @@
-//! A store with many small blobs and names: the time to open it, and its commits and loads, compared with an empty store.
+//! A store with many small blobs and names: the time to open it, and its commits and loads,
+//! compared with an empty store.
 //!
-//! Ordinary transactions fill the store, each with one directory of names. Both stores have a server at the same time.
-//! They are measured alternately, [`TURNS`] times a round, and the figure is the median ratio. Blobs are loaded in random
-//! order, so that read-ahead does not help.
+//! Ordinary transactions fill the store, each with one directory of names. Both stores have a
+//! server at the same time. They are measured alternately, [`TURNS`] times a round, and the figure
+//! is the median ratio. Blobs are loaded in random order, so that read-ahead does not help.
 
 use std::io;
 use std::path::Path;

@@ -1,9 +1,10 @@
 //! Small blobs and objects: committed and loaded, by one caller and by many on one connection.
 //!
-//! A commit waits for the disk once. Its limit is a bare append and sync of the same bytes, plus a bare round trip. For 16
-//! callers it is an append of 16 times the bytes, because one sync can serve all of them. The limit of a load is a bare
-//! round trip with an answer of the same size, for 16 callers with 16 requests at once. The limit is measured right before
-//! and after the figure, because such short times vary on a shared machine.
+//! A commit waits for the disk once. Its limit is a bare append and sync of the same bytes, plus a
+//! bare round trip. For 16 callers it is an append of 16 times the bytes, because one sync can
+//! serve all of them. The limit of a load is a bare round trip with an answer of the same size, for
+//! 16 callers with 16 requests at once. The limit is measured right before and after the figure,
+//! because such short times vary on a shared machine.
 
 use std::collections::BTreeMap;
 use std::io;

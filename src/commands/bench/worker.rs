@@ -1,4 +1,5 @@
-//! A client of a benchmark, in its own process: it carries out messages from its standard input until that ends.
+//! A client of a benchmark, in its own process: it carries out messages from its standard input
+//! until that ends.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

@@ -1,7 +1,7 @@
 //! `demo`: a server, and [`WORKERS`] processes that request the same files at the same moment.
 //!
-//! Files, sockets, processes and the cache directory are real. Everything is in a temporary directory, which is removed
-//! at the end.
+//! Files, sockets, processes and the cache directory are real. Everything is in a temporary
+//! directory, which is removed at the end.
 
 mod processes;
 pub(super) mod worker;
@@ -87,7 +87,8 @@ pub(super) async fn run<W: Write>(
     global: &Global,
     output: &mut Output<W>,
 ) -> Result<(), Failure> {
-    // An interrupt also reaches the child processes, which end. This process continues, to clean up.
+    // An interrupt also reaches the child processes, which end. This process continues, to clean
+    // up.
     let _interrupts = Stop::new()?;
     let doing = |doing: &'static str| move |source| Failure::System { doing: doing.into(), source };
     let dir = tempfile::tempdir().map_err(doing("making a temporary directory"))?;

@@ -9,7 +9,8 @@ use super::worker::{READY, Report};
 use crate::process::Process;
 use crate::transport::Transport;
 
-/// Starts `count` processes of this program, sends the start signal when all are ready, and returns their reports.
+/// Starts `count` processes of this program, sends the start signal when all are ready, and returns
+/// their reports.
 pub(super) fn run(
     count: usize,
     transport: Transport,

@@ -1,4 +1,5 @@
-//! A child process of `demo`: reports that it is ready, waits for the start signal, gets every file, and reports.
+//! A child process of `demo`: reports that it is ready, waits for the start signal, gets every
+//! file, and reports.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -26,7 +27,8 @@ pub(super) const READY: &str = "ready";
 pub(super) struct Report {
     /// The files that this process downloaded.
     pub(super) downloaded: u64,
-    /// The files that were cached already, or that another process downloaded while this one waited.
+    /// The files that were cached already, or that another process downloaded while this one
+    /// waited.
     pub(super) waited: u64,
     /// The time from the start signal to the last file.
     pub(super) milliseconds: u64,
