@@ -1,12 +1,12 @@
-/* The machine's own limits over the loopback: the least that a program has to do, and nothing else.
+/* Measures the machine's own limits over the loopback: bare loops that do only the necessary work.
  *
- *   bare port                   a port of 127.0.0.1 that is free
+ *   bare port                   a free port of 127.0.0.1
  *   bare file SOURCE TARGET     sends SOURCE over a socket into a new, preallocated TARGET:
- *                               seconds until the last write, seconds until it is synced, too
- *   bare trips SECONDS          asks for 10 KiB again and again: answers a second
+ *                               seconds until the last write, seconds until the sync has ended
+ *   bare trips SECONDS          requests 10 KiB repeatedly: answers a second
  *   bare commits log|new FILE SECONDS
- *                               sends 10 KiB that are written to FILE, synced and answered: how many a second;
- *                               with `log` over what was written there before, as databases do, with `new` at its end
+ *                               sends 10 KiB that are written to FILE, synced and answered: number a second;
+ *                               `log` overwrites earlier data, as databases do; `new` appends
  *
  * Sender and receiver are two processes, joined by one TCP connection. */
 #define _GNU_SOURCE
@@ -25,7 +25,7 @@ enum { BLOCK = 256 << 10, OBJECT = 10 << 10, WORD = 32, LOG = 64 << 20 };
 
 static char buffer[BLOCK];
 
-/* Passes a system call's result on, unless it failed. */
+/* Returns a system call's result; exits if it failed. */
 static long must(long result, const char *what) {
     if (result < 0) {
         perror(what);
@@ -45,7 +45,7 @@ static void write_all(int to, const char *from, size_t len) {
         n = must(write(to, from, len), "write");
 }
 
-/* Reads exactly `len` bytes; 0 if the other side has closed. */
+/* Reads exactly `len` bytes; returns 0 if the peer has closed the connection. */
 static int read_all(int from, char *to, size_t len) {
     for (size_t n; len > 0; to += n, len -= n)
         if ((n = must(read(from, to, len), "read")) == 0)
@@ -145,7 +145,7 @@ static void receive_file(const char *source, const char *target) {
     done(end);
 }
 
-/* Sends `request` bytes and reads `reply` bytes again and again. */
+/* Sends `request` bytes and reads `reply` bytes repeatedly. */
 static void call(int end, size_t request, size_t reply, double seconds) {
     double begun = now(), passed;
     long calls = 0;

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154 # variables are shared with `measure`
-# The peers: how each is started, and what is asked of it. Sourced by `measure`.
+# How each program is started and measured. Sourced by `measure`.
 
 large=() # the measurements that write the large file: functions, called once a round
 small=() # the others
 
-# have PEER PACKAGES PROGRAM...: whether its programs are there; says what is not.
+# have PEER PACKAGES PROGRAM...: returns whether the programs exist; prints the missing ones.
 have() {
     local program
     for program in "${@:3}"; do
@@ -18,13 +18,13 @@ have() {
 
 version() { printf '%s\t%s\n' "$1" "$2" >>"$work/versions"; }
 
-# serve LOG COMMAND...: starts a server that ends with us.
+# serve LOG COMMAND...: starts a server that `cleanup` stops.
 serve() {
     "${@:2}" </dev/null >"$work/$1.log" 2>&1 &
     servers+=("$!")
 }
 
-# Waits until the server that was started last listens at a port.
+# Waits until the last started server listens on a port.
 listens() {
     local tries
     for ((tries = 0; tries < 100; tries++)); do
@@ -41,7 +41,7 @@ make_files() {
     mkdir -p "$work/served/small"
     head -c $((mib << 20)) /dev/urandom >"$work/served/large"
     head -c $((objects * 10240)) /dev/urandom | (cd "$work/served/small" && split -a 4 -d -b 10240 - '')
-    chmod -R a+rX "$work" # nginx's and PostgreSQL's own users go through here
+    chmod -R a+rX "$work" # for the users that nginx and PostgreSQL run as
 }
 
 start_peers() {
@@ -106,7 +106,7 @@ bare_commits() {
 
 start_rsync() {
     local user=
-    ((EUID)) || user="uid = $(id -un)" # who is root has to say as whom it reads
+    ((EUID)) || user="uid = $(id -un)" # as root, rsync needs the user to read as
     rsync_port=$("$work/bare" port)
     cat >"$work/rsyncd.conf" <<END
 $user
@@ -127,7 +127,7 @@ rsync_file() { fetch rsync rsync --whole-file "rsync://127.0.0.1:$rsync_port/ser
 start_nginx() {
     local port nginx user=
     port=$("$work/bare" port)
-    ((EUID)) || user="user $(id -un) $(id -gn);" # who is root has to say whom the workers shall be
+    ((EUID)) || user="user $(id -un) $(id -gn);" # as root, nginx needs the user of its workers
     mkdir "$work/nginx"
     cat >"$work/nginx/nginx.conf" <<END
 $user
@@ -177,7 +177,7 @@ END
     version 'nginx + curl' "$nginx + $(curl --version | awk 'NR == 1 { print $2 }')"
     if have 'nginx + wrk' wrk wrk; then
         small+=(nginx_gets nginx_gets_parallel)
-        # wrk tells its version, and that it failed.
+        # wrk prints its version and exits with an error.
         version 'nginx + wrk' "$nginx + $( (wrk -v || true) 2>&1 | sed -n 's|^wrk [^0-9]*\([^ ]*\).*|\1|p')"
     fi
 }
@@ -240,7 +240,7 @@ END
 
 zeo() { "$python" "$here/zeo_calls.py" "$zeo_port" "$work/zeo" "$@"; }
 
-# zeo_file WHAT COMMAND...: one that prints the path of a large file, and two durations.
+# zeo_file WHAT COMMAND...: a command that prints two durations and the path of a large file.
 zeo_file() {
     local result path written synced
     result=$(zeo "${@:2}")
@@ -251,12 +251,12 @@ zeo_file() {
 }
 
 zeo_load_file() {
-    find "$work/zeo/blobs" -size +16M -exec cat {} + >/dev/null # the server's copy, too
+    find "$work/zeo/blobs" -size +16M -exec cat {} + >/dev/null # read the server's copy, too
     zeo_file loaded load-large
 }
 zeo_store_file() { zeo_file stored store-large "$work/served/large"; }
 
-# zeo_calls WHAT LIMIT COMMAND...: one that prints how many a second.
+# zeo_calls WHAT LIMIT COMMAND...: a command that prints a number per second.
 zeo_calls() {
     local result
     result=$(zeo "${@:3}")
@@ -280,7 +280,7 @@ start_postgres() {
     fi
     bin=${bin%/initdb} postgres_bin=${bin%/initdb}
     mkdir "$work/postgres"
-    if ((EUID == 0)); then # which PostgreSQL will not run as
+    if ((EUID == 0)); then # PostgreSQL refuses to run as root
         if ! runuser -u postgres -- test -x "$work"; then
             say "measure: PostgreSQL is left out: the user postgres does not get to $work (see --dir)"
             return
@@ -298,7 +298,7 @@ start_postgres() {
     options="-c listen_addresses=127.0.0.1 -c port=$PGPORT -c unix_socket_directories=''"
     "${as[@]}" "$bin/pg_ctl" start -s -w -D "$work/postgres/data" -l "$work/postgres/postgres.log" -o "$options"
     body=$(head -c 7680 /dev/urandom | base64 -w 0) # 10 KiB of letters
-    # Compressing what is random would only cost time.
+    # Compressing random data would only cost time.
     sql -c 'CREATE TABLE objects (id bigserial PRIMARY KEY, body text NOT NULL)' \
         -c 'ALTER TABLE objects ALTER body SET STORAGE EXTERNAL'
     echo 'INSERT INTO objects (body) VALUES (:body);' >"$work/insert.sql"

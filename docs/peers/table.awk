@@ -1,8 +1,8 @@
-# Medians of what was measured in several rounds: a table, or one JSON object a line (-v format=json).
+# Prints the medians of several rounds as a table, or as one JSON object a line (-v format=json).
 #
-# Its first file has lines of: peer, version. Its second one has: round, peer, what, unit, limit, value.
-# A value's ratio is that to the bare loop's (first) value of the same limit in the same round, so that what disturbs a
-# whole round does not count.
+# The first input file has lines of: peer, version. The second has: round, peer, what, unit, limit, value.
+# A ratio is a value divided by the bare loop's (first) value of the same limit in the same round, which cancels
+# disturbances of a whole round.
 
 BEGIN { FS = "\t" }
 
@@ -25,7 +25,7 @@ FILENAME == ARGV[1] {
         bare[$5, $1] = $6
 }
 
-# Fills `sorted` with n values in order.
+# Fills `sorted` with n values in ascending order.
 function sort(values, key, n,    i, j, v) {
     for (i = 1; i <= n; i++) {
         v = values[key, i] + 0
@@ -62,7 +62,7 @@ function print_row(row,    i, n, middle, low, high, ratio, name) {
 END {
     if (format != "json")
         printf "%-13s  %-38s  %12s  %15s  %-9s  %6s\n", "peer", "what", "median     ", "low..high", "limit", "ratio"
-    # The rows of one limit together, the limit itself first: the order in which they came is that of the rounds.
+    # Prints the rows of one limit together, the limit itself first; otherwise in order of measurement.
     split("file\tfile+sync\ttrip\tcommit", limits)
     for (l = 1; l in limits; l++)
         for (first = 1; first >= 0; first--)

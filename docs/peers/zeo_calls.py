@@ -1,7 +1,7 @@
-"""The calls of one ZEO client, timed. Used by `measure`, which starts the server.
+"""Times the calls of one ZEO client. Used by `measure`, which starts the server.
 
-    zeo_calls.py version                        those of ZEO and ZODB
-    zeo_calls.py PORT DIR seed SOURCE COUNT     stores what the others load; prints nothing
+    zeo_calls.py version                        versions of ZEO and ZODB
+    zeo_calls.py PORT DIR seed SOURCE COUNT     stores what the other commands load; prints nothing
     zeo_calls.py PORT DIR load-large            seconds, seconds with fdatasync, path
     zeo_calls.py PORT DIR store-large SOURCE    seconds, seconds with fdatasync, path
     zeo_calls.py PORT DIR load-records COUNT    loads a second
@@ -9,10 +9,9 @@
     zeo_calls.py PORT DIR commit-records COUNT  commits a second
     zeo_calls.py PORT DIR commit-blobs COUNT    commits a second
 
-They go through the interface of the storage: no pickling, no object cache, nothing but ZEO. Each command is a client of
-its own, whose caches are new and empty, and which is connected before the clock starts. DIR/blobs is the server's
-directory of blobs. Small objects are compared with what was stored when the clock has stopped; the large file is left
-for the caller to compare, at the path that is printed.
+The calls use the storage interface directly, without pickling or an object cache. Each command is a separate client
+with empty caches, connected before the clock starts. DIR/blobs is the server's directory of blobs. Small objects are
+compared with what was stored after the clock has stopped. The caller compares the large file at the printed path.
 """
 
 import os
@@ -29,13 +28,13 @@ from ZODB.utils import p64, z64
 
 OBJECT = 10 << 10
 LARGE = p64(1)
-RECORDS = 1 << 20  # the oid of the first record that is there to be loaded
-BLOBS = 2 << 20  # and that of the first blob
-BLOB_RECORD = b'a blob'  # what is in the record of an object that is a blob
+RECORDS = 1 << 20  # the oid of the first record to load
+BLOBS = 2 << 20  # the oid of the first blob to load
+BLOB_RECORD = b'a blob'  # the record of an object with a blob
 
 
 def content(number):
-    """10 KiB that cannot be compressed: the same for the same number."""
+    """Returns 10 KiB of incompressible bytes that depend only on the number."""
     return random.Random(number).randbytes(OBJECT)
 
 
@@ -47,7 +46,7 @@ class Client:
         self.storage = ClientStorage(('127.0.0.1', port), blob_dir=blobs, wait=True, wait_timeout=30)
 
     def commit(self, records=(), blobs=()):
-        """Stores new objects, pairs of an oid and data or a file, in one transaction; its tid."""
+        """Stores new objects, pairs of an oid and data or a file, in one transaction; returns its tid."""
         txn = TransactionMetaData()
         self.storage.tpc_begin(txn)
         for oid, data in records:
@@ -61,14 +60,14 @@ class Client:
         return [self.storage.new_oid() for _ in range(count)]
 
     def file(self, name, data):
-        """A file for a blob to be made of: storing it takes it away."""
+        """Writes a file to store as a blob; storing moves it away."""
         path = os.path.join(self.dir, str(name))
         with open(path, 'wb') as file:
             file.write(data)
         return path
 
     def link(self, source):
-        """The same, of a large file that is there already."""
+        """Links an existing large file to store as a blob."""
         path = os.path.join(self.dir, 'source')
         os.link(source, path)
         return path
@@ -82,7 +81,7 @@ def seed(client, source, count):
 
 
 def print_durations(path, begun):
-    """How long it took from `begun` until now, and until the file is synced, too."""
+    """Prints the time from `begun` to now, and to the end of a sync of the file."""
     written = time.monotonic()
     with open(path, 'rb') as file:
         os.fdatasync(file)
@@ -100,12 +99,12 @@ def store_large(client, source):
     blob = client.new_oids(1)[0], client.link(source)
     begun = time.monotonic()
     tid = client.commit(blobs=[blob])
-    # The client has its answer; the server has not synced the file. That is done here, in its place.
+    # The client has its answer, but the server has not synced the file. Sync it on the server's behalf.
     print_durations(client.server_blobs.getBlobFilename(blob[0], tid), begun)
 
 
 def timed(call, arguments):
-    """Makes calls, one after the other; prints how many a second, and gives what they gave."""
+    """Makes calls one after the other; prints the number a second and returns the results."""
     begun = time.monotonic()
     results = [call(argument) for argument in arguments]
     print(len(results) / (time.monotonic() - begun))

@@ -57,8 +57,7 @@ impl Ledger {
             return None;
         }
         let stderr = put.fails(1);
-        let operation =
-            ["could not ", "can not ", "cannot ", "no room "].iter().any(|words| stderr.contains(words));
+        let operation = ["could not ", "cannot ", "no room "].iter().any(|words| stderr.contains(words));
         assert!(operation && stderr.contains(server.to_str().unwrap()), "{stderr}");
         match stderr.contains("is known when the server was started again") {
             true => self.undecided.push(name.to_owned()),
