@@ -8,7 +8,7 @@ use std::thread::{scope, spawn};
 use blobferry_cache::{Cache, CacheConfig, CacheError};
 use blobferry_platform::progress::Progress;
 use blobferry_protocol::{BlobId, Digest, RequestError, Tid};
-use blobferry_session::client::{BlobSource, CallError, ClientConfig};
+use blobferry_session::client::{BlobSource, CallError, ClientConfig, VoteError};
 use blobferry_session::server::ServerConfig;
 use blobferry_store::StoreConfig;
 
@@ -366,7 +366,14 @@ fn unreadable_source_is_refused_before_sending(pair: &Pair) {
         );
         let directory = transaction.store_blob(oid, Tid::ZERO, Vec::new(), source(world.path("server")));
         assert!(matches!(directory, Err(CallError::Cache(CacheError::NotAFile { .. }))), "{directory:?}");
-        // The failed stores sent nothing, so the transaction can go on.
+        // A failed store dooms its transaction, but sends nothing; the next transaction is unaffected.
+        let doomed = transaction.vote();
+        assert!(
+            matches!(doomed, Err(VoteError::Call(CallError::Refused(RequestError::Doomed { .. })))),
+            "{doomed:?}"
+        );
+        drop(transaction);
+        let mut transaction = client.begin();
         let other = BlobSource::bytes("other");
         transaction.store_blob(oid, Tid::ZERO, Vec::new(), other).unwrap();
         transaction.vote().unwrap();

@@ -4,7 +4,7 @@
 use std::thread::scope;
 
 use blobferry_protocol::{BlobId, Limits, RequestError, Tid, TxnMeta, UsageError};
-use blobferry_session::client::{BlobSource, CallError, ClientConfig, ConnectError};
+use blobferry_session::client::{BlobSource, CallError, ClientConfig, ConnectError, VoteError};
 use blobferry_session::server::ServerConfig;
 use blobferry_store::StoreConfig;
 
@@ -101,7 +101,14 @@ fn too_long_messages_are_refused_and_the_connection_lives(pair: &Pair) {
         matches!(refused, Err(CallError::Usage(UsageError::TooLong { max: 100_000, .. }))),
         "{refused:?}"
     );
-    // The refused request was not sent.
+    // The refused request was not sent, but it dooms its transaction; the connection stays open.
+    let doomed = transaction.commit();
+    assert!(
+        matches!(doomed, Err(VoteError::Call(CallError::Refused(RequestError::Doomed { .. })))),
+        "{doomed:?}"
+    );
+    drop(transaction);
+    let mut transaction = writer.begin();
     transaction.store(oid, Tid::ZERO, vec![0; 90_000]).unwrap();
     transaction.commit().unwrap();
     let refused = reader.load(oid);
