@@ -1,7 +1,8 @@
-//! A cache's directory whose files have the right names and any contents: blobs with stamps of all kinds, beginnings of
-//! blobs, the account of its room, locks, and what dead processes have left.
+//! Fuzz target: a cache directory whose files have valid names and arbitrary contents.
 //!
-//! Whatever is in there, a blob can be had, and what is handed out has the bytes that its stamp tells (`fixture.rs`).
+//! The input chooses blobs with stamps of all kinds, partial downloads, the usage file, lock files
+//! and leftovers of dead processes. Whatever they contain, every blob can be downloaded, and the
+//! bytes of a served blob match its stamp (`cache_fixture.rs`).
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use crate::cache_fixture::{
 use crate::input::Input;
 use arbitrary::Unstructured;
 
-/// Fills a cache's directory, and uses it.
+/// Fills a cache directory from the input, and uses the cache.
 pub fn cache_contents(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let mut fixture = CacheFixture::new();
@@ -31,7 +32,7 @@ pub fn cache_contents(data: &[u8]) {
         Ok(cache) => {
             for _ in 0..10 {
                 let Some(act) = input.next_byte() else { break };
-                does(&fixture, &cache, act, &mut input);
+                run_act(&fixture, &cache, act, &mut input);
             }
             drop(cache);
             fixture.check();
@@ -87,12 +88,12 @@ fn put(fixture: &mut CacheFixture, input: &mut Unstructured<'_>) {
     }
 }
 
-/// One of a few blobs, of which some share a bucket.
+/// Chooses one of a few blobs; some of them share a bucket.
 fn blob(input: &mut Unstructured<'_>) -> BlobId {
     BlobId { oid: Oid(input.one_of(&[3, 4, 1000])), tid: Tid(input.one_of(&[1, 2])) }
 }
 
-/// A blob's bytes, or some of them, or others.
+/// Returns the blob's bytes, a part of them, or other bytes.
 fn content(blob: BlobId, input: &mut Unstructured<'_>) -> Vec<u8> {
     let mut content = expected_bytes(blob);
     match input.below(8) {
@@ -121,7 +122,7 @@ fn stamp(content: &[u8], input: &mut Unstructured<'_>) -> Stamp {
     }
 }
 
-/// An account of the cache's room: any bytes, or one that is well made and tells any numbers.
+/// Returns a usage file: arbitrary bytes, or a valid file with arbitrary numbers.
 fn any_account(input: &mut Unstructured<'_>) -> Vec<u8> {
     if input.below(4) == 0 {
         return input.prefixed().to_vec();
@@ -134,7 +135,7 @@ fn any_account(input: &mut Unstructured<'_>) -> Vec<u8> {
     account(numbers, input.below(4), this_boot().filter(|_| input.below(4) != 0))
 }
 
-fn does(fixture: &CacheFixture, cache: &Cache, act: u8, input: &mut Unstructured<'_>) {
+fn run_act(fixture: &CacheFixture, cache: &Cache, act: u8, input: &mut Unstructured<'_>) {
     match act % 16 {
         0 => drop(cache.gc(None)),
         1 => drop(cache.gc(Some(input.number().saturating_mul(512)))),
@@ -159,7 +160,7 @@ fn does(fixture: &CacheFixture, cache: &Cache, act: u8, input: &mut Unstructured
     }
 }
 
-/// Writes anything to one of the files in which small blobs are.
+/// Overwrites a part of one of the segment files.
 fn damage(fixture: &CacheFixture, input: &mut Unstructured<'_>) {
     let entries = std::fs::read_dir(fixture.root().join("packs")).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
@@ -170,7 +171,8 @@ fn damage(fixture: &CacheFixture, input: &mut Unstructured<'_>) {
     match input.below(4) {
         0 => file.set_len(input.number().min(len)).expect("it is shorter"),
         _ => {
-            // Most of the index is empty: a part that is not is found by chance only where all of it is written.
+            // Most of the index is empty. A run of bytes repeated over a large range hits an entry
+            // that is in use.
             let run: Vec<u8> =
                 input.prefixed().iter().copied().cycle().take(len.min(1 << 17) as usize).collect();
             let at = input.number() % (len + 1);
@@ -179,7 +181,7 @@ fn damage(fixture: &CacheFixture, input: &mut Unstructured<'_>) {
     }
 }
 
-/// Whatever is left afterwards is what its stamp tells.
+/// Verifies the cache: every blob that is left matches its stamp.
 fn verify(fixture: &CacheFixture, cache: &Cache) {
     let Ok(verified) = cache.verify(|_| {}) else { return };
     for blob in verified.damaged {
@@ -193,7 +195,7 @@ fn verify(fixture: &CacheFixture, cache: &Cache) {
     }
 }
 
-/// Begins a download and leaves it in the middle.
+/// Starts a download and abandons it.
 fn leave(fixture: &CacheFixture, cache: &Cache, blob: BlobId, input: &mut Unstructured<'_>) {
     match cache.claim(blob) {
         Ok(Claim::Hit(cached)) => fixture.check_served(&cached),

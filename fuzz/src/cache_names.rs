@@ -1,7 +1,7 @@
-//! A cache's directory with things in it that have any names: files, directories, links and pipes.
+//! Fuzz target: a cache directory that contains files, directories, links and pipes of any name.
 //!
-//! The cache opens it or refuses it, and hands out, sweeps, counts and evicts what is its own. Everything else it leaves as
-//! it is, and what it hands out is a blob (`fixture.rs`).
+//! The cache opens the directory or refuses it, and serves, sweeps, counts and evicts its own
+//! files. It leaves every other entry alone, and serves only blobs (`cache_fixture.rs`).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,7 @@ use crate::cache_fixture::{CacheFixture, Entry, expected_bytes, partial_path_of,
 use crate::input::Input;
 use arbitrary::Unstructured;
 
-/// Puts things into a cache's directory, and uses it.
+/// Fills a cache directory from the input, and uses the cache.
 pub fn cache_names(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let mut fixture = CacheFixture::new();
@@ -23,8 +23,8 @@ pub fn cache_names(data: &[u8]) {
     }
     for _ in 0..input.below(12) {
         let at = place(&mut input);
-        let thing = thing(&at, &mut input);
-        fixture.put(&at, thing);
+        let entry = entry(&at, &mut input);
+        fixture.put(&at, entry);
     }
     if input.below(8) != 0 {
         fixture.put_account();
@@ -67,13 +67,13 @@ fn list(fixture: &CacheFixture, cache: &Cache) {
     }
 }
 
-/// One of a few blobs, in two buckets and at the end of the numbers.
+/// Chooses one of a few blobs, in two buckets and at the end of the range of numbers.
 fn blob(input: &mut Unstructured<'_>) -> BlobId {
     let oid = input.one_of(&[0, 1, 997, 998, u64::MAX]);
     BlobId { oid: Oid(oid), tid: Tid(input.one_of(&[1, 0xabc, u64::MAX])) }
 }
 
-/// Somewhere in the directory, often where something else should be.
+/// Chooses a path in the directory, often one where another kind of entry belongs.
 fn place(input: &mut Unstructured<'_>) -> PathBuf {
     let dir = match input.below(8) {
         0 => PathBuf::new(),
@@ -86,7 +86,7 @@ fn place(input: &mut Unstructured<'_>) -> PathBuf {
     dir.join(name(input))
 }
 
-/// A name: one that means something, one that nearly does, or any other.
+/// Chooses a name: a valid one, one that is almost valid, or any other.
 fn name(input: &mut Unstructured<'_>) -> PathBuf {
     const NAMES: &[&str] =
         &[".lock", ".layout", "tmp", ".room", "room-1", "blobferry-x", "partial", "0", "1", "blobferry-"];
@@ -97,7 +97,7 @@ fn name(input: &mut Unstructured<'_>) -> PathBuf {
         _ => partial_path_of(blob(input)),
     };
     let mut name = known.file_name().map_or_else(Vec::new, |name| name.as_bytes().to_vec());
-    // One letter of it is another one, is too much, or too little.
+    // Changes, inserts or removes one letter.
     let at = usize::from(input.byte()) % name.len().max(1);
     match input.below(8) {
         0 => name.insert(at, input.byte()),
@@ -110,7 +110,7 @@ fn name(input: &mut Unstructured<'_>) -> PathBuf {
     any_name(&name)
 }
 
-/// These bytes as one name, if they can be.
+/// Turns bytes into one file name.
 fn any_name(bytes: &[u8]) -> PathBuf {
     let name: Vec<u8> = bytes.iter().copied().filter(|byte| ![0, b'/'].contains(byte)).take(255).collect();
     match &name[..] {
@@ -119,8 +119,9 @@ fn any_name(bytes: &[u8]) -> PathBuf {
     }
 }
 
-fn thing(at: &Path, input: &mut Unstructured<'_>) -> Entry {
-    // What the cache opens by name, whoever could put a link there: all of it belongs to one user.
+fn entry(at: &Path, input: &mut Unstructured<'_>) -> Entry {
+    // The cache opens these files by name. A link or pipe there is out of scope: one user owns
+    // them.
     let opened = [".room", ".layout", ".lock"].iter().any(|name| at.ends_with(name));
     match input.below(8) {
         0 => Entry::Dir,

@@ -1,10 +1,12 @@
-//! The client's machine, under a server that was made up, and a caller who asks for things at any time.
+//! Fuzz target: the client machine, with a generated server and a caller that makes requests at any
+//! time.
 //!
-//! Beside what holds for every machine (`harness.rs`): requests stay within the server's limit, and each of them is
-//! answered at most once, and only if it was made.
+//! Besides the checks for every machine (`machine_harness.rs`): requests stay within the server's
+//! limit. Each request is answered at most once, and no other request is answered.
 //!
-//! The first byte chooses: whether the server has welcomed the client, the limits, and whether the rest is a list of
-//! what both do, or a stream of bytes that answers a client who has asked for one of everything.
+//! The first byte chooses the limits and whether the handshake is done. It also chooses what the
+//! rest is: a list of acts of both sides, or a raw stream for a client that has made every kind of
+//! request.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -21,7 +23,7 @@ use arbitrary::Unstructured;
 
 type Machine = MachineHarness<Client>;
 
-/// Tries a client's machine.
+/// Tries the client machine.
 pub fn client(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let choice = input.byte();
@@ -38,7 +40,7 @@ pub fn client(data: &[u8]) {
     }
 }
 
-/// The requests that wait for their answer.
+/// The requests that are not answered yet.
 #[derive(Default)]
 struct Waiting(BTreeSet<RequestId>);
 
@@ -56,16 +58,16 @@ impl Waiting {
                 TransferEvent::Stopped { transfer, .. } | TransferEvent::Aborted { transfer, .. },
             ) => (*transfer).into(),
             Event::Transfer(TransferEvent::Started { transfer, .. }) => {
-                assert!(self.0.contains(&(*transfer).into()), "nobody has asked for {transfer:?}");
+                assert!(self.0.contains(&(*transfer).into()), "{transfer:?} was not requested");
                 return;
             }
             _ => return,
         };
-        assert!(self.0.remove(&answered), "{answered:?} is answered twice, or was not asked");
+        assert!(self.0.remove(&answered), "{answered:?} is answered twice, or was not requested");
     }
 }
 
-/// A list of what is said, and done.
+/// Runs a list of acts of the server and the caller.
 fn acts(mut harness: Machine, mut input: Unstructured<'_>) {
     let (mut waiting, mut conversation) = (Waiting::default(), Conversation::default());
     while let Some(act) = input.next_byte() {
@@ -118,7 +120,7 @@ fn act_of_caller(harness: &mut Machine, waiting: &mut Waiting, input: &mut Unstr
     }
 }
 
-/// Makes a request; a blob is uploaded, whole or from somewhere on.
+/// Makes a request. A blob is uploaded, whole or from an offset.
 fn make_request(harness: &mut Machine, request: Request, input: &mut Unstructured<'_>) -> Option<RequestId> {
     match request {
         Request::StoreBlob { txn, oid, base, data } => {
@@ -137,7 +139,7 @@ fn make_request(harness: &mut Machine, request: Request, input: &mut Unstructure
     }
 }
 
-/// A stream in reads of one size, for a client who has asked for one of everything.
+/// Feeds a stream in reads of one size to a client that has made every kind of request.
 fn stream(mut harness: Machine, mut input: Unstructured<'_>) {
     let size = usize::from(input.byte().max(1));
     let mut waiting = Waiting::default();

@@ -1,9 +1,10 @@
-//! Any bytes as a stream of frames, against a second finder of frames that is as simple as can be.
+//! Fuzz target: arbitrary bytes as a stream of frames, compared with a second, simple frame parser.
 //!
-//! However the stream is cut into reads, the machine takes the bytes that the other one says, waits for as many as are
-//! missing, and finds the same fault in the same frame. What it keeps meanwhile is no more than what has come.
+//! However the stream is cut, the machine takes the bytes that the simple parser expects and waits
+//! for the same number of bytes. It reports the same error in the same frame, and keeps no more
+//! memory than the received bytes account for.
 
-use blobferry_protocol::connection::{Connection, Side};
+use blobferry_protocol::connection::{Connection, Half};
 use blobferry_protocol::wire;
 use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{BlobId, Expect, Limits, Message, Oid, PeerError, Request, Tid, Time};
@@ -11,7 +12,7 @@ use blobferry_protocol::{BlobId, Expect, Limits, Message, Oid, PeerError, Reques
 use crate::memory::bounded;
 use crate::message_gen;
 
-/// The first byte chooses who hears the stream, and how it is cut.
+/// Feeds the stream to a machine. The first byte chooses the machine and the size of the reads.
 pub fn frames(data: &[u8]) {
     let Some((choice, stream)) = data.split_first() else { return };
     let limits = if choice & 2 == 0 { message_gen::tight_limits() } else { Limits::default() };
@@ -27,7 +28,7 @@ pub fn frames(data: &[u8]) {
     });
 }
 
-/// A client with a few requests in flight.
+/// Returns a client with a few requests in flight.
 fn client_with_requests(limits: Limits) -> blobferry_protocol::client::Connection {
     let mut client = message_gen::client(limits);
     let blob = BlobId { oid: Oid(1), tid: Tid(1) };
@@ -39,20 +40,20 @@ fn client_with_requests(limits: Limits) -> blobferry_protocol::client::Connectio
     client
 }
 
-/// The longest frame, and the kinds of message that one side hears and that may be so long.
+/// The longest frame, and the kinds of message that may be that long on one side.
 #[derive(Clone, Copy)]
 struct Longest {
     max: u32,
     kinds: &'static [u8],
 }
 
-/// What stands at the beginning of some bytes.
+/// What the simple parser finds at the beginning of some bytes.
 enum Found {
-    /// A frame that is not complete: so many bytes are missing, for all that is known.
+    /// An incomplete frame; at least this number of bytes is missing.
     Part(usize),
-    /// A message, in so many bytes.
+    /// A message, and the length of its frame in bytes.
     Whole(usize, Message),
-    /// What can be no frame.
+    /// An invalid frame.
     Bad(PeerError),
 }
 
@@ -79,8 +80,8 @@ fn find_frame(bytes: &[u8], longest: Longest) -> Found {
     }
 }
 
-fn feed<H: Side>(mut machine: Connection<H>, stream: &[u8], size: usize, longest: Longest) {
-    // Where the frame begins that is being read, and how far it was read.
+fn feed<H: Half>(mut machine: Connection<H>, stream: &[u8], size: usize, longest: Longest) {
+    // The start of the current frame, and the end of the bytes that were fed.
     let (mut start, mut at) = (0, 0);
     while at < stream.len() {
         let read = &stream[at..stream.len().min(at + size)];
@@ -112,7 +113,8 @@ fn feed<H: Side>(mut machine: Connection<H>, stream: &[u8], size: usize, longest
     }
 }
 
-/// The machine has taken the bytes up to `at`. Where the last frame begins that is not complete.
+/// Checks that the machine was right to take the bytes up to `at`. Returns the start of the last
+/// incomplete frame.
 fn check_accepted(
     stream: &[u8],
     start: usize,
@@ -139,7 +141,7 @@ fn check_accepted(
     start
 }
 
-/// The machine has found something in these bytes.
+/// Checks that the machine was right to refuse these bytes.
 fn check_refused(bytes: &[u8], longest: Longest, error: &PeerError) {
     let of_frames = matches!(error, PeerError::Malformed(_) | PeerError::FrameTooLong { .. });
     let (mut start, mut whole) = (0, 0);

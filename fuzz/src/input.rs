@@ -77,7 +77,7 @@ mod tests {
 
     /// The corpora lose their meaning if a newer `arbitrary` reads bytes in another way.
     #[test]
-    fn bytes_keep_the_meaning_that_the_corpora_rely_on() {
+    fn bytes_keep_the_meaning_that_corpora_rely_on() {
         let data = [7, 23, 3, 12, 1, 253, 65, 254, 2, 255, 2, 8, 9, 200, 5];
         let mut input = Unstructured::new(&data);
         assert_eq!(input.next_byte(), Some(7));

@@ -1,10 +1,12 @@
-//! What is harness with bytes that nobody has thought of. Each target is a function of some bytes that panics where a
-//! promise is broken; libFuzzer makes the bytes up (`fuzz_targets/`), and what it has found worth keeping is replayed by
-//! `cargo test`, on any toolchain. See `fuzz/README.md`.
+//! Fuzz targets for blobferry.
 //!
-//! Every target promises more than not to panic: what it compares, and what it counts, is told in its file.
+//! A target is a function of some bytes that panics if a promise is broken. libFuzzer generates the
+//! bytes (`fuzz_targets/`). `cargo test` replays the corpora and regressions on any toolchain. See
+//! `fuzz/README.md`.
+//!
+//! Every target promises more than not to panic: the first lines of its file list what it checks.
 
-// A target that panics has found something. Numbers of its own are small.
+// A panic is how a target reports a finding. The casts are of small numbers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod cache_contents;
@@ -32,7 +34,7 @@ pub use pair::pair;
 pub use server::server;
 pub use split::split;
 
-/// What is harness, and what it is called.
+/// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.

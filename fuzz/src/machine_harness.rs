@@ -1,11 +1,12 @@
-//! One machine that is harness: its peer is made up, its caller makes mistakes, and whatever it does is looked at.
+//! Runs one protocol machine with a generated peer and a caller that makes mistakes, and checks it.
 //!
-//! * It takes bytes or says why not; what it sends keeps to the limits and the credit of its peer.
-//! * To hear some bytes takes no more memory than these account for.
-//! * What it has taken and nobody has stored stays within the windows that it announced, and so does the credit that it
-//!   gives; the bytes that wait to be sent stay within their limit.
-//! * A call that is refused has changed nothing. (To see that costs time, so only some inputs ask for it.)
-//! * Once it is dead it says so, says nothing else, and stays as it is.
+//! * The machine takes bytes or reports an error. What it sends respects the peer's limits and
+//!   credit.
+//! * The memory for received bytes is bounded by their number.
+//! * Received bytes that are not stored stay within the announced windows, and so does the credit.
+//!   The bytes that wait to be sent stay within their limit.
+//! * A refused call changes nothing. This check is slow, so only some inputs enable it.
+//! * A dead machine reports its error, sends nothing, and does not change.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -23,27 +24,27 @@ use crate::memory::bounded;
 use crate::message_gen::Generated;
 use crate::outgoing_checks::OutgoingChecks;
 
-/// What a machine may let wait beyond its limit: the message that passed it, and what becomes of that.
+/// Bytes by which the queue may exceed its limit: the message that passed it, and its consequences.
 const BEYOND: usize = 8192;
 
-/// What a machine may take at once, however little it hears: a reply, an event, a place in a table.
+/// Bytes that a machine may allocate for any input: a reply, an event, a table entry.
 const FIXED: usize = 16 << 10;
 
-/// How often a machine is asked for more before others have their turn.
+/// The most transmits in a row, before the other side acts again.
 const POLLS: usize = 40;
 
-/// A machine, and all that is known of it.
+/// A machine, and what the harness knows of it.
 pub(crate) struct MachineHarness<S: Side> {
     pub(crate) machine: Connection<S>,
     pub(crate) now: Time,
     limits: Limits,
     outgoing: OutgoingChecks,
     sinks: BTreeMap<TransferId, Sink>,
-    /// What has come of a frame.
+    /// The received part of the current frame.
     frame: Vec<u8>,
-    /// The payload that has come, for whomever.
+    /// All received payload, in bytes.
     moved: u64,
-    /// Whether refused calls are looked at.
+    /// Whether refused calls are checked for changes.
     thorough: bool,
 }
 
@@ -58,7 +59,7 @@ impl<S: Side> MachineHarness<S>
 where
     Connection<S>: Debug,
 {
-    /// A machine with these limits, whose peer has the same.
+    /// Wraps a machine with these limits. Its peer has the same limits.
     pub(crate) fn new(machine: Connection<S>, limits: Limits, thorough: bool) -> MachineHarness<S> {
         let sinks = BTreeMap::new();
         MachineHarness {
@@ -77,7 +78,7 @@ where
         self.machine.error().is_some()
     }
 
-    /// The peer says something. Payload that it announces follows at once.
+    /// Receives a generated message. Payload that it announces follows at once.
     pub(crate) fn receive_generated(
         &mut self,
         generated: &Generated,
@@ -86,7 +87,8 @@ where
         self.receive(&generated.bytes(), true, event);
     }
 
-    /// Bytes arrive. `whole`: payload is not among them, but comes at once where it is expected.
+    /// Receives bytes. With `whole`, payload is not part of `bytes`, but arrives as soon as it is
+    /// expected.
     pub(crate) fn receive(
         &mut self,
         bytes: &[u8],
@@ -109,7 +111,7 @@ where
                 }
                 Expect::Control { max } if !rest.is_empty() => {
                     assert!(max > 0, "there is always something to read");
-                    // The bytes that wait may have to move when one more comes.
+                    // One more byte may make the machine reallocate its queue.
                     let fixed = FIXED + 4 * self.machine.backlog();
                     let used = bounded(rest.len(), fixed, || self.machine.handle_control(self.now, rest));
                     self.events(event);
@@ -124,7 +126,8 @@ where
         self.check();
     }
 
-    /// Notes the limits and the credit that the peer has given, in bytes that the machine had no objection to.
+    /// Records the limits and the credit that the peer has given in bytes which the machine
+    /// accepted.
     fn note_peer_limits(&mut self, bytes: &[u8]) {
         self.frame.extend_from_slice(bytes);
         while let Some(length) = self.frame.first_chunk::<LENGTH_BYTES>() {
@@ -142,7 +145,7 @@ where
         }
     }
 
-    /// Takes the events that wait.
+    /// Polls all events.
     pub(crate) fn events(&mut self, event: &mut impl FnMut(&mut MachineHarness<S>, S::Event)) {
         while let Some(happened) = self.machine.poll_event() {
             match S::transfer_event(&happened) {
@@ -158,30 +161,30 @@ where
         }
     }
 
-    /// The sink of a transfer has what has come, or only `part` of it.
+    /// Reports to the machine that a sink has stored all received bytes, or those up to `part`.
     pub(crate) fn store(&mut self, transfer: TransferId, part: Option<u64>) {
         let moved = self.sinks.get(&transfer).map(|sink| sink.moved);
         let upto = part.or(moved).unwrap_or(0);
         if self.call(|machine| machine.stored(transfer, upto)).is_some()
             && let Some(sink) = self.sinks.get_mut(&transfer)
         {
-            assert!(sink.stored <= upto && upto <= sink.moved, "{sink:?} can not have stored {upto}");
+            assert!(sink.stored <= upto && upto <= sink.moved, "{sink:?} cannot have stored {upto}");
             sink.stored = upto;
         }
     }
 
-    /// All sinks have what has come.
+    /// Reports that all sinks have stored their received bytes.
     pub(crate) fn store_all(&mut self) {
         let sinks: Vec<TransferId> = self.sinks.keys().copied().collect();
         sinks.into_iter().for_each(|transfer| self.store(transfer, None));
     }
 
-    /// Nobody wants more of a transfer; what has come of it counts as taken.
+    /// Removes a sink; its received bytes count as stored.
     pub(crate) fn forget(&mut self, transfer: TransferId) {
         self.sinks.remove(&transfer);
     }
 
-    /// A call that may be a mistake: then it changes nothing.
+    /// Makes a call that may be a mistake. If it is refused, it must change nothing.
     pub(crate) fn call<T>(
         &mut self,
         call: impl FnOnce(&mut Connection<S>) -> Result<T, UsageError>,
@@ -195,7 +198,7 @@ where
         called.ok()
     }
 
-    /// The socket takes what the machine has to send, up to a point.
+    /// Transmits at most [`POLLS`] times.
     pub(crate) fn send(&mut self) {
         for _ in 0..POLLS {
             let mut head = Vec::new();
@@ -207,7 +210,7 @@ where
         self.check();
     }
 
-    /// Credit is given for what was stored, and a window more.
+    /// Checks that credit was given only for stored bytes and one window.
     fn check_credit_given(&self) {
         let (given, all) = self.outgoing.given();
         for (transfer, sink) in &self.sinks {
@@ -219,7 +222,7 @@ where
         assert!(all <= most, "{all} may come where {most} fit");
     }
 
-    /// Time passes; the machine is told, whether it has asked for that or not.
+    /// Advances the time and calls `handle_timeout`, whether it is due or not.
     pub(crate) fn advance_time(
         &mut self,
         time: Duration,
@@ -247,7 +250,7 @@ where
 
     fn stays_dead(&mut self, error: &PeerError) {
         let mut head = Vec::new();
-        assert_eq!(self.machine.poll_transmit(self.now, &mut head), None, "the dead do not speak");
+        assert_eq!(self.machine.poll_transmit(self.now, &mut head), None, "a dead machine sends nothing");
         assert!(head.is_empty());
         assert_eq!(self.machine.poll_timeout(), None);
         assert_eq!(self.machine.handle_timeout(self.now).as_ref(), Err(error));
@@ -257,7 +260,7 @@ where
         self.machine.discard(TransferId(1));
     }
 
-    /// What has come, and no sink has stored.
+    /// Checks that the received bytes which no sink has stored fit into the windows.
     fn check_windows(&self) {
         let mut all = 0;
         for (transfer, sink) in &self.sinks {

@@ -1,4 +1,4 @@
-//! Replays inputs by hand, on any toolchain, and writes the ones to begin with.
+//! Replays inputs on any toolchain, and writes seed inputs.
 
 use std::fs;
 use std::io;

@@ -1,12 +1,14 @@
-//! How much memory something takes: no more than the bytes that were really there account for.
+//! Measures memory: a call must not allocate more than its input accounts for.
 
 use allocation_counter::measure;
 
-/// The most that a byte of input may cost. The worst there is: a list of pairs of a text and a number, two bytes each on
-/// the wire and 32 in memory, while the `Vec` that holds them moves to one of twice the size.
+/// The most bytes of memory that a byte of input may cost. The worst case is a list of pairs of a
+/// text and a number. A pair takes two bytes on the wire and 32 in memory, while the `Vec` moves to
+/// twice the size.
 const EACH: usize = 64;
 
-/// Does it, and checks that at no time it took more than `fixed` bytes of memory and [`EACH`] for each of `input`.
+/// Runs a closure, and checks that it never held more than `fixed` bytes of memory plus [`EACH`]
+/// for each byte of `input`.
 pub(crate) fn bounded<T>(input: usize, fixed: usize, does: impl FnOnce() -> T) -> T {
     let mut done = None;
     let taken = measure(|| done = Some(does()));

@@ -1,5 +1,7 @@
-//! What a peer says that knows the protocol well and keeps to little of it: messages that nearly make sense, about the
-//! same few requests, objects and transactions, so that they often meet.
+//! Generates the messages of a peer that knows the protocol but does not keep to it.
+//!
+//! The messages are almost valid. They are about the same few requests, objects and transactions,
+//! so that they often refer to each other.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +14,10 @@ use blobferry_protocol::{
 use crate::input::Input;
 use arbitrary::Unstructured;
 
-/// The digest of every blob that nobody looks into.
+/// The digest of every blob whose bytes are not checked.
 pub(crate) const DIGEST: Digest = Digest([0xd1; 32]);
 
-/// So little that a peer hits it all the time.
+/// Returns limits that are small enough for a peer to hit them often.
 pub(crate) fn tight_limits() -> Limits {
     Limits {
         frame: 4096,
@@ -33,7 +35,7 @@ pub(crate) fn config(limits: Limits) -> Config {
     Config { limits, ..Config::default() }
 }
 
-/// A server that has welcomed a client with the same limits.
+/// Returns a server that has welcomed a client with the same limits.
 pub(crate) fn server(limits: Limits) -> server::Connection {
     let mut server = server::Connection::new(Time::ZERO, config(limits));
     server.handle_control(Time::ZERO, &frame(&hello(limits))).unwrap();
@@ -43,7 +45,7 @@ pub(crate) fn server(limits: Limits) -> server::Connection {
     server
 }
 
-/// A client that was welcomed by a server with the same limits.
+/// Returns a client that was welcomed by a server with the same limits.
 pub(crate) fn client(limits: Limits) -> client::Connection {
     let mut client = client::Connection::new(Time::ZERO, config(limits), b"key");
     assert!(client.poll_transmit(Time::ZERO, &mut Vec::new()).is_some());
@@ -66,17 +68,17 @@ pub(crate) fn frame(message: &Message) -> Vec<u8> {
     frame
 }
 
-/// A frame around bytes that need be no message.
+/// Encodes a frame around bytes that may not be a message.
 pub(crate) fn framed(body: &[u8]) -> Vec<u8> {
     [&(body.len() as u32).to_le_bytes(), body].concat()
 }
 
-/// What the peer says next.
+/// What the peer sends next.
 pub(crate) enum Generated {
     Message(Message),
-    /// A frame that need not be a message.
+    /// A frame whose body may not be a message.
     Body(Vec<u8>),
-    /// Bytes that need not even be a frame.
+    /// Bytes that may not be a frame.
     Raw(Vec<u8>),
 }
 
@@ -90,22 +92,22 @@ impl Generated {
     }
 }
 
-/// Who speaks.
+/// The side that sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sender {
     Client,
     Server,
 }
 
-/// What one side has said so far, so that what it says next often goes on with that.
+/// What one side has sent so far, so that its next message often continues it.
 #[derive(Debug, Default)]
 pub(crate) struct Conversation {
     last: u64,
-    /// How far its blobs are.
+    /// The next offset of each transfer.
     offsets: BTreeMap<TransferId, u64>,
 }
 
-/// What this side says next. A client numbers its requests in order, mostly.
+/// Generates the next message of a side. A client mostly numbers its requests in order.
 pub(crate) fn next_message(
     sender: Sender,
     input: &mut Unstructured<'_>,
@@ -168,7 +170,7 @@ pub(crate) fn transfer(input: &mut Unstructured<'_>) -> TransferId {
     TransferId(input.below(16).into())
 }
 
-/// Often at the end of one of the chunks of [`tight_limits`] limits.
+/// Returns an offset, often at the end of a chunk of the [`tight_limits`].
 pub(crate) fn offset(input: &mut Unstructured<'_>) -> u64 {
     match input.number() {
         n @ 0..128 => n % 8 * 16,
@@ -184,7 +186,7 @@ pub(crate) fn blob(input: &mut Unstructured<'_>) -> BlobId {
     BlobId { oid: Oid(input.below(4).into()), tid: Tid(input.below(4).into()) }
 }
 
-/// A request, of any kind.
+/// Generates a request of any kind.
 pub(crate) fn request(input: &mut Unstructured<'_>) -> Request {
     let kind = input.below(24);
     let txn = txn(input);
@@ -226,7 +228,7 @@ pub(crate) fn request(input: &mut Unstructured<'_>) -> Request {
     }
 }
 
-/// An answer that may fit a request or not.
+/// Generates an answer, which may not fit the request.
 pub(crate) fn result(input: &mut Unstructured<'_>) -> Result<Reply, RequestError> {
     match input.below(16) {
         0..=4 => Ok(Reply::Done),
@@ -260,7 +262,7 @@ fn other(input: &mut Unstructured<'_>) -> Reply {
     }
 }
 
-/// The answer that a server gives that has no objection; `None` to what wants a blob.
+/// Returns the answer of a server that accepts the request, or `None` if the request needs a blob.
 pub(crate) fn matching_reply(request: &Request) -> Option<Reply> {
     let revision = || Revision { tid: Tid(1), next: None, data: vec![1, 2, 3], blob: None };
     Some(match request {
@@ -279,12 +281,12 @@ pub(crate) fn matching_reply(request: &Request) -> Option<Reply> {
     })
 }
 
-/// Why something is not done.
+/// Generates an error.
 pub(crate) fn error(input: &mut Unstructured<'_>) -> RequestError {
     let txn = txn(input);
     match input.below(8) {
         0 => RequestError::Doomed { txn },
-        // Sometimes longer than a frame may be.
+        // Sometimes longer than the frame limit.
         1 => RequestError::Failed { detail: "x".repeat(if input.byte() > 250 { 5000 } else { 5 }) },
         2 => RequestError::NoSuchBlob { blob: blob(input) },
         3 => RequestError::WrongPhase { txn, phase: Phase::Voting },

@@ -1,7 +1,7 @@
-//! Any bytes as the body of a frame: a message, or none.
+//! Fuzz target: arbitrary bytes as the body of a frame.
 //!
-//! What is a message is encoded and decoded again, and is the same; with a byte more or less it is none. No memory is
-//! taken because a length or a count says so.
+//! A message that is decoded, encoded and decoded again is the same. With a byte more or less, the
+//! bytes are no message. A length or a count in the bytes never causes an allocation by itself.
 
 use blobferry_protocol::wire;
 use blobferry_protocol::wire::{DecodeError, EncodeError, LENGTH_BYTES};
@@ -26,7 +26,7 @@ pub fn messages(body: &[u8]) {
     assert_eq!(wire::encode(&message, u32::MAX, &mut frame), Ok(()));
     let (length, again) = frame.split_at(LENGTH_BYTES);
     assert_eq!(length, (again.len() as u32).to_le_bytes());
-    assert!(again.len() <= body.len(), "nothing is made up");
+    assert!(again.len() <= body.len(), "encoding does not add bytes");
     assert_eq!(wire::decode(again).as_ref(), Ok(&message));
 
     let shorter = &body[..body.len() - 1];
@@ -43,7 +43,7 @@ pub fn messages(body: &[u8]) {
     );
     assert_eq!(out, [9], "nothing is left of it");
     if let Some(error) = error_in(&message) {
-        assert!(!error.to_string().is_empty(), "people can be told");
+        assert!(!error.to_string().is_empty(), "the error has a message");
     }
 }
 

@@ -1,5 +1,7 @@
-//! What a machine sends, as its peer sees it: messages that it may send, within the limits and the credit that it has.
-//! Whatever it has heard before.
+//! Checks what a machine sends, as its peer sees it.
+//!
+//! Whatever the machine has received, it sends valid messages, within the limits and the credit
+//! that its peer gave.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,18 +9,18 @@ use blobferry_protocol::wire;
 use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{Limits, Message, RequestId, Slice, TransferId};
 
-/// What it has sent so far.
+/// What a machine has sent so far.
 #[derive(Debug)]
 pub(crate) struct OutgoingChecks {
-    /// The limits of who hears it.
+    /// The limits of the peer.
     limits: Limits,
     transfers: BTreeMap<TransferId, Flow>,
     begun: BTreeSet<TransferId>,
-    /// The credit that it was given, and what of it was used.
+    /// The credit that the machine was given, and how much of it is used.
     credits: BTreeMap<TransferId, u64>,
     credit: u64,
     used: u64,
-    /// The credit that it gave.
+    /// The credit that the machine has given.
     given: BTreeMap<TransferId, u64>,
     all_given: u64,
     answered: BTreeSet<RequestId>,
@@ -26,7 +28,7 @@ pub(crate) struct OutgoingChecks {
     handshakes: u32,
 }
 
-/// A blob that it sends.
+/// A blob that the machine sends.
 #[derive(Debug)]
 struct Flow {
     next: u64,
@@ -51,13 +53,13 @@ impl OutgoingChecks {
         }
     }
 
-    /// Who hears it has announced other limits.
+    /// Sets the limits that the peer has announced.
     pub(crate) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
         self.credit = limits.connection_window;
     }
 
-    /// It was given credit. It need not have spoken of the transfer yet.
+    /// Records credit that the peer gave. The transfer may not have started yet.
     pub(crate) fn credit(&mut self, transfer: TransferId, upto: u64) {
         let credit = self.credits.entry(transfer).or_default();
         *credit = upto.max(*credit);
@@ -67,12 +69,12 @@ impl OutgoingChecks {
         self.credit = upto.max(self.credit);
     }
 
-    /// The credit that it gave last, for each transfer and for all.
+    /// Returns the last credit that the machine gave, for each transfer and for the connection.
     pub(crate) fn given(&self) -> (&BTreeMap<TransferId, u64>, u64) {
         (&self.given, self.all_given)
     }
 
-    /// Looks at a run of frames, and the payload that follows it.
+    /// Checks a run of frames, and the payload that follows it.
     pub(crate) fn check(&mut self, head: &[u8], body: Option<Slice>) {
         let mut rest = head;
         let mut last = None;

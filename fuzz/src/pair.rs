@@ -1,11 +1,11 @@
-//! A client's and a server's machine, joined by a link: any sequence of what their callers may do, and of what happens to
-//! the network between.
+//! Fuzz target: a client machine and a server machine, joined by a simulated link.
 //!
-//! * Two machines that keep to the rules never find fault with each other.
-//! * Every request has exactly one answer, once everything that is under way has come to its end, unless the connection
-//!   is lost.
+//! The input is a sequence of what the callers may do, and of what happens to the network between.
+//!
+//! * Two machines that keep to the rules never report a protocol violation.
+//! * Every request has exactly one answer when all work has ended, unless the connection is lost.
 //! * A blob that has arrived has the bytes that were sent.
-//! * When all is done nothing is left behind.
+//! * Nothing is left over at the end.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::input::Input;
 use crate::message_gen;
 use arbitrary::Unstructured;
 
-/// Rounds after which everything has come to its end, if it ever does.
+/// The number of rounds within which all work ends.
 const ROUNDS: usize = 400;
 
 /// Tries a client and a server together.
@@ -36,11 +36,11 @@ pub fn pair(data: &[u8]) {
 /// Both ends, and what is known of them.
 struct Harness {
     pair: Pair,
-    /// What the client waits for.
+    /// The client's requests that are not answered yet.
     waiting: BTreeMap<RequestId, Request>,
-    /// What the server was asked for and has not answered.
+    /// The requests that the server has received and not answered.
     asked: BTreeMap<RequestId, Request>,
-    /// How many requests there were.
+    /// The number of the last request.
     last: u64,
     cut: bool,
 }
@@ -49,7 +49,7 @@ impl Harness {
     fn new(input: &mut Unstructured<'_>) -> Harness {
         let mut config = || {
             let limits = message_gen::tight_limits();
-            // What is asked for in one go must not be more than may wait.
+            // The requests of one input must fit into the control queue.
             message_gen::config(if input.flag() {
                 Limits::default()
             } else {
@@ -112,7 +112,7 @@ impl Harness {
         }
     }
 
-    /// The client wants something no more.
+    /// Cancels one of the client's requests or transfers.
     fn client_gives_up(&mut self, input: &mut Unstructured<'_>) {
         let id = self.recent(input);
         let client = &mut self.pair.client.connection;
@@ -127,7 +127,7 @@ impl Harness {
         RequestId(self.last.saturating_sub(input.below(6).into()))
     }
 
-    /// The server answers one of the requests, perhaps before its time.
+    /// Answers one of the requests, possibly before its transfer has ended.
     fn answer(&mut self, input: &mut Unstructured<'_>) {
         let nth = usize::from(input.byte()) % self.asked.len().max(1);
         let Some((&id, request)) = self.asked.iter().nth(nth) else { return };
@@ -160,8 +160,8 @@ impl Harness {
 
     fn invalidate(&mut self, input: &mut Unstructured<'_>) {
         let oids: Vec<Oid> = input.prefixed().iter().map(|n| Oid((*n).into())).collect();
-        let told = self.pair.server.connection.invalidate(Tid(input.number()), &oids);
-        assert!(told.is_ok() || self.is_lost());
+        let sent = self.pair.server.connection.invalidate(Tid(input.number()), &oids);
+        assert!(sent.is_ok() || self.is_lost());
     }
 
     fn server_gives_up(&mut self, input: &mut Unstructured<'_>) {
@@ -192,25 +192,25 @@ impl Harness {
         }
     }
 
-    /// Whether the connection is at its end, through no fault of the machines.
+    /// Returns whether the connection has ended without a fault of the machines.
     fn is_lost(&self) -> bool {
         let errors = [self.pair.client.connection.error(), self.pair.server.connection.error()];
         self.cut || errors.into_iter().any(|error| error.is_some())
     }
 
-    /// Takes what both have to tell.
+    /// Polls the events of both ends, and checks them.
     fn check_events(&mut self) {
         for error in [self.pair.client.connection.error(), self.pair.server.connection.error()] {
             assert!(
                 error.is_none_or(|error| !error.is_protocol_violation()),
-                "one found fault with the other: {error:?}"
+                "one reported a violation of the other: {error:?}"
             );
         }
         while let Some(event) = self.pair.server.event() {
             match event {
                 server::Event::Request { id, request } => {
                     assert!(id.0 <= self.last, "{id:?} was not made");
-                    assert!(self.asked.insert(id, request).is_none(), "{id:?} is told twice");
+                    assert!(self.asked.insert(id, request).is_none(), "{id:?} is reported twice");
                 }
                 server::Event::Transfer(TransferEvent::Stopped { transfer, .. }) => self.arrived(transfer),
                 server::Event::Transfer(TransferEvent::Aborted { transfer, .. }) => {
@@ -250,7 +250,7 @@ impl Harness {
         assert_eq!(sink.outcome, Some(Ok(digest_of(&content))));
     }
 
-    /// Everybody does what is left to do.
+    /// Answers the remaining requests until none is left, and checks that nothing is left over.
     fn settle(&mut self) {
         self.pair.client.release_sinks();
         self.pair.server.release_sinks();
@@ -265,7 +265,7 @@ impl Harness {
             if self.asked.contains_key(&id) {
                 self.answer_with(id, &request, Some(RequestError::Cancelled));
             }
-            assert!(!self.asked.contains_key(&id) || self.is_lost(), "{id:?} can not be answered");
+            assert!(!self.asked.contains_key(&id) || self.is_lost(), "{id:?} cannot be answered");
             if self.is_lost() {
                 return;
             }
@@ -280,7 +280,7 @@ impl Harness {
     }
 }
 
-/// The bytes of the blobs of an object.
+/// Returns the bytes of an object's blobs.
 fn content(oid: Oid) -> Vec<u8> {
     let size = oid.0 % 8 * 13;
     (0..size).map(|n| (n * 7 + oid.0) as u8).collect()

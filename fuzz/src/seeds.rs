@@ -1,5 +1,5 @@
-//! Inputs to begin with, so that fuzzing begins where it is interesting: messages of every kind, conversations that two
-//! machines really have, and lists of acts.
+//! Seed inputs, so that fuzzing starts with interesting ones: messages of every kind, real streams
+//! between two machines, and lists of acts.
 
 use blobferry_protocol::testing::digest_of;
 use blobferry_protocol::{
@@ -11,7 +11,7 @@ use proptest::test_runner::TestRunner;
 
 use crate::message_gen;
 
-/// Inputs for the target of this name, the same every time.
+/// Returns the seed inputs of a target. They are the same every time.
 #[must_use]
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     let mut runner = TestRunner::deterministic();
@@ -49,14 +49,14 @@ fn with_acts(runner: &mut TestRunner, mut seeds: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     seeds
 }
 
-/// The beginnings of frames that are as long as they may be, and of those that are too long by a byte.
+/// Returns the beginnings of frames of the greatest allowed length, and of frames one byte longer.
 fn longest() -> Vec<Vec<u8>> {
     let len = message_gen::tight_limits().frame;
     let begins = |(len, kind): (u32, u8)| [&len.to_le_bytes()[..], &[kind, 1, 1]].concat();
     [(len, 3), (len + 1, 3), (len, 13), (len + 1, 13)].map(begins).into()
 }
 
-/// What a client says that stores blobs, as if more and more credit had been given.
+/// Returns the stream of a client that stores blobs with ample credit.
 fn upload() -> Vec<u8> {
     let mut client =
         client::Connection::new(Time::ZERO, message_gen::config(message_gen::tight_limits()), b"key");
@@ -75,7 +75,7 @@ fn upload() -> Vec<u8> {
     stream
 }
 
-/// What a server says to a client that has request for everything.
+/// Returns the stream of a server that answers three downloads and one other request.
 fn download() -> Vec<u8> {
     let mut server = message_gen::server(message_gen::tight_limits());
     let mut stream = message_gen::frame(&message_gen::welcome(message_gen::tight_limits()));
@@ -96,8 +96,8 @@ fn download() -> Vec<u8> {
     stream
 }
 
-/// All that a machine has to say, with its payload.
-fn transmitted<H: blobferry_protocol::connection::Side>(
+/// Returns all that a machine sends, with its payload.
+fn transmitted<H: blobferry_protocol::connection::Half>(
     machine: &mut blobferry_protocol::connection::Connection<H>,
 ) -> Vec<u8> {
     let mut stream = Vec::new();

@@ -1,10 +1,11 @@
-//! The server's machine, under a client that was made up, and a caller who answers early, late, wrongly or not at all.
+//! Fuzz target: the server machine, with a generated client and a caller that answers early, late,
+//! wrongly or not at all.
 //!
-//! Beside what holds for every machine (`harness.rs`): requests and transactions stay within their limits, nobody hears
-//! of a request twice, and every request that was answered was asked.
+//! Besides the checks for every machine (`machine_harness.rs`): requests and transactions stay
+//! within their limits. No request is reported twice.
 //!
-//! The first byte chooses: whether the client comes with a proper hello, its limits, and whether the rest is a list of
-//! what both do, or a stream of bytes that an obliging caller answers.
+//! The first byte chooses the limits and whether the handshake is done. It also chooses what the
+//! rest is: a list of acts of both sides, or a raw stream that a cooperative caller answers.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use arbitrary::Unstructured;
 
 type Machine = MachineHarness<Server>;
 
-/// Tries a server's machine.
+/// Tries the server machine.
 pub fn server(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let choice = input.byte();
@@ -38,14 +39,14 @@ pub fn server(data: &[u8]) {
     }
 }
 
-/// A list of what is said, and done.
+/// Runs a list of acts of the client and the caller.
 fn acts(mut harness: Machine, limits: Limits, mut input: Unstructured<'_>) {
     let mut conversation = Conversation::default();
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     while let Some(act) = input.next_byte() {
         let mut event = |_: &mut Machine, event: Event| {
             if let Event::Request { id, .. } = event {
-                assert!(told.insert(id), "{id:?} is told twice");
+                assert!(reported.insert(id), "{id:?} is reported twice");
             }
         };
         if act < 128 {
@@ -113,7 +114,7 @@ fn handshake(harness: &mut Machine, input: &mut Unstructured<'_>) {
     };
 }
 
-/// A stream in reads of one size, and a caller who does at once whatever is asked for.
+/// Feeds a stream in reads of one size. The caller answers every request at once.
 fn stream(mut harness: Machine, mut input: Unstructured<'_>) {
     let size = usize::from(input.byte().max(1));
     let stream = input.take_rest();

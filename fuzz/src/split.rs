@@ -1,15 +1,15 @@
-//! One stream, cut into reads in different ways, and moved through buffers or past them: both sides feed_read the same, answer
-//! the same, and die of the same.
+//! Fuzz target: one stream, cut into reads in different ways, and moved through buffers or past
+//! them. Every cut leads to the same events, answers and errors.
 //!
-//! The first byte chooses who hears the stream and whether it is a stream of arbitrary bytes or one of messages with
-//! arbitrary payload; then come the sizes of the reads. Only credit may be given in other steps.
+//! The first byte chooses the receiver, and whether the stream is arbitrary bytes or messages with
+//! arbitrary payload. Then come the sizes of the reads. Only credit may be given in other steps.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::iter;
 
-use blobferry_protocol::connection::{Connection, Side};
-use blobferry_protocol::testing::Style;
+use blobferry_protocol::connection::{Connection, Half};
+use blobferry_protocol::testing::{Side, Style};
 use blobferry_protocol::wire;
 use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{
@@ -25,7 +25,8 @@ use arbitrary::Unstructured;
 pub fn split(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let choice = input.byte();
-    // A chunk may fill more than half of a transfer's window, and less of the connection's.
+    // A chunk may fill more than half of a transfer's window, and less than half of the
+    // connection's.
     let tight_limits = Limits { chunk: 34, connection_window: 100, ..message_gen::tight_limits() };
     let limits = if choice & 1 == 0 { tight_limits } else { Limits::default() };
     let sizes: Vec<usize> = input.up_to(4).iter().map(|size| usize::from(*size).max(1)).collect();
@@ -40,7 +41,7 @@ pub fn split(data: &[u8]) {
     }
 }
 
-/// Messages, and behind each chunk what may be its payload.
+/// Generates messages, and payload after each chunk header.
 fn messages(sender: Sender, mut input: Unstructured<'_>) -> Vec<u8> {
     let (mut stream, mut conversation) = (Vec::new(), Conversation::default());
     while let Some(payload) = input.next_byte() {
@@ -53,7 +54,7 @@ fn messages(sender: Sender, mut input: Unstructured<'_>) -> Vec<u8> {
     stream
 }
 
-/// A client that has asked for a few things.
+/// Returns a client with a few requests in flight.
 fn client_with_requests(limits: Limits) -> client::Connection {
     let mut client = message_gen::client(limits);
     let blob = BlobId { oid: Oid(1), tid: Tid(1) };
@@ -66,7 +67,7 @@ fn client_with_requests(limits: Limits) -> client::Connection {
     client
 }
 
-/// A half that does what it is asked for.
+/// A side that answers every request at once.
 trait Responder: Side {
     fn respond(connection: &mut Connection<Self>, event: &Self::Event);
 }
@@ -77,7 +78,7 @@ impl Responder for client::Client {
 
 impl Responder for server::Server {
     fn respond(connection: &mut server::Connection, event: &server::Event) {
-        // What was answered by the machine itself is refused.
+        // The call fails if the machine has answered by itself.
         let _ = match event {
             server::Event::Request { request: Request::StoreBlob { .. }, .. } => Ok(()),
             server::Event::Request { id, request } => match message_gen::matching_reply(request) {
@@ -92,7 +93,7 @@ impl Responder for server::Server {
     }
 }
 
-/// All that a side has seen of a stream, and said to it.
+/// All that a side has received from a stream and sent in answer.
 #[derive(Debug, PartialEq)]
 struct Seen<E> {
     events: Vec<E>,
@@ -113,7 +114,7 @@ where
     }
 }
 
-/// Feeds a stream to a machine in reads of these sizes, over and over.
+/// Feeds a stream to a machine in reads of these sizes, repeated in a cycle.
 fn feed<H: Responder>(
     mut connection: Connection<H>,
     stream: &[u8],
@@ -136,7 +137,7 @@ fn feed<H: Responder>(
         rest = left;
         seen.error = feed_read(&mut connection, read, style, &mut seen, &mut sinks).err();
     }
-    // Not before: what a request comes to may depend on what was answered when it came.
+    // The answers come last: an earlier answer could change what a later request leads to.
     for event in &seen.events {
         H::respond(&mut connection, event);
     }
@@ -145,7 +146,7 @@ fn feed<H: Responder>(
     seen
 }
 
-/// How far the sinks are.
+/// The stored bytes of each sink.
 type Sinks = BTreeMap<TransferId, u64>;
 
 fn feed_read<H: Responder>(
@@ -161,7 +162,7 @@ fn feed_read<H: Responder>(
             Expect::Control { .. } => {
                 let used = connection.handle_control(Time::ZERO, rest);
                 while let Some(event) = connection.poll_event() {
-                    if let Some(&TransferEvent::Started { transfer, from, .. }) = H::transfer_event(&event) {
+                    if let Some(&TransferEvent::Started { transfer, from, .. }) = H::transfer(&event) {
                         sinks.insert(transfer, from);
                     }
                     seen.events.push(event);
@@ -176,7 +177,8 @@ fn feed_read<H: Responder>(
                 connection.payload_moved(Time::ZERO, payload.len() as u64).unwrap();
                 if let Some(upto) = sinks.get_mut(&transfer) {
                     *upto += payload.len() as u64;
-                    // When all of a chunk is there, so that it depends on the stream alone when credit is given.
+                    // Stores only whole chunks, so that the stream alone decides when credit is
+                    // given.
                     if matches!(connection.expect(), Expect::Control { .. }) {
                         let _ = connection.stored(transfer, *upto);
                     }
@@ -188,8 +190,8 @@ fn feed_read<H: Responder>(
     Ok(())
 }
 
-/// All that a machine has to say but for credit.
-fn sent_messages<H: Side>(connection: &mut Connection<H>) -> Vec<Message> {
+/// Returns all messages that a machine sends, except credit.
+fn sent_messages<H: Half>(connection: &mut Connection<H>) -> Vec<Message> {
     let mut heads = Vec::new();
     while connection.poll_transmit(Time::ZERO, &mut heads).is_some() {}
     let (mut sent, mut rest) = (Vec::new(), &heads[..]);

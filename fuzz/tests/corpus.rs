@@ -1,6 +1,6 @@
-//! What fuzzing has found worth keeping is replayed, whatever the toolchain: the corpora, and what once went wrong.
+//! Replays the corpora and the regressions of all fuzz targets, on any toolchain.
 
-// All of this is tests.
+// This file contains only tests.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use blobferry_fuzz::{TARGETS, seeds::seeds};
 
-/// The inputs in a directory of this package; none where it is not there.
+/// Returns the inputs in a directory of this package, or none if it does not exist.
 fn inputs(dir: &str, target: &str) -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(dir).join(target);
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
@@ -18,7 +18,7 @@ fn inputs(dir: &str, target: &str) -> Vec<PathBuf> {
     inputs
 }
 
-/// Replays inputs, and says which of them went wrong.
+/// Replays inputs, and reports which of them failed.
 fn replay(dir: &str) {
     let mut failed = Vec::new();
     for (name, target) in TARGETS {
@@ -40,7 +40,7 @@ fn every_target_has_a_corpus() {
 }
 
 #[test]
-fn every_input_and_every_regression_is_of_a_target() {
+fn every_input_and_regression_belongs_to_a_target() {
     for dir in ["corpus", "regressions"] {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(dir);
         for entry in fs::read_dir(dir).unwrap() {
@@ -51,7 +51,7 @@ fn every_input_and_every_regression_is_of_a_target() {
 }
 
 #[test]
-fn every_target_is_built_for_libfuzzer_too() {
+fn every_target_is_built_for_libfuzzer() {
     let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
     for (name, _) in TARGETS {
         let path = format!("fuzz_targets/{name}.rs");
@@ -61,21 +61,21 @@ fn every_target_is_built_for_libfuzzer_too() {
 }
 
 #[test]
-fn the_corpora_are_replayed() {
+fn corpora_are_replayed() {
     replay("corpus");
 }
 
 #[test]
-fn what_went_wrong_once_does_not_again() {
+fn regressions_stay_fixed() {
     replay("regressions");
 }
 
 #[test]
-fn the_inputs_to_begin_with_break_nothing() {
+fn seed_inputs_break_nothing() {
     for (name, target) in TARGETS {
         let seeds = seeds(name);
         assert!(seeds.len() > 100, "{name}");
-        // A few of each kind: fuzzing takes all of them.
+        // A sample of each kind; fuzzing starts with all of them.
         seeds.iter().step_by(seeds.len() / 40).for_each(|seed| target(seed));
     }
 }

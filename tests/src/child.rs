@@ -1,4 +1,4 @@
-//! A process that does something until it is killed, and tells its parent what.
+//! A child process that uses a store or cache until it is killed, and reports to its parent.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
@@ -16,13 +16,13 @@ use crate::failure::{Context, Problem, ensure};
 use crate::ledger::{Ledger, Statement};
 use crate::workload::Role;
 
-/// The variable that tells a process which bug is planted in it.
+/// The environment variable that names the bug to plant in a process.
 pub const PLANTED: &str = "BLOBFERRY_PLANTED";
 
-/// Nothing takes nearly as long, unless it hangs.
+/// The time after which a silent process counts as hung.
 const HANG_TIME: Duration = Duration::from_secs(60);
 
-/// A process that plays a role. Dropped, it is killed.
+/// A process that plays a role. Dropping it kills the process.
 pub(crate) struct Child {
     process: Process,
     socket: UnixStream,
@@ -30,16 +30,17 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts one, of the program `runner`.
+    /// Starts the program `runner` in a role.
     pub(crate) fn start(runner: &Path, role: Role, dir: &Path, seed: u64) -> Result<Child, Problem> {
-        // It has to say to the kernel by itself that it wants to hear of files that may not grow as errors alone.
+        // The process itself must ignore SIGXFSZ, to get an error instead when a file may not grow.
         let mut command = Command::new("sh");
         command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(runner);
         command.args(["workload", "--role", role.name(), "--seed", &seed.to_string()]).arg(dir);
         if let Some(bug) = Bug::ALL.iter().find(|bug| planted(**bug)) {
             command.env(PLANTED, bug.name());
         }
-        // Sockets are spoken to by other system calls than files: those can fail, and what is statement is received.
+        // Sockets use other system calls than files. So those can fail, and statements still
+        // arrive.
         let (socket, its) = UnixStream::pair().context("could not make a pair of sockets")?;
         let its = its.try_clone().map(|copy| (OwnedFd::from(its), OwnedFd::from(copy)));
         let (stdin, stdout) = its.context("could not make a pair of sockets")?;
@@ -57,7 +58,7 @@ impl Child {
         self.process.id()
     }
 
-    /// What it says next; `None` when it is at its end.
+    /// Returns the next statement of the process, or `None` at its end.
     pub(crate) fn next_statement(&self) -> Result<Option<Statement>, Problem> {
         match self.statements.recv_timeout(HANG_TIME) {
             Ok(statement) => Ok(Some(statement)),
@@ -66,7 +67,7 @@ impl Child {
         }
     }
 
-    /// Takes note of all that it says until it waits; `false` where it has come to its end before.
+    /// Records all statements until the process pauses. Returns `false` if it ends first.
     pub(crate) fn record_until_it_waits(&self, ledger: &mut Ledger) -> Result<bool, Problem> {
         while let Some(statement) = self.next_statement()? {
             match statement {
@@ -77,31 +78,31 @@ impl Child {
         Ok(false)
     }
 
-    /// Lets it go on. It may be dead already.
+    /// Lets the process continue. It may be dead already.
     pub(crate) fn resume(&mut self) {
         _ = self.socket.write_all(b"go on\n");
     }
 
-    /// Lets none of its files become longer than so many bytes.
+    /// Sets the greatest length of the process's files, in bytes.
     pub(crate) fn limit_files(&self, bytes: Option<u64>) -> Result<(), Problem> {
         let limit = Rlimit { current: bytes, maximum: None };
         let limited = prlimit(Some(Pid::from_child(&self.process)), Resource::Fsize, limit);
         limited.map(drop).context("could not limit the length of files")
     }
 
-    /// Kills it, and takes note of what it had statement.
+    /// Kills the process, and records its remaining statements.
     pub(crate) fn kill(mut self, ledger: &mut Ledger) -> Result<(), Problem> {
         self.process.kill().context("could not kill a process")?;
         self.end(ledger).map(drop)
     }
 
-    /// Takes note of all that it has statement so far.
+    /// Records all statements that have arrived.
     pub(crate) fn record_received(&self, ledger: &mut Ledger) -> Result<(), Problem> {
         self.statements.try_iter().try_for_each(|statement| ledger.record(statement))
     }
 
-    /// Kills it. What it had intended is known; what it was answered since [`Child::record_received`] nobody has received:
-    /// the power was gone, or about to go.
+    /// Kills the process after a power cut. Its intentions are recorded. Answers that arrived after
+    /// [`Child::record_received`] are not: the power may have been off.
     pub(crate) fn kill_after_power_cut(mut self, ledger: &mut Ledger) -> Result<(), Problem> {
         self.process.kill().context("could not kill a process")?;
         while let Some(statement) = self.next_statement()? {
@@ -114,7 +115,7 @@ impl Child {
         self.process.wait().context("could not wait for a process").map(drop)
     }
 
-    /// Takes note of the rest that it says, and waits for its end.
+    /// Records the remaining statements, and waits for the end of the process.
     pub(crate) fn end(&mut self, ledger: &mut Ledger) -> Result<ExitStatus, Problem> {
         while let Some(statement) = self.next_statement()? {
             ledger.record(statement)?;
@@ -127,7 +128,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // It may have come to its end already.
+        // The process may have ended already.
         _ = self.process.kill();
         _ = self.process.wait();
     }
@@ -135,6 +136,6 @@ impl Drop for Child {
 
 fn read_statements(from: UnixStream, received: impl Fn(Statement)) {
     let whole = |line: io::Result<String>| serde_json::from_str(&line.ok()?).ok();
-    // Of a process that was killed, the last line may be cut.
+    // The last line of a killed process may be cut off.
     BufReader::new(from).lines().map_while(whole).for_each(received);
 }

@@ -1,4 +1,4 @@
-//! The bytes that a record or a blob must have: whoever knows what it was stored in can make them again.
+//! The bytes that a record or a blob must have. They follow from the transaction that stored them.
 
 use blobferry_protocol::{Digest, Oid, TxnId};
 
@@ -11,7 +11,8 @@ pub enum Kind {
     Blob,
 }
 
-/// The bytes that a transaction stores for an object. No two parts of them are alike, and no other's are the same.
+/// Returns the bytes that a transaction stores for an object. No two parts of them are alike, and
+/// no two contents.
 #[must_use]
 pub fn bytes(txn: TxnId, oid: Oid, kind: Kind, size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
@@ -21,7 +22,7 @@ pub fn bytes(txn: TxnId, oid: Oid, kind: Kind, size: usize) -> Vec<u8> {
     bytes
 }
 
-/// The digest of bytes.
+/// Returns the digest of bytes.
 #[must_use]
 pub fn digest(bytes: &[u8]) -> Digest {
     Digest(*blake3::hash(bytes).as_bytes())

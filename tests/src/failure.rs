@@ -1,9 +1,9 @@
-//! What is found to be wrong, and how a run that found it ends.
+//! The problems that tests find, and how a run that found one ends.
 
 use std::fmt::Display;
 use std::path::PathBuf;
 
-/// One thing that is not as it was promised, or that kept us from finding out.
+/// A broken promise, or a reason why a test could not continue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Problem(pub String);
@@ -11,22 +11,22 @@ pub struct Problem(pub String);
 /// Why a run did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// This machine, or this user, can not do it at all.
+    /// This machine or user cannot run the test.
     #[error("skipped: {0}")]
     Unable(String),
-    /// Something is wrong.
-    #[error("{what}\n  seen again with: {replay}\n  kept for you: {}", kept.display())]
+    /// A problem was found.
+    #[error("{what}\n  reproduce it with: {replay}\n  kept in: {}", kept.display())]
     Found {
-        /// What.
+        /// The problem.
         what: Problem,
-        /// The command that does the same once more.
+        /// The command that reproduces it.
         replay: String,
         /// A copy of the directory as it was found.
         kept: PathBuf,
     },
 }
 
-/// Says what was being done when something failed.
+/// Adds to an error what was being done.
 pub(crate) trait Context<T> {
     fn context(self, doing: impl Display) -> Result<T, Problem>;
 }
@@ -43,7 +43,7 @@ impl<T> Context<T> for Option<T> {
     }
 }
 
-/// What must hold, or else is told.
+/// Returns a problem unless a condition holds.
 macro_rules! ensure {
     ($holds:expr, $($what:tt)+) => {
         if !$holds {

@@ -1,8 +1,8 @@
-//! What a store and a cache have promised: everything that a process statement before it came to its end.
+//! The ledger: what a store and a cache have promised, from the statements of a process.
 //!
-//! Whoever uses a store says what it intends before it asks for the commit, and what it was answered at once. So whatever
-//! happens, it is known of each transaction whether it *must* be there, *must not* be there, or *may* be there, and then
-//! as a whole. The same is true of blobs in a cache.
+//! A process states what it intends before it requests the commit, and states the answer at once.
+//! So after any fault it is known of each transaction whether it *must*, *must not* or *may* exist,
+//! as a whole. The same holds for blobs in a cache.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,81 +17,81 @@ use crate::failure::{Context, Problem, ensure};
 pub struct Change {
     /// The object.
     pub oid: Oid,
-    /// The size of its record; `None` where it is deleted.
+    /// The size of its record in bytes; `None` deletes the object.
     pub record: Option<usize>,
-    /// The size of its blob, where it has one.
+    /// The size of its blob in bytes, if it has one.
     pub blob: Option<usize>,
 }
 
-/// One thing that a process says: to its parent, in a line of its own.
+/// A statement of a process to its parent, as one line of JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Statement {
-    /// It waits for a word before it goes on.
+    /// The process pauses until its parent lets it continue.
     Waits,
-    /// These oids were given.
+    /// The store has allocated these oids.
     NewOids {
         /// The first.
         first: Oid,
-        /// How many.
+        /// Their number.
         count: u32,
     },
-    /// A transaction will be asked to be committed.
+    /// The process will request the commit of a transaction.
     Intends {
-        /// Which.
+        /// The transaction.
         txn: TxnId,
         /// What it does.
         changes: Vec<Change>,
     },
-    /// It was answered that it is committed.
+    /// The answer was: committed.
     Committed {
-        /// Which.
+        /// The transaction.
         txn: TxnId,
         /// Its tid.
         tid: Tid,
     },
-    /// It was answered that it is not, and never will be.
+    /// The answer was: not committed, now or later.
     Refused {
-        /// Which.
+        /// The transaction.
         txn: TxnId,
         /// Why.
         reason: String,
     },
-    /// It was answered that nobody knows.
+    /// The answer was: the outcome is unknown.
     Undecided {
-        /// Which.
+        /// The transaction.
         txn: TxnId,
     },
-    /// Revisions before this one are to be forgotten.
+    /// The process will request to pack revisions before this tid.
     PackBegins {
-        /// The transaction.
+        /// The tid.
         before: Tid,
     },
-    /// They are.
+    /// The store has packed revisions before this tid.
     PackDone {
-        /// The transaction.
+        /// The tid.
         before: Tid,
     },
-    /// A blob is in the cache, as was answered.
+    /// The blob is in the cache, according to the cache.
     Cached {
         /// The blob.
         blob: BlobId,
     },
-    /// A blob was removed from the cache, or is about to be.
+    /// The blob was removed from the cache, or may be.
     Uncached {
         /// The blob.
         blob: BlobId,
     },
-    /// What it was asked for failed, with a reason.
+    /// A request has failed.
     Failed {
-        /// What.
+        /// Which, and why.
         what: String,
     },
-    /// What is not as it should be.
+    /// A promise was broken.
     Violation {
-        /// What.
+        /// Which, and how.
         what: String,
     },
-    /// It has done all that it had to.
+    /// The process has finished its work.
     Done,
 }
 
@@ -102,18 +102,19 @@ pub enum TxnState {
     Unknown,
     /// It is committed.
     Committed(Tid),
-    /// It is not.
+    /// It is not committed.
     NotCommitted,
 }
 
-/// A transaction as it was told.
+/// A transaction that a process has stated.
 #[derive(Clone, Debug)]
 pub struct TxnEntry {
     /// What it does.
     pub changes: Vec<Change>,
     /// What became of it.
     pub state: TxnState,
-    /// The last tid that had been told when this was intended: its own must be later.
+    /// The last tid that was known when the process stated its intention. The transaction's own tid
+    /// is later.
     after: Tid,
 }
 
@@ -123,21 +124,21 @@ pub struct Ledger {
     transactions: BTreeMap<TxnId, TxnEntry>,
     /// By the tid of each transaction that is known to be committed.
     committed: BTreeMap<Tid, TxnId>,
-    /// The last oid that was given.
+    /// The last oid that was allocated.
     last_oid: u64,
     cached: BTreeSet<BlobId>,
-    /// How far revisions may be forgotten, and how far they are.
+    /// Revisions before these tids may be gone, and are gone.
     packing: Tid,
     packed: Tid,
-    /// How often something was refused, or failed.
+    /// The number of refused and failed requests.
     pub refusals: u64,
 }
 
 impl Ledger {
-    /// Takes note of what was statement.
+    /// Records a statement.
     ///
     /// # Errors
-    /// Where that can not be.
+    /// The statement contradicts an earlier one, or reports a broken promise.
     pub fn record(&mut self, statement: Statement) -> Result<(), Problem> {
         match statement {
             Statement::Waits | Statement::Done => {}
@@ -167,67 +168,68 @@ impl Ledger {
         Ok(())
     }
 
-    /// The machine has lost its power: what a cache had promised to have counts no more.
+    /// Forgets what the cache has promised: the machine has lost its power.
     pub fn forget_cached(&mut self) {
         self.cached.clear();
     }
 
-    /// What became of a transaction.
+    /// Records what became of a transaction.
     ///
     /// # Errors
-    /// Where something else became of it before, or its tid is not later than those that were known before it.
+    /// The transaction had another outcome before, or its tid is not later than those known before
+    /// it.
     pub fn decide(&mut self, txn: TxnId, state: TxnState) -> Result<(), Problem> {
-        let told =
+        let entry =
             self.transactions.get_mut(&txn).context(format!("transaction {txn} was never intended"))?;
         ensure!(
-            told.state == TxnState::Unknown || told.state == state,
+            entry.state == TxnState::Unknown || entry.state == state,
             "transaction {txn} was {:?}, and now is {state:?}",
-            told.state
+            entry.state
         );
-        told.state = state;
+        entry.state = state;
         if let TxnState::Committed(tid) = state {
-            ensure!(tid > told.after, "{txn} has the tid {tid}, and {} was before it", told.after);
+            ensure!(tid > entry.after, "{txn} has the tid {tid}, and {} was before it", entry.after);
             let other = self.committed.insert(tid, txn);
             ensure!(other.is_none_or(|other| other == txn), "two transactions have the tid {tid}");
         }
         Ok(())
     }
 
-    /// The transactions of which nobody has told what became of them.
+    /// Returns the transactions whose outcome is unknown.
     #[must_use]
     pub fn unknown(&self) -> Vec<TxnId> {
         self.transactions
             .iter()
-            .filter(|(_, told)| told.state == TxnState::Unknown)
+            .filter(|(_, entry)| entry.state == TxnState::Unknown)
             .map(|(txn, _)| *txn)
             .collect()
     }
 
-    /// The last tid that is known.
+    /// Returns the last known tid.
     #[must_use]
     pub fn last_tid(&self) -> Tid {
         self.committed.last_key_value().map_or(Tid::ZERO, |(tid, _)| *tid)
     }
 
-    /// How many transactions are committed.
+    /// Returns the number of committed transactions.
     #[must_use]
     pub fn commits(&self) -> usize {
         self.committed.len()
     }
 
-    /// How many transactions were told of, whatever became of them.
+    /// Returns the number of all transactions.
     #[must_use]
     pub fn transactions(&self) -> usize {
         self.transactions.len()
     }
 
-    /// The blobs that a cache has statement to have.
+    /// Returns the blobs that are in the cache, according to the cache.
     #[must_use]
     pub fn cached(&self) -> &BTreeSet<BlobId> {
         &self.cached
     }
 
-    /// The bytes that a blob must have; `None` where there is no such blob.
+    /// Returns the bytes that a blob must have, or `None` if there is no such blob.
     #[must_use]
     pub fn blob(&self, blob: BlobId) -> Option<Vec<u8>> {
         let txn = *self.committed.get(&blob.tid)?;
@@ -235,13 +237,14 @@ impl Ledger {
         Some(contents::bytes(txn, blob.oid, Kind::Blob, change.blob?))
     }
 
-    /// All revisions that were committed, by object, in the order of their tids, with whether they must, may, or must
-    /// not be there: what was packed is not.
+    /// Returns all committed revisions, by object and in the order of their tids, with whether they
+    /// must exist.
     #[must_use]
     pub fn revisions(&self) -> Vec<Expected> {
         let mut objects: BTreeMap<Oid, Vec<(Tid, TxnId, &Change)>> = BTreeMap::new();
         for (tid, txn) in &self.committed {
-            let changes = self.transactions.get(txn).map(|told| told.changes.as_slice()).unwrap_or_default();
+            let changes =
+                self.transactions.get(txn).map(|entry| entry.changes.as_slice()).unwrap_or_default();
             for change in changes {
                 objects.entry(change.oid).or_default().push((*tid, *txn, change));
             }
@@ -267,10 +270,10 @@ impl Ledger {
     }
 }
 
-/// Whether a revision is to be there.
+/// Whether a revision exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// It was committed, and is of use.
+    /// It was committed, and is not packed away.
     Must,
     /// It is being packed away.
     May,
@@ -281,13 +284,13 @@ pub enum Presence {
 /// A revision that was committed.
 #[derive(Clone, Debug)]
 pub struct Expected {
-    /// Its transaction.
+    /// Its tid.
     pub tid: Tid,
-    /// That one's name.
+    /// Its transaction.
     pub txn: TxnId,
     /// What was stored.
     pub change: Change,
-    /// Whether it is to be there.
+    /// Whether it exists.
     pub presence: Presence,
 }
 
@@ -307,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn tids_that_go_back_and_oids_that_are_given_twice_are_wrong() {
+    fn descending_tids_and_repeated_oids_are_refused() {
         let mut ledger = Ledger::default();
         let (early, first) = (intends(&mut ledger, 1, 1, Some(1)), intends(&mut ledger, 2, 2, Some(1)));
         committed(&mut ledger, first, 7).unwrap();
@@ -319,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_answered_stays_so() {
+    fn answered_outcome_stays() {
         let mut ledger = Ledger::default();
         let txn = intends(&mut ledger, 1, 1, Some(1));
         assert_eq!(ledger.unknown(), [txn]);
@@ -329,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_of_no_use_is_packed() {
+    fn only_unused_revisions_are_packed() {
         let mut ledger = Ledger::default();
         for (n, oid, record) in
             [(1, 1, Some(1)), (2, 1, Some(1)), (3, 2, Some(1)), (4, 2, None), (5, 1, Some(1))]

@@ -1,10 +1,10 @@
-//! How blobferry is tried as a whole, beyond what tests of single parts can show.
+//! Tests of blobferry as a whole.
 //!
-//! [`simulator`] is a cluster in one thread, out of one seed.
+//! [`simulator`] is a cluster in one thread, simulated from one seed.
 //!
-//! [`powercut`], [`killpoints`] and [`ioerrors`] have real processes use a store and a cache, on real file systems, while
-//! something happens to them. Everything that these are promised is noted in a [`ledger`]; afterwards all of it is
-//! compared with what is there. They are commands of the program `simulate`: see `tests/README.md`.
+//! [`powercut`], [`killpoints`] and [`ioerrors`] run real processes that use a store and a cache on
+//! real file systems, and inject faults. A [`ledger`] records every promise. Afterwards it is
+//! compared with what is left. All are commands of the program `simulate`: see `tests/README.md`.
 
 mod child;
 pub mod contents;

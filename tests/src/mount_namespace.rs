@@ -1,7 +1,8 @@
-//! A place of one's own: what is mounted there, nobody else sees, and it is gone with the process, however that ends.
+//! A mount namespace with a file system in memory. Other processes do not see its mounts, and it
+//! ends with the process.
 //!
-//! It is a mount namespace, with a file system in memory. It has its own opinion of when the machine was started, too, so
-//! that one can pretend that it was started again: that is how caches find out whose word they can take.
+//! It has a boot id of its own, so that a test can pretend that the machine was restarted. Caches
+//! use the boot id to decide which stamps they trust.
 
 use std::cell::Cell;
 use std::fs;
@@ -11,14 +12,14 @@ use std::process::Command;
 
 use crate::failure::{Context, Failure, Problem};
 
-/// Says that a process is inside.
+/// The environment variable that marks a process in a namespace.
 const ENTERED: &str = "BLOBFERRY_ENCLOSED";
-/// Any directory that is everywhere, and in which nobody keeps programs.
+/// A directory that exists on every machine and contains no programs.
 const MEMORY: &str = "/dev/shm";
-/// Where the kernel tells which boot this is.
+/// The file in which the kernel publishes the boot id.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The place.
+/// A mount namespace that this process is in.
 #[derive(Debug)]
 pub struct MountNamespace {
     boot: PathBuf,
@@ -26,11 +27,11 @@ pub struct MountNamespace {
 }
 
 impl MountNamespace {
-    /// Begins this program anew inside of one, with the same arguments, unless it is inside already. Called before
-    /// anything else is done, by programs alone.
+    /// Starts this program again in a new namespace, with the same arguments, unless it is in one
+    /// already. Only a program may call this, before it does anything else.
     ///
     /// # Errors
-    /// [`Failure::Unable`] where that can not be done.
+    /// [`Failure::Unable`] if that is impossible.
     pub fn enter() -> Result<MountNamespace, Failure> {
         if std::env::var_os(ENTERED).is_none() {
             possible()?;
@@ -47,26 +48,26 @@ impl MountNamespace {
         Ok(namespace)
     }
 
-    /// Where files can be, in memory.
+    /// Returns the directory of the file system in memory.
     #[must_use]
     pub fn path(&self) -> &Path {
         Path::new(MEMORY)
     }
 
-    /// From now on this is another boot of the machine.
+    /// Changes the boot id, as a restart of the machine would.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The error of the file system.
     pub fn reboot(&self) -> Result<(), Problem> {
         self.boots.set(self.boots.get() + 1);
         let boot = format!("b10bfe44-0000-4000-8000-{:012x}\n", self.boots.get());
         fs::write(&self.boot, boot).context("could not pretend that the machine was started again")
     }
 
-    /// Copies a directory to where it can be looked at afterwards.
+    /// Copies a directory out of the namespace, to be examined later.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The error of the file system.
     pub fn keep(&self, dir: &Path) -> Result<PathBuf, Problem> {
         let kept = tempfile::Builder::new().prefix("blobferry-failed-").tempdir();
         let kept = kept.context("could not make a directory")?.keep();
@@ -74,10 +75,10 @@ impl MountNamespace {
     }
 }
 
-/// Whether this process can enter such a place.
+/// Checks that this process can enter a namespace.
 ///
 /// # Errors
-/// [`Failure::Unable`] where it can not.
+/// [`Failure::Unable`] if it cannot.
 pub fn possible() -> Result<(), Failure> {
     let unable = |why: &str| Err(Failure::Unable(why.to_owned()));
     if !rustix::process::geteuid().is_root() {
@@ -88,28 +89,29 @@ pub fn possible() -> Result<(), Failure> {
     match probe.output() {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => {
-            unable(&format!("can not mount here: {}", String::from_utf8_lossy(&output.stderr).trim()))
+            unable(&format!("cannot mount here: {}", String::from_utf8_lossy(&output.stderr).trim()))
         }
-        Err(error) => unable(&format!("can not start unshare: {error}")),
+        Err(error) => unable(&format!("cannot start unshare: {error}")),
     }
 }
 
 fn unshare() -> Command {
     let mut unshare = Command::new("unshare");
-    // What others unmount outside is unmounted here, too: nobody's mounts live on because of this.
+    // What is unmounted outside is unmounted here, too, so the namespace keeps no foreign mount
+    // alive.
     unshare.args(["--mount", "--propagation", "slave"]);
     unshare
 }
 
-/// Whether a program is there that not every machine has.
+/// Checks that an optional program is installed.
 pub(crate) fn needs(program: &str) -> Result<(), Failure> {
     match Command::new(program).arg("-V").output() {
         Ok(_) => Ok(()),
-        Err(error) => Err(Failure::Unable(format!("can not start {program}: {error}"))),
+        Err(error) => Err(Failure::Unable(format!("cannot start {program}: {error}"))),
     }
 }
 
-/// Has a program do something, and waits for it.
+/// Runs a program, and waits for its end.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<(), Problem> {
     let doing = format!("{program} {}", arguments.join(" "));
     let output = Command::new(program).args(arguments).output().context(&doing)?;
@@ -119,7 +121,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<(), Problem> {
     }
 }
 
-/// Copies a directory with all that is in it, extended attributes included.
+/// Copies a directory and all it contains, with extended attributes.
 pub(crate) fn copy(from: &Path, to: &Path) -> Result<(), Problem> {
     run("cp", &["-a", &from.to_string_lossy(), &to.to_string_lossy()])
 }

@@ -1,4 +1,5 @@
-//! `strace`, which makes a system call of another process fail, or kills the process right before it.
+//! Runs `strace`, which injects an error into a system call of another process, or kills the
+//! process right before it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::failure::{Context, Failure, Problem, ensure};
 use crate::mount_namespace::needs;
 
-/// Whether there is one that works.
+/// Checks that `strace` works here.
 pub(crate) fn possible() -> Result<(), Failure> {
     needs("strace")?;
     let output = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
@@ -25,24 +26,24 @@ pub(crate) fn possible() -> Result<(), Failure> {
     }
 }
 
-/// What is looked at.
+/// The threads to trace.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
     /// A thread.
     pub(crate) thread: u32,
-    /// Whether the other threads of its process, and all that are started later, are looked at, too. `strace` counts
-    /// the calls of each thread for itself.
+    /// Whether to trace the other threads of its process and all later ones, too. `strace` counts
+    /// the calls of each thread separately.
     pub(crate) and_others: bool,
 }
 
-/// One that looks at a thread, until it is ended.
+/// A running `strace`.
 pub(crate) struct Strace {
     process: Child,
     log: PathBuf,
 }
 
 impl Strace {
-    /// Begins to look at some system calls; `inject` says what becomes of them.
+    /// Starts to trace some system calls. `inject` says what happens to them.
     pub(crate) fn attach(
         target: Target,
         calls: &str,
@@ -55,21 +56,21 @@ impl Strace {
         strace.args(target.and_others.then_some("-f"));
         let process = strace.stderr(Stdio::piped()).spawn().context("could not start strace")?;
         let mut strace = Strace { process, log: log.to_owned() };
-        let mut said = String::new();
+        let mut line = String::new();
         let stderr = strace.process.stderr.as_mut().context("strace has no output")?;
-        BufReader::new(stderr).read_line(&mut said).context("could not hear strace")?;
-        ensure!(said.contains("attached"), "strace could not look at a process: {said}");
+        BufReader::new(stderr).read_line(&mut line).context("could not read from strace")?;
+        ensure!(line.contains("attached"), "strace could not attach to a process: {line}");
         Ok(strace)
     }
 
-    /// Ends it, and returns what it has seen. Whoever was looked at goes on.
+    /// Ends the trace and returns its log. The traced process continues.
     pub(crate) fn end(mut self) -> Result<String, Problem> {
         self.stop()?;
         fs::read_to_string(&self.log).context("could not read what strace has seen")
     }
 
     fn stop(&mut self) -> Result<(), Problem> {
-        // It may have ended with the one that it has looked at; but it was not waited for, so it is no other process.
+        // It may have ended with its target. It was not waited for, so the pid is still its own.
         _ = kill_process(Pid::from_child(&self.process), Signal::TERM);
         self.process.wait().context("could not wait for strace").map(drop)
     }
@@ -83,15 +84,16 @@ impl Drop for Strace {
     }
 }
 
-/// How often each system call was made by the thread that made most of them, in what was seen of one or several.
+/// Counts the calls of each system call by the thread that made most of them, in a log of one or
+/// more threads.
 pub(crate) fn count(seen: &str) -> BTreeMap<String, u32> {
     let mut counts: BTreeMap<(u32, &str), u32> = BTreeMap::new();
     for line in seen.lines() {
-        // Where there may be several, each line begins with the number of its thread.
+        // In a log of several threads, each line begins with the id of its thread.
         let (thread, rest) = line.split_once(' ').unwrap_or_default();
         let (thread, rest) = thread.parse().map_or((0, line), |thread| (thread, rest.trim_start()));
         let Some((call, _)) = rest.split_once('(') else { continue };
-        // Not the second half of a call, nor the end of a process.
+        // Skips the second half of a call, and the end of a process.
         if call.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
             *counts.entry((thread, call)).or_insert(0) += 1;
         }

@@ -1,4 +1,5 @@
-//! A script, and what it finds: played again and again, and each time something else happens at one of its system calls.
+//! Runs a script again and again, from the same state, with a fault at another system call each
+//! time.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -15,7 +16,7 @@ use crate::mount_namespace::{MountNamespace, copy};
 use crate::strace::{Strace, Target, count};
 use crate::workload::{Role, prepare, server};
 
-/// System calls that say nothing about files, so nothing is tried with them.
+/// System calls that do not involve files. No fault is injected there.
 const NOT_ABOUT_FILES: [&str; 27] = [
     "brk",
     "clock_gettime",
@@ -46,32 +47,32 @@ const NOT_ABOUT_FILES: [&str; 27] = [
     "sigaltstack",
 ];
 
-/// At which system calls something is to happen.
+/// Selects the system calls.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// In this role only.
     pub role: Option<Role>,
-    /// At this system call only; where writes are to be short, `limit`.
+    /// At this system call only; `limit` selects short writes.
     pub call: Option<String>,
-    /// At this one of its calls only, from 1 on; with this limit only.
+    /// At this one of its calls only, from 1 on, or with this limit only.
     pub number: Option<u32>,
-    /// At some of the calls of each name, and not at all of them.
+    /// At some of the calls of each name, instead of all.
     pub short: bool,
 }
 
-/// Whose system calls are tried.
+/// The threads whose system calls are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Thread {
-    /// Those of the thread that plays the script.
+    /// The thread that runs the script.
     Main,
-    /// Those of the one that makes transactions durable.
+    /// The store's committer.
     Committer,
-    /// Those of every thread, each counted for itself.
+    /// Every thread, each counted separately.
     Each,
 }
 
 impl Thread {
-    /// The threads that do something in a script.
+    /// Returns the threads that work in a script.
     pub(crate) const fn of(role: Role) -> &'static [Thread] {
         match role {
             Role::Server => &[Thread::Main, Thread::Committer],
@@ -101,11 +102,11 @@ impl Thread {
 pub(crate) struct Point {
     pub(crate) thread: Thread,
     pub(crate) call: String,
-    /// It is the one with this number, from 1 on.
+    /// The number of the call, from 1 on.
     pub(crate) number: u32,
 }
 
-/// Which of so many calls are tried: all, or some of the beginning, the middle and the end.
+/// Returns the numbers of the calls to try: all, or some of the beginning, the middle and the end.
 pub(crate) fn numbers(count: u32, short: bool) -> Vec<u32> {
     if !short {
         return (1..=count).collect();
@@ -116,13 +117,13 @@ pub(crate) fn numbers(count: u32, short: bool) -> Vec<u32> {
     some
 }
 
-/// A script that can be played.
+/// A script, and the state that it starts from.
 pub(crate) struct Replay<'a> {
     runner: &'a Path,
     pub(crate) role: Role,
-    /// What it finds.
+    /// The directory that a run starts from.
     base: PathBuf,
-    /// Where it is played.
+    /// The directory of a run.
     pub(crate) work_dir: PathBuf,
     log: PathBuf,
     ledger: Ledger,
@@ -152,7 +153,7 @@ impl<'a> Replay<'a> {
         Ok(Replay { runner, role, base, work_dir, log, ledger })
     }
 
-    /// How often a thread of the script makes each system call that has to do with files.
+    /// Returns how often a thread of the script makes each system call that involves files.
     pub(crate) fn calls(&self, thread: Thread) -> Result<Vec<(String, u32)>, Problem> {
         let run = Run::begin(self, thread, "all", None)?;
         let (mut child, strace, mut ledger) = (run.child, run.strace, run.ledger);
@@ -163,8 +164,8 @@ impl<'a> Replay<'a> {
         Ok(count(&seen).into_iter().filter(|(call, _)| !NOT_ABOUT_FILES.contains(&call.as_str())).collect())
     }
 
-    /// Has a process be killed right before a system call, and looks at what it leaves. `false` where it did not come
-    /// to that.
+    /// Kills the process right before a system call, and examines what is left. Returns `false` if
+    /// the process did not reach the call.
     pub(crate) fn kill_at(&self, point: &Point) -> Result<bool, Problem> {
         let Point { thread, call, number } = point;
         let inject = format!("inject={call}:signal=KILL:when={number}");
@@ -182,8 +183,8 @@ impl<'a> Replay<'a> {
         Ok(killed)
     }
 
-    /// Has a system call fail, once or from then on, until the script is at its end; then nothing fails any more.
-    /// Looks at what it leaves. How many calls failed.
+    /// Lets a system call fail, once or from then on, until the end of the tried part. Examines
+    /// what is left, and returns the number of failed calls.
     pub(crate) fn fail_at(&self, point: &Point, error: &str, for_ever: bool) -> Result<usize, Problem> {
         let Point { thread, call, number } = point;
         let more = if for_ever { "+" } else { "" };
@@ -197,8 +198,8 @@ impl<'a> Replay<'a> {
         Ok(seen.lines().filter(|line| line.contains("(INJECTED)")).count())
     }
 
-    /// Lets no file become longer than so many bytes, so that the write that would make it longer is a short one. Looks
-    /// at what is left. How often something was refused.
+    /// Limits the length of files in bytes, so that a write which reaches the limit is short.
+    /// Examines what is left, and returns the number of refusals.
     pub(crate) fn limit_to(&self, bytes: u64) -> Result<u64, Problem> {
         self.reset()?;
         let mut ledger = self.ledger.clone();
@@ -222,7 +223,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Sets the work_dir anew, in memory or elsewhere.
+    /// Resets the directory of a run, in memory or on a disk.
     pub(crate) fn reset(&self) -> Result<(), Problem> {
         if self.work_dir.exists() {
             fs::remove_dir_all(&self.work_dir).context("could not remove what was played before")?;
@@ -231,10 +232,10 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// A script that has been played to the end of its part that is tried, or to its own end.
+/// A script that was run to the end of its tried part, or to its own end.
 struct Run {
     child: Child,
-    /// It is not at its own end.
+    /// The script pauses at the end of its tried part.
     waits: bool,
     strace: Strace,
     ledger: Ledger,
@@ -253,8 +254,8 @@ impl Run {
     }
 }
 
-/// Leaves a store as a crash does: its log has not been moved into the database, and there are files that belong to
-/// nothing.
+/// Leaves a store as a crash does: with a log that is not in the database yet, and with orphaned
+/// files.
 fn crash(runner: &Path, base: &Path, ledger: &mut Ledger) -> Result<(), Problem> {
     let mut child = Child::start(runner, Role::Crash, base, 0)?;
     ensure!(child.record_until_it_waits(ledger)?, "it has ended before it was killed");

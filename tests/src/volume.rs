@@ -1,4 +1,5 @@
-//! A file system in a file, whose power can be cut: it is shut down as it is, and what was not synced is lost.
+//! A file system in a file, whose power can be cut: the kernel shuts it down, and what was not
+//! synced is lost.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +14,7 @@ use tempfile::NamedTempFile;
 use crate::failure::{Context, Failure, Problem, ensure};
 use crate::mount_namespace::{needs, run};
 
-/// Kinds of file systems whose power can be cut.
+/// The file systems whose power can be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// ext4.
@@ -23,16 +24,16 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether such a file system can be made, and its power be cut, here.
+    /// Checks that such a file system can be made and shut down here.
     ///
     /// # Errors
-    /// [`Failure::Unable`] where it can not.
+    /// [`Failure::Unable`] if it cannot.
     pub fn possible(self) -> Result<(), Failure> {
         needs(&format!("mkfs.{self}"))?;
         needs("perl")
     }
 
-    /// XFS wants to be at least so large. Nothing takes room before it is used.
+    /// Returns the size in bytes; XFS requires this much. The file is sparse.
     const fn size(self) -> u64 {
         match self {
             Kind::Ext4 => 96 << 20,
@@ -40,7 +41,8 @@ impl Kind {
         }
     }
 
-    /// Ways to mount it: each loses other things. Where ext4 writes data later than names, most is torn.
+    /// Returns the mount options to try. Each loses other data; most is torn if ext4 writes data
+    /// later than names.
     const fn options(self) -> &'static [&'static str] {
         match self {
             Kind::Ext4 => &["loop", "loop,nodelalloc,data=writeback", "loop,data=writeback"],
@@ -65,11 +67,11 @@ impl FromStr for Kind {
         [Kind::Ext4, Kind::Xfs]
             .into_iter()
             .find(|kind| kind.to_string() == text)
-            .ok_or_else(|| format!("{text} can not be shut down, or is not known here: ext4 and xfs can"))
+            .ok_or_else(|| format!("{text} cannot be shut down, or is not known here: ext4 and xfs can"))
     }
 }
 
-/// A file system in a file, mounted. Dropped, it is unmounted, and gone.
+/// A mounted file system in a file. Dropping it unmounts and removes it.
 #[derive(Debug)]
 pub(crate) struct Volume {
     image: NamedTempFile,
@@ -78,10 +80,10 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    /// Makes one in a directory. `variant` chooses how it is mounted.
+    /// Makes a file system in a directory. `variant` selects the mount options.
     pub(crate) fn make(dir: &Path, kind: Kind, variant: usize) -> Result<Volume, Problem> {
         let at = dir.join("volume");
-        // Another file each time: the kernel may still be at work on the last one.
+        // A new file each time: the kernel may still use the last one.
         let image = NamedTempFile::new_in(dir).context("could not make a file for a file system")?;
         image.as_file().set_len(kind.size()).context("could not make a file for a file system")?;
         std::fs::create_dir_all(&at).context("could not make a directory to mount at")?;
@@ -100,7 +102,8 @@ impl Volume {
         run("mount", &["-o", self.options, &self.image.path().to_string_lossy(), &self.at.to_string_lossy()])
     }
 
-    /// Whoever had files open there is dead; it may take the kernel a moment to bury them.
+    /// Unmounts the file system. All processes that had files open there are dead, but the kernel
+    /// may need a moment to close the files.
     pub(crate) fn unmount(&self) -> Result<(), Problem> {
         let unmount = || run("umount", &[&self.at.to_string_lossy()]);
         for _ in 0..500 {
@@ -115,7 +118,7 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        // Where it is not mounted just now, there is nothing to do.
+        // This fails if it is not mounted, which is fine.
         _ = run("umount", &["--lazy", &self.at.to_string_lossy()]);
     }
 }
@@ -123,13 +126,14 @@ impl Drop for Volume {
 /// What is written of the journal when the power is cut.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Journal {
-    /// All of it, but not the data of files: names, and lengths, without what they stand for.
+    /// All of it, but not the data of files: names and lengths without contents.
     Written = 1,
     /// Only what was written before.
     Lost = 2,
 }
 
-/// Who stands ready to cut the power of a volume. Programs in Rust without `unsafe` can not say it to the kernel.
+/// A helper process that cuts the power of a volume. The `ioctl` needs `unsafe` in Rust, so the
+/// helper is a Perl script.
 pub(crate) struct Cutter(Child);
 
 const CUT: &str = r#"
@@ -161,8 +165,8 @@ impl Cutter {
     fn read_line(&mut self) -> Result<String, Problem> {
         let mut line = String::new();
         let stdout = self.0.stdout.as_mut().context("perl has no output")?;
-        // It says one line at a time: nothing of the next is read ahead.
-        BufReader::new(stdout).read_line(&mut line).context("could not hear perl")?;
+        // Perl writes one line at a time, so this buffer never takes a part of the next line.
+        BufReader::new(stdout).read_line(&mut line).context("could not read from perl")?;
         Ok(line)
     }
 

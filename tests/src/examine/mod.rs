@@ -1,4 +1,4 @@
-//! Looking at what is left when something has happened: recovery first, then everything that was promised.
+//! Examines what is left after a fault: recovers it, and compares it with the ledger.
 
 mod cache;
 mod server;
@@ -8,7 +8,7 @@ pub(crate) use self::server::examine_server;
 
 #[cfg(test)]
 mod tests {
-    //! It finds what it is there to find.
+    //! Tests that the examination finds what it has to find.
 
     use blobferry_platform::blobdir::Layout;
     use blobferry_platform::sync::Mutex;
@@ -20,7 +20,7 @@ mod tests {
     use crate::ledger::{Change, Ledger, Statement};
     use crate::workload::{Role, cache, prepare, server};
 
-    /// A store, or a cache, with which all is well.
+    /// Makes a sound store or cache.
     fn sound(role: Role, dir: &Path) -> Ledger {
         let statements = Mutex::new(Vec::new());
         prepare(role, dir, &|statement| statements.lock().push(statement)).unwrap();
@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_store_that_is_sound_nothing_is_wrong_however_often_it_is_looked_at() {
+    fn sound_store_passes_repeated_examinations() {
         let dir = tempfile::tempdir().unwrap();
         let mut ledger = sound(Role::Server, dir.path());
         for _ in 0..3 {
@@ -60,15 +60,15 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_that_was_refused_and_one_that_nobody_intended_are_found() {
+    fn refused_and_unintended_commits_are_found() {
         let dir = tempfile::tempdir().unwrap();
         sound(Role::Server, dir.path());
-        finds(&mut Ledger::default(), dir.path(), "nobody has committed these");
+        finds(&mut Ledger::default(), dir.path(), "these were never committed");
     }
 
     #[test]
     fn torn_and_missing_blobs_are_found() {
-        for (tear, what) in [(true, "is torn"), (false, "can not be read")] {
+        for (tear, what) in [(true, "is torn"), (false, "cannot be read")] {
             let dir = tempfile::tempdir().unwrap();
             let mut ledger = sound(Role::Server, dir.path());
             let (_, path) = first_file(&server(dir.path()).join("blobs"));
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_torn_in_a_cache_or_was_promised_to_be_there_is_found() {
+    fn torn_and_missing_cached_blobs_are_found() {
         for (tear, what) in [(true, "is torn in the cache"), (false, "is not any more")] {
             let dir = tempfile::tempdir().unwrap();
             let ledger = sound(Role::Client, dir.path());

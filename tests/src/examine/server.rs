@@ -1,4 +1,5 @@
-//! A store after a crash: item opens, has all that was committed, byte by byte, nothing else, and goes on.
+//! Examines a store after a crash: it opens, has exactly what was committed, byte by byte, and
+//! takes new transactions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,10 +15,11 @@ use crate::failure::{Context, Problem, ensure};
 use crate::ledger::{Change, Expected, Ledger, Presence, Statement, TxnState};
 use crate::workload::{Committer, Op, config, server, wait_for};
 
-/// Recovers the store in a directory, and compares item with what was promised. What was not known is known afterwards.
+/// Recovers the store in a directory, and compares it with the ledger. Outcomes that were unknown
+/// are recorded.
 pub(crate) fn examine_server(dir: &Path, ledger: &mut Ledger) -> Result<(), Problem> {
     let dir = server(dir);
-    let store = SqliteStore::open(&dir, config()).context("the store can not be opened")?;
+    let store = SqliteStore::open(&dir, config()).context("the store cannot be opened")?;
     let left = names(&dir.join("blobs/tmp"))?;
     ensure!(left.is_empty(), "recovery has left in the store's tmp: {left:?}");
     for txn in ledger.unknown() {
@@ -34,7 +36,7 @@ pub(crate) fn examine_server(dir: &Path, ledger: &mut Ledger) -> Result<(), Prob
     commit_one_more(&store, &dir, ledger)?;
     store.close();
     drop(store);
-    let report = check(&dir, CheckOptions::default(), &mut |_| ()).context("the store can not be checked")?;
+    let report = check(&dir, CheckOptions::default(), &mut |_| ()).context("the store cannot be checked")?;
     ensure!(report.findings.is_empty(), "the store is not sound: {:?}", report.findings);
     Ok(())
 }
@@ -51,7 +53,7 @@ fn names(dir: &Path) -> Result<BTreeSet<String>, Problem> {
 fn revisions(store: &dyn Store) -> Result<BTreeMap<(Tid, Oid), StoredRevision>, Problem> {
     let (mut all, mut after) = (BTreeMap::new(), None);
     loop {
-        let page = store.revisions(after, 1000).context("revisions can not be listed")?;
+        let page = store.revisions(after, 1000).context("revisions cannot be listed")?;
         let Some(last) = page.last() else { return Ok(all) };
         after = Some((last.tid, last.oid));
         all.extend(page.into_iter().map(|revision| ((revision.tid, revision.oid), revision)));
@@ -77,7 +79,7 @@ fn compare(store: &dyn Store, ledger: &Ledger) -> Result<(), Problem> {
             }
         }
     }
-    ensure!(found.is_empty(), "nobody has committed these: {:?}", found.keys());
+    ensure!(found.is_empty(), "these were never committed: {:?}", found.keys());
     for (oid, (tid, exists)) in newest {
         let current = store.load(oid);
         let right =
@@ -99,28 +101,28 @@ fn compare_revision(
     let expected = (change.record.map(|size| size as u64), change.blob.map(|size| size as u64));
     ensure!(sizes == expected, "{what} has the sizes {sizes:?}, not {expected:?}");
     if let Some(size) = change.record {
-        let record = store.load_serial(oid, tid).context(format!("{what} can not be read"))?;
+        let record = store.load_serial(oid, tid).context(format!("{what} cannot be read"))?;
         ensure!(record.data == bytes(txn, oid, Kind::Record, size), "the record of {what} is torn");
     }
     if let Some(size) = change.blob {
-        let blob = read(store, BlobId { oid, tid }).context(format!("the blob of {what} can not be read"))?;
+        let blob = read(store, BlobId { oid, tid }).context(format!("the blob of {what} cannot be read"))?;
         ensure!(blob == bytes(txn, oid, Kind::Blob, size), "the blob of {what} is torn");
     }
     Ok(())
 }
 
 fn read(store: &dyn Store, blob: BlobId) -> Result<Vec<u8>, Problem> {
-    match store.open_blob(blob).context("it can not be opened")? {
+    match store.open_blob(blob).context("it cannot be opened")? {
         OpenBlob::Small { bytes, .. } => Ok(bytes),
         OpenBlob::File { mut file, .. } => {
             let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes).context("its file can not be read")?;
+            file.read_to_end(&mut bytes).context("its file cannot be read")?;
             Ok(bytes)
         }
     }
 }
 
-/// A new object, of a later transaction than all others, shows that the store goes on.
+/// Commits one more transaction, to show that the store works.
 fn commit_one_more(store: &dyn Store, dir: &Path, ledger: &mut Ledger) -> Result<(), Problem> {
     let statements: Mutex<Vec<Statement>> = Mutex::default();
     let emit = |item| statements.lock().push(item);

@@ -1,5 +1,5 @@
-//! Disks that fail: each system call of a process fails, one after the other, once or from then on; and writes that take
-//! less than they were given.
+//! Failing disks: each system call of a process fails in turn, once or from then on, or writes are
+//! short.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,25 +14,25 @@ use crate::syscall_replay::{Point, Replay, Thread, numbers};
 use crate::volume::{Kind, Volume};
 use crate::workload::Role;
 
-/// System calls that do not fail like this. A file that could not be closed is closed nevertheless; memory is none of a
-/// disk's, and neither are the locks of a database, which are waited for where they can not be had.
+/// System calls that are not made to fail. A file is closed even if `close` fails, and `mmap` does
+/// not use the disk. `fcntl` locks the database, and is retried.
 const NEVER: [&str; 3] = ["close", "fcntl", "mmap"];
 
-/// What becomes of a call, and whether it does from then on.
+/// The errors that are injected, and whether all later calls fail, too.
 const FAULTS: [(&str, bool); 4] = [("EIO", false), ("ENOSPC", true), ("ENOSPC", false), ("EIO", true)];
 
-/// The limits of the length of files, in bytes: from the first on, in steps of the second, to the third. The largest
-/// blob is between the last ones.
+/// The limits on the length of files in bytes: the first, the step, and the end. The largest blob
+/// is between the last two limits.
 const LIMITS: (u64, usize, u64) = (500, 1_499, 140_000);
 
-/// What was done. Whatever is wrong is a [`Failure`] instead.
+/// What was done. A problem is a [`Failure`] instead.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// How often a call failed, by its name.
     pub failures: BTreeMap<String, usize>,
-    /// How often a script was played.
+    /// How often a script was run.
     pub plays: u64,
-    /// How often a limit for files refused something.
+    /// How often a request was refused because of a limit.
     pub limited: u64,
     /// How long it took.
     pub took: Duration,
@@ -48,7 +48,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Has each system call of a process fail. `runner` is the program `simulate`.
+/// Lets each system call of a process fail. `runner` is the program `simulate`.
 ///
 /// # Errors
 /// [`Failure`].
@@ -69,7 +69,7 @@ pub fn run(namespace: &MountNamespace, runner: &Path, options: &Options) -> Resu
     Ok(report)
 }
 
-/// `at` says what is being tried.
+/// Tries one role. `at` receives the options that select the current point.
 fn run_role(
     namespace: &MountNamespace,
     runner: &Path,
@@ -108,7 +108,8 @@ fn run_role(
     Ok(())
 }
 
-/// Short writes. A file system in memory reserves no room beyond such a limit: so this is one on a disk.
+/// Tries short writes. This needs a file system on a disk: one in memory does not reserve space
+/// beyond a limit.
 fn limits(
     namespace: &MountNamespace,
     replay: &mut Replay<'_>,

@@ -1,5 +1,5 @@
-//! Kill points: a process is killed right before each of its system calls, one after the other, and what it leaves is
-//! looked at.
+//! Kill points: a process is killed right before each of its system calls in turn, and its files
+//! are examined.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,12 +13,12 @@ pub use crate::syscall_replay::Options;
 use crate::syscall_replay::{Point, Replay, Thread, numbers};
 use crate::workload::Role;
 
-/// What was done. Whatever is wrong is a [`Failure`] instead.
+/// What was done. A problem is a [`Failure`] instead.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// How often a process was killed, by the name of the system call.
     pub kills: BTreeMap<String, u64>,
-    /// How often a process did not come to the call where it was to be killed: it makes some more, or less, each time.
+    /// How often a process did not reach the call: the number of calls varies between runs.
     pub missed: u64,
     /// How long it took.
     pub took: Duration,
@@ -81,7 +81,7 @@ fn run_role(
     Ok(())
 }
 
-/// What never happens proves nothing.
+/// Checks that the process was killed at least once: otherwise the test proves nothing.
 fn check_reached(kills: u64, options: &Options) -> Result<(), Problem> {
     ensure!(kills > 0 || options.number.is_some(), "nothing was killed at this call");
     Ok(())

@@ -1,5 +1,5 @@
-//! Power cuts: a server and a cache at full work on a file system that is shut down at any moment, started again, and
-//! looked at. Again and again.
+//! Power cuts: a file system on which a server and a cache work is shut down at a random moment,
+//! mounted again and examined.
 
 use std::fmt;
 use std::path::Path;
@@ -16,32 +16,32 @@ use crate::mount_namespace::MountNamespace;
 use crate::volume::{Cutter, Journal, Kind, Volume};
 use crate::workload::Role;
 
-/// So many cuts one file system has to live through; then there is a new one.
+/// The number of cuts after which a new file system is made.
 const CUTS_PER_VOLUME: u64 = 8;
-/// So many lines at most are heard before the cut. A transaction has two or three.
+/// The most statements that are recorded before a cut. A transaction has two or three.
 const MAX_STATEMENTS: u64 = 100;
-/// So many microseconds pass at most after that.
+/// The most microseconds that pass after that.
 const MAX_DELAY_MICROS: u64 = 3000;
 
-/// What is to be done.
+/// What to do.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How often the power is cut.
+    /// The number of cuts.
     pub cycles: u64,
     /// The file system.
     pub kind: Kind,
-    /// The seed of the first cut; each next one has the next.
+    /// The seed of the first cut; each cut has the next seed.
     pub from: u64,
 }
 
-/// What was done. Whatever is wrong is a [`Failure`] instead.
+/// What was done. A problem is a [`Failure`] instead.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
-    /// What was to be done.
+    /// The options.
     pub options: Options,
-    /// How often everything was looked at. Now and then the power is cut again before that.
+    /// The number of examinations. Sometimes the power is cut again before one.
     pub examined: u64,
-    /// Transactions that are committed.
+    /// The number of committed transactions.
     pub commits: u64,
     /// How long it took.
     pub took: Duration,
@@ -94,7 +94,7 @@ pub fn run(namespace: &MountNamespace, runner: &Path, options: Options) -> Resul
     Ok(report)
 }
 
-/// One file system from its making on, and what was promised on it.
+/// A file system, and what was promised on it.
 struct VolumeLife<'a> {
     namespace: &'a MountNamespace,
     runner: &'a Path,
@@ -122,7 +122,7 @@ impl<'a> VolumeLife<'a> {
         self.ledger.forget_cached();
         self.namespace.reboot()?;
         self.volume.mount()?;
-        // Now and then the next cut comes before, or in, the recovery from this one.
+        // Sometimes the next cut comes before this recovery, or during it.
         if last || rng.u8(..4) > 0 {
             examine_server(self.volume.path(), &mut self.ledger)?;
             examine_cache(self.volume.path(), &self.ledger)?;
@@ -131,7 +131,7 @@ impl<'a> VolumeLife<'a> {
         Ok(())
     }
 
-    /// Has a process work until its power is cut.
+    /// Lets a process work until the power is cut.
     fn work(&mut self, seed: u64, rng: &mut Rng) -> Result<(), Problem> {
         let journal = if rng.u8(..3) == 0 { Journal::Written } else { Journal::Lost };
         let cutter = Cutter::start(&self.volume, journal)?;

@@ -1,4 +1,4 @@
-//! Waiting for a callback, as a future: how simulated users wait for their calls.
+//! A future for a callback: how simulated users wait for their calls.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use blobferry_platform::sync::Mutex;
 use blobferry_session::client::Completion;
 
-/// The answer to a call, when it has come; `None` when who had to give it was dropped without a word.
+/// The answer to a call. It resolves to `None` if the completion was dropped without a result.
 pub(super) struct Answer<T, E>(Arc<Mutex<Slot<T, E>>>);
 
 struct Slot<T, E> {
@@ -18,10 +18,10 @@ struct Slot<T, E> {
     waker: Option<Waker>,
 }
 
-/// What is held by who has to answer.
+/// The sending half of an [`Answer`]; the completion owns it.
 struct Promise<T, E>(Arc<Mutex<Slot<T, E>>>);
 
-/// Makes a call, and gives what to wait on for its answer.
+/// Starts a call, and returns the future of its answer.
 pub(super) fn call<T: Send + 'static, E: Send + 'static>(
     start: impl FnOnce(Completion<T, E>),
 ) -> Answer<T, E> {
@@ -64,7 +64,7 @@ impl<T, E> Future for Answer<T, E> {
     }
 }
 
-/// Remembers that somebody is to be looked at.
+/// A waker that sets a flag: its user is to be polled.
 #[derive(Default)]
 pub(super) struct WakeFlag(AtomicBool);
 

@@ -1,7 +1,9 @@
-//! The disks: real files in memory, of which is known what a power cut could take, and steps that fail when they are told to.
+//! The simulated disks: real files in memory, whose steps fail on demand.
 //!
-//! What was written and not synced may be lost in any part, and what was written over others may be as it was; names that were given or taken in a directory that was not
-//! synced since may be as they were. The database is SQLite's own business, which syncs it at every commit.
+//! The simulator knows what a power cut may lose. Any part of the bytes that were written and not
+//! synced may be lost; an overwritten page may have its old bytes. A name may have its old meaning
+//! if its directory was not synced since the change. SQLite syncs its database at every commit, so
+//! the database is not simulated.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,10 +20,10 @@ use fastrand::Rng;
 
 use super::world::{Machine, Pid};
 
-/// No space left on the device; input/output error.
+/// The error numbers of "no space left on device" and "input/output error".
 const NO_SPACE: i32 = 28;
 const BROKEN: i32 = 5;
-/// What a disk keeps or loses as one.
+/// The unit of loss, in bytes.
 const PAGE: u64 = 4096;
 
 /// How a machine's disk behaves.
@@ -29,20 +31,20 @@ const PAGE: u64 = 4096;
 pub(super) enum Health {
     #[default]
     Healthy,
-    /// It takes no more bytes.
+    /// Every write fails.
     Full,
     /// The next sync fails.
     Failing,
 }
 
-/// What a countdown countdown_ends by.
+/// The steps that a countdown counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Counted {
     /// Every step with files.
     Steps,
-    /// Bytes that are written.
+    /// Writes to files.
     Writes,
-    /// Bytes of a download that are written.
+    /// Writes to partial downloads.
     Downloads,
 }
 
@@ -62,9 +64,10 @@ impl Counted {
 #[derive(Default)]
 struct Condition {
     health: Health,
-    /// So many more steps until the process that takes the last one ends in the middle of it.
+    /// The number of steps left until the process that takes the next one is killed in the middle
+    /// of it.
     countdown: Option<(Counted, u32)>,
-    /// Everything takes up to so much longer.
+    /// The longest additional delay of anything on this machine.
     slow: Duration,
     boots: u64,
 }
@@ -73,11 +76,11 @@ struct Condition {
 struct Unsynced {
     machine: Machine,
     file: File,
-    /// So many of its first bytes are safe.
+    /// The number of bytes at its beginning that were safe before.
     safe: u64,
 }
 
-/// A page that was written over, and is not synced.
+/// A page that was overwritten, and is not synced.
 struct Overwritten {
     machine: Machine,
     file: File,
@@ -95,20 +98,21 @@ pub(super) struct Disk {
     rng: Rng,
     conditions: BTreeMap<Machine, Condition>,
     unsynced: BTreeMap<u64, Unsynced>,
-    /// By inode and page.
+    /// By inode and number of the page.
     overwritten: BTreeMap<(u64, u64), Overwritten>,
     names: Vec<(Machine, Renamed)>,
     saved: u64,
-    /// Blobs that were downloaded, and are still there.
+    /// Blobs that were downloaded, and still exist.
     downloaded: BTreeSet<PathBuf>,
-    /// Small blobs that were downloaded, and are still found: by the directory of segments that they are in.
+    /// Small blobs that were downloaded and are still indexed, with the directory of their
+    /// segments.
     packed: BTreeSet<(PathBuf, BlobId)>,
-    /// What has been seen that must not be.
+    /// The first rule that was broken.
     broken: Option<String>,
 }
 
 impl Disk {
-    /// The disks of all machines, below `root`.
+    /// Creates the disks of all machines below `root`.
     pub(super) fn new(root: &Path, rng: Rng) -> io::Result<Disk> {
         fs::create_dir_all(root.join("saved"))?;
         Ok(Disk {
@@ -125,7 +129,7 @@ impl Disk {
         })
     }
 
-    /// A machine's directory.
+    /// Returns a machine's directory.
     pub(super) fn path(&self, machine: Machine) -> PathBuf {
         self.root.join(machine.to_string())
     }
@@ -138,33 +142,34 @@ impl Disk {
         self.conditions.entry(machine).or_default().health = health;
     }
 
-    /// A machine's disk is well, and stays so.
+    /// Ends all faults of a machine's disk.
     pub(super) fn heal(&mut self, machine: Machine) {
         let condition = self.conditions.entry(machine).or_default();
         (condition.health, condition.countdown, condition.slow) = (Health::Healthy, None, Duration::ZERO);
     }
 
-    /// Everything on a machine takes up to so much longer.
+    /// Sets the longest additional delay of anything on a machine.
     pub(super) fn slow_down(&mut self, machine: Machine, by: Duration) {
         self.conditions.entry(machine).or_default().slow = by;
     }
 
-    /// So much longer something may take on a machine.
+    /// Returns the longest additional delay of anything on a machine.
     pub(super) fn slowness(&self, machine: Machine) -> Duration {
         self.conditions.get(&machine).map_or(Duration::ZERO, |condition| condition.slow)
     }
 
-    /// Whoever takes one of the next steps on a machine ends in the middle of it.
+    /// Kills the process that takes the step after the next `steps` ones on a machine.
     pub(super) fn start_countdown(&mut self, machine: Machine, steps: u32, by: Counted) {
         self.conditions.entry(machine).or_default().countdown = Some((by, steps));
     }
 
-    /// What has been seen that must not be.
+    /// Takes the first rule that was broken.
     pub(super) fn take_broken(&mut self) -> Option<String> {
         self.broken.take()
     }
 
-    /// Has the countdown of a machine burnt down, if it has one?
+    /// Counts a step. Returns whether the machine's countdown has ended, so that the process is
+    /// killed.
     pub(super) fn countdown_ends(&mut self, machine: Machine, step: Step<'_>) -> bool {
         let condition = self.conditions.entry(machine).or_default();
         match &mut condition.countdown {
@@ -181,7 +186,7 @@ impl Disk {
         }
     }
 
-    /// A step is taken, or fails.
+    /// Takes a step, or fails. Returns the number of bytes written.
     pub(super) fn step(&mut self, machine: Machine, pid: Pid, step: Step<'_>) -> io::Result<usize> {
         let condition = self.conditions.entry(machine).or_default();
         match (condition.health, step) {
@@ -220,7 +225,7 @@ impl Disk {
             Step::Remove(path) => {
                 self.saved += 1;
                 let saved = self.root.join("saved").join(self.saved.to_string());
-                // What is not there can not be removed, and not come back.
+                // A file that does not exist cannot be removed, and cannot come back.
                 if fs::hard_link(path, &saved).is_ok() {
                     self.names.push((machine, Renamed::Taken { path: path.to_owned(), saved }));
                 }
@@ -234,21 +239,22 @@ impl Disk {
         let metadata = file.metadata()?;
         let path = path_of(file)?;
         if let Entry::Vacant(entry) = self.unsynced.entry(metadata.ino()) {
-            // Opened anew: a copy of the descriptor would keep the file's lock.
+            // The file is opened again: a copy of the descriptor would keep the file's lock.
             let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
             entry.insert(Unsynced { machine, file, safe: metadata.len() });
         }
         if path.to_string_lossy().ends_with(".part (deleted)") {
             self.break_rule(format!(
-                "{pid} fills a partial file that somebody else has removed: {}",
+                "{pid} fills a partial file that another process has removed: {}",
                 path.display()
             ));
         }
-        // A write takes all bytes, or some.
+        // A write takes all bytes, or only some.
         Ok(if len > 1 && self.rng.u8(..) < 24 { self.rng.usize(1..len) } else { len })
     }
 
-    /// A hint is written to the index of the segments: it leads to a small blob that has come, in the place of another.
+    /// Records that an index slot was overwritten: a small blob was downloaded, in the place of
+    /// another.
     fn overwrite(&mut self, machine: Machine, pid: Pid, file: &File, at: u64, slot: &[u8]) -> io::Result<()> {
         let (page, inode) = (at / PAGE, file.metadata()?.ino());
         if let Entry::Vacant(entry) = self.overwritten.entry((inode, page)) {
@@ -272,7 +278,7 @@ impl Disk {
         Ok(())
     }
 
-    /// A blob that was downloaded has got its name.
+    /// Records that a downloaded blob was given its name.
     fn published(&mut self, pid: Pid, from: &Path, to: &Path) {
         if from.extension().is_none_or(|extension| extension != "part") {
             return;
@@ -286,7 +292,7 @@ impl Disk {
         self.broken.get_or_insert(what);
     }
 
-    /// The names and databases of a machine, as they are: what a process that is ended without its knowledge leaves.
+    /// Saves the names and databases of a machine: what a process leaves that is killed now.
     pub(super) fn snapshot(&self, machine: Machine) -> io::Result<Snapshot> {
         let (below, snapshot_dir) = (self.path(machine), self.root.join("saved").join("album"));
         let mut snapshot = Snapshot { files: Vec::new(), snapshot_dir };
@@ -296,7 +302,8 @@ impl Disk {
         Ok(snapshot)
     }
 
-    /// The machine loses its power: of what is not synced some is lost. Says how much.
+    /// Cuts a machine's power: some of what is not synced is lost. Returns the numbers of torn
+    /// files and undone names.
     pub(super) fn cut_power(&mut self, machine: Machine) -> io::Result<(usize, usize)> {
         let condition = self.conditions.entry(machine).or_default();
         condition.boots += 1;
@@ -335,7 +342,8 @@ impl Disk {
         Ok((torn, undone))
     }
 
-    /// Loses some of the bytes that are not safe: the file is shorter, or has zeros where nothing was written.
+    /// Loses some of the bytes that are not safe: the file becomes shorter, or has zeros in their
+    /// place.
     fn tear(&mut self, lost: &Unsynced) -> io::Result<bool> {
         let metadata = lost.file.metadata()?;
         let len = metadata.len();
@@ -377,7 +385,8 @@ fn undo(change: &Renamed) -> bool {
     }
 }
 
-/// The blob that a slot of an index leads to, if it does: it names a pack, and the place of a record in there.
+/// Returns the blob that an index slot leads to. A slot names a segment, and the offset of a
+/// record.
 fn packed_at(segments: &Path, slot: &[u8]) -> Option<BlobId> {
     let number = |at: usize| Some(u32::from_le_bytes(*slot.get(at..)?.first_chunk()?));
     let pack = File::open(segments.join(format!("{:08x}.pack", number(4)?))).ok()?;
@@ -412,7 +421,7 @@ impl Snapshot {
                 continue;
             }
             let saved = self.snapshot_dir.join(self.files.len().to_string());
-            // To close a database changes it; everything else only loses its name.
+            // Closing a database changes it; other files can only lose their names.
             let is_database = entry.file_name().to_string_lossy().starts_with("store.sqlite");
             match is_database {
                 true => _ = fs::copy(&path, &saved)?,
@@ -423,7 +432,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Everything is as it was when the picture was taken.
+    /// Restores the names and databases of the snapshot.
     pub(super) fn restore(self) -> io::Result<()> {
         for (path, saved, is_database) in &self.files {
             if *is_database {

@@ -1,94 +1,95 @@
-//! What goes wrong, and when: a plan that is made before the simulation begins, so that a part of it can be left out.
+//! The plan of faults. It is made before the simulation begins, so that parts of it can be left
+//! out.
 
 use std::fmt;
 use std::time::Duration;
 
 use fastrand::Rng;
 
-/// One bad thing.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
-    /// A connection is cut; both ends learn it.
+    /// A connection is cut; both ends are notified.
     Cut,
-    /// What one end says is lost from now on, and nobody is told.
+    /// What one end sends is lost from now on, and neither end is notified.
     HalfOpen {
-        /// What the server says.
+        /// The direction: from the server to the client, or the other way.
         to_client: bool,
     },
-    /// Nothing arrives at one end for a while.
+    /// No bytes arrive at one end for a time.
     Stall {
-        /// What the server says.
+        /// The direction: from the server to the client, or the other way.
         to_client: bool,
-        /// For so long.
+        /// For how long, in milliseconds.
         millis: u64,
     },
-    /// Nobody can call the server, and all connections are stalled_until, for a while.
+    /// No client can connect, and all connections stall, for a time.
     Partition {
-        /// For so long.
+        /// For how long, in milliseconds.
         millis: u64,
     },
     /// A client's process is killed, and started again.
     KillClient,
     /// The server is killed, and started again.
     KillServer,
-    /// The server is stopped as its operator stops it, and started again.
+    /// The server is stopped in an orderly way, and started again.
     StopServer,
     /// A client's machine loses its power.
     PowerClient,
     /// The server's machine loses its power.
     PowerServer,
-    /// The server dies in the middle of one of its next steps with files; with its machine, or alone.
+    /// The server is killed in the middle of a step with files, with its machine or alone.
     KillServerAtStep {
-        /// In which one.
+        /// The number of steps before that.
         steps: u32,
     },
-    /// A client dies while it writes a file.
+    /// A client is killed while it writes a file.
     KillClientAtWrite {
-        /// In which of its next writes.
+        /// The number of writes before that.
         steps: u32,
-        /// Only what is written of downloads counts.
+        /// Whether only writes of downloads count.
         download: bool,
     },
-    /// A disk is full for a while.
+    /// A disk is full for a time.
     DiskFull {
-        /// The server's.
+        /// Whether it is the server's.
         server: bool,
-        /// For so long.
+        /// For how long, in milliseconds.
         millis: u64,
     },
-    /// A disk, and all that waits for it, is slow for a while.
+    /// A disk, and everything that waits for it, is slow for a time.
     DiskSlow {
-        /// The server's.
+        /// Whether it is the server's.
         server: bool,
-        /// For so long.
+        /// For how long, in milliseconds.
         millis: u64,
     },
     /// A sync fails.
     DiskFails {
-        /// At the server.
+        /// Whether it is the server's.
         server: bool,
     },
-    /// The connection that brings the server the next commit is cut then, and the server's disk is slow for a while: the
-    /// client asks what became of the commit while it is being made.
+    /// The connection that brings the next commit is cut, and the server's disk is slow for a time.
+    /// So the client requests the outcome of a commit that is under way.
     CutCommit {
-        /// For so long.
+        /// For how long, in milliseconds.
         millis: u64,
     },
-    /// Everybody's time of day jumps.
+    /// The time of day jumps on all machines.
     ClockJumps {
-        /// By so much.
+        /// By how much, in milliseconds.
         millis: i64,
     },
 }
 
-/// One bad thing at its time.
+/// A fault at its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// When it happens.
+    /// When it happens, since the start of the simulation.
     pub at: Duration,
     /// What it is.
     pub kind: FaultKind,
-    /// Whom it hits, of those target it could.
+    /// Selects a client or connection, modulo their number.
     pub target: usize,
 }
 
@@ -98,10 +99,11 @@ impl fmt::Display for Fault {
     }
 }
 
-/// So many kinds of bad things there are.
+/// The number of kinds of faults.
 const KIND_COUNT: u8 = 16;
 
-/// A plan of what goes wrong in `span`. Unless it is to be rough, each seed is hit by some kinds only, so that rare ones are not drowned by others.
+/// Makes a plan of the faults within `span`. Unless `rough` is set, each seed has only some kinds,
+/// so that frequent kinds do not hide rare ones.
 pub(super) fn plan(rng: &mut Rng, span: Duration, rough: bool) -> Vec<Fault> {
     let mut kinds: Vec<u8> = match rough {
         true => (0..KIND_COUNT).chain([0, 0, 0, 10, 10, 13, 14]).collect(),
@@ -114,7 +116,7 @@ pub(super) fn plan(rng: &mut Rng, span: Duration, rough: bool) -> Vec<Fault> {
     let mut plan: Vec<Fault> = (0..count)
         .filter_map(|_| {
             let kind = kind(*rng.choice(&kinds)?, rng);
-            // Most of it early, when everybody is at work.
+            // Most faults come early, when all users are at work.
             let at = span.mul_f64(rng.f64().powi(2));
             Some(Fault { at, kind, target: rng.usize(..100) })
         })
@@ -123,7 +125,7 @@ pub(super) fn plan(rng: &mut Rng, span: Duration, rough: bool) -> Vec<Fault> {
     plan
 }
 
-/// Mostly short: what lasts longer than anybody has patience keeps all others from happening.
+/// Returns a duration in milliseconds, mostly short: a long fault would hide all others.
 fn short_millis(rng: &mut Rng) -> u64 {
     match rng.u8(..8) {
         0 => rng.u64(1..90_000),

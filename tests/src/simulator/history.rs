@@ -1,52 +1,54 @@
-//! Histories: is what everybody saw what one after the other could have seen, in the order of the tids, with nobody
-//! seeing the future or forgetting the past?
+//! Checks that a history of commits and reads is strictly serializable.
 //!
-//! Every commit tells its tid, so the order of all writes is known, and only the reads have to be placed between them. A
-//! history is *strictly serializable* exactly if no operation has to be before itself, where
+//! Every commit reports its tid. So the order of all writes is known, and only the reads have to be
+//! placed between them. A history is *strictly serializable* exactly if no operation has to precede
+//! itself, given that:
 //!
-//! * commits are in the order of their tids,
-//! * a read is behind the commit of the revision that it found, and before the next commit of the same object,
-//! * what had ended when something else began is before it.
+//! * commits are in the order of their tids;
+//! * a read follows the commit of the revision that it found, and precedes the next commit of the
+//!   same object;
+//! * an operation that ended before another began precedes it.
 //!
-//! The idea is that of Gibbons and Korach (Testing Shared Memories, 1997), which is simple where the order of writes is known.
+//! The idea is from Gibbons and Korach (Testing Shared Memories, 1997). The problem is easy if the
+//! order of writes is known.
 
 use std::collections::BTreeMap;
 
-/// One operation: when it was asked for, and when its answer came, as moments of one clock. Nobody knows when a
-/// transaction took effect that was never answered: it ends at [`u64::MAX`].
+/// One operation, from its request to its answer, as moments of one clock. A transaction that was
+/// never answered ends at [`u64::MAX`]: its moment is unknown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation {
-    /// When it was asked for.
+    /// The moment of the request.
     pub begin: u64,
-    /// When the answer came.
+    /// The moment of the answer.
     pub end: u64,
-    /// What it did.
+    /// What the operation did.
     pub what: What,
 }
 
 /// What an operation did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A transaction was committed at a tid, with new revisions of these objects.
+    /// Committed a transaction with new revisions of these objects.
     Commit {
         /// Its tid.
         tid: u64,
         /// Its objects.
         oids: Vec<u64>,
     },
-    /// The current revision of an object was looked for; found was the one of a tid, or, with 0, none.
+    /// Read the current revision of an object.
     Read {
         /// The object.
         oid: u64,
-        /// The revision's tid.
+        /// The tid of the revision that was found, or 0 for none.
         tid: u64,
     },
 }
 
-/// Checks a history. `Err` says which operations contradict each other.
+/// Checks a history.
 ///
 /// # Errors
-/// See above.
+/// Names the operations that contradict each other.
 pub fn check(history: &[Operation]) -> Result<(), String> {
     let mut commits: Vec<(u64, usize)> = Vec::new();
     let mut revisions: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
@@ -65,17 +67,17 @@ pub fn check(history: &[Operation]) -> Result<(), String> {
         }
     }
     revisions.values_mut().for_each(|tids| tids.sort_unstable());
-    // The places that each operation may have, counted in commits that are before it.
+    // The places that each operation may have, as numbers of commits before it.
     let rank: BTreeMap<u64, usize> = commits.iter().enumerate().map(|(n, (tid, _))| (*tid, n)).collect();
     let mut spans = Vec::with_capacity(history.len());
     for operation in history {
         let span = match &operation.what {
-            // A commit is the last of those that are "before" it.
+            // A commit is the last of the commits before its own place.
             What::Commit { tid, .. } => (rank[tid], rank[tid]),
             What::Read { oid, tid } => {
                 let of = revisions.get(oid).map_or(&[][..], Vec::as_slice);
                 if *tid != 0 && of.binary_search(tid).is_err() {
-                    return Err(format!("nobody has committed what was found: {operation:?}"));
+                    return Err(format!("what was found was never committed: {operation:?}"));
                 }
                 let next = of.iter().find(|other| *other > tid);
                 let first = if *tid == 0 { 0 } else { rank[tid] + 1 };
@@ -87,11 +89,11 @@ pub fn check(history: &[Operation]) -> Result<(), String> {
     in_time(history, &spans)
 }
 
-/// Gives every operation the first place that it may have, in the order in which they ended; who ends before another
-/// begins must not need a later place than that one can have.
+/// Gives every operation the first place that it may have, in the order of their ends. An operation
+/// must not need a later place than one that began after its end can have.
 fn in_time(history: &[Operation], spans: &[(usize, usize)]) -> Result<(), String> {
-    // A read with the place n is before the commit with the rank n, which is before reads with the place n + 1: doubled, so
-    // that all of them are numbers on one line.
+    // A read at place n precedes the commit of rank n, which precedes the reads at place n + 1.
+    // Both are doubled, to have them on one number line.
     let line = |place: usize| match history[place].what {
         What::Commit { .. } => (2 * spans[place].0 + 1, 2 * spans[place].1 + 1),
         What::Read { .. } => (2 * spans[place].0, 2 * spans[place].1),
@@ -100,7 +102,7 @@ fn in_time(history: &[Operation], spans: &[(usize, usize)]) -> Result<(), String
     by_end.sort_unstable_by_key(|place| history[*place].end);
     let mut by_begin: Vec<usize> = (0..history.len()).collect();
     by_begin.sort_unstable_by_key(|place| history[*place].begin);
-    // The latest place that anything needs which has ended, and what that was.
+    // The latest place that an ended operation needs, and that operation.
     let (mut ended, mut least, mut needs) = (by_end.into_iter().peekable(), 0, None);
     let mut placed = vec![0; history.len()];
     for place in by_begin {
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_one_after_the_other_is_fine() {
+    fn sequential_history_is_accepted() {
         let history = [
             read(1, 2, 7, 0),
             commit(3, 4, 10, &[7]),
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_same_time_a_read_may_find_either() {
+    fn concurrent_read_may_find_either_revision() {
         for found in [0, 10] {
             assert_eq!(check(&[commit(1, 10, 10, &[7]), read(2, 3, 7, found)]), Ok(()));
         }
@@ -167,14 +169,14 @@ mod tests {
     }
 
     #[test]
-    fn nobody_reads_what_is_committed_later_or_never() {
+    fn reads_never_find_later_or_missing_commits() {
         assert!(check(&[read(1, 2, 7, 10), commit(3, 4, 10, &[7])]).is_err());
         assert!(check(&[read(1, 2, 7, 10)]).is_err());
         assert!(check(&[commit(1, 2, 10, &[8]), read(1, 2, 7, 10)]).is_err());
     }
 
     #[test]
-    fn a_transaction_that_was_answered_is_before_one_that_began_later() {
+    fn answered_transaction_precedes_a_later_one() {
         assert!(check(&[commit(1, 2, 11, &[7]), commit(3, 4, 10, &[8])]).is_err());
         assert_eq!(check(&[commit(1, 5, 11, &[7]), commit(3, 4, 10, &[8])]), Ok(()));
         assert!(check(&[commit(1, 2, 10, &[7]), commit(1, 2, 10, &[8])]).is_err());
@@ -187,15 +189,15 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_that_was_never_answered_may_be_seen_at_any_time_after_it_was_asked_for() {
+    fn unanswered_commit_may_be_seen_any_time_after_its_request() {
         let unknown = commit(5, u64::MAX, 10, &[7]);
         assert_eq!(check(&[unknown.clone(), read(30, 31, 7, 0), read(50, 51, 7, 10)]), Ok(()));
         assert!(check(&[unknown, read(1, 2, 7, 10)]).is_err());
     }
 
     #[test]
-    fn what_several_must_be_between_is_found_too() {
-        // The read must be behind 12 in time, and before 11 by what it found.
+    fn contradiction_of_several_operations_is_found() {
+        // The read follows 12 in time, and precedes 11 by what it found.
         let history = [commit(1, 30, 11, &[7]), commit(2, 3, 12, &[8]), read(4, 5, 7, 0)];
         assert!(check(&history).is_err());
     }

@@ -1,4 +1,4 @@
-//! The invariants: what must be true when everybody is done.
+//! What must hold when all users have finished.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,10 +17,10 @@ use super::users::FIRST_OID;
 use super::world::Machine;
 use super::{Report, Scenario};
 
-/// Every client has invalidations of every commit, in order, or that it may have missed some. To be asked when it is known what
-/// has been committed.
+/// Checks that every client was notified of every commit, in order, or that it may have missed
+/// some. Must run when all commits are known.
 pub(super) fn all_invalidations_arrived(cluster: &Cluster) -> Result<(), String> {
-    let store = cluster.store().ok_or("there is no server, although nothing is wrong any more")?;
+    let store = cluster.store().ok_or("there is no server, although no fault is left")?;
     let last = store.last_tid();
     for session in cluster.sessions() {
         let notified = session.last_tid();
@@ -58,19 +58,19 @@ pub(super) fn all_invalidations_arrived(cluster: &Cluster) -> Result<(), String>
     Ok(())
 }
 
-/// All revisions by their transactions; without those that were packed.
+/// Returns all revisions in the order of their transactions, except packed ones.
 fn revisions(store: &dyn Store) -> Result<Vec<StoredRevision>, String> {
     let mut all = Vec::new();
     let mut after = None;
     loop {
-        let some = store.revisions(after, 500).map_err(|error| format!("can not list revisions: {error}"))?;
+        let some = store.revisions(after, 500).map_err(|error| format!("cannot list revisions: {error}"))?;
         let Some(last) = some.last() else { return Ok(all) };
         after = Some((last.tid, last.oid));
         all.extend(some);
     }
 }
 
-/// A vote for all objects.
+/// The vote of a transaction that locks all objects.
 pub(super) struct LastVote(Arc<Mutex<Option<Result<Vote, RequestError>>>>);
 
 impl LastVote {
@@ -80,13 +80,16 @@ impl LastVote {
 
     pub(super) fn check(&self) -> Result<(), String> {
         match &*self.0.lock() {
-            Some(Err(error)) => Err(format!("somebody still has locks, although all are done: {error}")),
+            Some(Err(error)) => {
+                Err(format!("a transaction still has locks, although all users have finished: {error}"))
+            }
             Some(Ok(_)) | None => Ok(()),
         }
     }
 }
 
-/// When all are done, nobody has a lock: one more transaction votes for every object.
+/// Votes for every object with one more transaction. It cannot succeed while another transaction
+/// holds a lock.
 pub(super) fn vote_for_all_objects(cluster: &Cluster, scenario: &Scenario) -> Result<LastVote, String> {
     let store = cluster.store().ok_or("there is no server")?;
     let decided = Arc::new(Mutex::new(None));
@@ -108,22 +111,25 @@ pub(super) fn vote_for_all_objects(cluster: &Cluster, scenario: &Scenario) -> Re
         Ok(())
     };
     let begun = cluster.run_as_server(vote).unwrap_or(Ok(()));
-    begun.map_err(|error| format!("no transaction can begin, although nothing is wrong: {error}"))?;
+    begun.map_err(|error| format!("no transaction can begin, although no fault is left: {error}"))?;
     Ok(LastVote(decided))
 }
 
-/// Nothing is open, staged or kept at the server any more.
+/// Checks that the server has no open transaction and no staged data.
 pub(super) fn server_is_empty(cluster: &Cluster) -> Result<(), String> {
     let store = cluster.store().ok_or("there is no server")?;
     let counts = store.counts();
     let left = [("open", counts.open), ("staged_bytes", counts.staged_bytes), ("uploads", counts.uploads)];
     match left.iter().find(|(_, count)| *count > 0) {
-        Some((what, count)) => Err(format!("everybody has left, and the server still has {what}: {count}")),
+        Some((what, count)) => {
+            Err(format!("all clients have left, and the server still has {what}: {count}"))
+        }
         None => Ok(()),
     }
 }
 
-/// What was committed is there, whole, with its bytes; what was not is not; and all of it could have happened.
+/// Checks that exactly the committed data exists, with its bytes, and that the history is
+/// serializable.
 pub(super) fn committed_data_is_there(cluster: &Cluster) -> Result<Report, String> {
     let store = cluster.store().ok_or("there is no server")?;
     let mut found: BTreeMap<usize, (Tid, Vec<Oid>)> = BTreeMap::new();
@@ -196,11 +202,11 @@ fn read(store: &dyn Store, blob: BlobId) -> Result<Vec<u8>, RequestError> {
     }
 }
 
-/// The store finds nothing wrong with itself, nothing is staged, and every cached blob is one.
+/// Checks the store, and that the caches have only valid blobs and no leftovers.
 pub(super) fn disks_are_sound(cluster: &Cluster, scenario: &Scenario) -> Result<(), String> {
     let dir = cluster.server_dir();
     let report = check(&dir, CheckOptions::default(), &mut |_| {})
-        .map_err(|error| format!("can not check: {error}"))?;
+        .map_err(|error| format!("cannot check: {error}"))?;
     if let Some(finding) = report.findings.first() {
         return Err(format!("the store is not in order: {finding:?}"));
     }
@@ -209,12 +215,12 @@ pub(super) fn disks_are_sound(cluster: &Cluster, scenario: &Scenario) -> Result<
         if !path.exists() {
             continue;
         }
-        // What a power cut has torn is found, and removed.
+        // Verification removes what a power cut has torn.
         let pid = cluster.world.spawn(Machine(machine));
         let verified = cluster.world.run_as(pid, || -> Result<_, CacheError> {
             Cache::open(&path, CacheConfig::default())?.verify(|_| {})
         });
-        let verified = verified.map_err(|error| format!("can not verify a cache: {error}"))?;
+        let verified = verified.map_err(|error| format!("cannot verify a cache: {error}"))?;
         cluster.world.note(format_args!("m{machine} has in its cache: {verified:?}"));
         let staged = fs::read_dir(path.join("tmp")).map_err(|error| error.to_string())?;
         let left: Vec<String> = staged

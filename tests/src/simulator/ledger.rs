@@ -1,4 +1,4 @@
-//! The ledger: what everybody has written and was told of it, and everything that is wrong with what is found.
+//! The ledger: all that users have written and were answered, and the rules that were broken.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use fastrand::Rng;
 
 use super::history::{Operation, What};
 
-/// What has become of a transaction, as far as its client knows.
+/// What became of a transaction, as far as its client knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TxnState {
-    /// Nobody has said yet, or nobody ever will.
+    /// Not answered yet, or never.
     Unknown,
     Committed(Tid),
-    /// It is not committed, and never will be.
+    /// Not committed, and it never will be.
     Failed,
 }
 
@@ -22,11 +22,11 @@ pub(super) enum TxnState {
 pub(super) struct Put {
     /// The revision that it was made from.
     pub(super) base: Tid,
-    /// The size of its blob, where it has one.
+    /// The size of its blob in bytes, if it has one.
     pub(super) blob: Option<u64>,
 }
 
-/// A transaction that somebody has begun.
+/// A transaction that a user has begun.
 #[derive(Debug)]
 pub(super) struct Writing {
     pub(super) txn: TxnId,
@@ -42,15 +42,15 @@ pub(super) struct Writing {
 pub(super) struct Ledger {
     pub(super) writings: Vec<Writing>,
     reads: Vec<Operation>,
-    /// The first rule that was seen broken.
+    /// The first rule that was broken.
     broken: Option<String>,
-    /// Old revisions may have been forgotten up to here.
+    /// Revisions before this tid may have been packed away.
     packed: Tid,
     pub(super) blobs_read: u64,
     pub(super) conflicts: u64,
 }
 
-/// The record that a writing stores for an object.
+/// Returns the record that a transaction stores for an object.
 pub(super) fn record(writing: usize, oid: Oid, blob: Option<u64>) -> Vec<u8> {
     let mut record = format!("{writing}:{}:{}:", oid.0, blob.map_or("-".to_owned(), |size| size.to_string()));
     let more = (writing * 37 + oid.0 as usize * 11) % 600;
@@ -58,7 +58,7 @@ pub(super) fn record(writing: usize, oid: Oid, blob: Option<u64>) -> Vec<u8> {
     record.into_bytes()
 }
 
-/// The bytes of the blob that a writing stores for an object.
+/// Returns the bytes of the blob that a transaction stores for an object.
 pub(super) fn blob_bytes(writing: usize, oid: Oid, size: u64) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
     Rng::with_seed(writing as u64 * 1_000_003 + oid.0).fill(&mut bytes);
@@ -66,7 +66,7 @@ pub(super) fn blob_bytes(writing: usize, oid: Oid, size: u64) -> Vec<u8> {
 }
 
 impl Ledger {
-    /// Notes a rule that was seen broken.
+    /// Records that a rule was broken.
     pub(super) fn break_rule(&mut self, what: impl Into<String>) {
         self.broken.get_or_insert(what.into());
     }
@@ -87,7 +87,7 @@ impl Ledger {
         }
     }
 
-    /// Somebody was told what has become of a transaction.
+    /// Records what became of a transaction.
     pub(super) fn decide(&mut self, place: usize, state: TxnState, moment: u64) {
         let Some(writing) = self.writings.get_mut(place) else { return };
         match (writing.state, state) {
@@ -101,7 +101,7 @@ impl Ledger {
         }
     }
 
-    /// An outcome that was asked for.
+    /// Records an outcome that was requested.
     pub(super) fn outcome(&mut self, place: usize, outcome: Outcome, moment: u64) {
         let state = match outcome {
             Outcome::Committed { tid } => TxnState::Committed(tid),
@@ -114,12 +114,12 @@ impl Ledger {
         self.packed = self.packed.max(before);
     }
 
-    /// May a revision have been forgotten?
+    /// Returns whether a revision may have been packed away.
     pub(super) fn may_be_forgotten(&self, tid: Tid) -> bool {
         tid < self.packed
     }
 
-    /// Somebody has read the current revision of an object, or has found none.
+    /// Records the read of an object's current revision.
     pub(super) fn read(&mut self, oid: Oid, found: Option<&Revision>, begin: u64, end: u64) {
         let tid = found.map_or(0, |revision| revision.tid.0);
         self.reads.push(Operation { begin, end, what: What::Read { oid: oid.0, tid } });
@@ -128,14 +128,14 @@ impl Ledger {
         }
     }
 
-    /// A revision was found: it must be what somebody has stored. Says whose.
+    /// Checks that a revision is what a user has stored. Returns the index of its transaction.
     pub(super) fn check_revision(&mut self, oid: Oid, revision: &Revision) -> Option<usize> {
         let tid = revision.tid;
         let text = String::from_utf8_lossy(&revision.data);
         let number = text.split(':').next().and_then(|number| number.parse::<usize>().ok());
         let whose = number.and_then(|number| Some((number, self.writings.get(number)?)));
         let Some((number, writing)) = whose else {
-            self.break_rule(format!("the record of object {oid} at {tid} is nobody's"));
+            self.break_rule(format!("the record of object {oid} at {tid} was never stored"));
             return None;
         };
         let Some(Put { blob, .. }) = writing.puts.get(&oid).copied() else {
@@ -157,13 +157,13 @@ impl Ledger {
                 self.break_rule(format!("{txn} was committed at {at}, and yet object {oid} has it at {tid}"));
             }
             TxnState::Committed(_) => {}
-            // Whoever sees it knows that it was committed. Its own client may never hear of it.
+            // The revision proves the commit. Its own client may never learn of it.
             TxnState::Unknown => self.writings[number].state = TxnState::Committed(tid),
         }
         Some(number)
     }
 
-    /// All that was committed and read, for the checker of histories.
+    /// Returns all commits and reads, for the check of the history.
     pub(super) fn history(&self) -> Vec<Operation> {
         let commits = self.writings.iter().filter_map(|writing| match writing.state {
             TxnState::Committed(tid) => {
@@ -176,7 +176,7 @@ impl Ledger {
         commits.chain(self.reads.iter().cloned()).collect()
     }
 
-    /// Every transaction was made from what was there: no two of them from the same revision of an object.
+    /// Checks that no two transactions were made from the same revision of an object.
     pub(super) fn check_bases(&self) -> Result<(), String> {
         let mut current: BTreeMap<Oid, Tid> = BTreeMap::new();
         let mut committed: Vec<(Tid, &Writing)> = Vec::new();
@@ -189,7 +189,7 @@ impl Ledger {
         for (tid, Writing { txn, puts, .. }) in committed {
             for (oid, Put { base, .. }) in puts {
                 let before = current.insert(*oid, tid).unwrap_or(Tid::ZERO);
-                // Who has made what was forgotten since may never have said so.
+                // The transaction that wrote a packed revision may never have been answered.
                 if before != *base && !self.may_be_forgotten(*base) {
                     return Err(format!(
                         "{txn} was committed at {tid} with object {oid} made from {base}, and that was at {before}"
@@ -200,7 +200,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Everything that is committed, as far as anybody knows, with its objects.
+    /// Returns all known commits, with their objects.
     pub(super) fn commits(&self) -> BTreeMap<Tid, Vec<Oid>> {
         let commits = self.writings.iter().filter_map(|writing| match writing.state {
             TxnState::Committed(tid) => Some((tid, writing.puts.keys().copied().collect())),

@@ -1,16 +1,16 @@
-//! Minimising: a scenario that fails, with everything left out that it does not need for that.
+//! Minimises a failing scenario: leaves out everything that it does not need to fail.
 
 use std::collections::BTreeSet;
 
 use super::{Failure, Scenario, run, run_traced};
 
-/// Leaves out of a failing scenario what can be left out: misfortunes, operations, users, clients. What fails then may be
-/// another promise; all are the same to it. At most `attempts` simulations are made.
+/// Leaves out faults, operations, users and clients, as long as the scenario fails. The smaller
+/// scenario may break another promise. Runs at most `attempts` simulations.
 #[must_use]
 pub fn minimise(failure: &Failure, attempts: usize) -> Box<Failure> {
     let mut search = Search { best: failure.scenario.clone(), left: attempts };
     let all = failure.scenario.plan().len();
-    // All of them, then halves, then one by one.
+    // First all faults, then halves, and so on down to single ones.
     let mut size = all.max(1);
     while size > 0 {
         for start in (0..all).step_by(size) {
@@ -25,7 +25,7 @@ pub fn minimise(failure: &Failure, attempts: usize) -> Box<Failure> {
     search.lower(|scenario| &mut scenario.clients);
     match run_traced(&search.best) {
         Err(failure) => failure,
-        // It never comes here: the scenario has failed before, and does what it did.
+        // Unreachable: the scenario has failed before, and simulations are deterministic.
         Ok(_) => Box::new(failure.clone()),
     }
 }
@@ -51,7 +51,7 @@ impl Search {
         fails
     }
 
-    /// Makes a number as small as it can be.
+    /// Makes a number as small as possible.
     fn lower(&mut self, number: impl Fn(&mut Scenario) -> &mut usize) {
         let mut least = 1;
         loop {

@@ -1,20 +1,22 @@
-//! A cluster in one thread: real clients and a real server, in a world where everything else is simulated, out of one seed.
+//! A cluster in one thread, simulated from one seed.
 //!
-//! What is real is all of blobferry but its transports: the machines of the protocol, the sessions on both sides, the caches
-//! and the embedded store, with their files on a disk in memory. What is simulated is what they call of the operating system
-//! (see [`system`](blobferry_platform::os)): time, rng, threads, syncs; and the network between them, that stalls,
-//! crumbles, loses and lies. Processes die in the middle of things, machines lose their power and all that was not synced,
-//! disks fill up and fail, clocks jump.
+//! All of blobferry is real except its transports: the protocol machines, the sessions on both
+//! sides, the caches and the SQLite store, with their files in memory. What they use of the
+//! operating system is simulated (see [`os`](blobferry_platform::os)): time, randomness, threads
+//! and syncs. So is the network, which stalls, splits and loses bytes. Processes are killed,
+//! machines lose their power and all that was not synced, disks fill up and fail, clocks jump.
 //!
-//! Everything is decided by the seed: the same seed gives the same trace, to the byte. While it runs, and at the end, what
-//! everybody was told and has found is compared with what blobferry promises:
+//! The seed decides everything: the same seed gives the same trace, byte by byte. During the
+//! simulation and at its end, all answers are compared with what blobferry promises:
 //!
-//! * what was committed is there, with its exact bytes, at its tid, for ever; what was not is not, and nothing is there in
-//!   part (`ledger`, [`invariants`](self));
-//! * the history of commits and reads is strictly serializable ([`history`]);
-//! * invalidations come in order, all of them, and none behind what it invalidates (`tap`, `ledger`);
-//! * a blob is downloaded once per cache (`disk`); credit is kept to, requests are answered once (`tap`);
-//! * when nothing goes wrong any more, everybody gets done; and when everybody has left, nothing is left behind.
+//! * Committed data exists, with its exact bytes, at its tid, for ever. Other data does not exist,
+//!   and no transaction exists in part (`ledger`, `invariants`).
+//! * The history of commits and reads is strictly serializable ([`history`]).
+//! * All invalidations arrive in order, before any answer that exposes the commit (`wire_monitor`,
+//!   `invariants`).
+//! * A blob is downloaded once per cache (`disk`). Credit is respected, and every request is
+//!   answered once (`wire_monitor`).
+//! * When no fault is left, all users finish. When all clients have left, nothing is left over.
 //!
 //! ```
 //! use blobferry_tests::simulator::{Scenario, run};
@@ -54,37 +56,38 @@ use self::disk::Disk;
 pub use self::fault_plan::{Fault, FaultKind};
 use self::world::{World, rng_for};
 
-/// In so much time everything goes wrong that does.
+/// The simulated time in which faults happen.
 const FAULTY_TIME: Duration = Duration::from_secs(60);
-/// So long after that everybody must be done.
+/// The simulated time after that in which all users must finish.
 const RECOVERY_TIME: Duration = Duration::from_secs(900);
-/// So long after that nothing may be left.
+/// The simulated time after that in which all leftovers must go.
 const CLOSING_TIME: Duration = Duration::from_secs(200);
 
-/// What is simulated. All of it follows from the seed; to find out why one fails, parts can be left out.
+/// A simulation. All of it follows from the seed; to find the cause of a failure, parts can be left
+/// out.
 #[derive(Clone, Debug)]
 pub struct Scenario {
     /// The seed.
     pub seed: u64,
-    /// Clients, each a process.
+    /// The number of clients, each a process.
     pub clients: usize,
-    /// Machines that they share; each has a cache.
+    /// The number of machines that the clients share; each has a cache.
     pub machines: usize,
-    /// Users of each client.
+    /// The number of users of each client.
     pub users: usize,
-    /// Operations that each user makes.
+    /// The number of operations of each user.
     pub operations: usize,
-    /// Objects there are.
+    /// The number of objects.
     pub objects: u64,
-    /// No blob is larger.
+    /// The size of the largest blob, in bytes.
     pub largest: u64,
-    /// Blobs of at most so many bytes are in the server's database.
+    /// The size of the largest blob that the server keeps in its database, in bytes.
     pub inline_max: u64,
-    /// Old revisions are forgotten now and then.
+    /// Whether users pack the store from time to time.
     pub runs_pack: bool,
-    /// Everything goes wrong that can, and often.
+    /// Whether faults of all kinds happen, and often.
     pub rough: bool,
-    /// Misfortunes of the plan that are left out.
+    /// The faults of the plan that are left out, by their numbers.
     pub without: BTreeSet<usize>,
     client: Config,
     server: ServerConfig,
@@ -92,7 +95,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// The scenario of a seed.
+    /// Returns the scenario of a seed.
     #[must_use]
     pub fn of(seed: u64) -> Scenario {
         let mut rng = rng_for(seed, "scenario");
@@ -138,7 +141,7 @@ impl Scenario {
         }
     }
 
-    /// A scenario in which there is more to do, and everything goes wrong that can.
+    /// Returns a scenario with more work and with faults of all kinds.
     #[must_use]
     pub fn rough(seed: u64) -> Scenario {
         let usual = Scenario::of(seed);
@@ -147,13 +150,13 @@ impl Scenario {
         Scenario { operations, clients, users: 3, largest: 300 << 10, rough: true, runs_pack: false, ..usual }
     }
 
-    /// What goes wrong in it.
+    /// Returns the plan of its faults.
     #[must_use]
     pub fn plan(&self) -> Vec<Fault> {
         fault_plan::plan(&mut rng_for(self.seed, "misfortune"), FAULTY_TIME, self.rough)
     }
 
-    /// What a command line has to say for it, beyond the seed.
+    /// Returns the command line options that describe this scenario, except the seed.
     #[must_use]
     pub fn options(&self) -> String {
         let whole = if self.rough { Scenario::rough(self.seed) } else { Scenario::of(self.seed) };
@@ -174,12 +177,12 @@ impl Scenario {
     }
 }
 
-/// What a simulation came to, or many of them together.
+/// What one or more simulations did.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Simulations.
+    /// The number of simulations.
     pub seeds: u64,
-    /// How much time has passed in there.
+    /// The simulated time.
     pub simulated: Duration,
     /// Transactions that were committed.
     pub commits: u64,
@@ -193,13 +196,13 @@ pub struct Report {
     pub messages: u64,
     /// Bytes of payload.
     pub payload: u64,
-    /// Transfers that went on in the middle of a blob.
+    /// Transfers that were resumed in the middle of a blob.
     pub resumed: u64,
-    /// Transactions that went on with another connection.
+    /// Transactions that were attached to another connection.
     pub attached: u64,
-    /// Processes that died without knowing.
+    /// Processes that were killed.
     pub deaths: u64,
-    /// The digest of the trace, and its lines; of the last simulation.
+    /// The digest and the number of lines of the last simulation's trace.
     pub trace: Option<(Digest, u64)>,
 }
 
@@ -244,11 +247,11 @@ impl fmt::Display for Report {
 /// A promise that was broken.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// In which scenario.
+    /// The scenario.
     pub scenario: Scenario,
-    /// Which, and how.
+    /// Which promise, and how.
     pub what: String,
-    /// All that has happened until then, where that was wanted.
+    /// The trace until then, if it was requested.
     pub trace: Vec<String>,
 }
 
@@ -260,7 +263,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Simulates, and checks.
+/// Runs a simulation, and checks it.
 ///
 /// # Errors
 /// The first promise that was broken.
@@ -268,7 +271,7 @@ pub fn run(scenario: &Scenario) -> Result<Report, Box<Failure>> {
     simulate(scenario, false).map(|(report, _)| report)
 }
 
-/// The same, with all that has happened in words.
+/// Runs a simulation, checks it, and returns its trace as text.
 ///
 /// # Errors
 /// The first promise that was broken.
@@ -276,7 +279,7 @@ pub fn run_traced(scenario: &Scenario) -> Result<(Report, Vec<String>), Box<Fail
     simulate(scenario, true)
 }
 
-fn simulate(scenario: &Scenario, told: bool) -> Result<(Report, Vec<String>), Box<Failure>> {
+fn simulate(scenario: &Scenario, traced: bool) -> Result<(Report, Vec<String>), Box<Failure>> {
     let failed = |what, trace| Box::new(Failure { scenario: scenario.clone(), what, trace });
     let no_room =
         |error: std::io::Error| failed(format!("no directory for the simulation: {error}"), Vec::new());
@@ -288,7 +291,7 @@ fn simulate(scenario: &Scenario, told: bool) -> Result<(Report, Vec<String>), Bo
     };
     let root = root.map_err(no_room)?;
     let disk = Disk::new(root.path(), rng_for(scenario.seed, "disk")).map_err(no_room)?;
-    let world = World::new(scenario.seed, disk, told);
+    let world = World::new(scenario.seed, disk, traced);
     let _entered = simulation::enter(world.clone());
     let plan = scenario.plan().into_iter().enumerate();
     let plan = plan.map(|(place, fault)| match scenario.without.contains(&place) {
@@ -310,14 +313,16 @@ fn play(cluster: &mut Cluster, world: &Rc<World>, scenario: &Scenario) -> Result
     cluster.heal();
     if !cluster.run(world.time() + RECOVERY_TIME, Cluster::is_settled)? {
         return Err(format!(
-            "nothing is wrong any more, and yet they get nowhere in {} s: {}",
+            "no fault is left, and yet the users do not finish in {} s: {}",
             RECOVERY_TIME.as_secs(),
             cluster.busy()
         ));
     }
     let vote = invariants::vote_for_all_objects(cluster, scenario)?;
     if !cluster.run(world.time() + CLOSING_TIME, |_| vote.is_decided())? {
-        return Err("a vote for all objects is not decided, although nobody else wants them".to_owned());
+        return Err(
+            "a vote for all objects is not decided, although no other transaction wants them".to_owned()
+        );
     }
     vote.check()?;
     let report = invariants::committed_data_is_there(cluster)?;
@@ -329,7 +334,7 @@ fn play(cluster: &mut Cluster, world: &Rc<World>, scenario: &Scenario) -> Result
             cluster.connections()
         ));
     }
-    // What is kept for who may come back, or waits for a deadline, is given up.
+    // The server now gives up detached transactions and whatever waits for a deadline.
     cluster.run(world.time() + CLOSING_TIME, |_| false)?;
     invariants::server_is_empty(cluster)?;
     cluster.end();

@@ -1,4 +1,4 @@
-//! The network: connections whose bytes take their time, come in pieces, get stalled_until, get lost, or never come.
+//! The simulated network: connections that delay, split, stall and lose bytes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,27 +15,28 @@ use fastrand::Rng;
 use super::wire_monitor::WireMonitor;
 use super::world::Pid;
 
-/// Bytes that an end gives away at once.
+/// The most bytes that an end transmits at once.
 const TRANSMIT_BYTES: usize = 16 << 10;
 
-/// So many of the bytes that arrive come in pieces as small as the profile says.
+/// The number of received bytes after which pieces are no longer small: small pieces are slow to
+/// simulate.
 const SMALL_PIECES: usize = 20_000;
 
-/// How a connection's bytes travel.
+/// How a connection transports bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LinkProfile {
-    /// The least time on the way.
+    /// The least delay of a piece.
     pub(super) delay: Duration,
-    /// And so much more by rng.
+    /// The most additional delay of a piece.
     pub(super) jitter: Duration,
-    /// Bytes that may be on their way.
+    /// The most bytes in flight in one direction.
     pub(super) capacity: usize,
-    /// The most bytes that arrive as one.
+    /// The most bytes that arrive at once.
     pub(super) piece: usize,
 }
 
 impl LinkProfile {
-    /// One by rng: most links are decent.
+    /// Chooses a profile at random; most links are good.
     pub(super) fn by(rng: &mut Rng) -> LinkProfile {
         LinkProfile {
             delay: Duration::from_micros(rng.u64(20..5000)),
@@ -51,23 +52,23 @@ impl LinkProfile {
     }
 }
 
-/// One direction.
+/// One direction of a connection.
 #[derive(Default)]
 struct Direction {
     in_flight: VecDeque<(Duration, Bytes)>,
     bytes: usize,
-    /// Nothing arrives before.
+    /// The time before which no bytes arrive.
     stalled_until: Duration,
-    /// What is sent is lost, and nobody is told.
+    /// Sent bytes are lost, and the sender is not notified.
     discards: bool,
-    /// When the receiver learns that the sender is gone.
+    /// When the receiver is notified that the sender has gone.
     closed: Option<Duration>,
     last: Duration,
-    /// Bytes that have arrived.
+    /// The number of bytes that have arrived.
     arrived: usize,
 }
 
-/// What drives an end.
+/// The connection handler of an end.
 pub(super) enum Handler {
     Client(client::Handler),
     Server(Box<server::Handler>),
@@ -87,7 +88,7 @@ pub(super) struct Endpoint {
     pub(super) pid: Pid,
     pub(super) handler: Handler,
     pub(super) woken: Arc<AtomicBool>,
-    /// A visit is planned for this moment at the latest.
+    /// The next time at which the end is to be driven.
     pub(super) next_drive: Option<Duration>,
 }
 
@@ -102,13 +103,13 @@ pub(super) struct Connection {
     pub(super) monitor: WireMonitor,
 }
 
-/// What came of driving an end.
+/// What driving an end led to.
 pub(super) struct Driven {
-    /// When it wants to be driven again, without anything happening.
+    /// When the end is to be driven again, even if nothing else happens.
     pub(super) again: Option<Duration>,
-    /// Its connection is over for it.
+    /// Why the connection is over for this end.
     pub(super) ended: Option<CloseReason>,
-    /// The other end has something to look at, at this moment.
+    /// When the other end has something to do.
     pub(super) other: Option<Duration>,
     /// A rule that was broken.
     pub(super) broken: Option<String>,
@@ -127,7 +128,7 @@ impl Connection {
         }
     }
 
-    /// The machine's clock of a connection.
+    /// Converts the time to the clock of the connection's machines.
     pub(super) fn clock(&self, now: Duration) -> Time {
         Time(now.saturating_sub(self.begun))
     }
@@ -136,18 +137,18 @@ impl Connection {
         if is_client { &mut self.client } else { &mut self.server }
     }
 
-    /// Has the server a commit in hand?
+    /// Returns whether the server has received a commit that it has not answered.
     pub(super) fn brings_commit(&self) -> bool {
         self.up.in_flight.is_empty() && self.monitor.is_committing()
     }
 
-    /// Nothing arrives for a while, on the way to the client or to the server.
+    /// Lets no bytes arrive in one direction until a time.
     pub(super) fn stall(&mut self, to_client: bool, until: Duration) {
         let way = if to_client { &mut self.down } else { &mut self.up };
         way.stalled_until = way.stalled_until.max(until);
     }
 
-    /// From now on what is sent that way is lost, without a word.
+    /// Loses all that is sent in one direction from now on, without notice.
     pub(super) fn discard(&mut self, to_client: bool) {
         let way = if to_client { &mut self.down } else { &mut self.up };
         way.discards = true;
@@ -155,21 +156,21 @@ impl Connection {
         way.bytes = 0;
     }
 
-    /// Both ends learn, sooner or later, that there is no connection any more.
+    /// Cuts the connection. Returns the times at which the server and the client are notified.
     pub(super) fn cut(&mut self, now: Duration, rng: &mut Rng) -> [Duration; 2] {
-        let mut told = [now, now];
-        for (way, told) in [&mut self.up, &mut self.down].into_iter().zip(&mut told) {
-            // What is on its way arrives, or a part of it, or nothing.
+        let mut notified = [now, now];
+        for (way, at) in [&mut self.up, &mut self.down].into_iter().zip(&mut notified) {
+            // Of the bytes in flight all, some or none arrive.
             way.in_flight.truncate(rng.usize(..=way.in_flight.len()));
             way.bytes = way.in_flight.iter().map(|(_, bytes)| bytes.len()).sum();
-            *told += Duration::from_micros(rng.u64(..20_000));
+            *at += Duration::from_micros(rng.u64(..20_000));
             way.discards = true;
-            way.closed.get_or_insert(*told);
+            way.closed.get_or_insert(*at);
         }
-        told
+        notified
     }
 
-    /// One end has gone: the other learns that behind all that it has said.
+    /// Removes one end. The other end is notified after the last bytes have arrived; returns when.
     pub(super) fn leave(&mut self, is_client: bool, now: Duration) -> Duration {
         *self.endpoint(is_client) = None;
         let delay = self.profile.delay;
@@ -178,7 +179,7 @@ impl Connection {
         if !way.discards {
             way.closed.get_or_insert(at);
         }
-        // Nobody reads any more what comes the other way.
+        // The removed end reads nothing more.
         let back = if is_client { &mut self.down } else { &mut self.up };
         back.discards = true;
         back.in_flight.clear();
@@ -186,7 +187,7 @@ impl Connection {
         at
     }
 
-    /// Drives an end: takes what has arrived, says what there is to say.
+    /// Drives an end: receives what has arrived, and transmits.
     pub(super) fn drive(&mut self, is_client: bool, now: Duration, pace: &mut Rng) -> Driven {
         let clock = self.clock(now);
         let mut driven = Driven { again: None, ended: None, other: None, broken: None };
@@ -203,14 +204,14 @@ impl Connection {
             driven.ended = Some(error.into());
             return driven;
         }
-        // What has arrived.
+        // Receive.
         while handler.wants_input() && arriving.stalled_until <= now {
             let Some((at, mut bytes)) = arriving.in_flight.pop_front() else { break };
             if at > now {
                 arriving.in_flight.push_front((at, bytes));
                 break;
             }
-            // Crumbs are tried for a while: they take their time here, too.
+            // Small pieces take their time here, too, so only the first bytes come in them.
             let piece = if arriving.arrived < SMALL_PIECES { self.profile.piece } else { usize::MAX };
             let most = piece.min(bytes.len());
             let piece = match most == bytes.len() && pace.u8(..) < 32 {
@@ -229,7 +230,7 @@ impl Connection {
                 return driven;
             }
         }
-        // What there is to say.
+        // Transmit.
         while leaving.bytes < self.profile.capacity {
             let mut out = Vec::new();
             handler.transmit(clock, &mut out, TRANSMIT_BYTES, false);

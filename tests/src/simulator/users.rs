@@ -1,4 +1,4 @@
-//! The users: each of them reads, loads and writes what comes to its mind, and tells the ledger.
+//! The simulated users: each reads, loads and writes at random, and records it in the ledger.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -17,10 +17,10 @@ use super::answer::{Answer, call};
 use super::ledger::{Ledger, Put, TxnState, blob_bytes, record};
 use super::world::World;
 
-/// The first object that there is.
+/// The first object.
 pub(super) const FIRST_OID: u64 = 1000;
 
-/// A user, and what it needs.
+/// A user, and what it works with.
 pub(super) struct User {
     pub(super) number: usize,
     pub(super) world: Rc<World>,
@@ -30,17 +30,18 @@ pub(super) struct User {
     pub(super) objects: u64,
     pub(super) largest: u64,
     pub(super) runs_pack: bool,
-    /// Where it puts files that it wants to store.
+    /// Where the user puts the files that it stores.
     pub(super) directory: PathBuf,
     pub(super) backlog: Rc<RefCell<Backlog>>,
 }
 
-/// What a user still wants. It outlives the user's process.
+/// What a user still has to do. It outlives the user's process.
 #[derive(Debug)]
 pub(super) struct Backlog {
-    /// So many operations.
+    /// The number of operations left.
     operations: usize,
-    /// The blob that it was loading, of this revision of this object: whoever is killed amid that asks for it again.
+    /// The blob that the user was loading, as object and revision. If the process is killed
+    /// meanwhile, the next one loads it again.
     blob: Option<(Oid, Revision)>,
 }
 
@@ -59,7 +60,7 @@ impl Backlog {
 }
 
 impl User {
-    /// All that the user does.
+    /// Performs all operations of the user.
     pub(super) async fn run(mut self) {
         match call(|done| self.session.connected(done)).await {
             Some(Ok(())) => {}
@@ -89,7 +90,7 @@ impl User {
         Oid(FIRST_OID + self.rng.u64(..self.objects))
     }
 
-    /// Waits for an answer. That there is one is the first thing that is promised.
+    /// Waits for an answer. That every call is answered is the first promise to check.
     async fn answer<T, E>(&self, call: &str, answer: Answer<T, E>) -> Option<Result<T, E>> {
         let answer = answer.await;
         if answer.is_none() {
@@ -98,7 +99,7 @@ impl User {
         answer
     }
 
-    /// The current revision of an object.
+    /// Loads the current revision of an object.
     async fn load(&self, oid: Oid) -> Option<Result<Option<Revision>, CallError>> {
         let begin = self.world.moment();
         let loaded = self.answer("load", call(|done| self.session.load(oid, done))).await?;
@@ -166,7 +167,8 @@ impl User {
         }
     }
 
-    /// A blob of a revision that was found can be had, unless something is in the way that is not the server's fault.
+    /// Checks why a blob was refused. A blob of a known revision is refused only for reasons
+    /// outside the server's control.
     fn blob_refused(&self, blob: BlobId, error: &CallError) {
         self.note(format_args!("blob {blob}: {error}"));
         let mut ledger = self.ledger.borrow_mut();
@@ -181,7 +183,7 @@ impl User {
         }
     }
 
-    /// Old revisions.
+    /// Reads the history of an object, and one of its revisions.
     async fn read_history(&mut self) {
         let oid = self.oid();
         let history = call(|done| self.session.history(oid, 5, done));
@@ -224,7 +226,7 @@ impl User {
         }
     }
 
-    /// A part of a blob, past the cache.
+    /// Loads a range of a blob, without the cache.
     async fn read_range(&mut self) {
         let oid = self.oid();
         let Some(Ok(Some(revision))) = self.load(oid).await else { return };
@@ -260,7 +262,7 @@ impl User {
         ));
     }
 
-    /// One transaction.
+    /// Makes one transaction.
     async fn write(&mut self) {
         let count = self.rng.u64(1..=3.min(self.objects));
         let mut oids = Vec::new();
@@ -295,7 +297,7 @@ impl User {
         }
     }
 
-    /// Stores everything, one after the other or all at once.
+    /// Stores all objects, one after the other or all at once.
     async fn store_all(&mut self, transaction: &Transaction, writing: usize, bases: &[(Oid, Tid)]) -> bool {
         let one_by_one = self.rng.bool();
         let mut stores: Vec<Answer<(), CallError>> = Vec::new();
@@ -319,7 +321,8 @@ impl User {
                 return false;
             }
         }
-        // A commit may be sent right behind: it waits for them.
+        // Without waiting, the commit follows at once: the client holds it back until all stores
+        // are answered.
         (!one_by_one && self.rng.bool()) || self.all_stored(&mut stores, &mut blobs).await
     }
 
@@ -441,7 +444,7 @@ impl User {
         }
     }
 
-    /// What a commit came to. Where that is not said, it is asked for until it is.
+    /// Records what became of a commit. If that is unknown, requests the outcome until it is known.
     async fn committed(&mut self, writing: usize, result: Result<Tid, VoteError>) {
         let error = match result {
             Ok(tid) => return self.decide(writing, TxnState::Committed(tid)),
@@ -451,7 +454,7 @@ impl User {
         self.note(format_args!("w{writing}: {error}"));
         match error {
             CallError::OutcomeUnknown { .. } | CallError::Refused(RequestError::Undecided { .. }) => {}
-            // A client that has ended in between says no more than that.
+            // A client that was closed meanwhile reports only this.
             CallError::Disconnected { .. } => {}
             _ => return self.decide(writing, TxnState::Failed),
         }

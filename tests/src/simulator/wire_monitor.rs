@@ -1,29 +1,29 @@
-//! A tap on a connection: reads along what both ends say, and sees whether they keep to the rules that one of them alone
-//! could not be blamed for.
+//! Reads a connection along with both ends, and checks rules that one end alone cannot check.
 //!
-//! * No payload beyond the credit that was given, and no credit beyond what was sent and one window.
-//! * Requests are numbered upwards, every one is answered once, and nothing is answered that was not asked.
-//! * Invalidations are in the order of commits, and none is behind an answer that exposes it.
+//! * No payload exceeds the credit, and no credit exceeds what was sent by more than one window.
+//! * Requests have ascending numbers. Every request is answered once, and no other number is
+//!   answered.
+//! * Invalidations are in the order of commits, and before any answer that exposes the commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use blobferry_protocol::{Limits, Message, Outcome, Reply, Request, RequestId, Tid, TransferId, wire};
 
-/// A connection's tap.
+/// The monitor of a connection.
 #[derive(Debug, Default)]
 pub(super) struct WireMonitor {
     client: Side,
     server: Side,
-    /// What is not answered yet, and whether it is a commit.
+    /// The requests that are not answered yet, and whether each is a commit.
     unanswered: BTreeMap<RequestId, bool>,
     last_request: RequestId,
     announced: Tid,
-    /// What was said since somebody looked, where that is wanted: it is for reading only.
+    /// The messages since the last look at the trace, if it was requested. Only for the trace.
     pub(super) transcript: Option<Vec<String>>,
     pub(super) counts: Counts,
 }
 
-/// What has gone over a connection.
+/// What a connection has transported.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) messages: u64,
@@ -32,14 +32,14 @@ pub(super) struct Counts {
     pub(super) attached: u64,
 }
 
-/// What one side has said.
+/// What one side has sent.
 #[derive(Debug, Default)]
 struct Side {
     unread: Vec<u8>,
-    /// Bytes of payload that are still to come.
+    /// The number of payload bytes still to come.
     payload: u64,
     limits: Option<Limits>,
-    /// The transfers that it sends: what was sent, and what may be.
+    /// The transfers that this side sends, with what was sent and what may be sent.
     transfers: BTreeMap<TransferId, Flow>,
     all: Flow,
     over: BTreeSet<TransferId>,
@@ -52,7 +52,7 @@ struct Flow {
 }
 
 impl WireMonitor {
-    /// One side says something. `Err` says what rule is broken by that.
+    /// Reads the bytes that one side sends. Returns an error if they break a rule.
     pub(super) fn observe(&mut self, from_client: bool, bytes: &[u8]) -> Result<(), String> {
         let mut unread = std::mem::take(&mut self.side(from_client).unread);
         unread.extend_from_slice(bytes);
@@ -67,7 +67,7 @@ impl WireMonitor {
                 break;
             };
             let message =
-                wire::decode(body).map_err(|error| format!("what was said is no message: {error}"))?;
+                wire::decode(body).map_err(|error| format!("what was sent is no message: {error}"))?;
             rest = after;
             self.counts.messages += 1;
             if let Some(transcript) = &mut self.transcript {
@@ -81,12 +81,12 @@ impl WireMonitor {
         Ok(())
     }
 
-    /// Is anything under way?
+    /// Returns whether a request is unanswered.
     pub(super) fn is_busy(&self) -> bool {
         !self.unanswered.is_empty()
     }
 
-    /// Was a commit asked for that is not answered yet?
+    /// Returns whether a commit is unanswered.
     pub(super) fn is_committing(&self) -> bool {
         self.unanswered.values().any(|commits| *commits)
     }
@@ -121,7 +121,7 @@ impl WireMonitor {
             }
             Message::Reply { id, result } => {
                 if self.unanswered.remove(&id).is_none() {
-                    return Err(format!("the server answers {id:?}, which nobody asked, or again"));
+                    return Err(format!("the server answers {id:?}, which was not requested, or again"));
                 }
                 self.check_exposed(&result)?;
                 self.counts.attached += u64::from(matches!(result, Ok(Reply::Attached { .. })));
@@ -160,7 +160,7 @@ impl WireMonitor {
                 self.side(by_client).transfers.remove(&transfer);
                 self.side(by_client).over.insert(transfer);
                 if !by_client && self.unanswered.remove(&transfer.into()).is_none() {
-                    return Err(format!("the server ends {transfer:?}, which nobody asked for, or again"));
+                    return Err(format!("the server ends {transfer:?}, which was not requested, or again"));
                 }
             }
             Message::Credit { transfer, upto } => self.allow(by_client, Some(transfer), upto)?,
@@ -174,12 +174,12 @@ impl WireMonitor {
         Ok(())
     }
 
-    /// A receiver gives credit.
+    /// Records credit that a receiver gives.
     fn allow(&mut self, by_client: bool, transfer: Option<TransferId>, upto: u64) -> Result<(), String> {
         let limits = self.side(by_client).limits.unwrap_or_default();
         let sender = self.side(!by_client);
         let (flow, window) = match transfer {
-            // It may have ended meanwhile.
+            // The transfer may have ended meanwhile.
             Some(transfer) => match sender.transfers.get_mut(&transfer) {
                 Some(flow) => (flow, limits.transfer_window),
                 None => return Ok(()),

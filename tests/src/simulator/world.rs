@@ -1,8 +1,7 @@
-//! The world of a simulation: its time, its rng, who lives in it, and what is going to handle next. It stands in the
-//! operating system's place for every process that is simulated.
+//! The simulated operating system: time, randomness, processes and the queue of events.
 //!
-//! All that would make two runs differ comes from here, out of one seed. Each purpose has its own stream of rng, so that
-//! one thing left out (a misfortune, a user) changes as little as possible of the rest.
+//! All randomness comes from here, out of one seed. Each purpose has a random number generator of
+//! its own. So leaving out one thing (a fault, a user) changes as little as possible of the rest.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,17 +20,17 @@ use fastrand::Rng;
 
 use super::disk::Disk;
 
-/// The time of day when a simulation begins: 2026, since 1970.
+/// The time of day at the start of a simulation: 2026-01-01, since 1970.
 const START_TIME: Duration = Duration::from_secs(1_767_225_600);
 
-/// What is free on every disk, whatever is written; one that is full refuses writes nevertheless.
+/// The free space of every disk, in bytes. A disk that is full refuses writes all the same.
 const FREE_BYTES: u64 = 1 << 40;
 
-/// A process, for as long as it lives. One that is started again is another one.
+/// A process. A restarted process has another id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Pid(pub(super) usize);
 
-/// A machine: processes on the same one share its disk.
+/// A machine: its processes share a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Machine(pub(super) usize);
 
@@ -47,27 +46,27 @@ impl fmt::Display for Machine {
     }
 }
 
-/// Something that is going to handle.
+/// An event that is scheduled.
 pub(super) enum Event {
-    /// A job of a process is run.
+    /// A process runs a job.
     Job(Pid, Job),
-    /// Those who serve a process look what there is to do.
+    /// A process runs its services.
     RunServices(Pid),
     /// An end of a connection is driven.
     Drive(End),
-    /// A user goes on.
+    /// A user is polled.
     User(usize),
-    /// A client without a connection calls its server.
+    /// A client without a connection connects to the server.
     Dial(Pid),
-    /// A process that was ended is started again.
+    /// A process is started again.
     Start(Node),
-    /// Something bad, by its place in the plan.
+    /// A fault of the plan begins.
     Fault(usize),
-    /// The same is over.
+    /// A fault of the plan ends.
     FaultEnds(usize),
 }
 
-/// A process's place in the cluster, whoever has it at the moment.
+/// A process's role in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Node {
     Server,
@@ -86,22 +85,22 @@ type Service = Box<dyn FnMut() -> Next + Send>;
 struct Process {
     machine: Machine,
     alive: bool,
-    /// What it was about to do when it ended.
+    /// The jobs that it had not run when it ended.
     left: Vec<Job>,
     services: Vec<Service>,
-    /// When those look next.
+    /// When the services run next.
     next_run: Option<Duration>,
 }
 
 struct Inner {
     now: Duration,
-    /// The time of day is so much later, or earlier, than it should be.
+    /// By how many milliseconds the time of day is off.
     jump: i64,
     count: u64,
     queue: BTreeMap<(Duration, u32, u64), Event>,
     processes: Vec<Process>,
     current: Option<Pid>,
-    /// Must end at once: it was in the middle of something when its countdown had burnt down.
+    /// The process that must be killed at once: its countdown ended in the middle of a step.
     dying: Option<Pid>,
     rng: Rng,
     pace: Rng,
@@ -115,7 +114,7 @@ pub(super) struct World {
     inner: RefCell<Inner>,
 }
 
-/// What has happened: always as a digest, and in words where somebody wants to read it.
+/// What has happened: always as a digest, and as text if it was requested.
 #[derive(Default)]
 struct Trace {
     hasher: blake3::Hasher,
@@ -123,7 +122,8 @@ struct Trace {
     count: u64,
 }
 
-/// Chance for one purpose.
+/// Returns the random number generator for one purpose. The purpose is a part of what a seed means:
+/// another text gives other simulations.
 pub(super) fn rng_for(seed: u64, purpose: &str) -> Rng {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes()).update(purpose.as_bytes());
@@ -131,7 +131,7 @@ pub(super) fn rng_for(seed: u64, purpose: &str) -> Rng {
     Rng::with_seed(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
 }
 
-/// A line without what temporary files are called.
+/// Returns a line without the random names of temporary files.
 fn without_temp_names(line: &str) -> String {
     let mut line = line.to_owned();
     for before in ["blobferry-simulated-", "/blob-", "tmp/blobferry-"] {
@@ -165,19 +165,19 @@ impl World {
         Rc::new(World { start: Instant::now(), inner: RefCell::new(inner) })
     }
 
-    /// How long the world has existed.
+    /// Returns the simulated time since the start.
     pub(super) fn time(&self) -> Duration {
         self.inner.borrow().now
     }
 
-    /// A number that grows with everything that happens: what is before what.
+    /// Returns a number that grows with every event and call. It orders operations.
     pub(super) fn moment(&self) -> u64 {
         let mut inner = self.inner.borrow_mut();
         inner.count += 1;
         inner.count
     }
 
-    /// Notes what has happened.
+    /// Adds a line to the trace.
     pub(super) fn note(&self, what: fmt::Arguments<'_>) {
         let mut inner = self.inner.borrow_mut();
         let line = without_temp_names(&format!("{:>12.6} {what}", inner.now.as_secs_f64()));
@@ -188,12 +188,12 @@ impl World {
         }
     }
 
-    /// Is somebody going to read what has happened?
+    /// Returns whether the trace was requested as text.
     pub(super) fn has_trace(&self) -> bool {
         self.inner.borrow().trace.lines.is_some()
     }
 
-    /// Notes something for who reads it, which is not a part of what has happened.
+    /// Adds a line to the text of the trace, but not to its digest.
     pub(super) fn remark(&self, what: fmt::Arguments<'_>) {
         let mut inner = self.inner.borrow_mut();
         let line = without_temp_names(&format!("{:>12.6}   {what}", inner.now.as_secs_f64()));
@@ -202,30 +202,30 @@ impl World {
         }
     }
 
-    /// The digest of everything that has happened, and how many lines it was.
+    /// Returns the digest of the trace, and the number of its lines.
     pub(super) fn trace_digest(&self) -> (blobferry_protocol::Digest, u64) {
         let inner = self.inner.borrow();
         (blobferry_protocol::Digest(*inner.trace.hasher.finalize().as_bytes()), inner.trace.count)
     }
 
-    /// What has happened, in words, where that was wanted.
+    /// Takes the text of the trace, if it was requested.
     pub(super) fn take_lines(&self) -> Vec<String> {
         self.inner.borrow_mut().trace.lines.take().unwrap_or_default()
     }
 
-    /// Something happens after a while. What happens at the same moment happens in any order.
+    /// Schedules an event. Events at the same time happen in a random order.
     pub(super) fn after(&self, delay: Duration, event: Event) {
         self.inner.borrow_mut().after(delay, event);
     }
 
-    /// The same, after a very short while.
+    /// Schedules an event after a random, very short delay.
     pub(super) fn soon(&self, event: Event) {
         let mut inner = self.inner.borrow_mut();
         let delay = inner.scheduling_delay();
         inner.after(delay, event);
     }
 
-    /// The next that happens, before the moment `until`.
+    /// Takes the next event if it is due by the time `until`.
     pub(super) fn next(&self, until: Duration) -> Option<Event> {
         let mut inner = self.inner.borrow_mut();
         let key = *inner.queue.first_key_value()?.0;
@@ -236,13 +236,13 @@ impl World {
         inner.queue.remove(&key)
     }
 
-    /// Lets time pass in which nothing happens.
+    /// Advances the time without an event.
     pub(super) fn pass(&self, until: Duration) {
         let mut inner = self.inner.borrow_mut();
         inner.now = inner.now.max(until);
     }
 
-    /// Somebody is users_started.
+    /// Starts a process.
     pub(super) fn spawn(&self, machine: Machine) -> Pid {
         let mut inner = self.inner.borrow_mut();
         inner.processes.push(Process {
@@ -255,7 +255,7 @@ impl World {
         Pid(inner.processes.len() - 1)
     }
 
-    /// Does something as a process.
+    /// Runs a closure as a process.
     pub(super) fn run_as<T>(&self, pid: Pid, act: impl FnOnce() -> T) -> T {
         let before = self.inner.borrow_mut().current.replace(pid);
         let done = act();
@@ -263,7 +263,7 @@ impl World {
         done
     }
 
-    /// A process ends: from now on it changes nothing any more.
+    /// Ends a process: from now on it changes nothing.
     pub(super) fn end(&self, pid: Pid) {
         let mut inner = self.inner.borrow_mut();
         let is_its = |event: &Event| matches!(event, Event::Job(of, _) if *of == pid);
@@ -281,8 +281,8 @@ impl World {
         inner.dying = inner.dying.filter(|dying| *dying != pid);
     }
 
-    /// What an ended process was about to do is done, and comes to nothing: so nothing of it stays in memory. Its own
-    /// things are gone by now.
+    /// Runs the remaining jobs and services of an ended process, without effect, so that they free
+    /// their memory. The process's own values must be dropped before.
     pub(super) fn drain(&self, pid: Pid) {
         loop {
             let mut inner = self.inner.borrow_mut();
@@ -303,12 +303,12 @@ impl World {
         }
     }
 
-    /// Who has to end at once.
+    /// Returns the process that must be killed at once.
     pub(super) fn dying(&self) -> Option<Pid> {
         self.inner.borrow().dying
     }
 
-    /// Those who serve a process look what there is to do; says whether there was anything.
+    /// Runs the services of a process. Returns whether they had anything to do.
     pub(super) fn run_services(&self, pid: Pid) -> bool {
         let mut services = {
             let mut inner = self.inner.borrow_mut();
@@ -336,7 +336,7 @@ impl World {
         });
         let mut inner = self.inner.borrow_mut();
         if let Some(process) = inner.processes.get_mut(pid.0) {
-            // Others may have begun to serve meanwhile.
+            // The services may have started others meanwhile.
             services.append(&mut process.services);
             process.services = services;
         }
@@ -347,7 +347,7 @@ impl World {
         did
     }
 
-    /// Something has happened: everybody who serves somebody may have something to do.
+    /// Schedules the services of all processes: an event may have given them something to do.
     pub(super) fn wake_services(&self) {
         let mut inner = self.inner.borrow_mut();
         for pid in 0..inner.processes.len() {
@@ -359,17 +359,17 @@ impl World {
         }
     }
 
-    /// The time of day jumps.
+    /// Shifts the time of day.
     pub(super) fn jump(&self, millis: i64) {
         self.inner.borrow_mut().jump += millis;
     }
 
-    /// The disks.
+    /// Calls a closure with the disks.
     pub(super) fn with_disk<T>(&self, act: impl FnOnce(&mut Disk) -> T) -> T {
         act(&mut self.inner.borrow_mut().disk)
     }
 
-    /// Waits for a while, as a user.
+    /// Suspends a user for a time.
     pub(super) fn sleep(self: &Rc<World>, user: usize, delay: Duration) -> Sleep {
         let until = self.time() + delay;
         self.after(delay, Event::User(user));
@@ -384,7 +384,7 @@ impl Inner {
         self.queue.insert(key, event);
     }
 
-    /// How long a thread takes to get to something.
+    /// Returns a random delay before a thread runs.
     fn scheduling_delay(&mut self) -> Duration {
         Duration::from_micros(match self.pace.u8(..) {
             0 => self.pace.u64(..20_000),
@@ -393,21 +393,21 @@ impl Inner {
         })
     }
 
-    /// How much longer it takes where the disk is slow.
+    /// Returns a random additional delay if the machine's disk is slow.
     fn disk_delay(&mut self, pid: Pid) -> Duration {
         let machine = self.processes.get(pid.0).map(|process| process.machine);
         let slow = machine.map_or(Duration::ZERO, |machine| self.disk.slowness(machine));
         if slow.is_zero() { slow } else { slow.mul_f64(self.pace.f64()) }
     }
 
-    /// Has those who serve a process look after a while at the latest.
+    /// Schedules the services of a process within `delay` and a random time.
     fn schedule_services(&mut self, pid: Pid, delay: Duration) {
         let slow = self.disk_delay(pid);
         let delay = delay + self.scheduling_delay() + slow;
         let at = self.now + delay;
         let Some(process) = self.processes.get_mut(pid.0) else { return };
         if !slow.is_zero() && process.next_run.is_some() {
-            return; // to be called again makes nobody faster
+            return; // another call would not make the services faster
         }
         if process.next_run.is_none_or(|next| next > at) {
             process.next_run = Some(at);
@@ -452,7 +452,7 @@ impl Simulation for World {
     fn run(&self, job: Job) {
         let mut inner = self.inner.borrow_mut();
         let Some(pid) = inner.current else { return };
-        // Some have to do with the disk, most have not.
+        // One in four jobs uses the disk.
         let slow = if inner.pace.u8(..4) == 0 { inner.disk_delay(pid) } else { Duration::ZERO };
         let delay = inner.scheduling_delay() + slow;
         match inner.processes.get_mut(pid.0) {

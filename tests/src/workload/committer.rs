@@ -1,4 +1,4 @@
-//! Who makes transactions of a store, and tells of each what was intended and what was answered.
+//! Makes transactions in a store, and states for each what was intended and answered.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,24 +11,24 @@ use super::{Emit, wait_for};
 use crate::contents::{Kind, bytes, digest};
 use crate::ledger::{Change, Statement};
 
-/// What is to be done with an object.
+/// What to do with an object.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op {
-    /// A record of so many bytes, and perhaps a blob.
+    /// Stores a record of this size, and a blob if the second size is given. Sizes are in bytes.
     Store(usize, Option<usize>),
-    /// The same, with a blob in a file that is left where the server takes it over.
+    /// Stores the same, with a blob in a file that the server takes over.
     Share(usize, usize),
-    /// No more of it.
+    /// Deletes the object.
     Delete,
 }
 
-/// How a transaction is to end.
+/// How a transaction ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Commit,
-    /// When everything is stored.
+    /// Aborted after all stores.
     Abort,
-    /// When it was voted for.
+    /// Aborted after the vote.
     AbortVoted,
 }
 
@@ -38,48 +38,49 @@ pub(crate) struct Committer<'a> {
     /// Where the server takes files over.
     tmp: PathBuf,
     emit: Emit<'a>,
-    /// Its transactions' names begin with it.
+    /// The first half of its transactions' ids.
     stream: u64,
     next: u64,
-    /// The objects that it has made, with their current revisions.
+    /// The objects that it has created, with their current revisions.
     objects: BTreeMap<Oid, Tid>,
     /// What was committed.
     committed: Vec<(Tid, TxnId, Change)>,
 }
 
 impl<'a> Committer<'a> {
-    /// One with a stream that no other has.
+    /// Creates a committer with a stream that no other has.
     pub(crate) fn new(store: &'a dyn Store, server: &Path, stream: u64, emit: Emit<'a>) -> Committer<'a> {
         let tmp = server.join("blobs/tmp");
         Committer { store, tmp, emit, stream, next: 0, objects: BTreeMap::new(), committed: Vec::new() }
     }
 
-    /// The objects that there are.
+    /// Returns the existing objects.
     pub(crate) fn objects(&self) -> Vec<Oid> {
         self.objects.keys().copied().collect()
     }
 
-    /// What was committed, in order.
+    /// Returns what was committed, in order.
     pub(crate) fn committed(&self) -> &[(Tid, TxnId, Change)] {
         &self.committed
     }
 
-    /// Oids for new objects.
+    /// Allocates oids.
     pub(crate) fn new_oids(&self, count: u32) -> Result<Vec<Oid>, RequestError> {
         let (first, count) = self.store.new_oids(count).inspect_err(|error| self.failed(error))?;
         (self.emit)(Statement::NewOids { first, count });
         Ok((first.0..).take(count as usize).map(Oid).collect())
     }
 
-    /// Commits.
+    /// Commits a transaction.
     pub(crate) fn commit(&mut self, ops: &[(Oid, Op)]) -> Result<Tid, RequestError> {
         self.transact(ops, End::Commit).map(|tid| tid.unwrap_or(Tid::ZERO))
     }
 
-    /// Makes one transaction. `None` where it was to be aborted.
+    /// Makes one transaction. Returns `None` if it was to be aborted.
     pub(crate) fn transact(&mut self, ops: &[(Oid, Op)], end: End) -> Result<Option<Tid>, RequestError> {
         let txn = self.name();
-        // What is not there is not deleted: its own transaction may have been refused.
+        // Skips deletions of objects that do not exist: the transaction that creates one may have
+        // been refused.
         let is_there = |(oid, op): &&(Oid, Op)| !matches!(op, Op::Delete) || self.objects.contains_key(oid);
         let ops: Vec<(Oid, Op)> = ops.iter().filter(is_there).copied().collect();
         let changes: Vec<Change> = ops.iter().map(|(oid, op)| change(*oid, *op)).collect();
@@ -109,7 +110,7 @@ impl<'a> Committer<'a> {
         finished.map(Some)
     }
 
-    /// Everything before the commit.
+    /// Does everything before the commit.
     fn prepare(&self, txn: TxnId, ops: &[(Oid, Op)], end: End) -> Result<(), RequestError> {
         let meta = TxnMeta { user: b"user1".to_vec(), description: txn.0.to_vec() };
         self.store.begin(txn, meta)?;
@@ -153,7 +154,8 @@ impl<'a> Committer<'a> {
         stage.complete(digest(blob))
     }
 
-    /// Asks for the outcome of a transaction that never was, and may now never be.
+    /// Fences a transaction that was never begun: requests its outcome, after which it can never
+    /// commit.
     pub(crate) fn fence(&mut self) -> Result<(), RequestError> {
         let txn = self.name();
         let outcome =
@@ -164,7 +166,7 @@ impl<'a> Committer<'a> {
         Ok(())
     }
 
-    /// Forgets what was replaced before a transaction.
+    /// Requests a pack of the revisions before a tid.
     pub(crate) fn pack(&self, before: Tid) -> Result<(), RequestError> {
         (self.emit)(Statement::PackBegins { before });
         self.store.pack(before).inspect_err(|error| self.failed(error))?;

@@ -1,7 +1,7 @@
-//! What is done to a store and a cache while something happens to them: in a process of its own, which can be killed.
+//! What a child process does with a store and a cache while faults are injected.
 //!
-//! It says all that it does, see [`Statement`], and its parent believes it. A script does the same each time; traffic goes on
-//! until the end.
+//! The process states all that it does, see [`Statement`]. A script does the same in each run;
+//! traffic continues until the end.
 
 mod committer;
 mod reader;
@@ -29,21 +29,21 @@ pub enum Role {
     Traffic,
     /// Each thing that a server does, once.
     Server,
-    /// The same, but for closing the store: so it is left to be recovered.
+    /// The same, without closing the store: so it has to be recovered.
     Crash,
-    /// Opening a store that was not closed.
+    /// Opens a store that was not closed.
     Recovery,
-    /// Forgetting old revisions.
+    /// Forgets old revisions.
     Pack,
     /// Each thing that a downloading client does, once.
     Client,
 }
 
 impl Role {
-    /// Those that do the same each time.
+    /// The roles that do the same in each run.
     pub const SCRIPTS: [Role; 4] = [Role::Server, Role::Recovery, Role::Pack, Role::Client];
 
-    /// What it is called on a command line.
+    /// Returns the name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -69,29 +69,29 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// Who is told what happens.
+/// Receives the statements of a process.
 pub(crate) type Emit<'a> = &'a (dyn Fn(Statement) + Sync);
 
-/// Where the store is in a directory.
+/// Returns the path of the store in a directory.
 #[must_use]
 pub fn server(dir: &Path) -> PathBuf {
     dir.join("server")
 }
 
-/// Where the cache is in a directory.
+/// Returns the path of the cache in a directory.
 #[must_use]
 pub fn cache(dir: &Path) -> PathBuf {
     dir.join("cache")
 }
 
-/// How stores are opened: with blobs in files that are small, so that there can be many of them.
+/// Returns the store's configuration: even small blobs are files, so that there can be many.
 #[must_use]
 pub fn config() -> StoreConfig {
     StoreConfig { inline_max: 4096, ..StoreConfig::default() }
 }
 
-/// Plays a role in a directory, and says on the standard output what happens. Who has asked for it says on the standard
-/// input when it may go on. Both are sockets.
+/// Plays a role in a directory. Statements go to the standard output; a line on the standard input
+/// ends a pause. Both are sockets.
 pub fn play(role: Role, dir: &Path, seed: u64) {
     std::panic::set_hook(Box::new(|panic| write_statement(Statement::Violation { what: panic.to_string() })));
     match role {
@@ -105,7 +105,7 @@ pub fn play(role: Role, dir: &Path, seed: u64) {
     write_statement(Statement::Done);
 }
 
-/// Says something: a line is there as a whole, whoever else speaks.
+/// Writes a statement as one line, even if several threads write.
 fn write_statement(statement: Statement) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock();
@@ -113,25 +113,25 @@ fn write_statement(statement: Statement) {
     line.push(b'\n');
     let mut rest = line.as_slice();
     while !rest.is_empty() {
-        // Nobody may listen any more: then nobody cares.
+        // If the parent is gone, the statement is dropped.
         let Ok(sent) = rustix::net::send(io::stdout(), rest, SendFlags::NOSIGNAL) else { return };
         rest = rest.get(sent..).unwrap_or_default();
     }
 }
 
-/// Waits for a word from the parent.
+/// Waits for a line from the parent.
 fn wait() {
-    // One that is gone will not write_statement anything.
+    // If the parent is gone, this returns at once.
     _ = rustix::net::recv(io::stdin(), &mut [0; 64], RecvFlags::empty());
 }
 
-/// Says that it waits for a word, and waits.
+/// States that the process pauses, and waits for the parent.
 fn pause(emit: Emit<'_>) {
     emit(Statement::Waits);
     wait();
 }
 
-/// Asks a store, and waits for its answer.
+/// Makes a call to a store, and waits for its answer.
 pub(crate) fn wait_for<T: Send + 'static>(call: impl FnOnce(Done<T>)) -> Result<T, RequestError> {
     let (answer, answers) = std::sync::mpsc::channel();
     call(Box::new(move |result| _ = answer.send(result)));

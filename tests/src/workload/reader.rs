@@ -1,4 +1,4 @@
-//! Who has blobs in a cache: downloads them, whole or in parts, and puts those there that it has written itself.
+//! Uses a cache: downloads blobs, whole or in part, and adds blobs of its own.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -30,7 +30,8 @@ impl<'a> Reader<'a> {
         Ok(Reader { cache, emit })
     }
 
-    /// Has a blob, downloaded if it is not there; whatever somebody has left of it is taken over.
+    /// Ensures that a blob is cached: downloads it if it is missing, and continues a partial
+    /// download.
     pub(crate) fn ensure_cached(&self, blob: BlobId, bytes: &[u8]) -> Result<(), CacheError> {
         let ensure = || match self.cache.claim(blob)? {
             Claim::Hit(cached) => Ok(cached),
@@ -42,7 +43,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Has a blob in memory, and keeps it in a pack where it was not there. After a crash it may be there or not.
+    /// Loads a small blob into memory, and keeps it in a segment if it was missing. After a crash
+    /// it may exist or not.
     pub(crate) fn load(&self, blob: BlobId, bytes: &[u8]) -> Result<(), CacheError> {
         let load = || match self.cache.claim_small(blob)? {
             SmallClaim::Bytes(found) => Ok(Some(found)),
@@ -56,12 +58,12 @@ impl<'a> Reader<'a> {
             }
         };
         if self.note(load())?.is_some_and(|found| found != bytes) {
-            (self.emit)(Statement::Violation { what: format!("{blob} is torn in a pack") });
+            (self.emit)(Statement::Violation { what: format!("{blob} is torn in a segment") });
         }
         Ok(())
     }
 
-    /// Downloads a part of a blob, and leaves it to whoever comes next, or, with `keep` false, to nobody.
+    /// Downloads a part of a blob. With `keep`, the part stays for the next download.
     pub(crate) fn download_part(&self, blob: BlobId, bytes: &[u8], keep: bool) -> Result<(), CacheError> {
         let begin = || {
             let Claim::Download(mut download) = self.cache.claim(blob)? else { return Ok(()) };
@@ -76,7 +78,7 @@ impl<'a> Reader<'a> {
         self.note(begin())
     }
 
-    /// Puts a blob there that was written, and is committed.
+    /// Adds a blob that was written and committed.
     pub(crate) fn write(&self, blob: BlobId, bytes: &[u8]) -> Result<(), CacheError> {
         let write = || {
             let mut buffer = self.cache.buffer();
@@ -91,7 +93,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Puts a copy of a file there, whose digest nobody has told.
+    /// Adds a copy of a file whose digest is not known.
     pub(crate) fn copy(&self, blob: BlobId, file: &Path) -> Result<(), CacheError> {
         let copy = || {
             let mut buffer = self.cache.buffer();
@@ -103,12 +105,12 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Keeps a blob whatever happens.
+    /// Pins a blob.
     pub(crate) fn pin(&self, blob: BlobId) -> Result<(), CacheError> {
         self.note(self.cache.pin(blob).map(drop))
     }
 
-    /// Removes blobs, those first that were used longest ago, until few are left. Any of them may go.
+    /// Evicts the least recently used blobs until few are left. Any of `blobs` may go.
     pub(crate) fn make_room(&self, blobs: impl IntoIterator<Item = BlobId>) -> Result<(), CacheError> {
         blobs.into_iter().for_each(|blob| (self.emit)(Statement::Uncached { blob }));
         self.note(self.cache.gc(Some(100_000)).map(drop))
@@ -147,7 +149,7 @@ pub(crate) fn fetch(mut download: Download, bytes: &[u8]) -> Result<CachedBlob, 
 
 fn fetch_rest(download: &mut Download, bytes: &[u8]) -> Result<CachedBlob, CacheError> {
     let from = download.written();
-    // Of a blob that is shorter than what was found, a server has nothing to send: it says how long it is.
+    // If the part is longer than the blob, the server sends only the size.
     let rest = usize::try_from(from).ok().and_then(|from| bytes.get(from..)).unwrap_or_default();
     download.start(from, bytes.len() as u64)?;
     rest.chunks(5_000).try_for_each(|chunk| download.write(chunk))?;

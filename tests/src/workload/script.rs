@@ -1,7 +1,7 @@
-//! Scripts: each thing that a server or a client does, in the same order each time.
+//! Scripts: each thing that a server or a client does, in the same order in each run.
 //!
-//! Each waits for a word before the part that is tried, and after it. What follows then is done when nothing fails any
-//! more: what was promised must be there to be read.
+//! A script pauses before the tried part and after it. After that no fault is injected, and what
+//! was promised must be readable.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::contents::{Kind, bytes};
 use crate::failure::{Context, Problem};
 use crate::ledger::{Change, Statement};
 
-/// The blobs that a client downloads: as if a server had committed them long ago.
+/// The number of blobs that a client downloads.
 const BLOB_COUNT: usize = 10;
 
 fn txn(n: usize) -> TxnId {
@@ -27,7 +27,7 @@ fn size(n: usize) -> usize {
     30_000 + n * 1_111
 }
 
-/// Two of each three are of one bucket.
+/// Returns a blob's id. Two of each three are in one bucket.
 fn blob(n: usize) -> BlobId {
     let n = n as u64;
     BlobId { oid: Oid(n * BlobId::BUCKETS + n % 3 / 2), tid: Tid(1000 + n) }
@@ -37,7 +37,7 @@ fn content(n: usize) -> Vec<u8> {
     bytes(txn(n), blob(n).oid, Kind::Blob, size(n))
 }
 
-/// Makes what a script finds.
+/// Makes the state that a script starts from.
 pub(crate) fn prepare(role: Role, dir: &Path, emit: Emit<'_>) -> Result<(), Problem> {
     match role {
         Role::Client => prepare_cache(dir, emit),
@@ -63,7 +63,7 @@ fn prepare_store(dir: &Path, emit: Emit<'_>) -> Result<(), Problem> {
 }
 
 const SMALL: Op = Op::Store(10, Some(1000));
-/// Larger than the database, and its log at first: a limit for files can be between.
+/// Larger than the database and its log at first: so a file size limit can be between.
 const LARGE: Op = Op::Store(10, Some(123_456));
 
 fn prepare_cache(dir: &Path, emit: Emit<'_>) -> Result<(), Problem> {
@@ -76,7 +76,7 @@ fn prepare_cache(dir: &Path, emit: Emit<'_>) -> Result<(), Problem> {
     let reader = Reader::open(&dir, emit).context("could not make a cache")?;
     reader.ensure_cached(blob(0), &content(0)).context("could not prepare a cache")?;
     reader.download_part(blob(1), &content(1), true).context("could not prepare a cache")?;
-    // A power cut may leave a part of the right length, with nothing in it.
+    // A power cut may leave a part of the right length without its contents.
     reader.download_part(blob(7), &vec![0; size(7)], true).context("could not prepare a cache")?;
     drop(reader);
     let dead = dir.join("tmp/blobferry-dead");
@@ -85,7 +85,7 @@ fn prepare_cache(dir: &Path, emit: Emit<'_>) -> Result<(), Problem> {
     fs::write(dead.join("blob-half"), "half").context("could not prepare a cache")
 }
 
-/// What a server does. Whatever is refused is told by the committer: the script goes on.
+/// Runs the server script. The committer states refusals, and the script continues.
 pub(super) fn serve(dir: &Path, closes: bool, emit: Emit<'_>) {
     let dir = server(dir);
     let store = match SqliteStore::open(&dir, config()) {
@@ -113,7 +113,7 @@ pub(super) fn serve(dir: &Path, closes: bool, emit: Emit<'_>) {
     check_readable(&store, &committer, emit);
 }
 
-/// Opening a store after a crash.
+/// Opens a store after a crash.
 pub(super) fn recover(dir: &Path, emit: Emit<'_>) {
     pause(emit);
     match SqliteStore::open(server(dir), config()) {
@@ -128,7 +128,7 @@ pub(super) fn recover(dir: &Path, emit: Emit<'_>) {
     }
 }
 
-/// Forgetting old revisions.
+/// Forgets old revisions.
 pub(super) fn pack(dir: &Path, emit: Emit<'_>) {
     let dir = server(dir);
     let store = match SqliteStore::open(&dir, config()) {
@@ -137,35 +137,36 @@ pub(super) fn pack(dir: &Path, emit: Emit<'_>) {
     };
     let committer = Committer::new(&store, &dir, 2, emit);
     pause(emit);
-    // What fails is told.
+    // The committer states a failure.
     _ = committer.pack(store.last_tid());
     store.close();
     pause(emit);
     check_readable(&store, &committer, emit);
 }
 
-/// Nothing fails any more, but perhaps something has: what was committed must be there to be read.
+/// Checks that what was committed is readable. No fault is injected now, but one may have been
+/// before.
 fn check_readable(store: &dyn Store, committer: &Committer<'_>, emit: Emit<'_>) {
     for (tid, txn, change) in committer.committed() {
         let Some(size) = change.record else { continue };
         match store.load_serial(change.oid, *tid) {
             Ok(revision) if revision.data == bytes(*txn, change.oid, Kind::Record, size) => {}
             other => {
-                let what = format!("object {} at {tid} can not be read any more: {other:?}", change.oid);
+                let what = format!("object {} at {tid} cannot be read any more: {other:?}", change.oid);
                 emit(Statement::Violation { what });
             }
         }
     }
 }
 
-/// What a downloading client does.
+/// Runs the client script.
 pub(super) fn download(dir: &Path, emit: Emit<'_>) {
     let dir = cache(dir);
     pause(emit);
     if let Ok(reader) = Reader::open(&dir, emit) {
-        // What fails is told, and the rest is tried.
+        // The reader states each failure, and the script continues.
         _ = reader.ensure_cached(blob(0), &content(0)); // of an earlier boot
-        _ = reader.ensure_cached(blob(1), &content(1)); // somebody else has begun
+        _ = reader.ensure_cached(blob(1), &content(1)); // another process has begun
         _ = reader.ensure_cached(blob(2), &content(2));
         _ = reader.pin(blob(2));
         _ = reader.download_part(blob(3), &content(3), false);
@@ -179,7 +180,7 @@ pub(super) fn download(dir: &Path, emit: Emit<'_>) {
         _ = reader.load(blob(8), &content(8));
         _ = reader.load(blob(9), &content(9));
         _ = reader.load(blob(8), &content(8));
-        _ = reader.ensure_cached(blob(9), &content(9)); // of a pack
+        _ = reader.ensure_cached(blob(9), &content(9)); // from a segment
         _ = reader.download_part(blob(6), &content(6), true);
         _ = reader.ensure_cached(blob(7), &content(7)); // what is there of it is torn
         _ = reader.make_room((0..BLOB_COUNT).map(blob));
@@ -188,18 +189,19 @@ pub(super) fn download(dir: &Path, emit: Emit<'_>) {
     pause(emit);
     let Ok(reader) = Reader::open(&dir, emit) else {
         return emit(Statement::Violation {
-            what: "a cache can not be opened when nothing fails any more".to_owned(),
+            what: "a cache cannot be opened although no fault is injected any more".to_owned(),
         });
     };
     for n in 8..BLOB_COUNT {
         if let Err(error) = reader.load(blob(n), &content(n)) {
-            let what = format!("{} can not be loaded when nothing fails any more: {error}", blob(n));
+            let what =
+                format!("{} cannot be loaded although no fault is injected any more: {error}", blob(n));
             emit(Statement::Violation { what });
         }
     }
     for n in 0..BLOB_COUNT {
         if let Err(error) = reader.ensure_cached(blob(n), &content(n)) {
-            let what = format!("{} can not be had when nothing fails any more: {error}", blob(n));
+            let what = format!("{} cannot be had although no fault is injected any more: {error}", blob(n));
             emit(Statement::Violation { what });
         }
     }

@@ -1,4 +1,5 @@
-//! Traffic: several who commit at once, and one who downloads what they have committed, until the end.
+//! Traffic: several threads commit at once, and one thread downloads what they have committed,
+//! until the end.
 
 use std::fs;
 use std::path::Path;
@@ -17,10 +18,11 @@ use crate::contents::{Kind, bytes};
 use crate::ledger::Statement;
 
 const COMMITTERS: u64 = 3;
-/// More than the store keeps in the log of its database: afterwards the log is written from its beginning again.
+/// More bytes than the log of the store's database keeps: afterwards the log is written from its
+/// beginning again.
 const BULK: usize = 1_150_000;
 
-/// Does all of this until nothing works any more, which ends well where it was to be expected.
+/// Makes traffic until nothing works any more, which is how it is expected to end.
 pub(super) fn run(dir: &Path, seed: u64, emit: Emit<'_>) {
     let store = match SqliteStore::open(server(dir), config()) {
         Ok(store) => store,
@@ -36,25 +38,25 @@ pub(super) fn run(dir: &Path, seed: u64, emit: Emit<'_>) {
             scope.spawn(move || Worker { committer, rng, giving, send }.work(n == 0));
         }
         drop(send);
-        // What can not be had is told.
+        // The reader states what cannot be read.
         scope.spawn(|| read(dir, Rng::with_seed(!seed), blobs, emit));
     });
 }
 
-/// Someone at work.
+/// A thread that commits.
 struct Worker<'a> {
     committer: Committer<'a>,
     rng: Rng,
-    /// Oids are told in the order in which they are given.
+    /// Locked so that oids are stated in the order in which they are allocated.
     giving: &'a Mutex<()>,
-    /// To the one who downloads.
+    /// To the thread that downloads.
     send: Sender<(BlobId, Vec<u8>)>,
 }
 
 impl Worker<'_> {
     fn work(mut self, may_pack: bool) {
-        // Commits that write over an old log leave the journal of the file system nothing to do: then nothing but what
-        // is synced by itself is safe.
+        // Commits that overwrite an old log leave the file system's journal nothing to do. Then
+        // only explicit syncs make data safe.
         let mut next = if may_pack && self.rng.u8(..4) > 0 { self.bulk() } else { Ok(()) };
         while next.is_ok() {
             next = self.step(may_pack);
@@ -109,7 +111,7 @@ impl Worker<'_> {
         for (_, txn, change) in self.committer.committed().iter().rev().take_while(|(of, ..)| *of == tid) {
             if let Some(size) = change.blob {
                 let blob = BlobId { oid: change.oid, tid };
-                // Who downloads may have stopped.
+                // The thread that downloads may have stopped.
                 _ = self.send.send((blob, bytes(*txn, change.oid, Kind::Blob, size)));
             }
         }
@@ -122,7 +124,7 @@ impl Worker<'_> {
     }
 }
 
-/// A record, with no blob, or one of any kind.
+/// Returns a record, with a blob of any kind or none.
 fn op(rng: &mut Rng) -> Op {
     let record = rng.usize(..500);
     match rng.u8(..6) {
@@ -133,7 +135,7 @@ fn op(rng: &mut Rng) -> Op {
     }
 }
 
-/// Has the blobs of which it is told in a cache, in one way or another.
+/// Caches the blobs that were committed, in various ways.
 fn read(dir: &Path, mut rng: Rng, blobs: Receiver<(BlobId, Vec<u8>)>, emit: Emit<'_>) {
     let (cache, file) = (cache(dir), dir.join("a file"));
     let Ok(reader) = Reader::open(&cache, emit) else { return };

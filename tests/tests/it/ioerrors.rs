@@ -3,7 +3,7 @@
 use crate::support::{figure, simulate};
 
 #[test]
-fn whatever_system_call_fails_nothing_that_was_acknowledged_is_lost_and_nothing_refused_is_there() {
+fn failed_system_calls_lose_no_commit_and_keep_refusals() {
     let Some(report) = simulate(&["ioerrors", "--short"]) else { return };
     assert!(figure(&report, "failed") > 100 && figure(&report, "refused") > 0, "{report}");
 }

@@ -3,7 +3,7 @@
 use crate::support::{figure, simulate};
 
 #[test]
-fn killed_at_any_system_call_a_server_and_a_client_lose_nothing_that_was_acknowledged() {
+fn kills_at_system_calls_lose_nothing_acknowledged() {
     let Some(report) = simulate(&["killpoints", "--short"]) else { return };
     assert!(figure(&report, "kills") > 100, "{report}");
 }

@@ -1,7 +1,7 @@
 //! Short forms of what `simulate` can do for hours.
 //!
-//! Each runs as a process of its own, in a place of its own. Where that can not be had, as by other users than root, it
-//! says so, and is skipped.
+//! Each test runs a process in a mount namespace of its own. Without root it prints so, and is
+//! skipped.
 
 #[cfg(test)]
 mod ioerrors;
@@ -14,11 +14,11 @@ mod simulator;
 
 #[cfg(test)]
 mod support {
-    //! Running it.
+    //! Runs `simulate`.
 
     use std::process::Command;
 
-    /// Runs `simulate`; nothing must be wrong. `None` where it is skipped, else what it reports.
+    /// Runs `simulate`, which must succeed. Returns its report, or `None` if it was skipped.
     #[track_caller]
     pub(crate) fn simulate(arguments: &[&str]) -> Option<String> {
         let output = Command::new(env!("CARGO_BIN_EXE_simulate")).args(arguments).output().unwrap();
@@ -28,7 +28,7 @@ mod support {
         (!said.starts_with("skipped: ")).then_some(said)
     }
 
-    /// The number before a word in a report.
+    /// Returns the number before a word in a report.
     #[track_caller]
     pub(crate) fn figure(report: &str, word: &str) -> u64 {
         let words: Vec<&str> = report.split([' ', ',', ':', ';']).filter(|word| !word.is_empty()).collect();

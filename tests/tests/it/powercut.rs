@@ -9,11 +9,11 @@ fn cut(kind: &str, cycles: &str) {
 }
 
 #[test]
-fn after_power_cuts_on_ext4_nothing_that_was_acknowledged_is_lost_or_torn() {
+fn power_cuts_on_ext4_lose_and_tear_nothing_acknowledged() {
     cut("ext4", "56");
 }
 
 #[test]
-fn after_power_cuts_on_xfs_nothing_that_was_acknowledged_is_lost_or_torn() {
+fn power_cuts_on_xfs_lose_and_tear_nothing_acknowledged() {
     cut("xfs", "24");
 }

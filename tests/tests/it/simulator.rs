@@ -1,4 +1,4 @@
-//! The simulator: a few seeds of each kind, and that a seed is all there is to a simulation.
+//! The simulator: some seeds of each kind, and that a simulation depends on its seed alone.
 
 use blobferry_tests::simulator::minimise::minimise;
 use blobferry_tests::simulator::{Failure, Report, Scenario, run, run_traced};
@@ -12,7 +12,7 @@ fn all(scenarios: impl Iterator<Item = Scenario>) -> Report {
 }
 
 #[test]
-fn whatever_goes_wrong_in_a_simulated_cluster_every_promise_is_kept() {
+fn simulated_cluster_keeps_every_promise_under_faults() {
     let usual = all((0..120).map(Scenario::of));
     let rough = all((0..12).map(Scenario::rough));
     println!("{usual}\n{rough}");
@@ -24,7 +24,7 @@ fn whatever_goes_wrong_in_a_simulated_cluster_every_promise_is_kept() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_trace_to_the_byte() {
+fn same_seed_gives_the_same_trace_byte_by_byte() {
     for scenario in [Scenario::of(3), Scenario::of(11), Scenario::rough(2), Scenario::rough(5)] {
         let (first, one) = run_traced(&scenario).unwrap_or_else(|failure| panic!("{failure}"));
         let (second, other) = run_traced(&scenario).unwrap_or_else(|failure| panic!("{failure}"));
@@ -37,13 +37,13 @@ fn the_same_seed_gives_the_same_trace_to_the_byte() {
 }
 
 #[test]
-fn a_scenario_can_be_said_on_a_command_line() {
+fn scenario_is_expressed_as_command_line_options() {
     let mut scenario = Scenario::rough(7);
     assert_eq!(scenario.options(), " --rough");
     scenario.operations = 1;
     scenario.without.extend([2, 5]);
     assert_eq!(scenario.options(), " --rough --operations 1 --without 2,5");
-    // What does not fail is as small as it can be, and comes back as it was.
+    // A scenario that does not fail is returned as it was.
     let fine = Failure { scenario: Scenario::of(5), what: "nothing".to_owned(), trace: Vec::new() };
     assert_eq!(minimise(&fine, 3).what, "nothing");
 }

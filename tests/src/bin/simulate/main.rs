@@ -1,4 +1,4 @@
-//! The runner of everything that takes a seed, a machine of one's own, or patience: see `tests/README.md`.
+//! The command `simulate`: long tests that take a seed, a machine and time. See `tests/README.md`.
 
 mod mutants;
 mod outcome;
@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Tries blobferry under simulated and real misfortunes
+/// Tries blobferry under simulated and real faults
 #[derive(Debug, Parser)]
 #[command(name = "simulate", args_conflicts_with_subcommands = true)]
 struct Cli {

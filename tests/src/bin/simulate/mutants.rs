@@ -1,4 +1,4 @@
-//! `simulate mutants`: plants one bug after the other, and sees whether it is caught.
+//! `simulate mutants`: plants one bug after the other, and checks that each is caught.
 
 use std::process::ExitCode;
 
@@ -38,22 +38,22 @@ impl Mutants {
             plant(Some(*bug));
             let caught = self.catch(*bug);
             plant(None);
-            let (by, how) = match caught {
-                Caught::By(who, how) => (who, how),
+            let (by, message) = match caught {
+                Caught::By(test, message) => (test, message),
                 Caught::Nowhere => {
                     survivors += 1;
-                    ("NOBODY".to_owned(), String::new())
+                    ("NOTHING".to_owned(), String::new())
                 }
                 Caught::NotTried(why) => {
                     untried += 1;
-                    ("nobody".to_owned(), why)
+                    ("nothing".to_owned(), why)
                 }
             };
-            println!("| `{}` | {} | {by} | {how} |", bug.name(), bug.what().trim());
+            println!("| `{}` | {} | {by} | {message} |", bug.name(), bug.what().trim());
         }
         if untried > 0 {
             eprintln!(
-                "{untried} planted bugs were not caught, and what would catch them can not be done here"
+                "{untried} planted bugs were not caught, and the tests that would catch them cannot run here"
             );
         }
         match survivors {
@@ -65,7 +65,7 @@ impl Mutants {
         }
     }
 
-    /// Who catches the bug that is planted, and what is said then.
+    /// Returns what catches the planted bug, and its message.
     #[cfg(feature = "planted")]
     fn catch(&self, bug: Bug) -> Caught {
         self.simulate().unwrap_or_else(|| with_real_files(bug))
@@ -88,14 +88,14 @@ impl Mutants {
 /// What became of a planted bug.
 #[cfg(feature = "planted")]
 enum Caught {
-    /// By target, and what was said then.
+    /// The name of the test that caught it, and its message.
     By(String, String),
     Nowhere,
-    /// Because this machine can not do what would catch it.
+    /// This machine cannot run the test that would catch it.
     NotTried(String),
 }
 
-/// What a power cut leaves on a real file system, and what calls that fail do, is tried by this program's other commands.
+/// Tries the bug on real files, with this program's other commands.
 #[cfg(feature = "planted")]
 fn with_real_files(bug: Bug) -> Caught {
     let mut caught = Caught::Nowhere;
@@ -108,13 +108,13 @@ fn with_real_files(bug: Bug) -> Caught {
                 .env(blobferry_tests::PLANTED, bug.name())
                 .output()
         });
-        let said = match command {
-            Ok(said) => said,
+        let output = match command {
+            Ok(output) => output,
             Err(error) => return Caught::NotTried(error.to_string()),
         };
-        let text = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().to_owned();
-        if said.status.code() == Some(1) {
+        if output.status.code() == Some(1) {
             return Caught::By(format!("`simulate {}`", arguments.join(" ")), line);
         }
         if line.starts_with("skipped: ") {

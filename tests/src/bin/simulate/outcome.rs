@@ -1,4 +1,4 @@
-//! What all commands that need a place of their own begin and end with.
+//! What all commands that need a mount namespace share.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use blobferry_tests::Failure;
 use blobferry_tests::mount_namespace::MountNamespace;
 
-/// Runs something in a place of its own, and says what came of it. What can not be done here is no failure.
+/// Runs a command in a mount namespace, and prints its report. A test that cannot run here is no
+/// failure.
 pub(crate) fn in_namespace<R: Display>(
     run: impl FnOnce(&MountNamespace, &Path) -> Result<R, Failure>,
 ) -> ExitCode {
@@ -26,7 +27,7 @@ pub(crate) fn in_namespace<R: Display>(
     ExitCode::SUCCESS
 }
 
-/// Plants the bug that the environment names, in this process and in those that it starts.
+/// Plants the bug that the environment names, in this process and in its children.
 #[cfg(feature = "planted")]
 pub(crate) fn plant() {
     use blobferry_protocol::planted::{Bug, plant};

@@ -1,4 +1,4 @@
-//! `simulate killpoints` and `simulate ioerrors`: something happens at each system call of a process.
+//! `simulate killpoints` and `simulate ioerrors`: a fault at each system call of a process.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use blobferry_tests::{ioerrors, killpoints};
 
 use crate::outcome::in_namespace;
 
-/// At which of them.
+/// Selects system calls.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Points {
     /// In this role only: server, recovery, pack or client
@@ -36,7 +36,7 @@ impl Points {
         in_namespace(|namespace, runner| killpoints::run(namespace, runner, &self.options()))
     }
 
-    /// Has each of them fail.
+    /// Lets each of them fail.
     pub(crate) fn fail(self) -> ExitCode {
         in_namespace(|namespace, runner| ioerrors::run(namespace, runner, &self.options()))
     }

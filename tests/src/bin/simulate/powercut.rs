@@ -10,13 +10,13 @@ use crate::outcome::in_namespace;
 /// Cuts the power of a file system on which a server and a cache are at work, again and again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How often.
+    /// The number of cuts.
     #[arg(long, default_value_t = 100)]
     cycles: u64,
-    /// On which file system: ext4 or xfs.
+    /// The file system: ext4 or xfs.
     #[arg(long, default_value = "ext4")]
     fs: Kind,
-    /// The seed of the first cycle; each next one has the next.
+    /// The seed of the first cycle; each cycle has the next seed.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     from: u64,
 }

@@ -1,4 +1,4 @@
-//! `simulate`: one simulation after the other, each by the next seed.
+//! `simulate`: runs one simulation for each seed.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -7,9 +7,9 @@ use blobferry_tests::simulator::minimise::minimise;
 use blobferry_tests::simulator::{Failure, Report, Scenario, run, run_traced};
 use clap::Args;
 
-/// Simulations that are made to find out what a failing one does not need.
+/// The most simulations to find out what a failing scenario does not need.
 const ATTEMPTS: usize = 200;
-/// Lines of a trace that are shown without `--trace`.
+/// The number of trace lines that are printed without `--trace`.
 const LINES: usize = 60;
 
 #[derive(Debug, Args)]
@@ -20,16 +20,16 @@ pub(crate) struct Seeds {
     /// The first of them
     #[arg(long, default_value_t = 0, value_name = "SEED")]
     from: u64,
-    /// Stop after so many seconds, whatever the number of seeds
+    /// Stop after this number of seconds, whatever the number of seeds
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<u64>,
-    /// Have everything go wrong that can, and often
+    /// Inject faults of all kinds, and often
     #[arg(long)]
     rough: bool,
     /// Show all that happens
     #[arg(long)]
     trace: bool,
-    /// Leave out these of the misfortunes, by their numbers
+    /// Leave out these of the faults, by their numbers
     #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
     without: Vec<usize>,
     /// Another number of clients
@@ -57,7 +57,7 @@ impl Seeds {
                 Ok(report) => total += report,
                 Err(failure) => {
                     failed = true;
-                    self.emit(&failure);
+                    self.print_failure(&failure);
                     break;
                 }
             }
@@ -84,8 +84,8 @@ impl Seeds {
         Ok(report)
     }
 
-    /// Tells of a failure, and what of the scenario it needs.
-    fn emit(&self, failure: &Failure) {
+    /// Prints a failure, and what of its scenario it needs.
+    fn print_failure(&self, failure: &Failure) {
         println!("{failure}");
         if self.trace {
             return;
@@ -93,7 +93,7 @@ impl Seeds {
         let least = minimise(failure, ATTEMPTS);
         let skipped = least.trace.len().saturating_sub(LINES);
         println!(
-            "\nThe least of it that was found to fail, its last {LINES} lines of {}:",
+            "\nThe smallest scenario that was found to fail; its last {LINES} lines of {}:",
             least.trace.len()
         );
         print(least.trace.get(skipped..).unwrap_or_default());

@@ -1,20 +1,20 @@
-//! `simulate workload`: the process to which things happen. The other commands start it.
+//! `simulate workload`: the process that is killed or fails. The other commands start it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use blobferry_tests::workload::{Role, play};
 
-/// Does something with a store and a cache, and says what.
+/// Uses a store and a cache, and reports what happens.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What.
+    /// The role to play.
     #[arg(long)]
     role: Role,
-    /// The seed of what is done at random.
+    /// The seed of random choices.
     #[arg(long)]
     seed: u64,
-    /// Where the store and the cache are.
+    /// The directory of the store and the cache.
     dir: PathBuf,
 }
 

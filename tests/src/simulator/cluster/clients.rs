@@ -1,4 +1,4 @@
-//! The clients of the cluster: their processes, the lives of their users, and target they call.
+//! The clients of the cluster: their processes, their users, and how they connect.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -28,7 +28,7 @@ impl Cluster {
         let cache = match opened {
             Ok(cache) => cache,
             Err(error) => {
-                self.world.note(format_args!("{pid} client {number} can not open its cache: {error}"));
+                self.world.note(format_args!("{pid} client {number} cannot open its cache: {error}"));
                 self.world.end(pid);
                 self.world.drain(pid);
                 self.world.after(Duration::from_secs(1), Event::Start(Node::Client(number)));
@@ -107,7 +107,8 @@ impl Cluster {
         }
     }
 
-    /// Where a client's users are gone, with or without all that they wanted, so is the client.
+    /// Ends a client whose users have all ended. If they have operations left, the client starts
+    /// again.
     pub(super) fn restart_if_idle(&mut self, number: usize) {
         if self.users.values().any(|user| user.client == number) {
             return;
@@ -121,7 +122,7 @@ impl Cluster {
         }
     }
 
-    /// A client's process ends, in an orderly way.
+    /// Ends a client's process in an orderly way.
     pub(super) fn end_client(&mut self, number: usize, pid: Pid) {
         self.drop_connections(pid, true);
         let process = self.clients.get_mut(number).and_then(|client| client.process.take());

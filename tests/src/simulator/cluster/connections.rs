@@ -1,4 +1,4 @@
-//! The connections of the cluster: which end is driven when, and what becomes of one that is over.
+//! The connections of the cluster: when each end is driven, and how a connection ends.
 
 use blobferry_session::io::CloseReason;
 
@@ -11,7 +11,7 @@ impl Cluster {
         let world = self.world.clone();
         let Some(connection) = self.connections.get_mut(&end.connection) else { return Ok(()) };
         let Some(endpoint) = connection.endpoint(end.is_client) else { return Ok(()) };
-        // A visit that was planned earlier than the one that has been made since.
+        // An event that was scheduled before an earlier one replaced it.
         if endpoint.next_drive.is_none_or(|planned| planned > now) {
             return Ok(());
         }
@@ -44,13 +44,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// A connection is over for one of its ends.
+    /// Ends a connection for one of its ends.
     pub(super) fn end_connection(&mut self, end: End, ended: &CloseReason) -> Result<(), String> {
         if let CloseReason::Peer(error) = ended
             && error.is_protocol_violation()
         {
             return Err(format!(
-                "c{}: one side says that the other has broken a rule: {error}",
+                "c{}: one side reports that the other has broken a rule: {error}",
                 end.connection
             ));
         }
@@ -58,10 +58,10 @@ impl Cluster {
         world.note(format_args!("c{} is over for its {}: {ended}", end.connection, name(end.is_client)));
         let Some(connection) = self.connections.get_mut(&end.connection) else { return Ok(()) };
         let endpoint = connection.endpoint(end.is_client).take();
-        let told = connection.leave(end.is_client, now);
+        let at = connection.leave(end.is_client, now);
         let other = End { is_client: !end.is_client, ..end };
         match connection.endpoint(other.is_client) {
-            Some(endpoint) => schedule_drive(&world, endpoint, other, told),
+            Some(endpoint) => schedule_drive(&world, endpoint, other, at),
             None => self.forget(end.connection),
         }
         let Some(endpoint) = endpoint else { return Ok(()) };
@@ -89,8 +89,8 @@ impl Cluster {
         }
     }
 
-    /// A process has no connections any more. Their other ends learn it, or not.
-    pub(super) fn drop_connections(&mut self, pid: Pid, told: bool) {
+    /// Drops all connections of a process. With `notify`, the other ends are notified.
+    pub(super) fn drop_connections(&mut self, pid: Pid, notify: bool) {
         let (world, now) = (self.world.clone(), self.world.time());
         let numbers: Vec<usize> = self.connections.keys().copied().collect();
         for number in numbers {
@@ -100,7 +100,7 @@ impl Cluster {
                 else {
                     continue;
                 };
-                if !told {
+                if !notify {
                     connection.discard(is_client);
                 }
                 let at = connection.leave(is_client, now);

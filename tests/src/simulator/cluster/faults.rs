@@ -1,4 +1,4 @@
-//! What goes wrong in the cluster: how processes die, and what each fault does.
+//! Injects the faults of the plan, and kills processes.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::simulator::fault_plan::{Fault, FaultKind};
 use crate::simulator::world::{End, Event, Machine, Node, Pid};
 
 impl Cluster {
-    /// A process dies without knowing, perhaps with its machine and all others on it.
+    /// Kills a process. With `power`, its machine and all processes on it lose their power.
     pub(super) fn kill(&mut self, pid: Pid, power: bool) -> Result<(), String> {
         let machine = self.machine_of(pid);
         let mut dead = vec![pid];
@@ -38,13 +38,13 @@ impl Cluster {
             .map_or(SERVER, |client| client.machine)
     }
 
-    pub(super) fn kill_process(&mut self, pid: Pid, machine: Machine, told: bool) -> Result<(), String> {
+    pub(super) fn kill_process(&mut self, pid: Pid, machine: Machine, notify: bool) -> Result<(), String> {
         let world = self.world.clone();
         world.note(format_args!("{pid} dies"));
         self.deaths += 1;
         let snapshot = world.with_disk(|disk| disk.snapshot(machine)).map_err(simulator_failed)?;
         world.end(pid);
-        self.drop_connections(pid, told);
+        self.drop_connections(pid, notify);
         let users: Vec<usize> =
             self.users.iter().filter(|(_, user)| user.pid == pid).map(|(number, _)| *number).collect();
         for number in users {
@@ -54,7 +54,8 @@ impl Cluster {
         let delay = Duration::from_millis(self.fault_rng.u64(10..4000));
         if self.server.as_ref().is_some_and(|server| server.pid == pid) {
             if let Some(server) = self.server.take() {
-                // Votes that wait have the store in hand, and are told now; nothing of that reaches anybody.
+                // Pending votes own the store. They are answered now, but no answer leaves the
+                // process.
                 world.run_as(pid, || {
                     server.store.close();
                     drop(server);
@@ -63,14 +64,14 @@ impl Cluster {
             world.after(delay, Event::Start(Node::Server));
         } else if let Some((number, _)) = self.client_of(pid) {
             if let Some(process) = self.clients.get_mut(number).and_then(|client| client.process.take()) {
-                // What waits in it has it in hand, too.
+                // Pending calls own the session, too.
                 world.run_as(pid, || process.session.close("it is dead"));
             }
             if self.clients.get(number).is_some_and(Client::has_work) {
                 world.after(delay, Event::Start(Node::Client(number)));
             }
         } else {
-            // It died while it started.
+            // The server died while it started.
             world.after(delay, Event::Start(Node::Server));
         }
         world.drain(pid);
@@ -81,7 +82,7 @@ impl Cluster {
         let Some(fault) = self.plan.get(place).copied().filter(|_| !self.healed) else { return Ok(()) };
         let now = self.world.time();
         self.world.note(format_args!("misfortune {place}: {fault}"));
-        // Most of what happens to a connection happens while something is under way.
+        // Three of four faults hit a connection with an unanswered request, if there is one.
         let mut numbers: Vec<usize> = self.connections.keys().copied().collect();
         let is_busy =
             |number: &usize| self.connections.get(number).is_some_and(|found| found.monitor.is_busy());
@@ -176,9 +177,9 @@ impl Cluster {
         let (world, now) = (self.world.clone(), self.world.time());
         let Some(connection) = self.connections.get_mut(&number) else { return };
         let [to_server, to_client] = connection.cut(now, &mut self.net_rng);
-        for (is_client, told) in [(true, to_client), (false, to_server)] {
+        for (is_client, at) in [(true, to_client), (false, to_server)] {
             if let Some(endpoint) = connection.endpoint(is_client) {
-                schedule_drive(&world, endpoint, End { connection: number, is_client }, told);
+                schedule_drive(&world, endpoint, End { connection: number, is_client }, at);
             }
         }
     }
@@ -201,7 +202,7 @@ impl Cluster {
             FaultKind::DiskFails { server } => {
                 let machine = self.faulty_machine(fault, server);
                 self.world.with_disk(|disk| disk.set_health(machine, Health::Healthy));
-                // The operator starts a server again whose disk has failed.
+                // The operator restarts a server whose disk has failed.
                 if server {
                     self.begin_server_stop();
                     self.stop_server();

@@ -1,5 +1,5 @@
-//! The cluster: one server, many clients, and the connections between them; what happens in it, one thing after the other,
-//! until everybody is done.
+//! The simulated cluster: one server, its clients, the connections between them, and the event
+//! loop.
 
 mod clients;
 mod connections;
@@ -34,23 +34,23 @@ use super::world::{End, Event, Machine, Node, Pid, World, rng_for};
 /// The server's machine.
 const SERVER: Machine = Machine(0);
 
-/// Whoever needs more to get done gets nowhere.
+/// The number of events after which a simulation counts as stuck.
 const MAX_EVENTS: u64 = 5_000_000;
 
-/// What a session has invalidations of commits.
+/// The invalidations that a session has received.
 pub(super) type ReceivedInvalidations = Arc<Mutex<Vec<Invalidation>>>;
 
 struct Server {
     pid: Pid,
     store: Arc<SqliteStore>,
     service: ServerCore,
-    /// It is about to stop, and takes nobody in.
+    /// The server is about to stop, and refuses new connections.
     stopping: bool,
 }
 
 struct Client {
     machine: Machine,
-    /// What its users still want.
+    /// What its users have left to do.
     backlog: Vec<Rc<RefCell<Backlog>>>,
     process: Option<Process>,
 }
@@ -85,13 +85,13 @@ pub(super) struct Cluster {
     connections: BTreeMap<usize, Connection>,
     connections_made: usize,
     users: BTreeMap<usize, RunningUser>,
-    /// Users that there have been.
+    /// The number of users that were started.
     users_started: usize,
-    /// Everything that goes wrong has gone wrong.
+    /// All faults are over.
     pub(super) healed: bool,
-    /// So many connections are cut when they bring a commit.
+    /// The number of connections to cut as soon as they bring a commit.
     commits_to_cut: usize,
-    /// Nobody can call the server before.
+    /// The time before which no client can connect to the server.
     partitioned_until: Duration,
     pub(super) invalidations: Vec<ReceivedInvalidations>,
     pub(super) counts: Counts,
@@ -141,9 +141,10 @@ impl Cluster {
         cluster
     }
 
-    /// Goes on until `enough`, or until the moment `until`; says which.
+    /// Handles events until `enough` holds, or until the time `until`. Returns whether `enough`
+    /// holds.
     ///
-    /// `Err`: a rule was broken.
+    /// Returns an error if a rule was broken.
     pub(super) fn run(&mut self, until: Duration, enough: impl Fn(&Cluster) -> bool) -> Result<bool, String> {
         while !enough(self) {
             let Some(event) = self.world.next(until) else {
@@ -152,7 +153,7 @@ impl Cluster {
             };
             self.events += 1;
             if self.events > MAX_EVENTS {
-                return Err(format!("they go round in circles: {}", self.busy()));
+                return Err(format!("the simulation does not end: {}", self.busy()));
             }
             let wakes = self.handle(event)?;
             self.after_event(wakes)?;
@@ -160,25 +161,25 @@ impl Cluster {
         Ok(true)
     }
 
-    /// Has everybody done what they wanted?
+    /// Returns whether all users have finished.
     pub(super) fn is_done(&self) -> bool {
         !self.clients.iter().any(Client::has_work) && self.users.is_empty()
     }
 
-    /// And have all of them, and the server, invalidations of everything?
+    /// Returns whether all users have finished, and all sessions are up to date with the server.
     pub(super) fn is_settled(&self) -> bool {
         let Some(server) = self.server.as_ref().filter(|server| !server.stopping) else { return false };
         let last = server.store.last_tid();
         self.is_done() && self.sessions().all(|session| session.last_tid() == last)
     }
 
-    /// Who still wants something.
+    /// Describes the users that have not finished.
     pub(super) fn busy(&self) -> String {
         let users: Vec<String> = self.users.keys().map(|user| format!("u{user}")).collect();
         format!("users {users:?}")
     }
 
-    /// Something happens; says whether others may have something to do because of it.
+    /// Handles an event. Returns whether it may give other processes something to do.
     fn handle(&mut self, event: Event) -> Result<bool, String> {
         match event {
             Event::Job(pid, job) => self.world.run_as(pid, job),
@@ -194,7 +195,8 @@ impl Cluster {
         Ok(true)
     }
 
-    /// After everything that happens: who has something to do now, who must die, and is a rule broken?
+    /// Does what every event entails: kills processes, schedules what was woken, and checks the
+    /// rules.
     fn after_event(&mut self, wakes: bool) -> Result<(), String> {
         while let Some(pid) = self.world.dying() {
             let power = self.fault_rng.bool();
@@ -231,7 +233,7 @@ impl Cluster {
         self.path(SERVER).join("store")
     }
 
-    /// What the server has open, where it runs.
+    /// Returns the server's store if the server runs.
     pub(super) fn store(&self) -> Option<Arc<SqliteStore>> {
         self.server.as_ref().map(|server| server.store.clone())
     }
@@ -241,15 +243,15 @@ impl Cluster {
         Some(self.world.run_as(pid, act))
     }
 
-    /// Nothing is wrong any more: disks are well, everybody is up, and the network is what it should be.
+    /// Ends all faults: disks, processes and the network work from now on.
     pub(super) fn heal(&mut self) {
-        self.world.note(format_args!("everything is well from now on"));
+        self.world.note(format_args!("all faults are over"));
         self.healed = true;
         (self.partitioned_until, self.commits_to_cut) = (Duration::ZERO, 0);
         for machine in 0..=self.scenario.machines {
             self.world.with_disk(|disk| disk.heal(Machine(machine)));
         }
-        // A server whose disk has failed is started again.
+        // A server whose disk has failed needs a restart.
         self.begin_server_stop();
         self.stop_server();
         self.world.soon(Event::Start(Node::Server));
@@ -264,9 +266,9 @@ impl Cluster {
         }
     }
 
-    /// Everybody says goodbye.
+    /// Lets every client send a goodbye.
     pub(super) fn say_goodbye(&mut self) {
-        self.world.note(format_args!("everybody says goodbye"));
+        self.world.note(format_args!("all clients say goodbye"));
         for client in &self.clients {
             if let Some(process) = &client.process {
                 self.world.run_as(process.pid, || process.session.goodbye());
@@ -278,12 +280,12 @@ impl Cluster {
         self.connections.len()
     }
 
-    /// The sessions that there are.
+    /// Returns the sessions of all running clients.
     pub(super) fn sessions(&self) -> impl Iterator<Item = &Session> {
         self.clients.iter().filter_map(|client| client.process.as_ref()).map(|process| &process.session)
     }
 
-    /// Everything ends. What is left is on the disks.
+    /// Ends all processes. Only the disks are left.
     pub(super) fn end(&mut self) {
         let pids: Vec<(usize, Pid)> = self
             .clients
@@ -299,7 +301,7 @@ impl Cluster {
     }
 }
 
-/// An end is to be driven at a moment.
+/// Schedules an end of a connection to be driven at the time `at`.
 fn schedule_drive(world: &World, endpoint: &mut Endpoint, end: End, at: Duration) {
     if endpoint.next_drive.is_none_or(|planned| planned > at) {
         endpoint.next_drive = Some(at);

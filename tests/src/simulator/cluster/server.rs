@@ -32,13 +32,11 @@ impl Cluster {
                 self.server = Some(Server { pid, store, service, stopping: false });
             }
             Err(error) => {
-                self.world.note(format_args!("{pid} the server can not start: {error}"));
+                self.world.note(format_args!("{pid} the server cannot start: {error}"));
                 self.world.end(pid);
                 self.world.drain(pid);
                 if self.healed {
-                    return Err(format!(
-                        "the server can not start, although nothing is wrong any more: {error}"
-                    ));
+                    return Err(format!("the server cannot start, although no fault is left: {error}"));
                 }
                 self.world.after(Duration::from_secs(1), Event::Start(Node::Server));
             }
@@ -46,7 +44,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The server begins to stop, as its operator wants it.
+    /// Begins to stop the server, as its operator would.
     pub(super) fn begin_server_stop(&mut self) {
         if let Some(server) = &mut self.server
             && !std::mem::replace(&mut server.stopping, true)
@@ -56,7 +54,8 @@ impl Cluster {
         }
     }
 
-    /// The time for that is over: what is being finished is, and then it ends.
+    /// Stops a server that [`begin_server_stop`](Cluster::begin_server_stop) was called for.
+    /// Commits under way are completed first.
     pub(super) fn stop_server(&mut self) {
         let Some(pid) = self.server.as_ref().filter(|server| server.stopping).map(|server| server.pid) else {
             return;
