@@ -20,7 +20,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client::connect(server.local_addr(), cache, ClientConfig::default()).await?;
 
     // Both files appear at one moment, or neither does.
-    let mut transaction = client.begin(TxnMeta::default())?;
+    let transaction = client.begin(TxnMeta::default())?;
     let oids = client.new_oids(2).await?;
     let large = BlobSource::streamed(std::env::current_exe()?);
     let small = BlobSource::bytes("a few bytes");

@@ -1,4 +1,4 @@
-//! A server's door: lets connections in, and spreads them over the loops.
+//! The acceptor of a server: accepts connections, and spreads them over the event loops.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -11,64 +11,66 @@ use mio::net::{TcpListener, TcpStream};
 use crate::connection::Socket;
 use crate::loop_handle::LoopHandle;
 
-/// Connections that are let in at once, before those that are in have their turn.
-const AT_ONCE: usize = 64;
+/// Connections that are accepted in one round of the loop, at most.
+const ACCEPTS_PER_ROUND: usize = 64;
 
-/// A listener, and where its connections go.
+/// A listener, and the event loops for its connections.
 pub(crate) struct Acceptor {
-    pub(crate) listener: TcpListener,
-    pub(crate) service: ServerCore,
-    pub(crate) loops: Vec<LoopHandle<Handler>>,
-    /// Somebody may wait before it: known only when nobody did.
-    pub(crate) knocked: bool,
-    /// It stays shut until then.
-    pub(crate) shut: Option<Instant>,
+    listener: TcpListener,
+    core: ServerCore,
+    loops: Vec<LoopHandle<Handler>>,
+    /// A connection may be waiting. Only an accept that finds none clears this.
+    ready: bool,
+    /// After a failure nothing is accepted before this moment.
+    paused_until: Option<Instant>,
 }
 
 impl Acceptor {
-    /// Lets in who waits; when to be called again without a knock.
-    pub(crate) fn open(&mut self, knocked: bool) -> Option<Instant> {
-        self.knocked |= knocked;
-        if !self.knocked {
+    pub(crate) fn new(listener: TcpListener, core: ServerCore, loops: Vec<LoopHandle<Handler>>) -> Acceptor {
+        Acceptor { listener, core, loops, ready: false, paused_until: None }
+    }
+
+    /// Accepts waiting connections. `ready` says whether the kernel has reported any. Returns the moment at which this
+    /// must be called again in any case.
+    pub(crate) fn accept(&mut self, ready: bool) -> Option<Instant> {
+        self.ready |= ready;
+        if !self.ready {
             return None;
         }
-        if self.shut.is_some_and(|until| Instant::now() < until) {
-            return self.shut;
+        if self.paused_until.is_some_and(|until| Instant::now() < until) {
+            return self.paused_until;
         }
-        self.shut = None;
-        for _ in 0..AT_ONCE {
+        self.paused_until = None;
+        for _ in 0..ACCEPTS_PER_ROUND {
             match self.listener.accept() {
-                Ok((stream, peer)) => self.let_in(stream, peer),
+                Ok((stream, peer)) => {
+                    if let Err(error) = self.add(stream, peer) {
+                        CloseReason::Stream(error).log(peer);
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.knocked = false;
+                    self.ready = false;
                     break;
                 }
                 Err(error) => {
-                    let pause = self.service.not_accepted(&error);
+                    let pause = self.core.not_accepted(&error);
                     if !pause.is_zero() {
-                        self.shut = Some(Instant::now() + pause);
-                        return self.shut;
+                        self.paused_until = Some(Instant::now() + pause);
+                        return self.paused_until;
                     }
                 }
             }
         }
-        self.knocked.then(Instant::now)
+        self.ready.then(Instant::now)
     }
 
-    fn let_in(&self, stream: TcpStream, peer: SocketAddr) {
-        if let Err(error) = self.bring(stream, peer) {
-            CloseReason::Stream(error).log(peer);
-        }
-    }
-
-    /// Brings a connection to the loop that has the fewest.
-    fn bring(&self, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
-        let Some(remote) = self.loops.iter().min_by_key(|remote| remote.load()) else { return Ok(()) };
-        let bell = remote.bell();
-        let wake = bell.clone();
-        let carrier =
-            ConnectionIo::begin(&stream, |now| Handler::new(&self.service, now, move || wake.ring()))?;
-        remote.join(bell, Socket::new(stream, carrier, Box::new(move |ended| ended.log(peer))));
+    /// Adds a connection to the loop that has the fewest.
+    fn add(&self, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        let Some(handle) = self.loops.iter().min_by_key(|handle| handle.connections()) else { return Ok(()) };
+        let waker = handle.connection_waker();
+        let wake = waker.clone();
+        let io = ConnectionIo::begin(&stream, |now| Handler::new(&self.core, now, move || wake.wake()))?;
+        handle.join(waker, Socket::new(stream, io, Box::new(move |reason| reason.log(peer))));
         Ok(())
     }
 }
@@ -85,42 +87,42 @@ mod tests {
     use super::*;
     use crate::event_loop::EventLoop;
 
-    /// Connections that are counted together.
-    const MANY: usize = 500;
-    /// Bytes of the heap that each of them may hold.
-    const EACH: i64 = 2048;
+    /// Connections whose memory is counted together.
+    const CONNECTIONS: usize = 500;
+    /// Bytes of the heap that one connection may hold.
+    const BYTES_EACH: i64 = 2048;
 
-    /// A server whose loop is turned by the test.
-    struct Turned {
+    /// A server whose loop the test runs.
+    struct TestServer {
         events: EventLoop<Handler>,
-        door: Acceptor,
+        acceptor: Acceptor,
         hello: Vec<u8>,
     }
 
-    impl Turned {
-        fn new() -> Turned {
+    impl TestServer {
+        fn new() -> TestServer {
             let events = EventLoop::new().unwrap();
             let mut listener = TcpListener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
             events.watch(&mut listener).unwrap();
             let store = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
-            let service = ServerCore::new(store, ServerConfig::default());
-            let door =
-                Acceptor { listener, service, loops: vec![events.remote()], knocked: false, shut: None };
+            let core = ServerCore::new(store, ServerConfig::default());
+            let acceptor = Acceptor::new(listener, core, vec![events.handle()]);
             let mut machine = client::Connection::new(Time::ZERO, Config::default(), b"");
             let mut hello = Vec::new();
             buffered::transmit(&mut machine, Time::ZERO, &mut hello, usize::MAX, |_, _| Ok(()));
-            Turned { events, door, hello }
+            TestServer { events, acceptor, hello }
         }
 
-        /// Connects, and shakes hands.
+        /// Connects, and completes the handshake.
         fn connect(&mut self) -> std::net::TcpStream {
-            let mut stream = std::net::TcpStream::connect(self.door.listener.local_addr().unwrap()).unwrap();
+            let mut stream =
+                std::net::TcpStream::connect(self.acceptor.listener.local_addr().unwrap()).unwrap();
             stream.write_all(&self.hello).unwrap();
             stream.set_nonblocking(true).unwrap();
             let mut welcome = [0; 256];
             loop {
-                let knocked = self.events.turn(None).unwrap();
-                self.door.open(knocked);
+                let ready = self.events.round(None).unwrap();
+                self.acceptor.accept(ready);
                 match stream.read(&mut welcome) {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                     read => {
@@ -134,14 +136,14 @@ mod tests {
 
     #[test]
     fn an_idle_connection_holds_little_on_the_heap() {
-        let mut server = Turned::new();
-        let mut connections = Vec::with_capacity(MANY + 1);
+        let mut server = TestServer::new();
+        let mut connections = Vec::with_capacity(CONNECTIONS + 1);
         connections.push(server.connect());
         let held = allocation_counter::measure(|| {
-            connections.extend((0..MANY).map(|_| server.connect()));
+            connections.extend((0..CONNECTIONS).map(|_| server.connect()));
         });
-        let each = held.bytes_current / MANY as i64;
+        let each = held.bytes_current / CONNECTIONS as i64;
         println!("an idle connection holds {each} bytes");
-        assert!(each <= EACH, "{each} bytes each");
+        assert!(each <= BYTES_EACH, "{each} bytes each");
     }
 }

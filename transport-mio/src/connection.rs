@@ -1,8 +1,8 @@
-//! One connection of a loop: its socket, what is known of the socket's readiness, and how much it may do in a turn.
+//! One connection: its socket, what is known of the socket's readiness, and how much work it may do in a turn.
 //!
-//! Readiness is edge-triggered: the kernel tells once that a socket has become readable, and not again before a read
-//! has found nothing, or less than it had room for. So it is remembered here until then, also while nobody wants to
-//! read, and when a turn was over too early.
+//! Readiness is edge-triggered: the kernel reports once that a socket is readable, and not again before a read finds
+//! nothing, or finds less than it had room for. So readiness is remembered here until then, also while the handler wants
+//! no input, and after a turn has reached its limit.
 
 use std::io::{self, ErrorKind, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,112 +13,112 @@ use mio::event::{Event, Source};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
-/// Reads in one turn. One takes at most 256 KiB, so others wait for at most a megabyte of anybody's.
+/// Reads in one turn. Each takes at most 256 KiB, so another connection waits for at most 1 MiB of this one.
 const READS: usize = 4;
-/// Writes in one turn. One gives about 64 KiB, or a chunk.
+/// Writes in one turn. Each sends about 64 KiB, or one chunk of a file.
 const WRITES: usize = 8;
 
-/// A connection that a loop can drive.
+/// A connection that an event loop or a leader drives.
 pub(crate) struct Socket<E> {
     stream: TcpStream,
-    carrier: ConnectionIo<E>,
+    io: ConnectionIo<E>,
     readable: bool,
     writable: bool,
-    /// The kernel will tell nothing new: only a read that finds nothing says that all was read.
-    hung: bool,
-    /// Its place in the list of those that are to have a turn.
+    /// The kernel reports nothing new any more. Only a read that finds nothing shows that everything was read.
+    hung_up: bool,
+    /// The connection is in the list of those that get a turn.
     pub(crate) queued: bool,
-    /// Its time has come.
+    /// The deadline has passed.
     pub(crate) due: bool,
-    /// When its time comes, or an earlier moment.
+    /// The moment of the event loop's timer for this connection: the deadline, or an earlier moment.
     pub(crate) timer: Option<Instant>,
-    ended: OnEnd,
+    on_end: OnEnd,
 }
 
-/// What a connection wants when its turn is over.
+/// What a connection wants after its turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum NextPoll {
-    /// To sleep until something happens.
+    /// Wait until an event comes.
     #[default]
-    Sleep,
-    /// Another turn in a moment: there will be more of something large.
-    Look,
+    Wait,
+    /// Poll again without sleeping: more of a large blob will be there soon.
+    Spin,
     /// Another turn at once.
-    Work,
+    Again,
 }
 
-/// Told how a connection has ended, after its socket was closed.
+/// Receives the reason for which a connection has ended, after its socket was closed.
 pub(crate) type OnEnd = Box<dyn FnOnce(&CloseReason) + Send>;
 
 impl<E: ConnectionHandler> Socket<E> {
-    pub(crate) fn new(stream: TcpStream, carrier: ConnectionIo<E>, ended: OnEnd) -> Socket<E> {
-        let (readable, writable, hung, queued, due) = (false, false, false, false, false);
-        Socket { stream, carrier, readable, writable, hung, queued, due, timer: None, ended }
+    pub(crate) fn new(stream: TcpStream, io: ConnectionIo<E>, on_end: OnEnd) -> Socket<E> {
+        let (readable, writable, hung_up, queued, due) = (false, false, false, false, false);
+        Socket { stream, io, readable, writable, hung_up, queued, due, timer: None, on_end }
     }
 
-    /// Has the kernel tell of its readiness.
+    /// Registers the socket, so that the kernel reports its readiness.
     pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         self.stream.register(registry, token, Interest::READABLE | Interest::WRITABLE)
     }
 
-    /// The kernel has told. Ends and errors are found out by reading and writing.
+    /// Notes an event of the socket. Ends and errors are found later, by reading and writing.
     pub(crate) fn ready(&mut self, event: &Event) {
-        self.hung |= event.is_read_closed() || event.is_error();
-        self.readable |= self.hung || event.is_readable();
+        self.hung_up |= event.is_read_closed() || event.is_error();
+        self.readable |= self.hung_up || event.is_readable();
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
     }
 
-    /// One turn. `look` is called after what has arrived was taken, and before what is to be sent is: what was rung for
-    /// until then is done with. A panic ends this connection, and no other.
-    pub(crate) fn turn(&mut self, look: impl FnOnce()) -> Result<NextPoll, CloseReason> {
-        self.safely(|connection| {
+    /// Runs one turn. `clear_wake` is called after input was handled and before output is written: output that was
+    /// announced until then is part of this turn. A panic ends this connection, and no other.
+    pub(crate) fn turn(&mut self, clear_wake: impl FnOnce()) -> Result<NextPoll, CloseReason> {
+        self.catch_panic(|connection| {
             connection.receive()?;
-            look();
+            clear_wake();
             match connection.write()? {
-                NextPoll::Sleep if connection.carrier.should_spin() => Ok(NextPoll::Look),
-                then => Ok(then),
+                NextPoll::Wait if connection.io.should_spin() => Ok(NextPoll::Spin),
+                next => Ok(next),
             }
         })
     }
 
-    /// The part of a turn that sends what waits.
+    /// Runs the part of a turn that sends what is pending.
     pub(crate) fn transmit(&mut self) -> Result<NextPoll, CloseReason> {
-        self.safely(Self::write)
+        self.catch_panic(Self::write)
     }
 
-    fn safely(
+    fn catch_panic(
         &mut self,
         act: impl FnOnce(&mut Self) -> Result<NextPoll, CloseReason>,
     ) -> Result<NextPoll, CloseReason> {
         catch_unwind(AssertUnwindSafe(|| act(self))).unwrap_or_else(|_| {
             let error = "its handling panicked: this is a defect";
-            tracing::error!(error, "a connection is given up");
+            tracing::error!(error, "closing a connection");
             Err(CloseReason::Stream(io::Error::other(error)))
         })
     }
 
     fn receive(&mut self) -> Result<(), CloseReason> {
         if std::mem::take(&mut self.due) {
-            self.carrier.timeout(&self.stream)?;
+            self.io.timeout(&self.stream)?;
         }
         for _ in 0..READS {
-            if !self.readable || !self.carrier.wants_input() {
+            if !self.readable || !self.io.wants_input() {
                 break;
             }
-            let (mut stream, mut all) = (&self.stream, false);
-            let some = self.carrier.read(|buffer| {
+            let (mut stream, mut is_all) = (&self.stream, false);
+            let read_some = self.io.read(|buffer| {
                 let read = stream.read(buffer);
-                all = matches!(read, Ok(n) if n < buffer.len());
+                is_all = matches!(read, Ok(n) if n < buffer.len());
                 read
             })?;
-            self.readable = some && (!all || self.hung);
+            self.readable = read_some && (!is_all || self.hung_up);
         }
         Ok(())
     }
 
     fn write(&mut self) -> Result<NextPoll, CloseReason> {
         let mut writes = 0;
-        self.carrier.write(&self.stream, |write| {
+        self.io.write(&self.stream, |write| {
             if !self.writable || writes == WRITES {
                 return Err(ErrorKind::WouldBlock.into());
             }
@@ -127,21 +127,21 @@ impl<E: ConnectionHandler> Socket<E> {
             self.writable = !matches!(&written, Err(error) if error.kind() == ErrorKind::WouldBlock);
             written
         })?;
-        let reads = self.readable && self.carrier.wants_input();
-        let work = reads || self.writable && self.carrier.has_output();
-        Ok(if work { NextPoll::Work } else { NextPoll::Sleep })
+        let reads = self.readable && self.io.wants_input();
+        let has_work = reads || self.writable && self.io.has_output();
+        Ok(if has_work { NextPoll::Again } else { NextPoll::Wait })
     }
 
-    /// When it wants a turn whatever happens.
+    /// Returns the moment at which the connection wants a turn in any case.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.carrier.deadline()
+        self.io.deadline()
     }
 
-    /// Closes the socket, then tells.
-    pub(crate) fn end(self, how: &CloseReason) {
-        let Socket { stream, carrier, ended, .. } = self;
+    /// Closes the socket, then reports the reason.
+    pub(crate) fn end(self, reason: &CloseReason) {
+        let Socket { stream, io, on_end, .. } = self;
         drop(stream);
-        ended(how);
-        drop(carrier);
+        on_end(reason);
+        drop(io);
     }
 }

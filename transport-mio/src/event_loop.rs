@@ -1,5 +1,6 @@
-//! The loop: waits until something happens to any of its connections, and gives turns to those that have something to
-//! do, round and round, so that none of them keeps the others waiting.
+//! The event loop of a server: waits for events of its connections, and gives a turn to each that has something to do.
+//!
+//! Turns go round, and each is limited, so no connection keeps the others waiting.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
@@ -15,42 +16,42 @@ use crate::connection::{NextPoll, Socket};
 use crate::loop_handle::{ConnectionWaker, LoopHandle};
 
 const WAKER: Token = Token(0);
-/// What is beside the connections: a server's listener.
-const DOOR: Token = Token(1);
+/// The server's listener, in the loop that has it.
+const LISTENER: Token = Token(1);
 const FIRST: Token = Token(2);
-/// Events that are fetched from the kernel at once.
+/// Events that one call fetches from the kernel, at most.
 const EVENTS: usize = 1024;
 
-/// A loop with its connections.
+/// An event loop with its connections.
 pub(crate) struct EventLoop<E: ConnectionHandler> {
     poll: Poll,
     events: Events,
-    remote: LoopHandle<E>,
+    handle: LoopHandle<E>,
     connections: BTreeMap<Token, Member<E>>,
-    /// Who is to have a turn, each once.
+    /// The connections that get a turn, each once.
     ready: VecDeque<Token>,
-    /// When which connection's time comes. A connection whose deadline moves on is left where it is, looked at too
-    /// early, and put where it belongs then: most deadlines move with every byte that arrives.
+    /// The timers of the connections. Most deadlines move later with every byte that arrives. Then the timer stays as it
+    /// is, fires too early, and is set anew.
     timers: BTreeSet<(Instant, Token)>,
-    /// It gets no more connections, and ends then at the latest.
+    /// The loop gets no more connections, and ends at this moment at the latest.
     finish: Option<Instant>,
 }
 
-/// A connection, and how others ring for it.
+/// A connection, and its waker.
 struct Member<E> {
     connection: Box<Socket<E>>,
-    bell: Arc<ConnectionWaker<E>>,
+    waker: Arc<ConnectionWaker<E>>,
 }
 
 impl<E: ConnectionHandler> EventLoop<E> {
-    /// A loop without connections.
+    /// Creates a loop without connections.
     pub(crate) fn new() -> io::Result<EventLoop<E>> {
         let poll = Poll::new()?;
-        let remote = LoopHandle::new(Waker::new(poll.registry(), WAKER)?, FIRST);
+        let handle = LoopHandle::new(Waker::new(poll.registry(), WAKER)?, FIRST);
         Ok(EventLoop {
             poll,
             events: Events::with_capacity(EVENTS),
-            remote,
+            handle,
             connections: BTreeMap::new(),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
@@ -58,36 +59,36 @@ impl<E: ConnectionHandler> EventLoop<E> {
         })
     }
 
-    /// The loop, as other threads see it.
-    pub(crate) fn remote(&self) -> LoopHandle<E> {
-        self.remote.clone()
+    /// Returns a handle for other threads.
+    pub(crate) fn handle(&self) -> LoopHandle<E> {
+        self.handle.clone()
     }
 
-    /// Has a door watched.
-    pub(crate) fn watch(&self, door: &mut impl Source) -> io::Result<()> {
-        door.register(self.poll.registry(), DOOR, Interest::READABLE)
+    /// Registers a listener.
+    pub(crate) fn watch(&self, listener: &mut impl Source) -> io::Result<()> {
+        listener.register(self.poll.registry(), LISTENER, Interest::READABLE)
     }
 
-    /// Turns until it is told to finish; how many connections it had to close then.
+    /// Runs until the loop has to finish, and returns how many connections it had to close then.
     ///
-    /// `door` is called after every turn, with whether somebody knocked at it, and says when it wants to be called
-    /// without that. When the loop is told to finish it is dropped, before any connection hears of that.
-    pub(crate) fn run(mut self, door: impl FnMut(bool) -> Option<Instant>) -> usize {
-        let (mut door, mut again) = (Some(door), None);
+    /// `accept` is called after every round, with whether the listener is ready. It returns the moment at which it wants
+    /// to be called in any case. When the loop has to finish, `accept` is dropped before any connection learns that.
+    pub(crate) fn run(mut self, accept: impl FnMut(bool) -> Option<Instant>) -> usize {
+        let (mut accept, mut accept_at) = (Some(accept), None);
         while !self.is_over() {
-            let knocked = match self.wait(again) {
-                Ok(knocked) => knocked,
+            let listener_ready = match self.wait(accept_at) {
+                Ok(ready) => ready,
                 Err(error) => {
                     tracing::error!(%error, "an event loop has failed");
                     break;
                 }
             };
-            // Before anybody is let go, who might come back.
+            // The listener closes first: a client whose connection ends may come back at once.
             if self.finish.is_some() {
-                door = None;
+                accept = None;
             }
-            self.give_turns();
-            again = door.as_mut().and_then(|door| door(knocked));
+            self.run_turns();
+            accept_at = accept.as_mut().and_then(|accept| accept(listener_ready));
         }
         self.connections.len()
     }
@@ -100,22 +101,22 @@ impl<E: ConnectionHandler> EventLoop<E> {
         }
     }
 
-    /// Waits until there is something to do, `until` then at the latest; whether somebody knocked at the door.
+    /// Waits until there is something to do, and until the given moment at most. Returns whether the listener is ready.
     fn wait(&mut self, until: Option<Instant>) -> io::Result<bool> {
-        let patience = match self.ready.is_empty() && self.remote.sleep() {
-            true => self.patience(until),
+        let timeout = match self.ready.is_empty() && self.handle.sleep() {
+            true => self.timeout(until),
             false => Some(Duration::ZERO),
         };
-        match self.poll.poll(&mut self.events, patience) {
+        match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
-            // Interrupted, it leaves no events.
+            // An interrupted poll leaves no events.
             _ => {}
         }
-        let mut knocked = false;
+        let mut listener_ready = false;
         for event in &self.events {
             match event.token() {
                 WAKER => {}
-                DOOR => knocked = true,
+                LISTENER => listener_ready = true,
                 token => {
                     if let Some(member) = self.connections.get_mut(&token) {
                         member.connection.ready(event);
@@ -126,56 +127,56 @@ impl<E: ConnectionHandler> EventLoop<E> {
         }
         self.take_messages();
         self.take_timers(Instant::now());
-        Ok(knocked)
+        Ok(listener_ready)
     }
 
-    /// Both halves of a round; whether somebody knocked at the door.
+    /// Runs one round: waits, then gives turns. Returns whether the listener is ready.
     #[cfg(test)]
-    pub(crate) fn turn(&mut self, until: Option<Instant>) -> io::Result<bool> {
-        let knocked = self.wait(until)?;
-        self.give_turns();
-        Ok(knocked)
+    pub(crate) fn round(&mut self, until: Option<Instant>) -> io::Result<bool> {
+        let listener_ready = self.wait(until)?;
+        self.run_turns();
+        Ok(listener_ready)
     }
 
-    /// Gives everybody who has something to do one turn.
-    fn give_turns(&mut self) {
-        let mut then = NextPoll::Sleep;
+    /// Gives one turn to each connection that has something to do.
+    fn run_turns(&mut self) {
+        let mut next = NextPoll::Wait;
         for _ in 0..self.ready.len() {
             let Some(token) = self.ready.pop_front() else { break };
-            then = then.max(self.give_turn(token));
+            next = next.max(self.run_turn(token));
         }
-        if then == NextPoll::Look {
+        if next == NextPoll::Spin {
             thread::yield_now();
         }
     }
 
-    /// How long to wait for events.
-    fn patience(&self, until: Option<Instant>) -> Option<Duration> {
+    /// Returns how long to wait for events.
+    fn timeout(&self, until: Option<Instant>) -> Option<Duration> {
         let timer = self.timers.first().map(|(moment, _)| *moment);
         let first = [timer, until, self.finish].into_iter().flatten().min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
 
-    /// Those who join, and those for whom it rang.
+    /// Takes new connections and wake-ups from other threads.
     fn take_messages(&mut self) {
-        let messages = self.remote.take();
+        let messages = self.handle.take();
         self.finish = messages.finish;
-        for (bell, mut connection) in messages.joining {
-            let token = bell.token();
+        for (waker, mut connection) in messages.joining {
+            let token = waker.token();
             match connection.register(self.poll.registry(), token) {
                 Ok(()) => {
                     queue(&mut self.ready, token, &mut connection);
-                    self.connections.insert(token, Member { connection, bell });
+                    self.connections.insert(token, Member { connection, waker });
                 }
                 Err(error) => {
-                    self.remote.left();
+                    self.handle.note_end();
                     connection.end(&CloseReason::Stream(error));
                 }
             }
         }
-        for bell in messages.rung {
-            if let Some(member) = self.connections.get_mut(&bell.token()) {
-                queue(&mut self.ready, bell.token(), &mut member.connection);
+        for waker in messages.woken {
+            if let Some(member) = self.connections.get_mut(&waker.token()) {
+                queue(&mut self.ready, waker.token(), &mut member.connection);
             }
         }
     }
@@ -191,14 +192,14 @@ impl<E: ConnectionHandler> EventLoop<E> {
         }
     }
 
-    fn give_turn(&mut self, token: Token) -> NextPoll {
-        let Some(Member { connection, bell }) = self.connections.get_mut(&token) else {
-            return NextPoll::Sleep;
+    fn run_turn(&mut self, token: Token) -> NextPoll {
+        let Some(Member { connection, waker }) = self.connections.get_mut(&token) else {
+            return NextPoll::Wait;
         };
         connection.queued = false;
-        match connection.turn(|| bell.answer()) {
-            Ok(then) => {
-                if then > NextPoll::Sleep {
+        match connection.turn(|| waker.clear()) {
+            Ok(next) => {
+                if next > NextPoll::Wait {
                     queue(&mut self.ready, token, connection);
                 }
                 let deadline = connection.deadline();
@@ -208,26 +209,26 @@ impl<E: ConnectionHandler> EventLoop<E> {
                     }
                     self.timers.insert((deadline, token));
                 }
-                then
+                next
             }
-            Err(how) => {
-                self.end(token, &how);
-                NextPoll::Sleep
+            Err(reason) => {
+                self.end(token, &reason);
+                NextPoll::Wait
             }
         }
     }
 
-    fn end(&mut self, token: Token, how: &CloseReason) {
+    fn end(&mut self, token: Token, reason: &CloseReason) {
         let Some(Member { connection, .. }) = self.connections.remove(&token) else { return };
         if let Some(timer) = connection.timer {
             self.timers.remove(&(timer, token));
         }
-        self.remote.left();
-        connection.end(how);
+        self.handle.note_end();
+        connection.end(reason);
     }
 }
 
-/// Puts a connection on the list of those that are to have a turn.
+/// Queues a connection for a turn, once.
 fn queue<E>(ready: &mut VecDeque<Token>, token: Token, connection: &mut Socket<E>) {
     if !std::mem::replace(&mut connection.queued, true) {
         ready.push_back(token);
@@ -257,16 +258,16 @@ mod tests {
     use super::*;
     use crate::loop_handle::ConnectionWaker;
 
-    /// Answers questions, and tells what happens to it.
-    struct Listener {
+    /// A handler that answers each `?`, and reports what happens to it.
+    struct Probe {
         wants: Arc<AtomicBool>,
         timeout: Option<Time>,
         answer: Vec<u8>,
-        bell: Arc<ConnectionWaker<Listener>>,
-        tell: Sender<String>,
+        waker: Arc<ConnectionWaker<Probe>>,
+        reports: Sender<String>,
     }
 
-    impl ConnectionHandler for Listener {
+    impl ConnectionHandler for Probe {
         fn transmit(&mut self, _: Time, out: &mut Vec<u8>, _: usize, _: bool) -> Option<FileSlice> {
             out.append(&mut self.answer);
             None
@@ -276,9 +277,9 @@ mod tests {
             assert_ne!(&bytes[..], b"panic", "on purpose");
             if bytes.contains(&b'?') {
                 self.answer.push(b'!');
-                self.bell.ring();
+                self.waker.wake();
             }
-            self.tell.send(bytes.len().to_string()).unwrap();
+            self.reports.send(bytes.len().to_string()).unwrap();
             Ok(())
         }
         fn wants_input(&self) -> bool {
@@ -292,7 +293,7 @@ mod tests {
         }
         fn handle_timeout(&mut self, _: Time) -> Result<(), PeerError> {
             self.timeout = None;
-            self.tell.send("timeout".into()).unwrap();
+            self.reports.send("timeout".into()).unwrap();
             Ok(())
         }
         fn catch_up(&mut self) {}
@@ -304,64 +305,65 @@ mod tests {
         }
     }
 
-    /// A connection's other end.
+    /// The other end of a connection.
     struct Peer {
         stream: TcpStream,
-        bell: Arc<ConnectionWaker<Listener>>,
+        waker: Arc<ConnectionWaker<Probe>>,
         wants: Arc<AtomicBool>,
-        told: Receiver<String>,
+        reports: Receiver<String>,
     }
 
-    fn join(events: &mut EventLoop<Listener>, timeout: Option<Time>) -> Peer {
+    fn join(events: &mut EventLoop<Probe>, timeout: Option<Time>) -> Peer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let other = listener.accept().unwrap().0;
         other.set_nonblocking(true).unwrap();
         let other = mio::net::TcpStream::from_std(other);
-        let (tell, told) = mpsc::channel();
+        let (sender, reports) = mpsc::channel();
         let wants = Arc::new(AtomicBool::new(true));
-        let bell = events.remote.bell();
-        let (answer, told_by) = (Vec::new(), tell.clone());
-        let endpoint = Listener { wants: wants.clone(), timeout, answer, bell: bell.clone(), tell: told_by };
-        let carrier = ConnectionIo::begin(&other, |_| endpoint).unwrap();
-        let ended = Box::new(move |ended: &_| drop(tell.send(format!("{ended}"))));
-        events.remote.join(bell.clone(), Socket::new(other, carrier, ended));
-        turn(events);
-        Peer { stream, bell, wants, told }
+        let waker = events.handle.connection_waker();
+        let answer = Vec::new();
+        let (own_waker, own_sender) = (waker.clone(), sender.clone());
+        let probe = Probe { wants: wants.clone(), timeout, answer, waker: own_waker, reports: own_sender };
+        let io = ConnectionIo::begin(&other, |_| probe).unwrap();
+        let on_end = Box::new(move |reason: &_| drop(sender.send(format!("{reason}"))));
+        events.handle.join(waker.clone(), Socket::new(other, io, on_end));
+        round(events);
+        Peer { stream, waker, wants, reports }
     }
 
-    /// One turn, that does not wait.
-    fn turn(events: &mut EventLoop<Listener>) {
-        events.turn(Some(Instant::now())).unwrap();
+    /// Runs one round without waiting.
+    fn round(events: &mut EventLoop<Probe>) {
+        events.round(Some(Instant::now())).unwrap();
     }
 
     #[test]
-    fn what_arrives_while_nobody_wants_it_is_read_as_soon_as_somebody_does() {
+    fn unwanted_input_is_read_once_it_is_wanted() {
         let mut events = EventLoop::new().unwrap();
         let mut peer = join(&mut events, None);
         peer.wants.store(false, Ordering::SeqCst);
         peer.stream.write_all(b"hello").unwrap();
-        (0..3).for_each(|_| turn(&mut events));
-        assert!(peer.told.try_recv().is_err());
-        // The kernel does not tell again.
+        (0..3).for_each(|_| round(&mut events));
+        assert!(peer.reports.try_recv().is_err());
+        // The kernel does not report it again.
         peer.wants.store(true, Ordering::SeqCst);
-        peer.bell.ring();
-        turn(&mut events);
-        assert_eq!(peer.told.try_recv().unwrap(), "5");
+        peer.waker.wake();
+        round(&mut events);
+        assert_eq!(peer.reports.try_recv().unwrap(), "5");
     }
 
     #[test]
-    fn an_answer_that_is_there_at_once_leaves_in_the_same_turn_and_wakes_nobody() {
+    fn an_immediate_answer_leaves_in_the_same_turn() {
         let mut events = EventLoop::new().unwrap();
         let mut peer = join(&mut events, None);
         for _ in 0..10 {
             peer.stream.write_all(b"?").unwrap();
-            while peer.told.try_recv().is_err() {
-                events.turn(None).unwrap();
+            while peer.reports.try_recv().is_err() {
+                events.round(None).unwrap();
             }
             let mut answer = [0; 2];
             assert_eq!(peer.stream.read(&mut answer).unwrap(), 1);
-            assert!(events.ready.is_empty() && events.remote.sleep(), "there is nothing left to do");
+            assert!(events.ready.is_empty() && events.handle.sleep(), "there is nothing left to do");
         }
         let mut fetched = Events::with_capacity(8);
         events.poll.poll(&mut fetched, Some(Duration::ZERO)).unwrap();
@@ -369,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_much_to_say_has_one_turn_like_everybody_and_is_heard_to_the_end() {
+    fn a_busy_connection_gets_one_turn_a_round_and_is_read_fully() {
         let mut events = EventLoop::new().unwrap();
         let (mut loud, mut quiet) = (join(&mut events, None), join(&mut events, None));
         loud.stream.set_nonblocking(true).unwrap();
@@ -378,57 +380,57 @@ mod tests {
             written += n;
         }
         quiet.stream.write_all(b"!").unwrap();
-        turn(&mut events);
-        assert_eq!(quiet.told.try_recv().unwrap(), "1");
-        let first: Vec<String> = loud.told.try_iter().collect();
+        round(&mut events);
+        assert_eq!(quiet.reports.try_recv().unwrap(), "1");
+        let first: Vec<String> = loud.reports.try_iter().collect();
         assert!(first.len() <= 4, "{first:?}");
-        let heard = |told: &str| told.parse::<usize>().unwrap();
-        let mut read: usize = first.iter().map(|told| heard(told)).sum();
+        let size = |report: &str| report.parse::<usize>().unwrap();
+        let mut read: usize = first.iter().map(|report| size(report)).sum();
         while read < written {
-            turn(&mut events);
-            read += loud.told.try_iter().map(|told| heard(&told)).sum::<usize>();
+            round(&mut events);
+            read += loud.reports.try_iter().map(|report| size(&report)).sum::<usize>();
         }
     }
 
     #[test]
-    fn a_connection_whose_handling_panics_ends_alone() {
+    fn a_panic_in_a_handler_ends_only_its_connection() {
         let mut events = EventLoop::new().unwrap();
         let (mut bad, mut good) = (join(&mut events, None), join(&mut events, None));
         bad.stream.write_all(b"panic").unwrap();
         good.stream.write_all(b"hello").unwrap();
-        turn(&mut events);
-        assert!(bad.told.try_recv().unwrap().contains("panicked"));
-        assert_eq!(good.told.try_recv().unwrap(), "5");
-        assert_eq!((events.connections.len(), events.remote.load()), (1, 1));
-        // Its bell rings for nobody.
-        bad.bell.ring();
-        turn(&mut events);
+        round(&mut events);
+        assert!(bad.reports.try_recv().unwrap().contains("panicked"));
+        assert_eq!(good.reports.try_recv().unwrap(), "5");
+        assert_eq!((events.connections.len(), events.handle.connections()), (1, 1));
+        // Its waker reaches no connection any more.
+        bad.waker.wake();
+        round(&mut events);
     }
 
     #[test]
-    fn a_deadline_passes_while_nothing_happens() {
+    fn a_deadline_passes_without_other_events() {
         let mut events = EventLoop::new().unwrap();
         let peer = join(&mut events, Some(Time(Duration::from_millis(5))));
-        let mut told = peer.told.try_recv();
-        while told.is_err() {
-            events.turn(None).unwrap();
-            told = peer.told.try_recv();
+        let mut report = peer.reports.try_recv();
+        while report.is_err() {
+            events.round(None).unwrap();
+            report = peer.reports.try_recv();
         }
-        assert_eq!(told.unwrap(), "timeout");
+        assert_eq!(report.unwrap(), "timeout");
         assert!(events.timers.is_empty());
     }
 
     #[test]
-    fn a_loop_that_finishes_ends_with_its_last_connection_and_takes_no_other() {
+    fn a_finishing_loop_takes_no_connection_and_ends_with_its_last() {
         let mut events = EventLoop::new().unwrap();
         let peer = join(&mut events, None);
-        events.remote.finish(Instant::now() + Duration::from_secs(3600));
-        turn(&mut events);
+        events.handle.finish(Instant::now() + Duration::from_secs(3600));
+        round(&mut events);
         assert!(!events.is_over());
         let late = join(&mut events, None);
         assert_eq!(events.connections.len(), 1);
         drop((late, peer.stream));
-        assert_eq!(events.run(|_| unreachable!("the door is shut")), 0);
-        assert!(peer.told.try_recv().unwrap().contains("closed"));
+        assert_eq!(events.run(|_| unreachable!("the listener is closed")), 0);
+        assert!(peer.reports.try_recv().unwrap().contains("closed"));
     }
 }

@@ -1,8 +1,5 @@
-//! blobferry on mio: a [`Server`] over a [`Store`](blobferry_store::Store), and a blocking [`Client`] over a
-//! [`Cache`](blobferry_cache::Cache). Threads and `epoll`, no runtime.
-//!
-//! This crate is sockets, readiness and timers. What is said on a connection stands in `blobferry-protocol`, what a
-//! server does about it in `blobferry-store`, what a client does in `blobferry-cache`.
+//! blobferry on mio: a [`Server`] over a [`Store`](blobferry_store::Store), and a blocking [`Client`] with a
+//! [`Cache`](blobferry_cache::Cache). It uses threads and `epoll`, and no runtime.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -19,7 +16,7 @@
 //! let client = Client::connect(server.local_addr(), cache, ClientConfig::default())?;
 //!
 //! // Two files that appear at once, or not at all; stored by two threads over the one connection.
-//! let mut transaction = client.begin(TxnMeta::default())?;
+//! let transaction = client.begin(TxnMeta::default())?;
 //! let oids = client.new_oids(2)?;
 //! std::thread::scope(|threads| {
 //!     let stores = oids.iter().map(|oid| threads.spawn(|| {
@@ -40,39 +37,60 @@
 //! # }
 //! ```
 //!
-//! A call blocks its thread, which drives the connection until its answer is there, or sleeps while another caller does.
-//! Callbacks (progress, and those of [`Client::session`]) run on threads that work for everybody, a caller's among them:
-//! they must not block. Those of answers may make calls that wait for answers, all the same; while they do, others drive.
+//! # Threads
+//! A call blocks its thread. The thread drives the connection until its answer is there, or sleeps while another caller
+//! drives. While no call is under way, a thread of the client's own drives.
 //!
-//! # Inside
+//! Callbacks (of progress, and of [`Client::session`]) run on the thread that drives, which may be that of another caller.
+//! They must not block. A callback of an answer may still make a blocking call: other threads drive meanwhile.
 //!
-//! `connection` is one connection, and how much it may do in a turn. `event_loop` is a server's loop, which gives turns to
-//! those that have something to do; `loop_handle` is how other threads tell it so, `server` is such a loop with a `acceptor`
-//! beside it. `client` makes one connection after the other, and `leader` is who drives it: `parker` is where a caller waits
-//! for its answer, and `thread_context` what is known of the thread that calls.
+//! # Features
+//! `client` and `server`, both on by default. A crate that is only a client builds without SQLite.
 
+#[cfg(feature = "server")]
 mod acceptor;
+#[cfg(feature = "client")]
 mod client;
+#[cfg(any(feature = "client", feature = "server"))]
 mod connection;
+#[cfg(feature = "server")]
 mod event_loop;
+#[cfg(feature = "client")]
 mod leader;
+#[cfg(feature = "server")]
 mod loop_handle;
+#[cfg(feature = "client")]
 mod notifications;
+#[cfg(feature = "client")]
 mod parker;
+#[cfg(feature = "server")]
 mod server;
+#[cfg(feature = "client")]
 mod spin;
+#[cfg(any(feature = "client", feature = "server"))]
 mod thread;
+#[cfg(feature = "client")]
 mod thread_context;
+#[cfg(feature = "client")]
 mod transaction;
+#[cfg(feature = "client")]
+mod wait;
 
+#[cfg(feature = "client")]
 pub use blobferry_session::client::{
-    Addresses, BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Invalidation, Reconnect,
-    VoteError,
+    Addresses, BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Ended, Invalidation,
+    Reconnect, VoteError,
 };
 pub use blobferry_session::io::Progress;
+#[cfg(feature = "server")]
 pub use blobferry_session::server::ServerConfig;
+#[cfg(feature = "client")]
 pub use client::Client;
+#[cfg(feature = "client")]
 pub use notifications::{ConnectionEvents, Invalidations, Notifications};
-pub use parker::wait;
+#[cfg(feature = "server")]
 pub use server::Server;
-pub use transaction::Transaction;
+#[cfg(feature = "client")]
+pub use transaction::{CommitError, Transaction};
+#[cfg(feature = "client")]
+pub use wait::wait;

@@ -1,40 +1,40 @@
-//! How other threads reach a loop: they ring for a connection, bring a new one, or tell it to finish.
+//! How other threads reach an event loop: they wake one connection, add a connection, or end the loop.
 
-use blobferry_platform::sync::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use blobferry_platform::sync::{Mutex, MutexGuard};
 use mio::{Token, Waker};
 
 use crate::connection::Socket;
 
-/// A loop, as other threads see it. Clones are the same.
+/// A handle to an event loop, for other threads. Clones refer to the same loop.
 pub(crate) struct LoopHandle<E>(Arc<Shared<E>>);
 
 struct Shared<E> {
     waker: Waker,
     queue: Mutex<Queue<E>>,
-    /// The token of the next connection. None is used twice, so a bell that rings late rings for nobody.
-    next: AtomicUsize,
-    /// Connections that the loop has or will have.
-    load: AtomicUsize,
+    /// The token of the next connection. No token is used twice, so a late wake-up reaches no other connection.
+    next_token: AtomicUsize,
+    /// How many connections the loop has or will have.
+    connections: AtomicUsize,
 }
 
-/// A connection that is to join a loop, and its bell.
+/// A connection that is to join a loop, and its waker.
 type Joining<E> = (Arc<ConnectionWaker<E>>, Box<Socket<E>>);
 
-/// What other threads have left for a loop since it looked last.
+/// What other threads have queued for a loop since it last took the queue.
 pub(crate) struct Queue<E> {
-    /// For whom it rang.
-    pub(crate) rung: Vec<Arc<ConnectionWaker<E>>>,
+    /// The connections that were woken.
+    pub(crate) woken: Vec<Arc<ConnectionWaker<E>>>,
     /// New connections.
     pub(crate) joining: Vec<Joining<E>>,
-    /// No connections will come after these. The loop ends with the last one, at this moment at the latest.
+    /// No more connections come. The loop ends with its last one, and at this moment at the latest.
     pub(crate) finish: Option<Instant>,
-    /// There is more than rings: a connection, or the end.
-    more: bool,
-    /// The loop waits for events, and was not woken. Else it looks here before it does.
+    /// The queue has more than wake-ups: a new connection, or the end.
+    has_message: bool,
+    /// The loop waits for events, and was not woken. An awake loop takes the queue before it waits.
     asleep: bool,
 }
 
@@ -46,66 +46,68 @@ impl<E> Clone for LoopHandle<E> {
 
 impl<E> std::fmt::Debug for LoopHandle<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Remote({} connections)", self.load())
+        write!(f, "LoopHandle({} connections)", self.connections())
     }
 }
 
 impl<E> LoopHandle<E> {
-    /// Connections have tokens from `first` on.
+    /// Creates the handle of a loop whose connections have tokens from `first` on.
     pub(crate) fn new(waker: Waker, first: Token) -> LoopHandle<E> {
-        let queue = Queue { rung: Vec::new(), joining: Vec::new(), finish: None, more: false, asleep: false };
-        let (next, load) = (AtomicUsize::new(first.0), AtomicUsize::new(0));
-        LoopHandle(Arc::new(Shared { waker, queue: Mutex::new(queue), next, load }))
+        let (woken, joining) = (Vec::new(), Vec::new());
+        let queue = Queue { woken, joining, finish: None, has_message: false, asleep: false };
+        let (next_token, connections) = (AtomicUsize::new(first.0), AtomicUsize::new(0));
+        LoopHandle(Arc::new(Shared { waker, queue: Mutex::new(queue), next_token, connections }))
     }
 
-    /// A bell for a connection that will join.
-    pub(crate) fn bell(&self) -> Arc<ConnectionWaker<E>> {
-        let token = Token(self.0.next.fetch_add(1, Ordering::Relaxed));
-        Arc::new(ConnectionWaker { token, rung: AtomicBool::new(false), remote: Arc::downgrade(&self.0) })
+    /// Creates the waker of a connection that will join.
+    pub(crate) fn connection_waker(&self) -> Arc<ConnectionWaker<E>> {
+        let token = Token(self.0.next_token.fetch_add(1, Ordering::Relaxed));
+        Arc::new(ConnectionWaker { token, pending: AtomicBool::new(false), shared: Arc::downgrade(&self.0) })
     }
 
-    /// Brings the connection that a bell is for. Where the loop is finishing it is closed.
-    pub(crate) fn join(&self, bell: Arc<ConnectionWaker<E>>, connection: Socket<E>) {
+    /// Adds the connection that a waker was created for. If the loop is finishing, the connection is closed.
+    pub(crate) fn join(&self, waker: Arc<ConnectionWaker<E>>, connection: Socket<E>) {
         let mut queue = self.0.lock();
         if queue.finish.is_none() {
-            self.0.load.fetch_add(1, Ordering::Relaxed);
-            queue.joining.push((bell, Box::new(connection)));
-            queue.more = true;
+            self.0.connections.fetch_add(1, Ordering::Relaxed);
+            queue.joining.push((waker, Box::new(connection)));
+            queue.has_message = true;
             self.0.wake(queue);
         }
     }
 
-    /// The loop gets no more connections, and ends with the last one, at this moment at the latest.
+    /// Ends the loop with its last connection, and at the moment `by` at the latest. It gets no more connections.
     pub(crate) fn finish(&self, by: Instant) {
         let mut queue = self.0.lock();
-        (queue.finish, queue.more) = (Some(by), true);
+        (queue.finish, queue.has_message) = (Some(by), true);
         self.0.wake(queue);
     }
 
-    /// Connections that the loop has or will have.
-    pub(crate) fn load(&self) -> usize {
-        self.0.load.load(Ordering::Relaxed)
+    /// Returns how many connections the loop has or will have.
+    pub(crate) fn connections(&self) -> usize {
+        self.0.connections.load(Ordering::Relaxed)
     }
 
-    /// A connection has ended.
-    pub(crate) fn left(&self) {
-        self.0.load.fetch_sub(1, Ordering::Relaxed);
+    /// Counts a connection that has ended.
+    pub(crate) fn note_end(&self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The loop is about to wait for events; `false` if it must not, because something waits for it.
+    /// Announces that the loop is about to wait for events. Returns `false` if it must not, because the queue is not
+    /// empty.
     pub(crate) fn sleep(&self) -> bool {
         let mut queue = self.0.lock();
-        // Who rang for itself in its turn was heard in that turn.
-        queue.rung.retain(|bell| bell.rung.load(Ordering::Acquire));
-        queue.asleep = queue.rung.is_empty() && !queue.more;
+        // A connection that woke itself in its own turn was served in that turn.
+        queue.woken.retain(|waker| waker.pending.load(Ordering::Acquire));
+        queue.asleep = queue.woken.is_empty() && !queue.has_message;
         queue.asleep
     }
 
-    /// The loop is awake, and takes all that waits.
+    /// Takes the queue, and announces that the loop is awake.
     pub(crate) fn take(&self) -> Queue<E> {
         let mut queue = self.0.lock();
-        let finish = queue.finish;
-        let empty = Queue { rung: Vec::new(), joining: Vec::new(), finish, more: false, asleep: false };
+        let (woken, joining, finish) = (Vec::new(), Vec::new(), queue.finish);
+        let empty = Queue { woken, joining, finish, has_message: false, asleep: false };
         std::mem::replace(&mut *queue, empty)
     }
 }
@@ -115,48 +117,48 @@ impl<E> Shared<E> {
         self.queue.lock()
     }
 
-    /// Unlocks, and wakes the loop where it sleeps: one system call for all that waits, and none while it is awake.
+    /// Unlocks the queue, and wakes the loop if it sleeps. One system call serves everything that is queued meanwhile.
     fn wake(&self, mut queue: MutexGuard<'_, Queue<E>>) {
         let asleep = std::mem::take(&mut queue.asleep);
         drop(queue);
         if asleep && let Err(error) = self.waker.wake() {
-            tracing::error!(%error, "an event loop can not be woken");
+            tracing::error!(%error, "cannot wake an event loop");
         }
     }
 }
 
-/// Rings for one connection, from any thread, even when that is gone, or its loop.
+/// Wakes one connection from any thread. After the end of the connection or of its loop it does nothing.
 pub(crate) struct ConnectionWaker<E> {
     token: Token,
-    /// It rang, and the loop has not come yet. However often it rings, the loop comes once.
-    rung: AtomicBool,
-    remote: Weak<Shared<E>>,
+    /// The connection was woken, and has not had its turn. Any number of wake-ups leads to one turn.
+    pending: AtomicBool,
+    shared: Weak<Shared<E>>,
 }
 
 impl<E> std::fmt::Debug for ConnectionWaker<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Bell({})", self.token.0)
+        write!(f, "ConnectionWaker({})", self.token.0)
     }
 }
 
 impl<E> ConnectionWaker<E> {
-    /// Has the loop give the connection a turn.
-    pub(crate) fn ring(self: &Arc<Self>) {
-        if !self.rung.swap(true, Ordering::AcqRel)
-            && let Some(remote) = self.remote.upgrade()
+    /// Makes the loop give the connection a turn.
+    pub(crate) fn wake(self: &Arc<Self>) {
+        if !self.pending.swap(true, Ordering::AcqRel)
+            && let Some(shared) = self.shared.upgrade()
         {
-            let mut queue = remote.lock();
-            queue.rung.push(self.clone());
-            remote.wake(queue);
+            let mut queue = shared.lock();
+            queue.woken.push(self.clone());
+            shared.wake(queue);
         }
     }
 
-    /// The loop comes: what rings from here on rings again.
-    pub(crate) fn answer(&self) {
-        self.rung.store(false, Ordering::Release);
+    /// Clears the wake-up at the connection's turn. Later wake-ups count again.
+    pub(crate) fn clear(&self) {
+        self.pending.store(false, Ordering::Release);
     }
 
-    /// The connection that it is for.
+    /// Returns the token of the connection.
     pub(crate) fn token(&self) -> Token {
         self.token
     }
@@ -170,60 +172,60 @@ mod tests {
 
     use super::*;
 
-    fn remote() -> (Poll, LoopHandle<()>) {
+    fn handle() -> (Poll, LoopHandle<()>) {
         let poll = Poll::new().unwrap();
-        let remote = LoopHandle::new(Waker::new(poll.registry(), Token(0)).unwrap(), Token(2));
-        (poll, remote)
+        let handle = LoopHandle::new(Waker::new(poll.registry(), Token(0)).unwrap(), Token(2));
+        (poll, handle)
     }
 
-    /// How many events there are, waiting for them.
-    fn events(poll: &mut Poll, patience: Option<Duration>) -> usize {
+    /// Waits for events, and returns how many there are.
+    fn events(poll: &mut Poll, timeout: Option<Duration>) -> usize {
         let mut events = Events::with_capacity(8);
-        poll.poll(&mut events, patience).unwrap();
+        poll.poll(&mut events, timeout).unwrap();
         events.iter().count()
     }
 
     #[test]
-    fn however_many_ring_however_often_the_loop_is_woken_once() {
-        let (mut poll, remote) = remote();
-        let bells: Vec<_> = (0..3).map(|_| remote.bell()).collect();
-        assert!(remote.sleep());
+    fn any_number_of_wakeups_wakes_the_loop_once() {
+        let (mut poll, handle) = handle();
+        let wakers: Vec<_> = (0..3).map(|_| handle.connection_waker()).collect();
+        assert!(handle.sleep());
         std::thread::scope(|threads| {
             for _ in 0..4 {
-                threads.spawn(|| (0..1000).for_each(|_| bells.iter().for_each(|bell| bell.ring())));
+                threads.spawn(|| (0..1000).for_each(|_| wakers.iter().for_each(|waker| waker.wake())));
             }
         });
         assert_eq!(events(&mut poll, None), 1);
-        let rung = remote.take().rung;
-        rung.iter().for_each(|bell| bell.answer());
-        let mut rung: Vec<Token> = rung.iter().map(|bell| bell.token()).collect();
-        rung.sort();
-        assert_eq!(rung, [Token(2), Token(3), Token(4)]);
-        assert!(remote.take().rung.is_empty());
-        // Nothing is left over, and the next one is heard again.
+        let woken = handle.take().woken;
+        woken.iter().for_each(|waker| waker.clear());
+        let mut woken: Vec<Token> = woken.iter().map(|waker| waker.token()).collect();
+        woken.sort();
+        assert_eq!(woken, [Token(2), Token(3), Token(4)]);
+        assert!(handle.take().woken.is_empty());
+        // Nothing is left over, and the next wake-up counts again.
         assert_eq!(events(&mut poll, Some(Duration::ZERO)), 0);
-        assert!(remote.sleep());
-        bells[1].ring();
+        assert!(handle.sleep());
+        wakers[1].wake();
         assert_eq!(events(&mut poll, None), 1);
-        assert_eq!(remote.take().rung.len(), 1);
+        assert_eq!(handle.take().woken.len(), 1);
     }
 
     #[test]
-    fn a_loop_that_is_awake_is_not_woken_and_does_not_sleep_before_it_has_looked() {
-        let (mut poll, remote) = remote();
-        let bell = remote.bell();
-        bell.ring();
+    fn an_awake_loop_is_not_woken_but_must_not_sleep() {
+        let (mut poll, handle) = handle();
+        let waker = handle.connection_waker();
+        waker.wake();
         assert_eq!(events(&mut poll, Some(Duration::ZERO)), 0);
-        assert!(!remote.sleep());
-        assert_eq!(remote.take().rung.len(), 1);
-        // It rang, and the loop was there already.
-        bell.answer();
-        bell.ring();
-        bell.answer();
-        assert!(remote.sleep());
-        remote.take();
-        remote.finish(Instant::now());
+        assert!(!handle.sleep());
+        assert_eq!(handle.take().woken.len(), 1);
+        // The wake-up came in the connection's own turn.
+        waker.clear();
+        waker.wake();
+        waker.clear();
+        assert!(handle.sleep());
+        handle.take();
+        handle.finish(Instant::now());
         assert_eq!(events(&mut poll, Some(Duration::ZERO)), 0);
-        assert!(!remote.sleep());
+        assert!(!handle.sleep());
     }
 }

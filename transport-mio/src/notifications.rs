@@ -1,42 +1,44 @@
-//! What happens, one after the other.
+//! Notifications of a client, as a blocking iterator.
 
-use std::sync::mpsc::{self, Receiver, TrySendError};
+use std::time::Duration;
 
-use blobferry_session::client::{Coalesce, ConnectionEvent, Invalidation, NotificationQueue};
+use blobferry_session::client::{
+    Coalesce, ConnectionEvent, Ended, Invalidation, NotificationQueue, NotificationSender,
+};
 
-/// What happens, in order. [`next`](Iterator::next) blocks until something does; it ends when the client does.
+/// Notifications of a client, in order.
+///
+/// [`next`](Iterator::next) blocks until there is one, and returns `None` after the client has ended. A slow receiver
+/// costs bounded memory: if it falls too far behind, queued notifications are merged or dropped.
 #[derive(Debug)]
-pub struct Notifications<T> {
-    unheard: NotificationQueue<T>,
-    /// Rings when something was told.
-    rung: Receiver<()>,
-}
+pub struct Notifications<T: Coalesce>(NotificationQueue<T>);
 
-/// The transactions that are committed, in order, this client's own among them; from
-/// [`Client::invalidations`](crate::Client::invalidations).
+/// The commits of all clients, in order; from [`Client::invalidations`](crate::Client::invalidations).
 pub type Invalidations = Notifications<Invalidation>;
 
-/// What happens to a client's connection; from [`Client::connection_events`](crate::Client::connection_events).
+/// The changes of a client's connection; from [`Client::connection_events`](crate::Client::connection_events).
 pub type ConnectionEvents = Notifications<ConnectionEvent>;
 
-impl<T: Coalesce + Send + 'static> Notifications<T> {
-    /// News, and who tells them: `false` when nobody listens any more.
-    pub(crate) fn new() -> (impl FnMut(&T) -> bool + Send + use<T>, Notifications<T>) {
-        let (ring, rung) = mpsc::sync_channel(1);
-        let news = Notifications { unheard: NotificationQueue::default(), rung };
-        let unheard = news.unheard.clone();
-        let tell = move |what: &T| {
-            unheard.tell(what);
-            !matches!(ring.try_send(()), Err(TrySendError::Disconnected(())))
-        };
-        (tell, news)
-    }
-}
-
 impl<T: Coalesce> Notifications<T> {
-    /// The next one if it is there already: for who looks between other work.
-    pub fn try_next(&mut self) -> Option<T> {
-        self.unheard.hear()
+    pub(crate) fn new() -> (NotificationSender<T>, Notifications<T>) {
+        let (sender, queue) = NotificationQueue::new();
+        (sender, Notifications(queue))
+    }
+
+    /// Returns the next notification without waiting, or `None` if there is none yet.
+    ///
+    /// # Errors
+    /// [`Ended`] after the client has ended.
+    pub fn try_next(&mut self) -> Result<Option<T>, Ended> {
+        self.0.try_pop()
+    }
+
+    /// Waits for the next notification, for at most `timeout`. Returns `None` if the time ran out.
+    ///
+    /// # Errors
+    /// [`Ended`] after the client has ended.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<T>, Ended> {
+        self.0.pop_timeout(timeout)
     }
 }
 
@@ -44,11 +46,6 @@ impl<T: Coalesce> Iterator for Notifications<T> {
     type Item = T;
 
     fn next(&mut self) -> Option<T> {
-        loop {
-            let next = self.unheard.hear();
-            if next.is_some() || self.rung.recv().is_err() {
-                return next.or_else(|| self.unheard.hear());
-            }
-        }
+        self.0.pop().ok()
     }
 }

@@ -1,84 +1,129 @@
-//! How a thread waits for one answer: it drives the connection that the answer comes from, or sleeps while others do.
+//! A thread that waits for one answer, and the connection that it drives or follows meanwhile.
 
-use blobferry_platform::sync::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Thread};
 
-use blobferry_session::client::{CallError, Completion, Session};
+use blobferry_platform::sync::Mutex;
 
-use crate::leader::{LeaderFollowers, LeaderToken, Role};
-use crate::thread_context;
+/// A connection that the threads that wait for its answers drive, one at a time.
+pub(crate) trait Driven: Send + Sync {
+    /// Registers a thread that wants to wait, and returns what that thread has to do.
+    fn join(&self, parker: &Arc<Parker>) -> Role;
 
-/// Where a thread waits for an answer.
+    /// Removes a follower. Returns `false` if it was removed before because it was given leadership.
+    fn unfollow(&self, number: u64) -> bool;
+
+    /// Drives the connection until the parker's answer is there, or leadership or the connection is lost.
+    fn lead_for(self: Arc<Self>, token: LeaderToken, parker: &Parker);
+
+    /// Gives leadership up, if the token still stands for it.
+    fn leave(&self, token: LeaderToken);
+
+    /// Withdraws a thread that was about to wait. If an answer is still outstanding, the background thread
+    /// leads.
+    fn cancel_wait(&self);
+
+    /// Wakes the leader if it sleeps.
+    fn wake_leader(&self);
+
+    /// Returns whether the connection has ended.
+    fn has_ended(&self) -> bool;
+}
+
+/// The right to lead, identified by the number under which it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeaderToken(u64);
+
+impl LeaderToken {
+    /// Makes the token of the `number`-th leadership of a connection.
+    pub(crate) fn new(number: u64) -> LeaderToken {
+        LeaderToken(number)
+    }
+}
+
+/// What a thread that wants to wait has to do.
+pub(crate) enum Role {
+    /// It drives the connection.
+    Leader(LeaderToken),
+    /// It sleeps; the number identifies it.
+    Follower(u64),
+    /// The connection has ended, so there is nothing to drive.
+    Disconnected,
+}
+
+/// The place at which one thread waits for one answer.
 pub(crate) struct Parker {
     thread: Thread,
     done: AtomicBool,
-    /// The lead that it was given while it slept.
-    lead: Mutex<Option<LeaderToken>>,
-    /// The connection that it drives: it sleeps there, where it does.
-    drives: Mutex<Option<Arc<LeaderFollowers>>>,
+    /// Leadership that was handed to the thread while it slept.
+    handed: Mutex<Option<LeaderToken>>,
+    /// The connection that the thread leads. A leader sleeps in `epoll`, so it is woken through this.
+    leads: Mutex<Option<Arc<dyn Driven>>>,
 }
 
 impl Parker {
-    fn new() -> Parker {
+    /// Creates the parker of the current thread.
+    pub(crate) fn new() -> Parker {
         let thread = thread::current();
-        Parker { thread, done: AtomicBool::new(false), lead: Mutex::default(), drives: Mutex::default() }
+        Parker { thread, done: AtomicBool::new(false), handed: Mutex::default(), leads: Mutex::default() }
     }
 
-    /// Is the answer there?
+    /// Returns whether the answer is there, or will never be.
     pub(crate) fn is_done(&self) -> bool {
         self.done.load(Ordering::Acquire)
     }
 
-    /// The answer is there, or will never be.
-    fn finish(&self) {
+    /// Ends the wait: the answer is there, or will never be.
+    pub(crate) fn finish(&self) {
         self.done.store(true, Ordering::Release);
-        match &*self.drives.lock() {
-            Some(crew) => crew.rouse_leader(),
+        match &*self.leads.lock() {
+            Some(connection) => connection.wake_leader(),
             None => self.thread.unpark(),
         }
     }
 
-    /// Gives a sleeping follower the lead.
-    pub(crate) fn give(&self, lead: LeaderToken) {
-        *self.lead.lock() = Some(lead);
+    /// Hands leadership to a sleeping follower.
+    pub(crate) fn hand(&self, token: LeaderToken) {
+        *self.handed.lock() = Some(token);
         self.thread.unpark();
     }
 
-    /// Waits until the answer is there; on a client's own thread only while there is a connection, as nobody else would
-    /// make another.
-    fn wait(self: &Arc<Self>, crew: Option<Arc<LeaderFollowers>>) {
-        let bound = thread_context::is_clients();
-        let Some(crew) = crew else { return self.sleep(|| bound) };
+    /// Wakes a sleeping follower to check why it sleeps.
+    pub(crate) fn unpark(&self) {
+        self.thread.unpark();
+    }
+
+    /// Waits until the answer is there, and drives the connection if no other thread does.
+    ///
+    /// A client's own thread (`owns_connections`) stops waiting when the connection ends: no other thread would
+    /// make the next one.
+    pub(crate) fn wait(self: &Arc<Self>, connection: Option<Arc<dyn Driven>>, owns_connections: bool) {
+        let Some(connection) = connection else { return self.sleep(|| owns_connections) };
         if self.is_done() {
-            return crew.need_not();
+            return connection.cancel_wait();
         }
         while !self.is_done() {
-            match crew.join(self) {
-                Role::Leader(lead) => self.drive(&crew, lead),
+            match connection.join(self) {
+                Role::Leader(token) => self.drive(&connection, token),
                 Role::Follower(number) => {
-                    self.sleep(|| self.lead.lock().is_some() || bound && crew.has_ended());
-                    if !crew.unfollow(number)
-                        && let Some(lead) = self.lead.lock().take()
+                    let ended = || owns_connections && connection.has_ended();
+                    self.sleep(|| self.handed.lock().is_some() || ended());
+                    if !connection.unfollow(number)
+                        && let Some(token) = self.handed.lock().take()
                     {
-                        self.drive(&crew, lead);
+                        self.drive(&connection, token);
                     }
                 }
-                Role::Disconnected => return self.sleep(|| bound),
+                Role::Disconnected => return self.sleep(|| owns_connections),
             }
         }
     }
 
-    /// Has a sleeper look around.
-    pub(crate) fn nudge(&self) {
-        self.thread.unpark();
-    }
-
-    fn drive(&self, crew: &Arc<LeaderFollowers>, lead: LeaderToken) {
-        *self.drives.lock() = Some(crew.clone());
-        crew.lead_for(lead, self);
-        *self.drives.lock() = None;
+    fn drive(&self, connection: &Arc<dyn Driven>, token: LeaderToken) {
+        *self.leads.lock() = Some(connection.clone());
+        connection.clone().lead_for(token, self);
+        *self.leads.lock() = None;
     }
 
     fn sleep(&self, until: impl Fn() -> bool) {
@@ -86,49 +131,4 @@ impl Parker {
             thread::park();
         }
     }
-}
-
-/// An answer that somebody waits for.
-struct Awaited<T> {
-    seat: Arc<Parker>,
-    answer: Arc<Mutex<Option<T>>>,
-}
-
-impl<T> Drop for Awaited<T> {
-    fn drop(&mut self) {
-        self.seat.finish();
-    }
-}
-
-/// Blocks the thread until a callback is called: for calls to a [`Session`], whoever drives it. Where that is a
-/// [`Client`](crate::Client), and nobody else does at the moment, this thread does, and may call callbacks of others
-/// meanwhile. May be used in a callback; there it does not outlast the connection.
-///
-/// # Errors
-/// The call's; [`CallError::Unanswered`] where nobody is left to answer.
-pub fn wait<T: Send + 'static, E: From<CallError> + Send + 'static>(
-    start: impl FnOnce(Completion<T, E>),
-) -> Result<T, E> {
-    wait_with(start, || None)
-}
-
-/// The same for a call to a known session: its connection is driven also where the call is sent by another thread.
-pub(crate) fn wait_on<T: Send + 'static, E: From<CallError> + Send + 'static>(
-    session: &Session,
-    start: impl FnOnce(Completion<T, E>),
-) -> Result<T, E> {
-    wait_with(start, || thread_context::call(|| session.wake()))
-}
-
-fn wait_with<T: Send + 'static, E: From<CallError> + Send + 'static>(
-    start: impl FnOnce(Completion<T, E>),
-    find: impl FnOnce() -> Option<Arc<LeaderFollowers>>,
-) -> Result<T, E> {
-    thread_context::give_up_leads();
-    let (seat, answer) = (Arc::new(Parker::new()), Arc::default());
-    let awaited = Awaited { seat: seat.clone(), answer: Arc::clone(&answer) };
-    let crew = thread_context::call(|| start(Box::new(move |result| *awaited.answer.lock() = Some(result))));
-    seat.wait(crew.or_else(|| if seat.is_done() { None } else { find() }));
-    let answer = answer.lock().take();
-    answer.unwrap_or_else(|| Err(CallError::Unanswered.into()))
 }

@@ -1,6 +1,5 @@
-//! The server: loops with sessions, and a door beside the first of them.
+//! A server on mio: event loops with connections, and an acceptor in the first of them.
 
-use blobferry_platform::sync::Mutex;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -8,6 +7,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use blobferry_platform::sync::Mutex;
 use blobferry_session::io::set_accept_backlog;
 use blobferry_session::server::{Handler, ServerConfig, ServerCore};
 use blobferry_store::Store;
@@ -19,28 +19,33 @@ use crate::loop_handle::LoopHandle;
 use crate::thread;
 
 /// A server that runs until it is stopped or dropped.
+///
+/// [`stop`](Self::stop) ends it gracefully. A dropped server closes its connections at once.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    service: ServerCore,
+    core: ServerCore,
     loops: Vec<LoopHandle<Handler>>,
-    /// Ends when nobody is let in any more.
-    door: Mutex<Receiver<()>>,
-    /// Of the loops. Each says how many connections it had to close.
+    /// Disconnected once the acceptor is dropped.
+    acceptor_closed: Mutex<Receiver<()>>,
+    /// The threads of the loops. Each returns how many connections it had to close.
     threads: Vec<JoinHandle<usize>>,
 }
 
 impl Server {
-    /// Listens, and answers from the store. One thread has all sockets; what blocks is done by others.
+    /// Listens on an address, and answers from a store.
+    ///
+    /// One thread has all sockets; a pool of threads does what blocks. Port 0 stands for any free port: see
+    /// [`local_addr`](Self::local_addr).
     ///
     /// # Errors
-    /// The address can not be listened on, or the system has no thread or descriptor for it.
+    /// The address cannot be listened on, or the system has no thread or descriptor left.
     pub fn bind(addr: impl ToSocketAddrs, store: Arc<dyn Store>, config: ServerConfig) -> io::Result<Server> {
         Server::bind_with_loops(addr, store, config, 1)
     }
 
-    /// The same with several threads (at least one), over which the connections are spread. Worth it where one
-    /// processor can not copy bytes to and from sockets as fast as the network takes them.
+    /// Listens as [`bind`](Self::bind) does, with several threads for sockets (at least one). The connections are spread
+    /// over them. This helps if one processor cannot copy bytes to and from sockets as fast as the network takes them.
     ///
     /// # Errors
     /// As [`bind`](Self::bind).
@@ -58,21 +63,20 @@ impl Server {
         let first = EventLoop::new()?;
         first.watch(&mut listener)?;
         let others = (1..loops).map(|_| EventLoop::new()).collect::<io::Result<Vec<_>>>()?;
-        let remotes: Vec<_> = [&first].into_iter().chain(&others).map(EventLoop::remote).collect();
+        let handles: Vec<_> = [&first].into_iter().chain(&others).map(EventLoop::handle).collect();
 
-        let service = ServerCore::new(store, config);
-        // From here on it is dropped where something fails, and ends what was started.
-        let (open, door) = mpsc::channel();
-        let mut server =
-            Server { address, service, loops: remotes, door: Mutex::new(door), threads: Vec::new() };
-        let (service, loops) = (server.service.clone(), server.loops.clone());
-        let mut door = Acceptor { listener, service, loops, knocked: false, shut: None };
-        let door = move |knocked| {
-            // It goes with the door.
-            let _open = &open;
-            door.open(knocked)
+        let core = ServerCore::new(store, config);
+        // If a later step fails, this is dropped, and ends the threads that were started.
+        let (acceptor_open, acceptor_closed) = mpsc::channel();
+        let acceptor_closed = Mutex::new(acceptor_closed);
+        let mut server = Server { address, core, loops: handles, acceptor_closed, threads: Vec::new() };
+        let mut acceptor = Acceptor::new(listener, server.core.clone(), server.loops.clone());
+        let accept = move |ready| {
+            // The sender is dropped together with the acceptor.
+            let _open: &mpsc::Sender<()> = &acceptor_open;
+            acceptor.accept(ready)
         };
-        server.start(move || first.run(door))?;
+        server.start(move || first.run(accept))?;
         for other in others {
             server.start(move || other.run(|_| None))?;
         }
@@ -84,27 +88,29 @@ impl Server {
         Ok(())
     }
 
-    /// The address that it listens on, with the port that it was given.
+    /// Returns the address that the server listens on, with the port that it was given.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Stops gracefully: accepts nobody any more, begins nothing new, finishes what is under way (for at most the
-    /// configured time), and closes the store. Blocks until that is done.
+    /// Stops gracefully, and blocks until that is done.
+    ///
+    /// The server accepts no more connections and begins nothing new. It finishes what is under way, for at most
+    /// `ServerConfig::grace`. Then it closes the store.
     pub fn stop(mut self) {
-        let closed = self.end(Instant::now() + self.service.config().grace);
-        self.service.grace_is_over(closed);
-        self.service.store().close();
+        let closed = self.end(Instant::now() + self.core.config().grace);
+        self.core.grace_is_over(closed);
+        self.core.store().close();
     }
 
-    /// Ends the loops; how many connections had to be closed at that moment.
+    /// Ends the loops, and returns how many connections had to be closed at the moment `by`.
     fn end(&mut self, by: Instant) -> usize {
-        self.loops.iter().for_each(|remote| remote.finish(by));
-        // Who is told to go may come back at once, and is not to be let in.
-        let door = self.door.get_mut();
-        let _: Result<(), _> = door.recv();
-        self.service.stop();
+        self.loops.iter().for_each(|handle| handle.finish(by));
+        // The acceptor closes first: a client that is asked to leave may come back at once.
+        let acceptor_closed = self.acceptor_closed.get_mut();
+        let _: Result<(), _> = acceptor_closed.recv();
+        self.core.stop();
         self.threads.drain(..).filter_map(thread::join).sum()
     }
 }

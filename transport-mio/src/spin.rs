@@ -1,9 +1,9 @@
-//! How a caller waits for a small answer: for a moment it looks for it, and then it sleeps. While a large blob is moved, the
-//! [`ConnectionIo`](blobferry_session::io::ConnectionIo) says whether to look, to callers and loops alike.
+//! Spinning for a small answer: a caller polls a few times before it sleeps.
 //!
-//! To wake a thread whose processor has gone to sleep takes as long as a small request does, most of all on a virtual machine:
-//! the host has to be told. So a caller, who has nothing else to do, looks some times before it sleeps, and lets others go
-//! first in between. A loop that serves many does not look for small requests: it would take the time from them.
+//! To wake a thread whose processor sleeps takes about as long as a small request, most of all on a virtual machine. A
+//! caller has nothing else to do, so it polls first, and yields to other threads in between. A server's loop does not
+//! spin for small requests, because that would take processor time from them. For large blobs,
+//! [`ConnectionIo`](blobferry_session::io::ConnectionIo) says whether to spin, to callers and loops alike.
 
 use std::io;
 use std::thread;
@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use mio::{Events, Poll};
 
-/// How often it looks: for some 30 µs where nobody else wants the processor.
-const LOOKS: u32 = 50;
+/// Polls before a sleep: about 30 µs if no other thread wants the processor.
+const MAX_POLLS: u32 = 50;
 
-/// Waits for events, at most for so long.
-pub(crate) fn wait(poll: &mut Poll, events: &mut Events, patience: Option<Duration>) -> io::Result<()> {
-    if patience != Some(Duration::ZERO) {
-        for _ in 0..LOOKS {
+/// Waits for events, for at most `timeout`.
+pub(crate) fn wait(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+    if timeout != Some(Duration::ZERO) {
+        for _ in 0..MAX_POLLS {
             poll.poll(events, Some(Duration::ZERO))?;
             if !events.is_empty() {
                 return Ok(());
@@ -25,7 +25,7 @@ pub(crate) fn wait(poll: &mut Poll, events: &mut Events, patience: Option<Durati
             thread::yield_now();
         }
     }
-    poll.poll(events, patience)
+    poll.poll(events, timeout)
 }
 
 #[cfg(test)]
@@ -37,22 +37,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_happens_while_it_looks_or_sleeps_is_told_and_nothing_is_waited_for_too_long() {
+    fn events_end_the_wait_and_the_timeout_is_kept() {
         let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(8));
         let waker = Waker::new(poll.registry(), Token(7)).unwrap();
-        let told = |events: &Events| events.iter().map(|event| event.token().0).collect::<Vec<_>>();
+        let tokens = |events: &Events| events.iter().map(|event| event.token().0).collect::<Vec<_>>();
         waker.wake().unwrap();
         wait(&mut poll, &mut events, None).unwrap();
-        assert_eq!(told(&events), [7]);
+        assert_eq!(tokens(&events), [7]);
         thread::scope(|scope| {
             scope.spawn(|| waker.wake().unwrap());
             wait(&mut poll, &mut events, None).unwrap();
         });
-        assert_eq!(told(&events), [7]);
-        let (begun, patience) = (Instant::now(), Duration::from_millis(1));
-        wait(&mut poll, &mut events, Some(patience)).unwrap();
-        assert!(told(&events).is_empty() && begun.elapsed() >= patience);
+        assert_eq!(tokens(&events), [7]);
+        let (begun, timeout) = (Instant::now(), Duration::from_millis(1));
+        wait(&mut poll, &mut events, Some(timeout)).unwrap();
+        assert!(tokens(&events).is_empty() && begun.elapsed() >= timeout);
         wait(&mut poll, &mut events, Some(Duration::ZERO)).unwrap();
-        assert!(told(&events).is_empty());
+        assert!(tokens(&events).is_empty());
     }
 }

@@ -1,9 +1,9 @@
-//! The threads of loops.
+//! Starting and joining the threads of clients and servers.
 
 use std::io;
 use std::thread::{self, Builder, JoinHandle};
 
-/// Starts one. Linux shows 15 bytes of its name.
+/// Starts a thread. Linux shows the first 15 bytes of its name.
 pub(crate) fn start<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
@@ -11,8 +11,8 @@ pub(crate) fn start<T: Send + 'static>(
     Builder::new().name(name.into()).spawn(run)
 }
 
-/// Waits until one has ended; `None` where it panicked, or is the one that would wait: the last owner of a loop may be
-/// dropped by a callback that the loop itself has called.
+/// Waits for the end of a thread, and returns its result. Returns `None` if the thread panicked or is the current one:
+/// a callback that a thread runs may drop the last owner of that thread.
 pub(crate) fn join<T>(thread: JoinHandle<T>) -> Option<T> {
     (thread.thread().id() != thread::current().id()).then(|| thread.join().ok())?
 }

@@ -1,88 +1,88 @@
-//! What this thread is at: whether it is about to wait for an answer, which connections it leads while it calls
-//! callbacks, and whether it belongs to a client.
+//! What a thread is doing: the call that it makes, the connections that it leads, and whether a client owns it.
 //!
-//! A call says nothing of the connection that it is sent on, and needs not: who calls and will wait for the answer rings
-//! on its own thread, and is remembered here as one who will see to that connection itself.
+//! A call does not name the connection that its request is sent on. The connection is noted here when the call wakes
+//! it, so that the calling thread can drive that connection while it waits for the answer.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-use crate::leader::{LeaderFollowers, LeaderToken};
+use crate::parker::{Driven, LeaderToken};
 
 thread_local! {
-    static OWN: Cell<bool> = const { Cell::new(false) };
-    static CALL: RefCell<Call> = const { RefCell::new(Call::None) };
-    /// Innermost last.
-    static LEADS: RefCell<Vec<(Arc<LeaderFollowers>, LeaderToken)>> = const { RefCell::new(Vec::new()) };
+    static OWNS_CONNECTIONS: Cell<bool> = const { Cell::new(false) };
+    static PENDING: RefCell<PendingWait> = const { RefCell::new(PendingWait::None) };
+    /// The connections that this thread leads while it runs callbacks, innermost last.
+    static LEADS: RefCell<Vec<(Arc<dyn Driven>, LeaderToken)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// This is the thread of a client, which makes connections: it must not wait for one.
-pub(crate) fn is_clients() -> bool {
-    OWN.get()
+/// Returns whether this is a client's own thread. It makes the connections, so it must not wait for one.
+pub(crate) fn owns_connections() -> bool {
+    OWNS_CONNECTIONS.get()
 }
 
-/// From here on it is.
-pub(crate) fn becomes_clients() {
-    OWN.set(true);
+/// Marks this thread as a client's own.
+pub(crate) fn set_owns_connections() {
+    OWNS_CONNECTIONS.set(true);
 }
 
-/// A call for whose answer the thread will wait.
-enum Call {
+/// A call for whose answer the thread is about to wait.
+enum PendingWait {
     None,
-    /// It is being made.
-    Begun,
-    /// It was sent, or is to be.
-    Rang(Arc<LeaderFollowers>),
+    /// The call is being made.
+    Started,
+    /// The call has woken this connection.
+    Woke(Arc<dyn Driven>),
 }
 
-/// Makes a call for whose answer the thread will wait; the connection that it rang for.
-pub(crate) fn call(start: impl FnOnce()) -> Option<Arc<LeaderFollowers>> {
-    /// A call within a call, by a callback, leaves the outer one as it was.
-    struct Outer(Option<Call>);
+/// Makes a call for whose answer the thread is about to wait, and returns the connection that it woke.
+pub(crate) fn call(start: impl FnOnce()) -> Option<Arc<dyn Driven>> {
+    /// A callback may make a call within a call. The outer one is restored afterwards.
+    struct Outer(Option<PendingWait>);
     impl Drop for Outer {
         fn drop(&mut self) {
-            let call = CALL.replace(self.0.take().unwrap_or(Call::None));
-            // Only where the call has panicked: nobody will wait.
-            if let Call::Rang(crew) = call {
-                crew.need_not();
+            let pending = PENDING.replace(self.0.take().unwrap_or(PendingWait::None));
+            // This happens only when the call panicked: the thread will not wait.
+            if let PendingWait::Woke(connection) = pending {
+                connection.cancel_wait();
             }
         }
     }
-    let _outer = Outer(Some(CALL.replace(Call::Begun)));
+    let _outer = Outer(Some(PENDING.replace(PendingWait::Started)));
     start();
-    match CALL.replace(Call::None) {
-        Call::Rang(crew) => Some(crew),
-        Call::None | Call::Begun => None,
+    match PENDING.replace(PendingWait::None) {
+        PendingWait::Woke(connection) => Some(connection),
+        PendingWait::None | PendingWait::Started => None,
     }
 }
 
-/// The thread has rung for a connection; whether it will wait for an answer.
-pub(crate) fn rang(crew: &Arc<LeaderFollowers>) -> bool {
-    CALL.with_borrow_mut(|call| match call {
-        Call::None => false,
-        Call::Begun => {
-            *call = Call::Rang(crew.clone());
+/// Notes that the thread has woken a connection. Returns whether the thread is about to wait for its answer.
+pub(crate) fn note_wake(connection: Arc<dyn Driven>) -> bool {
+    PENDING.with_borrow_mut(|pending| match pending {
+        PendingWait::None => false,
+        PendingWait::Started => {
+            *pending = PendingWait::Woke(connection);
             true
         }
-        Call::Rang(rung) => Arc::ptr_eq(rung, crew),
+        PendingWait::Woke(woken) => Arc::ptr_eq(woken, &connection),
     })
 }
 
-/// Calls callbacks while the thread leads a connection.
-pub(crate) fn lead_while(crew: &Arc<LeaderFollowers>, lead: LeaderToken, call_back: impl FnOnce()) {
+/// Runs callbacks while the thread leads a connection.
+pub(crate) fn lead_while(connection: Arc<dyn Driven>, token: LeaderToken, run_callbacks: impl FnOnce()) {
     struct Led;
     impl Drop for Led {
         fn drop(&mut self) {
             LEADS.with_borrow_mut(Vec::pop);
         }
     }
-    LEADS.with_borrow_mut(|leads| leads.push((crew.clone(), lead)));
+    LEADS.with_borrow_mut(|leads| leads.push((connection, token)));
     let _led = Led;
-    call_back();
+    run_callbacks();
 }
 
-/// The thread is about to wait for others: it must not have what they need.
+/// Gives up every leadership of this thread. A thread does so before it waits for other threads, which may need one of
+/// these connections.
 pub(crate) fn give_up_leads() {
     let leads = LEADS.with_borrow(Vec::clone);
-    leads.into_iter().for_each(|(crew, lead)| crew.leave(lead));
+    leads.into_iter().for_each(|(connection, token)| connection.leave(token));
 }

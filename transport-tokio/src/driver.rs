@@ -1,10 +1,10 @@
-//! The loop of one connection, the same for both ends: readiness of a socket, a bell, and a timer.
+//! The driver of one connection, the same for clients and servers: a socket's readiness, wake-ups, and a timer.
 //!
-//! It is written as one future, polled as a whole: nothing is registered anew that is registered already. The timer is
-//! moved only when the deadline comes nearer; most deadlines move on with every byte that arrives, and are looked at too
-//! early then.
+//! The driver is one future that is polled as a whole. It registers nothing anew that is registered already. Its timer
+//! moves only when the deadline comes nearer: most deadlines move later with every byte that arrives, and then the timer
+//! fires too early.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
@@ -19,49 +19,48 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::wakeup::TaskWaker;
 
-/// Reads in one turn. One takes at most 256 KiB, so others wait for at most a megabyte of anybody's.
+/// Reads in one turn. Each takes at most 256 KiB, so another connection waits for at most 1 MiB of this one.
 const READS: usize = 4;
-/// Writes in one turn. One gives about 64 KiB, or a chunk.
+/// Writes in one turn. Each sends about 64 KiB, or one chunk of a file.
 const WRITES: usize = 8;
-/// Turns before the other tasks of the thread have theirs.
+/// Turns in one poll, before the other tasks of the thread have theirs.
 const TURNS: usize = 4;
-/// How often a task looks for what will soon be there.
-const LOOKS: u32 = 50;
-/// How often it looks for more of a large blob before the other tasks of the thread have their turn: for some 50 µs.
-const STRETCH: u32 = 64;
+/// Polls for a small answer, before the task sleeps.
+const MAX_POLLS: u32 = 50;
+/// Polls for more of a large blob, before the other tasks of the thread have their turn: about 50 µs.
+const MAX_YIELDS: u32 = 64;
 
-/// Drives one connection to its end. The bell rings whenever the endpoint has something new to send. While something will
-/// arrive `soon`, the task looks for it for a moment before it sleeps.
+/// Drives one connection to its end. `waker` is woken whenever the handler has something new to send. While
+/// `expects_small_answer` returns `true`, the task spins before it sleeps.
 pub(crate) async fn drive<E: ConnectionHandler + Send>(
     stream: &mut TcpStream,
-    carrier: &mut ConnectionIo<E>,
-    bell: &TaskWaker,
-    soon: impl Fn() -> bool,
+    io: &mut ConnectionIo<E>,
+    waker: &TaskWaker,
+    expects_small_answer: impl Fn() -> bool,
 ) -> CloseReason {
     let timer = pin!(sleep_until(Instant::now()));
-    let mut driver = Driver::new(stream, carrier, bell, soon, timer);
+    let mut driver = Driver::new(stream, io, waker, expects_small_answer, timer);
     poll_fn(|context| driver.poll(context)).await
 }
 
 struct Driver<'a, E, S> {
     stream: &'a mut TcpStream,
-    carrier: &'a mut ConnectionIo<E>,
-    bell: &'a TaskWaker,
-    soon: S,
+    io: &'a mut ConnectionIo<E>,
+    waker: &'a TaskWaker,
+    expects_small_answer: S,
     timer: Pin<&'a mut Sleep>,
-    /// When the timer fires, where it still will.
-    at: Option<Instant>,
-    /// Something has happened, and there may be something to send.
-    anew: bool,
-    /// It may look so often before it sleeps.
-    looks: u32,
-    /// It looks, and has not slept since.
-    looking: bool,
-    /// What the socket itself said in this turn.
-    there: ProbedReadiness,
+    /// When the timer fires, if it is set.
+    timer_at: Option<Instant>,
+    /// Something has happened, and there may be output.
+    dirty: bool,
+    /// How many polls for a small answer are left.
+    polls_left: u32,
+    /// The task spins, and has not slept since.
+    spinning: bool,
+    probed: ProbedReadiness,
 }
 
-/// What can be done with the socket at once, as the socket says.
+/// The readiness that the socket itself has reported in this turn.
 #[derive(Clone, Copy, Default)]
 struct ProbedReadiness {
     readable: bool,
@@ -71,27 +70,39 @@ struct ProbedReadiness {
 impl<'a, E: ConnectionHandler, S: Fn() -> bool> Driver<'a, E, S> {
     fn new(
         stream: &'a mut TcpStream,
-        carrier: &'a mut ConnectionIo<E>,
-        bell: &'a TaskWaker,
-        soon: S,
+        io: &'a mut ConnectionIo<E>,
+        waker: &'a TaskWaker,
+        expects_small_answer: S,
         timer: Pin<&'a mut Sleep>,
     ) -> Driver<'a, E, S> {
-        let (at, anew, looks, looking, there) = (None, true, 0, false, ProbedReadiness::default());
-        Driver { stream, carrier, bell, soon, timer, at, anew, looks, looking, there }
+        let (timer_at, dirty, polls_left, spinning) = (None, true, 0, false);
+        let probed = ProbedReadiness::default();
+        Driver {
+            stream,
+            io,
+            waker,
+            expects_small_answer,
+            timer,
+            timer_at,
+            dirty,
+            polls_left,
+            spinning,
+            probed,
+        }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<CloseReason> {
-        self.bell.awake();
-        if std::mem::take(&mut self.looking) {
-            self.ask();
+        self.waker.set_awake();
+        if std::mem::take(&mut self.spinning) {
+            self.probe();
         }
         for _ in 0..TURNS {
             match self.turn(context) {
-                Err(ended) => return Poll::Ready(ended),
-                Ok(true) => self.looks = LOOKS,
-                Ok(false) if self.sees_more() => {}
-                Ok(false) if self.bell.sleep(context) => {
-                    self.look(context);
+                Err(reason) => return Poll::Ready(reason),
+                Ok(true) => self.polls_left = MAX_POLLS,
+                Ok(false) if self.spin_for_more() => {}
+                Ok(false) if self.waker.sleep(context) => {
+                    self.schedule_spin(context);
                     return Poll::Pending;
                 }
                 Ok(false) => {}
@@ -101,100 +112,100 @@ impl<'a, E: ConnectionHandler, S: Fn() -> bool> Driver<'a, E, S> {
         Poll::Pending
     }
 
-    /// Looks for more of a large blob for a moment, and lets other threads go first. To leave that to the runtime's own rounds
-    /// would be to wake its other threads again and again.
-    fn sees_more(&mut self) -> bool {
-        for _ in 0..STRETCH {
-            if !self.carrier.should_spin() {
+    /// Spins for more of a large blob, and yields to other threads in between. If the runtime did this in its own rounds,
+    /// it would wake its other threads again and again.
+    fn spin_for_more(&mut self) -> bool {
+        for _ in 0..MAX_YIELDS {
+            if !self.io.should_spin() {
                 return false;
             }
-            self.carrier.suppress_readiness(self.stream, true);
+            self.io.suppress_readiness(self.stream, true);
             thread::yield_now();
-            self.ask();
-            if self.there.readable || self.there.writable || self.bell.has_rung() {
+            self.probe();
+            if self.probed.readable || self.probed.writable || self.waker.is_pending() {
                 return true;
             }
         }
         false
     }
 
-    /// Asks the socket: the thread of the runtime that hears of events may be another one, and asleep.
-    fn ask(&mut self) {
-        let readable = self.carrier.wants_input() && self.carrier.has_input(self.stream);
-        let writable = self.carrier.has_output() && is_writable(self.stream);
-        self.there = ProbedReadiness { readable, writable };
+    /// Reads the readiness from the socket. The runtime may not know it yet, if its thread that waits for events sleeps.
+    fn probe(&mut self) {
+        let readable = self.io.wants_input() && self.io.has_input(self.stream);
+        let writable = self.io.has_output() && is_writable(self.stream);
+        self.probed = ProbedReadiness { readable, writable };
     }
 
-    /// Has the task woken again to look for more, where there soon will be: to wake a thread whose processor has gone to sleep
-    /// takes as long as a small request does. Else it sleeps.
-    fn look(&mut self, context: &mut Context<'_>) {
-        let small = self.looks > 0 && (self.soon)();
-        self.looks -= u32::from(small);
-        self.looking = small || self.carrier.should_spin();
-        if self.looking {
+    /// Wakes the task again to spin, if more will be there soon; otherwise the task sleeps. To wake a thread whose
+    /// processor sleeps takes about as long as a small request.
+    fn schedule_spin(&mut self, context: &mut Context<'_>) {
+        let small = self.polls_left > 0 && (self.expects_small_answer)();
+        self.polls_left -= u32::from(small);
+        self.spinning = small || self.io.should_spin();
+        if self.spinning {
             wake_behind_others(context);
         } else {
-            self.carrier.suppress_readiness(self.stream, false);
+            self.io.suppress_readiness(self.stream, false);
         }
     }
 
-    /// One turn; whether another may find something to do. If not, what there may be later wakes the task.
+    /// Runs one turn, and returns whether another one may find something to do. If not, a later event wakes the task.
     fn turn(&mut self, context: &mut Context<'_>) -> Result<bool, CloseReason> {
-        let (mut reads, wanted) = (0, self.carrier.wants_input());
+        let (mut reads, wanted_input) = (0, self.io.wants_input());
         while reads < READS && self.is_readable(context) && self.read(context)? {
             reads += 1;
         }
-        let rung = self.bell.hear();
-        if rung || reads > 0 || self.anew || self.carrier.has_output() {
-            self.anew = false;
+        let woken = self.waker.take();
+        if woken || reads > 0 || self.dirty || self.io.has_output() {
+            self.dirty = false;
             self.write()?;
         }
-        let wants = !wanted && self.carrier.wants_input();
-        let writes = self.carrier.has_output() && self.stream.poll_write_ready(context).is_ready();
-        if rung || reads > 0 || wants || writes {
+        let wants_input_now = !wanted_input && self.io.wants_input();
+        let can_write = self.io.has_output() && self.stream.poll_write_ready(context).is_ready();
+        if woken || reads > 0 || wants_input_now || can_write {
             return Ok(true);
         }
-        self.anew = self.is_late(context);
-        if self.anew {
-            self.carrier.timeout(&*self.stream)?;
+        self.dirty = self.is_late(context);
+        if self.dirty {
+            self.io.timeout(&*self.stream)?;
         }
-        Ok(self.anew)
+        Ok(self.dirty)
     }
 
-    /// Whether the deadline has passed; if not, the task is woken when it does.
+    /// Returns whether the deadline has passed. If not, the task is woken when it does.
     fn is_late(&mut self, context: &mut Context<'_>) -> bool {
-        let Some(deadline) = self.carrier.deadline().map(Instant::from_std) else { return false };
-        let sooner = self.at.is_none_or(|at| deadline < at);
+        let Some(deadline) = self.io.deadline().map(Instant::from_std) else { return false };
+        let sooner = self.timer_at.is_none_or(|at| deadline < at);
         if !sooner && self.timer.as_mut().poll(context).is_pending() {
             return false;
         }
-        // It is wanted sooner, or has fired for a deadline that has moved on.
+        // The deadline has come nearer, or the timer has fired for one that has moved later.
         self.timer.as_mut().reset(deadline);
-        self.at = Some(deadline);
+        self.timer_at = Some(deadline);
         let late = self.timer.as_mut().poll(context).is_ready();
         if late {
-            self.at = None;
+            self.timer_at = None;
         }
         late
     }
 
-    /// Whether there may be something to read for who wants it; if not, the task is woken when there is.
+    /// Returns whether there may be input that the handler wants. If not, the task is woken when there is.
     fn is_readable(&mut self, context: &mut Context<'_>) -> bool {
-        if !self.carrier.wants_input() {
+        if !self.io.wants_input() {
             return false;
         }
-        // Errors are found by reading. What the runtime says is asked of the runtime, too: else it would go on saying so where
-        // there is nothing any more, and wake nobody.
+        // Errors are found by reading. If the runtime reports readiness, the read must go through the runtime: otherwise
+        // it would go on reporting readiness after the input is gone, and would not wake the task for more.
         let ready = self.stream.poll_read_ready(context).is_ready();
-        self.there.readable &= !ready;
-        ready || self.there.readable
+        self.probed.readable &= !ready;
+        ready || self.probed.readable
     }
 
     fn read(&mut self, context: &mut Context<'_>) -> Result<bool, CloseReason> {
         let stream = &mut *self.stream;
-        let there = std::mem::take(&mut self.there.readable);
-        self.carrier.read(|buffer| {
-            if there {
+        let probed = std::mem::take(&mut self.probed.readable);
+        self.io.read(|buffer| {
+            if probed {
                 return Ok(rustix::io::read(&*stream, buffer)?);
             }
             let mut buffer = ReadBuf::new(buffer);
@@ -206,27 +217,28 @@ impl<'a, E: ConnectionHandler, S: Fn() -> bool> Driver<'a, E, S> {
     }
 
     fn write(&mut self) -> Result<(), CloseReason> {
-        let (stream, mut writes, there) = (&*self.stream, 0, std::mem::take(&mut self.there.writable));
-        self.carrier.write(stream, |write| {
+        let (stream, mut writes) = (&*self.stream, 0);
+        let probed = std::mem::take(&mut self.probed.writable);
+        self.io.write(stream, |write| {
             if writes == WRITES {
                 return Err(io::Error::from(ErrorKind::WouldBlock));
             }
             writes += 1;
-            if there { write() } else { stream.try_io(Interest::WRITABLE, write) }
+            if probed { write() } else { stream.try_io(Interest::WRITABLE, write) }
         })
     }
 }
 
 fn is_writable(stream: &TcpStream) -> bool {
-    // Where that fails, the runtime tells as always.
-    let mut asked = [PollFd::new(stream, PollFlags::OUT)];
-    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    // If this fails, the runtime reports readiness as always.
+    let mut probe = [PollFd::new(stream, PollFlags::OUT)];
+    poll(&mut probe, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
-/// Has the task woken again when all others of the thread had their turn. If it was woken at once, another thread of the runtime
-/// would be, too, in case it would rather have it.
+/// Wakes the task after all others of the thread had their turn. An immediate wake-up would also wake another thread of
+/// the runtime, in case that one can take the task.
 fn wake_behind_others(context: &mut Context<'_>) {
-    // It is never ready the first time.
+    // The first poll is never ready.
     let _ = pin!(yield_now()).poll(context);
 }
 
@@ -246,14 +258,14 @@ mod tests {
 
     use super::*;
 
-    /// Counts what arrives.
+    /// A handler that counts the bytes that arrive.
     #[derive(Default)]
-    struct Listener(usize);
+    struct Counter(usize);
 
-    /// What is expected behind this is not payload.
+    /// Bytes of payload that are expected. Input behind them is not payload.
     const PAYLOAD: usize = 200_000;
 
-    impl ConnectionHandler for Listener {
+    impl ConnectionHandler for Counter {
         fn transmit(&mut self, _: Time, _: &mut Vec<u8>, _: usize, _: bool) -> Option<FileSlice> {
             None
         }
@@ -292,51 +304,51 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_looked_in_vain_is_woken_although_the_runtime_thought_that_there_was_something() {
+    async fn a_stale_readiness_does_not_suppress_the_wakeup() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let mut far = listener.accept().await.unwrap().0;
         far.write_all(b"1").await.unwrap();
         near.readable().await.unwrap();
-        // Taken without the runtime's knowledge, as by one that has looked before the runtime has heard of it.
+        // Read without the runtime's knowledge, as by a driver that probes before the runtime reports.
         assert_eq!(rustix::io::read(&near, &mut [0; 8]), Ok(1));
 
-        let mut carrier = ConnectionIo::begin(&near, |_| Listener::default()).unwrap();
-        let (bell, timer) = (TaskWaker::default(), pin!(sleep_until(Instant::now())));
-        let mut driver = Driver::new(&mut near, &mut carrier, &bell, || true, timer);
-        (driver.anew, driver.looking) = (false, true);
+        let mut io = ConnectionIo::begin(&near, |_| Counter::default()).unwrap();
+        let (waker, timer) = (TaskWaker::default(), pin!(sleep_until(Instant::now())));
+        let mut driver = Driver::new(&mut near, &mut io, &waker, || true, timer);
+        (driver.dirty, driver.spinning) = (false, true);
         let woken = Arc::new(Woken(Notify::new()));
-        let waker = Waker::from(woken.clone());
-        let mut context = Context::from_waker(&waker);
+        let task = Waker::from(woken.clone());
+        let mut context = Context::from_waker(&task);
         assert!(driver.poll(&mut context).is_pending());
         far.write_all(b"2").await.unwrap();
-        timeout(Duration::from_secs(60), woken.0.notified()).await.expect("it is woken");
+        timeout(Duration::from_secs(60), woken.0.notified()).await.expect("the task is woken");
         assert!(driver.poll(&mut context).is_pending());
-        assert_eq!(driver.carrier.handler().0, 1);
+        assert_eq!(driver.io.endpoint().0, 1);
     }
 
     #[tokio::test]
-    async fn who_has_looked_for_more_of_a_large_blob_is_woken_by_what_comes_when_it_sleeps() {
+    async fn a_task_that_has_spun_is_woken_by_later_input() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let mut far = listener.accept().await.unwrap().0;
-        let mut carrier = ConnectionIo::begin(&near, |_| Listener::default()).unwrap();
-        let (bell, timer) = (TaskWaker::default(), pin!(sleep_until(Instant::now())));
-        let mut driver = Driver::new(&mut near, &mut carrier, &bell, || false, timer);
-        let (mut expected, patience) = (0, Duration::from_secs(60));
+        let mut io = ConnectionIo::begin(&near, |_| Counter::default()).unwrap();
+        let (waker, timer) = (TaskWaker::default(), pin!(sleep_until(Instant::now())));
+        let mut driver = Driver::new(&mut near, &mut io, &waker, || false, timer);
+        let (mut expected, time) = (0, Duration::from_secs(60));
         for sent in [PAYLOAD / 2, PAYLOAD / 2, 1, 1] {
             far.write_all(&vec![1; sent]).await.unwrap();
             expected += sent;
-            // It is polled only when it was woken, and sleeps in the end.
+            // The driver is polled only after a wake-up, and sleeps in the end.
             let asleep = poll_fn(|context| {
                 assert!(driver.poll(context).is_pending());
-                let all = driver.carrier.handler().0 == expected;
-                if all && !driver.looking { Poll::Ready(()) } else { Poll::Pending }
+                let all = driver.io.endpoint().0 == expected;
+                if all && !driver.spinning { Poll::Ready(()) } else { Poll::Pending }
             });
-            timeout(patience, asleep).await.expect("it is woken");
+            timeout(time, asleep).await.expect("the task is woken");
         }
         drop(far);
-        let ended = timeout(patience, poll_fn(|context| driver.poll(context))).await.expect("it is woken");
-        assert!(matches!(ended, CloseReason::Closed), "{ended:?}");
+        let reason = timeout(time, poll_fn(|context| driver.poll(context))).await.expect("the task is woken");
+        assert!(matches!(reason, CloseReason::Closed), "{reason:?}");
     }
 }

@@ -1,8 +1,5 @@
-//! blobferry on tokio: a [`Server`] over a [`Store`](blobferry_store::Store), and an async [`Client`] over a
+//! blobferry on tokio: a [`Server`] over a [`Store`](blobferry_store::Store), and an async [`Client`] with a
 //! [`Cache`](blobferry_cache::Cache).
-//!
-//! This crate is sockets, readiness and timers. What is said on a connection stands in `blobferry-protocol`, what a
-//! server does about it in `blobferry-store`, what a client does in `blobferry-cache`.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -20,7 +17,7 @@
 //! let client = Client::connect(server.local_addr(), cache, ClientConfig::default()).await?;
 //!
 //! // Two files that appear at once, or not at all.
-//! let mut transaction = client.begin(TxnMeta::default())?;
+//! let transaction = client.begin(TxnMeta::default())?;
 //! let oids = client.new_oids(2).await?;
 //! for oid in &oids {
 //!     let bytes: &[u8] = b"any number of bytes";
@@ -37,21 +34,51 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Runtimes
+//! [`Server::bind`], [`Client::connect`], [`Transaction::store_reader`] and reading a [`Follow`] need a tokio runtime with
+//! IO and time enabled, and panic without one. All other calls work on any executor, while that runtime runs.
+//!
+//! A call goes out when its future is first polled. The drop of the future does not take it back: each method says what
+//! that means.
+//!
+//! # Features
+//! `client` and `server`, both on by default. A crate that is only a client builds without SQLite.
 
+#[cfg(feature = "client")]
 mod client;
+#[cfg(any(feature = "client", feature = "server"))]
 mod driver;
+#[cfg(feature = "client")]
+mod follow;
+#[cfg(feature = "client")]
 mod notifications;
+#[cfg(feature = "server")]
 mod server;
+#[cfg(feature = "client")]
 mod transaction;
+#[cfg(feature = "client")]
+mod wait;
+#[cfg(any(feature = "client", feature = "server"))]
 mod wakeup;
 
+#[cfg(feature = "client")]
 pub use blobferry_session::client::{
-    Addresses, BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Invalidation, Reconnect,
-    VoteError,
+    Addresses, BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Ended, Invalidation,
+    Reconnect, VoteError,
 };
 pub use blobferry_session::io::Progress;
+#[cfg(feature = "server")]
 pub use blobferry_session::server::ServerConfig;
-pub use client::{Client, wait};
+#[cfg(feature = "client")]
+pub use client::Client;
+#[cfg(feature = "client")]
+pub use follow::Follow;
+#[cfg(feature = "client")]
 pub use notifications::{ConnectionEvents, Invalidations, Notifications};
+#[cfg(feature = "server")]
 pub use server::Server;
-pub use transaction::Transaction;
+#[cfg(feature = "client")]
+pub use transaction::{CommitError, Transaction};
+#[cfg(feature = "client")]
+pub use wait::wait;

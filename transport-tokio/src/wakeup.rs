@@ -1,16 +1,16 @@
-//! How others reach the task of a connection: they ring. A task that is awake is not woken for that, it looks before it
-//! sleeps.
+//! How other threads wake the task of a connection. An awake task is not woken: it checks before it sleeps.
 
-use blobferry_platform::sync::{Mutex, MutexGuard};
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-/// A task's bell.
+use blobferry_platform::sync::{Mutex, MutexGuard};
+
+/// Wakes one task. Any number of wake-ups before its next turn count as one.
 #[derive(Debug, Default)]
 pub(crate) struct TaskWaker {
-    /// It rang, and the task has not looked yet.
-    rung: AtomicBool,
+    /// The task was woken, and has not taken notice yet.
+    pending: AtomicBool,
     /// The task, while it sleeps.
     sleeper: Mutex<Option<Waker>>,
 }
@@ -20,9 +20,9 @@ impl TaskWaker {
         self.sleeper.lock()
     }
 
-    /// Has the task look, from any thread.
-    pub(crate) fn ring(&self) {
-        if self.rung.swap(true, Ordering::AcqRel) {
+    /// Wakes the task, from any thread.
+    pub(crate) fn wake(&self) {
+        if self.pending.swap(true, Ordering::AcqRel) {
             return;
         }
         let sleeper = self.sleeper().take();
@@ -31,35 +31,35 @@ impl TaskWaker {
         }
     }
 
-    /// Has it rung since it was heard?
-    pub(crate) fn has_rung(&self) -> bool {
-        self.rung.load(Ordering::Acquire)
+    /// Returns whether a wake-up is pending.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Acquire)
     }
 
-    /// Whether it rang since the task looked last.
-    pub(crate) fn hear(&self) -> bool {
-        self.has_rung() && self.rung.swap(false, Ordering::AcqRel)
+    /// Clears a pending wake-up, and returns whether there was one.
+    pub(crate) fn take(&self) -> bool {
+        self.is_pending() && self.pending.swap(false, Ordering::AcqRel)
     }
 
-    /// The task is awake, whatever has woken it.
-    pub(crate) fn awake(&self) {
+    /// Notes that the task is awake, for whatever reason.
+    pub(crate) fn set_awake(&self) {
         *self.sleeper() = None;
     }
 
-    /// The task is about to sleep; `false` if it must not, because it rang.
+    /// Notes that the task is about to sleep. Returns `false` if it must not, because a wake-up is pending.
     pub(crate) fn sleep(&self, context: &Context<'_>) -> bool {
         let mut sleeper = self.sleeper();
-        // Who rings from here on waits for the lock, and finds the sleeper.
-        if self.has_rung() {
+        // A later wake-up waits for the lock, and then finds the sleeper.
+        if self.is_pending() {
             return false;
         }
         *sleeper = Some(context.waker().clone());
         true
     }
 
-    /// Waits until it rings.
-    pub(crate) async fn rung(&self) {
-        poll_fn(|context| match !self.hear() && self.sleep(context) {
+    /// Waits for a wake-up.
+    pub(crate) async fn woken(&self) {
+        poll_fn(|context| match !self.take() && self.sleep(context) {
             true => Poll::Pending,
             false => Poll::Ready(()),
         })
@@ -85,22 +85,22 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_is_awake_is_not_woken_and_one_that_sleeps_is_woken_once() {
-        let (bell, count) = (TaskWaker::default(), Arc::new(Count::default()));
+    fn an_awake_task_is_not_woken_and_a_sleeping_one_once() {
+        let (wakeup, count) = (TaskWaker::default(), Arc::new(Count::default()));
         let waker = Waker::from(count.clone());
         let context = Context::from_waker(&waker);
-        bell.ring();
-        assert!(!bell.sleep(&context) && bell.hear() && !bell.hear());
-        assert!(bell.sleep(&context));
+        wakeup.wake();
+        assert!(!wakeup.sleep(&context) && wakeup.take() && !wakeup.take());
+        assert!(wakeup.sleep(&context));
         assert_eq!(count.0.load(Ordering::SeqCst), 0);
         std::thread::scope(|threads| {
-            (0..4).for_each(|_| drop(threads.spawn(|| (0..1000).for_each(|_| bell.ring()))));
+            (0..4).for_each(|_| drop(threads.spawn(|| (0..1000).for_each(|_| wakeup.wake()))));
         });
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
-        assert!(bell.hear() && bell.sleep(&context));
-        // Something else has woken it.
-        bell.awake();
-        bell.ring();
+        assert!(wakeup.take() && wakeup.sleep(&context));
+        // Something else has woken the task.
+        wakeup.set_awake();
+        wakeup.wake();
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
     }
 }

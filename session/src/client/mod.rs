@@ -15,8 +15,8 @@
 //!
 //! [`ConnectionHandler`]: crate::io::ConnectionHandler
 
-mod api_macros;
 mod blob_source;
+mod byte_range;
 mod config;
 mod dial;
 mod download;
@@ -35,11 +35,12 @@ mod state;
 mod transaction;
 
 pub use blob_source::BlobSource;
+pub use byte_range::byte_range;
 pub use config::ClientConfig;
 pub use dial::{Addresses, Dial, Reconnect};
 pub use error::{CallError, Completion, ConnectError};
 pub use events::{ConnectionEvent, Invalidation, Listener, Watcher};
 pub use handler::Handler;
-pub use notifications::{Coalesce, NotificationQueue};
+pub use notifications::{Coalesce, Ended, NotificationQueue, NotificationSender};
 pub use shared::Session;
 pub use transaction::{Transaction, VoteError};

@@ -117,7 +117,7 @@ macro_rules! implement_with {
 
         use blobferry_cache::{Cache, CachedBlob};
         use blobferry_protocol::{
-            BlobId, BlobInfo, HistoryEntry, Oid, Outcome, Packed, Revision, Tid, TxnId, TxnMeta,
+            BlobId, BlobInfo, HistoryEntry, Oid, Outcome, Packed, Revision, Tid, TxnId, TxnMeta, UsageError,
         };
         use blobferry_session::client::{
             BlobSource, CallError, ClientConfig, ConnectError, ConnectionEvent, Invalidation, VoteError,
@@ -213,11 +213,12 @@ macro_rules! implement_with {
             }
 
             fn load_range(&self, blob: BlobId, range: Range<u64>) -> Result<Vec<u8>, CallError> {
-                $wait(self.load_range(blob, range))
+                Ok($wait(self.load_range(blob, range))?.to_vec())
             }
 
             fn begin_with(&self, meta: TxnMeta) -> Result<Box<dyn Transaction>, CallError> {
-                Ok(Box::new(self.begin(meta)?))
+                let transaction = self.begin(meta)?;
+                Ok(Box::new(Open { id: transaction.id(), transaction: Some(transaction) }))
             }
 
             fn invalidations(&self) -> Box<dyn Iterator<Item = Invalidation> + Send> {
@@ -235,17 +236,33 @@ macro_rules! implement_with {
             }
         }
 
-        impl Transaction for $transport::Transaction {
+        /// A transaction; `None` after a commit that did not give it back.
+        struct Open {
+            id: TxnId,
+            transaction: Option<$transport::Transaction>,
+        }
+
+        impl Open {
+            fn over(&self) -> CallError {
+                UsageError::NoSuchTransaction(self.id).into()
+            }
+
+            fn get(&self) -> Result<&$transport::Transaction, CallError> {
+                self.transaction.as_ref().ok_or_else(|| self.over())
+            }
+        }
+
+        impl Transaction for Open {
             fn id(&self) -> TxnId {
-                self.id()
+                self.id
             }
 
             fn store(&self, oid: Oid, base: Tid, data: Vec<u8>) -> Result<(), CallError> {
-                $wait(self.store(oid, base, data))
+                $wait(self.get()?.store(oid, base, data))
             }
 
             fn delete(&self, oid: Oid, base: Tid) -> Result<(), CallError> {
-                $wait(self.delete(oid, base))
+                $wait(self.get()?.delete(oid, base))
             }
 
             fn store_blob(
@@ -255,7 +272,7 @@ macro_rules! implement_with {
                 data: Vec<u8>,
                 source: BlobSource,
             ) -> Result<BlobInfo, CallError> {
-                $wait(self.store_blob(oid, base, data, source))
+                $wait(self.get()?.store_blob(oid, base, data, source))
             }
 
             fn store_blob_with(
@@ -266,7 +283,7 @@ macro_rules! implement_with {
                 source: BlobSource,
                 progress: OnProgress,
             ) -> Result<BlobInfo, CallError> {
-                $wait(self.store_blob_with(oid, base, data, source, progress))
+                $wait(self.get()?.store_blob_with(oid, base, data, source, progress))
             }
 
             fn store_reader(
@@ -276,23 +293,33 @@ macro_rules! implement_with {
                 data: Vec<u8>,
                 reader: File,
             ) -> Result<BlobInfo, CallError> {
-                $wait(self.store_reader(oid, base, data, $readable(reader)))
+                $wait(self.get()?.store_reader(oid, base, data, $readable(reader)))
             }
 
             fn vote(&mut self) -> Result<(), VoteError> {
-                $wait(self.vote())
+                let over = self.over();
+                $wait(self.transaction.as_mut().ok_or(over)?.vote())
             }
 
-            fn finish(self: Box<Self>) -> Result<Tid, CallError> {
-                $wait((*self).finish())
+            fn finish(mut self: Box<Self>) -> Result<Tid, CallError> {
+                let transaction = self.transaction.take().ok_or_else(|| self.over())?;
+                $wait(transaction.finish())
             }
 
             fn commit(&mut self) -> Result<Tid, VoteError> {
-                $wait(self.commit())
+                let transaction = self.transaction.take().ok_or_else(|| self.over())?;
+                $wait(transaction.commit()).map_err(|error| match error {
+                    $transport::CommitError::Conflict { transaction, conflicts } => {
+                        self.transaction = Some(*transaction);
+                        VoteError::Conflict(conflicts)
+                    }
+                    $transport::CommitError::Call(error) => VoteError::Call(error),
+                    error => unreachable!("{error}"),
+                })
             }
 
-            fn abort(self: Box<Self>) -> Result<(), CallError> {
-                $wait((*self).abort())
+            fn abort(mut self: Box<Self>) -> Result<(), CallError> {
+                self.transaction.take().map_or(Ok(()), |transaction| $wait(transaction.abort()))
             }
         }
     };

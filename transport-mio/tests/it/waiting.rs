@@ -1,5 +1,5 @@
-//! Callers drive the connection that they wait on, in turns: nobody is forgotten when one of them leaves, panics, or calls
-//! from a callback, nor when the connection or the client goes away under them.
+//! Callers drive the connection that they wait on, in turns. Each gets its answer, or an error, if another caller leaves,
+//! panics or calls from a callback, and if the connection or the client ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -7,27 +7,27 @@ use std::sync::mpsc;
 use std::thread;
 
 use blobferry_protocol::{Oid, Revision, Tid, TxnMeta};
-use blobferry_transport_mio::{BlobSource, CallError, Client, Server, Transaction, VoteError, wait};
+use blobferry_transport_mio::{BlobSource, CallError, Client, CommitError, Server, Transaction, wait};
 
 use crate::support::{client, server};
 
-/// How often what may go wrong only sometimes is tried.
+/// How often a race is tried.
 const ROUNDS: usize = 20;
 
 fn connect(server: &Server, dir: &Path) -> Client {
     client(&server.local_addr().to_string(), dir)
 }
 
-/// An object that is there.
+/// Stores an object.
 fn object(client: &Client) -> Oid {
     let oid = client.new_oids(1).unwrap()[0];
-    let mut transaction = client.begin(TxnMeta::default()).unwrap();
+    let transaction = client.begin(TxnMeta::default()).unwrap();
     transaction.store(oid, Tid::ZERO, vec![1]).unwrap();
     transaction.commit().unwrap();
     oid
 }
 
-/// A transaction that was voted for: others who want the object wait until it is over.
+/// Returns a transaction after its vote: others that want the object wait until it is over.
 fn holding(client: &Client, oid: Oid) -> Transaction {
     let base = client.load(oid).unwrap().tid;
     let mut transaction = client.begin(TxnMeta::default()).unwrap();
@@ -36,7 +36,7 @@ fn holding(client: &Client, oid: Oid) -> Transaction {
     transaction
 }
 
-/// A transaction whose vote will have to wait for that one.
+/// Returns a transaction whose vote has to wait for that one.
 fn blocked(client: &Client, oid: Oid) -> Transaction {
     let base = client.load(oid).unwrap().tid;
     let transaction = client.begin(TxnMeta::default()).unwrap();
@@ -44,13 +44,13 @@ fn blocked(client: &Client, oid: Oid) -> Transaction {
     transaction
 }
 
-/// Loads, in a callback.
+/// Loads an object, and calls back.
 fn load(client: &Client, oid: Oid, then: impl FnOnce(Result<Revision, CallError>) + Send + 'static) {
     client.session().load(oid, Box::new(then));
 }
 
 #[test]
-fn every_one_of_many_callers_gets_its_own_answers() {
+fn many_callers_each_get_their_own_answers() {
     let home = tempfile::tempdir().unwrap();
     let server = server(1);
     let client = connect(&server, home.path());
@@ -67,28 +67,28 @@ fn every_one_of_many_callers_gets_its_own_answers() {
 }
 
 #[test]
-fn who_waits_long_is_answered_although_others_come_and_go_meanwhile() {
+fn a_long_wait_is_answered_while_others_come_and_go() {
     let home = tempfile::tempdir().unwrap();
     let server = server(1);
     let client = connect(&server, home.path());
     let oid = object(&client);
     for _ in 0..ROUNDS {
         let first = holding(&client, oid);
-        let mut patient = blocked(&client, oid);
+        let patient = blocked(&client, oid);
         thread::scope(|threads| {
             let patient = threads.spawn(move || patient.commit());
             let others: Vec<_> = (0..3).map(|_| threads.spawn(|| client.load(oid).unwrap())).collect();
             (0..20).for_each(|_| drop(client.load(oid).unwrap()));
             others.into_iter().for_each(|other| drop(other.join().unwrap()));
             first.finish().unwrap();
-            assert!(matches!(patient.join().unwrap(), Err(VoteError::Conflict(_))));
+            assert!(matches!(patient.join().unwrap(), Err(CommitError::Conflict { .. })));
         });
     }
     client.close();
 }
 
 #[test]
-fn callers_are_told_when_the_connection_is_lost_under_them() {
+fn callers_get_an_error_when_the_connection_is_lost() {
     let home = tempfile::tempdir().unwrap();
     for round in 0..ROUNDS {
         let server = server(1);
@@ -97,40 +97,40 @@ fn callers_are_told_when_the_connection_is_lost_under_them() {
         let _first = holding(&client, oid);
         let waiting: Vec<_> = (0..3).map(|_| blocked(&client, oid)).collect();
         thread::scope(|threads| {
-            let commit = |mut waits: Transaction| threads.spawn(move || waits.commit());
+            let commit = |waits: Transaction| threads.spawn(move || waits.commit());
             let waiting: Vec<_> = waiting.into_iter().map(commit).collect();
             client.load(oid).unwrap();
             drop(server);
             for waits in waiting {
                 let answer = waits.join().unwrap();
-                assert!(matches!(answer, Err(VoteError::Call(_))), "{answer:?}");
+                assert!(matches!(answer, Err(CommitError::Call(_))), "{answer:?}");
             }
         });
     }
 }
 
 #[test]
-fn who_waits_for_a_transaction_is_told_when_its_client_is_dropped() {
+fn a_waiting_commit_fails_when_its_client_is_dropped() {
     let home = tempfile::tempdir().unwrap();
     let server = server(1);
     let other = connect(&server, &home.path().join("other"));
     for round in 0..ROUNDS {
-        // Each its own: the server may commit it, if it does not know yet that its client is gone.
+        // One object each: the server may commit before it learns that the client is gone.
         let oid = object(&other);
         let first = holding(&other, oid);
         let client = connect(&server, &home.path().join(round.to_string()));
-        let mut waits = blocked(&client, oid);
+        let waits = blocked(&client, oid);
         let waits = thread::spawn(move || waits.commit());
         client.load(oid).unwrap();
         drop(client);
         let answer = waits.join().unwrap();
-        assert!(matches!(answer, Err(VoteError::Call(_))), "{answer:?}");
+        assert!(matches!(answer, Err(CommitError::Call(_))), "{answer:?}");
         first.abort().unwrap();
     }
 }
 
 #[test]
-fn closing_waits_for_who_waits_and_takes_nothing_from_it() {
+fn a_close_waits_for_the_calls_of_other_threads() {
     let home = tempfile::tempdir().unwrap();
     let server = server(1);
     let other = connect(&server, &home.path().join("other"));
@@ -146,48 +146,48 @@ fn closing_waits_for_who_waits_and_takes_nothing_from_it() {
 }
 
 #[test]
-fn a_callback_may_wait_for_an_answer_of_its_own_client() {
+fn a_callback_may_wait_for_its_own_client() {
     let home = tempfile::tempdir().unwrap();
     let server = server(1);
     let client = connect(&server, home.path());
     let oid = object(&client);
     for _ in 0..ROUNDS {
-        let (tell, told) = mpsc::channel();
+        let (sender, answers) = mpsc::channel();
         let again = client.clone();
         load(&client, oid, move |answer| {
             let inner = again.load(oid).map(|revision| revision.tid);
-            tell.send((answer.unwrap().tid, inner.unwrap())).unwrap();
+            sender.send((answer.unwrap().tid, inner.unwrap())).unwrap();
         });
-        // While this thread drives the connection, too.
+        // This thread drives the connection meanwhile.
         client.load(oid).unwrap();
-        let (outer, inner) = told.recv().unwrap();
+        let (outer, inner) = answers.recv().unwrap();
         assert_eq!(outer, inner);
     }
     client.close();
 }
 
 #[test]
-fn a_callback_that_waits_is_told_when_the_connection_is_lost() {
+fn a_waiting_callback_fails_when_the_connection_is_lost() {
     let home = tempfile::tempdir().unwrap();
     for round in 0..ROUNDS {
         let server = server(1);
         let client = connect(&server, &home.path().join(round.to_string()));
         let oid = object(&client);
         let _first = holding(&client, oid);
-        let mut waits = blocked(&client, oid);
-        let (tell, told) = mpsc::channel();
+        let waits = blocked(&client, oid);
+        let (sender, answers) = mpsc::channel();
         load(&client, oid, move |answer| {
-            tell.send(answer.is_ok()).unwrap();
-            tell.send(waits.commit().is_err()).unwrap();
+            sender.send(answer.is_ok()).unwrap();
+            sender.send(waits.commit().is_err()).unwrap();
         });
-        assert!(told.recv().unwrap());
+        assert!(answers.recv().unwrap());
         drop(server);
-        assert!(told.recv().unwrap());
+        assert!(answers.recv().unwrap());
     }
 }
 
 #[test]
-fn callbacks_of_two_clients_may_wait_for_each_others_answers() {
+fn callbacks_of_two_clients_may_wait_for_each_other() {
     let home = tempfile::tempdir().unwrap();
     let server = server(1);
     let clients = ["a", "b"].map(|name| connect(&server, &home.path().join(name)));
@@ -196,11 +196,11 @@ fn callbacks_of_two_clients_may_wait_for_each_others_answers() {
         thread::scope(|threads| {
             for [one, other] in [[0, 1], [1, 0]].map(|pair| pair.map(|at| &clients[at])) {
                 threads.spawn(move || {
-                    let (tell, told) = mpsc::channel();
+                    let (sender, answers) = mpsc::channel();
                     let nested = other.clone();
-                    load(one, oid, move |_| tell.send(nested.load(oid).is_ok()).unwrap());
+                    load(one, oid, move |_| sender.send(nested.load(oid).is_ok()).unwrap());
                     (0..5).for_each(|_| drop(one.load(oid).unwrap()));
-                    assert!(told.recv().unwrap());
+                    assert!(answers.recv().unwrap());
                 });
             }
         });
@@ -208,7 +208,7 @@ fn callbacks_of_two_clients_may_wait_for_each_others_answers() {
 }
 
 #[test]
-fn a_callback_that_panics_harms_nobody_else() {
+fn a_panicking_callback_harms_no_other_call() {
     let home = tempfile::tempdir().unwrap();
     let server = server(1);
     let client = connect(&server, home.path());
@@ -221,51 +221,51 @@ fn a_callback_that_panics_harms_nobody_else() {
 }
 
 #[test]
-fn a_call_that_panics_leaves_the_connection_to_others() {
+fn a_panicking_call_leaves_the_connection_to_others() {
     let home = tempfile::tempdir().unwrap();
     let server = server(1);
     let client = connect(&server, home.path());
     let oid = object(&client);
     for _ in 0..ROUNDS {
-        let (tell, told) = mpsc::channel();
+        let (sender, answers) = mpsc::channel();
         let call = || {
             wait::<(), CallError>(|_| {
-                load(&client, oid, move |answer| tell.send(answer.is_ok()).unwrap());
+                load(&client, oid, move |answer| sender.send(answer.is_ok()).unwrap());
                 panic!("on purpose");
             })
         };
         assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
-        assert!(told.recv().unwrap());
+        assert!(answers.recv().unwrap());
         client.load(oid).unwrap();
     }
     client.close();
 }
 
 #[test]
-fn news_come_when_the_callers_have_gone() {
+fn notifications_come_while_no_call_is_under_way() {
     let home = tempfile::tempdir().unwrap();
     let server = server(1);
     let clients = ["a", "b"].map(|name| connect(&server, &home.path().join(name)));
-    let mut news = clients[0].invalidations();
+    let mut invalidations = clients[0].invalidations();
     let oid = object(&clients[1]);
     for _ in 0..ROUNDS {
-        let told = news.next().unwrap().tid;
-        assert_eq!(clients[0].load(oid).unwrap().tid, told);
+        let tid = invalidations.next().unwrap().tid;
+        assert_eq!(clients[0].load(oid).unwrap().tid, tid);
         (0..5).for_each(|_| drop(clients[0].load(oid).unwrap()));
-        let mut transaction = blocked(&clients[1], oid);
+        let transaction = blocked(&clients[1], oid);
         transaction.commit().unwrap();
     }
 }
 
 #[test]
-fn a_call_that_another_thread_sends_is_answered_like_any_other() {
+fn a_call_that_another_thread_sends_is_answered() {
     let home = tempfile::tempdir().unwrap();
     let server = server(1);
     let client = connect(&server, home.path());
     let oids = client.new_oids(ROUNDS as u32).unwrap();
     for oid in oids {
-        let mut transaction = client.begin(TxnMeta::default()).unwrap();
-        // Its file is taken by a worker, which then sends it.
+        let transaction = client.begin(TxnMeta::default()).unwrap();
+        // A pool thread takes the blob, and then sends it.
         transaction.store_blob(oid, Tid::ZERO, Vec::new(), BlobSource::bytes("a blob")).unwrap();
         transaction.commit().unwrap();
         let session = client.session().clone();
