@@ -4,7 +4,7 @@
 //! for the same number of bytes. It reports the same error in the same frame, and keeps no more
 //! memory than the received bytes account for.
 
-use blobferry_protocol::connection::{Connection, Half};
+use blobferry_protocol::connection::{Connection, Side};
 use blobferry_protocol::wire;
 use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{BlobId, Expect, Limits, Message, Oid, PeerError, Request, Tid, Time};
@@ -80,7 +80,7 @@ fn find_frame(bytes: &[u8], longest: Longest) -> Found {
     }
 }
 
-fn feed<H: Half>(mut machine: Connection<H>, stream: &[u8], size: usize, longest: Longest) {
+fn feed<H: Side>(mut machine: Connection<H>, stream: &[u8], size: usize, longest: Longest) {
     // The start of the current frame, and the end of the bytes that were fed.
     let (mut start, mut at) = (0, 0);
     while at < stream.len() {

@@ -97,7 +97,7 @@ fn download() -> Vec<u8> {
 }
 
 /// Returns all that a machine sends, with its payload.
-fn transmitted<H: blobferry_protocol::connection::Half>(
+fn transmitted<H: blobferry_protocol::connection::Side>(
     machine: &mut blobferry_protocol::connection::Connection<H>,
 ) -> Vec<u8> {
     let mut stream = Vec::new();

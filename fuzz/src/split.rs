@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::iter;
 
-use blobferry_protocol::connection::{Connection, Half};
-use blobferry_protocol::testing::{Side, Style};
+use blobferry_protocol::connection::{Connection, Side};
+use blobferry_protocol::testing::Style;
 use blobferry_protocol::wire;
 use blobferry_protocol::wire::LENGTH_BYTES;
 use blobferry_protocol::{
@@ -162,7 +162,7 @@ fn feed_read<H: Responder>(
             Expect::Control { .. } => {
                 let used = connection.handle_control(Time::ZERO, rest);
                 while let Some(event) = connection.poll_event() {
-                    if let Some(&TransferEvent::Started { transfer, from, .. }) = H::transfer(&event) {
+                    if let Some(&TransferEvent::Started { transfer, from, .. }) = H::transfer_event(&event) {
                         sinks.insert(transfer, from);
                     }
                     seen.events.push(event);
@@ -191,7 +191,7 @@ fn feed_read<H: Responder>(
 }
 
 /// Returns all messages that a machine sends, except credit.
-fn sent_messages<H: Half>(connection: &mut Connection<H>) -> Vec<Message> {
+fn sent_messages<H: Side>(connection: &mut Connection<H>) -> Vec<Message> {
     let mut heads = Vec::new();
     while connection.poll_transmit(Time::ZERO, &mut heads).is_some() {}
     let (mut sent, mut rest) = (Vec::new(), &heads[..]);

@@ -81,39 +81,3 @@ pub mod io;
 mod schedules;
 #[cfg(feature = "server")]
 pub mod server;
-
-/// For the macros of [`client`], whose signatures contain the protocol's types.
-#[doc(hidden)]
-pub use blobferry_protocol as protocol;
-/// For the same.
-#[cfg(feature = "client")]
-#[doc(hidden)]
-pub use {blobferry_cache as cache, bytes};
-
-#[cfg(test)]
-mod tests {
-    fn is_send<T: Send>() {}
-    fn is_send_and_sync<T: Send + Sync>() {}
-
-    #[test]
-    fn types_are_send_and_sync() {
-        #[cfg(feature = "client")]
-        {
-            is_send_and_sync::<crate::client::Session>();
-            is_send_and_sync::<crate::client::Transaction>();
-            is_send_and_sync::<crate::client::CallError>();
-            is_send_and_sync::<crate::client::ConnectError>();
-            is_send_and_sync::<crate::client::VoteError>();
-            is_send_and_sync::<crate::client::BlobSource>();
-            is_send::<crate::client::Handler>();
-        }
-        #[cfg(feature = "server")]
-        {
-            is_send_and_sync::<crate::server::ServerCore>();
-            is_send::<crate::server::Handler>();
-        }
-        is_send_and_sync::<crate::io::CloseReason>();
-        is_send::<crate::io::Source>();
-        is_send::<crate::io::IncomingTransfers>();
-    }
-}

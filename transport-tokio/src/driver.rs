@@ -324,7 +324,7 @@ mod tests {
         far.write_all(b"2").await.unwrap();
         timeout(Duration::from_secs(60), woken.0.notified()).await.expect("the task is woken");
         assert!(driver.poll(&mut context).is_pending());
-        assert_eq!(driver.io.endpoint().0, 1);
+        assert_eq!(driver.io.handler().0, 1);
     }
 
     #[tokio::test]
@@ -342,7 +342,7 @@ mod tests {
             // The driver is polled only after a wake-up, and sleeps in the end.
             let asleep = poll_fn(|context| {
                 assert!(driver.poll(context).is_pending());
-                let all = driver.io.endpoint().0 == expected;
+                let all = driver.io.handler().0 == expected;
                 if all && !driver.spinning { Poll::Ready(()) } else { Poll::Pending }
             });
             timeout(time, asleep).await.expect("the task is woken");

@@ -42,7 +42,7 @@ impl Harbour {
             let server = Server::bind("127.0.0.1:0", Arc::new(store), ServerConfig::default()).await?;
             let cache = Cache::open(home.path().join("cache"), CacheConfig::default())?;
             let client = Client::connect(server.local_addr(), cache, ClientConfig::default()).await?;
-            let mut transaction = client.begin(TxnMeta::default())?;
+            let transaction = client.begin(TxnMeta::default())?;
             let oid = client.new_oids(1).await?.into_iter().next().ok_or("the server gave no oid")?;
             transaction.store_blob(oid, Tid::ZERO, b"its record".to_vec(), BlobSource::bytes(bytes)).await?;
             let tid = transaction.commit().await?;

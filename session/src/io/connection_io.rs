@@ -131,11 +131,11 @@ impl<H: ConnectionHandler> ConnectionIo<H> {
     pub fn should_spin(&mut self) -> bool {
         let moved = std::mem::take(&mut self.moved);
         if moved > 0 {
-            self.spin.found();
+            self.spin.reset();
             self.small_reads = if moved < SMALL_READ { self.small_reads.saturating_add(1) } else { 0 };
         }
         let is_large = moved >= SPIN_MIN_BYTES || self.is_large && self.small_reads < MAX_SMALL_READS;
-        self.is_large = is_large && self.spin.again();
+        self.is_large = is_large && self.spin.should_spin();
         self.is_large
     }
 

@@ -63,8 +63,8 @@ struct Transfer {
 impl Transfer {
     fn run(&self, job: impl FnOnce() + Send + 'static) {
         match self.is_quick {
-            true => self.strand.run_in_turn(job),
-            false => self.strand.run(job),
+            true => self.strand.dispatch(job),
+            false => self.strand.post(job),
         }
     }
 }
@@ -158,7 +158,7 @@ impl IncomingTransfers {
     /// Aborts a transfer, whether it has begun or not; with `None`, because the connection was lost.
     pub fn abort(&mut self, transfer: TransferId, reason: Option<RequestError>) {
         let Some(entry) = self.transfers.remove(&transfer) else { return };
-        entry.strand.run(move || {
+        entry.strand.post(move || {
             if let Some(sink) = take(&entry.sink) {
                 sink.abort(reason);
             }
@@ -183,7 +183,7 @@ impl IncomingTransfers {
         let Some(entry) = self.transfers.get(&transfer) else { return };
         let (sink, report) = (entry.sink.clone(), self.report.clone());
         if entry.is_quick {
-            return entry.strand.run_in_turn(move || {
+            return entry.strand.dispatch(move || {
                 attempt(&sink, &report, transfer, |sink| sink.write(&bytes));
                 report(SinkEvent::Stored { transfer, upto: offset + len });
             });
@@ -194,7 +194,7 @@ impl IncomingTransfers {
         drop(waiting);
         if is_first {
             let waiting = entry.waiting.clone();
-            entry.strand.run(move || {
+            entry.strand.post(move || {
                 let Waiting(runs) = std::mem::take(&mut *waiting.lock());
                 for (run, upto) in runs {
                     attempt(&sink, &report, transfer, |sink| sink.write(run.as_ref()));
