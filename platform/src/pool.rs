@@ -15,7 +15,7 @@ use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
 /// The time after which an idle thread ends.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// A pool of threads. A thread is started when there is a job for it, and ends [`IDLE`] after its
+/// A pool of threads. A thread is started when there is a job for it, and ends 10 seconds after its
 /// last job.
 ///
 /// Jobs must not wait for each other, because the number of threads is limited. Clones share the
