@@ -81,3 +81,31 @@ pub mod io;
 mod schedules;
 #[cfg(feature = "server")]
 pub mod server;
+
+#[cfg(test)]
+mod tests {
+    fn is_send<T: Send>() {}
+    fn is_send_and_sync<T: Send + Sync>() {}
+
+    #[test]
+    fn types_are_send_and_sync() {
+        #[cfg(feature = "client")]
+        {
+            is_send_and_sync::<crate::client::Session>();
+            is_send_and_sync::<crate::client::Transaction>();
+            is_send_and_sync::<crate::client::CallError>();
+            is_send_and_sync::<crate::client::ConnectError>();
+            is_send_and_sync::<crate::client::VoteError>();
+            is_send_and_sync::<crate::client::BlobSource>();
+            is_send::<crate::client::Handler>();
+        }
+        #[cfg(feature = "server")]
+        {
+            is_send_and_sync::<crate::server::ServerCore>();
+            is_send::<crate::server::Handler>();
+        }
+        is_send_and_sync::<crate::io::CloseReason>();
+        is_send::<crate::io::Source>();
+        is_send::<crate::io::IncomingTransfers>();
+    }
+}

@@ -81,7 +81,7 @@ impl Destination for CacheTarget {
     }
 
     fn into_sink(self: Box<Self>) -> Box<dyn Sink> {
-        DownloadSink::new(self)
+        DownloadSink::boxed(self)
     }
 
     fn fail(self: Box<Self>, error: CallError) {
@@ -154,7 +154,7 @@ impl Destination for MemoryTarget {
     }
 
     fn into_sink(self: Box<Self>) -> Box<dyn Sink> {
-        DownloadSink::new(self)
+        DownloadSink::boxed(self)
     }
 
     fn fail(self: Box<Self>, error: CallError) {
@@ -219,7 +219,7 @@ struct DownloadSink<T> {
 }
 
 impl<T: DownloadTarget> DownloadSink<T> {
-    fn new(target: Box<T>) -> Box<dyn Sink> {
+    fn boxed(target: Box<T>) -> Box<dyn Sink> {
         Box::new(DownloadSink { target: Some(target), size: 0 })
     }
 

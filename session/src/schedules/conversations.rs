@@ -265,14 +265,9 @@ fn commit(session: &client::Session, store: &MemoryStore, goes_on: bool) {
     let name = transaction.id();
     let (stored, is_stored) = mpsc::channel();
     let stored_too = stored.clone();
-    transaction.store(
-        Oid(2),
-        Tid::ZERO,
-        vec![2],
-        Box::new(move |result| stored.send(result.is_ok()).unwrap()),
-    );
+    transaction.store(Oid(2), Tid::ZERO, vec![2], move |result| stored.send(result.is_ok()).unwrap());
     let source = BlobSource::bytes(BYTES.to_vec());
-    let done = Box::new(move |result: Result<BlobInfo, CallError>| stored_too.send(result.is_ok()).unwrap());
+    let done = move |result: Result<BlobInfo, CallError>| stored_too.send(result.is_ok()).unwrap();
     transaction.store_blob(Oid(3), Tid::ZERO, Vec::new(), source, None, done);
     let committed = wait(|done| transaction.commit(done));
     let stored: Vec<bool> = is_stored.iter().collect();

@@ -400,8 +400,7 @@ impl Place {
 }
 
 fn weak(connection: &Arc<impl Attachable + 'static>) -> Weak<dyn Attachable> {
-    let weak = Arc::downgrade(connection);
-    weak
+    Arc::<_>::downgrade(connection) as Weak<dyn Attachable>
 }
 
 #[cfg(test)]
