@@ -77,7 +77,8 @@
 #[cfg(feature = "client")]
 pub mod client;
 pub mod io;
-#[cfg(all(test, feature = "shuttle", feature = "client", feature = "server"))]
+#[cfg(test)]
+#[cfg(all(feature = "shuttle", feature = "client", feature = "server"))]
 mod schedules;
 #[cfg(feature = "server")]
 pub mod server;
