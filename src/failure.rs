@@ -1,6 +1,5 @@
 //! Errors of the command: the one place that turns them into text and exit codes.
 
-use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,6 +11,7 @@ use blobferry_store::OpenError;
 use blobferry_transport_tokio::CallError;
 use thiserror::Error;
 
+use crate::causes::chain;
 use crate::local::LocalError;
 use crate::remote::{CatalogError, RemoteError};
 
@@ -91,22 +91,6 @@ fn advice(error: &CatalogError) -> String {
         CatalogError::Objects(RemoteError::Cache(_)) => "; name another with --cache".into(),
         _ => String::new(),
     }
-}
-
-/// Returns an error and its causes as one text. A cause that the text so far contains is not
-/// repeated.
-pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }
 
 /// The exit code of the command. The numbers are part of its interface.
@@ -275,30 +259,6 @@ mod tests {
     fn only_a_closed_pipe_is_quiet() {
         assert!(Failure::Output(io::ErrorKind::BrokenPipe.into()).quiet());
         assert!(!Failure::Output(io::ErrorKind::StorageFull.into()).quiet());
-    }
-
-    #[derive(Debug, Error)]
-    #[error("{text}")]
-    struct Layer {
-        text: &'static str,
-        source: Option<Box<Layer>>,
-    }
-
-    fn layers(texts: &[&'static str]) -> Option<Box<Layer>> {
-        let (text, inner) = texts.split_first()?;
-        Some(Box::new(Layer { text, source: layers(inner) }))
-    }
-
-    #[test]
-    fn causes_are_printed_exactly_once() {
-        for (texts, printed) in [
-            (&["outer", "inner"][..], "outer: inner"),
-            (&["outer: inner", "inner"], "outer: inner"),
-            (&["outer", "middle: inner", "inner"], "outer: middle: inner"),
-            (&["outer (inner), do this", "inner"], "outer (inner), do this"),
-        ] {
-            assert_eq!(chain(&*layers(texts).unwrap()), printed);
-        }
     }
 
     #[test]

@@ -217,7 +217,7 @@ mod tests {
         let refused = |names: &[&str], recursive, expected: &str| {
             let files: Vec<PathBuf> = names.iter().map(|name| dir.path().join(name)).collect();
             let error = collect(&files, &NamePath::ROOT, recursive).unwrap_err();
-            let error = crate::failure::chain(&error);
+            let error = crate::causes::chain(&error);
             assert!(error.contains(expected), "{error}");
         };
         refused(&["d"], false, "put it with -r");

@@ -5,6 +5,7 @@
 //! the client's end of a connection, [`server`] the other. [`failure`] turns errors into text and
 //! exit codes.
 
+mod causes;
 mod cli;
 mod commands;
 mod failure;

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 
-use crate::failure::chain;
+use crate::causes::chain;
 use crate::transport::{Link, Transport};
 
 /// Why an operation on names failed.

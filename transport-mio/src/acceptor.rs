@@ -8,8 +8,8 @@ use blobferry_session::io::{CloseReason, ConnectionIo};
 use blobferry_session::server::{Handler, ServerCore};
 use mio::net::{TcpListener, TcpStream};
 
-use crate::connection::Socket;
 use crate::loop_handle::LoopHandle;
+use crate::socket::Socket;
 
 /// Connections that are accepted in one round of the loop, at most.
 const ACCEPTS_PER_ROUND: usize = 64;

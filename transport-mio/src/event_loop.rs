@@ -12,8 +12,8 @@ use blobferry_session::io::{CloseReason, ConnectionHandler};
 use mio::event::Source;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use crate::connection::{NextPoll, Socket};
 use crate::loop_handle::{ConnectionWaker, LoopHandle};
+use crate::socket::{NextPoll, Socket};
 
 const WAKER: Token = Token(0);
 /// The server's listener, in the loop that has it.

@@ -21,7 +21,7 @@
 //!   are sent together. A callback that waits for an answer, or for the end of a client, gives up all leaderships of its
 //!   thread first: see [`thread_context`].
 //!
-//! Locks are taken in the order `poll`, `connection`, `state`. None is held during a call that may wait.
+//! Locks are taken in the order `poll`, `socket`, `state`. None is held during a call that may wait.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -36,8 +36,8 @@ use blobferry_session::io::CloseReason;
 use mio::net::TcpStream;
 use mio::{Events, Poll, Token, Waker};
 
-use crate::connection::{NextPoll, Socket};
 use crate::parker::{Driven, LeaderToken, Parker, Role};
+use crate::socket::{NextPoll, Socket};
 use crate::spin;
 use crate::thread_context;
 

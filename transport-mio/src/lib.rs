@@ -51,8 +51,6 @@
 mod acceptor;
 #[cfg(feature = "client")]
 mod client;
-#[cfg(any(feature = "client", feature = "server"))]
-mod connection;
 #[cfg(feature = "server")]
 mod event_loop;
 #[cfg(feature = "client")]
@@ -65,6 +63,8 @@ mod notifications;
 mod parker;
 #[cfg(feature = "server")]
 mod server;
+#[cfg(any(feature = "client", feature = "server"))]
+mod socket;
 #[cfg(feature = "client")]
 mod spin;
 #[cfg(any(feature = "client", feature = "server"))]

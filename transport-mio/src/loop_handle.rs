@@ -7,7 +7,7 @@ use std::time::Instant;
 use blobferry_platform::sync::{Mutex, MutexGuard};
 use mio::{Token, Waker};
 
-use crate::connection::Socket;
+use crate::socket::Socket;
 
 /// A handle to an event loop, for other threads. Clones refer to the same loop.
 pub(crate) struct LoopHandle<E>(Arc<Shared<E>>);

@@ -58,6 +58,7 @@ impl TaskWaker {
     }
 
     /// Waits for a wake-up.
+    #[cfg_attr(not(feature = "client"), expect(dead_code, reason = "only clients wait for it"))]
     pub(crate) async fn woken(&self) {
         poll_fn(|context| match !self.take() && self.sleep(context) {
             true => Poll::Pending,

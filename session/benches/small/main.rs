@@ -1,13 +1,12 @@
-//! What small things cost a server, without a socket: commits and loads of 10 KiB blobs, and of objects, by so many
-//! callers on one connection.
+//! What small requests cost a server without a socket: commits and loads of 10 KiB blobs and of objects.
 //!
-//! `cargo bench -p blobferry-session --bench small` drives a client's machine and a session in one thread, and prints for
-//! each kind of work: how many a second; and for one of them the time that the session takes on the thread that drives
-//! it, the time of all other threads, and how often any thread of the process has gone to sleep. Words choose (`commit`,
-//! `load`, `object`, `read`), numbers are callers, `rows=1000000` fills the store with as many small blobs before, `bytes=1000`
-//! makes them smaller than they are; `BENCH_DIR` is where it is.
+//! `cargo bench -p blobferry-session --bench small` drives a client machine and a server handler in one thread. For each kind of
+//! work it prints the rate, the time of the driving thread, the time of all other threads, and how often a thread slept.
+//!
+//! Arguments: `commit`, `load`, `object` and `read` choose the work; a number is a count of callers; `rows=1000000` first fills the
+//! store with that many small blobs; `bytes=1000` sets their size. The environment variable `BENCH_DIR` is the store's directory.
 
-#![expect(clippy::expect_used, reason = "a benchmark has nobody to give an error to")]
+#![expect(clippy::expect_used, reason = "a benchmark ends with its first error")]
 
 mod pair;
 

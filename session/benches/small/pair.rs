@@ -70,7 +70,7 @@ impl Pair {
         self.waiting.insert(id.expect("a request"), caller);
     }
 
-    /// Who was answered meanwhile, at least one.
+    /// Waits for answers, and returns the callers that have one: at least one.
     pub(crate) fn next(&mut self) -> Vec<(usize, Option<Tid>)> {
         while self.answered.is_empty() {
             if !self.exchange() {

@@ -9,8 +9,6 @@ use blobferry_platform::os::FileStamp;
 use blobferry_protocol::{BlobInfo, Digest, Oid};
 use bytes::Bytes;
 
-#[cfg(doc)]
-use crate::client::Transaction;
 use crate::client::error::CallError;
 use crate::io::Source;
 
@@ -53,7 +51,7 @@ impl BlobSource {
         BlobSource(Kind::Bytes(bytes.into()))
     }
 
-    /// The bytes that were written with the writer of [`Transaction::spool`]. They become the cached blob when the
+    /// The bytes that were written with the writer of [`Transaction::spool`](super::Transaction::spool). They become the cached blob when the
     /// transaction is committed.
     #[must_use]
     pub fn spooled(file: BlobFile) -> BlobSource {

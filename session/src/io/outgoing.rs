@@ -190,7 +190,7 @@ impl Source {
     }
 
     /// Hashes the bytes as they are read, all of them from 0 on, and fails instead of giving out the last of them if
-    /// they do not have this digest: so who sends them can not be believed to have sent the blob.
+    /// they do not have this digest: so the sender cannot be trusted to have sent the blob.
     #[must_use]
     pub fn expecting(mut self, digest: Digest) -> Source {
         self.expected = Some(digest);

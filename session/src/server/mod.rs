@@ -27,7 +27,8 @@ mod mailbox;
 mod message;
 mod reads;
 mod requests;
-#[cfg(all(test, feature = "shuttle", feature = "client"))]
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
 mod schedules;
 mod strands;
 mod upload;

@@ -27,10 +27,12 @@ pub(crate) struct Socket<E> {
     /// The kernel reports nothing new any more. Only a read that finds nothing shows that everything was read.
     hung_up: bool,
     /// The connection is in the list of those that get a turn.
+    #[cfg_attr(not(feature = "server"), expect(dead_code, reason = "only event loops use it"))]
     pub(crate) queued: bool,
     /// The deadline has passed.
     pub(crate) due: bool,
     /// The moment of the event loop's timer for this connection: the deadline, or an earlier moment.
+    #[cfg_attr(not(feature = "server"), expect(dead_code, reason = "only event loops use it"))]
     pub(crate) timer: Option<Instant>,
     on_end: OnEnd,
 }
@@ -82,6 +84,7 @@ impl<E: ConnectionHandler> Socket<E> {
     }
 
     /// Runs the part of a turn that sends what is pending.
+    #[cfg_attr(not(feature = "client"), expect(dead_code, reason = "only leaders use it"))]
     pub(crate) fn transmit(&mut self) -> Result<NextPoll, CloseReason> {
         self.catch_panic(Self::write)
     }
