@@ -142,3 +142,34 @@ fn every_promise_names_an_existing_test() {
         }
     }
 }
+
+/// Every numbered invariant of ARCHITECTURE.md names a test, and every file that a change touches is there.
+#[test]
+fn architecture_names_existing_tests_and_files() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (text, sources) = (file("ARCHITECTURE.md"), sources(root));
+    let is_numbered =
+        |line: &&str| line.split_once(". **").is_some_and(|(number, _)| number.parse::<u8>().is_ok());
+    let invariants: Vec<&str> = text.lines().filter(is_numbered).collect();
+    assert!(invariants.len() > 40, "{}", invariants.len());
+    for invariant in invariants.into_iter().filter(|line| !is_a_step(line)) {
+        let (_, named) = invariant.split_once("Test").unwrap_or_else(|| panic!("{invariant}"));
+        let test = named.split('`').nth(1).unwrap();
+        let exists = if test.contains('/') {
+            root.join(test).is_file()
+        } else {
+            sources.contains(&format!("fn {test}("))
+        };
+        assert!(exists, "{test}");
+    }
+    let (_, changes) = text.split_once("## Where a change goes").unwrap();
+    for path in changes.split('`').skip(1).step_by(2).filter(|path| path.contains('/')) {
+        let exists = path.contains('*') || path.contains("::") || root.join(path).exists();
+        assert!(exists, "{path}");
+    }
+}
+
+/// Returns whether a line is a step in the life of a blob, not an invariant.
+fn is_a_step(line: &str) -> bool {
+    ["Store", "Receive", "Commit", "Load"].iter().any(|step| line.contains(&format!("**{step}.**")))
+}
