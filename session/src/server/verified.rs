@@ -4,9 +4,9 @@
 //! receiver hashes it as well, and relies on nothing else. Hashing is half of the work of sending, and hashing the same
 //! file again for each of a hundred clients finds nothing new. A blob that was hashed when it was stored counts as well.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use blobferry_platform::bounded_map::BoundedMap;
 use blobferry_platform::os::{self, FileStamp};
 use blobferry_platform::sync::Mutex;
 use blobferry_protocol::{Digest, Oid};
@@ -24,36 +24,27 @@ pub(super) struct VerifiedFile {
     pub(super) stamp: FileStamp,
 }
 
-/// The verified files of a server, shared by all its connections.
-#[derive(Debug, Default)]
-pub(super) struct RecentlyVerified(Mutex<Inner>);
+/// The verified files of a server and when each was verified, since 1970. All connections share it.
+#[derive(Debug)]
+pub(super) struct RecentlyVerified(Mutex<BoundedMap<VerifiedFile, Duration>>);
 
-#[derive(Debug, Default)]
-struct Inner {
-    /// When each file was verified, since 1970.
-    verified_at: BTreeMap<VerifiedFile, Duration>,
-    order: VecDeque<VerifiedFile>,
+impl Default for RecentlyVerified {
+    fn default() -> RecentlyVerified {
+        RecentlyVerified(Mutex::new(BoundedMap::new(MAX_FILES)))
+    }
 }
 
 impl RecentlyVerified {
     /// Adds a file that was verified just now.
     pub(super) fn add(&self, file: VerifiedFile) {
-        let mut inner = self.0.lock();
-        if inner.verified_at.insert(file, os::unix_time()).is_none() {
-            inner.order.push_back(file);
-        }
-        if inner.order.len() > MAX_FILES
-            && let Some(oldest) = inner.order.pop_front()
-        {
-            inner.verified_at.remove(&oldest);
-        }
+        self.0.lock().insert(file, os::unix_time());
     }
 
     /// Returns whether a file was verified within the last hour.
     pub(super) fn contains(&self, file: VerifiedFile) -> bool {
-        let inner = self.0.lock();
+        let verified_at = self.0.lock().get(&file).copied();
         // After the clock was set back the age is unknown.
-        let age = inner.verified_at.get(&file).and_then(|at| os::unix_time().checked_sub(*at));
+        let age = verified_at.and_then(|at| os::unix_time().checked_sub(at));
         age.is_some_and(|age| age < VALID)
     }
 }
@@ -86,11 +77,11 @@ mod tests {
         let (files, file) = (RecentlyVerified::default(), verified(1, named.as_file()));
         for (age, is_valid) in [(VALID, false), (VALID - Duration::from_secs(60), true)] {
             files.add(file);
-            *files.0.lock().verified_at.get_mut(&file).unwrap() -= age;
+            *files.0.lock().get_mut(&file).unwrap() -= age;
             assert_eq!(files.contains(file), is_valid);
         }
         files.add(file);
-        *files.0.lock().verified_at.get_mut(&file).unwrap() += VALID;
+        *files.0.lock().get_mut(&file).unwrap() += VALID;
         assert!(!files.contains(file));
     }
 
@@ -104,6 +95,6 @@ mod tests {
         assert!(!files.contains(verified(0, named.as_file())));
         assert!(files.contains(verified(1, named.as_file())));
         assert!(files.contains(verified(MAX_FILES as u64, named.as_file())));
-        assert_eq!(files.0.lock().verified_at.len(), MAX_FILES);
+        assert_eq!(files.0.lock().len(), MAX_FILES);
     }
 }

@@ -1,33 +1,27 @@
 //! Why the store aborted transactions, so that later calls for them get the reason.
 
-use std::collections::{BTreeMap, VecDeque};
-
+use blobferry_platform::bounded_map::BoundedMap;
 use blobferry_protocol::TxnId;
 
 /// The most transactions that are remembered.
 const CAPACITY: usize = 4096;
 
 /// The reasons of the newest aborts that the store decided itself.
-#[derive(Default)]
-pub(crate) struct AbortReasons {
-    reasons: BTreeMap<TxnId, String>,
-    order: VecDeque<TxnId>,
+pub(crate) struct AbortReasons(BoundedMap<TxnId, String>);
+
+impl Default for AbortReasons {
+    fn default() -> AbortReasons {
+        AbortReasons(BoundedMap::new(CAPACITY))
+    }
 }
 
 impl AbortReasons {
     pub(crate) fn reason(&self, txn: TxnId) -> Option<&str> {
-        self.reasons.get(&txn).map(String::as_str)
+        self.0.get(&txn).map(String::as_str)
     }
 
     pub(crate) fn remember(&mut self, txn: TxnId, reason: &str) {
-        if self.reasons.insert(txn, reason.to_owned()).is_none() {
-            self.order.push_back(txn);
-        }
-        if self.order.len() > CAPACITY
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.reasons.remove(&oldest);
-        }
+        self.0.insert(txn, reason.to_owned());
     }
 }
 
@@ -44,6 +38,6 @@ mod tests {
         }
         assert_eq!(reasons.reason(txn(0)), None);
         assert_eq!(reasons.reason(txn(1)), Some("late"));
-        assert_eq!(reasons.reasons.len(), CAPACITY);
+        assert_eq!(reasons.0.len(), CAPACITY);
     }
 }
