@@ -22,7 +22,7 @@ use blobferry_protocol::{
     BlobInfo, Config, Digest, Expect, Reply, Request, RequestError, RequestId, Revision, Slice, Time,
     TransferEvent, TxnId, TxnMeta,
 };
-use support::{Harbour, digest_of};
+use support::{ExampleServer, digest_of};
 
 /// The machine, and what it does not have: a socket, a clock, and the files.
 struct Client {
@@ -151,16 +151,16 @@ enum Answer {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let harbour = Harbour::open()?;
-    let mut client = Client::connect(harbour.address)?;
+    let server = ExampleServer::start()?;
+    let mut client = Client::connect(server.address)?;
 
     // Down. What has arrived is worth something only if it has the digest that comes at the end.
-    let path = harbour.home.path().join("download");
+    let path = server.home.path().join("download");
     client.sink = Some(File::create(&path)?);
-    let whole = Request::SendBlob { blob: harbour.blob, from: 0, upto: u64::MAX };
+    let whole = Request::SendBlob { blob: server.blob, from: 0, upto: u64::MAX };
     let id = client.machine.request(whole)?;
     let Answer::Blob(told) = client.answer(id)? else { return Err("the server sent no blob".into()) };
-    harbour.check(&path, told)?;
+    server.check(&path, told)?;
 
     // Up, with a few bytes more. Nothing has to be waited for: the server holds the commit until it has the blob.
     File::options().append(true).open(&path)?.write_all(b"and a few bytes more")?;
@@ -169,7 +169,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut txn = TxnId([0; 16]);
     File::open("/dev/urandom")?.read_exact(&mut txn.0)?;
     client.machine.request(Request::Begin { txn, meta: TxnMeta::default() })?;
-    let (oid, base) = (harbour.blob.oid, harbour.blob.tid);
+    let (oid, base) = (server.blob.oid, server.blob.tid);
     client.machine.upload(txn, oid, base, b"its new record".to_vec(), size, Some(digest))?;
     let id = client.machine.request(Request::Commit { txn })?;
     let Answer::Reply(Reply::Finished { tid }) = client.answer(id)? else {
@@ -190,6 +190,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         client.machine.is_finished(),
         "nothing is under way, and everything is said: now the socket may close"
     );
-    harbour.close();
+    server.stop();
     Ok(())
 }

@@ -25,7 +25,7 @@ use compio::buf::{self, BufResult, IntoInner, IoBuf};
 use compio::driver::op::{Recv, RecvFlags, WriteAt};
 use compio::driver::{Key, OpCode, Proactor, PushEntry};
 
-use support::Harbour;
+use support::ExampleServer;
 
 /// Buffers, and their size in bytes. There are no more, however large the blob is: while all of them are on their way
 /// to the file nothing is received, and the server waits.
@@ -63,10 +63,10 @@ fn main() -> Fallible<()> {
     let ring =
         Proactor::new().inspect_err(|error| println!("skipped: the kernel gives us no io_uring: {error}"));
     let Ok(ring) = ring else { return Ok(()) };
-    let harbour = Harbour::open()?;
-    let stream = TcpStream::connect(harbour.address)?;
+    let server = ExampleServer::start()?;
+    let stream = TcpStream::connect(server.address)?;
     stream.set_nodelay(true)?;
-    let path = harbour.home.path().join("download");
+    let path = server.home.path().join("download");
     let mut download = Download {
         machine: Connection::new(Time::ZERO, Config::default(), b""),
         ring,
@@ -78,10 +78,10 @@ fn main() -> Fallible<()> {
         writing: VecDeque::new(),
         told: None,
     };
-    let told = download.run(harbour.blob)?;
+    let told = download.run(server.blob)?;
     println!("{BUFFERS} buffers of {BUFFER} bytes have carried it from the socket to the file");
-    harbour.check(&path, told)?;
-    harbour.close();
+    server.check(&path, told)?;
+    server.stop();
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
-use support::Harbour;
+use support::ExampleServer;
 
 /// What has gone which way, in bytes.
 #[derive(Default)]
@@ -31,18 +31,18 @@ struct Moved {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let harbour = Harbour::open()?;
-    let path = harbour.home.path().join("download");
-    let mut stream = TcpStream::connect(harbour.address)?;
+    let server = ExampleServer::start()?;
+    let path = server.home.path().join("download");
+    let mut stream = TcpStream::connect(server.address)?;
     stream.set_nodelay(true)?;
 
     let mut moved = Moved::default();
-    let told = download(&mut stream, harbour.blob, &File::create(&path)?, &mut moved)?;
+    let told = download(&mut stream, server.blob, &File::create(&path)?, &mut moved)?;
     println!("{} bytes went from the socket to the file in the kernel", moved.spliced);
     println!("{} bytes were read into this process: heads and control", moved.read);
     // Nobody has seen the bytes, so nobody has hashed them. They are read for that: from the page cache, once.
-    harbour.check(&path, told)?;
-    harbour.close();
+    server.check(&path, told)?;
+    server.stop();
     Ok(())
 }
 

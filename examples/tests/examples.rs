@@ -38,3 +38,21 @@ fn payload_is_spliced_past_user_space() {
     assert!(said.contains("8388608 bytes went from the socket to the file in the kernel"), "{said}");
     assert!(said.contains("the digest is right"), "{said}");
 }
+
+#[test]
+fn a_session_loads_a_blob_on_async_io() {
+    let printed = output_of(env!("CARGO_BIN_EXE_async_io"));
+    assert!(printed.contains("the digest is right"), "{printed}");
+}
+
+#[test]
+fn the_cache_is_filled_over_http() {
+    let printed = output_of(env!("CARGO_BIN_EXE_cache_over_http"));
+    assert!(printed.contains("one download continued at byte 400000"), "{printed}");
+}
+
+#[test]
+fn both_machines_share_an_event_loop() {
+    let printed = output_of(env!("CARGO_BIN_EXE_polling"));
+    assert!(printed.contains("received all 8388608 bytes; the digest is right"), "{printed}");
+}

@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 const SIZE: u64 = 8 << 20;
 
 /// A server on a port of its own, which runs in threads of its own until this is dropped.
-pub(crate) struct Harbour {
+pub(crate) struct ExampleServer {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     /// The blob that it has.
@@ -30,9 +30,9 @@ pub(crate) struct Harbour {
     runtime: Runtime,
 }
 
-impl Harbour {
+impl ExampleServer {
     /// Starts a server, and publishes a blob on it.
-    pub(crate) fn open() -> Result<Harbour, Box<dyn Error>> {
+    pub(crate) fn start() -> Result<ExampleServer, Box<dyn Error>> {
         let home = tempfile::tempdir()?;
         let bytes = noise();
         let digest = Digest(*blake3::hash(&bytes).as_bytes());
@@ -49,7 +49,7 @@ impl Harbour {
             client.close().await;
             Ok::<_, Box<dyn Error>>((server, BlobId { oid, tid }))
         })?;
-        Ok(Harbour { address: server.local_addr(), blob, digest, home, server, runtime })
+        Ok(ExampleServer { address: server.local_addr(), blob, digest, home, server, runtime })
     }
 
     /// Has this file arrived as it was published, and is that what the server said of it?
@@ -62,7 +62,7 @@ impl Harbour {
     }
 
     /// Stops the server as its operator would: what is under way comes to its end first.
-    pub(crate) fn close(self) {
+    pub(crate) fn stop(self) {
         self.runtime.block_on(self.server.stop());
     }
 }
