@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
     let tid = transaction.commit().await?;
 
-    // The first on this machine who asks downloads a blob; everybody else is given the same file.
+    // The first load on this machine downloads a blob. All later ones get the same file.
     for oid in oids {
         let cached = client.load_blob(BlobId { oid, tid }).await?;
         println!("{} bytes in {}", cached.size(), cached.path().display());
@@ -42,6 +42,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 #[test]
-fn it_does_what_it_says() {
+fn two_files_are_published_and_read_back() {
     main().unwrap();
 }

@@ -1,9 +1,9 @@
-//! A client in one thread, with nothing but `std::net::TcpStream` and `std::fs`: downloads a blob, uploads a new
-//! revision of it, and asks the server what it has.
+//! A client in one thread, on `std::net::TcpStream` and `std::fs`: downloads a blob, uploads a new revision of it, and
+//! loads that revision.
 //!
-//! The smallest run loop there is: say everything, then wait for an answer, for at most as long as the machine wants to
-//! wait. It suits a command or a script. It stores and loads one after the other: a client that does both at once must
-//! not wait to write while there is something to read, or both ends may wait for each other.
+//! This is the smallest run loop: it sends everything, then waits for input until the machine's next timeout. It suits a
+//! command or a script. It stores and loads one after the other. A client that does both at once must also read while it
+//! waits to write; otherwise both ends may wait for each other.
 //!
 //!     cargo run -p blobferry-examples --bin blocking_std
 
@@ -24,14 +24,14 @@ use blobferry_protocol::{
 };
 use support::{ExampleServer, digest_of};
 
-/// The machine, and what it does not have: a socket, a clock, and the files.
+/// The machine, and what it lacks: a socket, a clock, and the files.
 struct Client {
     machine: Connection,
     stream: TcpStream,
     epoch: Instant,
-    /// What was heard, and not looked at yet.
+    /// Events that no call has handled yet.
     events: VecDeque<Event>,
-    /// Where the download goes, and what the upload is read from. This client has at most one of each.
+    /// The files of the download and of the upload. This client has at most one of each at a time.
     sink: Option<File>,
     source: Option<File>,
 }
@@ -40,7 +40,7 @@ impl Client {
     fn connect(address: SocketAddr) -> Result<Client, Box<dyn Error>> {
         let (stream, epoch, config) = (TcpStream::connect(address)?, Instant::now(), Config::default());
         stream.set_nodelay(true)?;
-        // A write that gets nowhere for so long is a dead connection, too.
+        // If the socket accepts no bytes for this long, the connection counts as dead.
         stream.set_write_timeout(Some(config.silence_limit))?;
         let machine = Connection::new(Time::ZERO, config, b"");
         let mut client = Client { machine, stream, epoch, events: VecDeque::new(), sink: None, source: None };
@@ -54,30 +54,30 @@ impl Client {
         Time(self.epoch.elapsed())
     }
 
-    /// One turn of the run loop. When nothing is left to say, nothing new can be said before something was heard: so it
-    /// is right to wait for it.
+    /// Runs one turn of the loop. When everything is sent, only input or a timeout can produce more output, so the client
+    /// waits for one of them.
     fn turn(&mut self) -> Result<(), Box<dyn Error>> {
-        self.say()?;
-        // When to give up waiting may change with every call, so it is asked for every time.
+        self.send()?;
+        // Every call may change the timeout, so the client reads it before each wait.
         let Some(timeout) = self.machine.poll_timeout() else { return Ok(()) };
-        // The socket takes "no time" for "for ever".
+        // A timeout of zero is an error for the socket.
         let wait = timeout.since(self.now()).max(Duration::from_millis(1));
         self.stream.set_read_timeout(Some(wait))?;
         let mut buffer = [0; 64 << 10];
         match self.stream.read(&mut buffer) {
             Ok(0) => return Err("the server closed the connection".into()),
-            Ok(n) => self.hear(&buffer[..n])?,
+            Ok(n) => self.receive(&buffer[..n])?,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
-        self.machine.handle_timeout(self.now())?; // does nothing when it is too early
+        self.machine.handle_timeout(self.now())?; // does nothing before its time
         self.events.extend(std::iter::from_fn(|| self.machine.poll_event()));
         Ok(())
     }
 
     /// Sends heads from the machine, and bodies from the file.
-    fn say(&mut self) -> io::Result<()> {
+    fn send(&mut self) -> io::Result<()> {
         let mut head = Vec::new();
         while let Some(transmit) = self.machine.poll_transmit(self.now(), &mut head) {
             self.stream.write_all(&head)?;
@@ -85,7 +85,7 @@ impl Client {
             let Some(slice) = transmit.body else { continue };
             let sent = self.send_body(slice)?;
             if sent < slice.len {
-                // The peer counts on every byte that was announced. It gets zeros, and is told to drop them.
+                // The server expects every byte that was announced. It gets zeros, and drops them after the abort.
                 io::copy(&mut io::repeat(0).take(slice.len - sent), &mut self.stream)?;
                 let reason = RequestError::Source { detail: "the file has become shorter".into() };
                 self.machine.abort_blob(slice.transfer, reason).map_err(io::Error::other)?;
@@ -94,15 +94,15 @@ impl Client {
         Ok(())
     }
 
-    /// From the file to the socket, through the small buffer of `io::copy`. Says how many bytes there were.
+    /// Copies a slice from the file to the socket. Returns how many bytes the file had.
     fn send_body(&mut self, slice: Slice) -> io::Result<u64> {
         let Some(file) = &mut self.source else { return Ok(0) };
         file.seek(SeekFrom::Start(slice.offset))?;
         io::copy(&mut file.take(slice.len), &mut self.stream)
     }
 
-    /// What was read goes where the machine says: to itself, or to the file.
-    fn hear(&mut self, mut bytes: &[u8]) -> Result<(), Box<dyn Error>> {
+    /// Passes input to where the machine expects it: to the machine, or to the file.
+    fn receive(&mut self, mut bytes: &[u8]) -> Result<(), Box<dyn Error>> {
         while !bytes.is_empty() {
             let now = self.now();
             match self.machine.expect() {
@@ -113,11 +113,11 @@ impl Client {
                 }
                 Expect::Payload(slice) => {
                     let (payload, rest) = bytes.split_at(bytes.len().min(slice.len as usize));
-                    let file = self.sink.as_ref().ok_or("bytes came that nobody asked for")?;
+                    let file = self.sink.as_ref().ok_or("payload came without a request")?;
                     file.write_all_at(payload, slice.offset)?;
                     let n = payload.len() as u64;
                     self.machine.payload_moved(now, n)?;
-                    // The file has them: this is what makes the server send more.
+                    // The file has these bytes: this gives the server credit for more.
                     self.machine.stored(slice.transfer, slice.offset + n)?;
                     bytes = rest;
                 }
@@ -126,7 +126,7 @@ impl Client {
         Ok(())
     }
 
-    /// Goes on until this request has its one answer: a reply, or the end of a transfer.
+    /// Runs turns until this request has its one answer: a reply, or the end of a transfer.
     fn answer(&mut self, id: RequestId) -> Result<Answer, Box<dyn Error>> {
         loop {
             while let Some(event) = self.events.pop_front() {
@@ -136,7 +136,7 @@ impl Client {
                         return Ok(Answer::Blob(digest));
                     }
                     Event::Transfer(TransferEvent::Aborted { reason, .. }) => return Err(reason.into()),
-                    _ => {} // the beginning of the transfer, answers that the next one implies, invalidations
+                    _ => {} // a transfer's begin, replies that a later one implies, and invalidations
                 }
             }
             self.turn()?;
@@ -154,15 +154,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let server = ExampleServer::start()?;
     let mut client = Client::connect(server.address)?;
 
-    // Down. What has arrived is worth something only if it has the digest that comes at the end.
+    // The download. Its bytes are verified by the digest, which follows the last of them.
     let path = server.home.path().join("download");
     client.sink = Some(File::create(&path)?);
     let whole = Request::SendBlob { blob: server.blob, from: 0, upto: u64::MAX };
     let id = client.machine.request(whole)?;
-    let Answer::Blob(told) = client.answer(id)? else { return Err("the server sent no blob".into()) };
-    server.check(&path, told)?;
+    let Answer::Blob(digest) = client.answer(id)? else { return Err("the server sent no blob".into()) };
+    server.check(&path, digest)?;
 
-    // Up, with a few bytes more. Nothing has to be waited for: the server holds the commit until it has the blob.
+    // The upload, with a few bytes more. The client need not wait: the server holds the commit until it has the blob.
     File::options().append(true).open(&path)?.write_all(b"and a few bytes more")?;
     let (size, digest) = (path.metadata()?.len(), digest_of(&path)?);
     client.source = Some(File::open(&path)?);
@@ -173,11 +173,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     client.machine.upload(txn, oid, base, b"its new record".to_vec(), size, Some(digest))?;
     let id = client.machine.request(Request::Commit { txn })?;
     let Answer::Reply(Reply::Finished { tid }) = client.answer(id)? else {
-        return Err("somebody else has changed the object meanwhile".into());
+        return Err("another client has changed the object meanwhile".into());
     };
     println!("uploaded {size} bytes, committed as {tid}");
 
-    // What does the server have now?
+    // The load of the new revision.
     let id = client.machine.request(Request::Load { oid })?;
     let blob = Some(BlobInfo { size, digest });
     let revision = Revision { tid, next: None, data: b"its new record".to_vec(), blob };
@@ -185,10 +185,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("the server has them, with the same digest");
 
     client.machine.goodbye()?;
-    client.say()?;
+    client.send()?;
     assert!(
         client.machine.is_finished(),
-        "nothing is under way, and everything is said: now the socket may close"
+        "everything is sent and answered, so that the socket can be closed"
     );
     server.stop();
     Ok(())

@@ -1,11 +1,12 @@
 //! A download on an io_uring, whose buffers belong to the kernel while it works on them.
 //!
-//! One loop, two kinds of operation: one receive, and as many writes to the file as there are buffers. (What a download
-//! says to its server is little, and is written as usual.) A buffer goes from the socket to the file without being copied, because the machine says what the next bytes are before
-//! they are received. [`Slice`] is `Copy` and borrows nothing, so it travels with the operation and is there when that
-//! completes. And the machine is told that bytes are stored when their write has *completed*: only that opens the window.
+//! The loop has two kinds of operations in flight: one receive, and a write to the file for each other buffer. The few
+//! bytes that the client sends are written with `write`. The machine says what the next bytes are before they are
+//! received, so a buffer goes from the socket to the file without a copy. [`Slice`] is `Copy` and borrows nothing, so each
+//! write keeps its own. The client reports bytes as stored when their write has *completed*: only then the server gets
+//! credit.
 //!
-//! Where the kernel has no io_uring, or allows none (containers often do not), this says so and does nothing.
+//! If the kernel has no io_uring, or does not allow it (as in many containers), the program prints this and ends.
 //!
 //!     cargo run -p blobferry-examples --bin io_uring
 
@@ -27,41 +28,42 @@ use compio::driver::{Key, OpCode, Proactor, PushEntry};
 
 use support::ExampleServer;
 
-/// Buffers, and their size in bytes. There are no more, however large the blob is: while all of them are on their way
-/// to the file nothing is received, and the server waits.
+/// Buffers, whatever the size of the blob. While all of them are being written, the client receives nothing.
 const BUFFERS: usize = 4;
+/// The size of a buffer in bytes.
 const BUFFER: usize = 64 << 10;
 
 /// A part of a buffer, which it owns.
 type Part = buf::Slice<Vec<u8>>;
-/// An operation that the kernel has, if any, or its result. It is the owner of the operation's buffer.
+/// An operation in flight, or its result. It owns the operation's buffer.
 type InFlight<T> = Option<PushEntry<Key<T>, BufResult<usize, T>>>;
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
-/// Bytes of a transfer on their way to the file.
+/// Bytes of a transfer that are being written to the file.
 struct Write {
     slice: Slice,
     operation: InFlight<WriteAt<Part, Arc<File>>>,
 }
 
-/// The machine, and what it does not have.
+/// The machine, and what it lacks.
 struct Download {
     machine: Connection,
     ring: Proactor,
     epoch: Instant,
     socket: Arc<TcpStream>,
     file: Arc<File>,
-    /// Buffers that nobody uses.
+    /// Buffers without an operation.
     spare: Vec<Vec<u8>>,
     receiving: InFlight<Recv<Part, Arc<TcpStream>>>,
     /// In the order of the file.
     writing: VecDeque<Write>,
-    told: Option<Digest>,
+    /// The digest of the whole blob. It follows the last byte.
+    digest: Option<Digest>,
 }
 
 fn main() -> Fallible<()> {
     let ring =
-        Proactor::new().inspect_err(|error| println!("skipped: the kernel gives us no io_uring: {error}"));
+        Proactor::new().inspect_err(|error| println!("skipped: the kernel allows no io_uring: {error}"));
     let Ok(ring) = ring else { return Ok(()) };
     let server = ExampleServer::start()?;
     let stream = TcpStream::connect(server.address)?;
@@ -76,27 +78,27 @@ fn main() -> Fallible<()> {
         spare: (0..BUFFERS).map(|_| vec![0; BUFFER]).collect(),
         receiving: None,
         writing: VecDeque::new(),
-        told: None,
+        digest: None,
     };
-    let told = download.run(server.blob)?;
+    let digest = download.run(server.blob)?;
     println!("{BUFFERS} buffers of {BUFFER} bytes have carried it from the socket to the file");
-    server.check(&path, told)?;
+    server.check(&path, digest)?;
     server.stop();
     Ok(())
 }
 
 impl Download {
-    /// Goes on until the server has told the digest and all bytes are in the file.
+    /// Runs until the digest has arrived and all bytes are in the file.
     fn run(&mut self, blob: BlobId) -> Fallible<Digest> {
         loop {
             let now = Time(self.epoch.elapsed());
             self.submit(now)?;
             if self.complete(now)? {
                 self.events(blob)?;
-            } else if let (Some(digest), true) = (self.told, self.writing.is_empty()) {
+            } else if let (Some(digest), true) = (self.digest, self.writing.is_empty()) {
                 return Ok(digest);
             } else {
-                // Submits what was pushed, and waits: for a completion, or for the machine's timeout.
+                // Submits the pushed operations, and waits for a completion or the machine's timeout.
                 let wait = self.machine.poll_timeout().map(|at| at.since(now));
                 match self.ring.poll(wait) {
                     Err(error) if !matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Interrupted) => {
@@ -108,15 +110,15 @@ impl Download {
         }
     }
 
-    /// Says what there is to say, and gives the kernel a buffer to receive into.
+    /// Sends the machine's output, and pushes a receive if a buffer is free.
     fn submit(&mut self, now: Time) -> io::Result<()> {
         // This client uploads nothing, so heads come without bodies.
         let mut head = Vec::new();
         while self.machine.poll_transmit(now, &mut head).is_some() {}
         (&*self.socket).write_all(&head)?;
-        // One receive at a time: what the bytes behind it are is known when it has been handled.
+        // One receive at a time: the machine knows what comes next only after it has handled this one.
         if self.receiving.is_none()
-            && self.told.is_none()
+            && self.digest.is_none()
             && let Some(buffer) = self.spare.pop()
         {
             let most = match self.machine.expect() {
@@ -130,15 +132,15 @@ impl Download {
         Ok(())
     }
 
-    /// Takes what the kernel has done; says whether that was anything.
+    /// Takes completed operations. Returns whether there were any.
     fn complete(&mut self, now: Time) -> Fallible<bool> {
         let mut any = false;
         if let Some((n, part)) = take(&mut self.ring, &mut self.receiving)? {
             any = true;
             self.received(now, n, part)?;
         }
-        // Writes complete in any order. The machine wants to hear below which offset nothing is missing: so only the
-        // first one counts.
+        // Writes complete in any order. The machine needs the offset below which no byte is missing, so the oldest write
+        // is taken first.
         while let Some(Write { slice, operation }) = self.writing.front_mut()
             && let Some((n, part)) = take(&mut self.ring, operation)?
         {
@@ -160,7 +162,7 @@ impl Download {
         Ok(any)
     }
 
-    /// Bytes have come: to the machine, or on to the file in the buffer that they are in.
+    /// Passes control to the machine, and pushes a write of payload from the buffer in which it has arrived.
     fn received(&mut self, now: Time, n: usize, part: Part) -> Fallible<()> {
         if n == 0 {
             return Err("the server closed the connection".into());
@@ -186,7 +188,7 @@ impl Download {
                 Event::Connected(_) => {
                     self.machine.request(Request::SendBlob { blob, from: 0, upto: u64::MAX })?;
                 }
-                Event::Transfer(TransferEvent::Stopped { digest, .. }) => self.told = Some(digest),
+                Event::Transfer(TransferEvent::Stopped { digest, .. }) => self.digest = Some(digest),
                 Event::Transfer(TransferEvent::Aborted { reason, .. }) => return Err(reason.into()),
                 Event::Reply { result: Err(error), .. } => return Err(error.into()),
                 _ => {}
@@ -196,7 +198,7 @@ impl Download {
     }
 }
 
-/// What an operation has come to, if it is complete: how many bytes, and its buffer.
+/// Returns an operation's number of bytes and its buffer, if it is complete.
 fn take<T: OpCode + IntoInner<Inner = Part>>(
     ring: &mut Proactor,
     slot: &mut InFlight<T>,

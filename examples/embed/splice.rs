@@ -1,8 +1,8 @@
 //! A download whose payload is never in user space: `splice` moves it from the socket to a pipe, and from the pipe to the
-//! file. The machine says how many bytes that is true of.
+//! file. The machine says how many of the next bytes are payload.
 //!
-//! Reading too much would be the end of it: what is in a buffer can not be spliced any more. So control is read by as many
-//! bytes as [`Expect::Control`] says are sure to be control, which costs two small reads a message.
+//! Bytes in a user-space buffer cannot be spliced, so the client must not read payload by accident. It reads at most the
+//! bytes that [`Expect::Control`] guarantees to be control. This costs two small reads per message.
 //!
 //!     cargo run -p blobferry-examples --bin splice
 
@@ -23,7 +23,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 
 use support::ExampleServer;
 
-/// What has gone which way, in bytes.
+/// The bytes that were moved in each way.
 #[derive(Default)]
 struct Moved {
     read: u64,
@@ -37,16 +37,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     stream.set_nodelay(true)?;
 
     let mut moved = Moved::default();
-    let told = download(&mut stream, server.blob, &File::create(&path)?, &mut moved)?;
+    let digest = download(&mut stream, server.blob, &File::create(&path)?, &mut moved)?;
     println!("{} bytes went from the socket to the file in the kernel", moved.spliced);
     println!("{} bytes were read into this process: heads and control", moved.read);
-    // Nobody has seen the bytes, so nobody has hashed them. They are read for that: from the page cache, once.
-    server.check(&path, told)?;
+    // The payload was never in this process, so it is not hashed yet. `check` reads the file from the page cache.
+    server.check(&path, digest)?;
     server.stop();
     Ok(())
 }
 
-/// Downloads a blob into a file; the digest that the server tells.
+/// Downloads a blob into a file. Returns the digest that the server has sent.
 fn download(
     stream: &mut TcpStream,
     blob: BlobId,
@@ -56,24 +56,24 @@ fn download(
     let epoch = Instant::now();
     let mut machine = Connection::new(Time::ZERO, Config::default(), b"");
     let pipe = pipe_with(PipeFlags::CLOEXEC)?;
-    // One chunk fits. Not to be allowed that is no harm: it takes more turns then.
+    // One chunk fits. If the kernel refuses this size, a chunk takes more turns.
     let _ = fcntl_setpipe_size(&pipe.1, 256 << 10);
     loop {
         let now = Time(epoch.elapsed());
-        say(&mut machine, stream, now)?;
+        send(&mut machine, stream, now)?;
         let readable = wait(&machine, stream, now)?;
         let now = Time(epoch.elapsed());
         match machine.expect() {
             _ if !readable => machine.handle_timeout(now)?,
-            Expect::Control { max } => moved.read += hear(&mut machine, stream, now, max)?,
+            Expect::Control { max } => moved.read += receive(&mut machine, stream, now, max)?,
             Expect::Payload(slice) => {
-                let n = carry(stream, &pipe, file, slice)?;
+                let n = splice_payload(stream, &pipe, file, slice)?;
                 moved.spliced += n;
                 machine.payload_moved(now, n)?;
                 machine.stored(slice.transfer, slice.offset + n)?;
             }
         }
-        // Before the next payload: a transfer begins with an event.
+        // Events come before the next payload: a transfer begins with one.
         while let Some(event) = machine.poll_event() {
             match event {
                 Event::Connected(_) => {
@@ -88,14 +88,14 @@ fn download(
     }
 }
 
-/// Sends all that the machine has to say. This client uploads nothing, so heads come without bodies.
-fn say(machine: &mut Connection, stream: &mut TcpStream, now: Time) -> io::Result<()> {
+/// Sends the machine's output. This client uploads nothing, so heads come without bodies.
+fn send(machine: &mut Connection, stream: &mut TcpStream, now: Time) -> io::Result<()> {
     let mut head = Vec::new();
     while machine.poll_transmit(now, &mut head).is_some() {}
     stream.write_all(&head)
 }
 
-/// Waits until there is something to read; `false` where the machine's timeout comes first.
+/// Waits for input. Returns `false` if the machine's timeout expires first.
 fn wait(machine: &Connection, stream: &TcpStream, now: Time) -> Result<bool, Box<dyn Error>> {
     let timeout = machine.poll_timeout().map(|at| Timespec::try_from(at.since(now))).transpose()?;
     match poll(&mut [PollFd::new(stream, PollFlags::IN)], timeout.as_ref()) {
@@ -105,8 +105,8 @@ fn wait(machine: &Connection, stream: &TcpStream, now: Time) -> Result<bool, Box
     }
 }
 
-/// Reads no more than what is sure to be control.
-fn hear(
+/// Reads at most `max` bytes, which are control. Returns their number.
+fn receive(
     machine: &mut Connection,
     stream: &mut TcpStream,
     now: Time,
@@ -119,12 +119,12 @@ fn hear(
         return Err("the server closed the connection".into());
     }
     let used = machine.handle_control(now, &buffer[..n])?;
-    assert_eq!(used, n, "all of it was control, as was promised");
+    assert_eq!(used, n, "the machine has guaranteed that all of it is control");
     Ok(n as u64)
 }
 
-/// Moves payload from the socket to its place in the file: what is there of it, at most the slice.
-fn carry(
+/// Moves the payload that has arrived to its place in the file: at most the slice. Returns the number of bytes.
+fn splice_payload(
     stream: &TcpStream,
     (from_pipe, to_pipe): &(OwnedFd, OwnedFd),
     file: &File,
@@ -137,7 +137,7 @@ fn carry(
     let (mut at, end) = (slice.offset, slice.offset + n as u64);
     while at < end {
         let rest = (end - at) as usize;
-        splice(from_pipe, None, file, Some(&mut at), rest, SpliceFlags::MOVE)?; // moves `at` on
+        splice(from_pipe, None, file, Some(&mut at), rest, SpliceFlags::MOVE)?; // advances `at`
     }
     Ok(n as u64)
 }

@@ -1,4 +1,4 @@
-//! The examples do what they say: each is run as its reader would run it, and checks itself what it has done.
+//! Runs the examples as programs. Each one checks its own work, and prints a line of success.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
@@ -7,36 +7,36 @@ use std::process::Command;
 /// Runs an example, and returns what it printed.
 fn output_of(executable: &str) -> String {
     let output = Command::new(executable).output().unwrap();
-    let (said, complained) =
+    let (printed, errors) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{executable} ended with {}:\n{said}{complained}", output.status);
-    said.into_owned()
+    assert!(output.status.success(), "{executable} ended with {}:\n{printed}{errors}", output.status);
+    printed.into_owned()
 }
 
 #[test]
-fn a_client_in_one_thread_downloads_uploads_and_commits() {
-    let said = output_of(env!("CARGO_BIN_EXE_blocking_std"));
-    assert!(said.contains("the server has them, with the same digest"), "{said}");
+fn a_blocking_client_downloads_uploads_and_commits() {
+    let printed = output_of(env!("CARGO_BIN_EXE_blocking_std"));
+    assert!(printed.contains("the server has them, with the same digest"), "{printed}");
 }
 
 #[test]
-fn two_machines_in_memory_resume_a_download_that_was_cut() {
-    let said = output_of(env!("CARGO_BIN_EXE_in_memory"));
-    assert!(said.contains("all 100000 bytes have arrived; the digest is right"), "{said}");
+fn machines_in_memory_resume_a_cut_download() {
+    let printed = output_of(env!("CARGO_BIN_EXE_in_memory"));
+    assert!(printed.contains("all 100000 bytes have arrived; the digest is right"), "{printed}");
 }
 
 #[test]
-fn an_io_uring_downloads_a_blob_where_the_kernel_allows_one() {
-    let said = output_of(env!("CARGO_BIN_EXE_io_uring"));
-    // One or the other.
-    assert!(said.contains("the digest is right") != said.starts_with("skipped: "), "{said}");
+fn io_uring_downloads_a_blob_if_the_kernel_allows_it() {
+    let printed = output_of(env!("CARGO_BIN_EXE_io_uring"));
+    // Exactly one of the two.
+    assert!(printed.contains("the digest is right") != printed.starts_with("skipped: "), "{printed}");
 }
 
 #[test]
 fn payload_is_spliced_past_user_space() {
-    let said = output_of(env!("CARGO_BIN_EXE_splice"));
-    assert!(said.contains("8388608 bytes went from the socket to the file in the kernel"), "{said}");
-    assert!(said.contains("the digest is right"), "{said}");
+    let printed = output_of(env!("CARGO_BIN_EXE_splice"));
+    assert!(printed.contains("8388608 bytes went from the socket to the file in the kernel"), "{printed}");
+    assert!(printed.contains("the digest is right"), "{printed}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What an idle connection holds on a server's heap: counted, exactly.
+//! Counts the bytes that an idle connection holds on a server's heap.
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
@@ -12,11 +12,11 @@ use blobferry_transport_tokio::{Server, ServerConfig};
 use tokio::runtime::Builder;
 
 /// Connections that are counted together.
-const MANY: usize = 500;
-/// Bytes that each of them may hold.
-const EACH: i64 = 2560;
+const CONNECTIONS: usize = 500;
+/// Bytes that each of them may hold at most.
+const MAX_BYTES: i64 = 2560;
 
-/// Connects, and shakes hands.
+/// Returns an idle connection whose hello is answered.
 fn idle(address: SocketAddr) -> TcpStream {
     let mut machine = client::Connection::new(Time::ZERO, Config::default(), b"");
     let mut hello = Vec::new();
@@ -28,8 +28,8 @@ fn idle(address: SocketAddr) -> TcpStream {
 }
 
 #[test]
-fn an_idle_connection_holds_little() {
-    // All that the server does, it does on this thread, which is the one whose memory is counted.
+fn an_idle_connection_holds_at_most_2560_bytes() {
+    // The server runs on this thread alone, whose allocations are counted.
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let store = Arc::new(MemoryStore::new(StoreConfig::default()).unwrap());
     let server = runtime.block_on(Server::bind("127.0.0.1:0", store, ServerConfig::default())).unwrap();
@@ -37,7 +37,7 @@ fn an_idle_connection_holds_little() {
     let connect = |many| {
         let connect = move || (0..many).map(|_| idle(address)).collect::<Vec<_>>();
         let connected = runtime.block_on(async { tokio::task::spawn_blocking(connect).await.unwrap() });
-        // What is on its way to be done is done.
+        // The server's tasks finish what they have begun.
         runtime.block_on(async {
             for _ in 0..100 {
                 tokio::task::yield_now().await;
@@ -46,11 +46,11 @@ fn an_idle_connection_holds_little() {
         connected
     };
     let mut connections = connect(10);
-    let held = allocation_counter::measure(|| connections.extend(connect(MANY)));
-    // The streams are the test's own, and their list came from another thread.
-    let each = held.bytes_current / MANY as i64;
+    let held = allocation_counter::measure(|| connections.extend(connect(CONNECTIONS)));
+    // The streams are no allocations, and another thread has allocated their list.
+    let each = held.bytes_current / CONNECTIONS as i64;
     println!("an idle connection holds {each} bytes");
-    assert!(each <= EACH, "{each} bytes each");
+    assert!(each <= MAX_BYTES, "{each} bytes each");
     drop(connections);
     runtime.block_on(server.stop());
 }

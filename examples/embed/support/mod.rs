@@ -1,4 +1,4 @@
-//! A server for the examples to talk to: a real one, in this process, with one blob in it.
+//! The server that the examples connect to: a real one, in this process, with one blob.
 
 use std::error::Error;
 use std::fs::File;
@@ -14,17 +14,17 @@ use blobferry_transport_tokio::{BlobSource, Client, ClientConfig, Server, Server
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// The size of the blob in bytes: several times the window, so that credit has to be given.
+/// The size of the blob in bytes: several windows, so that the client must give credit.
 const SIZE: u64 = 8 << 20;
 
-/// A server on a port of its own, which runs in threads of its own until this is dropped.
+/// A server on a free port. It runs in threads of its own until this value is dropped.
 pub(crate) struct ExampleServer {
-    /// Where it listens.
+    /// The address that the server listens on.
     pub(crate) address: SocketAddr,
-    /// The blob that it has.
+    /// The blob that the server has.
     pub(crate) blob: BlobId,
     digest: Digest,
-    /// A directory that is gone when this is dropped; an example may put its own files there.
+    /// A directory for the server's files and the example's. It is removed when this value is dropped.
     pub(crate) home: TempDir,
     server: Server,
     runtime: Runtime,
@@ -52,29 +52,29 @@ impl ExampleServer {
         Ok(ExampleServer { address: server.local_addr(), blob, digest, home, server, runtime })
     }
 
-    /// Has this file arrived as it was published, and is that what the server said of it?
-    pub(crate) fn check(&self, path: &Path, told: Digest) -> io::Result<()> {
+    /// Asserts that this file has the blob's bytes, and that `digest`, as the client received it, is the blob's.
+    pub(crate) fn check(&self, path: &Path, digest: Digest) -> io::Result<()> {
         assert_eq!(path.metadata()?.len(), SIZE);
         assert_eq!(digest_of(path)?, self.digest);
-        assert_eq!(told, self.digest);
+        assert_eq!(digest, self.digest);
         println!("all {SIZE} bytes of blob {} have arrived; the digest is right", self.blob);
         Ok(())
     }
 
-    /// Stops the server as its operator would: what is under way comes to its end first.
+    /// Stops the server gracefully: requests in progress are answered first.
     pub(crate) fn stop(self) {
         self.runtime.block_on(self.server.stop());
     }
 }
 
-/// The digest of a file.
+/// Returns the digest of a file.
 pub(crate) fn digest_of(path: &Path) -> io::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
     io::copy(&mut File::open(path)?, &mut hasher)?;
     Ok(Digest(*hasher.finalize().as_bytes()))
 }
 
-/// Bytes in which every chunk is different: one in the wrong place would be noticed.
+/// Returns bytes without repetition, so that a chunk in the wrong place changes the content.
 fn noise() -> Vec<u8> {
     let mut bytes = vec![0; SIZE as usize];
     blake3::Hasher::new().finalize_xof().fill(&mut bytes);

@@ -1,4 +1,4 @@
-//! Threads and `epoll`, no runtime.
+//! The transport depends on no async runtime.
 
 use std::process::Command;
 

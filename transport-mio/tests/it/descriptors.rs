@@ -1,25 +1,25 @@
-//! Descriptors and threads: the server goes on without any left, and nobody keeps what is not needed any more.
+//! Descriptors and threads: a server survives without free descriptors, and ended servers and clients release theirs.
 
 use std::net::TcpStream;
 
 use blobferry_protocol::{Tid, TxnMeta};
 use blobferry_transport_mio::BlobSource;
 
-use crate::support::{ServerProcess, client, descriptors, is_other_part, other_part, serve, server};
+use crate::support::{ServerProcess, client, descriptors, is_second_process, second_process, serve, server};
 
 #[test]
-fn a_server_without_descriptors_serves_whom_it_has_and_lets_others_in_when_it_has_some_again() {
-    if is_other_part() {
+fn a_server_survives_without_descriptors() {
+    if is_second_process() {
         descriptors(Some(32));
         serve();
     }
-    let test = "descriptors::a_server_without_descriptors_serves_whom_it_has_and_lets_others_in_when_it_has_some_again";
+    let test = "descriptors::a_server_survives_without_descriptors";
     let home = tempfile::tempdir().unwrap();
     let mut server = ServerProcess::start(test);
     let early = client(&server.address, home.path());
-    // The kernel takes them, and the server can not have them all.
+    // The kernel accepts the connections, but the server has too few descriptors for all of them.
     let crowd: Vec<_> = (0..64).map(|_| TcpStream::connect(&server.address).unwrap()).collect();
-    server.says("could not be accepted");
+    server.wait_for("could not be accepted");
     early.new_oids(1).unwrap();
     drop(crowd);
     let late = client(&server.address, home.path());
@@ -28,12 +28,12 @@ fn a_server_without_descriptors_serves_whom_it_has_and_lets_others_in_when_it_ha
 }
 
 #[test]
-fn servers_and_clients_that_are_gone_have_no_threads_and_no_descriptors() {
+fn ended_servers_and_clients_release_threads_and_files() {
     const ROUNDS: usize = 40;
-    if !is_other_part() {
-        let test = "descriptors::servers_and_clients_that_are_gone_have_no_threads_and_no_descriptors";
-        // In a process of its own, where nobody else opens anything.
-        let output = other_part(test).output().unwrap();
+    if !is_second_process() {
+        let test = "descriptors::ended_servers_and_clients_release_threads_and_files";
+        // In a process of its own, where no other test opens anything.
+        let output = second_process(test).output().unwrap();
         return assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     }
     let home = tempfile::tempdir().unwrap();
@@ -58,8 +58,7 @@ fn servers_and_clients_that_are_gone_have_no_threads_and_no_descriptors() {
             }
         }
     }
-    // Some may be on their way out, and the workers stay for a while: what was left behind would be as many as the
-    // rounds at least.
+    // Some threads may be about to end, and idle workers stay alive. A leak would leave at least one per round.
     let threads = std::fs::read_dir("/proc/self/task").unwrap().filter(|task| {
         let name = std::fs::read_to_string(task.as_ref().unwrap().path().join("comm")).unwrap_or_default();
         name.starts_with("blobferry-serve") || name.starts_with("blobferry-clien")

@@ -1,16 +1,16 @@
-//! Connections that do nothing cost next to nothing.
+//! The memory that idle connections cost a server.
 
-use crate::support::{ServerProcess, client, descriptors, idle, is_other_part, serve};
+use crate::support::{ServerProcess, client, descriptors, idle, is_second_process, serve};
 
+/// A client among them is still answered.
 #[test]
-fn two_thousand_idle_connections_cost_at_most_8_kib_each_and_a_client_among_them_is_answered() {
+fn two_thousand_idle_connections_cost_at_most_8_kib_each() {
     const IDLE: u64 = 2000;
     descriptors(None);
-    if is_other_part() {
+    if is_second_process() {
         serve();
     }
-    let test =
-        "idle::two_thousand_idle_connections_cost_at_most_8_kib_each_and_a_client_among_them_is_answered";
+    let test = "idle::two_thousand_idle_connections_cost_at_most_8_kib_each";
     let home = tempfile::tempdir().unwrap();
     let server = ServerProcess::start(test);
     let client = client(&server.address, home.path());

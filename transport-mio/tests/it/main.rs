@@ -1,4 +1,4 @@
-//! What is special to this transport. What every transport promises is tested at the root of the workspace.
+//! Tests of this transport alone. The root of the workspace tests what every transport promises.
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 

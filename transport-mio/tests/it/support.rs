@@ -1,4 +1,4 @@
-//! Servers in processes of their own, clients, and connections that only sit there.
+//! Servers in processes of their own, clients, and idle connections.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -12,16 +12,16 @@ use blobferry_store::{MemoryStore, Store, StoreConfig};
 use blobferry_transport_mio::{Client, ClientConfig, Server, ServerConfig};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Set in a process that plays another part in a test.
+/// The environment variable that is set in the second process of a test.
 const PART: &str = "BLOBFERRY_MIO_TEST_PART";
 
-/// Whether this process is the other part of the test.
-pub(crate) fn is_other_part() -> bool {
+/// Returns whether this process is the second process of a test.
+pub(crate) fn is_second_process() -> bool {
     std::env::var_os(PART).is_some()
 }
 
-/// Runs the same test once more, as its other part.
-pub(crate) fn other_part(test: &str) -> Command {
+/// Returns the command that runs the same test as its second process.
+pub(crate) fn second_process(test: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(PART, "1");
     command
@@ -35,20 +35,20 @@ pub(crate) fn server(loops: usize) -> Server {
     Server::bind_with_loops("127.0.0.1:0", store(), ServerConfig::default(), loops).unwrap()
 }
 
-/// A client that ends with its connection.
+/// Returns a client that ends with its connection.
 pub(crate) fn client(address: &str, dir: &Path) -> Client {
     let cache = Cache::open(dir, CacheConfig::default()).unwrap();
     let config = ClientConfig { reconnect: None, ..ClientConfig::default() };
     Client::connect(address, cache, config).unwrap()
 }
 
-/// Lets this process have at most so many descriptors, or as many as it may.
+/// Limits this process to `most` descriptors. `None` raises the limit to the highest that is allowed.
 pub(crate) fn descriptors(most: Option<u64>) {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: most.or(maximum), maximum }).unwrap();
 }
 
-/// The other part of a test that needs a server: serves until its input ends.
+/// Serves until standard input ends: the second process of a test that needs a server.
 pub(crate) fn serve() -> ! {
     tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stdout).init();
     let server = server(1);
@@ -67,25 +67,28 @@ pub(crate) struct ServerProcess {
 
 impl ServerProcess {
     pub(crate) fn start(test: &str) -> ServerProcess {
-        let mut process = other_part(test).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut process = second_process(test).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(process.stdout.take().unwrap());
         let mut server = ServerProcess { address: String::new(), output, process };
-        server.address = server.says("address ");
+        server.address = server.wait_for("address ");
         server
     }
 
-    /// Waits for a line with a text in it; what comes behind that.
-    pub(crate) fn says(&mut self, text: &str) -> String {
+    /// Waits for an output line that contains `text`. Returns the rest of the line.
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
         loop {
             let mut line = String::new();
-            assert!(self.output.read_line(&mut line).unwrap() > 0, "it ended without saying {text:?}");
+            assert!(
+                self.output.read_line(&mut line).unwrap() > 0,
+                "the server ended without printing {text:?}"
+            );
             if let Some((_, rest)) = line.split_once(text) {
                 return rest.trim_end().to_owned();
             }
         }
     }
 
-    /// Its resident memory, in bytes.
+    /// Returns the resident memory of the process in bytes.
     pub(crate) fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -101,7 +104,7 @@ impl Drop for ServerProcess {
     }
 }
 
-/// A connection that has shaken hands, and does nothing.
+/// Returns an idle connection whose handshake is done.
 pub(crate) fn idle(address: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     let mut machine = client::Connection::new(Time::ZERO, Config::default(), b"");
