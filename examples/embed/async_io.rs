@@ -1,7 +1,9 @@
-//! A client on `async-io`: the calls of a `Session`, driven by a future that has a socket and a timer.
+//! A client on `async-io`: the calls of a `Session`, driven by a future that has a socket and a
+//! timer.
 //!
-//! [`Session`] makes calls and fills the cache. [`ConnectionIo`] reads and writes. The future below adds what the runtime
-//! knows: whether the socket is ready, and when the deadline has passed. It runs on any executor.
+//! [`Session`] makes calls and fills the cache. [`ConnectionIo`] reads and writes. The future below
+//! adds what the runtime knows: whether the socket is ready, and when the deadline has passed. It
+//! runs on any executor.
 //!
 //!     cargo run -p blobferry-examples --bin async_io
 
@@ -60,7 +62,8 @@ impl Driver<'_> {
         }
     }
 
-    /// Runs one turn, and returns whether another one may find something to do. If not, a later event wakes the task.
+    /// Runs one turn, and returns whether another one may find something to do. If not, a later
+    /// event wakes the task.
     fn turn(&mut self, context: &mut Context<'_>) -> Result<bool, CloseReason> {
         let stream = self.stream;
         // The socket is non-blocking: operations return `WouldBlock` themselves.
@@ -91,7 +94,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Without addresses the session ends with its first connection.
     let session = Session::new(cache, &ClientConfig::default(), Addresses::none(), 0);
 
-    // A call is queued at once, and sent when the driver runs. This one ends the session when the blob is there.
+    // A call is queued at once, and sent when the driver runs. This one ends the session when the
+    // blob is there.
     let (loaded, result) = mpsc::channel();
     let ending = session.clone();
     session.load_blob(server.blob, None, move |blob| {

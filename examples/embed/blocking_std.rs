@@ -1,9 +1,10 @@
-//! A client in one thread, on `std::net::TcpStream` and `std::fs`: downloads a blob, uploads a new revision of it, and
-//! loads that revision.
+//! A client in one thread, on `std::net::TcpStream` and `std::fs`: downloads a blob, uploads a new
+//! revision of it, and loads that revision.
 //!
-//! This is the smallest run loop: it sends everything, then waits for input until the machine's next timeout. It suits a
-//! command or a script. It stores and loads one after the other. A client that does both at once must also read while it
-//! waits to write; otherwise both ends may wait for each other.
+//! This is the smallest run loop: it sends everything, then waits for input until the machine's
+//! next timeout. It suits a command or a script. It stores and loads one after the other. A client
+//! that does both at once must also read while it waits to write; otherwise both ends may wait for
+//! each other.
 //!
 //!     cargo run -p blobferry-examples --bin blocking_std
 
@@ -54,8 +55,8 @@ impl Client {
         Time(self.epoch.elapsed())
     }
 
-    /// Runs one turn of the loop. When everything is sent, only input or a timeout can produce more output, so the client
-    /// waits for one of them.
+    /// Runs one turn of the loop. When everything is sent, only input or a timeout can produce more
+    /// output, so the client waits for one of them.
     fn turn(&mut self) -> Result<(), Box<dyn Error>> {
         self.send()?;
         // Every call may change the timeout, so the client reads it before each wait.
@@ -85,7 +86,8 @@ impl Client {
             let Some(slice) = transmit.body else { continue };
             let sent = self.send_body(slice)?;
             if sent < slice.len {
-                // The server expects every byte that was announced. It gets zeros, and drops them after the abort.
+                // The server expects every byte that was announced. It gets zeros, and drops them
+                // after the abort.
                 io::copy(&mut io::repeat(0).take(slice.len - sent), &mut self.stream)?;
                 let reason = RequestError::Source { detail: "the file has become shorter".into() };
                 self.machine.abort_blob(slice.transfer, reason).map_err(io::Error::other)?;
@@ -162,7 +164,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let Answer::Blob(digest) = client.answer(id)? else { return Err("the server sent no blob".into()) };
     server.check(&path, digest)?;
 
-    // The upload, with a few bytes more. The client need not wait: the server holds the commit until it has the blob.
+    // The upload, with a few bytes more. The client need not wait: the server holds the commit
+    // until it has the blob.
     File::options().append(true).open(&path)?.write_all(b"and a few bytes more")?;
     let (size, digest) = (path.metadata()?.len(), digest_of(&path)?);
     client.source = Some(File::open(&path)?);

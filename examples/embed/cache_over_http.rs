@@ -1,7 +1,8 @@
 //! The cache without a blobferry server: it is filled over HTTP/1.1 from a server in this process.
 //!
-//! The first answer breaks off in the middle. The next claim continues with the bytes that have arrived, and requests the
-//! rest with a `Range`. The second blob comes without a size and without a digest.
+//! The first answer breaks off in the middle. The next claim continues with the bytes that have
+//! arrived, and requests the rest with a `Range`. The second blob comes without a size and without
+//! a digest.
 //!
 //!     cargo run -p blobferry-examples --bin cache_over_http
 
@@ -14,7 +15,8 @@ use std::thread;
 use blobferry_cache::{Cache, CacheConfig, CachedBlob, Claim, Download};
 use blobferry_protocol::{BlobId, Digest, Oid, Tid};
 
-/// The blob that the server describes with a size and a digest. The server breaks off its first answer.
+/// The blob that the server describes with a size and a digest. The server breaks off its first
+/// answer.
 const DESCRIBED: BlobId = BlobId { oid: Oid(1), tid: Tid(1) };
 /// The blob that the server sends without a description, until it closes the connection.
 const PLAIN: BlobId = BlobId { oid: Oid(2), tid: Tid(1) };

@@ -1,8 +1,10 @@
-//! A client's and a server's machine exchange bytes through two vectors, with simulated time. The connection is lost in
-//! the middle of a download. Both machines time out, and the client resumes the download on another connection.
+//! A client's and a server's machine exchange bytes through two vectors, with simulated time. The
+//! connection is lost in the middle of a download. Both machines time out, and the client resumes
+//! the download on another connection.
 //!
-//! Programs that embed the machines can be tested this way: without socket, thread, or sleep, and with the same run every
-//! time. The feature `testing` has a simulated link with delay and fragments, made of the same calls.
+//! Programs that embed the machines can be tested this way: without socket, thread, or sleep, and
+//! with the same run every time. The feature `testing` has a simulated link with delay and
+//! fragments, made of the same calls.
 //!
 //!     cargo run -p blobferry-examples --bin in_memory
 
@@ -62,12 +64,14 @@ impl Simulation {
         let mut events = Vec::new();
         let note = |events: &mut Vec<server::Event>, _: &mut server::Connection, event| events.push(event);
         buffered::receive(&mut self.server, self.now, up, &mut events, note, |_, _, _| {})?;
-        // The client uploads nothing. With uploads, each event must be handled before the payload that follows it.
+        // The client uploads nothing. With uploads, each event must be handled before the payload
+        // that follows it.
         for event in events {
             match event {
                 server::Event::Hello { .. } => self.server.welcome(BLOB.tid)?,
                 server::Event::Request { id, request: Request::SendBlob { blob: BLOB, .. } } => {
-                    // The machine knows the requested range, and returns the slices to send when there is credit for them.
+                    // The machine knows the requested range, and returns the slices to send when
+                    // there is credit for them.
                     self.server.start_blob(id.into(), self.blob.len() as u64, digest_of(&self.blob))?;
                 }
                 server::Event::Request { id, .. } => {

@@ -1,12 +1,13 @@
 //! A download on an io_uring, whose buffers belong to the kernel while it works on them.
 //!
-//! The loop has two kinds of operations in flight: one receive, and a write to the file for each other buffer. The few
-//! bytes that the client sends are written with `write`. The machine says what the next bytes are before they are
-//! received, so a buffer goes from the socket to the file without a copy. [`Slice`] is `Copy` and borrows nothing, so each
-//! write keeps its own. The client reports bytes as stored when their write has *completed*: only then the server gets
-//! credit.
+//! The loop has two kinds of operations in flight: one receive, and a write to the file for each
+//! other buffer. The few bytes that the client sends are written with `write`. The machine says
+//! what the next bytes are before they are received, so a buffer goes from the socket to the file
+//! without a copy. [`Slice`] is `Copy` and borrows nothing, so each write keeps its own. The client
+//! reports bytes as stored when their write has *completed*: only then the server gets credit.
 //!
-//! If the kernel has no io_uring, or does not allow it (as in many containers), the program prints this and ends.
+//! If the kernel has no io_uring, or does not allow it (as in many containers), the program prints
+//! this and ends.
 //!
 //!     cargo run -p blobferry-examples --bin io_uring
 
@@ -28,7 +29,8 @@ use compio::driver::{Key, OpCode, Proactor, PushEntry};
 
 use support::ExampleServer;
 
-/// Buffers, whatever the size of the blob. While all of them are being written, the client receives nothing.
+/// Buffers, whatever the size of the blob. While all of them are being written, the client receives
+/// nothing.
 const BUFFERS: usize = 4;
 /// The size of a buffer in bytes.
 const BUFFER: usize = 64 << 10;
@@ -98,7 +100,8 @@ impl Download {
             } else if let (Some(digest), true) = (self.digest, self.writing.is_empty()) {
                 return Ok(digest);
             } else {
-                // Submits the pushed operations, and waits for a completion or the machine's timeout.
+                // Submits the pushed operations, and waits for a completion or the machine's
+                // timeout.
                 let wait = self.machine.poll_timeout().map(|at| at.since(now));
                 match self.ring.poll(wait) {
                     Err(error) if !matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Interrupted) => {
@@ -116,7 +119,8 @@ impl Download {
         let mut head = Vec::new();
         while self.machine.poll_transmit(now, &mut head).is_some() {}
         (&*self.socket).write_all(&head)?;
-        // One receive at a time: the machine knows what comes next only after it has handled this one.
+        // One receive at a time: the machine knows what comes next only after it has handled this
+        // one.
         if self.receiving.is_none()
             && self.digest.is_none()
             && let Some(buffer) = self.spare.pop()
@@ -139,8 +143,8 @@ impl Download {
             any = true;
             self.received(now, n, part)?;
         }
-        // Writes complete in any order. The machine needs the offset below which no byte is missing, so the oldest write
-        // is taken first.
+        // Writes complete in any order. The machine needs the offset below which no byte is
+        // missing, so the oldest write is taken first.
         while let Some(Write { slice, operation }) = self.writing.front_mut()
             && let Some((n, part)) = take(&mut self.ring, operation)?
         {
@@ -162,7 +166,8 @@ impl Download {
         Ok(any)
     }
 
-    /// Passes control to the machine, and pushes a write of payload from the buffer in which it has arrived.
+    /// Passes control to the machine, and pushes a write of payload from the buffer in which it has
+    /// arrived.
     fn received(&mut self, now: Time, n: usize, part: Part) -> Fallible<()> {
         if n == 0 {
             return Err("the server closed the connection".into());

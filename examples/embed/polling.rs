@@ -1,7 +1,8 @@
-//! Transfers a blob between a client's and a server's machine, which share one thread and one event loop.
+//! Transfers a blob between a client's and a server's machine, which share one thread and one event
+//! loop.
 //!
-//! Each machine has a non-blocking `TcpStream`. The loop waits for both sockets with `poll(2)`, until one is ready or the
-//! next timeout of a machine expires.
+//! Each machine has a non-blocking `TcpStream`. The loop waits for both sockets with `poll(2)`,
+//! until one is ready or the next timeout of a machine expires.
 //!
 //!     cargo run -p blobferry-examples --bin polling
 
@@ -41,7 +42,8 @@ impl<S: Side> End<S> {
         Ok(End { machine, stream, output: Vec::new() })
     }
 
-    /// Sends until the machine has nothing to send, or the socket accepts no more. `body` appends the bytes of a slice.
+    /// Sends until the machine has nothing to send, or the socket accepts no more. `body` appends
+    /// the bytes of a slice.
     fn send(
         &mut self,
         now: Time,

@@ -1,8 +1,9 @@
-//! A download whose payload is never in user space: `splice` moves it from the socket to a pipe, and from the pipe to the
-//! file. The machine says how many of the next bytes are payload.
+//! A download whose payload is never in user space: `splice` moves it from the socket to a pipe,
+//! and from the pipe to the file. The machine says how many of the next bytes are payload.
 //!
-//! Bytes in a user-space buffer cannot be spliced, so the client must not read payload by accident. It reads at most the
-//! bytes that [`Expect::Control`] guarantees to be control. This costs two small reads per message.
+//! Bytes in a user-space buffer cannot be spliced, so the client must not read payload by accident.
+//! It reads at most the bytes that [`Expect::Control`] guarantees to be control. This costs two
+//! small reads per message.
 //!
 //!     cargo run -p blobferry-examples --bin splice
 
@@ -40,7 +41,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let digest = download(&mut stream, server.blob, &File::create(&path)?, &mut moved)?;
     println!("{} bytes went from the socket to the file in the kernel", moved.spliced);
     println!("{} bytes were read into this process: heads and control", moved.read);
-    // The payload was never in this process, so it is not hashed yet. `check` reads the file from the page cache.
+    // The payload was never in this process, so it is not hashed yet. `check` reads the file from
+    // the page cache.
     server.check(&path, digest)?;
     server.stop();
     Ok(())
@@ -123,7 +125,8 @@ fn receive(
     Ok(n as u64)
 }
 
-/// Moves the payload that has arrived to its place in the file: at most the slice. Returns the number of bytes.
+/// Moves the payload that has arrived to its place in the file: at most the slice. Returns the
+/// number of bytes.
 fn splice_payload(
     stream: &TcpStream,
     (from_pipe, to_pipe): &(OwnedFd, OwnedFd),

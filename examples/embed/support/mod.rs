@@ -24,7 +24,8 @@ pub(crate) struct ExampleServer {
     /// The blob that the server has.
     pub(crate) blob: BlobId,
     digest: Digest,
-    /// A directory for the server's files and the example's. It is removed when this value is dropped.
+    /// A directory for the server's files and the example's. It is removed when this value is
+    /// dropped.
     pub(crate) home: TempDir,
     server: Server,
     runtime: Runtime,
@@ -52,7 +53,8 @@ impl ExampleServer {
         Ok(ExampleServer { address: server.local_addr(), blob, digest, home, server, runtime })
     }
 
-    /// Asserts that this file has the blob's bytes, and that `digest`, as the client received it, is the blob's.
+    /// Asserts that this file has the blob's bytes, and that `digest`, as the client received it,
+    /// is the blob's.
     pub(crate) fn check(&self, path: &Path, digest: Digest) -> io::Result<()> {
         assert_eq!(path.metadata()?.len(), SIZE);
         assert_eq!(digest_of(path)?, self.digest);

@@ -1,4 +1,5 @@
-//! Descriptors and threads: a server survives without free descriptors, and ended servers and clients release theirs.
+//! Descriptors and threads: a server survives without free descriptors, and ended servers and
+//! clients release theirs.
 
 use std::net::TcpStream;
 
@@ -58,7 +59,8 @@ fn ended_servers_and_clients_release_threads_and_files() {
             }
         }
     }
-    // Some threads may be about to end, and idle workers stay alive. A leak would leave at least one per round.
+    // Some threads may be about to end, and idle workers stay alive. A leak would leave at least
+    // one per round.
     let threads = std::fs::read_dir("/proc/self/task").unwrap().filter(|task| {
         let name = std::fs::read_to_string(task.as_ref().unwrap().path().join("comm")).unwrap_or_default();
         name.starts_with("blobferry-serve") || name.starts_with("blobferry-clien")

@@ -42,7 +42,8 @@ pub(crate) fn client(address: &str, dir: &Path) -> Client {
     Client::connect(address, cache, config).unwrap()
 }
 
-/// Limits this process to `most` descriptors. `None` raises the limit to the highest that is allowed.
+/// Limits this process to `most` descriptors. `None` raises the limit to the highest that is
+/// allowed.
 pub(crate) fn descriptors(most: Option<u64>) {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: most.or(maximum), maximum }).unwrap();
