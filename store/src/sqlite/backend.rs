@@ -14,6 +14,7 @@ use crate::sqlite::database::Database;
 use crate::sqlite::early_sync::EarlySync;
 use crate::sqlite::files::Staging;
 use crate::sqlite::oids::Oids;
+use crate::sqlite::recover::DirectoryLock;
 use crate::sqlite::schema;
 use crate::sqlite::space::DiskSpace;
 use crate::sqlite::totals;
@@ -42,7 +43,7 @@ pub struct SqliteBackend {
     /// Changes only while the writer is locked.
     pub(super) totals: Mutex<Totals>,
     /// Dropped last: it locks the directory until then.
-    pub(super) _claim: File,
+    pub(super) _lock: DirectoryLock,
 }
 
 impl std::fmt::Debug for SqliteBackend {

@@ -42,7 +42,7 @@ impl SqliteStore {
     pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<SqliteStore, OpenError> {
         warn_of_slow_sync();
         let dir = dir.as_ref();
-        let claim = recover::lock(dir)?;
+        let lock = recover::lock(dir)?;
         let layout = Layout::open(dir.join("blobs"))?;
         let staged = recover::empty_tmp(layout.tmp())?;
         let database = dir.join(DATABASE);
@@ -72,7 +72,7 @@ impl SqliteStore {
             database,
             layout,
             tmp,
-            _claim: claim,
+            _lock: lock,
         };
         backend.try_to_save_totals();
         let last = backend.last_tid().map_err(recover::failed(&backend.database))?;

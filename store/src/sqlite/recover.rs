@@ -24,8 +24,20 @@ const CLIENT_LOCK: &str = ".lock";
 /// The file that a server or a check locks while it has the directory.
 const STORE_LOCK: &str = "lock";
 
-/// Creates the directory if there is none, and locks it while the returned file is open.
-pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
+/// The lock of a store's directory. Dropping it releases the lock.
+#[derive(Debug)]
+pub(super) struct DirectoryLock(File);
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: between fork and exec a child process has the same open
+        // file, and would keep the lock.
+        _ = self.0.unlock();
+    }
+}
+
+/// Creates the directory if there is none, and locks it.
+pub(super) fn lock(dir: &Path) -> Result<DirectoryLock, OpenError> {
     if !dir.exists() {
         let created = DirBuilder::new().mode(0o700).recursive(true).create(dir);
         created.map_err(open_io_error("create the directory", dir))?;
@@ -40,7 +52,7 @@ pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
 
 /// Locks a store's directory without changing it. Returns `None` if it has no lock file: it is a
 /// copy.
-pub(super) fn lock_existing(dir: &Path) -> Result<Option<File>, OpenError> {
+pub(super) fn lock_existing(dir: &Path) -> Result<Option<DirectoryLock>, OpenError> {
     let path = dir.join(STORE_LOCK);
     match File::open(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -48,9 +60,9 @@ pub(super) fn lock_existing(dir: &Path) -> Result<Option<File>, OpenError> {
     }
 }
 
-fn lock_file(file: File, dir: &Path) -> Result<File, OpenError> {
+fn lock_file(file: File, dir: &Path) -> Result<DirectoryLock, OpenError> {
     if try_lock(&file).map_err(open_io_error("lock", &dir.join(STORE_LOCK)))? {
-        Ok(file)
+        Ok(DirectoryLock(file))
     } else {
         Err(OpenError::InUse { dir: dir.to_owned() })
     }
@@ -188,6 +200,18 @@ pub(super) fn failed(database: &Database) -> impl FnOnce(RequestError) -> OpenEr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A child process between fork and exec has the same open file as its parent.
+    #[test]
+    fn directory_is_free_although_a_child_has_its_lock_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        let inherited = held.0.try_clone().unwrap();
+        assert!(matches!(lock(dir.path()), Err(OpenError::InUse { .. })));
+        drop(held);
+        assert!(lock(dir.path()).is_ok());
+        drop(inherited);
+    }
 
     #[test]
     fn a_rewritten_log_has_the_same_bytes() {
