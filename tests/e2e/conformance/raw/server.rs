@@ -76,11 +76,15 @@ impl Caller {
         self.request_or_end().unwrap()
     }
 
-    /// Like [`Caller::request`], or `None` if the client has disconnected.
+    /// Like [`Caller::request`], or `None` if the client has disconnected or said goodbye.
     pub(super) fn request_or_end(&mut self) -> Option<u64> {
         let body = self.receive()?;
         let mut fields = Fields::of(&body);
-        assert_eq!(fields.array(), [message::REQUEST]);
+        let [kind] = fields.array();
+        if kind == message::GOODBYE {
+            return None;
+        }
+        assert_eq!(kind, message::REQUEST);
         Some(fields.int())
     }
 
